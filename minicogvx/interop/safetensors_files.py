@@ -1,0 +1,193 @@
+"""Weights in files: safetensors only, whole or in shards, checked by name and shape before anything is copied.
+
+A pickle can run code when it is opened, so none is opened here.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+MAX_SHARD_BYTES = 5 * 10**9
+_INDEX = ".safetensors.index.json"
+
+
+# ---- reading
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Every tensor of one safetensors file, by name, on the CPU.
+
+    The file is mapped, not read: a tensor costs memory only once somebody looks at it.
+    Raises FileNotFoundError where there is none, ValueError where it is empty, truncated or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; it must be a safetensors file with weights")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} {_what_it_is(path)}") from error
+
+
+def read_sharded(folder: str | Path, stem: str = "diffusion_pytorch_model") -> dict[str, Tensor]:
+    """The tensors of `stem.safetensors`, or of all the shards that `stem.safetensors.index.json` names."""
+    folder = Path(folder)
+    index = folder / (stem + _INDEX)
+    if index.is_file():
+        return _read_shards(index)
+    whole = folder / f"{stem}.safetensors"
+    if whole.is_file():
+        return read_tensors(whole)
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+    if pickles:
+        raise FileNotFoundError(f"{folder} holds its weights as a pickle, {pickles[0]}, which could run code and is "
+                                f"never opened; it must hold {whole.name}")
+    raise FileNotFoundError(f"{folder} holds no weights; it must hold {whole.name} or {index.name}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} has no weight_map; it must say in which file each tensor is")
+    tensors = {}
+    for file in sorted({str(file) for file in names.values()}):
+        if Path(file).name != file:
+            raise ValueError(f"{index} names the file {file!r}; it must be one beside it")
+        tensors |= read_tensors(index.parent / file)
+    lost = [name for name in names if name not in tensors]
+    if lost:
+        raise ValueError(f"{index.parent} lacks the tensor {lost[0]}, which its index puts into {names[lost[0]]}; "
+                         f"copy or download the folder again")
+    return tensors
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
+    """Give `module` these weights, all of them, once every name and shape is known to fit.
+
+    A module on the meta device takes the tensors themselves, in their number format; any other gets a copy.
+    Raises ValueError with one sentence that names `origin` and the first tensor that does not fit.
+    """
+    wanted = module.state_dict()
+    kind = type(module).__name__
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise ValueError(f"{origin} lacks the tensor {missing[0]}{_and_more(missing)}, which this {kind} needs; "
+                         f"its config.json and its weights must belong together")
+    unexpected = [name for name in tensors if name not in wanted]
+    if unexpected:
+        raise ValueError(f"{origin} has a tensor {unexpected[0]}{_and_more(unexpected)}, which this {kind} does not "
+                         f"know; its config.json and its weights must belong together")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(f"{name} in {origin} has the shape {tuple(tensor.shape)}; this {kind} needs "
+                             f"{tuple(wanted[name].shape)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} in {origin} holds {str(tensor.dtype).removeprefix('torch.')}; weights must be "
+                             f"floating-point numbers")
+    on_meta = any(tensor.is_meta for tensor in wanted.values())
+    module.load_state_dict(dict(tensors), strict=True, assign=on_meta)
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _what_it_is(path: Path) -> str:
+    """The rest of a sentence about a file that is not a whole safetensors file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    if size == 0:
+        return "is empty; it must be a safetensors file with weights"
+    if head.startswith(b"version https://git-lfs"):
+        return "is only a pointer of git-lfs; run `git lfs pull` to fetch the weights"
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return "is a pickle, which could run code and is never opened; it must be a safetensors file"
+    if head[8:9] == b"{":
+        return f"is a safetensors file cut short or damaged, of {size} bytes; copy or download it again"
+    return "is no safetensors file; it must start with the length of a JSON header"
+
+
+# ---- writing
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write one safetensors file beside its place and move it there: nobody ever sees half of it.
+
+    Raises ValueError for a weight that is NaN or infinite, before anything is written.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; weights must "
+                             f"be finite, so {path} was not written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def write_sharded(folder: str | Path, tensors: Mapping[str, Tensor], stem: str = "diffusion_pytorch_model",
+                  dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """One file, or several of at most `max_shard_bytes` and an index, named as diffusers names them.
+
+    `dtype` is the number format in the file; None keeps each tensor's own. A single tensor is never split.
+    """
+    folder, shards, room = Path(folder), [[]], max_shard_bytes
+    for name, tensor in tensors.items():
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    files = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [f"{stem}.safetensors"]
+    for file, names in zip(files, shards):
+        write_tensors(folder / file, {name: tensors[name].to(dtype or tensors[name].dtype) for name in names})
+    if len(shards) > 1:
+        total = sum(tensor.numel() * (dtype or tensor.dtype).itemsize for tensor in tensors.values())
+        places = {name: file for file, names in zip(files, shards) for name in names}
+        write_json(folder / (stem + _INDEX), {"metadata": {"total_size": total}, "weight_map": places})
+
+
+# ---- JSON beside them
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object. Raises FileNotFoundError or ValueError with one sentence that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; a diffusers folder must have it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"{path} is no JSON; copy or download it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; it must hold a JSON object")
+    return values
+
+
+def write_json(path: str | Path, values: dict) -> Path:
+    """Write a JSON object beside its place and move it there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,235 @@
+"""Text to video, image to video and video to video, one sampling loop for all three (paper 2 and appendix D).
+
+    pipe = minicogvx.load("toy")
+    video = pipe("a red circle moves right")                       # t h w 3, in 0..1
+    video = pipe("a red circle moves right", image=picture)        # begins with this picture
+    video = pipe("a red circle moves right", video=film, strength=0.8)
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from minicogvx.diffusion.guidance import dynamic_guidance_scale, guide
+from minicogvx.diffusion.samplers import DDIMSampler, DPMSampler, draw_noise
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.diffusion.timesteps import start_index
+from minicogvx.presets import ScheduleConfig
+from minicogvx.text import TextEncoder
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
+
+OFS = 2.0  # the constant that 1.5-5b-i2v was trained with
+Video = Float[Tensor, "t h w 3"]
+
+
+class Pipeline:
+    """A VAE, a transformer, a noise schedule and a text encoder that belong together.
+
+    `unconditional` says what "no caption" is: "empty" encodes the empty caption, as diffusers does; "zeros" is a zero
+    tensor, as in the authors' own program. A negative prompt takes its place in either case.
+    """
+
+    def __init__(self, vae: CausalVAE, transformer: ExpertTransformer, schedule: ScheduleConfig, text: TextEncoder,
+                 fps: int = 8, unconditional: Literal["empty", "zeros"] = "empty"):
+        if unconditional not in ("empty", "zeros"):
+            raise ValueError(f"unconditional is {unconditional!r}; it must be 'empty' or 'zeros'")
+        self.vae, self.transformer, self.text = vae, transformer, text
+        self.schedule_config, self.schedule = schedule, NoiseSchedule(schedule)
+        self.fps, self.unconditional = fps, unconditional
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip by default."""
+        return self.transformer.config.sample_frames
+
+    @property
+    def height(self) -> int:
+        """Height by default, in pixels."""
+        return self.transformer.config.sample_height * self.vae.config.spatial_compression_ratio
+
+    @property
+    def width(self) -> int:
+        """Width by default, in pixels."""
+        return self.transformer.config.sample_width * self.vae.config.spatial_compression_ratio
+
+    @property
+    def takes_image_channels(self) -> bool:
+        """Was the transformer trained to see an image latent beside the noisy one?"""
+        return self.transformer.config.in_channels == 2 * self.vae.config.latent_channels
+
+    def to(self, *target) -> "Pipeline":
+        """Moves all networks to a device or a dtype."""
+        for part in (self.vae, self.transformer, self.text):
+            part.to(*target)
+        return self
+
+    def __call__(self, prompt: str, image: Float[Tensor, "h w 3"] | None = None, video: Video | None = None,
+                 strength: float = 0.8, negative_prompt: str = "", num_frames: int | None = None,
+                 height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
+                 guidance_scale: float = 6.0, dynamic_guidance: Literal["published", "meant"] | None = None,
+                 seed: int = 0, on_step: Callable[[int, int], None] | None = None) -> Video:
+        """A video of `prompt`, `t h w 3` in 0..1. The same seed gives the same video.
+
+        Args:
+            image: first frame, in 0..1. A model with image channels sees its latent; for any other model the latent of
+                the first frame is put back at every step at the right noise level.
+            video: a clip to change, in 0..1; noised to `strength` (0 keeps it, 1 forgets it) and denoised from there.
+            guidance_scale: 1 is no guidance. `dynamic_guidance`: see `diffusion.guidance`.
+            on_step: called with (steps done, steps in all).
+
+        Raises:
+            ValueError: before any work, with one sentence that names what does not fit.
+        """
+        latents = self.sample([prompt], image=None if image is None else image[None],
+                              video=None if video is None else video[None], strength=strength,
+                              negative_prompt=negative_prompt, num_frames=num_frames, height=height, width=width,
+                              num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step)
+        return self.decode(latents)[0]
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], image: Float[Tensor, "b h w 3"] | None = None,
+               video: Float[Tensor, "b t h w 3"] | None = None, strength: float = 0.8, negative_prompt: str = "",
+               num_frames: int | None = None, height: int | None = None, width: int | None = None,
+               num_inference_steps: int = 50, guidance_scale: float = 6.0,
+               dynamic_guidance: Literal["published", "meant"] | None = None, seed: int = 0,
+               on_step: Callable[[int, int], None] | None = None,
+               latents: Float[Tensor, "b c t h w"] | None = None) -> Float[Tensor, "b c t h w"]:
+        """Scaled latents of one video a prompt, all in one batch; the arguments of `__call__`, with a batch in front.
+
+        `latents`: starting noise, where it is not to be drawn from `seed`.
+        """
+        shape = self._latent_shape(prompts, image, video, num_frames, height, width)
+        generator = torch.Generator().manual_seed(seed)
+        sampler = {"ddim": DDIMSampler, "dpm": DPMSampler}[self.schedule_config.sampler](self.schedule, num_inference_steps)
+        start = start_index(strength, num_inference_steps) if video is not None else 0
+        text = self._text_features(prompts, negative_prompt)                       # 2b n d_text: without, with caption
+        known = None if image is None else self._encode(rearrange(image, "b h w c -> b 1 h w c"), generator, still=True)
+        film = None if video is None else self._with_front(self._encode(video, generator), shape)
+        if latents is None:
+            latents = draw_noise(shape, generator, self._dtype, self._device)      # b c t h w
+        latents = noise = latents.to(self._device, self._dtype)
+        if film is not None:
+            latents = film if start == num_inference_steps else self._noised(film, noise, sampler.timesteps[start])
+        x0 = None
+        for i in range(start, num_inference_steps):
+            t = sampler.timesteps[i]
+            if known is not None and not self.takes_image_channels:
+                latents = self._put_back(latents, self._noised(known, noise[:, :, :1], t))
+            scale = dynamic_guidance_scale(guidance_scale, i, int(t), num_inference_steps, dynamic_guidance)
+            output = self._predict(latents, t, text, known, scale)
+            latents, x0 = sampler.step(output, i, latents, x0, generator)
+            if on_step:
+                on_step(i - start + 1, num_inference_steps - start)
+        if known is not None and not self.takes_image_channels:
+            latents = self._put_back(latents, known)
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t h w 3"]:
+        """Pixels in 0..1 of scaled latents; frames that only filled a temporal patch are dropped."""
+        latents = latents[:, :, self._front(latents.shape[2]):] / self.vae.config.scaling_factor
+        video = self.vae.decode(latents.to(next(self.vae.parameters()).dtype))
+        return rearrange(video.float() / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
+
+    # ---- what the loop is made of
+
+    def _predict(self, latents, t, text, known, scale):
+        """The guided model output: unconditional first, both in one batch."""
+        if known is not None and self.takes_image_channels:
+            beside = torch.zeros_like(latents)
+            beside[:, :, :1] = known
+            latents = torch.cat([latents, beside], dim=1)
+        batch = len(latents)
+        if scale == 1:
+            text = text[batch:]
+        else:
+            latents = torch.cat([latents, latents])
+        t = t.to(latents.device).expand(len(latents))
+        ofs = torch.full_like(t, OFS, dtype=latents.dtype) if self.transformer.config.ofs_embed_dim else None
+        output = self.transformer(latents, t, text, ofs).float()
+        return output if scale == 1 else guide(*output.chunk(2), scale)
+
+    def _text_features(self, prompts, negative_prompt):
+        for word in sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
+            warnings.warn(f"this model has never seen the word {word!r}; it will not know what to show", stacklevel=3)
+        features = self.text.encode([negative_prompt] * len(prompts) + prompts)
+        if self.unconditional == "zeros" and not negative_prompt:
+            features[:len(prompts)] = 0
+        return features.to(self._device, self._dtype)
+
+    def _encode(self, video, generator, still=False):
+        """Scaled latents of pixels `b t h w 3`, sampled from the posterior."""
+        config = self.vae.config
+        video = (rearrange(video, "b t h w c -> b c t h w") * 2 - 1).to(self._device, next(self.vae.parameters()).dtype)
+        latents = self.vae.encode(video).sample(generator)
+        inverted = still and config.invert_scale_latents
+        return (latents / config.scaling_factor if inverted else latents * config.scaling_factor).to(self._dtype)
+
+    def _noised(self, latents, noise, t):
+        return self.schedule.add_noise(latents, noise, int(t))
+
+    def _put_back(self, latents, known):
+        """The known first latent, in the first place and in those in front of it that only fill a temporal patch."""
+        frames = 1 + self._front(latents.shape[2])
+        return torch.cat([known.to(latents.dtype).expand(-1, -1, frames, -1, -1), latents[:, :, frames:]], dim=2)
+
+    def _with_front(self, film, shape):
+        return torch.cat([film[:, :, :1].expand(-1, -1, shape[2] - film.shape[2], -1, -1), film], dim=2)
+
+    def _front(self, padded_frames: int) -> int:
+        """Extra latent frames in front, where patches span two: the count of a video is odd, that of patches even."""
+        return 1 if self.transformer.config.patch_size_t and padded_frames % 2 == 0 else 0
+
+    def _latent_shape(self, prompts, image, video, num_frames, height, width):
+        """(b, c, t, h, w) of the latents; every input is checked here, before any work."""
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError('the prompt is empty; say what to show, such as "a red circle moves right"')
+        self.text.tokens(prompts)  # raises for an overlong caption
+        if image is not None and video is not None:
+            raise ValueError("both an image and a video are given; pass one of them")
+        if self.takes_image_channels and image is None:
+            raise ValueError("this model makes videos from an image; pass one as image=")
+        time, space = self.vae.config.temporal_compression_ratio, self.vae.config.spatial_compression_ratio
+        frames, height, width = num_frames or self.num_frames, height or self.height, width or self.width
+        if frames % time != 1 % time:
+            low = max((frames - 1) // time * time + 1, 1)
+            raise ValueError(f"num_frames is {frames}; it must be {time}k + 1, such as {low} or {low + time}")
+        unit = space * self.transformer.config.patch_size
+        for name, size in (("height", height), ("width", width)):
+            if size % unit:
+                raise ValueError(f"{name} is {size}; it must be a multiple of {unit}")
+        for name, given, want in (("image", image, (height, width)), ("video", video, (frames, height, width))):
+            if given is not None and tuple(given.shape[1:-1]) != want:
+                raise ValueError(f"the {name} is {'x'.join(map(str, given.shape[1:-1]))}; it must be "
+                                 f"{'x'.join(map(str, want))}")
+            if given is not None and not (torch.isfinite(given).all() and given.min() >= 0 and given.max() <= 1):
+                raise ValueError(f"the {name} holds values outside 0..1 or NaN; divide 8-bit pixels by 255")
+        latent_frames = (frames - 1) // time + 1
+        if self.transformer.config.patch_size_t:
+            latent_frames += latent_frames % self.transformer.config.patch_size_t
+        return len(prompts), self.vae.config.latent_channels, latent_frames, height // space, width // space
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.transformer.proj_out.weight.dtype
+
+    @property
+    def _device(self) -> torch.device:
+        return self.transformer.proj_out.weight.device
+
+
+def load(name_or_folder: str | Path, device: str | torch.device | None = None,
+         dtype: torch.dtype | None = None) -> Pipeline:
+    """The shipped model ("toy") or any diffusers pipeline folder, ready to sample."""
+    from minicogvx.interop import load as load_folder
+
+    return load_folder(name_or_folder, device, dtype)

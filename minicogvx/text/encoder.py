@@ -1,0 +1,100 @@
+"""Text to features: a T5 encoder run without attention mask on captions padded to one length, as published.
+
+The small models have a small T5 with a vocabulary of whole words; the published ones load T5 v1.1 XXL. Both are
+`transformers.T5EncoderModel`, so one class serves both.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging
+
+from minicogvx.presets import TextConfig
+
+SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
+
+
+def word_tokenizer(words: tuple[str, ...]) -> T5Tokenizer:
+    """A T5 tokenizer whose every token is one of the given lower-case words."""
+    pieces = [(piece, 0.0) for piece in SPECIAL] + [("▁" + word, -1.0) for word in words]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+class TextEncoder:
+    """Tokenizer and T5 encoder. `encode(["a red circle"])` gives `b n d_text` with n = `max_length`."""
+
+    def __init__(self, tokenizer, encoder: T5EncoderModel, max_length: int):
+        self.tokenizer, self.encoder, self.max_length = tokenizer, encoder, max_length
+        vocabulary = tokenizer.get_vocab()
+        pieces = [piece for piece in vocabulary if piece not in SPECIAL]
+        self.whole_words = len(pieces) < 4096 and all(piece.startswith("▁") and piece.islower() for piece in pieces)
+        self.vocabulary = {piece.removeprefix("▁") for piece in pieces} if self.whole_words else None
+
+    @classmethod
+    def from_config(cls, config: TextConfig, words: tuple[str, ...], max_length: int) -> "TextEncoder":
+        """A new encoder with random weights and a vocabulary of `words`."""
+        t5 = T5Config(vocab_size=max(config.vocab_size, len(words) + len(SPECIAL)), d_model=config.d_model, d_kv=config.d_kv,
+                      d_ff=config.d_ff, num_layers=config.num_layers, num_heads=config.num_heads, dropout_rate=0.0,
+                      feed_forward_proj=config.feed_forward_proj, is_encoder_decoder=False, use_cache=False,
+                      pad_token_id=0, eos_token_id=1)
+        return cls(word_tokenizer(words), T5EncoderModel(t5), max_length)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, max_length: int, dtype: torch.dtype | None = None) -> "TextEncoder":
+        """Opens `folder/tokenizer` and `folder/text_encoder` of a diffusers pipeline."""
+        folder = Path(folder)
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True,
+                                                     torch_dtype=dtype or torch.float32)
+        return cls(tokenizer, encoder.eval(), max_length)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `folder/tokenizer` and `folder/text_encoder`."""
+        with _quiet():
+            self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+            self.encoder.save_pretrained(Path(folder) / "text_encoder", safe_serialization=True)
+
+    def to(self, *target) -> "TextEncoder":
+        """Moves the encoder to a device or dtype."""
+        self.encoder.to(*target)
+        return self
+
+    def tokens(self, captions: list[str]) -> Int[Tensor, "b n"]:
+        """Token ids, padded to `max_length`. Raises ValueError for a caption that is longer."""
+        captions = [self._plain(caption) for caption in captions]
+        rows = self.tokenizer(captions, padding="max_length", max_length=self.max_length, truncation=False).input_ids
+        for caption, row in zip(captions, rows):
+            if len(row) > self.max_length:
+                raise ValueError(f"the caption {caption[:40]!r}... has {len(row)} tokens; at most {self.max_length} fit")
+        return torch.tensor(rows)
+
+    def encode(self, captions: list[str]) -> Float[Tensor, "b n d_text"]:
+        """Features of each token, padding included; gradients flow where they are enabled."""
+        ids = self.tokens(captions).to(self.encoder.device)
+        return self.encoder(ids).last_hidden_state
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """Words of the caption that this model has never seen. Always empty for a sub-word vocabulary."""
+        if not self.whole_words:
+            return []
+        return [word for word in self._plain(caption).split() if word not in self.vocabulary]
+
+    def _plain(self, caption: str) -> str:
+        return re.sub(r"[^\w\s]", " ", caption.lower()).strip() if self.whole_words else caption
+
+
+class _quiet:
+    """transformers reports loading with bars of its own; a learner needs one bar at a time."""
+
+    def __enter__(self):
+        self.bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_):
+        if self.bars:
+            logging.enable_progress_bar()

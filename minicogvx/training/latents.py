@@ -1,0 +1,41 @@
+"""A set of training clips, encoded once: diffusion training then never touches a pixel."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from minicogvx.data.shapes import Scene, render_batch, sample_scenes
+from minicogvx.vae import CausalVAE
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Posteriors of clips and the scenes that they show. `draw` samples the posterior, as published training does."""
+
+    scenes: list[Scene]
+    mean: Float[Tensor, "m c t h w"]
+    std: Float[Tensor, "m c t h w"]
+    scaling_factor: float
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> Float[Tensor, "b c t h w"]:
+        """Scaled latents of the clips at `index`."""
+        mean, std = self.mean[index].float(), self.std[index].float()
+        return (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor
+
+
+@torch.no_grad()
+def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
+                 dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True) -> LatentSet:
+    """Renders `clips` training scenes at the VAE's own size and encodes them; kept in 16 bits."""
+    scenes = sample_scenes(clips, seed, "train", two_objects)
+    height, width = vae.config.sample_height, vae.config.sample_width
+    means, stds = [], []
+    for i in tqdm(range(0, clips, batch_size), desc="encoding clips", disable=not progress, mininterval=5):
+        video = render_batch(scenes[i:i + batch_size], num_frames, height, width).permute(0, 4, 1, 2, 3) * 2 - 1
+        posterior = vae.encode(video.to(dtype))
+        means.append(posterior.mean.bfloat16().contiguous())
+        stds.append(posterior.std.bfloat16().contiguous())
+    return LatentSet(scenes, torch.cat(means), torch.cat(stds), vae.config.scaling_factor)

@@ -1,0 +1,113 @@
+"""Trains the 3D causal VAE in stages, as published: short low-resolution clips first, then the full size (paper 2.1).
+
+The published run's loss weights, learning rate and optimizer were never released. Ours were chosen on two CPU cores.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from minicogvx.data.shapes import render_batch, sample_scenes
+from minicogvx.presets import VAEConfig
+from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.vae import CausalVAE
+from minicogvx.vae.losses import VAELoss, VAELossConfig
+
+
+@dataclass(frozen=True)
+class VAEStage:
+    """One stage of training: what it sees, how long, and what it is judged by."""
+
+    steps: int
+    batch_size: int
+    num_frames: int
+    height: int
+    width: int
+    loss: VAELossConfig
+    muon_lr: float = 0.02
+    adamw_lr: float = 1e-3
+    warmup: int = 20
+    chunk_frames: int | None = 8
+
+
+def initialise(vae: CausalVAE) -> None:
+    """Start values that save about a minute: residual branches small, the latent's modulation near "times one"."""
+    for name, parameter in vae.named_parameters():
+        if name.endswith("conv2.conv.weight") or name.endswith("conv_y.conv.weight"):
+            parameter.data.mul_(0.2)
+        elif name.endswith("conv_y.conv.bias"):
+            parameter.data.fill_(1.0)
+    logvar_bias = vae.encoder.conv_out.conv.bias.data[vae.config.latent_channels:]
+    logvar_bias.fill_(-4.0)
+
+
+def world_batch(size: int, seed: int, num_frames: int, height: int, width: int) -> Float[Tensor, "b 3 t h w"]:
+    """A batch of training clips of the shapes world as the model sees them: `b c t h w` in -1..1."""
+    clips = render_batch(sample_scenes(size, seed, "train"), num_frames, height, width)
+    return clips.permute(0, 4, 1, 2, 3) * 2 - 1
+
+
+def psnr(video: Tensor, reconstruction: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in -1..1."""
+    mse = (video.float() - reconstruction.float().clamp(-1, 1)).square().mean()
+    return (10 * torch.log10(4 / mse)).item()
+
+
+def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype = torch.bfloat16,
+              log: Path | None = None, progress: bool = True) -> CausalVAE:
+    """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
+
+    Each step's losses by name go to the JSONL file `log`. Deterministic for a seed and a number of threads.
+    """
+    torch.manual_seed(seed)
+    vae = CausalVAE(config)
+    initialise(vae)
+    step_seed = seed * 10_000_000
+    for number, stage in enumerate(stages):
+        optimizer = MuonAdamW(vae.named_parameters(), stage.muon_lr, stage.adamw_lr, clip=1.0)
+        objective = VAELoss(stage.loss)
+        bar = tqdm(range(stage.steps), desc=f"VAE stage {number + 1}/{len(stages)}", disable=not progress, mininterval=5)
+        for step in bar:
+            start = time.perf_counter()
+            step_seed += 1
+            generator = torch.Generator().manual_seed(step_seed)
+            video = world_batch(stage.batch_size, step_seed, stage.num_frames, stage.height, stage.width)
+            reconstruction, posterior = vae(video.to(dtype), generator, stage.chunk_frames)
+            losses = objective.autoencoder(video, reconstruction.float(), posterior.mean, posterior.logvar, step,
+                                           generator=generator)
+            losses["total"].backward()
+            norm = optimizer.step(warmup_cosine(step, stage.steps, stage.warmup))
+            if log and (step % 10 == 0 or step == stage.steps - 1):
+                row = {"stage": number, "step": step, "psnr": psnr(video, reconstruction.detach()), "grad_norm": norm.item(),
+                       "seconds": time.perf_counter() - start, **{k: v.item() for k, v in losses.items()}}
+                with log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                bar.set_postfix(psnr=f"{row['psnr']:.1f}")
+    normalise_latents(vae, seed)
+    return vae
+
+
+@torch.no_grad()
+def normalise_latents(vae: CausalVAE, seed: int, clips: int = 64) -> None:
+    """Folds a scale for each latent channel into the weights, so that every channel has unit variance.
+
+    The file format holds one scaling factor for all channels; the diffusion model learns faster if they are alike.
+    The encoder's last layer divides by the deviation, the layers that read the latent multiply: same reconstruction.
+    """
+    config, c = vae.config, vae.config.latent_channels
+    frames = 4 * config.temporal_compression_ratio + 1
+    video = world_batch(clips, seed + 987_654_321, frames, config.sample_height, config.sample_width)
+    deviation = vae.encode(video).mean.transpose(0, 1).flatten(1).std(1)
+    out = vae.encoder.conv_out.conv
+    out.weight[:c] /= deviation[:, None, None, None, None]
+    out.bias[:c] /= deviation
+    out.bias[c:] -= 2 * deviation.log()
+    for name, parameter in vae.decoder.named_parameters():
+        if name == "conv_in.conv.weight" or name.endswith(("conv_y.conv.weight", "conv_b.conv.weight")):
+            parameter *= deviation[None, :, None, None, None]

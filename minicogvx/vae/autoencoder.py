@@ -1,0 +1,168 @@
+"""The 3D causal VAE: video -> latents -> video, four times smaller in time and eight times in height and width (paper 2.1)."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minicogvx.presets import VAEConfig
+from minicogvx.vae.blocks import DownBlock, GroupNorm, MidBlock, SpatialNorm, UpBlock
+from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
+from minicogvx.vae.ops import channels_last
+
+
+class Encoder(nn.Module):
+    """`b 3 t h w` -> `b 2c lt lh lw`: the mean and log-variance of each latent value, mean first."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, halvings = config.block_out_channels, int(math.log2(config.temporal_compression_ratio))
+        self.conv_in = CausalConv3d(config.in_channels, widths[0], time_padding=config.time_padding)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(widths[max(i - 1, 0)], width, config, time=i < halvings, last=i == len(widths) - 1)
+            for i, width in enumerate(widths))
+        self.mid_block = MidBlock(widths[-1], config, conditioned=False)
+        self.norm_out = GroupNorm(widths[-1], config)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, time_padding=config.time_padding)
+
+    def forward(self, video: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c2 lt lh lw"]:
+        x = self.conv_in(channels_last(video), cache)
+        for block in self.down_blocks:
+            x = block(x, cache)
+        x = self.mid_block(x, None, cache)
+        return self.conv_out(self.norm_out(x), cache)
+
+
+class Decoder(nn.Module):
+    """`b c lt lh lw` -> `b 3 t h w`. Time doubles in the first stages, where frames are smallest."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths, doublings = config.block_out_channels[::-1], int(math.log2(config.temporal_compression_ratio))
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0], time_padding=config.time_padding)
+        self.mid_block = MidBlock(widths[0], config, conditioned=True)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(widths[max(i - 1, 0)], width, config, time=i < doublings, last=i == len(widths) - 1)
+            for i, width in enumerate(widths))
+        self.norm_out = SpatialNorm(widths[-1], config)
+        self.conv_out = CausalConv3d(widths[-1], config.out_channels, time_padding=config.time_padding)
+
+    def forward(self, z: Float[Tensor, "b c lt lh lw"], cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
+        z = channels_last(z)
+        x = self.mid_block(self.conv_in(z, cache), z, cache)
+        for block in self.up_blocks:
+            x = block(x, z, cache)
+        return self.conv_out(self.norm_out(x, z, cache), cache)
+
+
+class DiagonalGaussian:
+    """The posterior q(z | video): an independent normal for each latent value. Log-variance is clamped to [-30, 20]."""
+
+    def __init__(self, moments: Float[Tensor, "b c2 t h w"]):
+        self.mean, logvar = moments.float().chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+
+    @property
+    def std(self) -> Float[Tensor, "b c t h w"]:
+        """Standard deviation."""
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
+        """mean + std * noise."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise
+
+    def mode(self) -> Float[Tensor, "b c t h w"]:
+        """The most likely latent: the mean."""
+        return self.mean
+
+    def kl(self) -> Float[Tensor, " b"]:
+        """KL(q || N(0, 1)) of each clip in nats, summed over all its latent values."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(1)
+
+
+def chunk_sizes(length: int, chunk: int | None) -> list[int]:
+    """How the published system cuts a clip: pieces of `chunk`, the remainder going into the first (17 -> 9, 8)."""
+    pieces = max(length // chunk, 1) if chunk else 1
+    return [length - (pieces - 1) * (chunk or 0)] + [chunk] * (pieces - 1)
+
+
+class CausalVAE(nn.Module):
+    """Encoder, posterior and decoder. Parameter names are those of `diffusers`' `AutoencoderKLCogVideoX`.
+
+    It computes in the dtype of what it is given: float32 weights and a bfloat16 video is how it is trained.
+    """
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, video: Float[Tensor, "b c t h w"], chunk_frames: int | None = 8) -> DiagonalGaussian:
+        """The posterior of `video` (pixels in -1..1): latents `b c (t-1)/4+1 h/8 w/8`, not yet scaled.
+
+        `chunk_frames`: frames that pass at a time, 8 as published, None for all; it bounds memory and, as group norms
+        see one chunk, changes the numbers a little (not with `norm_over="frame"`).
+        Raises ValueError for a frame count that is not 4k+1, a size that does not divide, or NaN.
+        """
+        self._check_video(video)
+        pieces = video.split(chunk_sizes(video.shape[2], chunk_frames), dim=2)
+        return DiagonalGaussian(torch.cat(list(_run(self.encoder, pieces)), dim=2))
+
+    def decode(self, latents: Float[Tensor, "b c lt lh lw"], chunk_latents: int | None = 2) -> Float[Tensor, "b o t h w"]:
+        """Video `b 3 4(lt-1)+1 8lh 8lw` in about -1..1 from unscaled latents, 2 latent frames at a time as published."""
+        self._check_latents(latents)
+        pieces = latents.split(chunk_sizes(latents.shape[2], chunk_latents), dim=2)
+        return torch.cat(list(_run(self.decoder, pieces)), dim=2)
+
+    def encode_stream(self, pieces: Iterable[Float[Tensor, "b c t h w"]]) -> Iterator[DiagonalGaussian]:
+        """Encodes a video of any length piece by piece at constant memory: 4k+1 frames first, then 4k each time."""
+        return map(DiagonalGaussian, _run(self.encoder, self._whole_groups(pieces)))
+
+    def decode_stream(self, pieces: Iterable[Float[Tensor, "b c lt lh lw"]]) -> Iterator[Float[Tensor, "b o t h w"]]:
+        """Decodes latents of any length piece by piece at constant memory."""
+        return _run(self.decoder, pieces)
+
+    def forward(self, video: Float[Tensor, "b c t h w"], generator: torch.Generator | None = None,
+                chunk_frames: int | None = 8) -> tuple[Float[Tensor, "b o t h w"], DiagonalGaussian]:
+        """One round trip as in training: reconstruction from a sampled latent, and the posterior."""
+        posterior = self.encode(video, chunk_frames)
+        chunk_latents = chunk_frames and max(chunk_frames // self.config.temporal_compression_ratio, 1)
+        return self.decode(posterior.sample(generator).to(video.dtype), chunk_latents), posterior
+
+    def _whole_groups(self, pieces):
+        ratio, start = self.config.temporal_compression_ratio, 1
+        for piece in pieces:
+            if (piece.shape[2] - start) % ratio:
+                raise ValueError(f"a piece has {piece.shape[2]} frames; the first must have {ratio}k + 1 and the later ones {ratio}k")
+            start = 0
+            yield piece
+
+    def _check_video(self, video):
+        config, (_, channels, frames, height, width) = self.config, video.shape
+        time, space = config.temporal_compression_ratio, config.spatial_compression_ratio
+        if channels != config.in_channels:
+            raise ValueError(f"the video has {channels} channels; this VAE takes {config.in_channels}")
+        if config.first_frame == "start" and frames % time != 1 % time:
+            low = max((frames - 1) // time * time + 1, 1)
+            raise ValueError(f"the video has {frames} frames; it must have {time}k + 1, such as {low} or {low + time}")
+        if height % space or width % space:
+            raise ValueError(f"the video is {height}x{width}; height and width must be multiples of {space}")
+        if not torch.isfinite(video).all():
+            raise ValueError("the video holds NaN or infinite values; pixels must be numbers in -1..1")
+
+    def _check_latents(self, latents):
+        if latents.shape[1] != self.config.latent_channels:
+            raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes {self.config.latent_channels}")
+        if not torch.isfinite(latents).all():
+            raise ValueError("the latents hold NaN or infinite values; the sampler that made them has diverged")
+
+
+def _run(network: nn.Module, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    cache = ConvCache()
+    for piece in pieces:
+        yield network(piece, cache)
+        cache.start = False

@@ -1,0 +1,174 @@
+"""Residual blocks and resampling of the 3D causal VAE (paper 2.1; the published weights' structure and names).
+
+Shapes: `b c t h w`. A latent `z` enters each decoder block a second time, through the norm (`SpatialNorm`).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minicogvx.presets import VAEConfig
+from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
+from minicogvx.vae.ops import as_frames, channels_last, downsample_conv, from_frames, norm_silu, repeat_index, upsample_conv
+
+
+def first_frame_alone(frames: int, cache: ConvCache | None, rule: str) -> bool:
+    """Does frame 0 of this piece pass a change of frame rate by itself, the others in pairs?
+
+    "start": yes where the piece begins the video, so 4k+1 frames come back as 4k+1. "parity", as published: yes
+    where the count is odd. The two agree on 1, 9, 17, ... frames; "parity" returns 8 frames for 5.
+    """
+    return frames % 2 == 1 if rule == "parity" else cache is None or cache.start
+
+
+class GroupNorm(nn.GroupNorm):
+    """silu(group norm). Statistics run over all frames of the chunk (published) or over each frame alone."""
+
+    def __init__(self, channels: int, config: VAEConfig):
+        super().__init__(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.over = config.norm_over
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        return _norm(self, self.over, x)
+
+
+class SpatialNorm(nn.Module):
+    """silu(group_norm(x) * conv_y(z) + conv_b(z)): a norm whose gain and bias are read off the latent, place by place.
+
+    `z` is nearest-upsampled to x. Both convolutions are 1x1x1, so they run before that, at the latent's size.
+    """
+
+    def __init__(self, channels: int, config: VAEConfig):
+        super().__init__()
+        self.norm_layer = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.conv_y = CausalConv3d(config.latent_channels, channels, kernel=1)
+        self.conv_b = CausalConv3d(config.latent_channels, channels, kernel=1)
+        self.over, self.rule = config.norm_over, config.first_frame
+
+    def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"],
+                cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
+        frames = x.shape[2]
+        index = repeat_index(z.shape[2], frames, first_frame_alone(frames, cache, self.rule), z.device)
+        scale, shift = self.conv_y(z)[:, :, index], self.conv_b(z)[:, :, index]  # b c t lh lw
+        return _norm(self.norm_layer, self.over, x, scale, shift)
+
+
+def _norm(norm: nn.GroupNorm, over: str, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    batch = x.shape[0]
+    if over == "frame":  # a frame becomes a clip of its own
+        x, scale, shift = (v if v is None else as_frames(channels_last(v)).unsqueeze(2) for v in (x, scale, shift))
+    y = norm_silu(x, norm.num_groups, norm.eps, norm.weight, norm.bias, scale, shift)
+    return from_frames(y.squeeze(2), batch) if over == "frame" else y
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(norm(conv(norm(x)))). With `conditioned`, both norms read the latent: the decoder's block."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, conditioned: bool):
+        super().__init__()
+        norm = SpatialNorm if conditioned else GroupNorm
+        self.norm1 = norm(in_channels, config)
+        self.conv1 = CausalConv3d(in_channels, out_channels, time_padding=config.time_padding)
+        self.norm2 = norm(out_channels, config)
+        self.conv2 = CausalConv3d(out_channels, out_channels, time_padding=config.time_padding)
+        self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"] | None = None,
+                cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
+        conditions = () if z is None else (z, cache)
+        h = self.conv1(self.norm1(x, *conditions), cache)
+        h = self.conv2(self.norm2(h, *conditions), cache)
+        if self.conv_shortcut is not None:
+            x = F.conv3d(x, self.conv_shortcut.weight.to(x.dtype), self.conv_shortcut.bias.to(x.dtype))
+        return h.add_(x) if not torch.is_grad_enabled() else h + x
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution and, with `time`, the frames by averaging pairs."""
+
+    def __init__(self, channels: int, time: bool, rule: str):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.time, self.rule = time, rule
+
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t2 h2 w2"]:
+        if self.time:
+            x = halve_time(x, first_frame_alone(x.shape[2], cache, self.rule))
+        return downsample_conv(x, self.conv.weight, self.conv.bias)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width and, with `time`, the frames, by nearest neighbours; then a 3x3 convolution a frame.
+
+    The convolution sees each frame once: repeating frames afterwards gives the same video.
+    """
+
+    def __init__(self, channels: int, time: bool, rule: str):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.time, self.rule = time, rule
+
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t2 h2 w2"]:
+        frames = x.shape[2]
+        x = upsample_conv(x, self.conv.weight, self.conv.bias)
+        if self.time:
+            alone = first_frame_alone(frames, cache, self.rule)
+            x = x[:, :, repeat_index(frames, 2 * frames - alone, alone, x.device)]
+        return x
+
+
+def halve_time(x: Float[Tensor, "b c t h w"], first_alone: bool) -> Float[Tensor, "b c t2 h w"]:
+    """Averages frames in pairs; with `first_alone`, frame 0 is kept and the rest is paired. An unpaired last frame is
+    dropped, as published (only "parity" can meet one)."""
+    first, rest = (x[:, :, :1], x[:, :, 1:]) if first_alone else (x[:, :, :0], x)
+    pairs = rest.shape[2] // 2
+    if not pairs:
+        return x[:, :, :1]
+    rest = (rest[:, :, 0:2 * pairs:2] + rest[:, :, 1:2 * pairs:2]) * 0.5
+    return channels_last(torch.cat([first, rest], dim=2))
+
+
+class DownBlock(nn.Module):
+    """`layers` residual blocks, then a down-sampling unless it is the last stage."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, time: bool, last: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(in_channels if i == 0 else out_channels, out_channels, config, False)
+                                     for i in range(config.layers_per_block))
+        self.downsamplers = None if last else nn.ModuleList([Downsample(out_channels, time, config.first_frame)])
+
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b o t2 h2 w2"]:
+        for block in self.resnets:
+            x = block(x, None, cache)
+        return x if self.downsamplers is None else self.downsamplers[0](x, cache)
+
+
+class UpBlock(nn.Module):
+    """`layers` + 1 residual blocks that read the latent, then an up-sampling unless it is the last stage."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, time: bool, last: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(in_channels if i == 0 else out_channels, out_channels, config, True)
+                                     for i in range(config.layers_per_block + 1))
+        self.upsamplers = None if last else nn.ModuleList([Upsample(out_channels, time, config.first_frame)])
+
+    def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"],
+                cache: ConvCache | None = None) -> Float[Tensor, "b o t2 h2 w2"]:
+        for block in self.resnets:
+            x = block(x, z, cache)
+        return x if self.upsamplers is None else self.upsamplers[0](x, cache)
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks at the lowest resolution. No attention anywhere: so any size works."""
+
+    def __init__(self, channels: int, config: VAEConfig, conditioned: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, config, conditioned) for _ in range(2))
+
+    def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"] | None = None,
+                cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
+        for block in self.resnets:
+            x = block(x, z, cache)
+        return x

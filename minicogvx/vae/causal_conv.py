@@ -1,0 +1,54 @@
+"""The causal convolution in time and the cache that lets a long video pass through it piece by piece (paper 2.1)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minicogvx.vae.ops import channels_last, pad_front
+
+
+class ConvCache:
+    """What a video leaves behind when only a piece of it has been seen: the last frames before each convolution.
+
+    `start` is true while the first piece passes. Pass the same cache to every piece, in order:
+
+        cache = ConvCache()
+        for piece in pieces:
+            out = encoder(piece, cache)
+            cache.start = False
+    """
+
+    def __init__(self):
+        self.start = True
+        self.past: dict[nn.Module, Tensor] = {}
+
+
+class CausalConv3d(nn.Module):
+    """A 3D convolution whose output at frame t sees frames up to t and none after (paper 2.1, figure 3).
+
+    Time is padded at the front only, with copies of the first frame (or zeros); space with zeros. One image is
+    a video of one frame: it is seen `kernel` times. Stride is 1: resampling is separate, see `blocks.py`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, time_padding: str = "first"):
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel)
+        self.past_frames = kernel - 1
+        self.time_padding = time_padding
+
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
+        if self.past_frames:
+            x = pad_front(x, self._past(x, cache))
+            if cache is not None:
+                cache.past[self] = x[:, :, -self.past_frames:].clone()
+        pad = self.past_frames // 2
+        return F.conv3d(x, self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype), padding=(0, pad, pad))
+
+    def _past(self, x, cache):
+        if cache is not None and self in cache.past:
+            return cache.past[self]
+        first = channels_last(x[:, :, :1])
+        if self.time_padding == "zeros":
+            first = torch.zeros_like(first)
+        return first.expand(-1, -1, self.past_frames, -1, -1)

@@ -1,0 +1,202 @@
+"""The few operations that a VAE spends its time in, each with exact algebra that makes it quick.
+
+Every function here equals a plain formula, which its docstring states and the tests hold it to. A reader of
+`blocks.py` may read the formula and skip the rest. Nothing here has parameters of its own.
+
+Layout: tensors are `b c t h w`, stored `channels_last_3d` (channels lie next to each other in memory).
+That is the layout in which CPU and GPU convolutions are fastest and in which a channel-wise operation is a
+row operation. Arithmetic runs in the dtype of the activations: parameters are cast to it.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+FRONT_ROOM = 2  # spare frames kept before an activation, for the two past frames that the next convolution wants
+
+
+def channels_last(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+    """The same tensor, stored with its channels next to each other."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def as_frames(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:
+    """Frames folded into the batch; a view of a `channels_last` tensor."""
+    return rearrange(x, "b c t h w -> (b t) c h w")
+
+
+def from_frames(x: Float[Tensor, "bt c h w"], batch: int) -> Float[Tensor, "b c t h w"]:
+    """The inverse of `as_frames`; a view."""
+    return rearrange(x, "(b t) c h w -> b c t h w", b=batch)
+
+
+def repeat_index(latent_frames: int, frames: int, first_alone: bool, device=None) -> Int[Tensor, " t"]:
+    """Which latent frame each of `frames` frames comes from when time is nearest-upsampled.
+
+    `first_alone`: frame 0 stands for itself and only the others are repeated, 3 -> 0 1 1 2 2.
+    """
+    if first_alone and latent_frames > 1:
+        later = torch.arange(frames - 1, device=device) * (latent_frames - 1) // (frames - 1)
+        return torch.cat([later.new_zeros(1), later + 1])
+    return torch.arange(frames, device=device) * latent_frames // frames
+
+
+def upsample_weight(weight: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "i o 4 4"]:
+    """Kernel of the transposed convolution (stride 2, padding 1) that equals nearest x2, then a 3x3 convolution.
+
+    An input pixel is seen through its 2x2 copies, so along each axis W[q] = w[2-q] + w[3-q]: 16 products for
+    four output pixels where the plain order spends 36.
+    """
+    flipped = rearrange(weight.flip(2, 3), "o i kh kw -> i o kh kw")
+    rows = F.pad(flipped, (0, 0, 0, 1)) + F.pad(flipped, (0, 0, 1, 0))
+    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+
+
+def upsample_conv(x: Float[Tensor, "b c t h w"], weight: Float[Tensor, "o c 3 3"],
+                  bias: Float[Tensor, " o"]) -> Float[Tensor, "b o t h2 w2"]:
+    """`conv2d(nearest_x2(frame), weight, bias, padding=1)` for every frame."""
+    kernel = upsample_weight(weight).to(x.dtype)
+    y = F.conv_transpose2d(as_frames(x), kernel, bias.to(x.dtype), stride=2, padding=1)
+    return from_frames(y, x.shape[0])
+
+
+def downsample_conv(x: Float[Tensor, "b c t h w"], weight: Float[Tensor, "o c 3 3"],
+                    bias: Float[Tensor, " o"]) -> Float[Tensor, "b o t h2 w2"]:
+    """`conv2d(pad(frame, right=1, bottom=1), weight, bias, stride=2)` for every frame.
+
+    Padding by 2 on all sides and leaving out the first row and column sees the same windows without a padded copy.
+    """
+    y = F.conv2d(as_frames(x), weight.to(x.dtype), bias.to(x.dtype), stride=2, padding=2)
+    return channels_last(from_frames(y[:, :, 1:, 1:], x.shape[0]))
+
+
+def pad_front(x: Float[Tensor, "b c t h w"], past: Float[Tensor, "b c k h w"]) -> Float[Tensor, "b c tk h w"]:
+    """`cat([past, x], dim=2)`. Where `x` was made with room in front (`norm_silu` does so), nothing is moved."""
+    frames = past.shape[2]
+    if getattr(x, "front_room", 0) < frames:
+        return channels_last(torch.cat([past, x], dim=2))
+    b, c, t, h, w = x.shape
+    grown = x.as_strided((b, c, t + frames, h, w), x.stride(), x.storage_offset() - frames * x.stride(2))
+    grown[:, :, :frames] = past
+    return grown
+
+
+def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float, gain: Float[Tensor, " c"], bias: Float[Tensor, " c"],
+              scale: Float[Tensor, "b c t lh lw"] | None = None, shift: Float[Tensor, "b c t lh lw"] | None = None,
+              ) -> Float[Tensor, "b c t h w"]:
+    """`silu(group_norm(x, gain, bias) * up(scale) + up(shift))`; without scale and shift, `silu(group_norm(x))`.
+
+    `scale` and `shift` stay at the latents' height and width: a 1x1x1 convolution commutes with nearest
+    up-sampling, so each of their values is read for a whole cell of pixels and never copied to them.
+    """
+    x = channels_last(x)
+    gain, bias = gain.to(x.dtype), bias.to(x.dtype)
+    if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad):
+        return _NormSiLU.apply(x, gain, bias, scale, shift, groups, eps)
+    return _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift)
+
+
+def _group_norm(x, groups, eps, gain, bias):
+    """Group norm, mean and 1/std; frames lie under each other as one tall picture, for which PyTorch's kernel is quick."""
+    b, c, t, h, w = x.shape
+    tall = x.permute(0, 2, 3, 4, 1).reshape(b, t * h, w, c).permute(0, 3, 1, 2)
+    normed, mean, rstd = torch.native_group_norm(tall, gain, bias, b, c, t * h * w, groups, eps)
+    return _unrows(normed.permute(0, 2, 3, 1), x.shape), mean, rstd
+
+
+def _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift):
+    b, c, t, h, w = x.shape
+    normed = _group_norm(x, groups, eps, gain, bias)[0]
+    buffer = x.new_empty((b, t + FRONT_ROOM, h, w, c))
+    y = buffer[:, FRONT_ROOM:].permute(0, 4, 1, 2, 3)
+    if scale is None:
+        torch.ops.aten.silu.out(normed, out=y)
+    else:
+        for clip in range(b):  # one clip is one contiguous block of the buffer
+            rows = _rows(y[clip:clip + 1], scale.shape[3])
+            torch.addcmul(_widen(shift[clip:clip + 1], w), _rows(normed[clip:clip + 1], scale.shape[3]),
+                          _widen(scale[clip:clip + 1], w), out=rows)
+        F.silu(y, inplace=True)
+    y.front_room = FRONT_ROOM
+    return y
+
+
+class _NormSiLU(torch.autograd.Function):
+    """`norm_silu` with its backward written out: every sum over pixels goes by way of sums over latent cells."""
+
+    @staticmethod
+    def forward(ctx, x, gain, bias, scale, shift, groups, eps):
+        normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
+        ctx.save_for_backward(x, gain, bias, mean, rstd, scale, shift)
+        ctx.groups = groups
+        if scale is None:
+            return F.silu(normed)
+        cells, w = scale.shape[3], x.shape[4]
+        return _unrows(F.silu(torch.addcmul(_widen(shift, w), _rows(normed, cells), _widen(scale, w)), inplace=True), x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, gain, bias, mean, rstd, scale, shift = ctx.saved_tensors
+        w, count = x.shape[4], x[0].numel() // ctx.groups
+        conditioned = scale is not None
+        if not conditioned:  # one cell, the whole frame, with scale 1 and shift 0
+            scale, shift = x.new_ones(*x.shape[:3], 1, 1), x.new_zeros(*x.shape[:3], 1, 1)
+        cells = scale.shape[3]
+        rstd, mean = (_per_channel(v, gain.numel()) for v in (rstd, mean))  # b c 1 1 1
+        slope = rstd * gain.float()[:, None, None, None]
+        offset = bias.float()[:, None, None, None] - mean * slope  # group_norm(x) = x * slope + offset
+        xs, scale = _rows(x, cells), scale.float()
+        before = torch.addcmul(_widen(scale * offset + shift, w, x), xs, _widen(scale * slope, w, x))
+        grad = torch.ops.aten.silu_backward(_rows(grad, cells), before)
+        # sums over each cell, then over all pixels
+        grad_shift = _sum_cells(grad, scale.shape)
+        cell_x = _sum_cells(grad * xs, scale.shape)
+        total = (scale * grad_shift).sum((2, 3, 4), keepdim=True)
+        along = rstd * ((scale * cell_x).sum((2, 3, 4), keepdim=True) - mean * total)  # with the normalised x
+        # dx = slope * scale * grad - rstd * (mean_grad + normalised x * mean_along), means over the group
+        mean_grad, mean_along = (_group_sum(v * gain.float()[:, None, None, None], ctx.groups) / count for v in (total, along))
+        of_x = -rstd * rstd * mean_along
+        grad_x = torch.addcmul(_widen(-rstd * mean_grad - of_x * mean, w, x), xs, _widen(of_x, w, x))
+        grad_x = torch.addcmul(grad_x, grad, _widen(scale * slope, w, x), out=grad_x)
+        grads = (_unrows(grad_x, x.shape), along.sum(0).flatten().to(gain.dtype), total.sum(0).flatten().to(bias.dtype))
+        if not conditioned:
+            return *grads, None, None, None, None
+        return *grads, (slope * cell_x + offset * grad_shift).to(x.dtype), grad_shift.to(x.dtype), None, None
+
+
+def _rows(x, cells):
+    """`b c t h w` as `b t cell row (w c)`: one line of pixels is one contiguous row."""
+    b, c, t, h, w = x.shape
+    return x.permute(0, 2, 3, 4, 1).reshape(b, t, cells, h // cells, w * c)
+
+
+def _unrows(x, shape):
+    b, c, t, h, w = shape
+    return x.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+
+
+def _widen(x, width, like=None):
+    """A latent-sized map `b c t lh lw`, repeated along the width only, as rows that broadcast against `_rows`."""
+    x = (x if like is None else x.to(like.dtype)).permute(0, 2, 3, 4, 1)
+    b, t, lh, lw, c = x.shape
+    return x.unsqueeze(4).expand(b, t, lh, lw, width // lw, c).reshape(b, t, lh, 1, width * c)
+
+
+def _sum_cells(rows, shape):
+    """Sums of `_rows` over the pixels of each latent cell, `b c t lh lw`, in float32."""
+    b, c, t, lh, lw = shape
+    rows = rows.sum(3).view(b, t, lh, lw, -1, c).float().sum(4)
+    return rows.permute(0, 4, 1, 2, 3)
+
+
+def _per_channel(v, channels):
+    """Per-group values `b g` for each channel: `b c 1 1 1`."""
+    return v.float().repeat_interleave(channels // v.shape[1], 1)[:, :, None, None, None]
+
+
+def _group_sum(v, groups):
+    """Each channel's value replaced by the sum over its group, `b c 1 1 1`."""
+    b, c = v.shape[:2]
+    return v.view(b, groups, -1).sum(2, keepdim=True).expand(b, groups, c // groups).reshape(b, c, 1, 1, 1)

@@ -1,0 +1,191 @@
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import minicogvx
+from minicogvx import cli
+from minicogvx.data import shapes, video_files
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class FakePipeline:
+    """Answers every prompt with one true clip, and remembers how it was called."""
+
+    num_frames, height, width, fps = 9, 32, 32, 8
+
+    def __init__(self, video: torch.Tensor):
+        self.video = video
+        self.calls = []
+
+    def __call__(self, prompt, *, on_step, **options):
+        self.calls.append({"prompt": prompt} | options)
+        for done in range(options["num_inference_steps"]):
+            on_step(done + 1, options["num_inference_steps"])
+        return self.video
+
+
+@pytest.fixture
+def pipe(monkeypatch, tmp_path) -> FakePipeline:
+    monkeypatch.chdir(tmp_path)
+    scene = next(scene for scene in shapes.sample_scenes(200, seed=1) if _is_plain(scene))
+    fake = FakePipeline(shapes.render(scene, 9, 32, 32))
+    fake.prompt = f"a {scene.objects[0].colour} {scene.objects[0].shape} {scene.objects[0].motion}"
+    monkeypatch.setitem(vars(minicogvx), "load", lambda name: fake if name == "toy" else pytest.fail(name))
+    return fake
+
+
+def _is_plain(scene) -> bool:
+    return len(scene.objects) == 1 and scene.objects[0].motion in ("moves left", "moves right")
+
+
+@pytest.fixture
+def no_load(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))
+
+
+def test_generate_writes_three_files_and_tells_what_the_oracle_sees(pipe, capsys):
+    assert cli.main(["generate", pipe.prompt, "--out", "new/clip.mp4", "--steps", "3"]) == 0
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in Path("new").iterdir()) == ["clip.gif", "clip.mp4", "clip.png"]
+    assert "new/clip.mp4\nnew/clip.gif\nnew/clip.png\n" in printed.out
+    words = pipe.prompt.split()
+    assert f"the oracle sees a {words[1]} {words[2]} that {' '.join(words[3:])} on " in printed.out
+    assert printed.out.endswith(": as asked\n")
+    assert "denoising: 100%" in printed.err and "3/3" in printed.err
+    seen = video_files.read_video("new/clip.mp4", 9, 32, 32, fps=8)
+    assert (seen - pipe.video).abs().mean() < 0.04
+
+
+def test_generate_says_what_is_not_as_asked(pipe, capsys):
+    motion = "moves up"
+    assert cli.main(["generate", " ".join([*pipe.prompt.split()[:3], motion])]) == 0
+    assert "not as asked (motion)" in capsys.readouterr().out
+
+
+def test_the_oracle_is_silent_about_other_worlds(pipe, capsys):
+    assert cli.main(["generate", "a cat reads the newspaper"]) == 0
+    assert "oracle" not in capsys.readouterr().out
+
+
+def test_generate_passes_every_option_on(pipe):
+    assert cli.main(["generate", "Two cats!", "--seed", "7", "--steps", "4", "--guidance-scale", "2.5",
+                     "--negative-prompt", "dogs", "--num-frames", "5", "--height", "16", "--width", "24"]) == 0
+    assert pipe.calls == [{
+        "prompt": "Two cats!", "image": None, "video": None, "strength": 0.8, "negative_prompt": "dogs",
+        "num_frames": 5, "height": 16, "width": 24, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7}]
+    assert Path("outputs/two-cats-7.mp4").is_file()
+
+
+def test_generate_reads_image_and_video_at_the_models_size(pipe):
+    Image.new("RGB", (50, 40), (255, 0, 0)).save("red.png")
+    video_files.write_mp4("film.mp4", pipe.video.repeat(2, 1, 2, 1), fps=8)
+    assert cli.main(["generate", "x", "--image", "red.png"]) == 0
+    assert cli.main(["generate", "x", "--video", "film.mp4", "--strength", "0.5"]) == 0
+    first, second = pipe.calls
+    assert first["image"].shape == (32, 32, 3) and first["image"][..., 0].min() > 0.99
+    assert second["video"].shape == (9, 32, 32, 3) and second["strength"] == 0.5 and second["image"] is None
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["generate", "  "], "the prompt is empty"),
+    (["generate", "x", "--image", "none.png"], "there is no file none.png"),
+    (["generate", "x", "--video", "none.mp4"], "there is no file none.mp4"),
+    (["generate", "x", "--image", "words.png"], "words.png is not a picture"),
+    (["generate", "x", "--video", "words.png"], "words.png is not a video"),
+    (["generate", "x", "--out", "clip.avi"], "must end in .mp4"),
+    (["generate", "x", "--strength", "0.5"], "--strength belongs to --video"),
+    (["export", "."], ". is there already"),
+])
+def test_mistakes_are_told_in_one_line_before_the_model_is_loaded(no_load, capsys, arguments, message):
+    Path("words.png").write_text("only words")
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("minicogvx: ") and message in told and told.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["words.png"]
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--steps", "0"], "steps is '0'"), (["--steps", "2.5"], "steps is '2.5'"), (["--seed", "-1"], "seed is '-1'"),
+    (["--seed", "9" * 30], "whole number"), (["--num-frames", "x"], "num_frames is 'x'"),
+    (["--strength", "0"], "strength is '0'"), (["--strength", "1.1"], "above 0, at most 1"),
+    (["--guidance-scale", "nan"], "guidance scale is 'nan'"), (["--guidance-scale", "inf"], "0 or more"),
+    (["--image", "a", "--video", "b"], "not allowed with"), (["--stepz", "3"], "--stepz"),
+])
+def test_bad_options_are_told_in_one_line(no_load, capsys, options, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "x", *options])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert told.startswith("minicogvx: ") and message in told and told.count("\n") == 1
+
+
+def test_errors_of_the_model_are_told_in_one_line_and_leave_nothing(pipe, capsys, monkeypatch):
+    def refuse(name):
+        raise ValueError(f"there is no model_index.json in {name};\n give a pipeline folder")
+
+    monkeypatch.setitem(vars(minicogvx), "load", refuse)
+    assert cli.main(["generate", "x", "--model", "here"]) == 2
+    assert capsys.readouterr().err == "minicogvx: there is no model_index.json in here; give a pipeline folder\n"
+    assert list(Path().iterdir()) == []
+    with pytest.raises(ValueError, match="model_index"):
+        cli.main(["--traceback", "generate", "x", "--model", "here"])
+
+
+def test_warnings_become_notes_and_a_stop_is_quiet(pipe, capsys, monkeypatch):
+    def warn(name):
+        warnings.warn("the toy has never seen the word 'cat'")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(minicogvx), "load", warn)
+    assert cli.main(["generate", "x"]) == 130
+    assert capsys.readouterr().err == "minicogvx: note: the toy has never seen the word 'cat'\nminicogvx: stopped\n"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_train_and_evaluate_are_handed_on_whole(monkeypatch, command):
+    seen = []
+    module = types.SimpleNamespace(main=lambda arguments: seen.append(arguments))
+    monkeypatch.setitem(sys.modules, cli._FORWARDED[command], module)
+    assert cli.main([command, "micro", "--out", "runs/a", "--help"]) == 0
+    assert seen == [["micro", "--out", "runs/a", "--help"]]
+
+
+def test_export_loads_and_writes(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setitem(vars(minicogvx), "load", lambda name: f"pipe of {name}")
+    module = types.SimpleNamespace(export=lambda pipe, folder: seen.append((pipe, folder)))
+    package = types.SimpleNamespace(diffusers=module)
+    monkeypatch.setitem(sys.modules, "minicogvx.interop", package)
+    monkeypatch.setitem(sys.modules, "minicogvx.interop.diffusers", module)
+    assert cli.main(["export", str(tmp_path / "new"), "--model", "mine"]) == 0
+    assert seen == [("pipe of mine", tmp_path / "new")]
+    assert capsys.readouterr().out == f"{tmp_path / 'new'}\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = ("import sys\nfrom minicogvx.cli import main\n"
+            "try:\n    main(['generate', '--help'])\nexcept SystemExit:\n    pass\n"
+            "print([name for name in ('torch', 'numpy', 'av', 'PIL', 'transformers') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("[]\n") and "--guidance-scale W" in done.stdout
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minicogvx", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"minicogvx {minicogvx.__version__}\n"
+
+
+def test_make_hands_a_caption_with_quotes_on_whole():
+    prompt = "PROMPT=a \"red\" 'star' $$(ls)"
+    dry = subprocess.run(["make", "--dry-run", "--old-file=.venv/.core-installed", "demo", prompt], cwd=ROOT,
+                         capture_output=True, text=True, timeout=60)
+    assert dry.returncode == 0
+    assert dry.stdout.strip() == '.venv/bin/minicogvx generate --model toy --out "$OUT"  -- "$PROMPT"'

@@ -1,0 +1,101 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import minicogvx
+from minicogvx import compat
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(code: str) -> str:
+    """Run `code` in a new interpreter, because imports happen once in a process."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_is_instant_and_torchvision_imports_after_it():
+    answer = run_python(
+        "import sys, minicogvx\n"
+        "heavy = [name for name in ('torch', 'transformers', 'torchvision', 'av') if name in sys.modules]\n"
+        "from transformers import T5EncoderModel\n"
+        "import torchvision, lpips, gc\n"
+        "gc.collect()\n"
+        "import torch\n"
+        "state = minicogvx.compat.mend_torchvision()\n"
+        "print(heavy, hasattr(torch.ops.torchvision, 'nms'), state in ('mended', 'whole'))")
+    assert answer == "[] True True"
+
+
+def test_mending_is_repeatable_and_keeps_its_library():
+    first = compat.mend_torchvision()
+    assert compat.mend_torchvision() == first
+    assert (first == "mended") == (compat._library is not None)
+    compat.mend_torchvision_on_import()
+    watchers = [finder for finder in sys.meta_path if type(finder).__name__ == "_TorchvisionWatch"]
+    assert len(watchers) == 1
+
+
+def test_nothing_is_defined_where_torchvision_is_absent(monkeypatch):
+    monkeypatch.setattr(compat, "_state", None)
+    monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.library, "Library", lambda *_: pytest.fail("must not define anything"))
+    assert compat.mend_torchvision() == "absent"
+
+
+def test_nothing_is_defined_where_the_operators_load(monkeypatch):
+    class Whole:
+        nms = qnms = object()
+
+    monkeypatch.setattr(compat, "_state", None)
+    monkeypatch.setattr(torch.ops, "torchvision", Whole, raising=False)
+    monkeypatch.setattr(torch.library, "Library", lambda *_: pytest.fail("must not define anything"))
+    monkeypatch.setitem(sys.modules, "torchvision", object())
+    spec = SimpleNamespace(origin="/nowhere/__init__.py")
+    monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: spec)
+    assert compat.mend_torchvision() == "whole"
+
+
+@pytest.mark.parametrize("flags, dtype", [({"avx2", "avx512f"}, torch.float32), (set(), torch.float32),
+                                          ({"avx2", "avx512_bf16"}, torch.bfloat16), ({"amx_tile"}, torch.bfloat16)])
+def test_dtype_of_a_cpu(monkeypatch, flags, dtype):
+    monkeypatch.setattr(compat, "cpu_features", lambda: flags)
+    assert compat.choose_dtype("cpu") == dtype
+    assert all(flag in compat.explain_dtype("cpu")[1] for flag in flags & {"avx512_bf16", "amx_tile"})
+
+
+@pytest.mark.parametrize("has_bf16, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_dtype_of_a_gpu(monkeypatch, has_bf16, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert compat.choose_dtype("cuda") == dtype
+
+
+@pytest.mark.parametrize("cuda, mps, device", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_device_order(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert compat.choose_device() == device
+
+
+def test_version_and_unknown_names():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", minicogvx.__version__)
+    assert "load" in dir(minicogvx)
+    with pytest.raises(AttributeError, match="no attribute 'loda'"):
+        minicogvx.loda
+
+
+def test_every_core_dependency_has_one_exact_version():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)  # no "+cpu": not on the index
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    assert len(pinned) == len(lines)
+    wanted = re.findall(r'^ *"?([a-z0-9-]+)>=', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(wanted) <= pinned and len(wanted) > 15
+    torch_pin = next(line for line in lines if line.startswith("torch=="))
+    assert torch_pin in (ROOT / "Makefile").read_text() and torch_pin in (ROOT / "environment.yml").read_text()

@@ -1,0 +1,94 @@
+import importlib
+from types import SimpleNamespace
+
+import torch
+
+from minicogvx import cli, compat, doctor
+
+
+def test_this_machine_is_sound(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "time_training_step", lambda: (0.25, 32))
+    assert cli.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert f"torch          {torch.__version__}" in told
+    assert f"dtype          {str(compat.choose_dtype()).removeprefix('torch.')}: " in told
+    assert f"device         {compat.choose_device()}: " in told
+    for part in ("python", "minicogvx", "transformers", "mp4 writer", "memory", "torchvision", "lpips", "lpips weights",
+                 "diffusers", "jupyterlab", "toy model"):
+        assert f" {part} " in told
+    assert "0.25 s for 32 clips" in told
+    assert told.endswith("everything required works\n")
+
+
+def test_a_training_step_really_runs():
+    seconds, clips = doctor.time_training_step(batch=2, repeats=1)
+    assert 0 < seconds < 60 and clips == 2
+
+
+def _without(monkeypatch, *names: str) -> list[doctor.Finding]:
+    real = importlib.import_module
+
+    def import_module(name, package=None):
+        if name in names:
+            raise ImportError(f"No module named {name!r}\nand a second line")
+        return real(name, package)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+    monkeypatch.setattr(doctor, "time_training_step", lambda: (0.25, 32))
+    return list(doctor.findings())
+
+
+def test_a_missing_option_names_its_remedy_and_is_no_failure(monkeypatch):
+    found = {finding.name: finding for finding in _without(monkeypatch, "jupyterlab", "diffusers")}
+    assert found["jupyterlab"].state == found["diffusers"].state == "missing"
+    assert found["jupyterlab"].remedy == "pip install -c constraints.txt -e '.[notebooks]'"
+    assert found["diffusers"].detail == "cannot be imported: No module named 'diffusers'"
+    assert not [finding for finding in found.values() if finding.state == "broken"]
+
+
+def test_a_missing_requirement_fails_with_its_remedy(monkeypatch):
+    broken = [finding for finding in _without(monkeypatch, "einops") if finding.state == "broken"]
+    assert [(finding.name, finding.remedy) for finding in broken] == [
+        ("einops", "pip install -c constraints.txt einops")]
+    told = []
+    assert doctor.doctor(told.append) == 1
+    assert told[-1] == "1 required part is broken"
+    at = next(k for k, line in enumerate(told) if line.startswith("BROKEN"))
+    assert "einops" in told[at] and told[at + 1].strip() == "mend it: pip install -c constraints.txt einops"
+
+
+def test_without_torch_the_report_still_ends(monkeypatch):
+    found = _without(monkeypatch, "torch")
+    assert [finding.name for finding in found if finding.state == "broken"] == ["torch"]
+    assert found[-1].name == "memory"
+
+
+def test_a_training_step_that_fails_is_told(monkeypatch):
+    def fail():
+        raise RuntimeError("no such kernel\nlong trace")
+
+    monkeypatch.setattr(doctor, "time_training_step", fail)
+    finding = doctor._training_step()
+    assert (finding.state, finding.detail) == ("broken", "cannot run: no such kernel")
+
+
+def test_every_problem_has_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_ROOT", tmp_path)
+    monkeypatch.setattr(doctor, "memory", lambda: (10 * 2**30, 2**30))
+    monkeypatch.setattr(compat, "mend_torchvision", lambda: "absent")
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.10.1")
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 1))
+    found = _without(monkeypatch, "lpips", "matplotlib", "pytest", "av")
+    problems = [finding for finding in found if finding.state != "ok"]
+    names = {finding.name for finding in problems}
+    assert names >= {"python", "memory", "torchvision", "toy model", "lpips", "matplotlib", "pytest", "av"}
+    assert all(finding.remedy and "\n" not in finding.remedy for finding in problems)
+
+
+def test_memory_of_a_container_is_its_limit(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 8000000 kB\nMemAvailable: 6000000 kB\n",
+             "/sys/fs/cgroup/memory.max": f"{2**30}\n", "/sys/fs/cgroup/memory.current": f"{2**28}\n"}
+    monkeypatch.setattr(doctor, "Path", lambda path: SimpleNamespace(read_text=lambda: files[path]))
+    assert doctor.memory() == (2**30, 2**30 - 2**28)
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert doctor.memory()[1] == 6000000 * 1024

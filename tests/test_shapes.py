@@ -1,0 +1,153 @@
+"""The shapes world and its captions."""
+
+import random
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from minicogvx.data.captions import MAX_WORDS, caption, evaluation_caption, parse_caption, vocabulary
+from minicogvx.data.shapes import (BACKGROUNDS, COLOURS, EXTENT, MOTIONS, SHAPES, SPLITS, UNIT_AREA, Scene, ShapeObject,
+                                   coverage, is_held_out, render, render_batch, sample_scenes, trajectory)
+
+
+def test_same_seed_gives_same_scenes_and_others_differ():
+    first = sample_scenes(40, seed=3)
+    assert first == sample_scenes(40, seed=3)
+    assert first[:10] == sample_scenes(10, seed=3)
+    assert first != sample_scenes(40, seed=4)
+    assert first != sample_scenes(40, seed=3, split="held_out")
+    assert torch.equal(render_batch(first[:2], 5, 16, 16), render_batch(first[:2], 5, 16, 16))
+
+
+def test_held_out_combinations_never_occur_in_training():
+    for scene in sample_scenes(3000, seed=0):
+        assert not any(is_held_out(o.shape, o.colour, o.motion) for o in scene.objects)
+    for scene in sample_scenes(500, seed=0, split="held_out"):
+        assert sum(is_held_out(o.shape, o.colour, o.motion) for o in scene.objects) == 1
+    assert is_held_out("triangle", "green", "moves up")
+
+
+def test_every_pair_occurs_in_training_and_an_eighth_is_held_out():
+    triples = SPLITS["train"]
+    for (i, first), (j, second) in combinations(enumerate((SHAPES, tuple(COLOURS), MOTIONS)), 2):
+        assert len({(triple[i], triple[j]) for triple in triples}) == len(first) * len(second)
+    held = SPLITS["held_out"]
+    assert set(triples).isdisjoint(held) and len(held) / (len(held) + len(triples)) == pytest.approx(0.125)
+    for i, values in enumerate((SHAPES, tuple(COLOURS), MOTIONS)):
+        assert {triple[i] for triple in held} == set(values)
+
+
+def test_two_objects_share_colours_and_distance():
+    scenes = sample_scenes(150, seed=1, two_objects=0.5)
+    pairs = [scene.objects for scene in scenes if len(scene.objects) == 2]
+    assert 50 < len(pairs) < 100
+    for a, b in pairs:
+        assert a.colour != b.colour
+        video = [render(Scene((thing,), "black"), 17, 48, 48).amax(-1) > 0.05 for thing in (a, b)]
+        assert not (video[0] & video[1]).any()
+    assert all(len(scene.objects) == 1 for scene in sample_scenes(50, seed=1, two_objects=0.0))
+
+
+def test_shapes_stay_inside_and_move_far_enough():
+    u = np.linspace(0, 1, 65)
+    for scene in sample_scenes(500, seed=2):
+        for thing in scene.objects:
+            x, y, r = trajectory(thing, u)
+            w, h = (share * r for share in EXTENT[thing.shape])
+            assert (x - w).min() >= 0 and (x + w).max() <= 1 and (y - h).min() >= 0 and (y + h).max() <= 1
+            if thing.motion in ("grows", "shrinks"):
+                assert r.max() / r.min() > 1.8
+            elif thing.motion != "stays still":
+                assert np.hypot(np.ptp(x), np.ptp(y)) >= 0.3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_drawn_area_and_centre_are_the_stated_ones(shape):
+    steps = np.arange(-130, 130) + 0.5
+    mask = coverage(shape, steps[None, :], steps[:, None], 90.0)
+    assert mask.sum() / 90**2 == pytest.approx(UNIT_AREA[shape], rel=2e-3)
+    assert abs((mask.sum(0) @ steps) / mask.sum()) < 0.1 and abs((mask.sum(1) @ steps) / mask.sum()) < 0.1
+    half_width, half_height = (abs(steps[mask.any(axis)]).max() / 90 for axis in (0, 1))
+    assert half_width <= EXTENT[shape][0] + 0.02 and half_height <= EXTENT[shape][1] + 0.02
+
+
+def test_one_scene_at_any_resolution_and_frame_count():
+    for scene in sample_scenes(30, seed=5):
+        small, large = render(scene, 5, 24, 24), render(scene, 9, 96, 96)
+        shrunk = torch.nn.functional.avg_pool2d(large[::2].permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1)
+        assert (small - shrunk).abs().mean() < 0.01
+    assert render(scene, 1, 16, 24).shape == (1, 16, 24, 3)
+
+
+def test_video_is_float_in_range_with_the_palette():
+    scene = Scene((ShapeObject("bar", "cyan", "stays still", 0.5, 0.5, 0.2),), "navy")
+    video = render(scene, 3, 32, 32)
+    assert video.dtype == torch.float32 and video.min() >= 0 and video.max() <= 1
+    assert torch.allclose(video[0, 16, 16], torch.tensor(COLOURS["cyan"]))
+    assert torch.allclose(video[0, 0, 0], torch.tensor(BACKGROUNDS["navy"]))
+
+
+def test_bad_requests_name_the_value():
+    thing = sample_scenes(1, seed=0)[0].objects[0]
+    for call, text in ((lambda: replace(thing, colour="teal"), "teal"), (lambda: Scene((thing,), "pink"), "pink"),
+                       (lambda: sample_scenes(1, 0, split="test"), "test"), (lambda: Scene((), "black"), "0 objects"),
+                       (lambda: sample_scenes(1, 0, two_objects=2.0), "2.0"),
+                       (lambda: render(Scene((thing,), "black"), 0, 8, 8), "num_frames is 0")):
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
+def test_parse_caption_inverts_captions():
+    rng = random.Random(0)
+    for scene in sample_scenes(1000, seed=6, two_objects=0.3):
+        for style in ("short", "dense"):
+            text = caption(scene, rng, style)
+            asked = parse_caption(text)
+            assert len(text.split()) <= MAX_WORDS
+            assert [(o.shape, o.colour, o.motion) for o in asked.objects] \
+                == [(o.shape, o.colour, o.motion) for o in scene.objects], text
+            if style == "dense":
+                assert asked.background == scene.background, text
+                assert [o.size for o in asked.objects] == [o.size for o in scene.objects], text
+            else:
+                assert asked.background in (None, scene.background), text
+        assert parse_caption(evaluation_caption(scene, rng)).background == scene.background
+
+
+@pytest.mark.parametrize("text, objects, background", [
+    ("a red circle moves right", [("circle", "red", "moves right")], None),
+    ("A small yellow star bouncing, on a gray wall!", [("star", "yellow", "bounces")], "grey"),
+    ("a circle that is red moves up and down", [("circle", "red", "bounces")], None),
+    ("the ring moves in a circle", [("ring", None, "moves in a circle")], None),
+    ("a blue bar and a red ring moving left", [("bar", "blue", "moves left"), ("ring", "red", "moves left")], None),
+    ("a circle on a white background", [("circle", None, None)], None),
+    ("an elephant", [], None),
+])
+def test_parse_free_prompts(text, objects, background):
+    asked = parse_caption(text)
+    assert [(o.shape, o.colour, o.motion) for o in asked.objects] == objects and asked.background == background
+
+
+def test_vocabulary_is_exactly_what_captions_use():
+    rng, words, distinct = random.Random(1), set(), set()
+    for scene in sample_scenes(1500, seed=7, two_objects=0.3):
+        for _ in range(5):
+            text = caption(scene, rng)
+            distinct.add(text)
+            words.update(text.split())
+    assert words == set(vocabulary())
+    assert len(vocabulary()) < 100 and list(vocabulary()) == sorted(vocabulary())
+    assert len(distinct) > 6000
+
+
+def test_captions_repeat_by_seed_and_sometimes_omit_the_background():
+    scene = sample_scenes(1, seed=8, two_objects=0.0)[0]
+    first, again = ([caption(scene, random.Random(i)) for i in range(20)] for _ in range(2))
+    assert first == again
+    said = [parse_caption(caption(scene, random.Random(i), "short")).background for i in range(400)]
+    assert 60 < said.count(None) < 140
+    with pytest.raises(ValueError, match="'long'"):
+        caption(scene, random.Random(0), "long")

@@ -1,0 +1,185 @@
+"""Timesteps of sampling and of training, and guidance: published numbers and statistics."""
+
+import math
+
+import minicogvx  # noqa: F401  (first: it mends torchvision for diffusers)
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+from minicogvx.diffusion import (
+    NoiseSchedule, dynamic_guidance_scale, guide, inference_timesteps, rank_interval, rank_timesteps, start_index,
+    stratified_timesteps, uniform_timesteps,
+)
+from minicogvx.diffusion.timesteps import target_timesteps
+from minicogvx.presets import ScheduleConfig
+
+T = 1000
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------------------- timesteps of sampling
+
+def test_trailing_timesteps():
+    schedule = NoiseSchedule(ScheduleConfig())
+    assert inference_timesteps(schedule, 50).tolist() == list(range(999, 0, -20))
+    assert inference_timesteps(schedule, 7).tolist() == [999, 856, 713, 570, 428, 285, 142]
+    assert inference_timesteps(schedule, 1).tolist() == [999]
+    assert inference_timesteps(schedule, T).tolist() == list(range(999, -1, -1))
+
+
+def test_timesteps_are_those_of_diffusers_for_every_number_of_steps():
+    schedule, too_long = NoiseSchedule(ScheduleConfig()), []
+    theirs = CogVideoXDDIMScheduler(timestep_spacing="trailing")
+    for n in range(1, T + 1):
+        theirs.set_timesteps(n)
+        expected = theirs.timesteps.tolist()
+        if len(expected) > n:  # their float error lets in a timestep -1
+            too_long.append(n)
+            assert expected.pop() == -1
+        assert inference_timesteps(schedule, n).tolist() == expected, n
+    assert len(too_long) == 62 and too_long[0] == 61
+
+
+def test_targets():
+    schedule = NoiseSchedule(ScheduleConfig())
+    assert target_timesteps(schedule, 50).tolist() == list(range(979, -2, -20))
+    assert target_timesteps(schedule, 50, "next").tolist() == list(range(979, 0, -20)) + [-1]
+    assert target_timesteps(schedule, 7).tolist() == [857, 714, 571, 428, 286, 143, 0]  # leaves a trace of noise
+    assert target_timesteps(schedule, 7, "next").tolist() == [856, 713, 570, 428, 285, 142, -1]
+
+
+@pytest.mark.parametrize("n", [0, -3, T + 1])
+def test_number_of_steps_out_of_range(n):
+    with pytest.raises(ValueError, match=f"num_inference_steps is {n}; it must be from 1 to 1000"):
+        inference_timesteps(NoiseSchedule(ScheduleConfig()), n)
+
+
+def test_start_index():
+    assert [start_index(s, 50) for s in (0.0, 0.01, 0.02, 0.5, 0.8, 0.99, 1.0)] == [50, 50, 49, 25, 10, 1, 0]
+    for strength in (-0.1, 1.01, math.nan):
+        with pytest.raises(ValueError, match=f"strength is {strength}; it must be from 0 to 1"):
+            start_index(strength, 50)
+
+
+# ---------------------------------------------------------------------------- timesteps of training
+
+@pytest.mark.parametrize("grouping", ["paper", "v1.0"])
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 8, 12, 64, 1000])
+def test_intervals_partition_the_timesteps(world, grouping):
+    intervals = sorted({rank_interval(T, rank, world, grouping) for rank in range(world)})
+    assert [t for low, high in intervals for t in range(low, high)] == list(range(T))
+    sizes = {high - low for low, high in intervals}
+    assert max(sizes) - min(sizes) <= (grouping == "paper" and T % world > 0)
+
+
+def test_grouping_of_the_release():
+    # 12 ranks: 12 and 6 do not divide 1000, 4 does, so three neighbours share an interval.
+    assert [rank_interval(T, rank, 12, "v1.0") for rank in (0, 2, 3, 11)] == \
+        [(0, 250), (0, 250), (250, 500), (750, 1000)]
+    assert rank_interval(T, 5, 7, "v1.0") == (0, T)
+    assert rank_interval(T, 5, 8, "v1.0") == rank_interval(T, 5, 8) == (625, 750)
+
+
+def test_rank_timesteps_fill_their_interval():
+    t = rank_timesteps(2000, T, 3, 40, seeded())
+    assert set(t.tolist()) == set(range(75, 100))
+
+
+@pytest.mark.parametrize("rank, world, message", [
+    (-1, 4, "rank is -1"), (4, 4, "rank is 4; with world_size 4 it must be in 0..3"),
+    (0, T + 1, "world_size is 1001; explicit uniform sampling needs at most 1000 ranks"),
+])
+def test_impossible_ranks(rank, world, message):
+    with pytest.raises(ValueError, match=message):
+        rank_interval(T, rank, world)
+
+
+@pytest.mark.parametrize("b", [1, 4, 7, 32])
+def test_stratified_batch_has_one_timestep_in_each_part(b):
+    for seed in range(20):
+        t = stratified_timesteps(b, T, seeded(seed)).sort().values
+        for i, value in enumerate(t.tolist()):
+            assert i * T // b <= value < math.ceil((i + 1) * T / b)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda g: uniform_timesteps(7, 20, g), lambda g: stratified_timesteps(7, 20, g),
+    lambda g: stratified_timesteps(50, 20, g),
+    lambda g: torch.cat([rank_timesteps(2, 20, rank, 4, g) for rank in range(4)]),
+])
+def test_every_timestep_is_equally_likely(draw):
+    g = seeded()
+    t = torch.cat([draw(g) for _ in range(3000)])
+    counts, expected = torch.bincount(t, minlength=20).double(), len(t) / 20
+    assert len(counts) == 20
+    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-squared, 19 degrees: 1 in 10,000 is above
+
+
+def test_stratified_order_says_nothing_about_the_timestep():
+    g = seeded()
+    first = torch.stack([stratified_timesteps(8, T, g) for _ in range(2000)])[:, 0].double()
+    assert abs(first.mean() - 499.5) < 30 and first.std() > 270
+
+
+def test_explicit_uniform_sampling_reduces_the_variance_of_the_loss():
+    # A smooth stand-in for the loss at each timestep, shaped like the paper's table 9.
+    loss = 0.12 + 0.1 * ((torch.arange(T) - 500) / 500.0) ** 2
+    g = seeded()
+    ways = {
+        "uniform": lambda: uniform_timesteps(16, T, g),
+        "stratified": lambda: stratified_timesteps(16, T, g),
+        "ranks": lambda: torch.cat([rank_timesteps(2, T, rank, 8, g) for rank in range(8)]),
+    }
+    means = {name: torch.stack([loss[way()].mean() for _ in range(1000)]) for name, way in ways.items()}
+    for name in ("stratified", "ranks"):
+        assert means[name].mean() == pytest.approx(means["uniform"].mean().item(), abs=1e-3)
+        assert means[name].var() < means["uniform"].var() / 10
+
+
+def test_drawn_timesteps_are_reproducible():
+    for draw in (uniform_timesteps, stratified_timesteps):
+        assert torch.equal(draw(9, T, seeded(1)), draw(9, T, seeded(1)))
+        assert not torch.equal(draw(9, T, seeded(1)), draw(9, T, seeded(2)))
+
+
+# ---------------------------------------------------------------------------- guidance
+
+def test_guide():
+    uncond, cond = torch.randn(2, 1, 4, 3, 2, 2, generator=seeded())
+    torch.testing.assert_close(guide(uncond, cond, 1.0), cond)
+    torch.testing.assert_close(guide(uncond, cond, 0.0), uncond)
+    torch.testing.assert_close(guide(uncond, cond, 6.0), 6 * cond - 5 * uncond)
+    torch.testing.assert_close(guide(uncond.bfloat16(), cond.bfloat16(), 6.0),
+                               guide(uncond.bfloat16().float(), cond.bfloat16().float(), 6.0), rtol=0, atol=0)
+
+
+def test_dynamic_guidance_as_published_jumps_about():
+    timesteps = inference_timesteps(NoiseSchedule(ScheduleConfig()), 50).tolist()
+    scales = [dynamic_guidance_scale(6.0, i, t, 50, "published") for i, t in enumerate(timesteps)]
+    assert [round(s, 2) for s in scales[:8]] == [2.29, 2.54, 6.97, 6.42, 2.79, 4.27, 1.04, 4.17]
+    assert round(sum(scales) / 50, 2) == 3.82
+    assert round(min(scales), 2) == 1 and round(max(scales), 2) == 7
+
+
+def test_dynamic_guidance_as_meant_rises():
+    scales = [dynamic_guidance_scale(6.0, i, -1, 50, "meant") for i in range(50)]
+    assert scales == sorted(scales)
+    assert scales[0] == 1 and round(scales[-1], 2) == 6.86
+
+
+def test_constant_guidance():
+    assert dynamic_guidance_scale(6.0, 3, 939, 50, None) == 6.0
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: target_timesteps(NoiseSchedule(ScheduleConfig()), 7, "exact"), "target is 'exact'; it must be 'stride'"),
+    (lambda: rank_interval(T, 0, 8, "v2"), "grouping is 'v2'; it must be 'paper' or 'v1.0'"),
+    (lambda: dynamic_guidance_scale(6.0, 0, 999, 50, "cosine"), "dynamic_guidance is 'cosine'; it must be None, 'pub"),
+])
+def test_unknown_options(call, message):
+    # Where jaxtyping checks the annotations it speaks first.
+    with pytest.raises(Exception, match=f"{message}|Type-check error"):
+        call()

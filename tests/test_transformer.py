@@ -1,0 +1,313 @@
+"""The expert transformer's own properties: options, positions, initial state, precision, errors."""
+
+from dataclasses import replace
+
+import minicogvx  # noqa: F401
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minicogvx.presets import TransformerConfig, preset
+from minicogvx.transformer import attention
+from minicogvx.transformer.model import Block, ExpertTransformer, flops
+from minicogvx.transformer.patchify import patchify, unpatchify
+from minicogvx.transformer.positions import rope_3d, rotate, rotations, sincos_3d
+
+SMALL = TransformerConfig(num_attention_heads=2, attention_head_dim=32, num_layers=2, in_channels=4, out_channels=3,
+                          text_embed_dim=12, max_text_seq_length=6, time_embed_dim=16, sample_height=8, sample_width=12,
+                          sample_frames=9)
+OPTIONS = [dict(position=p) for p in ("rope", "sincos", "learned", "rope+learned", "none")]
+OPTIONS += [dict(modulation=m, attention=a) for m in ("expert", "shared", "separate") for a in ("full", "factorised")]
+OPTIONS += [dict(patch_size_t=1), dict(position_scaling="extrapolate"), dict(ofs_embed_dim=16)]
+
+
+def make(config: TransformerConfig, std: float = 0.25) -> ExpertTransformer:
+    """A model whose every weight is random, so that nothing hides behind a closed gate."""
+    torch.manual_seed(0)
+    model = ExpertTransformer(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+def inputs(config: TransformerConfig, b=2, t=3, h=8, w=12, text=5):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(b, config.in_channels, t, h, w, generator=generator), torch.arange(b) * 300 + 19,
+            torch.randn(b, text, config.text_embed_dim, generator=generator),
+            torch.full((b,), 2.0) if config.ofs_embed_dim else None]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option_runs_and_every_parameter_learns(option):
+    config = replace(SMALL, **option)
+    model = make(config)
+    out = model(*inputs(config))
+    assert out.shape == (2, 3, 3, 8, 12) and out.isfinite().all()
+    out.square().sum().backward()
+    # No gradient can reach: the bias of all keys alike (softmax), the text's way out of the last block (it is dropped).
+    silent = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6}
+    allowed = {name for name in silent if name.endswith("norm_k.bias") or name.startswith("transformer_blocks.1.")
+               and ("ff_text" in name or "text.to_out" in name or "norm2.text_norm" in name)}
+    allowed |= {name for name in silent if name == "transformer_blocks.1.attn1.text.norm_q.weight"}
+    allowed |= {name for name in silent if name.startswith("transformer_blocks.1.attn1.text.") and "_q." in name}
+    assert silent <= allowed, silent - allowed
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_samples_do_not_mix_and_each_depends_on_everything(option):
+    config = replace(SMALL, **option)
+    model, (latents, timestep, text, ofs) = make(config), inputs(config)
+    with torch.no_grad():
+        out = model(latents, timestep, text, ofs)
+        for i in range(3):
+            changed = [latents.clone(), timestep.clone(), text.clone(), ofs]
+            changed[i][1] += 1
+            other = model(*changed)
+            assert torch.allclose(other[0], out[0], atol=1e-5) and not torch.allclose(other[1], out[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_blocks_start_as_the_identity(option):
+    config = replace(SMALL, **option)
+    torch.manual_seed(0)
+    block, x, time = Block(config), torch.randn(2, 5 + 72, config.width), torch.randn(2, config.time_embed_dim)
+    assert torch.equal(block(x, 5, 3, time, None), x)
+
+
+def test_initial_output_is_xavier_and_biases_are_zero():
+    model = ExpertTransformer(SMALL)
+    for layer in (model.patch_embed.proj, model.proj_out):
+        weight = layer.weight.flatten(1)
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert weight.abs().max() <= bound and weight.abs().max() > 0.9 * bound and not layer.bias.any()
+    for block in model.transformer_blocks:
+        assert not any(p.any() for norm in (block.norm1, block.norm2) for p in norm.linear.parameters())
+
+
+@pytest.mark.parametrize("patch_t", [1, 2])
+def test_patchify_has_an_inverse_and_the_published_order(patch_t):
+    latents = torch.arange(2 * 3 * 4 * 6 * 8).float().view(2, 3, 4, 6, 8)
+    tokens = patchify(latents, patch_t, 2)
+    assert torch.equal(unpatchify(tokens, (4 // patch_t, 3, 4), patch_t, 2), latents)
+    assert torch.equal(tokens[1, 5], latents[1, :, :patch_t, 2:4, 2:4].flatten())  # token 5: row 1, column 1
+
+
+def turn(x: torch.Tensor, grid: tuple[int, int, int], token: tuple[int, int, int]) -> torch.Tensor:
+    cos, sin = rope_3d(grid, x.shape[-1])
+    row = (token[0] * grid[1] + token[1]) * grid[2] + token[2]
+    return rotate(x.view(1, 1, 1, -1), rotations(cos[row:row + 1], sin[row:row + 1], 0)).flatten()
+
+
+def test_rope_scores_depend_only_on_the_offset():
+    torch.manual_seed(0)
+    q, k, grid = torch.randn(32), torch.randn(32), (6, 9, 9)
+    score = turn(q, grid, (1, 2, 3)) @ turn(k, grid, (3, 1, 7))
+    shifted = turn(q, grid, (3, 6, 1)) @ turn(k, grid, (5, 5, 5))
+    elsewhere = turn(q, grid, (3, 6, 1)) @ turn(k, grid, (5, 5, 6))
+    assert torch.isclose(score, shifted, atol=1e-4) and not torch.isclose(score, elsewhere, atol=1e-2)
+    assert torch.isclose(turn(q, grid, (5, 8, 8)).norm(), q.norm())
+
+
+def test_rope_leaves_text_alone_and_pairs_neighbours():
+    cos, sin = rope_3d((2, 2, 2), 16)
+    x = torch.randn(1, 1, 3 + 8, 16)
+    turned = rotate(x, rotations(cos, sin, 3))
+    assert torch.equal(turned[:, :, :4], x[:, :, :4]) and not torch.equal(turned[:, :, 4:], x[:, :, 4:])
+    last, (c, s) = x[0, 0, -1], (cos[-1], sin[-1])  # written out for the token (1, 1, 1)
+    x0, x1, c, s = last[0::2], last[1::2], c[0::2], s[0::2]
+    assert torch.allclose(turned[0, 0, -1, 0::2], x0 * c - x1 * s, atol=1e-6)
+    assert torch.allclose(turned[0, 0, -1, 1::2], x1 * c + x0 * s, atol=1e-6)
+    assert torch.allclose(cos[-1, :4], torch.tensor([1.0, 1, 0.01, 0.01]).cos())  # time: 4 of 16 dimensions
+    assert torch.allclose(cos[-1, 4:10], cos[-1, 10:])  # rows and columns: 6 each
+
+
+def test_interpolation_keeps_the_base_grid_and_squeezes_others():
+    base = (6, 8)
+    assert all(torch.equal(a, b) for a, b in zip(rope_3d((3, 6, 8), 32, base), rope_3d((3, 6, 8), 32)))
+    angle = torch.atan2(rope_3d((1, 12, 16), 64, base)[1], rope_3d((1, 12, 16), 64, base)[0])[:16, 40]
+    assert torch.allclose(angle[:6], torch.arange(6) / 2)  # a column in a grid of twice the size is worth half
+
+
+def test_sincos_places_time_then_column_then_row():
+    table = sincos_3d((2, 3, 4), 32, spatial_scale=2.0, temporal_scale=1.0).view(2, 3, 4, 32)
+    assert torch.allclose(table[1, 2, 3, 0], torch.tensor(1.0).sin())      # 8 of time: 4 sines, then 4 cosines
+    assert torch.allclose(table[1, 2, 3, 4], torch.tensor(1.0).cos())
+    assert torch.allclose(table[1, 2, 3, 8], torch.tensor(3 / 2.0).sin())  # 12 of the column
+    assert torch.allclose(table[1, 2, 3, 20], torch.tensor(2 / 2.0).sin())  # 12 of the row
+
+
+@pytest.mark.parametrize("position, knows", [("rope", True), ("sincos", True), ("learned", True), ("none", False)])
+def test_without_positions_shuffled_patches_are_the_same_set(position, knows):
+    """Flip the video left to right in whole patches: only a model without positions flips its answer exactly."""
+    config = replace(SMALL, position=position, patch_size=1, sample_height=4, sample_width=4)
+    model, (latents, timestep, text, ofs) = make(config), inputs(config, h=4, w=4)
+    with torch.no_grad():
+        flipped = model(latents.flip(-1), timestep, text, ofs).flip(-1)
+        gap = distance(flipped, model(latents, timestep, text, ofs))
+    assert (gap > 1e-3) if knows else (gap < 1e-5)
+
+
+@pytest.mark.parametrize("position", ["rope", "sincos", "learned", "none"])
+def test_text_has_no_order_unless_it_is_learned(position):
+    model = make(config := replace(SMALL, position=position))
+    latents, timestep, text, ofs = inputs(config)
+    with torch.no_grad():
+        gap = distance(model(latents, timestep, text.flip(1), ofs), model(latents, timestep, text, ofs))
+    assert (gap > 2e-5) if position == "learned" else (gap < 2e-6)
+
+
+def test_first_frame_sees_the_last_one():
+    """Nothing is causal here, with either attention."""
+    for option in ("full", "factorised"):
+        model = make(config := replace(SMALL, attention=option))
+        latents, timestep, text, ofs = inputs(config)
+        changed = latents.clone()
+        changed[:, :, -1] += 1
+        with torch.no_grad():
+            before, after = model(latents, timestep, text, ofs), model(changed, timestep, text, ofs)
+        assert distance(after[:, :, 0], before[:, :, 0]) > 1e-4
+
+
+def test_factorised_attention_against_a_mask():
+    torch.manual_seed(0)
+    num_text, frames, s = 3, 4, 5
+    q, k, v = torch.randn(3, 2, 2, num_text + frames * s, 16).unbind()
+    frame = torch.cat([torch.full((num_text,), -1), torch.arange(frames).repeat_interleave(s)])
+    sees = (frame[:, None] == frame[None]) | (frame == -1)[None] | (frame == -1)[:, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees)
+    assert torch.allclose(attention.attend_within_frames(q, k, v, num_text, frames), expected, atol=1e-5)
+    q, k, v = (x[:, :, num_text:] for x in (q, k, v))
+    place = torch.arange(s).repeat(frames)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=place[:, None] == place[None])
+    assert torch.allclose(attention.attend_along_time(q, k, v, frames), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("q_len, k_len", [(40, 40), (7, 40)])
+@pytest.mark.parametrize("block", [1, 100, 500, 10_000])  # single rows, some rows, some heads, everything
+def test_all_ways_to_attend_are_one_function(q_len, k_len, block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_SCORES", block)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 16, requires_grad=True) for n in (q_len, k_len, k_len))
+    probe = torch.randn(2, 3, q_len, 16)
+    expected = torch.softmax(q @ k.transpose(2, 3) / 4, dim=-1) @ v
+    expected_gradients = torch.autograd.grad(expected, (q, k, v), probe)
+    for form in (attention.written_out, attention.BlockedAttention.apply):
+        out = form(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).view_as(q)
+        assert torch.allclose(out, expected, atol=1e-5)
+        for ours, gradient in zip(torch.autograd.grad(out, (q, k, v), probe), expected_gradients):
+            assert torch.allclose(ours, gradient, atol=1e-5)
+    for dtype, kept in ((torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 10_000)):
+        monkeypatch.setattr(attention, "KEPT_SCORES", kept)
+        inputs_ = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attention.attend(*inputs_)
+        gradients = torch.autograd.grad(out, inputs_, probe.to(dtype))
+        with torch.no_grad():
+            assert distance(attention.attend(*inputs_).float(), out.float()) < 0.01
+        assert distance(out.float(), expected) < 0.02
+        assert all(distance(a.float(), e) < 0.03 for a, e in zip(gradients, expected_gradients))
+
+
+@pytest.mark.parametrize("option", [{}, dict(modulation="separate", attention="factorised")], ids=str)
+def test_checkpointing_changes_no_number(option):
+    config = replace(SMALL, **option)
+    model, gradients = make(config), []
+    for model.gradient_checkpointing in (False, True):
+        model.zero_grad()
+        model(*inputs(config)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6) for name in gradients[0])
+
+
+@pytest.mark.parametrize("kept", [0, 2**23])
+def test_bfloat16_weights_and_autocast_stay_near_float32(kept, monkeypatch):
+    monkeypatch.setattr(attention, "KEPT_SCORES", kept)
+    config = replace(SMALL, sample_height=16, sample_width=16)
+    model, (latents, timestep, text, _) = make(config, std=0.15), inputs(config, t=5, h=16, w=16)
+    timestep = torch.tensor([997, 998])  # both would be 1000 in bfloat16
+    exact = model(latents, timestep, text)
+    assert exact.dtype == torch.float32
+    exact_gradients = torch.autograd.grad(exact.square().mean(), list(model.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model(latents, timestep, text)
+    cast_gradients = torch.autograd.grad(cast.float().square().mean(), list(model.parameters()))
+    norms = [torch.stack([g.norm() for g in gradients]) for gradients in (exact_gradients, cast_gradients)]
+    assert distance(norms[1], norms[0]) < 0.03
+    half = model.bfloat16()
+    out = half(latents.bfloat16(), timestep, text.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert distance(out.float(), exact) < 0.03 and distance(cast.float(), exact) < 0.03
+    table = next(iter(model._tables.values()))[0]
+    assert table.dtype == torch.complex64
+    assert not torch.equal(half.time_embedding(timestep)[0], half.time_embedding(timestep)[1])
+
+
+def test_tables_made_while_sampling_serve_in_training():
+    for position in ("rope", "sincos"):
+        model = make(config := replace(SMALL, position=position))
+        with torch.inference_mode():
+            model(*inputs(config))
+        model(*inputs(config)).sum().backward()
+        assert len(model._tables) == 1
+        for t in range(1, 40):
+            model(*inputs(config, t=t, h=2, w=2))
+        assert len(model._tables) <= 16
+
+
+@pytest.mark.parametrize("option, change, sentence", [
+    ({}, dict(h=7), "latents are 7 x 12; height and width must be multiples of patch_size=2"),
+    ({}, dict(w=9), "latents are 8 x 9"),
+    (dict(patch_size_t=2), dict(t=3), "latents have 3 frames; with patch_size_t=2"),
+    ({}, dict(text=7), "the text has 7 tokens; max_text_seq_length is 6"),
+    (dict(position="learned"), dict(t=2), "the learned position table fits only 3 x 8 x 12"),
+    (dict(position="rope+learned"), dict(h=10), "latents are 3 x 10 x 12"),
+])
+def test_wrong_sizes_are_named(option, change, sentence):
+    config = replace(SMALL, **option)
+    with pytest.raises(ValueError, match=sentence):
+        ExpertTransformer(config)(*inputs(config, **change))
+
+
+def test_wrong_widths_and_ofs_are_named():
+    model, (latents, timestep, text, _) = ExpertTransformer(SMALL), inputs(SMALL)
+    with pytest.raises(ValueError, match="latents have 3 channels; this transformer takes 4"):
+        model(latents[:, :3], timestep, text)
+    with pytest.raises(ValueError, match="text features are 11 wide; this transformer takes 12"):
+        model(latents, timestep, text[..., :11])
+    with pytest.raises(ValueError, match="ofs was given"):
+        model(latents, timestep, text, torch.full((2,), 2.0))
+    with pytest.raises(ValueError, match="ofs is None"):
+        ExpertTransformer(replace(SMALL, ofs_embed_dim=16))(latents, timestep, text)
+    with pytest.raises(ValueError, match="ofs_embed_dim is 12"):
+        ExpertTransformer(replace(SMALL, ofs_embed_dim=12))
+
+
+@pytest.mark.parametrize("option", [{}, dict(modulation="shared"), dict(modulation="separate"),
+                                    dict(attention="factorised"), dict(ofs_embed_dim=16)], ids=str)
+def test_flops_are_those_counted(option):
+    config = replace(SMALL, **option)
+    model, arguments = make(config).bfloat16(), inputs(config)
+    arguments[0], arguments[2] = arguments[0].bfloat16(), arguments[2].bfloat16()
+    with FlopCounterMode(display=False) as counter:
+        model(*arguments)
+    assert counter.get_total_flops() == flops(config, (3, 8, 12), num_text=5, batch=2)
+
+
+def test_options_cost_what_they_say():
+    def count(**option):
+        with torch.device("meta"):
+            model = ExpertTransformer(replace(preset("toy").transformer, **option))
+        return sum(p.numel() for p in model.parameters())
+
+    config = preset("toy").transformer
+    d, layers = config.width, config.num_layers
+    modulation = layers * 2 * (config.time_embed_dim + 1) * 3 * d
+    assert count() - count(modulation="shared") == modulation
+    own = layers * (4 * (d * d + d) + 4 * config.attention_head_dim + 8 * d * d + 5 * d + 4 * d)
+    assert count(modulation="separate") - count() == own
+    assert count(position="learned") - count() == (config.max_text_seq_length + 5 * 4 * 4) * d
+    assert count(position="sincos") == count(position="none") == count(position="rope+learned") == count()

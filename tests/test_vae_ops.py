@@ -1,0 +1,173 @@
+"""Each quick operation of the VAE against its plain formula, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
+from minicogvx.vae.ops import (FRONT_ROOM, as_frames, channels_last, downsample_conv, from_frames, norm_silu, pad_front,
+                               repeat_index, upsample_conv, upsample_weight)
+
+EPS = 1e-6
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def plain_norm_silu(x, groups, gain, bias, scale=None, shift=None):
+    y = F.group_norm(x, groups, gain, bias, EPS)
+    if scale is not None:
+        size = x.shape[2:]
+        y = y * F.interpolate(scale, size=size) + F.interpolate(shift, size=size)
+    return F.silu(y)
+
+
+def norm_inputs(conditioned: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """x (2 clips, 4 channels, 2 frames of 4x6), gain, bias and, `conditioned`, scale and shift of 2x3 cells."""
+    shapes = [(2, 4, 2, 4, 6), (4,), (4,)] + [(2, 4, 2, 2, 3)] * 2 * conditioned
+    return [normal(*shape, seed=i, dtype=dtype) + 0.5 for i, shape in enumerate(shapes)]
+
+
+def ours(x, gain, bias, *conditions):
+    return norm_silu(x, 2, EPS, gain, bias, *conditions)
+
+
+def plain(x, gain, bias, *conditions):
+    return plain_norm_silu(x, 2, gain, bias, *conditions)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_norm_silu_is_its_formula_without_gradients(conditioned):
+    inputs = norm_inputs(conditioned)
+    torch.testing.assert_close(ours(*inputs), plain(*inputs))  # nothing requires a gradient
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*(v.requires_grad_() for v in inputs)), plain(*inputs))
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_norm_silu_and_its_backward_are_those_of_the_formula(conditioned):
+    inputs = [v.requires_grad_() for v in norm_inputs(conditioned)]
+    weight = normal(2, 4, 2, 4, 6, seed=9)
+    mine, theirs = ours(*inputs), plain(*inputs)
+    torch.testing.assert_close(mine, theirs)
+    # the sums of the backward run in float32 whatever goes in
+    for got, true in zip(torch.autograd.grad((mine * weight).sum(), inputs),
+                         torch.autograd.grad((theirs * weight).sum(), inputs)):
+        assert (got - true).norm() <= 1e-6 * true.norm()
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_norm_silu_passes_gradcheck(conditioned):
+    inputs = [v.requires_grad_() for v in norm_inputs(conditioned)]
+    assert torch.autograd.gradcheck(ours, inputs, fast_mode=True)
+
+
+def test_norm_silu_of_one_cell_is_an_ordinary_scale_and_shift():
+    x, gain, bias, _, _ = norm_inputs(True)
+    scale, shift = normal(2, 4, 2, 1, 1, seed=7), normal(2, 4, 2, 1, 1, seed=8)
+    torch.testing.assert_close(ours(x, gain, bias, scale, shift), F.silu(F.group_norm(x, 2, gain, bias, EPS) * scale + shift))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_norm_silu_in_bfloat16_with_float32_parameters_is_near_the_formula(grad):
+    x, gain, bias, scale, shift = norm_inputs(True, torch.float32)
+    half = [v.bfloat16() for v in (x, scale, shift)]
+    with torch.set_grad_enabled(grad):
+        y = norm_silu(half[0], 2, EPS, gain.requires_grad_(), bias.requires_grad_(), *half[1:])
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - plain_norm_silu(x, 2, gain, bias, scale, shift)).abs().max() < 0.1
+    if grad:
+        y.float().sum().backward()
+        assert gain.grad.dtype == torch.float32 and gain.grad.isfinite().all()
+
+
+def test_norm_silu_leaves_its_input_alone():
+    x, gain, bias = norm_inputs(False)
+    before = x.clone()
+    ours(x, gain, bias)
+    assert torch.equal(x, before)
+
+
+def test_pad_front_with_room_moves_nothing():
+    x, gain, bias = norm_inputs(False)
+    y = ours(x, gain, bias)
+    past, want = normal(2, 4, 2, 4, 6, seed=5), y.clone()
+    padded = pad_front(y, past)
+    assert y.front_room == FRONT_ROOM == 2
+    assert padded.data_ptr() == y.data_ptr() - 2 * y.stride(2) * y.element_size()
+    assert torch.equal(padded, torch.cat([past, want], dim=2))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_pad_front_without_enough_room_is_cat(frames):
+    x, past = normal(2, 4, 2, 4, 6), normal(2, 4, frames, 4, 6, seed=1)
+    assert torch.equal(pad_front(x, past), torch.cat([past, x], dim=2))
+    roomy = ours(*norm_inputs(False))
+    assert torch.equal(pad_front(roomy, past), torch.cat([past, roomy], dim=2))
+
+
+def test_pad_front_hands_gradients_to_both():
+    x, past = normal(1, 2, 2, 2, 2).requires_grad_(), normal(1, 2, 2, 2, 2, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(pad_front, [x, past])
+
+
+def test_upsample_conv_is_nearest_then_a_convolution():
+    x, weight, bias = normal(2, 3, 2, 3, 4), normal(5, 3, 3, 3, seed=1), normal(5, seed=2)
+    doubled = F.interpolate(as_frames(x), scale_factor=2.0, mode="nearest")
+    want = from_frames(F.conv2d(doubled, weight, bias, padding=1), 2)
+    torch.testing.assert_close(upsample_conv(x, weight, bias), want)
+    assert upsample_weight(weight).shape == (3, 5, 4, 4)
+    assert torch.autograd.gradcheck(upsample_conv, [v.requires_grad_() for v in (x, weight, bias)], fast_mode=True)
+
+
+def test_downsample_conv_is_a_right_and_bottom_padded_strided_convolution():
+    x, weight, bias = normal(2, 3, 2, 4, 6), normal(5, 3, 3, 3, seed=1), normal(5, seed=2)
+    want = from_frames(F.conv2d(F.pad(as_frames(x), (0, 1, 0, 1)), weight, bias, stride=2), 2)
+    torch.testing.assert_close(downsample_conv(x, weight, bias), want)
+    assert torch.autograd.gradcheck(downsample_conv, [v.requires_grad_() for v in (x, weight, bias)], fast_mode=True)
+
+
+@pytest.mark.parametrize(("latents", "frames", "first_alone", "index"), [
+    (1, 1, True, [0]), (1, 1, False, [0]), (2, 2, False, [0, 1]), (3, 3, True, [0, 1, 2]),
+    (1, 4, False, [0, 0, 0, 0]), (1, 2, False, [0, 0]), (2, 8, False, [0, 0, 0, 0, 1, 1, 1, 1]),
+    (2, 3, True, [0, 1, 1]), (2, 5, True, [0, 1, 1, 1, 1]), (3, 5, True, [0, 1, 1, 2, 2]),
+    (3, 9, True, [0, 1, 1, 1, 1, 2, 2, 2, 2]), (3, 6, False, [0, 0, 1, 1, 2, 2]),
+    (2, 9, True, [0, 1, 1, 1, 1, 1, 1, 1, 1]),
+])
+def test_repeat_index(latents, frames, first_alone, index):
+    assert repeat_index(latents, frames, first_alone).tolist() == index
+
+
+def test_frames_fold_and_unfold_without_a_copy():
+    x = channels_last(normal(2, 3, 4, 5, 6))
+    folded = as_frames(x)
+    assert folded.shape == (8, 3, 5, 6) and folded.data_ptr() == x.data_ptr()
+    assert torch.equal(folded[5], x[1, :, 1]) and torch.equal(from_frames(folded, 2), x)
+
+
+@pytest.mark.parametrize("time_padding", ["first", "zeros"])
+def test_causal_convolution_is_a_padded_convolution_and_sees_no_future(time_padding):
+    conv = CausalConv3d(2, 3, time_padding=time_padding).double()
+    x = normal(1, 2, 5, 4, 4)
+    front = x[:, :, :1].expand(-1, -1, 2, -1, -1) * (time_padding == "first")
+    want = F.conv3d(torch.cat([front, x], dim=2), conv.conv.weight, conv.conv.bias, padding=(0, 1, 1))
+    torch.testing.assert_close(conv(x), want)
+    changed = x.clone()
+    changed[:, :, 3] += 1.0
+    torch.testing.assert_close(conv(changed)[:, :, :3], want[:, :, :3])
+    assert (conv(changed)[:, :, 3] - want[:, :, 3]).abs().max() > 1e-3
+
+
+def test_causal_convolution_in_pieces_of_any_length_is_the_whole():
+    conv, x, cache = CausalConv3d(2, 3).double(), normal(1, 2, 6, 4, 4), ConvCache()
+    pieces = [conv(piece, cache) for piece in x.split([1, 3, 1, 1], dim=2)]
+    torch.testing.assert_close(torch.cat(pieces, dim=2), conv(x))
+    assert [tuple(past.shape) for past in cache.past.values()] == [(1, 2, 2, 4, 4)]
+
+
+def test_a_kernel_without_extent_in_time_keeps_no_cache():
+    conv, cache = CausalConv3d(2, 3, kernel=1).double(), ConvCache()
+    x = normal(1, 2, 3, 4, 4)
+    torch.testing.assert_close(conv(x, cache), F.conv3d(x, conv.conv.weight, conv.conv.bias))
+    assert not cache.past

@@ -1,0 +1,151 @@
+"""The VAE against diffusers' AutoencoderKLCogVideoX: the same weights give the same numbers and the same gradients."""
+
+from dataclasses import replace
+
+import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from minicogvx.presets import VAEConfig
+from minicogvx.vae import CausalVAE
+from minicogvx.vae.tiling import tiled_decode, tiled_encode
+
+THREE = VAEConfig(latent_channels=4, block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=2,
+                  sample_height=32, sample_width=40)
+FOUR = replace(THREE, latent_channels=6, block_out_channels=(6, 6, 12, 18), layers_per_block=2, norm_num_groups=3,
+               sample_height=64, sample_width=80)
+CONFIGS = {"three stages": THREE, "four stages": FOUR}
+
+
+def theirs(config: VAEConfig) -> AutoencoderKLCogVideoX:
+    stages = len(config.block_out_channels)
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * stages, up_block_types=("CogVideoXUpBlock3D",) * stages,
+        block_out_channels=config.block_out_channels, latent_channels=config.latent_channels,
+        layers_per_block=config.layers_per_block, norm_eps=config.norm_eps, norm_num_groups=config.norm_num_groups,
+        temporal_compression_ratio=config.temporal_compression_ratio, sample_height=config.sample_height,
+        sample_width=config.sample_width, scaling_factor=config.scaling_factor)
+
+
+def pair(config: VAEConfig) -> tuple[CausalVAE, AutoencoderKLCogVideoX]:
+    """Both programs with the same weights; none keeps its initial 0 or 1, which would hide a mistake."""
+    torch.manual_seed(0)
+    mine, other = CausalVAE(config), theirs(config)
+    with torch.no_grad():
+        for parameter in mine.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    other.load_state_dict(mine.state_dict(), strict=True)
+    return mine, other
+
+
+def clip(frames: int, size: int = 16, width: int | None = None) -> torch.Tensor:
+    return torch.rand(1, 3, frames, size, width or size, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+
+
+def difference(mine: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest error relative to the largest value."""
+    assert mine.shape == other.shape
+    return ((mine - other).abs().max() / other.abs().max()).item()
+
+
+def moments(posterior) -> torch.Tensor:
+    return torch.cat([posterior.mean, posterior.logvar], dim=1)
+
+
+def test_the_published_vae_has_their_names_and_shapes():
+    with torch.device("meta"):
+        mine, other = CausalVAE(VAEConfig()).state_dict(), theirs(VAEConfig()).state_dict()
+    assert {name: value.shape for name, value in mine.items()} == {name: value.shape for name, value in other.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_encode_and_decode_in_chunks_are_theirs(name):
+    mine, other = pair(CONFIGS[name])
+    for frames in (1, 9, 17, 25):
+        video = clip(frames)
+        latent = other.encode(video).latent_dist
+        assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
+        decoded = mine.decode(latent.mean)
+        assert decoded.shape[2] == frames and difference(decoded, other.decode(latent.mean).sample) <= 1e-5
+
+
+@torch.no_grad()
+def test_one_chunk_is_theirs_with_larger_chunks():
+    mine, other = pair(THREE)
+    other.num_sample_frames_batch_size, other.num_latent_frames_batch_size = 100, 100
+    video = clip(17)
+    latent = other.encode(video).latent_dist.mean
+    assert difference(mine.encode(video, chunk_frames=None).mean, latent) <= 1e-5
+    assert difference(mine.decode(latent, chunk_latents=None), other.decode(latent).sample) <= 1e-5
+
+
+@torch.no_grad()
+def test_eight_fold_compression_in_time_is_theirs():
+    mine, other = pair(replace(FOUR, temporal_compression_ratio=8))
+    video = clip(17)
+    latent = other.encode(video).latent_dist.mean
+    assert latent.shape[2] == 3 and difference(mine.encode(video).mean, latent) <= 1e-5
+    assert difference(mine.decode(latent), other.decode(latent).sample) <= 1e-5
+
+
+@pytest.mark.parametrize(("frames", "published"), [(5, 8), (13, 16)])
+@torch.no_grad()
+def test_an_even_number_of_latents_comes_back_as_it_was_and_published_as_more(frames, published):
+    mine, other = pair(THREE)
+    video = clip(frames)
+    latent = other.encode(video).latent_dist
+    assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
+    assert mine.decode(latent.mean).shape[2] == frames
+    by_parity = CausalVAE(replace(THREE, first_frame="parity"))
+    by_parity.load_state_dict(mine.state_dict())
+    their_video = other.decode(latent.mean).sample
+    assert their_video.shape[2] == published
+    assert difference(moments(by_parity.encode(video)), moments(latent)) <= 1e-5
+    assert difference(by_parity.decode(latent.mean), their_video) <= 1e-5
+
+
+@pytest.mark.parametrize("frames", [4, 8, 16])
+@torch.no_grad()
+def test_parity_takes_clips_without_a_first_frame_as_they_do(frames):
+    mine, other = pair(replace(THREE, first_frame="parity"))
+    video = clip(frames)
+    latent = other.encode(video).latent_dist
+    assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
+    assert difference(mine.decode(latent.mean), other.decode(latent.mean).sample) <= 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_of_all_parameters_and_of_the_video_are_theirs(name):
+    mine, other = pair(CONFIGS[name])
+    video, frames = clip(9).repeat(2, 1, 1, 1, 1), 9
+    video[1] = -video[1].flip(3)  # two different clips: the sums over the batch count
+    inputs = [video.clone().requires_grad_(), video.clone().requires_grad_()]
+    posteriors = mine.encode(inputs[0]), other.encode(inputs[1]).latent_dist
+    videos = mine.decode(posteriors[0].mean), other.decode(posteriors[1].mean).sample
+    weight = torch.randn(videos[1].shape, generator=torch.Generator().manual_seed(frames))
+    for posterior, out in zip(posteriors, videos):
+        ((out * weight).sum() + posterior.logvar.square().sum()).backward()
+    assert difference(inputs[0].grad, inputs[1].grad) <= 5e-5
+    true = dict(other.named_parameters())
+    worst = {key: difference(p.grad, true[key].grad) for key, p in mine.named_parameters()}
+    assert len(worst) == len(true) and max(worst.values()) <= 5e-5, max(worst.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("config", [
+    THREE,  # half of 32x40: tiles of 16x20 pixels, 4x5 latents
+    replace(FOUR, sample_height=96, sample_width=80),  # 48x40 pixels, 6x5 latents: overlaps of exactly one latent
+], ids=["three stages", "four stages"])
+@torch.no_grad()
+def test_tiled_encode_and_decode_are_theirs(config):
+    mine, other = pair(config)
+    space = config.spatial_compression_ratio
+    overlap = (1 / 6, 1 / 5) if space == 8 else (1 / 4, 1 / 5)  # whole latents, or theirs fall out of step
+    other.enable_tiling(tile_overlap_factor_height=overlap[0], tile_overlap_factor_width=overlap[1])
+    video = clip(9, 9 * space, 7 * space)  # the last tiles are cut off by the edge
+    latent = other.encode(video).latent_dist
+    assert latent.mean.shape[3:] == (9, 7)
+    assert difference(moments(tiled_encode(mine, video, overlap=overlap)), moments(latent)) <= 1e-5
+    decoded = tiled_decode(mine, latent.mean, overlap=overlap)
+    assert decoded.shape == video.shape and difference(decoded, other.decode(latent.mean).sample) <= 1e-5
