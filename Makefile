@@ -2,6 +2,7 @@
 #   make demo PROMPT="a blue star moves up"    a video from a caption, with the shipped model
 #   make test                                  every test and every notebook
 #   make lab                                   JupyterLab on the first notebook
+#   make notebooks                             builds and runs the notebooks from notebooks/source
 #   make bench                                 minicogvx against diffusers, on this machine
 
 PYTHON ?= python3.11
@@ -19,7 +20,7 @@ FULL := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench doctor clean
+.PHONY: help setup demo test lab notebooks bench doctor clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -56,6 +57,9 @@ test: $(FULL)
 
 lab: $(FULL)
 	@$(BIN)/jupyter lab notebooks/00_first_video.ipynb
+
+notebooks: $(FULL)
+	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)
 
 bench: $(FULL)
 	@$(BIN)/python -m benchmarks $(ARGS)

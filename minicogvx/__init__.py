@@ -14,9 +14,9 @@ mend_torchvision_on_import()
 
 
 def __getattr__(name: str):
-    # `load` pulls in torch and transformers (seconds), so it is imported when somebody first asks for it.
+    # `load` pulls in torch (seconds), so it is imported when somebody first asks for it.
     if name == "load":
-        from minicogvx.pipeline import load
+        from minicogvx.interop import load
 
         return load
     raise AttributeError(f"module 'minicogvx' has no attribute {name!r}")

@@ -217,10 +217,9 @@ def _export(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and is not an empty folder; name a new one")
-    import minicogvx
-    from minicogvx.interop import diffusers
+    from minicogvx.interop import diffusers, find_folder
 
-    diffusers.export(minicogvx.load(arguments.model), folder)
+    diffusers.export(diffusers.load_pipeline(find_folder(arguments.model)), folder)  # in the number format of the files
     print(folder)
     return 0
 

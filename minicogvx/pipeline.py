@@ -73,7 +73,7 @@ class Pipeline:
     def __call__(self, prompt: str, image: Float[Tensor, "h w 3"] | None = None, video: Video | None = None,
                  strength: float = 0.8, negative_prompt: str = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
-                 guidance_scale: float = 6.0, dynamic_guidance: Literal["published", "meant"] | None = None,
+                 guidance_scale: float = 6.0, dynamic_guidance: str | None = None,
                  seed: int = 0, on_step: Callable[[int, int], None] | None = None) -> Video:
         """A video of `prompt`, `t h w 3` in 0..1. The same seed gives the same video.
 
@@ -81,7 +81,7 @@ class Pipeline:
             image: first frame, in 0..1. A model with image channels sees its latent; for any other model the latent of
                 the first frame is put back at every step at the right noise level.
             video: a clip to change, in 0..1; noised to `strength` (0 keeps it, 1 forgets it) and denoised from there.
-            guidance_scale: 1 is no guidance. `dynamic_guidance`: see `diffusion.guidance`.
+            guidance_scale: 1 is no guidance. `dynamic_guidance`: None, "published" or "meant".
             on_step: called with (steps done, steps in all).
 
         Raises:
@@ -99,20 +99,23 @@ class Pipeline:
                video: Float[Tensor, "b t h w 3"] | None = None, strength: float = 0.8, negative_prompt: str = "",
                num_frames: int | None = None, height: int | None = None, width: int | None = None,
                num_inference_steps: int = 50, guidance_scale: float = 6.0,
-               dynamic_guidance: Literal["published", "meant"] | None = None, seed: int = 0,
+               dynamic_guidance: str | None = None, seed: int = 0,
                on_step: Callable[[int, int], None] | None = None,
-               latents: Float[Tensor, "b c t h w"] | None = None) -> Float[Tensor, "b c t h w"]:
+               latents: Float[Tensor, "b c lt lh lw"] | None = None) -> Float[Tensor, "b c _ lh lw"]:
         """Scaled latents of one video a prompt, all in one batch; the arguments of `__call__`, with a batch in front.
 
-        `latents`: starting noise, where it is not to be drawn from `seed`.
+        `latents`: starting noise, where it is not to be drawn from `seed`. Where patches span two latent frames and the
+        video's count is odd, one frame more is denoised in front (published) and dropped at the end.
         """
-        shape = self._latent_shape(prompts, image, video, num_frames, height, width)
+        shape, front = self._latent_shape(prompts, image, video, num_frames, height, width)
         generator = torch.Generator().manual_seed(seed)
         sampler = {"ddim": DDIMSampler, "dpm": DPMSampler}[self.schedule_config.sampler](self.schedule, num_inference_steps)
         start = start_index(strength, num_inference_steps) if video is not None else 0
+        scales = [dynamic_guidance_scale(guidance_scale, i, int(t), num_inference_steps, dynamic_guidance)
+                  for i, t in enumerate(sampler.timesteps)]
         text = self._text_features(prompts, negative_prompt)                       # 2b n d_text: without, with caption
         known = None if image is None else self._encode(rearrange(image, "b h w c -> b 1 h w c"), generator, still=True)
-        film = None if video is None else self._with_front(self._encode(video, generator), shape)
+        film = None if video is None else self._with_front(self._encode(video, generator), front)
         if latents is None:
             latents = draw_noise(shape, generator, self._dtype, self._device)      # b c t h w
         latents = noise = latents.to(self._device, self._dtype)
@@ -122,21 +125,19 @@ class Pipeline:
         for i in range(start, num_inference_steps):
             t = sampler.timesteps[i]
             if known is not None and not self.takes_image_channels:
-                latents = self._put_back(latents, self._noised(known, noise[:, :, :1], t))
-            scale = dynamic_guidance_scale(guidance_scale, i, int(t), num_inference_steps, dynamic_guidance)
-            output = self._predict(latents, t, text, known, scale)
+                latents = self._put_back(latents, self._noised(known, noise[:, :, :1], t), front)
+            output = self._predict(latents, t, text, known, scales[i])
             latents, x0 = sampler.step(output, i, latents, x0, generator)
             if on_step:
                 on_step(i - start + 1, num_inference_steps - start)
         if known is not None and not self.takes_image_channels:
-            latents = self._put_back(latents, known)
-        return latents
+            latents = self._put_back(latents, known, front)
+        return latents[:, :, front:]
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t h w 3"]:
-        """Pixels in 0..1 of scaled latents; frames that only filled a temporal patch are dropped."""
-        latents = latents[:, :, self._front(latents.shape[2]):] / self.vae.config.scaling_factor
-        video = self.vae.decode(latents.to(next(self.vae.parameters()).dtype))
+    def decode(self, latents: Float[Tensor, "b c lt lh lw"]) -> Float[Tensor, "b t h w 3"]:
+        """Pixels in 0..1 of scaled latents."""
+        video = self.vae.decode((latents / self.vae.config.scaling_factor).to(next(self.vae.parameters()).dtype))
         return rearrange(video.float() / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
 
     # ---- what the loop is made of
@@ -176,20 +177,16 @@ class Pipeline:
     def _noised(self, latents, noise, t):
         return self.schedule.add_noise(latents, noise, int(t))
 
-    def _put_back(self, latents, known):
-        """The known first latent, in the first place and in those in front of it that only fill a temporal patch."""
-        frames = 1 + self._front(latents.shape[2])
+    def _put_back(self, latents, known, front):
+        """The known first latent, in its place and in that of the frame that only fills a temporal patch."""
+        frames = 1 + front
         return torch.cat([known.to(latents.dtype).expand(-1, -1, frames, -1, -1), latents[:, :, frames:]], dim=2)
 
-    def _with_front(self, film, shape):
-        return torch.cat([film[:, :, :1].expand(-1, -1, shape[2] - film.shape[2], -1, -1), film], dim=2)
-
-    def _front(self, padded_frames: int) -> int:
-        """Extra latent frames in front, where patches span two: the count of a video is odd, that of patches even."""
-        return 1 if self.transformer.config.patch_size_t and padded_frames % 2 == 0 else 0
+    def _with_front(self, film, front):
+        return torch.cat([film[:, :, :1].expand(-1, -1, front, -1, -1), film], dim=2)
 
     def _latent_shape(self, prompts, image, video, num_frames, height, width):
-        """(b, c, t, h, w) of the latents; every input is checked here, before any work."""
+        """(b, c, t, h, w) of the latents and how many of the t lie in front of the video; checks every input."""
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError('the prompt is empty; say what to show, such as "a red circle moves right"')
@@ -214,9 +211,8 @@ class Pipeline:
             if given is not None and not (torch.isfinite(given).all() and given.min() >= 0 and given.max() <= 1):
                 raise ValueError(f"the {name} holds values outside 0..1 or NaN; divide 8-bit pixels by 255")
         latent_frames = (frames - 1) // time + 1
-        if self.transformer.config.patch_size_t:
-            latent_frames += latent_frames % self.transformer.config.patch_size_t
-        return len(prompts), self.vae.config.latent_channels, latent_frames, height // space, width // space
+        front = -latent_frames % (self.transformer.config.patch_size_t or 1)
+        return (len(prompts), self.vae.config.latent_channels, front + latent_frames, height // space, width // space), front
 
     @property
     def _dtype(self) -> torch.dtype:

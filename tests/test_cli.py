@@ -160,9 +160,9 @@ def test_train_and_evaluate_are_handed_on_whole(monkeypatch, command):
 
 def test_export_loads_and_writes(monkeypatch, tmp_path, capsys):
     seen = []
-    monkeypatch.setitem(vars(minicogvx), "load", lambda name: f"pipe of {name}")
-    module = types.SimpleNamespace(export=lambda pipe, folder: seen.append((pipe, folder)))
-    package = types.SimpleNamespace(diffusers=module)
+    module = types.SimpleNamespace(export=lambda pipe, folder: seen.append((pipe, folder)),
+                                   load_pipeline=lambda folder: f"pipe of {folder}")
+    package = types.SimpleNamespace(diffusers=module, find_folder=lambda name: name)
     monkeypatch.setitem(sys.modules, "minicogvx.interop", package)
     monkeypatch.setitem(sys.modules, "minicogvx.interop.diffusers", module)
     assert cli.main(["export", str(tmp_path / "new"), "--model", "mine"]) == 0

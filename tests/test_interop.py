@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from minicogvx import interop
-from minicogvx.interop import configs, safetensors_files
+from minicogvx.interop import safetensors_files
 from minicogvx.interop.configs import departures, from_diffusers, own_fields, to_diffusers, with_own_fields
+from minicogvx.interop.diffusers import export, load_pipeline
 from minicogvx.interop.safetensors_files import load_into, read_sharded, read_tensors, write_sharded, write_tensors
-from minicogvx.presets import PRESETS, ScheduleConfig, TransformerConfig, VAEConfig
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import PRESETS, ScheduleConfig, TextConfig, TransformerConfig, VAEConfig
+from minicogvx.text import TextEncoder
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
 
 PUBLISHED = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
 
@@ -90,8 +96,10 @@ def foreign_files(folder: Path) -> dict[str, tuple[Path, str]]:
     whole = write_tensors(folder / "whole.safetensors", some_tensors()).read_bytes()
     torch.save(some_tensors(), folder / "zip")
     contents = {"empty": (b"", "is empty"), "truncated": (whole[:-5], "cut short"), "header": (whole[:40], "cut short"),
-                "long": (whole + b"xx", "cut short or damaged"), "text": (b"weights go here\n" * 9, "no safetensors file"),
-                "short": (b"{}", "no safetensors file"), "pickle": (pickle.dumps({"a": 1}), "is a pickle"),
+                "long": (whole + b"xx", "cut short or damaged"),
+                "text": (b"weights go here\n" * 9, "no safetensors file"),
+                "short": (b"{}", "no safetensors file"),
+                "pickle": (pickle.dumps({"a": 1}), "is a pickle"),
                 "torch": ((folder / "zip").read_bytes(), "is a pickle"),
                 "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
                 "shape": (whole.replace(b"[4,3]", b"[9,3]"), "damaged")}
@@ -175,10 +183,11 @@ def test_load_into_checks_before_it_copies():
 
 def their_config(config) -> dict:
     """What diffusers itself saves for a model made with our config file."""
-    make = {VAEConfig: AutoencoderKLCogVideoX, TransformerConfig: CogVideoXTransformer3DModel,
-            ScheduleConfig: {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}.get(getattr(config, "sampler", ""))}
+    values = to_diffusers(config)
+    makers = (AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, CogVideoXDDIMScheduler, CogVideoXDPMScheduler)
+    make, = (maker for maker in makers if maker.__name__ == values["_class_name"])
     with torch.device("meta"):
-        made = make[type(config)].from_config(to_diffusers(config))
+        made = make.from_config(values)
     return json.loads(made.to_json_string())
 
 
@@ -222,8 +231,8 @@ def test_missing_fields_have_the_defaults_of_diffusers():
         from_diffusers(ScheduleConfig, {"_class_name": "CogVideoXDPMScheduler"}, "here")
     values = {"_class_name": "CogVideoXDPMScheduler", "timestep_spacing": "trailing"}
     expected = CogVideoXDPMScheduler().config
-    schedule = from_diffusers(ScheduleConfig, values, "here")
-    assert schedule.sampler == "dpm" and all(schedule.__dict__[k] == expected[k] for k in schedule.__dict__ if k != "sampler")
+    schedule = vars(from_diffusers(ScheduleConfig, values, "here"))
+    assert schedule.pop("sampler") == "dpm" and all(value == expected[name] for name, value in schedule.items())
 
 
 def test_published_oddities():
@@ -245,7 +254,7 @@ BAD = [
     (TransformerConfig(), {"attention_head_dim": 40}, "here: attention_head_dim is 40"),
     (TransformerConfig(), {"activation_fn": "gelu"}, "only 'gelu-approximate' is supported"),
     (TransformerConfig(), {"patch_bias": False}, "patch_bias=False"),
-    (TransformerConfig(position="sincos"), {"use_learned_positional_embeddings": True}, "learned positions need rotary"),
+    (TransformerConfig(position="sincos"), {"use_learned_positional_embeddings": True}, "positions need rotary"),
     (VAEConfig(), {"block_out_channels": 128}, "block_out_channels=128; it must be a list"),
     (VAEConfig(), {"block_out_channels": []}, "block_out_channels="),
     (VAEConfig(), {"scaling_factor": float("nan")}, "scaling_factor=nan; it must be a number"),
@@ -253,7 +262,7 @@ BAD = [
     (VAEConfig(), {"use_quant_conv": True}, "use_quant_conv=True"),
     (VAEConfig(), {"down_block_types": ["DownBlock2D"]}, "'DownBlock2D' in down_block_types"),
     (ScheduleConfig(), {"_class_name": "EulerDiscreteScheduler"}, "CogVideoXDDIMScheduler or CogVideoXDPMScheduler"),
-    (ScheduleConfig(), {"prediction_type": "flow"}, "here: prediction_type is 'flow'"),
+    (ScheduleConfig(), {"prediction_type": "flow"}, "prediction_type='flow'; it must be one of 'v_prediction'"),
     (ScheduleConfig(), {"beta_schedule": "linear"}, "beta_schedule='linear'"),
 ]
 
@@ -283,4 +292,154 @@ def test_departures_are_named_and_kept(config, found):
     assert with_own_fields(back, own_fields(config), "here") == config
     with pytest.raises(ValueError, match="has no such field"):
         with_own_fields(back, {"colour": 1}, "here")
-    assert configs.own_fields(back) == {}
+    assert own_fields(back) == {}
+
+
+# ---- folders
+
+
+def tiny_pipeline(transformer: dict | None = None, vae: dict | None = None, unconditional: str = "empty") -> Pipeline:
+    torch.manual_seed(0)
+    text = TextConfig(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=16)
+    vae = VAEConfig(**{
+        "latent_channels": 4, "block_out_channels": (4, 4, 4), "norm_num_groups": 2, "layers_per_block": 1,
+        "scaling_factor": 0.5, "sample_height": 16, "sample_width": 16} | (vae or {}))
+    transformer = TransformerConfig(**{
+        "num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "in_channels": 4, "out_channels": 4,
+        "text_embed_dim": 16, "max_text_seq_length": 8, "time_embed_dim": 8, "sample_height": 4, "sample_width": 4,
+        "sample_frames": 9, "position_scaling": "extrapolate"} | (transformer or {}))
+    return Pipeline(CausalVAE(vae).eval(), ExpertTransformer(transformer).eval(), ScheduleConfig(sampler="dpm"),
+                    TextEncoder.from_config(text, ("red", "ring", "moves"), 8), fps=7, unconditional=unconditional)
+
+
+def weights(pipe: Pipeline) -> dict[str, torch.Tensor]:
+    parts = {"vae": pipe.vae, "transformer": pipe.transformer, "text": pipe.text.encoder}
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+
+
+def about(pipe: Pipeline):
+    return (pipe.vae.config, pipe.transformer.config, pipe.schedule_config, pipe.fps, pipe.unconditional,
+            pipe.text.max_length)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A pipeline folder for reading only."""
+    return export(tiny_pipeline(), tmp_path_factory.mktemp("pipelines") / "tiny")
+
+
+def test_a_pipeline_comes_back_bit_for_bit(folder):
+    pipe, back = tiny_pipeline(), load_pipeline(folder)
+    assert about(back) == about(pipe) and same(weights(back), weights(pipe))
+    assert back.text.vocabulary == {"red", "ring", "moves"}
+    assert not back.vae.training and not back.transformer.training
+    assert [file.name for file in folder.parent.iterdir()] == ["tiny"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "minicogvx.json", "model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+
+
+def test_number_formats(folder, tmp_path):
+    half = load_pipeline(folder, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in weights(half).values()} == {torch.bfloat16}
+    export(tiny_pipeline(), tmp_path / "half", dtype=torch.bfloat16, max_shard_bytes=1000)
+    assert len(list((tmp_path / "half" / "text_encoder").glob("*.safetensors"))) > 1
+    assert same(weights(load_pipeline(tmp_path / "half")), weights(half))
+    full = load_pipeline(tmp_path / "half", dtype=torch.float32)
+    assert {tensor.dtype for tensor in weights(full).values()} == {torch.float32}
+
+
+def test_export_replaces_only_what_it_may(tmp_path):
+    pipe, place = tiny_pipeline(), tmp_path / "out"
+    place.mkdir()
+    export(pipe, place)
+    with pytest.raises(ValueError, match="out is there already"):
+        export(pipe, place)
+    (place / "note").write_text("old")
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.conv.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="encoder.conv_in.conv.bias holds NaN"):
+        export(pipe, place, overwrite=True)
+    assert (place / "note").exists() and same(weights(load_pipeline(place)), weights(tiny_pipeline()))
+    export(tiny_pipeline({"position": "sincos"}), place, overwrite=True)
+    assert not (place / "note").exists() and load_pipeline(place).transformer.config.position == "sincos"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is there already"):
+        export(pipe, tmp_path / "file", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+@pytest.mark.parametrize("change, found", [
+    ({"transformer": {"modulation": "separate"}}, "modulation='separate'"),
+    ({"transformer": {"position": "learned"}}, "position='learned'"),
+    ({"vae": {"norm_over": "frame"}}, "norm_over='frame'"),
+    ({"unconditional": "zeros"}, "unconditional='zeros'"),
+])
+def test_departures_are_exported_only_on_request(tmp_path, change, found):
+    pipe = tiny_pipeline(**change)
+    with pytest.raises(ValueError, match=f"diffusers cannot compute {found}") as error:
+        export(pipe, tmp_path / "out")
+    one_sentence(error)
+    assert not list(tmp_path.iterdir())
+    export(pipe, tmp_path / "out", allow_departures=True)
+    back = load_pipeline(tmp_path / "out")
+    assert about(back) == about(pipe) and same(weights(back), weights(pipe))
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert (index["transformer"][0] == "minicogvx") == ("transformer" in change)
+    assert (index["vae"][0] == "minicogvx") == ("vae" in change)
+
+
+def change_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+BROKEN = {
+    "has no model_index.json": lambda f: (f / "model_index.json").unlink(),
+    "must be of a CogVideoXPipeline": lambda f: change_json(f / "model_index.json", _class_name="FluxPipeline"),
+    "vae='AutoencoderKL'; it must be": lambda f: change_json(
+        f / "model_index.json", vae=["diffusers", "AutoencoderKL"]),
+    "transformer=None; it must be": lambda f: change_json(f / "model_index.json", transformer=None),
+    "has no folder vae": lambda f: shutil.rmtree(f / "vae"),
+    "there is no file .*scheduler_config.json": lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
+    "model_index.json is no JSON": lambda f: (f / "model_index.json").write_bytes(b"\xff\xfe"),
+    "minicogvx.json has fps=0": lambda f: change_json(f / "minicogvx.json", fps=0),
+    "minicogvx.json sets 'speed'": lambda f: change_json(f / "minicogvx.json", speed=1),
+    "minicogvx.json has modulation='soft'": lambda f: change_json(
+        f / "minicogvx.json", transformer={"modulation": "soft"}),
+    "has no minicogvx.json, which says how its vae": lambda f: (
+        change_json(f / "model_index.json", vae=["minicogvx", "CausalVAE"]), (f / "minicogvx.json").unlink()),
+    "vae holds no weights": lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+    "vae lacks the tensor encoder.down_blocks.0.resnets.1": lambda f: change_json(
+        f / "vae" / "config.json", layers_per_block=2),
+    "proj_out.weight in .*transformer has the shape": lambda f: change_json(
+        f / "transformer" / "config.json", out_channels=8),
+    "text_encoder has d_model=32": lambda f: change_json(f / "text_encoder" / "config.json", d_model=32),
+    "model.safetensors is empty": lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b""),
+    "tokenizer or text_encoder in .* does not open": lambda f: change_json(f / "text_encoder" / "config.json", d_kv=4),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_broken_folders_are_refused(folder, tmp_path, message):
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    BROKEN[message](broken)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load_pipeline(broken)
+    assert str(broken) in one_sentence(error)
+
+
+def test_names_and_folders(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(interop, "DATA", folder.parent)
+    assert interop.shipped() == ["tiny"] and interop.find_folder("tiny") == folder
+    assert interop.find_folder(tmp_path) == tmp_path
+    for name, message in [("5b", "weights of '5b' are not shipped; download"),
+                          ("small", "'small' are not shipped; train"),
+                          ("tony", "no model 'tony'; it must be 'tiny' or an existing folder .*1.5-5b-i2v"),
+                          ("", "no model ''")]:
+        with pytest.raises(ValueError, match=message) as error:
+            minicogvx.load(name)
+        one_sentence(error)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_pipeline(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="has no model_index.json"):
+        minicogvx.load(tmp_path)
+    assert about(minicogvx.load("tiny", device="cpu")) == about(tiny_pipeline())

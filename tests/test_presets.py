@@ -41,8 +41,8 @@ def test_published_transformer_numbers(name):
     assert config.width == {30: 1920, 48: 3072}[config.num_attention_heads]
     assert (config.attention_head_dim, config.out_channels, config.patch_size) == (64, 16, 2)
     assert (config.text_embed_dim, config.max_text_seq_length, config.time_embed_dim) == (4096, 226, 512)
-    assert (config.norm_eps, config.spatial_interpolation_scale, config.temporal_interpolation_scale) == (1e-5, 1.875, 1.0)
-    assert config.temporal_compression_ratio == 4
+    assert (config.spatial_interpolation_scale, config.temporal_interpolation_scale) == (1.875, 1.0)
+    assert (config.norm_eps, config.temporal_compression_ratio) == (1e-5, 4)
     assert (config.sample_height, config.sample_width, config.sample_frames) == (
         (300, 300, 81) if name.startswith("1.5") else (60, 90, 49))
     assert config.position_scaling == ("extrapolate" if name.startswith("1.5") else "interpolate")
@@ -100,7 +100,8 @@ def test_the_parts_of_a_preset_fit_together(name):
      "temporal_compression_ratio is 3; with 4 stages it must be a power of two up to 8"),
     (VAEConfig(block_out_channels=(32, 64, 64)), {"temporal_compression_ratio": 8},
      "temporal_compression_ratio is 8; with 3 stages it must be a power of two up to 4"),
-    (VAEConfig(), {"block_out_channels": (128, 250, 256, 512)}, "block_out_channels has 250, which norm_num_groups=32 "),
+    (VAEConfig(), {"block_out_channels": (128, 250, 256, 512)},
+     "block_out_channels has 250, which norm_num_groups=32 "),
     (VAEConfig(), {"time_padding": "reflect"}, "time_padding is 'reflect'; it must be one of 'first', 'zeros'"),
     (VAEConfig(), {"norm_over": "clip"}, "norm_over is 'clip'; it must be one of 'chunk', 'frame'"),
     (VAEConfig(), {"first_frame": "never"}, "first_frame is 'never'; it must be one of 'start', 'parity'"),

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicogvx.presets import TransformerConfig, preset
 from minicogvx.transformer import attention
+from minicogvx.transformer.expert_norm import layer_norm
 from minicogvx.transformer.model import Block, ExpertTransformer, flops
 from minicogvx.transformer.patchify import patchify, unpatchify
 from minicogvx.transformer.positions import rope_3d, rotate, rotations, sincos_3d
@@ -311,3 +312,14 @@ def test_options_cost_what_they_say():
     assert count(modulation="separate") - count() == own
     assert count(position="learned") - count() == (config.max_text_seq_length + 5 * 4 * 4) * d
     assert count(position="sincos") == count(position="none") == count(position="rope+learned") == count()
+
+
+def test_norm_gradients_are_summed_in_float32():
+    torch.manual_seed(0)
+    norm, x, probe = torch.nn.LayerNorm(16), torch.randn(7000, 16).bfloat16(), (torch.randn(7000, 16) + 0.3).bfloat16()
+    exact = torch.autograd.grad(norm(x.float()), list(norm.parameters()), probe.float())
+    for copy in (norm, torch.nn.LayerNorm(16).bfloat16()):
+        out = layer_norm(x, copy)
+        assert out.dtype == torch.bfloat16
+        for ours, gradient in zip(torch.autograd.grad(out, list(copy.parameters()), probe), exact):
+            assert distance(ours.float(), gradient) < 0.02

@@ -66,7 +66,8 @@ def test_norm_silu_passes_gradcheck(conditioned):
 def test_norm_silu_of_one_cell_is_an_ordinary_scale_and_shift():
     x, gain, bias, _, _ = norm_inputs(True)
     scale, shift = normal(2, 4, 2, 1, 1, seed=7), normal(2, 4, 2, 1, 1, seed=8)
-    torch.testing.assert_close(ours(x, gain, bias, scale, shift), F.silu(F.group_norm(x, 2, gain, bias, EPS) * scale + shift))
+    want = F.silu(F.group_norm(x, 2, gain, bias, EPS) * scale + shift)
+    torch.testing.assert_close(ours(x, gain, bias, scale, shift), want)
 
 
 @pytest.mark.parametrize("grad", [False, True])

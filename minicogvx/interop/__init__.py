@@ -33,11 +33,11 @@ def find_folder(name_or_folder: str | Path) -> Path:
     if name and folder.is_dir():
         return folder
     if name in PRESETS:
-        width = PRESETS[name].transformer.width
-        way = "train it with `minicogvx train`, then give" if width < 1024 else "download them as diffusers has them and give"
-        raise ValueError(f"the weights of {name!r} are not shipped; {way} their folder")
-    raise ValueError(f"there is no model {name!r}; it must be {' or '.join([*map(repr, shipped()), 'an existing folder'])} "
-                     f"(the presets are {', '.join(PRESETS)})")
+        published = PRESETS[name].transformer.text_embed_dim == 4096
+        way = "download them as diffusers has them" if published else "train them with `minicogvx train`"
+        raise ValueError(f"the weights of {name!r} are not shipped; {way}, then give their folder")
+    known = " or ".join([*map(repr, shipped()), "an existing folder"])
+    raise ValueError(f"there is no model {name!r}; it must be {known} (the presets are {', '.join(PRESETS)})")
 
 
 def shipped() -> list[str]:

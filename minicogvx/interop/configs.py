@@ -7,6 +7,7 @@ a file of our own (`own_fields`); `departures` names those that diffusers would 
 
 import warnings
 from dataclasses import dataclass, fields, replace
+from typing import get_args
 
 from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
 
@@ -169,7 +170,8 @@ def _typed(field, value, origin: str):
     elif kind in (float, bool):
         right = type(value) is kind and value == value  # not NaN
     else:
-        right = isinstance(value, str)  # a Literal; the config itself knows which words are valid
+        right = value in get_args(kind)  # a Literal
     if not right:
-        raise ValueError(f"{origin} has {field.name}={given!r}; it must be {_KINDS.get(kind, 'a word')}")
+        wanted = _KINDS.get(kind) or f"one of {', '.join(map(repr, get_args(kind)))}"
+        raise ValueError(f"{origin} has {field.name}={given!r}; it must be {wanted}")
     return value

@@ -86,7 +86,8 @@ def _read_index(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder} has no {INDEX}; it must be a diffusers pipeline folder")
     index = read_json(folder / INDEX)
     if index.get("_class_name") not in _PIPELINES:
-        raise ValueError(f"{folder / INDEX} is of a {index.get('_class_name')!r}; it must be of a {' or '.join(_PIPELINES)}")
+        raise ValueError(f"{folder / INDEX} is of a {index.get('_class_name')!r}; "
+                         f"it must be of a {' or '.join(_PIPELINES)}")
     for part, classes in _CLASSES.items():
         entry = index.get(part)
         name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
@@ -124,8 +125,8 @@ def _load_text(folder: Path, config: TransformerConfig, dtype: torch.dtype | Non
 
     width = read_json(folder / "text_encoder" / "config.json").get("d_model")
     if width != config.text_embed_dim:
-        raise ValueError(f"{folder / 'text_encoder'} has d_model={width!r}; the transformer takes text features of width "
-                         f"{config.text_embed_dim}")
+        raise ValueError(f"{folder / 'text_encoder'} has d_model={width!r}; the transformer takes text features of "
+                         f"width {config.text_embed_dim}")
     tensors = read_sharded(folder / "text_encoder", "model")
     try:
         text = TextEncoder.from_folder(folder, config.max_text_seq_length, dtype or _common_dtype(tensors))
@@ -210,13 +211,13 @@ def _index(pipe) -> dict:
     """model_index.json. A part that departs has our class there, so that diffusers refuses it aloud."""
     vae, transformer = pipe.vae.config, pipe.transformer.config
     to_video = "CogVideoXImageToVideoPipeline" if transformer.in_channels > vae.latent_channels else "CogVideoXPipeline"
-    published = {"transformer": ["diffusers", "CogVideoXTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLCogVideoX"]}
+    their_transformer, their_vae = ["diffusers", "CogVideoXTransformer3DModel"], ["diffusers", "AutoencoderKLCogVideoX"]
     return {"_class_name": to_video, "_diffusers_version": DIFFUSERS_VERSION,
             "scheduler": ["diffusers", to_diffusers(pipe.schedule_config)["_class_name"]],
             "text_encoder": ["transformers", "T5EncoderModel"],
             "tokenizer": ["transformers", type(pipe.text.tokenizer).__name__],
-            "transformer": ["minicogvx", "ExpertTransformer"] if departures(transformer) else published["transformer"],
-            "vae": ["minicogvx", "CausalVAE"] if departures(vae) else published["vae"]}
+            "transformer": ["minicogvx", "ExpertTransformer"] if departures(transformer) else their_transformer,
+            "vae": ["minicogvx", "CausalVAE"] if departures(vae) else their_vae}
 
 
 def _move(part: Path, folder: Path) -> None:

@@ -83,10 +83,11 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Pa
     if unexpected:
         raise ValueError(f"{origin} has a tensor {unexpected[0]}{_and_more(unexpected)}, which this {kind} does not "
                          f"know; its config.json and its weights must belong together")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(f"{name} in {origin} has the shape {tuple(tensor.shape)}; this {kind} needs "
-                             f"{tuple(wanted[name].shape)}")
+    for name, like in wanted.items():
+        tensor = tensors[name]
+        if tensor.shape != like.shape:
+            raise ValueError(f"{name} in {origin} has the shape {tuple(tensor.shape)}; "
+                             f"this {kind} needs {tuple(like.shape)}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} in {origin} holds {str(tensor.dtype).removeprefix('torch.')}; weights must be "
                              f"floating-point numbers")
@@ -126,8 +127,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; weights must "
-                             f"be finite, so {path} was not written")
+            raise ValueError(f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; weights "
+                             f"must be finite, so {path} was not written")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:

@@ -34,6 +34,7 @@ class VAEStage:
     adamw_lr: float = 1e-3
     warmup: int = 20
     chunk_frames: int | None = 8
+    decoder_only: bool = False  # the encoder stays as it is: latents that a diffusion model has seen keep their meaning
 
 
 def initialise(vae: CausalVAE) -> None:
@@ -63,34 +64,50 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
               log: Path | None = None, progress: bool = True) -> CausalVAE:
     """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
 
-    Each step's losses by name go to the JSONL file `log`. Deterministic for a seed and a number of threads.
+    After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
+    (`normalise_latents`). Deterministic for a seed and a number of threads.
     """
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
-    step_seed = seed * 10_000_000
-    for number, stage in enumerate(stages):
-        optimizer = MuonAdamW(vae.named_parameters(), stage.muon_lr, stage.adamw_lr, clip=1.0)
-        objective = VAELoss(stage.loss)
-        bar = tqdm(range(stage.steps), desc=f"VAE stage {number + 1}/{len(stages)}", disable=not progress, mininterval=5)
-        for step in bar:
-            start = time.perf_counter()
-            step_seed += 1
-            generator = torch.Generator().manual_seed(step_seed)
-            video = world_batch(stage.batch_size, step_seed, stage.num_frames, stage.height, stage.width)
-            reconstruction, posterior = vae(video.to(dtype), generator, stage.chunk_frames)
-            losses = objective.autoencoder(video, reconstruction.float(), posterior.mean, posterior.logvar, step,
-                                           generator=generator)
-            losses["total"].backward()
-            norm = optimizer.step(warmup_cosine(step, stage.steps, stage.warmup))
-            if log and (step % 10 == 0 or step == stage.steps - 1):
-                row = {"stage": number, "step": step, "psnr": psnr(video, reconstruction.detach()), "grad_norm": norm.item(),
-                       "seconds": time.perf_counter() - start, **{k: v.item() for k, v in losses.items()}}
+    first_seed = seed * 10_000_000 + 1
+    for stage in stages:
+        train_stage(vae, stage, first_seed, dtype, log, progress)
+        if not stage.decoder_only and stage.height == config.sample_height:
+            normalise_latents(vae, seed)
+        first_seed += stage.steps
+    return vae
+
+
+def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16, log: Path | None = None,
+                progress: bool = True) -> None:
+    """One stage, in place; step i draws its clips and noise from seed `first_seed + i`.
+
+    The losses of every tenth step go by name to the JSONL file `log`.
+    """
+    part = vae.decoder if stage.decoder_only else vae
+    vae.encoder.requires_grad_(not stage.decoder_only)
+    optimizer = MuonAdamW(part.named_parameters(), stage.muon_lr, stage.adamw_lr)
+    objective = VAELoss(stage.loss)
+    name = f"{stage.height}x{stage.width}x{stage.num_frames}"
+    bar = tqdm(range(stage.steps), desc=f"VAE {name}", disable=not progress, mininterval=5)
+    for step in bar:
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(first_seed + step)
+        video = world_batch(stage.batch_size, first_seed + step, stage.num_frames, stage.height, stage.width)
+        reconstruction, posterior = vae(video.to(dtype), generator, stage.chunk_frames)
+        losses = objective.autoencoder(video, reconstruction.float(), posterior.mean, posterior.logvar, step,
+                                       generator=generator)
+        losses["total"].backward()
+        norm = optimizer.step(warmup_cosine(step, stage.steps, stage.warmup))
+        if step % 10 == 0 or step == stage.steps - 1:
+            row = {"stage": name, "step": step, "psnr": psnr(video, reconstruction.detach()), "grad_norm": norm.item(),
+                   "seconds": time.perf_counter() - start, **{key: value.item() for key, value in losses.items()}}
+            bar.set_postfix(psnr=f"{row['psnr']:.1f}")
+            if log:
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                bar.set_postfix(psnr=f"{row['psnr']:.1f}")
-    normalise_latents(vae, seed)
-    return vae
+    vae.encoder.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-
 def by_modality(x: Float[Tensor, "b n d"], num_text: int) -> tuple[
         Float[Tensor, "b n_text d"], Float[Tensor, "b n_video d"]]:
     """The two slices of a sequence, as views: text and video."""

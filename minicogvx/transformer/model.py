@@ -72,7 +72,8 @@ class ExpertTransformer(nn.Module):
             else:
                 x = block(x, num_text, grid[0], time, rope)     # b n d
         x = x[:, num_text:]                                     # b n_video d
-        x = self.norm_out(layer_norm(x, self.norm_final), time)             # b n_video d: two norms in a row, as published
+        x = layer_norm(x, self.norm_final)                      # b n_video d
+        x = self.norm_out(x, time)                              # b n_video d: two norms in a row, as published
         x = self.proj_out(x)                                    # b n_video c_out*p_t*p*p
         return unpatchify(x, grid, self.patch[0], self.patch[1])  # b c_out t h w
 

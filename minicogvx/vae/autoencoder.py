@@ -109,6 +109,9 @@ class CausalVAE(nn.Module):
         Raises ValueError for a frame count that is not 4k+1, a size that does not divide, or NaN.
         """
         self._check_video(video)
+        ratio = self.config.temporal_compression_ratio
+        if chunk_frames is not None and (chunk_frames < 1 or chunk_frames % ratio):
+            raise ValueError(f"chunk_frames is {chunk_frames}; it must be a multiple of {ratio}, such as {max(ratio, 8)}, or None")
         pieces = video.split(chunk_sizes(video.shape[2], chunk_frames), dim=2)
         return DiagonalGaussian(torch.cat(list(_run(self.encoder, pieces)), dim=2))
 
@@ -118,13 +121,13 @@ class CausalVAE(nn.Module):
         pieces = latents.split(chunk_sizes(latents.shape[2], chunk_latents), dim=2)
         return torch.cat(list(_run(self.decoder, pieces)), dim=2)
 
-    def encode_stream(self, pieces: Iterable[Float[Tensor, "b c t h w"]]) -> Iterator[DiagonalGaussian]:
+    def encode_stream(self, pieces: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[DiagonalGaussian]:
         """Encodes a video of any length piece by piece at constant memory: 4k+1 frames first, then 4k each time."""
         return map(DiagonalGaussian, _run(self.encoder, self._whole_groups(pieces)))
 
-    def decode_stream(self, pieces: Iterable[Float[Tensor, "b c lt lh lw"]]) -> Iterator[Float[Tensor, "b o t h w"]]:
+    def decode_stream(self, pieces: Iterable[Float[Tensor, "b c _ lh lw"]]) -> Iterator[Float[Tensor, "b o _ h w"]]:
         """Decodes latents of any length piece by piece at constant memory."""
-        return _run(self.decoder, pieces)
+        return _run(self.decoder, (self._check_latents(piece) for piece in pieces))
 
     def forward(self, video: Float[Tensor, "b c t h w"], generator: torch.Generator | None = None,
                 chunk_frames: int | None = 8) -> tuple[Float[Tensor, "b o t h w"], DiagonalGaussian]:
@@ -139,26 +142,33 @@ class CausalVAE(nn.Module):
             if (piece.shape[2] - start) % ratio:
                 raise ValueError(f"a piece has {piece.shape[2]} frames; the first must have {ratio}k + 1 and the later ones {ratio}k")
             start = 0
+            self._check_pixels(piece)
             yield piece
 
     def _check_video(self, video):
-        config, (_, channels, frames, height, width) = self.config, video.shape
-        time, space = config.temporal_compression_ratio, config.spatial_compression_ratio
-        if channels != config.in_channels:
-            raise ValueError(f"the video has {channels} channels; this VAE takes {config.in_channels}")
-        if config.first_frame == "start" and frames % time != 1 % time:
+        time, frames = self.config.temporal_compression_ratio, video.shape[2]
+        if self.config.first_frame == "start" and (frames < 1 or (frames - 1) % time):
             low = max((frames - 1) // time * time + 1, 1)
             raise ValueError(f"the video has {frames} frames; it must have {time}k + 1, such as {low} or {low + time}")
+        self._check_pixels(video)
+
+    def _check_pixels(self, video):
+        channels, space, (height, width) = video.shape[1], self.config.spatial_compression_ratio, video.shape[3:]
+        if channels != self.config.in_channels:
+            raise ValueError(f"the video has {channels} channels; this VAE takes {self.config.in_channels}")
         if height % space or width % space:
             raise ValueError(f"the video is {height}x{width}; height and width must be multiples of {space}")
-        if not torch.isfinite(video).all():
+        if not video.is_meta and not torch.isfinite(video).all():  # the meta device has shapes and no values
             raise ValueError("the video holds NaN or infinite values; pixels must be numbers in -1..1")
 
     def _check_latents(self, latents):
         if latents.shape[1] != self.config.latent_channels:
             raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes {self.config.latent_channels}")
-        if not torch.isfinite(latents).all():
+        if not latents.shape[2]:
+            raise ValueError("the latents have 0 frames; there must be at least 1")
+        if not latents.is_meta and not torch.isfinite(latents).all():
             raise ValueError("the latents hold NaN or infinite values; the sampler that made them has diverged")
+        return latents
 
 
 def _run(network: nn.Module, pieces: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minicogvx.presets import VAEConfig
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.ops import as_frames, channels_last, downsample_conv, from_frames, norm_silu, repeat_index, upsample_conv
+from minicogvx.vae.ops import as_frames, channels_last, downsample_conv, from_frames, norm_silu, repeat_time, upsample_conv
 
 
 def first_frame_alone(frames: int, cache: ConvCache | None, rule: str) -> bool:
@@ -49,8 +49,8 @@ class SpatialNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"],
                 cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
         frames = x.shape[2]
-        index = repeat_index(z.shape[2], frames, first_frame_alone(frames, cache, self.rule), z.device)
-        scale, shift = self.conv_y(z)[:, :, index], self.conv_b(z)[:, :, index]  # b c t lh lw
+        alone = first_frame_alone(frames, cache, self.rule)
+        scale, shift = (repeat_time(conv(z), frames, alone) for conv in (self.conv_y, self.conv_b))  # b c t lh lw
         return _norm(self.norm_layer, self.over, x, scale, shift)
 
 
@@ -114,7 +114,7 @@ class Upsample(nn.Module):
         x = upsample_conv(x, self.conv.weight, self.conv.bias)
         if self.time:
             alone = first_frame_alone(frames, cache, self.rule)
-            x = x[:, :, repeat_index(frames, 2 * frames - alone, alone, x.device)]
+            x = repeat_time(x, 2 * frames - alone, alone)
         return x
 
 

@@ -72,15 +72,41 @@ def downsample_conv(x: Float[Tensor, "b c t h w"], weight: Float[Tensor, "o c 3 
     return channels_last(from_frames(y[:, :, 1:, 1:], x.shape[0]))
 
 
+def repeat_time(x: Float[Tensor, "b c n h w"], frames: int, first_alone: bool) -> Float[Tensor, "b c t h w"]:
+    """`x[:, :, repeat_index(n, frames, first_alone)]`: nearest up-sampling in time."""
+    n = x.shape[2]
+    if frames == n:
+        return x
+    alone = int(first_alone and n > 1)
+    parts = [x[:, :, :alone], x[:, :, alone:].repeat_interleave((frames - alone) // (n - alone), dim=2)]
+    return _Join.apply(*parts) if alone else channels_last(parts[1])
+
+
 def pad_front(x: Float[Tensor, "b c t h w"], past: Float[Tensor, "b c k h w"]) -> Float[Tensor, "b c tk h w"]:
     """`cat([past, x], dim=2)`. Where `x` was made with room in front (`norm_silu` does so), nothing is moved."""
     frames = past.shape[2]
     if getattr(x, "front_room", 0) < frames:
-        return channels_last(torch.cat([past, x], dim=2))
+        return _Join.apply(past, x)
     b, c, t, h, w = x.shape
     grown = x.as_strided((b, c, t + frames, h, w), x.stride(), x.storage_offset() - frames * x.stride(2))
     grown[:, :, :frames] = past
     return grown
+
+
+class _Join(torch.autograd.Function):
+    """`cat([first, second], dim=2)`, always stored channels last: torch.cat gives up that layout for an expanded input."""
+
+    @staticmethod
+    def forward(ctx, first, second):
+        ctx.frames = first.shape[2]
+        b, c, t, h, w = second.shape
+        joined = second.new_empty(b, ctx.frames + t, h, w, c).permute(0, 4, 1, 2, 3)
+        joined[:, :, :ctx.frames], joined[:, :, ctx.frames:] = first, second
+        return joined
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[:, :, :ctx.frames], grad[:, :, ctx.frames:]
 
 
 def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float, gain: Float[Tensor, " c"], bias: Float[Tensor, " c"],
@@ -93,7 +119,7 @@ def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float, gain: Floa
     """
     x = channels_last(x)
     gain, bias = gain.to(x.dtype), bias.to(x.dtype)
-    if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad):
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, gain, bias, scale, shift)):
         return _NormSiLU.apply(x, gain, bias, scale, shift, groups, eps)
     return _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift)
 
@@ -109,8 +135,9 @@ def _group_norm(x, groups, eps, gain, bias):
 def _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift):
     b, c, t, h, w = x.shape
     normed = _group_norm(x, groups, eps, gain, bias)[0]
-    buffer = x.new_empty((b, t + FRONT_ROOM, h, w, c))
-    y = buffer[:, FRONT_ROOM:].permute(0, 4, 1, 2, 3)
+    room = FRONT_ROOM if t > 1 else 0  # a single frame, as `norm_over="frame"` makes them, would take three times its size
+    buffer = x.new_empty((b, t + room, h, w, c))
+    y = buffer[:, room:].permute(0, 4, 1, 2, 3)
     if scale is None:
         torch.ops.aten.silu.out(normed, out=y)
     else:
@@ -119,7 +146,7 @@ def _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift):
             torch.addcmul(_widen(shift[clip:clip + 1], w), _rows(normed[clip:clip + 1], scale.shape[3]),
                           _widen(scale[clip:clip + 1], w), out=rows)
         F.silu(y, inplace=True)
-    y.front_room = FRONT_ROOM
+    y.front_room = room
     return y
 
 

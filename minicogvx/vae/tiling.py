@@ -1,7 +1,7 @@
-"""Large pictures through the VAE tile by tile: a quarter of the memory for a slightly different picture (not in the paper).
+"""Large pictures through the VAE tile by tile: less memory for a slightly different picture (not in the paper).
 
 A tile is cut out, passes the VAE alone, chunk by chunk in time, and is blended into its neighbours where they overlap.
-Each group norm sees one tile only, so the numbers differ a little from those of the whole picture: the blending hides the seams.
+Each group norm sees one tile only, so the numbers differ a little from those of the whole; the blending hides seams.
 
     tile 0 |-----------====|            the ==== is seen twice: its weight falls from 1 to 0 in the tile
     tile 1             |====-----------====|    on the left (or above) and rises from 0 to 1 in the tile on the right
@@ -63,7 +63,7 @@ def _by_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int],
         row: list[Tensor] = []
         for column, left in enumerate(range(0, x.shape[4], step[1])):
             y = run(x[:, :, :, top:top + tile[0], left:left + tile[1]])
-            # The order is the published one: first with the (already blended) tile above, then with the one on the left.
+            # The published order: first with the (already blended) tile above, then with the one on the left.
             y = blend(above[column], y, shared[0], dim=3) if above else y
             y = blend(row[-1], y, shared[1], dim=4) if row else y
             row.append(y)
@@ -96,7 +96,7 @@ def _tile_in_latents(vae: CausalVAE, tile: tuple[int, int] | None,
     """Height and width of a tile, and what it shares with the next, in latents.
 
     Whole latents keep the tiles of the video and those of the latents in step. `diffusers` rounds the two apart for
-    some sizes (a tile of 64 pixels with 1/6 is one), and then returns a picture of another size; the published ones agree.
+    some sizes (a tile of 64 pixels with 1/6 is one) and then returns a picture of another size; the published agree.
     """
     space, config = vae.config.spatial_compression_ratio, vae.config
     if tile is None:  # rounded down to whole latents
@@ -110,5 +110,5 @@ def _tile_in_latents(vae: CausalVAE, tile: tuple[int, int] | None,
     shared = tuple(max(round(size * part), 1) if part else 0 for size, part in zip(latents, overlap))
     if any(part >= size for part, size in zip(shared, latents)):
         raise ValueError(f"a tile of {tile[0]}x{tile[1]} pixels is {latents[0]}x{latents[1]} latents, of which "
-                         f"overlap={overlap} shares {shared[0]}x{shared[1]}; a larger tile or a smaller overlap leaves some new")
+                         f"overlap={overlap} shares {shared[0]}x{shared[1]}; take a larger tile or a smaller overlap")
     return latents, shared

@@ -1,0 +1,1 @@
+"""minicogvx against diffusers: the same weights, on this machine, in one run. `python -m benchmarks`, see README.md."""

@@ -1,0 +1,86 @@
+"""minicogvx against diffusers, with the same weights, on this machine. Run it alone: it wants every core.
+
+    python -m benchmarks [--quick] [--only WORDS] [--markdown] [--json FILE] [--no-memory]
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import table
+from benchmarks.cases import NAMES, Case, cases
+from benchmarks.measure import alternate, ceiling, count_flops, difference, peak_memory
+from benchmarks.sides import OURS, THEIRS
+
+
+def measure(case: Case, seconds: float, memory: bool = True) -> table.Row:
+    """One case: agreement, then time, then memory. Programs that do not agree are not timed."""
+    ours, theirs = case.side(OURS), case.side(THEIRS)
+    our_inputs, their_inputs = ours.inputs(), theirs.inputs()
+    our_result, our_flops = count_flops(lambda: ours.result(our_inputs))
+    their_result, their_flops = count_flops(lambda: theirs.result(their_inputs))
+    apart = difference(our_result, their_result)
+    flops = our_flops, their_flops
+    if not apart <= case.tolerance:
+        return table.Row(case, apart, flops)
+    del our_result, their_result
+    for side in (ours, theirs):  # the check has made the kernels; this makes the optimizer's state
+        side.run(side.inputs(small=True))
+    timing = alternate(lambda: ours.run(our_inputs), lambda: theirs.run(their_inputs), seconds)
+    del side, ours, theirs, our_inputs, their_inputs
+    peaks = (peak_memory(case, OURS), peak_memory(case, THEIRS)) if memory else (None, None)
+    return table.Row(case, apart, flops, timing, peaks)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write. Returns 1 if two programs did not agree or if nothing was measured."""
+    options = _parse(arguments)
+    chosen = [case for case in cases(options.quick) if all(word in name_of(case) for word in options.only.lower().split())]
+    if not chosen:
+        print(f"no case has {options.only!r} in its name; the names are:", *map(name_of, cases(options.quick)), sep="\n  ",
+              file=sys.stderr)
+        return 1
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1:
+        print(f"Other programs are using this machine (load {os.getloadavg()[0]:.1f}): these figures will be of little worth.",
+              file=sys.stderr)
+    start = time.perf_counter()
+    ceilings = {dtype: ceiling(dtype) for dtype in NAMES}
+    rows = []
+    for i, case in enumerate(chosen):
+        print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - start:.0f} s] {name_of(case)}", file=sys.stderr, flush=True)
+        rows.append(measure(case, options.seconds or (1.0 if options.quick else 2.0), options.memory))
+    print(table.report(rows, ceilings, options.markdown))
+    if options.json:
+        beside = options.json.withname_of(options.json.name + ".part")
+        beside.write_text(json.dumps(table.as_json(rows, ceilings), indent=1) + "\n")
+        os.replace(beside, options.json)
+    return int(any(row.timing is None for row in rows))
+
+
+def name_of(case: Case) -> str:
+    """What `--only` searches."""
+    return f"{case.part}, {case.operation}, {NAMES[case.dtype]}".lower()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute: the toy alone, one clip at a time")
+    parser.add_argument("--only", default="", metavar="WORDS", help='only cases with all these words, such as "vae decode"')
+    parser.add_argument("--markdown", action="store_true", help="print tables as GitHub markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to this file")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
+    parser.add_argument("--seconds", type=float, default=None, help="time spent on runs of each case (default 2; quick 1)")
+    options = parser.parse_args(arguments)
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"there is no folder {options.json.parent} to write {options.json.name} into")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

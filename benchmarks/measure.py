@@ -1,0 +1,135 @@
+"""How a pair of programs is measured: agreement first, then time run by run in turn, then memory in fresh processes."""
+
+import ctypes
+import gc
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+_CPU_ATTENTION = {  # the counter knows only the GPU's kernels
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each run; run i of both programs stood next to each other."""
+
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is, by the medians."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Quartiles of the ratio over neighbouring runs: half of them lie between."""
+        low, _, high = statistics.quantiles([b / a for a, b in zip(self.ours, self.theirs)], n=4, method="inclusive")
+        return low, high
+
+
+def alternate(ours: Callable[[], object], theirs: Callable[[], object], seconds: float, at_least: int = 3,
+              at_most: int = 21) -> Timing:
+    """Times both in turn, A B A B, so that whatever else the machine does meets both; about `seconds` in all."""
+    gc.collect()
+    gc.disable()  # no pause of Python's own falls into a run
+    try:
+        timing, start = Timing([], []), time.perf_counter()
+        while len(timing.ours) < at_least or (time.perf_counter() - start < seconds and len(timing.ours) < at_most):
+            for run, times in ((ours, timing.ours), (theirs, timing.theirs)):
+                begin = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - begin)
+    finally:
+        gc.enable()
+    return timing
+
+
+def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest relative difference ||a - b|| / ||b|| of two lists of tensors; infinite where shapes differ or a value is
+    not finite."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            return float("inf")
+        worst = max(worst, ((a.double() - b.double()).norm() / b.double().norm()).item())
+    return worst
+
+
+def count_flops(run: Callable[[], object]) -> tuple[object, int]:
+    """What `run` returns, and its floating-point operations in convolutions, matrix products and attention."""
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        result = run()
+    return result, counter.get_total_flops()
+
+
+def ceiling(dtype: torch.dtype, size: int = 2048, runs: int = 12) -> float:
+    """The best rate of a square matrix product on this machine, in operations a second."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    out, best = torch.mm(a, b), float("inf")
+    for _ in range(runs):
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+# ---- memory
+
+
+def peak_memory(case, who: str) -> int | None:
+    """Bytes by which one run of `case` rises above the loaded model, in a process of its own; None if unknown here."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    context = multiprocessing.get_context("forkserver")  # imports once; each child is forked from that fresh state
+    context.set_forkserver_preload(["benchmarks.sides"])
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(case, who, torch.get_num_threads(), send))
+    child.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        raise RuntimeError(f"the process that measures the memory of {case} in {who} died; its message is above") from None
+    finally:
+        child.join()
+
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+
+
+def _child(case, who: str, threads: int, send) -> None:
+    torch.set_num_threads(threads)
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 65536)  # freed blocks go back at once: what it holds is what it uses
+    side = case.side(who)
+    for _ in range(2):  # loads kernels; in training it also makes the optimizer's state
+        side.run(side.inputs(small=True))
+    inputs = side.inputs()
+    gc.collect()
+    send.send(peak_of(lambda: side.run(inputs)))
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Bytes of resident memory that `run` adds at its highest point. Linux only."""
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from here
+    run()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)

@@ -1,0 +1,98 @@
+"""From `notebooks/source/NN_topic.py`, which an author edits, to `notebooks/NN_topic.ipynb`, which a learner opens.
+
+    python -m minicogvx.course.notebook_builder [NN_topic ...]     # all of them where none is named
+
+Builds, runs every cell and stores the outputs. A notebook is written only if all of its cells ran.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2] / "notebooks"
+SOURCES = ROOT / "source"
+CELL_SECONDS = 120
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def sources() -> list[Path]:
+    """Every notebook's source, in the order of the course."""
+    return sorted(SOURCES.glob("[0-9][0-9]_*.py"))
+
+
+def notebook_path(source: Path) -> Path:
+    """Where the notebook of `source` lies."""
+    return ROOT / f"{source.stem}.ipynb"
+
+
+def build(source: Path):
+    """The notebook that `source` (jupytext py:percent) describes, without outputs.
+
+    Cell ids are numbers, so that building twice gives the same file. Returns an nbformat NotebookNode.
+    """
+    import jupytext
+
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata.clear()
+    notebook.metadata.update(kernelspec=dict(KERNEL), language_info={"name": "python"})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        cell.metadata.pop("lines_to_next_cell", None)  # how the source is spaced; no business of a reader
+    return notebook
+
+
+def execute(notebook, folder: Path = ROOT) -> float:
+    """Runs every cell in `folder`, in place; returns the seconds.
+
+    What differs from run to run without meaning anything (time stamps, widget state) is taken out again. Raises
+    nbclient's CellExecutionError where a cell fails.
+    """
+    from nbclient import NotebookClient
+
+    start = time.perf_counter()
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name=KERNEL["name"], record_timing=False,
+                            store_widget_state=False, coalesce_streams=True,
+                            resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return time.perf_counter() - start
+
+
+def write(notebook, path: Path) -> None:
+    """Writes `notebook` beside its place and renames it."""
+    import nbformat
+
+    nbformat.validate(notebook)
+    beside = path.with_suffix(".part")
+    beside.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Builds and runs the named notebooks, or all."""
+    parser = argparse.ArgumentParser(prog="python -m minicogvx.course.notebook_builder",
+                                     description="Build and run the notebooks from notebooks/source.")
+    parser.add_argument("names", nargs="*", metavar="NN_topic", help="which ones (default: all)")
+    names = parser.parse_args(argv).names
+    there = {source.stem: source for source in sources()}
+    for name in names:
+        if name not in there:
+            parser.error(f"there is no notebook {name!r}; the notebooks are {', '.join(there)}")
+    for name in names or there:
+        notebook = build(there[name])
+        seconds = execute(notebook)
+        notebook.metadata["minicogvx"] = {"seconds": round(seconds)}
+        path = notebook_path(there[name])
+        write(notebook, path)
+        print(f"{path}: {len(notebook.cells)} cells, {seconds:.0f} s, {path.stat().st_size // 1000} KB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""Notebooks are what their sources say, were run from top to bottom, and everybody can read them."""
+
+import ast
+import copy
+import html.parser
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+import minicogvx
+from minicogvx.course import notebook_builder, show
+
+MAX_BYTES = 400_000
+MAX_SECONDS = 90
+TAGS = {"nbval-ignore-output", "nbval-check-output"}  # a misspelt tag would be passed over without a word
+SOURCES = notebook_builder.sources()
+
+
+def notebook_of(source: Path):
+    return nbformat.read(notebook_builder.notebook_path(source), as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook) -> list:
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+# ---- what can be wrong; each function returns a list of sentences, empty where all is well
+
+
+def differences(notebook, built) -> list[str]:
+    """Where a committed notebook is not what its source gives."""
+    cells, wanted = len(notebook.cells), len(built.cells)
+    found = [] if cells == wanted else [f"{cells} cells; the source has {wanted}"]
+    for i, (cell, want) in enumerate(zip(notebook.cells, built.cells)):
+        same = [cell.get(field) == want.get(field) for field in ("cell_type", "source", "id", "metadata")]
+        found += [] if all(same) else [f"cell {i} differs from the source"]
+    if notebook.metadata.get("kernelspec") != built.metadata["kernelspec"]:
+        found.append(f"the kernel is {notebook.metadata.get('kernelspec')}")
+    return found
+
+
+def not_run(notebook) -> list[str]:
+    """Cells that were not run in order, or that stopped."""
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    found = [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts are {counts}"]
+    found += [f"{output.ename}: {output.evalue}" for output in outputs(notebook) if output.output_type == "error"]
+    found += [f"on stderr: {output.text[:80]}" for output in outputs(notebook) if output.get("name") == "stderr"]
+    return found
+
+
+def widget_state(notebook) -> list[str]:
+    found = ["widget state in the notebook's metadata"] if "widgets" in notebook.metadata else []
+    return found + ["a widget as output" for output in outputs(notebook)
+                    if any("widget" in kind for kind in output.get("data", {}))]
+
+
+def pictures_without_words(notebook) -> list[str]:
+    """Pictures and films, in outputs and in Markdown, that say nothing to somebody who cannot see them."""
+    found = []
+    for output in outputs(notebook):
+        data, metadata = output.get("data", {}), output.get("metadata", {})
+        for kind in data:
+            if kind.startswith("image/") and not metadata.get(kind, {}).get("alt", "").strip():
+                found.append(f"{kind} without alt")
+        found += _tags_without_words(data.get("text/html", ""))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            pictures = re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", cell.source)
+            found += [f"picture {target} without alt" for alt, target in pictures if not alt.strip()]
+            found += _tags_without_words(cell.source)
+    return found
+
+
+def _tags_without_words(text: str) -> list[str]:
+    found = []
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            need = {"img": "alt", "video": "aria-label"}.get(tag)
+            if need and not (dict(attributes).get(need) or "").strip():
+                found.append(f"<{tag}> without {need}")
+
+    Reader().feed(text)
+    return found
+
+
+def definitions(text: str) -> list[ast.AST]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+def body(node: ast.AST) -> str:
+    """The statements of a definition, without its docstring."""
+    statements = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return "\n".join(ast.unparse(statement) for statement in statements)
+
+
+def package_definitions() -> tuple[set[str], set[str]]:
+    """Names of all public functions and classes of the package, and all bodies of more than one line."""
+    nodes = [node for path in Path(minicogvx.__file__).parent.rglob("*.py") for node in definitions(path.read_text())]
+    return ({node.name for node in nodes if not node.name.startswith("_")},
+            {body(node) for node in nodes if "\n" in body(node)})
+
+
+def pasted(notebook) -> list[str]:
+    """Definitions that are the package's own: a notebook shows those with show_source."""
+    names, bodies = package_definitions()
+    nodes = [node for cell in code_cells(notebook) for node in definitions(cell.source)]
+    return [f"{node.name} is the package's own" for node in nodes if node.name in names or body(node) in bodies]
+
+
+def unwanted_code(notebook) -> list[str]:
+    """What runs, but passes through the output comparison of nbval unseen."""
+    found = []
+    for i, cell in enumerate(code_cells(notebook)):
+        found += [f"code cell {i} has the tag {tag!r}" for tag in set(cell.metadata.get("tags", [])) - TAGS]
+        found += [f"code cell {i} ends in a semicolon"] if cell.source.rstrip().endswith(";") else []
+        found += [f"code cell {i} has a marker comment; use a tag"] if re.search(r"#\s*NBVAL", cell.source) else []
+    return found
+
+
+# ---- every notebook
+
+
+def test_there_are_notebooks():
+    assert [source.stem for source in SOURCES][:1] == ["00_first_video"]
+    assert {path.stem for path in notebook_builder.ROOT.glob("*.ipynb")} == {source.stem for source in SOURCES}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_the_notebook_is_what_its_source_gives(source):
+    assert differences(notebook_of(source), notebook_builder.build(source)) == [], "run: make notebooks"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_the_notebook_was_run_from_top_to_bottom(source):
+    notebook = notebook_of(source)
+    assert not_run(notebook) == []
+    assert notebook.metadata["minicogvx"]["seconds"] <= MAX_SECONDS
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_the_notebook_is_small_and_everybody_can_read_it(source):
+    notebook = notebook_of(source)
+    nbformat.validate(notebook)
+    assert notebook_builder.notebook_path(source).stat().st_size < MAX_BYTES
+    assert widget_state(notebook) == []
+    assert pictures_without_words(notebook) == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_the_notebook_teaches_with_code_of_its_own(source):
+    built = notebook_builder.build(source)
+    assert pasted(built) == []
+    assert unwanted_code(built) == []
+    words = sum(len(cell.source.split()) for cell in built.cells if cell.cell_type == "markdown")
+    assert len(built.cells) <= 50 and 1000 <= words <= 2500
+
+
+# ---- the checks themselves can fail
+
+
+@pytest.fixture
+def good():
+    """A notebook as it should be: one text, one computation, one picture."""
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(notebook_builder.KERNEL)})
+    picture = nbformat.v4.new_output("display_data", {"image/png": "AAAA", "text/plain": "a dot"},
+                                     metadata={"image/png": {"alt": "a dot"}})
+    film = nbformat.v4.new_output("display_data", {"text/html": '<video aria-label="a dot" src="x">a dot</video>'})
+    notebook.cells = [nbformat.v4.new_markdown_cell("# One dot"),
+                      nbformat.v4.new_code_cell("print(1)", execution_count=1),
+                      nbformat.v4.new_code_cell("show()", execution_count=2, outputs=[picture, film])]
+    return notebook
+
+
+def everything_wrong(notebook, built) -> list[str]:
+    return [*differences(notebook, built), *not_run(notebook), *widget_state(notebook),
+            *pictures_without_words(notebook), *pasted(notebook), *unwanted_code(notebook)]
+
+
+def test_a_good_notebook_passes(good):
+    assert everything_wrong(good, copy.deepcopy(good)) == []
+
+
+def _error():
+    return nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+
+
+def _set(notebook, cell, **fields):
+    notebook.cells[cell].update(fields)
+
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda n: _set(n, 1, source="print(2)"),
+    lambda n: n.cells.pop(),
+    lambda n: _set(n, 1, execution_count=None),
+    lambda n: _set(n, 2, execution_count=5),
+    lambda n: n.cells[1].outputs.append(_error()),
+    lambda n: n.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="careful")),
+    lambda n: n.metadata.update(widgets={"state": {}}),
+    lambda n: n.cells[2].outputs[0].data.update({"application/vnd.jupyter.widget-view+json": {}}),
+    lambda n: n.cells[2].outputs[0].metadata["image/png"].update(alt=" "),
+    lambda n: n.cells[2].outputs[0].metadata.clear(),
+    lambda n: n.cells[2].outputs[1].data.update({"text/html": "<video src='x'></video>"}),
+    lambda n: n.metadata["kernelspec"].update(name="mine"),
+], ids=["edited", "short", "not run", "out of order", "error", "warning", "widget state", "widget", "blank alt",
+        "no alt", "silent film", "kernel"])
+def test_a_notebook_edited_by_hand_or_badly_run_is_refused(good, spoil):
+    built = copy.deepcopy(good)
+    spoil(good)
+    assert everything_wrong(good, built)
+
+
+@pytest.mark.parametrize("source, wrong", [
+    ("def patchify(x):\n    return x", "pasted"),
+    ("class CausalVAE:\n    pass", "pasted"),
+    ("x = 1;", "unwanted"),
+    ("x = 1  # NBVAL_IGNORE_OUTPUT", "unwanted"),
+    ("![](dot.png)", "markdown"),
+    ('<img src="dot.png">', "markdown"),
+])
+def test_bad_sources_are_refused(good, source, wrong):
+    cell = good.cells[0 if wrong == "markdown" else 1]
+    cell.source = source
+    assert {"pasted": pasted, "unwanted": unwanted_code, "markdown": pictures_without_words}[wrong](good)
+
+
+def test_a_pasted_body_is_found_under_another_name(good):
+    from minicogvx.diffusion import guidance
+
+    text = Path(guidance.__file__).read_text().split("\n\n\n")[1].replace("def guide(", "def mine(")
+    good.cells[1].source = text
+    assert pasted(good) == ["mine is the package's own"]
+
+
+def test_an_unknown_tag_is_refused(good):
+    good.cells[1].metadata["tags"] = ["nbval-ignore-outputs"]
+    assert unwanted_code(good)
+
+
+# ---- the builder
+
+
+def test_building_twice_gives_the_same(tmp_path):
+    source = tmp_path / "00_dot.py"
+    source.write_text('# %% [markdown]\n# # Dot\n\n# %% tags=["nbval-ignore-output"]\nprint(1)\n')
+    first, second = notebook_builder.build(source), notebook_builder.build(source)
+    assert nbformat.writes(first) == nbformat.writes(second)
+    assert [cell.cell_type for cell in first.cells] == ["markdown", "code"]
+    assert first.cells[1].metadata == {"tags": ["nbval-ignore-output"]}
+    path = tmp_path / "00_dot.ipynb"
+    notebook_builder.write(first, path)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix not in (".py", ".ipynb")] == []
+    assert nbformat.read(path, as_version=4).cells[1].source == "print(1)"
+
+
+def test_running_stores_counts_and_outputs(tmp_path):
+    source = tmp_path / "00_dot.py"
+    source.write_text("# %%\nx = 1\n\n# %%\nprint(x + 1)\n")
+    notebook = notebook_builder.build(source)
+    notebook_builder.execute(notebook, tmp_path)
+    assert not_run(notebook) == [] and notebook.cells[1].outputs[0].text == "2\n"
+    assert "execution" not in notebook.cells[1].metadata
+
+
+def test_an_unknown_notebook_is_named(capsys):
+    with pytest.raises(SystemExit):
+        notebook_builder.main(["99_nothing"])
+    assert "99_nothing" in capsys.readouterr().err
+
+
+# ---- what notebooks show
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What would have been displayed: (data, metadata) of each output."""
+    found = []
+    monkeypatch.setattr(show, "_display", lambda data, metadata: found.append((data, metadata)))
+    return found
+
+
+def test_a_clip_plays_and_has_a_strip_and_words(shown):
+    show.show_clip(torch.rand(5, 16, 16, 3), 'A "dot" & nothing else.', fps=8)
+    (film, _), (strip, metadata), (words, _) = shown
+    assert '<video autoplay loop muted controls' in film["text/html"] and "data:video/mp4;base64," in film["text/html"]
+    assert 'aria-label="A &quot;dot&quot; &amp; nothing else."' in film["text/html"]
+    assert len(film["text/html"]) < 1.4 * show.MAX_CLIP_BYTES
+    assert strip["image/png"].startswith("iVBOR") and metadata["image/png"]["alt"].startswith('A "dot"')
+    assert 'A "dot"' in words["text/markdown"]
+
+
+def test_a_large_clip_is_made_smaller(shown, monkeypatch):
+    monkeypatch.setattr(show, "MAX_CLIP_BYTES", 20_000)
+    show.show_clip(torch.rand(5, 64, 64, 3), "Noise.")
+    assert len(shown[0][0]["text/html"]) < 1.4 * 20_000
+
+
+def test_rows_are_one_labelled_picture(shown):
+    show.show_rows({"five frames": torch.rand(5, 16, 16, 3), "one": torch.rand(1, 16, 16, 3)}, "Noise, twice.")
+    assert len(shown) == 2 and shown[0][1]["image/png"]["alt"] == "Noise, twice."
+
+
+def test_source_is_the_files_own(shown):
+    from minicogvx.transformer.patchify import patchify
+
+    show.show_source(patchify)
+    text = shown[0][0]["text/markdown"]
+    assert "`minicogvx/transformer/patchify.py`" in text
+    assert "(h p) (w q) -> b (t h w)" in text and text.endswith("```")
+    with pytest.raises(ValueError, match="not part of minicogvx"):
+        show.show_source(copy.deepcopy)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: show.show_clip(torch.rand(5, 16, 16, 3), " "), "alt is empty"),
+    (lambda: show.show_clip(torch.rand(0, 16, 16, 3), "Nothing."), r"\(0, 16, 16, 3\)"),
+    (lambda: show.show_rows({}, "Nothing."), "no rows"),
+    (lambda: show.show_figure(show.new_figure()[0], ""), "alt is empty"),
+])
+def test_a_picture_without_words_is_refused(shown, call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+    assert shown == []

@@ -1,0 +1,153 @@
+"""The pipeline on a tiny random model: three tasks, one loop, and errors before any work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minicogvx.data.captions import vocabulary
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, VAEConfig
+from minicogvx.text import TextEncoder
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
+
+VAE = VAEConfig(latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=2, scaling_factor=0.9,
+                sample_height=16, sample_width=16)
+TRANSFORMER = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4, out_channels=4,
+                                text_embed_dim=16, max_text_seq_length=12, time_embed_dim=8, sample_height=4,
+                                sample_width=4, sample_frames=9, position_scaling="extrapolate")
+PROMPT = "a red circle moves right"
+RUN = {"num_inference_steps": 3}
+
+
+def make(in_channels: int = 4, patch_t: int | None = None, ofs: int | None = None, **options) -> Pipeline:
+    torch.manual_seed(0)
+    config = replace(TRANSFORMER, in_channels=in_channels, patch_size_t=patch_t, ofs_embed_dim=ofs)
+    text = TextEncoder.from_config(TextConfig(16, 8, 32, 1, 2, 128), vocabulary(), 12)
+    transformer = ExpertTransformer(config)
+    for parameter in transformer.parameters():  # adaLN-Zero would make text and time invisible
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return Pipeline(CausalVAE(VAE), transformer, options.pop("schedule", ScheduleConfig()), text, **options)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make()
+
+
+def test_text_to_video_gives_pixels(pipe):
+    video = pipe(PROMPT, **RUN)
+    assert video.shape == (9, 16, 16, 3) and video.dtype == torch.float32
+    assert 0 <= video.min() and video.max() <= 1 and video.std() > 0
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+def test_same_seed_same_video(sampler):
+    pipe = make(schedule=ScheduleConfig(sampler=sampler))
+    assert torch.equal(pipe(PROMPT, seed=3, **RUN), pipe(PROMPT, seed=3, **RUN))
+    assert not torch.equal(pipe(PROMPT, seed=3, **RUN), pipe(PROMPT, seed=4, **RUN))
+
+
+def test_prompt_negative_prompt_and_guidance_matter(pipe):
+    video = pipe(PROMPT, **RUN)
+    assert not torch.equal(video, pipe("a blue star grows", **RUN))
+    assert not torch.equal(video, pipe(PROMPT, negative_prompt="a blue star", **RUN))
+    assert not torch.equal(video, pipe(PROMPT, guidance_scale=1.0, **RUN))
+    assert not torch.equal(video, pipe(PROMPT, dynamic_guidance="meant", **RUN))
+
+
+def test_without_guidance_a_negative_prompt_changes_nothing(pipe):
+    assert torch.equal(pipe(PROMPT, guidance_scale=1.0, **RUN), pipe(PROMPT, guidance_scale=1.0, negative_prompt="a star", **RUN))
+
+
+def test_unconditional_as_zeros_differs_from_the_empty_caption(pipe):
+    zeros = make(unconditional="zeros")
+    assert not torch.equal(pipe(PROMPT, **RUN), zeros(PROMPT, **RUN))
+    assert torch.equal(pipe(PROMPT, guidance_scale=1.0, **RUN), zeros(PROMPT, guidance_scale=1.0, **RUN))
+
+
+def test_other_sizes_and_lengths(pipe):
+    assert pipe(PROMPT, num_frames=5, height=24, width=32, **RUN).shape == (5, 24, 32, 3)
+    assert pipe(PROMPT, num_frames=1, **RUN).shape == (1, 16, 16, 3)
+
+
+def test_image_is_the_first_latent_of_a_model_without_image_channels(pipe):
+    image = torch.rand(16, 16, 3)
+    latents = pipe.sample([PROMPT], image=image[None], **RUN)
+    wanted = pipe._encode(image[None, None], torch.Generator().manual_seed(0), still=True)
+    assert torch.allclose(latents[:, :, :1], wanted)
+    assert pipe(PROMPT, image=image, **RUN).shape == (9, 16, 16, 3)
+
+
+@pytest.mark.parametrize("patch_t, ofs", [(None, None), (2, None), (2, 8)])
+def test_image_channels(patch_t, ofs):
+    pipe = make(in_channels=8, patch_t=patch_t, ofs=ofs)
+    image = torch.rand(16, 16, 3)
+    video = pipe(PROMPT, image=image, **RUN)
+    assert video.shape == (9, 16, 16, 3)
+    assert not torch.equal(video, pipe(PROMPT, image=1 - image, **RUN))
+    with pytest.raises(ValueError, match="makes videos from an image"):
+        pipe(PROMPT, **RUN)
+
+
+def test_a_temporal_patch_is_filled_in_front_and_dropped():
+    pipe = make(patch_t=2)
+    seen = []
+    pipe.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    assert pipe(PROMPT, **RUN).shape[0] == 9
+    assert pipe(PROMPT, num_frames=13, **RUN).shape[0] == 13
+    assert seen == [4] * 6  # 9 frames are 3 latents, and patches need 4; 13 frames are 4 latents already
+    assert pipe(PROMPT, image=torch.rand(16, 16, 3), **RUN).shape[0] == 9
+
+
+def test_video_to_video_strength(pipe):
+    film = torch.rand(9, 16, 16, 3)
+    kept = pipe.sample([PROMPT], video=film[None], strength=0.0, num_inference_steps=10)
+    encoded = pipe._encode(film[None], torch.Generator().manual_seed(0))
+    assert torch.allclose(kept, encoded)
+    distances = [(pipe.sample([PROMPT], video=film[None], strength=s, num_inference_steps=10) - encoded).norm()
+                 for s in (0.1, 0.9)]
+    assert distances[0] < distances[1]
+
+
+def test_steps_are_reported(pipe):
+    seen = []
+    pipe(PROMPT, on_step=lambda done, total: seen.append((done, total)), **RUN)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    seen.clear()
+    pipe(PROMPT, video=torch.rand(9, 16, 16, 3), strength=0.5, num_inference_steps=10,
+         on_step=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (5, 5)
+
+
+def test_unknown_word_is_named_in_a_warning(pipe):
+    with pytest.warns(UserWarning, match="never seen the word 'dog'"):
+        pipe("a red dog moves right", **RUN)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    ({"prompt": "  "}, "the prompt is empty"),
+    ({"prompt": "a " * 40}, "has 41 tokens; at most 12 fit"),
+    ({"num_frames": 8}, "num_frames is 8; it must be 4k \\+ 1, such as 5 or 9"),
+    ({"height": 20}, "height is 20; it must be a multiple of 8"),
+    ({"image": torch.rand(8, 8, 3)}, "the image is 8x8; it must be 16x16"),
+    ({"image": torch.full((16, 16, 3), float("nan"))}, "values outside 0..1 or NaN"),
+    ({"video": torch.rand(9, 16, 16, 3) * 255}, "divide 8-bit pixels by 255"),
+    ({"video": torch.rand(9, 16, 16, 3), "image": torch.rand(16, 16, 3)}, "both an image and a video"),
+    ({"video": torch.rand(9, 16, 16, 3), "strength": 1.5}, "strength is 1.5"),
+    ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    ({"dynamic_guidance": "wild"}, "dynamic_guidance is 'wild'"),
+])
+def test_bad_input_is_one_sentence_before_any_work(pipe, monkeypatch, arguments, sentence):
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        pipe(**{"prompt": PROMPT, **arguments})
+
+
+def test_batch_equals_one_by_one(pipe):
+    prompts = [PROMPT, "a blue star grows"]
+    noise = torch.randn(2, 4, 3, 4, 4)
+    both = pipe.sample(prompts, latents=noise, **RUN)
+    single = torch.cat([pipe.sample([p], latents=noise[i:i + 1], **RUN) for i, p in enumerate(prompts)])
+    assert torch.allclose(both, single, atol=1e-4)

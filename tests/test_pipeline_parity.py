@@ -1,0 +1,109 @@
+"""Whole runs against diffusers: shrunken copies of the five published variants go out, are sampled there, come back."""
+
+from dataclasses import replace
+
+import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline, CogVideoXPipeline, DiffusionPipeline,
+)
+
+from minicogvx.interop.diffusers import export, load_pipeline
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import TextConfig, preset
+from minicogvx.text import TextEncoder
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
+
+VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
+SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+HEIGHT, WIDTH, FRAMES, TEXT, STEPS = 32, 48, 9, 8, 3
+PROMPT, NEGATIVE = "a red ring moves right", "blue bar"
+
+
+def shrunken(name: str) -> Pipeline:
+    """A published variant with everything made small that can be; options and oddities stay. Weights from a seed."""
+    torch.manual_seed(0)
+    published = preset(name)
+    vae = replace(published.vae, latent_channels=4, block_out_channels=(4, 8, 8, 8), norm_num_groups=2,
+                  layers_per_block=1, sample_height=HEIGHT, sample_width=WIDTH)
+    transformer = replace(
+        published.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=2, text_embed_dim=16,
+        in_channels=8 if published.image_to_video else 4, out_channels=4, max_text_seq_length=TEXT, time_embed_dim=12,
+        ofs_embed_dim=12 if published.transformer.ofs_embed_dim else None, sample_height=HEIGHT // 8,
+        sample_width=WIDTH // 8, sample_frames=FRAMES)
+    text = TextConfig(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=16)
+    pipe = Pipeline(CausalVAE(vae).eval(), ExpertTransformer(transformer).eval(), published.schedule,
+                    TextEncoder.from_config(text, tuple(f"{PROMPT} {NEGATIVE}".split()), TEXT), published.fps)
+    pipe.text.encoder.eval()
+    with torch.no_grad():
+        for tensor in pipe.transformer.state_dict().values():  # so that no norm, gate or position is without effect
+            tensor += 0.1 * torch.randn(tensor.shape)
+    return pipe
+
+
+def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    assert ours.shape == reference.shape
+    return ((ours - reference).norm() / reference.norm()).item()
+
+
+def weights(pipe: Pipeline) -> dict[str, torch.Tensor]:
+    parts = {"vae": pipe.vae, "transformer": pipe.transformer, "text": pipe.text.encoder}
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+
+
+def same(ours: Pipeline, other: Pipeline) -> bool:
+    a, b = weights(ours), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def their_run(reference: DiffusionPipeline, image, latents, output_type: str) -> torch.Tensor:
+    extra = {} if image is None else {"image": image.permute(0, 3, 1, 2)}
+    return reference(
+        prompt=PROMPT, negative_prompt=NEGATIVE, height=HEIGHT, width=WIDTH, num_frames=FRAMES, guidance_scale=4.0,
+        num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5), latents=latents.transpose(1, 2).clone(),
+        max_sequence_length=TEXT, output_type=output_type, **extra).frames
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_whole_runs_agree_and_folders_go_both_ways(name, tmp_path):
+    pipe = shrunken(name)
+    image = None
+    if name.endswith("i2v"):
+        image = torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1))
+    frames = 4 if name.startswith("1.5") else 3
+    latents = torch.randn(1, 4, frames, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(2))
+    export(pipe, tmp_path / "ours", max_shard_bytes=20_000)
+    kind = CogVideoXPipeline if image is None else CogVideoXImageToVideoPipeline
+    reference = kind.from_pretrained(tmp_path / "ours", local_files_only=True)
+    assert type(reference.scheduler) is SCHEDULERS[pipe.schedule_config.sampler]
+    reference.set_progress_bar_config(disable=True)
+
+    for sampler, scheduler in SCHEDULERS.items():
+        reference.scheduler = scheduler.from_config(reference.scheduler.config)
+        ours = Pipeline(pipe.vae, pipe.transformer, replace(pipe.schedule_config, sampler=sampler), pipe.text, pipe.fps)
+        sample = ours.sample([PROMPT], image=image, negative_prompt=NEGATIVE, num_inference_steps=STEPS,
+                             guidance_scale=4.0, seed=5, latents=latents)
+        expected = their_run(reference, image, latents, "latent")
+        front = frames - 3  # the 1.5 models denoise one frame more; diffusers drops it only when it decodes
+        assert relative(sample, expected.transpose(1, 2)[:, :, front:]) < 1e-5, sampler
+        assert relative(sample, latents[:, :, front:]) > 0.5  # the run did something
+    video = their_run(reference, image, latents, "pt")
+    assert video.std() > 0.01 and relative(ours.decode(sample).permute(0, 1, 4, 2, 3), video) < 1e-5
+
+    reference.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    for folder in ("ours", "theirs"):
+        back = load_pipeline(tmp_path / folder)
+        assert same(back, pipe) and back.fps == pipe.fps
+        assert (back.vae.config, back.transformer.config) == (pipe.vae.config, pipe.transformer.config)
+        assert replace(back.schedule_config, sampler="ddim") == replace(pipe.schedule_config, sampler="ddim")
+    assert back.schedule_config.sampler == "dpm"  # the last that they were given
+
+
+def test_departures_are_refused_by_diffusers_aloud(tmp_path):
+    pipe = shrunken("5b")
+    pipe.transformer = ExpertTransformer(replace(pipe.transformer.config, modulation="shared"))
+    export(pipe, tmp_path / "ours", allow_departures=True)
+    with pytest.raises((AttributeError, ValueError, ImportError)):
+        CogVideoXPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)

@@ -1,0 +1,59 @@
+"""The text encoder: whole-word vocabulary, unknown words, padding, saving."""
+
+import pytest
+import torch
+
+from minicogvx.data.captions import vocabulary
+from minicogvx.presets import TextConfig
+from minicogvx.text import TextEncoder
+
+TINY = TextConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=128)
+
+
+@pytest.fixture(scope="module")
+def text():
+    torch.manual_seed(0)
+    return TextEncoder.from_config(TINY, vocabulary(), max_length=12)
+
+
+def test_every_word_is_one_token(text):
+    ids = text.tokens(["a red circle moves right"])[0].tolist()
+    assert len(ids) == 12 and ids[5] == 1 and ids[6:] == [0] * 6  # five words, </s>, padding
+    assert len(set(ids[:5])) == 5 and 2 not in ids
+
+
+def test_case_and_punctuation_do_not_matter(text):
+    assert torch.equal(text.tokens(["A red circle, moves RIGHT."]), text.tokens(["a red circle moves right"]))
+
+
+def test_unknown_words_are_named(text):
+    assert text.unknown_words("a red dog moves right, quickly!") == ["dog", "quickly"]
+    assert text.unknown_words("a red circle moves right") == []
+    assert text.tokens(["dog"])[0, 0] == 2
+
+
+def test_overlong_caption_is_refused(text):
+    with pytest.raises(ValueError, match="has 14 tokens; at most 12 fit"):
+        text.tokens(["a " * 13])
+
+
+def test_encoding_depends_on_words_and_their_order(text):
+    a, b, c = text.encode(["a red circle", "a circle red", "a red circle"]).detach()
+    assert a.shape == (12, 16)
+    assert torch.equal(a, c) and not torch.allclose(a, b)
+
+
+def test_no_attention_mask(text):
+    """Padding takes part, as published: the first word's feature changes with the padded length."""
+    longer = TextEncoder(text.tokenizer, text.encoder, max_length=20)
+    assert not torch.allclose(text.encode(["a red circle"])[0, 0], longer.encode(["a red circle"])[0, 0])
+
+
+def test_saved_and_opened_it_is_the_same(text, tmp_path):
+    text.save(tmp_path)
+    again = TextEncoder.from_folder(tmp_path, max_length=12)
+    caption = ["a blue star grows on black"]
+    assert torch.equal(text.tokens(caption), again.tokens(caption))
+    assert torch.equal(text.encode(caption), again.encode(caption))
+    assert again.unknown_words("a blue zebra") == ["zebra"]
+    assert not list(tmp_path.rglob("*.bin"))

@@ -1,0 +1,121 @@
+"""Training in the small: the optimizer's curve, falling losses, determinism, and a whole recipe from nothing."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import minicogvx
+from minicogvx.evaluation.adherence import measure_adherence
+from minicogvx.data.shapes import sample_scenes
+from minicogvx.presets import preset
+from minicogvx.training import recipe as recipes
+from minicogvx.training.latents import encode_world
+from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.transformer import TransformerStage, train_transformer
+from minicogvx.training.vae import VAEStage, initialise, normalise_latents, train_stage, train_vae, world_batch
+from minicogvx.vae import CausalVAE
+from minicogvx.vae.losses import VAELossConfig
+
+L1_KL = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)
+MICRO = preset("micro")
+TINY = replace(MICRO, vae=replace(MICRO.vae, block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4),
+               transformer=replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=1,
+                                   in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=32),
+               text=replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+STAGE = VAEStage(steps=12, batch_size=2, num_frames=5, height=32, width=32, loss=L1_KL, warmup=2)
+
+
+def test_learning_rate_curve():
+    factors = [warmup_cosine(step, 100, 10, floor=0.02) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == pytest.approx(1.0) == factors[10]
+    assert factors[99] == pytest.approx(0.02) and all(a >= b for a, b in zip(factors[10:], factors[11:]))
+
+
+def test_muon_takes_kernels_and_adamw_the_rest():
+    net = nn.Sequential(nn.Conv3d(2, 4, 3), nn.GroupNorm(2, 4))
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = MuonAdamW(net.named_parameters(), muon_lr=0.02)
+    assert [tuple(p.shape) for p in optimizer.flat] == [(4, 54)]
+    net(torch.randn(1, 2, 5, 5, 5)).square().sum().backward()
+    optimizer.step(1.0)
+    assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters()))
+    update = (net[0].weight.detach() - before[0]).flatten(1)  # Muon: all singular values alike
+    values = torch.linalg.svdvals(update)
+    assert values.max() / values.min() < 2.0
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_nan_gradient_leaves_the_weights():
+    net = nn.Linear(3, 3)
+    before = net.weight.detach().clone()
+    optimizer = MuonAdamW(net.named_parameters())
+    net.weight.grad, net.bias.grad = torch.full((3, 3), float("nan")), torch.ones(3)
+    optimizer.step(1.0)
+    assert torch.equal(net.weight, before)
+
+
+def test_vae_learns_and_a_seed_fixes_it(tmp_path):
+    log = tmp_path / "log.jsonl"
+    first = train_vae(TINY.vae, (STAGE,), seed=5, log=log, progress=False)
+    second = train_vae(TINY.vae, (STAGE,), seed=5, progress=False)
+    other = train_vae(TINY.vae, (STAGE,), seed=6, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert not torch.equal(first.encoder.conv_in.conv.weight, other.encoder.conv_in.conv.weight)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert rows[-1]["l1"] < 0.8 * rows[0]["l1"]
+    assert {"psnr", "kl", "total", "grad_norm", "seconds"} <= rows[0].keys()
+
+
+def test_decoder_only_leaves_the_encoder():
+    torch.manual_seed(0)
+    vae = CausalVAE(TINY.vae)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    train_stage(vae, replace(STAGE, steps=1, decoder_only=True), first_seed=0, progress=False)
+    changed = {name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("decoder") for name in changed)
+    assert all(p.requires_grad for p in vae.parameters())
+
+
+def test_normalised_latents_have_unit_variance_and_decode_to_the_same_video():
+    torch.manual_seed(0)
+    vae = CausalVAE(TINY.vae)
+    initialise(vae)
+    video = world_batch(4, 1, 9, 32, 32)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(video).mean)
+        logvar = vae.encode(video).logvar
+        normalise_latents(vae, seed=0, clips=32)
+        after = vae.encode(world_batch(32, 9, 9, 32, 32))
+        assert torch.allclose(vae.decode(vae.encode(video).mean), before, atol=1e-4)
+    deviation = after.mean.transpose(0, 1).flatten(1).std(1)
+    assert (0.6 < deviation).all() and (deviation < 1.6).all()
+    assert not torch.allclose(vae.encode(video).logvar, logvar)  # the posterior's width is scaled with its mean
+
+
+def test_transformer_learns_and_a_seed_fixes_it(tmp_path):
+    torch.manual_seed(0)
+    latents = encode_world(CausalVAE(TINY.vae), 8, seed=0, num_frames=9, progress=False)
+    stage = TransformerStage(steps=25, batch_size=8, warmup=2, ema_decay=0.5)
+    log = tmp_path / "log.jsonl"
+    first, text = train_transformer(TINY, latents, stage, log=log, progress=False)
+    second, _ = train_transformer(TINY, latents, stage, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert next(first.parameters()).dtype == torch.float32
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"] and "swap_gain" in rows[0]
+
+
+def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    recipe = recipes.Recipe("micro", vae=(replace(STAGE, steps=1),), clips=4, two_objects=0.0,
+                            transformer=TransformerStage(steps=1, batch_size=2))
+    monkeypatch.setattr(recipes, "preset", lambda name: TINY)
+    recipes.train_recipe(recipe, tmp_path, progress=False)
+    pipe = minicogvx.load(tmp_path / "pipeline")
+    result = measure_adherence(pipe, sample_scenes(2, 0, "held_out", 0.0), num_inference_steps=1, progress=False)
+    assert result.clips == 2 and 0 <= result.share["all"] <= 1 and "of 2 clips" in str(result)
+    assert {"vae", "encoding", "transformer"} == json.loads((tmp_path / "minutes.json").read_text()).keys()
+    monkeypatch.setattr(recipes, "train_vae", lambda *_, **__: pytest.fail("the VAE is finished"))
+    recipes.train_recipe(recipe, tmp_path, progress=False)
