@@ -3,6 +3,7 @@
 #   make test                                  every test and every notebook
 #   make lab                                   JupyterLab on the first notebook
 #   make notebooks                             builds and runs the notebooks from notebooks/source
+#   make train-toy                             the shipped model anew, from nothing
 #   make bench                                 minicogvx against diffusers, on this machine
 
 PYTHON ?= python3.11
@@ -20,7 +21,7 @@ FULL := .venv/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab notebooks bench doctor clean
+.PHONY: help setup demo test train-toy lab notebooks bench doctor clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,11 @@ test: $(FULL)
 		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS) || status=1; \
 	fi; \
 	exit $$status
+
+# The shipped model anew, from nothing, on the processor. A finished part is kept in runs/toy.
+train-toy: $(FULL)
+	@$(BIN)/minicogvx train toy --out runs/toy $(ARGS)
+	@rm -rf data/toy.new && mkdir -p data && cp -r runs/toy/pipeline data/toy.new && rm -rf data/toy && mv data/toy.new data/toy
 
 lab: $(FULL)
 	@$(BIN)/jupyter lab notebooks/00_first_video.ipynb

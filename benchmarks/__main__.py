@@ -41,23 +41,24 @@ def measure(case: Case, seconds: float, memory: bool = True) -> table.Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns 1 if two programs did not agree or if nothing was measured."""
     options = _parse(arguments)
-    chosen = [case for case in cases(options.quick) if all(word in name_of(case) for word in options.only.lower().split())]
+    words, everything = options.only.lower().split(), cases(options.quick)
+    chosen = [case for case in everything if all(word in name_of(case) for word in words)]
     if not chosen:
-        print(f"no case has {options.only!r} in its name; the names are:", *map(name_of, cases(options.quick)), sep="\n  ",
+        print(f"no case has {options.only!r} in its name; the names are:", *map(name_of, everything), sep="\n  ",
               file=sys.stderr)
         return 1
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1:
-        print(f"Other programs are using this machine (load {os.getloadavg()[0]:.1f}): these figures will be of little worth.",
-              file=sys.stderr)
+        print(f"Other programs are using this machine (load {os.getloadavg()[0]:.1f}): these figures will be of little "
+              f"worth.", file=sys.stderr)
     start = time.perf_counter()
     ceilings = {dtype: ceiling(dtype) for dtype in NAMES}
     rows = []
     for i, case in enumerate(chosen):
-        print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - start:.0f} s] {name_of(case)}", file=sys.stderr, flush=True)
+        print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - start:.0f} s] {name_of(case)}", file=sys.stderr)
         rows.append(measure(case, options.seconds or (1.0 if options.quick else 2.0), options.memory))
     print(table.report(rows, ceilings, options.markdown))
     if options.json:
-        beside = options.json.withname_of(options.json.name + ".part")
+        beside = options.json.with_name(options.json.name + ".part")
         beside.write_text(json.dumps(table.as_json(rows, ceilings), indent=1) + "\n")
         os.replace(beside, options.json)
     return int(any(row.timing is None for row in rows))
@@ -71,11 +72,13 @@ def name_of(case: Case) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under a minute: the toy alone, one clip at a time")
-    parser.add_argument("--only", default="", metavar="WORDS", help='only cases with all these words, such as "vae decode"')
+    parser.add_argument("--only", default="", metavar="WORDS",
+                        help='only cases with all these words, such as "vae decode"')
     parser.add_argument("--markdown", action="store_true", help="print tables as GitHub markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to this file")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
-    parser.add_argument("--seconds", type=float, default=None, help="time spent on runs of each case (default 2; quick 1)")
+    parser.add_argument("--seconds", type=float, default=None,
+                        help="time spent on the runs of each case (default 2; quick 1)")
     options = parser.parse_args(arguments)
     if options.json and not options.json.parent.is_dir():
         parser.error(f"there is no folder {options.json.parent} to write {options.json.name} into")

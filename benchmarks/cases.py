@@ -34,7 +34,8 @@ class VAECase:
 
     def side(self, who: str) -> VAESide:
         operation = self.operation.split(",")[0]
-        return VAESide(who, self.config, operation, self.dtype, self.batch, self.frames, self.size, self.float32_weights)
+        return VAESide(who, self.config, operation, self.dtype, self.batch, self.frames, self.size,
+                       self.float32_weights)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ Case = VAECase | TransformerCase | SamplingCase
 
 
 def cases(quick: bool = False) -> list[Case]:
-    """Every case, in the order of the table. `quick`: only the toy, one clip at a time, and fewer sampling steps."""
+    """Every case, in the order of the table. `quick`: only the toy, one clip at a time, fewer sampling steps."""
     toy, small, both = preset("toy"), preset("small"), (torch.bfloat16, torch.float32)
     double = replace(toy.vae, block_out_channels=(32, 64, 64, 128))
     three = ("encode", "decode", "training step")
@@ -96,5 +97,6 @@ def cases(quick: bool = False) -> list[Case]:
         found += [VAECase("toy, twice as wide", double, op, torch.bfloat16, 1, 17, 64) for op in three]
         found += [VAECase("small", small.vae, op, dtype, 1, 9, 128) for op in three for dtype in both
                   if (op, dtype) != ("training step", torch.float32)]  # that one alone would take a minute
-    found += [TransformerCase("toy", toy.transformer, op, dtype, 32) for op in ("forward", "training step") for dtype in both]
+    found += [TransformerCase("toy", toy.transformer, op, dtype, 32)
+              for op in ("forward", "training step") for dtype in both]
     return found + [SamplingCase(toy, dtype, 10 if quick else 50) for dtype in both]

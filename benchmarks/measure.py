@@ -57,8 +57,7 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], seconds:
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest relative difference ||a - b|| / ||b|| of two lists of tensors; infinite where shapes differ or a value is
-    not finite."""
+    """The largest ||a - b|| / ||b|| of two lists of tensors; infinite where shapes differ or a value is not finite."""
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
@@ -89,10 +88,10 @@ def ceiling(dtype: torch.dtype, size: int = 2048, runs: int = 12) -> float:
 
 
 def peak_memory(case, who: str) -> int | None:
-    """Bytes by which one run of `case` rises above the loaded model, in a process of its own; None if unknown here."""
+    """Bytes that one run of `case` adds to the loaded model, in a process of its own; None if unknown here."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    context = multiprocessing.get_context("forkserver")  # imports once; each child is forked from that fresh state
+    context = multiprocessing.get_context("forkserver")  # imports once; each child is forked from that
     context.set_forkserver_preload(["benchmarks.sides"])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(case, who, torch.get_num_threads(), send))
@@ -101,7 +100,7 @@ def peak_memory(case, who: str) -> int | None:
     try:
         return receive.recv()
     except EOFError:
-        raise RuntimeError(f"the process that measures the memory of {case} in {who} died; its message is above") from None
+        raise RuntimeError(f"measuring the memory of {who} in {case.part} failed; the reason is above") from None
     finally:
         child.join()
 

@@ -58,8 +58,8 @@ class VAESide:
         generator = torch.Generator().manual_seed(1)
         video = torch.rand(shape, generator=generator) * 2 - 1
         space, time = self.config.spatial_compression_ratio, self.config.temporal_compression_ratio
-        latent = (shape[0], self.config.latent_channels, (shape[2] - 1) // time + 1, shape[3] // space, shape[4] // space)
-        noise = torch.randn(latent, generator=generator)
+        latent = (self.config.latent_channels, (shape[2] - 1) // time + 1, shape[3] // space, shape[4] // space)
+        noise = torch.randn(shape[0], *latent, generator=generator)
         return video.to(torch.float32 if self.autocast else self.dtype), noise.to(self.dtype)
 
     def run(self, inputs: tuple[Tensor, Tensor]) -> None:
@@ -105,7 +105,7 @@ class TransformerSide:
         self.optimizer = _adamw(self.model) if operation.startswith("training") else None
 
     def inputs(self, small: bool = False) -> tuple:
-        """Latents, timesteps, text features, target and (diffusers only) the rotary table, each as its program wants it."""
+        """Latents, timesteps, text features, target, rotary table (diffusers only), each as its program wants it."""
         c, batch, generator = self.config, 1 if small else self.batch, torch.Generator().manual_seed(1)
         frames = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
         shape = (batch, c.in_channels, frames, c.sample_height, c.sample_width)
@@ -171,11 +171,13 @@ class SamplingSide:
     def inputs(self, small: bool = False) -> tuple:
         """Frames, height and width in pixels, steps, starting noise `b c t h w`."""
         c, vae = self.preset.transformer, self.preset.vae
-        frames, height, width, steps = (9, 16, 16, 2) if small else (c.sample_frames, vae.sample_height, vae.sample_width,
-                                                                     self.steps)
+        frames, height, width, steps = c.sample_frames, vae.sample_height, vae.sample_width, self.steps
+        if small:
+            frames, height, width, steps = 9, 16, 16, 2
         space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
         shape = (1, vae.latent_channels, (frames - 1) // time + 1, height // space, width // space)
-        return frames, height, width, steps, torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.dtype)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.dtype)
+        return frames, height, width, steps, noise
 
     def run(self, inputs: tuple) -> None:
         self.result(inputs)
@@ -183,7 +185,8 @@ class SamplingSide:
     @torch.no_grad()
     def result(self, inputs: tuple) -> list[Tensor]:
         frames, height, width, steps, noise = inputs
-        size = {"num_frames": frames, "height": height, "width": width, "num_inference_steps": steps, "guidance_scale": 6.0}
+        size = {"num_frames": frames, "height": height, "width": width, "num_inference_steps": steps,
+                "guidance_scale": 6.0}
         if self.ours:
             return [self.pipe.decode(self.pipe.sample([PROMPT], latents=noise, **size))]  # b t h w 3
         video = self.pipe(PROMPT, latents=noise.transpose(1, 2), output_type="pt", **size,
@@ -211,7 +214,8 @@ def _twin(ours: nn.Module, their_class: type, who: str, config) -> nn.Module:
 
 
 def _is_gain(model: nn.Module, parameter: nn.Parameter) -> bool:
-    return any(parameter is module.weight for module in model.modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm)))
+    norms = (module for module in model.modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm)))
+    return any(parameter is norm.weight for norm in norms)
 
 
 def _pipeline(preset: Preset) -> Pipeline:

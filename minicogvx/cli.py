@@ -15,7 +15,7 @@ from pathlib import Path
 from minicogvx import __version__
 
 # These two read their own options; `minicogvx train --help` shows them.
-_FORWARDED = {"train": "minicogvx.training.command", "evaluate": "minicogvx.evaluation.adherence"}
+_FORWARDED = {"train": "minicogvx.training.command", "evaluate": "minicogvx.evaluation.command"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

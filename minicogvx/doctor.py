@@ -199,7 +199,7 @@ def _shipped_model() -> Finding:
     if (folder / "model_index.json").is_file():
         return Finding("toy model", "ok", str(folder))
     return Finding("toy model", "missing", f"no model in {folder}",
-                   "git checkout -- data, or: minicogvx train toy --out data/toy")
+                   "git checkout -- data, or: make train-toy")
 
 
 def _training_step() -> Finding:

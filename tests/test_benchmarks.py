@@ -1,4 +1,4 @@
-"""The benchmark's harness: both programs agree on every operation before they are timed, and the table says what was measured."""
+"""The benchmark's harness: programs agree before they are timed, and the table says what was measured."""
 
 import json
 from dataclasses import dataclass, replace
@@ -75,9 +75,9 @@ def test_both_programs_agree_on_every_operation(case):
 
 
 def test_every_operation_is_measured_in_both_formats():
-    found = {(type(case), case.operation, case.dtype) for case in cases()}
-    for kind, operation in [(VAECase, "encode"), (VAECase, "decode"), (VAECase, "training step"), (TransformerCase, "forward"),
-                            (TransformerCase, "training step"), (SamplingCase, "caption to pixels")]:
+    for kind, operation in [(VAECase, "encode"), (VAECase, "decode"), (VAECase, "training step"),
+                            (TransformerCase, "forward"), (TransformerCase, "training step"),
+                            (SamplingCase, "caption to pixels")]:
         for chosen in (cases(), cases(quick=True)):
             found = {(type(case), case.operation, case.dtype) for case in chosen}
             assert {(kind, operation, torch.float32), (kind, operation, torch.bfloat16)} <= found
@@ -89,7 +89,7 @@ def test_programs_that_disagree_are_not_timed():
     row = command.measure(Fake(apart=0.01), seconds=0, memory=False)
     assert row.timing is None and row.difference == pytest.approx(0.01, rel=1e-4)
     text = report([row], {torch.float32: 1e9}, markdown=False)
-    assert "DISAGREE: differs by 1.0e-02, allowed is 1e-04" in text and "Not faster:\n- fake" in text
+    assert "DISAGREE: differs by 1.0e-02, allowed is 1e-04" in text and "or not comparable:\n- fake" in text
     assert as_json([row], {})["cases"][0]["verdict"].startswith("DISAGREE")
 
 
@@ -155,7 +155,8 @@ def test_the_command_prints_and_writes_what_it_measured(monkeypatch, capsys, tmp
     assert any(line.startswith("| other | decode ") for line in lines)
     assert any("training step of" in line and "share of ceiling" in line for line in lines)
     written = json.loads(path.read_text())
-    assert [case["part"] for case in written["cases"]] == ["fake", "other"] and written["versions"]["torch"] == torch.__version__
+    assert [case["part"] for case in written["cases"]] == ["fake", "other"]
+    assert written["versions"]["torch"] == torch.__version__
     assert written["cases"][0]["flops"] == {"minicogvx": 48, "diffusers": 48}
     assert list(tmp_path.iterdir()) == [path]
     assert command.main(["--only", "other", "--no-memory", "--seconds", "0.01"]) == 0
@@ -175,7 +176,8 @@ def test_bad_options_are_refused_before_any_work(monkeypatch, capsys, tmp_path):
 def test_tables_line_up():
     plain = render(("name", "ms"), [("a", "1.0"), ("long", "10.0")], markdown=False)
     assert plain.splitlines() == ["name    ms", "a      1.0", "long  10.0"]
-    assert render(("name", "ms"), [("a", "1.0")], markdown=True).splitlines() == ["| name |  ms |", "| ---- | --: |", "| a    | 1.0 |"]
+    markdown = render(("name", "ms"), [("a", "1.0")], markdown=True)
+    assert markdown.splitlines() == ["| name |  ms |", "| ---- | --: |", "| a    | 1.0 |"]
 
 
 def test_ceiling_is_a_rate():

@@ -1,7 +1,6 @@
 """Classifier-free guidance (Ho and Salimans 2022), constant and dynamic."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ def guide(uncond: Float[Tensor, "*shape"], cond: Float[Tensor, "*shape"],
 
 
 def dynamic_guidance_scale(guidance_scale: float, i: int, timestep: int, num_inference_steps: int,
-                           mode: Literal["published", "meant"] | None) -> float:
+                           mode: str | None) -> float:
     """The guidance scale of step i = 0 .. n-1, which is at `timestep`.
 
     None: constant w. Otherwise  w_i = 1 + w (1 - cos(pi ((n - tau) / n)^5)) / 2  with n steps, where tau counts down:

@@ -1,19 +1,14 @@
 """Does the model obey its captions? The oracle reads what a clip shows, and the share that is right is the score."""
 
-import argparse
-import json
-import os
 import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from minicogvx.data.captions import evaluation_caption
 from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import Scene, sample_scenes
+from minicogvx.data.shapes import Scene
 from minicogvx.pipeline import Pipeline
 
 
@@ -51,31 +46,3 @@ def measure_adherence(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_in
                                  "read": str(seen)})
     seconds = (time.perf_counter() - start) / len(scenes)
     return Adherence({name: count / len(scenes) for name, count in right.items()}, len(scenes), seconds, failures)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`minicogvx evaluate`: prints the score of a model on captions of one split."""
-    parser = argparse.ArgumentParser(prog="minicogvx evaluate", description="How often a model obeys its captions.")
-    parser.add_argument("--model", default="toy", metavar="toy|FOLDER")
-    parser.add_argument("--captions", type=int, default=500, metavar="N")
-    parser.add_argument("--split", choices=("held_out", "train"), default="held_out",
-                        help="held_out: combinations that training never showed")
-    parser.add_argument("--two-objects", type=float, default=0.0, metavar="SHARE", help="of scenes with two objects")
-    parser.add_argument("--steps", type=int, default=25, metavar="N")
-    parser.add_argument("--guidance-scale", type=float, default=6.0, metavar="W")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--out", metavar="FILE.json", help="where to write the figures and the failures")
-    arguments = parser.parse_args(argv)
-    if arguments.captions < 1:
-        raise ValueError(f"captions is {arguments.captions}; it must be 1 or more")
-    import minicogvx
-
-    pipe = minicogvx.load(arguments.model)
-    scenes = sample_scenes(arguments.captions, 1_000_003 + arguments.seed, arguments.split, arguments.two_objects)
-    result = measure_adherence(pipe, scenes, arguments.seed, arguments.steps, arguments.guidance_scale)
-    print(f"{arguments.model}, {arguments.split}: {result}")
-    if arguments.out:
-        beside = Path(arguments.out + ".part")
-        beside.write_text(json.dumps(result.__dict__, indent=1))
-        os.replace(beside, arguments.out)
-    return 0

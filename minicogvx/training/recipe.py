@@ -35,13 +35,13 @@ class Recipe:
 
 RECIPES = {recipe.preset: recipe for recipe in (
     Recipe("micro",
-           vae=(VAEStage(steps=480, batch_size=16, num_frames=9, height=32, width=32, loss=_L1_KL),),
+           vae=(VAEStage(steps=1600, batch_size=4, num_frames=9, height=32, width=32, loss=_L1_KL),),
            clips=8192, two_objects=0.0, transformer=TransformerStage(steps=1400)),
     Recipe("toy",
            vae=(VAEStage(steps=1000, batch_size=16, num_frames=9, height=32, width=32, loss=_L1_KL),
                 VAEStage(steps=380, batch_size=8, num_frames=17, height=64, width=64, loss=_L1_LPIPS_KL, muon_lr=0.01),
                 VAEStage(steps=280, batch_size=8, num_frames=17, height=64, width=64, loss=_L1_LPIPS_KL, muon_lr=0.01)),
-           clips=12000, two_objects=0.1, transformer=TransformerStage(steps=5000, batch_size=32)),
+           clips=12000, two_objects=0.1, transformer=TransformerStage(steps=3400, batch_size=32)),
 )}
 
 

@@ -542,9 +542,9 @@ for name, giant in giants.items():
 
 # %% [markdown]
 # The 5B has about 900 times the weights of the toy, but one run of it is almost 300,000 times the work: its
-# clips have 200 times as many tokens, and every token looks at every other. The paper reports 113 seconds for
-# one video of the 5B with 50 steps on an H800 GPU, and 49 seconds for the 2B. The parts and their order are
-# the same as in the machine that made your circle.
+# sequence is 160 times as long, and every token looks at every other. The paper reports 113 seconds for one
+# video of the 5B with 50 steps on an H800 GPU, and 49 seconds for the 2B. The parts and their order are the
+# same as in the machine that made your circle.
 #
 # ## What you can now explain
 #
