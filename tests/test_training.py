@@ -119,3 +119,14 @@ def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, m
     assert {"vae", "encoding", "transformer"} == json.loads((tmp_path / "minutes.json").read_text()).keys()
     monkeypatch.setattr(recipes, "train_vae", lambda *_, **__: pytest.fail("the VAE is finished"))
     recipes.train_recipe(recipe, tmp_path, progress=False)
+
+
+def test_latents_are_sampled_as_published_or_taken_at_their_mean():
+    torch.manual_seed(0)
+    latents = encode_world(CausalVAE(TINY.vae), 4, seed=0, num_frames=9, progress=False)
+    index = torch.tensor([2, 0])
+    drawn = latents.draw(index, torch.Generator().manual_seed(1))
+    assert not torch.equal(drawn, latents.draw(index, torch.Generator().manual_seed(2)))
+    mean = replace(latents, sample=False).draw(index, torch.Generator())
+    assert torch.equal(mean, latents.mean[index].float() * latents.scaling_factor)
+    assert (drawn - mean).square().mean().sqrt() == pytest.approx(latents.std[index].float().square().mean().sqrt().item(), rel=0.2)

@@ -13,17 +13,20 @@ from minicogvx.vae import CausalVAE
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Posteriors of clips and the scenes that they show. `draw` samples the posterior, as published training does."""
+    """Posteriors of clips and the scenes that they show."""
 
     scenes: list[Scene]
     mean: Float[Tensor, "m c t h w"]
     std: Float[Tensor, "m c t h w"]
     scaling_factor: float
+    sample: bool = True  # as published; False takes the mean, which leaves a small model less noise to fit
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Float[Tensor, "b c t h w"]:
         """Scaled latents of the clips at `index`."""
-        mean, std = self.mean[index].float(), self.std[index].float()
-        return (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor
+        latents = self.mean[index].float()
+        if self.sample:
+            latents = latents + self.std[index].float() * torch.randn(latents.shape, generator=generator)
+        return latents * self.scaling_factor
 
 
 @torch.no_grad()
