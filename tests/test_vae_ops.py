@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.ops import (FRONT_ROOM, as_frames, channels_last, downsample_conv, from_frames, norm_silu, pad_front,
+from minicogvx.vae.ops import (FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_front,
                                repeat_index, upsample_conv, upsample_weight)
 
 EPS = 1e-6
@@ -172,3 +172,18 @@ def test_a_kernel_without_extent_in_time_keeps_no_cache():
     x = normal(1, 2, 3, 4, 4)
     torch.testing.assert_close(conv(x, cache), F.conv3d(x, conv.conv.weight, conv.conv.bias))
     assert not cache.past
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+@pytest.mark.parametrize("shape", [(1, 4, 6, 6), (2, 4, 6, 6)])
+def test_conv3d_in_halves_is_conv3d(frames, shape):
+    torch.manual_seed(0)
+    b, c, h, w = shape
+    inputs = [torch.randn(b, c, frames + 2, h, w), torch.randn(3, c, 3, 3, 3), torch.randn(3)]
+    ours, theirs = ([v.clone().requires_grad_(True) for v in inputs] for _ in range(2))
+    y, expected = conv3d(*ours, padding=1), torch.nn.functional.conv3d(*theirs, padding=(0, 1, 1))
+    assert torch.allclose(y, expected, atol=1e-5)
+    cotangent = torch.randn_like(y)
+    y.backward(cotangent), expected.backward(cotangent)
+    for a, b in zip(ours, theirs):
+        assert torch.allclose(a.grad, b.grad, atol=1e-4)

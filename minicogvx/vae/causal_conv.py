@@ -1,11 +1,10 @@
 """The causal convolution in time and the cache that lets a long video pass through it piece by piece (paper 2.1)."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minicogvx.vae.ops import channels_last, pad_front
+from minicogvx.vae.ops import channels_last, conv3d, pad_front
 
 
 class ConvCache:
@@ -42,8 +41,7 @@ class CausalConv3d(nn.Module):
             x = pad_front(x, self._past(x, cache))
             if cache is not None:
                 cache.past[self] = x[:, :, -self.past_frames:].clone()
-        pad = self.past_frames // 2
-        return F.conv3d(x, self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype), padding=(0, pad, pad))
+        return conv3d(x, self.conv.weight, self.conv.bias, padding=self.past_frames // 2)
 
     def _past(self, x, cache):
         if cache is not None and self in cache.past:
