@@ -127,6 +127,7 @@ class Block(nn.Module):
         return add_gated(x, y, *gates, num_text)                # b n d
 
     def feed_forward(self, y: Float[Tensor, "b n d"], num_text: int) -> Float[Tensor, "b n d"]:
+        """The same weights for both modalities; with modulation="separate" the text has its own."""
         if self.ff_text is None:
             return self.ff(y)
         text, video = by_modality(y, num_text)
@@ -134,6 +135,7 @@ class Block(nn.Module):
 
     def attend_over_time(self, x: Float[Tensor, "b n d"], num_text: int, frames: int, time: Float[Tensor, "b d_time"],
                          rope: Complex[Tensor, "n half_dim"] | None) -> Float[Tensor, "b n d"]:
+        """The 1D half of 2D + 1D attention, for the video tokens, with a norm and a gate of its own."""
         text, video = by_modality(x, num_text)
         y, _, gate = self.norm_time(video, 0, time)
         # At one place rows and columns are equal, so of the 3D rotation only the time part acts.

@@ -76,6 +76,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"] | None = None,
                 cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
+        """x plus two rounds of norm, SiLU and causal convolution; `z` is the latent that a conditioned block reads."""
         conditions = () if z is None else (z, cache)
         h = self.conv1(self.norm1(x, *conditions), cache)
         h = self.conv2(self.norm2(h, *conditions), cache)
@@ -110,6 +111,7 @@ class Upsample(nn.Module):
         self.time, self.rule = time, rule
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t2 h2 w2"]:
+        """Twice the height and width; with `time` 2t - 1 frames where the piece begins the video, else 2t."""
         frames = x.shape[2]
         x = upsample_conv(x, self.conv.weight, self.conv.bias)
         if self.time:
