@@ -57,3 +57,13 @@ def test_saved_and_opened_it_is_the_same(text, tmp_path):
     assert torch.equal(text.encode(caption), again.encode(caption))
     assert again.unknown_words("a blue zebra") == ["zebra"]
     assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_any_program_reads_the_saved_tokenizer_alike(text, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    text.save(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
+    for caption in ("A Red circle, moves RIGHT!", "", "a red dog"):
+        ids = theirs(caption, padding="max_length", max_length=12).input_ids
+        assert ids == text.tokens([caption])[0].tolist()

@@ -14,7 +14,8 @@ from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes
 from minicogvx.training.latents import encode_world
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
-from minicogvx.training.transformer import TransformerStage, train_transformer
+from minicogvx.training import transformer as transformer_training, vae as vae_training
+from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, initialise, normalise_latents, train_stage, train_vae, world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELossConfig
@@ -98,19 +99,85 @@ def test_normalised_latents_have_unit_variance_and_decode_to_the_same_video():
 def test_transformer_learns_and_a_seed_fixes_it(tmp_path):
     torch.manual_seed(0)
     latents = encode_world(CausalVAE(TINY.vae), 8, seed=0, num_frames=9, progress=False)
-    stage = TransformerStage(steps=25, batch_size=8, warmup=2, ema_decay=0.5)
+    training = TransformerTraining((TransformerStage(steps=60, batch_size=8),), adamw_lr=1e-2, warmup=2, ema_decay=0.5)
     log = tmp_path / "log.jsonl"
-    first, text = train_transformer(TINY, latents, stage, log=log, progress=False)
-    second, _ = train_transformer(TINY, latents, stage, progress=False)
+    first, text = train_transformer(TINY, latents, training, log=log, progress=False)
+    second, _ = train_transformer(TINY, latents, training, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     assert next(first.parameters()).dtype == torch.float32
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"] and "swap_gain" in rows[0]
 
 
+class CutOff(Exception):
+    pass
+
+
+def cut_off_after(monkeypatch, module, calls):
+    """Lets `module.save_checkpoint` work `calls` times and then stops the run, as a power cut would."""
+    real, count = module.save_checkpoint, []
+
+    def save(*arguments):
+        real(*arguments)
+        count.append(1)
+        if len(count) == calls:
+            raise CutOff
+
+    monkeypatch.setattr(module, "save_checkpoint", save)
+
+
+def test_a_transformer_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    latents = encode_world(CausalVAE(TINY.vae), 8, seed=0, num_frames=9, progress=False)
+    training = TransformerTraining((TransformerStage(3, 4, latent_frames=1), TransformerStage(5, 2)), warmup=2)
+    whole, text = train_transformer(TINY, latents, training, progress=False)
+    monkeypatch.setattr(transformer_training, "CHECKPOINT_EVERY", 2)
+    with monkeypatch.context() as patch:
+        cut_off_after(patch, transformer_training, calls=3)
+        with pytest.raises(CutOff):
+            train_transformer(TINY, latents, training, progress=False, checkpoint=tmp_path / "state.safetensors")
+    resumed, text_again = train_transformer(TINY, latents, training, progress=False, checkpoint=tmp_path / "state.safetensors",
+                                            log=tmp_path / "log.jsonl")
+    for one, other in ((whole, resumed), (text.encoder, text_again.encoder)):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [7]  # steps 0 to 5 were not done again
+
+
+def test_a_vae_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    stages = (replace(STAGE, steps=3), replace(STAGE, steps=3, batch_size=1))
+    whole = train_vae(TINY.vae, stages, progress=False)
+    monkeypatch.setattr(vae_training, "CHECKPOINT_EVERY", 2)
+    with monkeypatch.context() as patch:
+        cut_off_after(patch, vae_training, calls=3)  # in the middle of the second stage
+        with pytest.raises(CutOff):
+            train_vae(TINY.vae, stages, progress=False, checkpoints=tmp_path)
+    resumed = train_vae(TINY.vae, stages, progress=False, checkpoints=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train_vae(TINY.vae, (replace(STAGE, steps=1),), progress=False, checkpoints=tmp_path)
+    wider = replace(TINY.vae, block_out_channels=(8, 8, 16))
+    with pytest.raises(ValueError, match="move the file away to start anew"):
+        train_vae(wider, (replace(STAGE, steps=1),), progress=False, checkpoints=tmp_path)
+
+
+def test_a_new_transformer_is_the_identity_whose_blocks_learn_at_once():
+    torch.manual_seed(0)
+    model = transformer_training.ExpertTransformer(TINY.transformer)
+    transformer_training.initialise(model)
+    latents = torch.randn(2, 4, 3, 8, 8)
+    prediction = model(latents, torch.tensor([1, 500]), torch.randn(2, 5, 32))
+    assert prediction.abs().max() == 0
+    torch.nn.init.normal_(model.proj_out.weight)
+    model(latents, torch.tensor([1, 500]), torch.randn(2, 5, 32)).square().sum().backward()
+    block = model.transformer_blocks[0]
+    assert block.attn1.to_out[0].weight.grad.abs().max() > 0 and block.ff.net[2].weight.grad.abs().max() > 0
+
+
 def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, monkeypatch):
     recipe = recipes.Recipe("micro", vae=(replace(STAGE, steps=1),), clips=4, two_objects=0.0,
-                            transformer=TransformerStage(steps=1, batch_size=2))
+                            transformer=TransformerTraining((TransformerStage(steps=1, batch_size=2),)))
     monkeypatch.setattr(recipes, "preset", lambda name: TINY)
     recipes.train_recipe(recipe, tmp_path, progress=False)
     pipe = minicogvx.load(tmp_path / "pipeline")

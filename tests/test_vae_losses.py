@@ -328,7 +328,7 @@ def loss_with(alex, **fields):
     return VAELoss(config, PatchDiscriminator3D(SMALL), PerceptualDistance("alex", config.lpips_frames, model=alex))
 
 
-NAMES = {"total", "l1", "lpips", "kl", "kl_per_element", "gan_generator", "gan_weight"}
+NAMES = {"total", "l1", "l2", "lpips", "kl", "kl_per_element", "gan_generator", "gan_weight"}
 
 
 def test_total_before_the_gan(alex):
@@ -340,6 +340,14 @@ def test_total_before_the_gan(alex):
     assert parts["kl_per_element"].item() == pytest.approx(parts["kl"].item() / 64)
     assert parts["gan_generator"] == 0 and parts["gan_weight"] == 0
     assert [name for name, part in parts.items() if part.requires_grad] == ["total"]
+
+
+def test_l2_is_a_part_of_its_own(alex):
+    decoder, video, mean, logvar = setting()
+    parts = loss_with(alex, l1_weight=0.0, l2_weight=3.0, lpips_weight=0.0, kl_weight=0.0).autoencoder(
+        video, decoder(mean), mean, logvar, step=9)
+    assert parts["l2"].item() == pytest.approx((video - decoder(mean)).square().mean().item(), rel=1e-6)
+    assert parts["total"].item() == pytest.approx(3 * parts["l2"].item(), rel=1e-6)
 
 
 def test_gan_from_its_start_step(alex):

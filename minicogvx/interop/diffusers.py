@@ -32,7 +32,7 @@ PARTS = {"scheduler": (ScheduleConfig, "scheduler_config.json"), "transformer": 
          "vae": (VAEConfig, "config.json")}
 _PIPELINES = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
 _CLASSES = {"scheduler": tuple(SCHEDULERS), "text_encoder": ("T5EncoderModel",),
-            "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
+            "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast"),
             "transformer": ("CogVideoXTransformer3DModel", "ExpertTransformer"),
             "vae": ("AutoencoderKLCogVideoX", "CausalVAE")}
 
@@ -215,7 +215,7 @@ def _index(pipe) -> dict:
     return {"_class_name": to_video, "_diffusers_version": DIFFUSERS_VERSION,
             "scheduler": ["diffusers", to_diffusers(pipe.schedule_config)["_class_name"]],
             "text_encoder": ["transformers", "T5EncoderModel"],
-            "tokenizer": ["transformers", type(pipe.text.tokenizer).__name__],
+            "tokenizer": ["transformers", "PreTrainedTokenizerFast" if pipe.text.whole_words else "T5Tokenizer"],
             "transformer": ["minicogvx", "ExpertTransformer"] if departures(transformer) else their_transformer,
             "vae": ["minicogvx", "CausalVAE"] if departures(vae) else their_vae}
 

@@ -4,13 +4,13 @@ The small models have a small T5 with a vocabulary of whole words; the published
 `transformers.T5EncoderModel`, so one class serves both.
 """
 
-import re
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import logging
 
 from minicogvx.presets import TextConfig
@@ -18,10 +18,17 @@ from minicogvx.presets import TextConfig
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 
 
-def word_tokenizer(words: tuple[str, ...]) -> T5Tokenizer:
-    """A T5 tokenizer whose every token is one of the given lower-case words."""
-    pieces = [(piece, 0.0) for piece in SPECIAL] + [("▁" + word, -1.0) for word in words]
-    return T5Tokenizer(vocab=pieces, extra_ids=0)
+def word_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose every token is one of the given lower-case words; like T5's it ends a caption with `</s>`.
+
+    Capital letters and punctuation do not matter, and the saved file says so too: other programs read it alike.
+    """
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *words))}, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), " ")])
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+                                   model_input_names=["input_ids", "attention_mask"])
 
 
 class TextEncoder:
@@ -29,10 +36,9 @@ class TextEncoder:
 
     def __init__(self, tokenizer, encoder: T5EncoderModel, max_length: int):
         self.tokenizer, self.encoder, self.max_length = tokenizer, encoder, max_length
-        vocabulary = tokenizer.get_vocab()
-        pieces = [piece for piece in vocabulary if piece not in SPECIAL]
-        self.whole_words = len(pieces) < 4096 and all(piece.startswith("▁") and piece.islower() for piece in pieces)
-        self.vocabulary = {piece.removeprefix("▁") for piece in pieces} if self.whole_words else None
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.whole_words = backend is not None and isinstance(backend.model, models.WordLevel)
+        self.vocabulary = set(tokenizer.get_vocab()) - set(SPECIAL) if self.whole_words else None
 
     @classmethod
     def from_config(cls, config: TextConfig, words: tuple[str, ...], max_length: int) -> "TextEncoder":
@@ -66,7 +72,6 @@ class TextEncoder:
 
     def tokens(self, captions: list[str]) -> Int[Tensor, "b n"]:
         """Token ids, padded to `max_length`. Raises ValueError for a caption that is longer."""
-        captions = [self._plain(caption) for caption in captions]
         rows = self.tokenizer(captions, padding="max_length", max_length=self.max_length, truncation=False).input_ids
         for caption, row in zip(captions, rows):
             if len(row) > self.max_length:
@@ -82,10 +87,8 @@ class TextEncoder:
         """Words of the caption that this model has never seen. Always empty for a sub-word vocabulary."""
         if not self.whole_words:
             return []
-        return [word for word in self._plain(caption).split() if word not in self.vocabulary]
-
-    def _plain(self, caption: str) -> str:
-        return re.sub(r"[^\w\s]", " ", caption.lower()).strip() if self.whole_words else caption
+        plain = self.tokenizer.backend_tokenizer.normalizer.normalize_str(caption)
+        return [word for word in plain.split() if word not in self.vocabulary]
 
 
 class _quiet:

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minicogvx.data.shapes import Scene, render_batch, sample_scenes
+from minicogvx.training.alignment import scene_features
 from minicogvx.vae import CausalVAE
 
 
@@ -19,6 +20,7 @@ class LatentSet:
     mean: Float[Tensor, "m c t h w"]
     std: Float[Tensor, "m c t h w"]
     scaling_factor: float
+    features: Float[Tensor, "m t h w k"]  # what covers each latent cell: see training/alignment.py
     sample: bool = True  # as published; False takes the mean, which leaves a small model less noise to fit
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Float[Tensor, "b c t h w"]:
@@ -32,13 +34,15 @@ class LatentSet:
 @torch.no_grad()
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
                  dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True) -> LatentSet:
-    """Renders `clips` training scenes at the VAE's own size and encodes them; kept in 16 bits."""
+    """Renders `clips` training scenes at the VAE's own, square size and encodes them; kept in 16 bits."""
     scenes = sample_scenes(clips, seed, "train", two_objects)
+    ratio, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
     height, width = vae.config.sample_height, vae.config.sample_width
-    means, stds = [], []
+    means, stds, features = [], [], []
     for i in tqdm(range(0, clips, batch_size), desc="encoding clips", disable=not progress, mininterval=5):
         video = render_batch(scenes[i:i + batch_size], num_frames, height, width).permute(0, 4, 1, 2, 3) * 2 - 1
         posterior = vae.encode(video.to(dtype))
         means.append(posterior.mean.bfloat16().contiguous())
         stds.append(posterior.std.bfloat16().contiguous())
-    return LatentSet(scenes, torch.cat(means), torch.cat(stds), vae.config.scaling_factor)
+        features.append(scene_features(scenes[i:i + batch_size], num_frames, height // space, ratio).bfloat16())
+    return LatentSet(scenes, torch.cat(means), torch.cat(stds), vae.config.scaling_factor, torch.cat(features))

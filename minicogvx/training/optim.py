@@ -4,7 +4,7 @@ Why Muon: at 200 small steps AdamW had learnt only the background of a clip wher
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ class MuonAdamW:
     A convolution kernel `o i t h w` is to Muon the matrix `o x (i t h w)`: a view, so both share their numbers.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02, adamw_lr: float = 1e-3,
-                 muon_on=lambda name, parameter: parameter.ndim >= 2, weight_decay: float = 0.0, clip: float = 1.0):
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
+                 adamw_lr: float = 1e-3, muon_on: Callable[[str, Tensor], bool] = lambda name, p: p.ndim >= 2,
+                 weight_decay: float = 0.0, clip: float = 1.0):
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
         self.matrices = [p for name, p in parameters if muon_on(name, p)]
         self.others = [p for name, p in parameters if not muon_on(name, p)]
@@ -45,8 +46,25 @@ class MuonAdamW:
             p.grad = None
         return norm
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that a later `step` depends on beside the weights, by name: what a checkpoint has to keep."""
+        return {f"{name}.{i}.{key}": value for name, optimizer, parameters in self._halves()
+                for i, p in enumerate(parameters) for key, value in optimizer.state.get(p, {}).items()}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `state_tensors` gave; the parameters must be the same, in the same order."""
+        for name, optimizer, parameters in self._halves():
+            for i, p in enumerate(parameters):
+                start = f"{name}.{i}."
+                state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+                if state:
+                    optimizer.state[p] = {key: value.clone() for key, value in state.items()}
+
     def _groups(self):
         return self.muon.param_groups + self.adamw.param_groups
+
+    def _halves(self):
+        return ("muon", self.muon, self.flat), ("adamw", self.adamw, self.others)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:

@@ -13,13 +13,14 @@ from minicogvx.interop.safetensors_files import load_into, read_tensors, write_t
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.training.latents import encode_world
-from minicogvx.training.transformer import TransformerStage, train_transformer
+from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, train_vae
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELossConfig
 
-_L1_KL = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)
-_L1_LPIPS_KL = replace(_L1_KL, lpips_weight=0.1, lpips_net="alex", lpips_frames=2)
+# L2 beside L1: see VAELossConfig.
+_PIXELS = VAELossConfig(l2_weight=10.0, lpips_weight=0.0, kl_weight=0.1, gan_weight=0.0)
+_PIXELS_LPIPS = replace(_PIXELS, lpips_weight=0.1, lpips_net="alex", lpips_frames=1)
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,23 @@ class Recipe:
     vae: tuple[VAEStage, ...]
     clips: int  # encoded once for diffusion training
     two_objects: float  # share of them that show two objects
-    transformer: TransformerStage
+    transformer: TransformerTraining
 
 
 RECIPES = {recipe.preset: recipe for recipe in (
     Recipe("micro",
-           vae=(VAEStage(steps=1600, batch_size=4, num_frames=9, height=32, width=32, loss=_L1_KL),),
-           clips=8192, two_objects=0.0, transformer=TransformerStage(steps=1400)),
+           vae=(VAEStage(steps=900, batch_size=8, num_frames=9, height=32, width=32, loss=_PIXELS),),
+           clips=8192, two_objects=0.0,
+           transformer=TransformerTraining((TransformerStage(steps=600, latent_frames=1),
+                                            TransformerStage(steps=1200)))),
     Recipe("toy",
-           vae=(VAEStage(steps=1000, batch_size=16, num_frames=9, height=32, width=32, loss=_L1_KL),
-                VAEStage(steps=380, batch_size=8, num_frames=17, height=64, width=64, loss=_L1_LPIPS_KL, muon_lr=0.01),
-                VAEStage(steps=280, batch_size=8, num_frames=17, height=64, width=64, loss=_L1_LPIPS_KL, muon_lr=0.01)),
-           clips=12000, two_objects=0.1, transformer=TransformerStage(steps=2600, batch_size=32)),
+           vae=(VAEStage(steps=700, batch_size=8, num_frames=9, height=32, width=32, loss=_PIXELS),
+                VAEStage(steps=700, batch_size=4, num_frames=9, height=64, width=64, loss=_PIXELS),
+                VAEStage(steps=500, batch_size=4, num_frames=17, height=64, width=64, loss=_PIXELS_LPIPS,
+                         muon_lr=0.01)),
+           clips=12000, two_objects=0.05,
+           transformer=TransformerTraining((TransformerStage(steps=1200, batch_size=64, latent_frames=1),
+                                            TransformerStage(steps=6000)))),
 )}
 
 
@@ -49,25 +55,25 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = 
                  progress: bool = True) -> Pipeline:
     """Trains VAE, then transformer and text encoder, and writes `out/pipeline`, a diffusers folder in 16 bits.
 
-    The finished VAE is kept in `out/vae.safetensors`; a second call with the same `out` goes on from there.
-    `out/minutes.json` holds the minutes of each part.
+    `out/minutes.json` holds the minutes of each part. A second call with the same `out` goes on where the first was cut
+    off: the finished VAE is in `out/vae.safetensors`, the state of a part under way in `out/checkpoints`.
     """
     sizes = preset(recipe.preset)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     minutes = _Minutes(out / "minutes.json")
     if (out / "vae.safetensors").exists():
         vae = CausalVAE(sizes.vae)
         load_into(vae, read_tensors(out / "vae.safetensors"), out / "vae.safetensors")
     else:
-        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, out / "vae.jsonl", progress)
+        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, out / "vae.jsonl", progress, out / "checkpoints")
         write_tensors(out / "vae.safetensors", vae.state_dict())
         minutes.write("vae")
-    # The posteriors of these small VAEs are wide in the channels that draw the object; the mean is what can be learnt.
-    latents = replace(encode_world(vae, recipe.clips, seed + 1, sizes.num_frames, recipe.two_objects, dtype, progress=progress),
-                      sample=False)
+    latents = encode_world(vae, recipe.clips, seed + 1, sizes.num_frames, recipe.two_objects, dtype, progress=progress)
+    # The posteriors' means: a small model has enough to fit without their noise.
+    latents = replace(latents, sample=False)
     minutes.write("encoding")
     transformer, text = train_transformer(sizes, latents, recipe.transformer, seed, dtype, out / "transformer.jsonl",
-                                          progress)
+                                          progress, out / "checkpoints" / "transformer.safetensors")
     minutes.write("transformer")
     pipe = Pipeline(vae, transformer, sizes.schedule, text, fps=sizes.fps)
     diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True)
@@ -75,7 +81,7 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = 
 
 
 class _Minutes:
-    """Minutes since the last part ended, by part, in one JSON file."""
+    """Minutes of each part in one JSON file; a part that was done again counts again."""
 
     def __init__(self, path: Path):
         self.path, self.start = path, time.perf_counter()
@@ -83,7 +89,7 @@ class _Minutes:
 
     def write(self, part: str) -> None:
         now = time.perf_counter()
-        self.parts[part], self.start = round((now - self.start) / 60, 2), now
+        self.parts[part], self.start = round(self.parts.get(part, 0) + (now - self.start) / 60, 2), now
         beside = self.path.with_suffix(".part")
         beside.write_text(json.dumps(self.parts))
         os.replace(beside, self.path)

@@ -15,9 +15,12 @@ from tqdm import tqdm
 
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.presets import VAEConfig
+from minicogvx.training.checkpoints import load_checkpoint, save_checkpoint
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELoss, VAELossConfig
+
+CHECKPOINT_EVERY = 200  # steps
 
 
 @dataclass(frozen=True)
@@ -61,26 +64,27 @@ def psnr(video: Tensor, reconstruction: Tensor) -> float:
 
 
 def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype = torch.bfloat16,
-              log: Path | None = None, progress: bool = True) -> CausalVAE:
+              log: Path | None = None, progress: bool = True, checkpoints: Path | None = None) -> CausalVAE:
     """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
 
     After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
-    (`normalise_latents`). Deterministic for a seed and a number of threads.
+    (`normalise_latents`). Deterministic for a seed and a number of threads. With a folder of `checkpoints` a run that
+    was cut off goes on where it was.
     """
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
     first_seed = seed * 10_000_000 + 1
-    for stage in stages:
-        train_stage(vae, stage, first_seed, dtype, log, progress)
+    for i, stage in enumerate(stages):
+        train_stage(vae, stage, first_seed, dtype, log, progress, checkpoints and checkpoints / f"vae_{i}.safetensors")
         if not stage.decoder_only and stage.height == config.sample_height:
             normalise_latents(vae, seed)
         first_seed += stage.steps
     return vae
 
 
-def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16, log: Path | None = None,
-                progress: bool = True) -> None:
+def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16,
+                log: Path | None = None, progress: bool = True, checkpoint: Path | None = None) -> None:
     """One stage, in place; step i draws its clips and noise from seed `first_seed + i`.
 
     The losses of every tenth step go by name to the JSONL file `log`.
@@ -90,7 +94,9 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
     optimizer = MuonAdamW(part.named_parameters(), stage.muon_lr, stage.adamw_lr)
     objective = VAELoss(stage.loss)
     name = f"{stage.height}x{stage.width}x{stage.num_frames}"
-    bar = tqdm(range(stage.steps), desc=f"VAE {name}", disable=not progress, mininterval=5)
+    done = load_checkpoint(checkpoint, {"vae": vae}, optimizer) if checkpoint else 0
+    bar = tqdm(range(done, stage.steps), desc=f"VAE {name}", initial=done, total=stage.steps, disable=not progress,
+               mininterval=5)
     for step in bar:
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(first_seed + step)
@@ -107,6 +113,8 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
             if log:
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+        if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step == stage.steps - 1):
+            save_checkpoint(checkpoint, step + 1, {"vae": vae}, optimizer)
     vae.encoder.requires_grad_(True)
 
 

@@ -34,11 +34,14 @@ class VAELossConfig:
     latent-diffusion weight 1e-6 for the KL, and a start of the GAN after "a few thousand training steps" (paper 2.1).
 
     That class sums errors over all pixels of a clip; here everything is divided by their number (c t h w), which keeps
-    the ratios and gives readable figures: `total = l1_weight * l1 + lpips_weight * lpips + kl_weight * kl / (c t h w)
-    + gan_weight * gan_generator`.
+    the ratios and gives readable figures: `total = l1_weight * l1 + l2_weight * l2 + lpips_weight * lpips
+    + kl_weight * kl / (c t h w) + gan_weight * gan_generator`.
     """
 
     l1_weight: float = 1.0
+    # A departure for training from nothing. L1 is smallest at the median, and the median of a pixel that shows an object
+    # less than half the time is the background: an L1-only run sees no object for long. L2 asks for the mean.
+    l2_weight: float = 0.0
     lpips_weight: float = 1.0  # 0: LPIPS is not even loaded
     kl_weight: float = 1e-6  # of nats per clip against L1 summed over a clip
     gan_weight: float = 1.0  # 0: no GAN
@@ -51,7 +54,8 @@ class VAELossConfig:
     gradient_penalty_weight: float = 0.0
 
     def __post_init__(self):
-        for name in ("l1_weight", "lpips_weight", "kl_weight", "gan_weight", "gan_start", "gradient_penalty_weight"):
+        for name in ("l1_weight", "l2_weight", "lpips_weight", "kl_weight", "gan_weight", "gan_start",
+                     "gradient_penalty_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.lpips_net not in _SMALLEST_SIDE:
@@ -68,6 +72,12 @@ def reconstruction_l1(video: Float[Tensor, "b c t h w"],
                       reconstruction: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
     """Mean absolute difference over all pixels."""
     return (video.float() - reconstruction.float()).abs().mean()
+
+
+def reconstruction_l2(video: Float[Tensor, "b c t h w"],
+                      reconstruction: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
+    """Mean squared difference over all pixels."""
+    return (video.float() - reconstruction.float()).square().mean()
 
 
 def kl_divergence(mean: Float[Tensor, "b c t h w"], logvar: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
@@ -195,8 +205,8 @@ class VAELoss(nn.Module):
                     last_layer: Tensor | None = None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss of the autoencoder and its parts, each a scalar.
 
-        "total" is to be minimised; "l1", "lpips", "kl" (nats per clip), "kl_per_element" (nats per latent number),
-        "gan_generator" and "gan_weight" (the one in force, 0 before `gan_start`) are without gradient.
+        "total" is to be minimised; "l1", "l2", "lpips", "kl" (nats per clip), "kl_per_element" (nats per latent
+        number), "gan_generator" and "gan_weight" (the one in force, 0 before `gan_start`) are without gradient.
         `last_layer` is the weight of the decoder's last convolution; only the adaptive weight needs it, and only where
         gradients are on. `generator` draws the frames for LPIPS.
 
@@ -215,14 +225,17 @@ class VAELoss(nn.Module):
             if self.perceptual:
                 lpips = self.perceptual(video, pixels, generator)
             nll = c.l1_weight * reconstruction_l1(video, pixels) + c.lpips_weight * lpips
+            if c.l2_weight:
+                nll = nll + c.l2_weight * reconstruction_l2(video, pixels)
             if self.gan_active(step):
                 gan, gan_weight = self._generator_loss(pixels), zero + c.gan_weight
         if adaptive:
             nll, gan = (_carried_to(reconstruction, loss, pixels) for loss in (nll, gan))
             gan_weight = c.gan_weight * adaptive_weight(nll, gan, last_layer)
         total = nll + c.kl_weight * kl / video[0].numel() + gan_weight * gan
-        parts = {"l1": l1, "lpips": lpips, "kl": kl, "kl_per_element": kl / mean[0].numel(), "gan_generator": gan,
-                 "gan_weight": gan_weight}
+        l2 = reconstruction_l2(video, reconstruction.detach())
+        parts = {"l1": l1, "l2": l2, "lpips": lpips, "kl": kl, "kl_per_element": kl / mean[0].numel(),
+                 "gan_generator": gan, "gan_weight": gan_weight}
         return {"total": total} | {name: part.detach() for name, part in parts.items()}
 
     def discriminator(self, video: Float[Tensor, "b c t h w"],
