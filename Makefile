@@ -52,7 +52,7 @@ test: $(FULL)
 	@status=0; \
 	$(BIN)/python -m pytest --jaxtyping-packages=minicogvx,beartype.beartype tests $(ARGS) || status=1; \
 	if [ -n "$(NOTEBOOKS)" ]; then \
-		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS) || status=1; \
+		MINICOGVX_PROGRESS=$$(mktemp -d)/progress.json $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS) || status=1; \
 	fi; \
 	exit $$status
 

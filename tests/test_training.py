@@ -9,9 +9,10 @@ from torch import nn
 
 import minicogvx
 from minicogvx.evaluation.adherence import measure_adherence
-from minicogvx.data.shapes import sample_scenes
+from minicogvx.data.shapes import MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
 from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes
+from minicogvx.training.alignment import FEATURES, Alignment, scene_features
 from minicogvx.training.latents import encode_world
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
 from minicogvx.training import transformer as transformer_training, vae as vae_training
@@ -173,6 +174,35 @@ def test_a_new_transformer_is_the_identity_whose_blocks_learn_at_once():
     model(latents, torch.tensor([1, 500]), torch.randn(2, 5, 32)).square().sum().backward()
     block = model.transformer_blocks[0]
     assert block.attn1.to_out[0].weight.grad.abs().max() > 0 and block.ff.net[2].weight.grad.abs().max() > 0
+
+
+def test_scene_features_say_which_shape_and_motion_cover_a_cell():
+    ring = ShapeObject("ring", "red", "moves right", x=0.3, y=0.5, radius=0.2, speed=0.4)
+    bar = ShapeObject("bar", "blue", "stays still", x=0.5, y=0.9, radius=0.08)
+    alone, both = scene_features([Scene((ring,), "navy"), Scene((ring, bar), "navy")], num_frames=9, cells=8)
+    assert alone.shape == (3, 8, 8, 19)
+    shape, motion = alone[..., SHAPES.index("ring")], alone[..., 6 + MOTIONS.index("moves right")]
+    assert torch.equal(shape, motion) and alone.sum() == pytest.approx(2 * shape.sum().item(), rel=1e-6)
+    area = UNIT_AREA["ring"] * 0.2**2 * 8 * 8  # in cells
+    assert shape.sum((1, 2)).tolist() == pytest.approx([area] * 3, rel=0.1)
+    centre = (shape.sum(1) * (torch.arange(8) + 0.5)).sum(1) / shape.sum((1, 2)) / 8  # in widths
+    # frames 0, 1 to 4, 5 to 8 of nine: clip times 0, 0.3125, 0.8125
+    assert centre.tolist() == pytest.approx([0.3, 0.3 + 0.4 * 0.3125, 0.3 + 0.4 * 0.8125], abs=0.01)
+    assert torch.allclose(both[..., SHAPES.index("ring")], shape) and both[..., SHAPES.index("bar")].sum() > 0
+
+
+def test_alignment_teaches_the_first_half_of_the_blocks():
+    torch.manual_seed(0)
+    model = transformer_training.ExpertTransformer(replace(TINY.transformer, num_layers=4))
+    transformer_training.initialise(model)
+    alignment = Alignment(model)
+    model(torch.randn(2, 4, 3, 8, 8), torch.tensor([1, 500]), torch.randn(2, 5, 32))
+    features = torch.rand(2, 3, 8, 8, FEATURES)
+    loss = alignment(features)
+    assert 0.9 < loss.item() < 10  # a blind guess of the mean would be 1
+    loss.backward()
+    learns = [block.ff.net[2].weight.grad is not None for block in model.transformer_blocks]
+    assert learns == [True, True, False, False]
 
 
 def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -3,17 +3,23 @@
     python -m minicogvx.course.notebook_builder [NN_topic ...]     # all of them where none is named
 
 Builds, runs every cell and stores the outputs. A notebook is written only if all of its cells ran.
+What stands between `### BEGIN SOLUTION` and `### END SOLUTION` is a stub in the learner's notebook.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from minicogvx.course.exercises.exercise import STUB_MESSAGE
+from minicogvx.course.exercises.solutions import BEGIN
 
 ROOT = Path(__file__).resolve().parents[2] / "notebooks"
 SOURCES = ROOT / "source"
 CELL_SECONDS = 120
+STUB = f'raise NotImplementedError("{STUB_MESSAGE}")'
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -27,10 +33,12 @@ def notebook_path(source: Path) -> Path:
     return ROOT / f"{source.stem}.ipynb"
 
 
-def build(source: Path):
+def build(source: Path, solutions: bool = False):
     """The notebook that `source` (jupytext py:percent) describes, without outputs.
 
-    Cell ids are numbers, so that building twice gives the same file. Returns an nbformat NotebookNode.
+    Solutions become stubs; `solutions=True` leaves them in, for tests. Cell ids are numbers, so that building twice
+    gives the same file. Returns an nbformat NotebookNode. Raises ImportError where there are solutions and no nbgrader,
+    and RuntimeError for a solution without an end.
     """
     import jupytext
 
@@ -41,14 +49,26 @@ def build(source: Path):
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)  # how the source is spaced; no business of a reader
+    if not solutions and any(BEGIN in cell.source for cell in notebook.cells):
+        _clear_solutions(notebook)
     return notebook
+
+
+def _clear_solutions(notebook) -> None:
+    # nbgrader's own preprocessor, so that the notebook a teacher releases from the same source can never differ.
+    try:
+        from nbgrader.preprocessors import ClearSolutions
+    except ImportError as error:
+        raise ImportError("nbgrader is missing; install it with: pip install -e '.[dev]'") from error
+    clear = ClearSolutions(code_stub={"python": STUB}, enforce_metadata=False)  # the cells carry no nbgrader marks
+    clear.preprocess(notebook, {})
 
 
 def execute(notebook, folder: Path = ROOT) -> float:
     """Runs every cell in `folder`, in place; returns the seconds.
 
-    What differs from run to run without meaning anything (time stamps, widget state) is taken out again. Raises
-    nbclient's CellExecutionError where a cell fails.
+    What differs from run to run without meaning anything (time stamps, widget state) is taken out again. Exercises
+    that it solves do not count as the author's own progress. Raises nbclient's CellExecutionError where a cell fails.
     """
     from nbclient import NotebookClient
 
@@ -56,7 +76,8 @@ def execute(notebook, folder: Path = ROOT) -> float:
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name=KERNEL["name"], record_timing=False,
                             store_widget_state=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(folder)}})
-    client.execute()
+    with tempfile.TemporaryDirectory() as nowhere:
+        client.execute(env=os.environ | {"MINICOGVX_PROGRESS": str(Path(nowhere) / "progress.json")})
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:

@@ -50,7 +50,7 @@ class TransformerTraining:
     warmup: int = 50
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
     ema_decay: float = 0.998
-    alignment_weight: float = 0.5  # falls to 0 towards the end; see training/alignment.py
+    alignment_weight: float = 1.0  # falls to 0 towards the end; see training/alignment.py
 
     def plan(self) -> list[TransformerStage]:
         """The stage of every step."""
@@ -139,10 +139,10 @@ def _batch(latents: LatentSet, stage: TransformerStage, text_dropout: float, gen
 
 
 def _loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
-          features: Float[Tensor, "b n d"], generator: torch.Generator) -> Float[Tensor, ""]:
+          text_features: Float[Tensor, "b n d"], generator: torch.Generator) -> Float[Tensor, ""]:
     noise = torch.randn(x0.shape, generator=generator)
     t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
-    prediction = model(schedule.add_noise(x0, noise, t).to(features.dtype), t, features)
+    prediction = model(schedule.add_noise(x0, noise, t).to(text_features.dtype), t, text_features)
     return diffusion_loss(prediction, x0, noise, t, schedule).mean()
 
 

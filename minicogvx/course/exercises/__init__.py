@@ -1,0 +1,15 @@
+"""Exercises: asked in a notebook, checked by properties, one module for each notebook (`notebook_NN.py`).
+
+    pad_past = check("2.1", pad_past)  # right: your own function; otherwise the package's, so that you can read on
+    hint("2.1")                        # one more hint at each call
+    solution("2.1")                    # the source of a solution
+    progress()                         # what you have solved so far
+"""
+
+from minicogvx.course.exercises.checking import Verdict, all_exercises, check, find, hint, judge, progress
+from minicogvx.course.exercises.exercise import Exercise, Wrong
+from minicogvx.course.exercises.guards import guard
+from minicogvx.course.exercises.solutions import solution, solution_source
+
+__all__ = ["Exercise", "Verdict", "Wrong", "all_exercises", "check", "find", "guard", "hint", "judge", "progress",
+           "solution", "solution_source"]

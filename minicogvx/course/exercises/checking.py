@@ -1,0 +1,133 @@
+"""From the number of an exercise to a verdict on an answer. Prints plain text only, so that nbval can compare it."""
+
+import importlib
+import linecache
+import pkgutil
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minicogvx.course.exercises import record
+from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
+
+MAX_MESSAGE = 300  # characters of somebody else's error message
+_hints_given: dict[str, int] = {}  # in this session
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found: `state` is "right", "wrong", "stopped" (another exception) or "not tried"."""
+
+    state: str
+    message: str = ""
+
+
+def check(number: str, answer: Any) -> Any:
+    """Checks `answer`, the learner's function (or value), and says what it found.
+
+    Returns the answer itself where it is right, and otherwise the package's version, so that a notebook always runs to
+    its end. Raises ValueError for an unknown number and nothing else, whatever the learner's code does.
+    """
+    exercise = find(number)
+    # A cell that is run again after a failed check would hand the package's version in.
+    verdict = Verdict("not tried") if answer is exercise.reference else judge(exercise, answer)
+    if verdict.state == "right":
+        print(f"Exercise {exercise.number}: right.")
+        record.save(exercise.number)
+        return answer
+    if verdict.state == "not tried":
+        print(f"Exercise {exercise.number}: not tried yet. Here is the package's version, so that you can read on.")
+    else:
+        print(f"Exercise {exercise.number}: not right yet. {verdict.message}\n"
+              f'Here is the package\'s version, so that you can read on; hint("{exercise.number}") helps.')
+    return exercise.reference
+
+
+def judge(exercise: Exercise, answer: Any) -> Verdict:
+    """The verdict on `answer`, without a word and without a trace in the learner's record."""
+    if answer is None or answer is ...:
+        return Verdict("not tried")
+    try:
+        # The same numbers at each check, and the learner's own random numbers stay as they were.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            exercise.check(answer)
+    except Wrong as wrong:
+        return Verdict("wrong", str(wrong))
+    except Exception as error:
+        # By its message: torch, too, raises NotImplementedError, for shapes that it cannot pad.
+        if isinstance(error, NotImplementedError) and str(error) in ("", STUB_MESSAGE):
+            return Verdict("not tried")
+        return Verdict("stopped", _in_a_sentence(error, answer))
+    return Verdict("right")
+
+
+def find(number: str) -> Exercise:
+    """The exercise of that number. Raises ValueError, with a list of what there is, for an unknown one."""
+    notebook = str(number).partition(".")[0]
+    name = f"notebook_{notebook:0>2}"
+    for exercise in _exercises_in(name) if name in _modules() else ():
+        if exercise.number == str(number):
+            return exercise
+    there = ", ".join(exercise.number for exercise in all_exercises())
+    raise ValueError(f"there is no exercise {number}; the exercises are {there}")
+
+
+def all_exercises() -> Iterator[Exercise]:
+    """Every exercise of the course, in order."""
+    for name in _modules():
+        yield from _exercises_in(name)
+
+
+def hint(number: str) -> None:
+    """Prints one more hint at each call, until there are no more. Raises ValueError for an unknown number."""
+    exercise = find(number)
+    given = _hints_given.get(exercise.number, 0)
+    if given == len(exercise.hints):
+        print(f'There are no more hints for exercise {exercise.number}; solution("{exercise.number}") shows one.')
+        return
+    _hints_given[exercise.number] = given + 1
+    print(f"Hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}")
+
+
+def progress() -> None:
+    """Prints which exercises have been solved, and which comes next."""
+    days, exercises = record.load(), list(all_exercises())
+    done = [exercise for exercise in exercises if exercise.number in days]
+    print(f"Solved: {len(done)} of {len(exercises)} exercises.")
+    for exercise in done:
+        print(f"  {exercise.number} {exercise.title} ({days[exercise.number]})")
+    for exercise in exercises:
+        if exercise.number not in days:
+            print(f"Next: {exercise.number} {exercise.title} "
+                  f"(difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes).")
+            break
+
+
+def _modules() -> list[str]:
+    folder = Path(__file__).parent
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name.startswith("notebook_"))
+
+
+def _exercises_in(name: str) -> tuple[Exercise, ...]:
+    return importlib.import_module(f"minicogvx.course.exercises.{name}").EXERCISES
+
+
+def _in_a_sentence(error: Exception, answer: Any) -> str:
+    message = " ".join(str(error).split())
+    if len(message) > MAX_MESSAGE:
+        message = message[:MAX_MESSAGE] + " ..."
+    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    # The innermost line of the learner's own: what lies deeper is torch's or the package's.
+    home = getattr(answer, "__module__", None)
+    lines = [(frame.f_code.co_filename, line, frame.f_globals)
+             for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == home]
+    if not lines:
+        return f"Your answer could not be checked; that ended with {said}" + ("" if said.endswith(".") else ".")
+    code = linecache.getline(*lines[-1]).strip()
+    where = f"line {lines[-1][1]}" + (f", {code}" if code else "")
+    return f"Your code stopped ({where}) with {said}" + ("" if said.endswith(".") else ".")

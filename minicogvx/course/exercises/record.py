@@ -1,0 +1,64 @@
+"""What the learner has solved so far: one small JSON file of the learner's, from exercise number to day.
+
+It lies in `~/.minicogvx/progress.json`, or where the environment variable MINICOGVX_PROGRESS says. A notebook never
+stops because of it: what cannot be read or written is said in one sentence.
+"""
+
+import datetime
+import json
+import os
+from pathlib import Path
+
+
+def record_path() -> Path:
+    """Where the file lies."""
+    named = os.environ.get("MINICOGVX_PROGRESS")
+    return Path(named).expanduser() if named else Path.home() / ".minicogvx" / "progress.json"
+
+
+def load() -> dict[str, str]:
+    """The day on which each solved exercise was solved. A broken file is set aside, and nothing counts as solved."""
+    return _read() or {}
+
+
+def save(number: str) -> None:
+    """Notes that exercise `number` was solved today; the first day stays."""
+    days = _read()
+    if days is None or number in days:
+        return
+    days[number] = datetime.date.today().isoformat()
+    path = record_path()
+    beside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(days, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        print(f"Your progress could not be saved in {path} ({error.strerror}); the exercise is right all the same.")
+
+
+def _read() -> dict[str, str] | None:
+    # None: there is a file that cannot be read, and must not be written over
+    path = record_path()
+    try:
+        days = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(days, dict) and all(isinstance(day, str) for day in days.values())):
+            raise ValueError("it must map exercise numbers to days")
+        return days
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        print(f"Your progress in {path} could not be read ({error.strerror}); nothing is noted there.")
+        return None
+    except ValueError as error:  # of json and of the encoding, too
+        _set_aside(path, error)
+        return {}
+
+
+def _set_aside(path: Path, error: ValueError) -> None:
+    aside = path.with_name(path.name + ".broken")
+    try:
+        os.replace(path, aside)
+        print(f"Your progress in {path} is broken ({error}); it was set aside as {aside.name}, and a new file begins.")
+    except OSError as trouble:
+        print(f"Your progress in {path} is broken ({error}) and could not be set aside ({trouble.strerror}).")
