@@ -32,7 +32,7 @@ PARTS = {"scheduler": (ScheduleConfig, "scheduler_config.json"), "transformer": 
          "vae": (VAEConfig, "config.json")}
 _PIPELINES = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
 _CLASSES = {"scheduler": tuple(SCHEDULERS), "text_encoder": ("T5EncoderModel",),
-            "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast"),
+            "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
             "transformer": ("CogVideoXTransformer3DModel", "ExpertTransformer"),
             "vae": ("AutoencoderKLCogVideoX", "CausalVAE")}
 
