@@ -1,6 +1,5 @@
 """What differs between machines: a torchvision that cannot load its operators, the device, the number format."""
 
-import ctypes
 import importlib.abc
 import platform
 import sys
@@ -116,16 +115,3 @@ def cpu_features() -> set[str]:
 
     probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_tile": "_is_amx_tile_supported"}
     return {name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()}
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensor; True where that was possible.
-
-    On Linux the C library gives every large block back to the system and fetches it anew, page by page, in each
-    training step: 15 to 20 % of a small transformer's time. GPUs have PyTorch's own caching allocator for this.
-    """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
-    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**28)])

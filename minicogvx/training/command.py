@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-from minicogvx.compat import keep_freed_memory
-
 
 def main(argv: list[str] | None = None) -> int:
     """Trains the model called on the command line; what it writes is a diffusers folder."""
@@ -24,7 +22,6 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.threads < 1:
             raise ValueError(f"threads is {arguments.threads}; it must be 1 or more")
         torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
     out = Path(arguments.out or f"runs/{arguments.recipe}")
     train_recipe(RECIPES[arguments.recipe], out, arguments.seed)
     print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
