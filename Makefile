@@ -1,7 +1,7 @@
 # Every target alone does all set-up on a fresh machine with Python 3.11 and make.
 #   make demo PROMPT="a blue star moves up"    a video from a caption, with the shipped model
 #   make test                                  every test and every notebook
-#   make lab                                   JupyterLab in the folder of the notebooks
+#   make lab                                   JupyterLab on the first notebook
 #   make notebooks                             builds and runs the notebooks from notebooks/source
 #   make train-toy                             the shipped model anew, from nothing
 #   make bench                                 minicogvx against diffusers, on this machine
@@ -64,7 +64,7 @@ train-toy: $(FULL)
 	@rm -rf data/toy.new && mkdir -p data && cp -r runs/toy/pipeline data/toy.new && rm -rf data/toy && mv data/toy.new data/toy
 
 lab: $(FULL)
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks/00_first_video.ipynb
 
 notebooks: $(FULL)
 	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)

@@ -130,6 +130,7 @@ def unwanted_code(notebook) -> list[str]:
 
 def test_every_source_has_its_notebook_and_every_notebook_its_source():
     assert {path.stem for path in notebook_builder.ROOT.glob("*.ipynb")} == {source.stem for source in SOURCES}
+    assert [source.stem for source in SOURCES][:1] == ["00_first_video"]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
