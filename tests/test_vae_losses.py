@@ -169,7 +169,7 @@ def test_the_reader_returns_arrays(tmp_path):
 def test_broken_checkpoints_are_named(written_checkpoint, tmp_path):
     path, nowhere = written_checkpoint / "alexnet.ckpt", tmp_path / "none"
     whole = path.read_bytes()
-    wrong_shape = pickle.loads(whole)
+    wrong_shape = lpips_weights.read_numpy_pickle(path)
     wrong_shape["AlexNet_0"]["Conv_2"]["kernel"] = np.zeros((3, 3, 5, 5), "float32")
     for content in (whole[:-1000], b"", b"not a pickle", pickle.dumps({"VGG16_0": {}}), pickle.dumps({"AlexNet_0": 3}),
                     pickle.dumps(wrong_shape)):

@@ -45,7 +45,8 @@ def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, n
     times = max(1, -(-192 // min(height, width)))  # the browser enlarges: a notebook must stay small
     source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
     tag = (f'<video autoplay loop muted controls playsinline width="{times * width}" height="{times * height}" '
-           f'style="image-rendering: pixelated" aria-label="{html.escape(alt)}" src="{source}">{html.escape(alt)}</video>')
+           f'style="image-rendering: pixelated" aria-label="{html.escape(alt)}" '
+           f'src="{source}">{html.escape(alt)}</video>')
     _display({"text/html": tag, "text/plain": alt}, {})
     strip = rearrange(_padded(_enlarge(_chosen(video, num_frames), 96)), "t h w c -> h (t w) c")
     _show_png(_png(strip), f"{alt} (frames 1 to {len(video)}, in order)")
@@ -168,7 +169,8 @@ def _png(picture: Float[Tensor, "h w 3"]) -> bytes:
 def _small_png(picture: Image.Image) -> bytes:
     # 48 colours are enough for flat shapes and thin lines, and make the file many times smaller.
     buffer = io.BytesIO()
-    picture.quantize(48, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    small = picture.quantize(48, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -34,6 +34,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], num_text: int, frames: int,
                 rope: Complex[Tensor, "n half_dim"] | None) -> Float[Tensor, "b n d"]:
+        """`x` is text, then video; `frames` counts latent frames; `rope` None leaves out the rotation."""
         if self.text is None:
             q, k, v = self.project(x)                                 # each b heads n d_head
         else:
@@ -133,6 +134,7 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out):
+        """Gradients of q, k and v, block by block."""
         q, k, v = ctx.saved_tensors
         grad_q, scale = torch.empty_like(q), q.shape[-1] ** -0.5
         grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)

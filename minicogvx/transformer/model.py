@@ -117,6 +117,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], num_text: int, frames: int, time: Float[Tensor, "b d_time"],
                 rope: Complex[Tensor, "n half_dim"] | None) -> Float[Tensor, "b n d"]:
+        """`x` is text, then video; `time` is the time embedding after its SiLU."""
         y, *gates = self.norm1(x, num_text, time)               # b n d, and b 1 d for text and for video
         y = self.attn1(y, num_text, frames, rope)               # b n d
         x = add_gated(x, y, *gates, num_text)                   # b n d

@@ -173,6 +173,7 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, gain, bias, scale, shift, groups, eps):
+        """Keeps the input and the group statistics, not the activations in between."""
         normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
         ctx.save_for_backward(x, gain, bias, mean, rstd, scale, shift)
         ctx.groups = groups
@@ -183,6 +184,7 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        """The written-out gradient: sums at latent resolution where scale and shift are that small."""
         x, gain, bias, mean, rstd, scale, shift = ctx.saved_tensors
         w, count = x.shape[4], x[0].numel() // ctx.groups
         conditioned = scale is not None
