@@ -1,8 +1,10 @@
 # Every target alone does all set-up on a fresh machine with Python 3.11 and make.
 #   make demo PROMPT="a blue star moves up"    a video from a caption, with the shipped model
 #   make test                                  every test and every notebook
+#   make test-browser                          a learner's way through a notebook, in JupyterLab in Chromium
 #   make lab                                   JupyterLab on the first notebook
 #   make notebooks                             builds and runs the notebooks from notebooks/source
+#   make train-micro                           a small model in a quarter of an hour, from nothing
 #   make train-toy                             the shipped model anew, from nothing
 #   make bench                                 minicogvx against diffusers, on this machine
 
@@ -18,10 +20,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := .venv/.core-installed
 FULL := .venv/.installed
+BROWSER := .venv/.browser-installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test train-toy lab notebooks bench doctor clean
+.PHONY: help setup demo test test-browser chromium train-micro train-toy lab notebooks bench doctor clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -56,11 +59,37 @@ test: $(FULL)
 	fi; \
 	exit $$status
 
-# The shipped model anew, from nothing, on the processor; what was cut off goes on from runs/toy. The settings keep freed
-# memory in the process: the C library would fetch every large tensor's pages anew in each step, a fifth of the time.
+# Apart from `test`: it needs a browser.
+test-browser: $(BROWSER) chromium
+	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+$(BROWSER): $(FULL)
+	@echo "Installing playwright (once)"
+	@$(PIP) --editable '.[browser]'
+	@touch $@
+
+# playwright cannot fetch a browser everywhere; the system's own does as well.
+chromium:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; \
+	done; \
+	as_root=$$(test "$$(id -u)" = 0 || echo sudo -n); \
+	echo "Installing Chromium with apt-get (once)"; \
+	{ $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium; } >/dev/null \
+	|| { echo "Chromium is not there and could not be installed; install it, for example: sudo apt install chromium" >&2; exit 1; }
+
+# These settings keep freed memory in the process: the C library would fetch every large tensor's pages anew in each step,
+# a fifth of the time.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
+# A model from nothing in a quarter of an hour, in runs/micro/pipeline.
+train-micro: $(FULL)
+	@$(KEEP_MEMORY) $(BIN)/minicogvx train micro --out runs/micro $(ARGS)
+
+# The shipped model anew, from nothing, on the processor; what was cut off goes on from runs/toy.
 train-toy: $(FULL)
-	@MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/minicogvx train toy --out runs/toy $(ARGS)
+	@$(KEEP_MEMORY) $(BIN)/minicogvx train toy --out runs/toy $(ARGS)
 	@rm -rf data/toy.new && mkdir -p data && cp -r runs/toy/pipeline data/toy.new && rm -rf data/toy && mv data/toy.new data/toy
 
 lab: $(FULL)

@@ -1,4 +1,4 @@
-"""The command `minicogvx`: generate, train, evaluate, export, doctor.
+"""The command `minicogvx`: generate, train, evaluate, ablate, export, doctor.
 
 Heavy modules are imported inside the commands, so that `--help` and a misspelt option answer at once.
 """
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from minicogvx import __version__
 
-# These two read their own options; `minicogvx train --help` shows them.
-_FORWARDED = {"train": "minicogvx.training.command", "evaluate": "minicogvx.evaluation.command"}
+# These read their own options; `minicogvx train --help` shows them.
+_FORWARDED = {"train": "minicogvx.training.command", "evaluate": "minicogvx.evaluation.command",
+              "ablate": "minicogvx.ablation.command"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     commands.add_parser("train", help="train a VAE, a transformer or a whole model (minicogvx train --help)")
     commands.add_parser("evaluate", help="how often a model obeys its captions (minicogvx evaluate --help)")
+    commands.add_parser("ablate", help="train variants on the same data and compare them (minicogvx ablate --help)")
     export = commands.add_parser("export", help="write a folder that diffusers opens")
     export.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
     export.add_argument("--model", default="toy", metavar="toy|FOLDER", help="what to export (default: toy)")
@@ -92,8 +94,8 @@ def _add_generate(commands) -> None:
                           help="same seed, same video (default: 0)")
     generate.add_argument("--steps", type=_whole("steps", least=1), default=50, metavar="N",
                           help="denoising steps (default: 50)")
-    generate.add_argument("--guidance-scale", type=_number("guidance scale", least=0.0), default=6.0, metavar="W",
-                          help="how hard to follow the caption; 1 is no guidance (default: 6)")
+    generate.add_argument("--guidance-scale", type=_number("guidance scale", least=0.0), metavar="W",
+                          help="how hard to follow the caption; 1 is no guidance (default: the model's own, 3 for toy)")
     generate.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to show")
     generate.add_argument("--num-frames", type=_whole("num_frames", least=1), metavar="N",
                           help="4k + 1 frames (default: the model's own)")

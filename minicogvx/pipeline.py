@@ -33,16 +33,17 @@ class Pipeline:
     """A VAE, a transformer, a noise schedule and a text encoder that belong together.
 
     `unconditional` says what "no caption" is: "empty" encodes the empty caption, as diffusers does; "zeros" is a zero
-    tensor, as in the authors' own program. A negative prompt takes its place in either case.
+    tensor, as in the authors' own program. A negative prompt takes its place in either case. `guidance_scale` is what
+    this model samples with unless told otherwise; 6 is the published one.
     """
 
     def __init__(self, vae: CausalVAE, transformer: ExpertTransformer, schedule: ScheduleConfig, text: TextEncoder,
-                 fps: int = 8, unconditional: Literal["empty", "zeros"] = "empty"):
+                 fps: int = 8, unconditional: Literal["empty", "zeros"] = "empty", guidance_scale: float = 6.0):
         if unconditional not in ("empty", "zeros"):
             raise ValueError(f"unconditional is {unconditional!r}; it must be 'empty' or 'zeros'")
         self.vae, self.transformer, self.text = vae, transformer, text
         self.schedule_config, self.schedule = schedule, NoiseSchedule(schedule)
-        self.fps, self.unconditional = fps, unconditional
+        self.fps, self.unconditional, self.guidance_scale = fps, unconditional, guidance_scale
 
     @property
     def num_frames(self) -> int:
@@ -73,7 +74,7 @@ class Pipeline:
     def __call__(self, prompt: str, image: Float[Tensor, "h w 3"] | None = None, video: Video | None = None,
                  strength: float = 0.8, negative_prompt: str = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
-                 guidance_scale: float = 6.0, dynamic_guidance: str | None = None,
+                 guidance_scale: float | None = None, dynamic_guidance: str | None = None,
                  seed: int = 0, on_step: Callable[[int, int], None] | None = None) -> Video:
         """A video of `prompt`, `t h w 3` in 0..1. The same seed gives the same video.
 
@@ -81,7 +82,7 @@ class Pipeline:
             image: first frame, in 0..1. A model with image channels sees its latent; for any other model the latent of
                 the first frame is put back at every step at the right noise level.
             video: a clip to change, in 0..1; noised to `strength` (0 keeps it, 1 forgets it) and denoised from there.
-            guidance_scale: 1 is no guidance. `dynamic_guidance`: None, "published" or "meant".
+            guidance_scale: 1 is no guidance, None the model's own. `dynamic_guidance`: None, "published" or "meant".
             on_step: called with (steps done, steps in all).
 
         Raises:
@@ -98,7 +99,7 @@ class Pipeline:
     def sample(self, prompts: list[str], image: Float[Tensor, "b h w 3"] | None = None,
                video: Float[Tensor, "b t h w 3"] | None = None, strength: float = 0.8, negative_prompt: str = "",
                num_frames: int | None = None, height: int | None = None, width: int | None = None,
-               num_inference_steps: int = 50, guidance_scale: float = 6.0,
+               num_inference_steps: int = 50, guidance_scale: float | None = None,
                dynamic_guidance: str | None = None, seed: int = 0,
                on_step: Callable[[int, int], None] | None = None,
                latents: Float[Tensor, "b c lt lh lw"] | None = None) -> Float[Tensor, "b c _ lh lw"]:
@@ -109,8 +110,10 @@ class Pipeline:
         """
         shape, front = self._latent_shape(prompts, image, video, num_frames, height, width)
         generator = torch.Generator().manual_seed(seed)
-        sampler = {"ddim": DDIMSampler, "dpm": DPMSampler}[self.schedule_config.sampler](self.schedule, num_inference_steps)
+        kind = {"ddim": DDIMSampler, "dpm": DPMSampler}[self.schedule_config.sampler]
+        sampler = kind(self.schedule, num_inference_steps)
         start = start_index(strength, num_inference_steps) if video is not None else 0
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
         scales = [dynamic_guidance_scale(guidance_scale, i, int(t), num_inference_steps, dynamic_guidance)
                   for i, t in enumerate(sampler.timesteps)]
         text = self._text_features(prompts, negative_prompt)                       # 2b n d_text: without, with caption
@@ -212,7 +215,8 @@ class Pipeline:
                 raise ValueError(f"the {name} holds values outside 0..1 or NaN; divide 8-bit pixels by 255")
         latent_frames = (frames - 1) // time + 1
         front = -latent_frames % (self.transformer.config.patch_size_t or 1)
-        return (len(prompts), self.vae.config.latent_channels, front + latent_frames, height // space, width // space), front
+        channels = self.vae.config.latent_channels
+        return (len(prompts), channels, front + latent_frames, height // space, width // space), front
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -150,8 +150,8 @@ def test_warnings_become_notes_and_a_stop_is_quiet(pipe, capsys, monkeypatch):
     assert capsys.readouterr().err == "minicogvx: note: the toy has never seen the word 'cat'\nminicogvx: stopped\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_train_and_evaluate_are_handed_on_whole(monkeypatch, command):
+@pytest.mark.parametrize("command", ["train", "evaluate", "ablate"])
+def test_train_evaluate_and_ablate_are_handed_on_whole(monkeypatch, command):
     seen = []
     module = types.SimpleNamespace(main=lambda arguments: seen.append(arguments))
     monkeypatch.setitem(sys.modules, cli._FORWARDED[command], module)

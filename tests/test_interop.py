@@ -309,7 +309,8 @@ def tiny_pipeline(transformer: dict | None = None, vae: dict | None = None, unco
         "text_embed_dim": 16, "max_text_seq_length": 8, "time_embed_dim": 8, "sample_height": 4, "sample_width": 4,
         "sample_frames": 9, "position_scaling": "extrapolate"} | (transformer or {}))
     return Pipeline(CausalVAE(vae).eval(), ExpertTransformer(transformer).eval(), ScheduleConfig(sampler="dpm"),
-                    TextEncoder.from_config(text, ("red", "ring", "moves"), 8), fps=7, unconditional=unconditional)
+                    TextEncoder.from_config(text, ("red", "ring", "moves"), 8), fps=7, unconditional=unconditional,
+                    guidance_scale=2.5)
 
 
 def weights(pipe: Pipeline) -> dict[str, torch.Tensor]:
@@ -318,7 +319,7 @@ def weights(pipe: Pipeline) -> dict[str, torch.Tensor]:
 
 
 def about(pipe: Pipeline):
-    return (pipe.vae.config, pipe.transformer.config, pipe.schedule_config, pipe.fps, pipe.unconditional,
+    return (pipe.vae.config, pipe.transformer.config, pipe.schedule_config, pipe.fps, pipe.unconditional, pipe.guidance_scale,
             pipe.text.max_length)
 
 
@@ -402,6 +403,8 @@ BROKEN = {
     "there is no file .*scheduler_config.json": lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
     "model_index.json is no JSON": lambda f: (f / "model_index.json").write_bytes(b"\xff\xfe"),
     "minicogvx.json has fps=0": lambda f: change_json(f / "minicogvx.json", fps=0),
+    "minicogvx.json has guidance_scale='much'": lambda f: change_json(f / "minicogvx.json", guidance_scale="much"),
+    "minicogvx.json has guidance_scale=-1": lambda f: change_json(f / "minicogvx.json", guidance_scale=-1),
     "minicogvx.json sets 'speed'": lambda f: change_json(f / "minicogvx.json", speed=1),
     "minicogvx.json has modulation='soft'": lambda f: change_json(
         f / "minicogvx.json", transformer={"modulation": "soft"}),

@@ -57,6 +57,15 @@ def test_prompt_negative_prompt_and_guidance_matter(pipe):
     assert not torch.equal(video, pipe(PROMPT, dynamic_guidance="meant", **RUN))
 
 
+def test_a_model_samples_with_its_own_guidance_unless_told_otherwise(pipe):
+    own = make(guidance_scale=2.0)
+    assert pipe.guidance_scale == 6.0  # as published
+    assert torch.equal(pipe(PROMPT, **RUN), own(PROMPT, guidance_scale=6.0, **RUN))
+    assert torch.equal(own(PROMPT, **RUN), pipe(PROMPT, guidance_scale=2.0, **RUN))
+    assert not torch.equal(own(PROMPT, **RUN), pipe(PROMPT, **RUN))
+    assert not torch.equal(own(PROMPT, guidance_scale=0.0, **RUN), own(PROMPT, **RUN))
+
+
 def test_without_guidance_a_negative_prompt_changes_nothing(pipe):
     assert torch.equal(pipe(PROMPT, guidance_scale=1.0, **RUN), pipe(PROMPT, guidance_scale=1.0, negative_prompt="a star", **RUN))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import minicogvx
 from minicogvx.evaluation.adherence import measure_adherence
-from minicogvx.data.shapes import MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
+from minicogvx.data.shapes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
 from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes
 from minicogvx.training.alignment import FEATURES, Alignment, scene_features
@@ -176,13 +176,29 @@ def test_a_new_transformer_is_the_identity_whose_blocks_learn_at_once():
     assert block.attn1.to_out[0].weight.grad.abs().max() > 0 and block.ff.net[2].weight.grad.abs().max() > 0
 
 
-def test_scene_features_say_which_shape_and_motion_cover_a_cell():
+@pytest.mark.parametrize("departure", [{"modulation": "shared"}, {"modulation": "separate"}, {"attention": "factorised"}])
+def test_blocks_of_every_kind_begin_as_the_identity_and_all_their_branches_learn(departure):
+    torch.manual_seed(0)
+    model = transformer_training.ExpertTransformer(replace(TINY.transformer, num_layers=2, **departure))
+    transformer_training.initialise(model)
+    block, x, time = model.transformer_blocks[0], torch.randn(2, 5 + 48, 32), torch.randn(2, 16)
+    y = block(x, 5, 3, time, None)
+    assert torch.equal(y, x)
+    y.square().sum().backward()
+    last = [part for name, part in block.named_modules() if name.endswith(("to_out.0", "net.2"))]
+    assert len(last) == (2 if departure == {"modulation": "shared"} else 4 if "modulation" in departure else 3)
+    assert all(part.weight.grad.abs().max() > 0 for part in last)
+
+
+def test_scene_features_say_which_shape_motion_and_colour_cover_a_cell():
     ring = ShapeObject("ring", "red", "moves right", x=0.3, y=0.5, radius=0.2, speed=0.4)
     bar = ShapeObject("bar", "blue", "stays still", x=0.5, y=0.9, radius=0.08)
     alone, both = scene_features([Scene((ring,), "navy"), Scene((ring, bar), "navy")], num_frames=9, cells=8)
-    assert alone.shape == (3, 8, 8, 19)
+    assert alone.shape == (3, 8, 8, 6 + 13 + 8)
     shape, motion = alone[..., SHAPES.index("ring")], alone[..., 6 + MOTIONS.index("moves right")]
-    assert torch.equal(shape, motion) and alone.sum() == pytest.approx(2 * shape.sum().item(), rel=1e-6)
+    colour = alone[..., 19 + list(COLOURS).index("red")]
+    assert torch.equal(shape, motion) and torch.equal(shape, colour)
+    assert alone.sum() == pytest.approx(3 * shape.sum().item(), rel=1e-6)
     area = UNIT_AREA["ring"] * 0.2**2 * 8 * 8  # in cells
     assert shape.sum((1, 2)).tolist() == pytest.approx([area] * 3, rel=0.1)
     centre = (shape.sum(1) * (torch.arange(8) + 0.5)).sum(1) / shape.sum((1, 2)) / 8  # in widths
@@ -203,6 +219,20 @@ def test_alignment_teaches_the_first_half_of_the_blocks():
     loss.backward()
     learns = [block.ff.net[2].weight.grad is not None for block in model.transformer_blocks]
     assert learns == [True, True, False, False]
+
+
+def test_alignment_asks_for_the_kinds_named_and_no_others():
+    torch.manual_seed(0)
+    model = transformer_training.ExpertTransformer(TINY.transformer)
+    alignment = Alignment(model, ("motion", "colour"))
+    features, other = torch.rand(2, 2, 3, 8, 8, FEATURES)
+    losses = []
+    for changed in (features, torch.cat([other[..., :6], features[..., 6:]], -1), other):
+        model(torch.ones(2, 4, 3, 8, 8), torch.tensor([1, 500]), torch.ones(2, 5, 32))
+        losses.append(alignment(changed).item())
+    assert losses[0] == losses[1] != losses[2]
+    with pytest.raises(ValueError, match="no feature 'taste' to align with; the features are shape, motion, colour"):
+        Alignment(model, ("taste",))
 
 
 def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
-"""What a notebook needs besides the model: clips, figures in one style, source from its own file, exercises."""
+"""What a notebook needs besides the model: clips, figures in one style, sliders, source from its own file, exercises."""
 
 from minicogvx.course.exercises import check, hint, progress, solution
 from minicogvx.course.show import new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course.widgets import compare_clips, explore_frames, explore_noise, explore_rope, explore_sweep
 
-__all__ = ["check", "hint", "new_figure", "progress", "show_clip", "show_figure", "show_rows", "show_source",
-           "solution"]
+__all__ = ["check", "compare_clips", "explore_frames", "explore_noise", "explore_rope", "explore_sweep", "hint",
+           "new_figure", "progress", "show_clip", "show_figure", "show_rows", "show_source", "solution"]

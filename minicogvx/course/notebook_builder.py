@@ -15,6 +15,7 @@ from pathlib import Path
 
 from minicogvx.course.exercises.exercise import STUB_MESSAGE
 from minicogvx.course.exercises.solutions import BEGIN
+from minicogvx.course.widgets import WIDGET_VIEW
 
 ROOT = Path(__file__).resolve().parents[2] / "notebooks"
 SOURCES = ROOT / "source"
@@ -67,8 +68,9 @@ def _clear_solutions(notebook) -> None:
 def execute(notebook, folder: Path = ROOT) -> float:
     """Runs every cell in `folder`, in place; returns the seconds.
 
-    What differs from run to run without meaning anything (time stamps, widget state) is taken out again. Exercises
-    that it solves do not count as the author's own progress. Raises nbclient's CellExecutionError where a cell fails.
+    What differs from run to run without meaning anything (time stamps, widgets and their state) is taken out again;
+    the static picture of a widget stays. Exercises that it solves do not count as the author's own progress. Raises
+    nbclient's CellExecutionError where a cell fails.
     """
     from nbclient import NotebookClient
 
@@ -82,6 +84,8 @@ def execute(notebook, folder: Path = ROOT) -> float:
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
     return time.perf_counter() - start
 
 

@@ -27,7 +27,7 @@ class Adherence:
 
 
 def measure_adherence(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_steps: int = 25,
-                      guidance_scale: float = 6.0, batch_size: int = 16, progress: bool = True) -> Adherence:
+                      guidance_scale: float | None = None, batch_size: int = 16, progress: bool = True) -> Adherence:
     """Generates one clip for each scene's caption and lets the oracle compare clip and scene."""
     words, right, failures = random.Random(seed), {}, []
     start = time.perf_counter()

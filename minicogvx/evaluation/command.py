@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="held_out: combinations of shape, colour and motion that training never showed")
     parser.add_argument("--two-objects", type=float, default=0.0, metavar="SHARE", help="of scenes with two objects")
     parser.add_argument("--steps", type=int, default=25, metavar="N")
-    parser.add_argument("--guidance-scale", type=float, default=6.0, metavar="W")
+    parser.add_argument("--guidance-scale", type=float, metavar="W",
+                        help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--out", metavar="FILE.json")
     arguments = parser.parse_args(argv)

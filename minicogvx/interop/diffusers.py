@@ -2,8 +2,8 @@
 
     model_index.json   scheduler/   text_encoder/   tokenizer/   transformer/   vae/   minicogvx.json
 
-The last is ours, and diffusers passes over it: frames per second, what the model takes for "no caption", and the
-config fields that the other files have no place for. Where it is missing, the published behaviour holds.
+The last is ours, and diffusers passes over it: frames per second, what the model takes for "no caption", its guidance
+scale, and the config fields that the other files have no place for. Where it is missing, the published behaviour holds.
 """
 
 import os
@@ -56,7 +56,8 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None,
     transformer = _load_module(ExpertTransformer, configs["transformer"], folder / "transformer", dtype)
     for module in (vae, transformer, text.encoder):
         module.to(device or "cpu")
-    return Pipeline(vae, transformer, configs["scheduler"], text, own["fps"], own["unconditional"])
+    return Pipeline(vae, transformer, configs["scheduler"], text, own["fps"], own["unconditional"],
+                    float(own["guidance_scale"]))
 
 
 def read_configs(folder: str | Path) -> tuple[dict, dict]:
@@ -66,7 +67,8 @@ def read_configs(folder: str | Path) -> tuple[dict, dict]:
     configs = {name: from_diffusers(kind, read_json(folder / name / file), str(folder / name / file))
                for name, (kind, file) in PARTS.items()}
     configs["scheduler"] = replace(configs["scheduler"], sampler=SCHEDULERS[index["scheduler"][1]])  # the index decides
-    own = {"fps": 16 if configs["transformer"].patch_size_t else 8, "unconditional": "empty"}
+    own = {"fps": 16 if configs["transformer"].patch_size_t else 8, "unconditional": "empty",
+           "guidance_scale": 6.0}
     path = folder / OWN
     if path.is_file():
         own |= read_json(path)
@@ -102,12 +104,15 @@ def _read_index(folder: Path) -> dict:
 
 def _check_own(own: dict, path: Path) -> None:
     for name in own:
-        if name not in ("fps", "unconditional"):
-            raise ValueError(f"{path} sets {name!r}; it may set fps, unconditional, {', '.join(PARTS)}")
+        if name not in ("fps", "unconditional", "guidance_scale"):
+            raise ValueError(f"{path} sets {name!r}; it may set fps, unconditional, guidance_scale, {', '.join(PARTS)}")
     if type(own["fps"]) is not int or own["fps"] < 1:
         raise ValueError(f"{path} has fps={own['fps']!r}; it must be a whole number above 0")
     if own["unconditional"] not in ("empty", "zeros"):
         raise ValueError(f"{path} has unconditional={own['unconditional']!r}; it must be 'empty' or 'zeros'")
+    scale = own["guidance_scale"]
+    if type(scale) not in (int, float) or not 0 <= scale < float("inf"):
+        raise ValueError(f"{path} has guidance_scale={scale!r}; it must be a number, 0 or more")
 
 
 def _load_module(make: Callable[..., nn.Module], config: VAEConfig | TransformerConfig, folder: Path,
@@ -183,7 +188,7 @@ def _departures(pipe) -> list[str]:
 
 
 def _write_parts(pipe, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    own = {"fps": pipe.fps, "unconditional": pipe.unconditional}
+    own = {"fps": pipe.fps, "unconditional": pipe.unconditional, "guidance_scale": pipe.guidance_scale}
     for name, config in (("scheduler", pipe.schedule_config), ("transformer", pipe.transformer.config),
                          ("vae", pipe.vae.config)):
         write_json(folder / name / PARTS[name][1], to_diffusers(config))

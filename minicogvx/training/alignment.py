@@ -2,9 +2,9 @@
 
 Shape explains less than one hundredth of a latent's variance, so the diffusion loss hardly rewards reading the word for
 it. REPA (arXiv 2410.06940) asks a middle layer for the features of a pretrained vision network as well, and trains many
-times faster. The shapes world knows its features: which shape, with which motion, covers each latent cell. A small head
-predicts that from the middle layer's video tokens; it is thrown away after training. Not part of CogVideoX: weight 0 is
-the published training.
+times faster. The shapes world knows its features: which shape, motion and colour cover each latent cell. A small head
+predicts some of them from the middle layer's video tokens; it is thrown away after training. Not part of CogVideoX:
+weight 0 is the published training.
 """
 
 from dataclasses import replace
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, render_batch
 from minicogvx.transformer.model import ExpertTransformer
 
-FEATURES = len(SHAPES) + len(MOTIONS)
+NAMES = {"shape": SHAPES, "motion": MOTIONS, "colour": tuple(COLOURS)}  # a feature for each name, in this order
+FEATURES = sum(map(len, NAMES.values()))
 _PIXELS_PER_CELL = 2
 
 
 def scene_features(scenes: list[Scene], num_frames: int, cells: int,
                    temporal_ratio: int = 4) -> Float[Tensor, "b t h w k"]:
-    """For each latent cell the share that is covered, by shape and by motion: the features to align with.
+    """For each latent cell the share that is covered, by shape, by motion and by colour: the features to align with.
 
     `cells` is the latent's height and width. Latent frame 0 covers frame 0, each later one `temporal_ratio` frames.
     """
@@ -32,9 +33,16 @@ def scene_features(scenes: list[Scene], num_frames: int, cells: int,
     features = torch.zeros(len(scenes), latent_frames, cells, cells, FEATURES)
     things = [(i, thing) for i, scene in enumerate(scenes) for thing in scene.objects]
     for (i, thing), share in zip(things, _coverage([thing for _, thing in things], num_frames, cells, temporal_ratio)):
-        features[i, ..., SHAPES.index(thing.shape)] += share
-        features[i, ..., len(SHAPES) + MOTIONS.index(thing.motion)] += share
+        for kind in NAMES:
+            features[i, ..., _span(kind)[NAMES[kind].index(getattr(thing, kind))]] += share
     return features
+
+
+def _span(kind: str) -> range:
+    """Where the features of a kind lie."""
+    kinds = list(NAMES)
+    start = sum(len(NAMES[before]) for before in kinds[:kinds.index(kind)])
+    return range(start, start + len(NAMES[kind]))
 
 
 def _coverage(things: list[ShapeObject], num_frames: int, cells: int, ratio: int) -> Float[Tensor, "n t h w"]:
@@ -49,12 +57,16 @@ def _coverage(things: list[ShapeObject], num_frames: int, cells: int, ratio: int
 
 
 class Alignment(nn.Module):
-    """The head, and the tap on the model's middle block that it reads."""
+    """The head, and the tap on the model's middle block that it reads. `kinds`: the features that it is asked for."""
 
-    def __init__(self, model: ExpertTransformer):
+    def __init__(self, model: ExpertTransformer, kinds: tuple[str, ...] = ("shape", "motion")):
         super().__init__()
+        for kind in kinds:
+            if kind not in NAMES:
+                raise ValueError(f"there is no feature {kind!r} to align with; the features are {', '.join(NAMES)}")
+        self.asked = [feature for kind in kinds for feature in _span(kind)]
         d, self.patch = model.config.width, model.config.patch_size
-        self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, FEATURES * self.patch**2))
+        self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, len(self.asked) * self.patch**2))
         self._seen: list[Tensor] = []
         model.transformer_blocks[(len(model.transformer_blocks) - 1) // 2].register_forward_hook(self._keep)
 
@@ -63,7 +75,7 @@ class Alignment(nn.Module):
 
     def forward(self, features: Float[Tensor, "b t h w k"]) -> Float[Tensor, ""]:
         """Squared error of what the head reads off the model's last forward pass; 1 is as good as a blind guess."""
-        target = rearrange(features.float(), "b t (h p) (w q) k -> b (t h w) (p q k)", p=self.patch, q=self.patch)
+        target = rearrange(features[..., self.asked].float(), "b t (h p) (w q) k -> b (t h w) (p q k)", p=self.patch, q=self.patch)
         tokens = self._seen.pop()[:, -target.shape[1]:].float()
         error = self.head(F.layer_norm(tokens, tokens.shape[-1:])) - target
         return error.square().mean() / target.var().clamp(min=1e-6)

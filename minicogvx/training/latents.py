@@ -1,6 +1,6 @@
 """A set of training clips, encoded once: diffusion training then never touches a pixel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,12 @@ class LatentSet:
         if self.sample:
             latents = latents + self.std[index].float() * torch.randn(latents.shape, generator=generator)
         return latents * self.scaling_factor
+
+    def part(self, start: int, stop: int) -> "LatentSet":
+        """The clips from `start` up to, not including, `stop`."""
+        cut = slice(start, stop)
+        return replace(self, scenes=self.scenes[cut], mean=self.mean[cut], std=self.std[cut],
+                       features=self.features[cut])
 
 
 @torch.no_grad()

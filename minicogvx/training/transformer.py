@@ -26,7 +26,9 @@ from minicogvx.training.alignment import Alignment
 from minicogvx.training.checkpoints import load_checkpoint, save_checkpoint
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
-from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.transformer.attention import Attention
+from minicogvx.transformer.expert_norm import ExpertNorm
+from minicogvx.transformer.model import ExpertTransformer, FeedForward
 
 CHECKPOINT_EVERY = 500  # steps
 
@@ -51,6 +53,7 @@ class TransformerTraining:
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
     ema_decay: float = 0.998
     alignment_weight: float = 1.0  # falls to 0 towards the end; see training/alignment.py
+    alignment_kinds: tuple[str, ...] = ("shape", "motion")
 
     def plan(self) -> list[TransformerStage]:
         """The stage of every step."""
@@ -64,13 +67,14 @@ def initialise(model: ExpertTransformer) -> None:
     The usual zero gates leave the blocks without gradient until the gates have grown. Here the gates start at one and
     the last layer of each branch at zero.
     """
-    for block in model.transformer_blocks:
-        for norm in (block.norm1, block.norm2):
-            gates = norm.linear.bias.view(-1, 3, model.config.width)[:, 2]  # (shift, scale, gate) of video and of text
+    for part in model.transformer_blocks.modules():
+        if isinstance(part, ExpertNorm):
+            gates = part.linear.bias.view(-1, 3, model.config.width)[:, 2]  # (shift, scale, gate) of video and of text
             gates.fill_(1.0)
-        for linear in (block.attn1.to_out[0], block.ff.net[2]):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        elif isinstance(part, (Attention, FeedForward)):
+            last = part.to_out[0] if isinstance(part, Attention) else part.net[2]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
     nn.init.zeros_(model.proj_out.weight)
 
 
@@ -88,10 +92,10 @@ def train_transformer(preset: Preset, latents: LatentSet, training: TransformerT
     text = TextEncoder.from_config(preset.text, vocabulary(), preset.transformer.max_text_seq_length)
     ema = [copy.deepcopy(net).requires_grad_(False) for net in (master, text.encoder)]
     working = copy.deepcopy(master).to(dtype)
-    alignment = Alignment(working)
+    alignment = Alignment(working, training.alignment_kinds)
     parameters = [*alignment.named_parameters(prefix="alignment"), *master.named_parameters(prefix="transformer"),
                   *text.encoder.named_parameters(prefix="text")]
-    optimizer = MuonAdamW(parameters, training.muon_lr, training.adamw_lr, muon_on=_is_block_matrix)
+    optimizer = MuonAdamW(parameters, training.muon_lr, training.adamw_lr, muon_on=is_block_matrix)
     state = {"transformer": master, "text": text.encoder, "ema_transformer": ema[0], "ema_text": ema[1],
              "alignment": alignment}
     done = load_checkpoint(checkpoint, state, optimizer) if checkpoint else 0
@@ -103,15 +107,13 @@ def train_transformer(preset: Preset, latents: LatentSet, training: TransformerT
                mininterval=5)
     for step in bar:
         start, generator = time.perf_counter(), torch.Generator().manual_seed(seed * 10_000_000 + step)
-        x0, captions, features = _batch(latents, plan[step], training.text_dropout, generator)
-        loss = _loss(working, schedule, x0, text.encode(captions).to(dtype), generator)
+        x0, captions, features = draw_batch(latents, plan[step].batch_size, training.text_dropout, generator,
+                                            plan[step].latent_frames)
+        loss = diffusion_step_loss(working, schedule, x0, text.encode(captions).to(dtype), generator)
         aligned = alignment(features)
         (loss + training.alignment_weight * (1 - step / len(plan)) * aligned).backward()
+        norm = update_master(master, working, optimizer, warmup_cosine(step, len(plan), training.warmup))
         with torch.no_grad():
-            for p, low in zip(master.parameters(), working.parameters()):
-                p.grad, low.grad = low.grad.float(), None
-            norm = optimizer.step(warmup_cosine(step, len(plan), training.warmup))
-            torch._foreach_copy_(list(working.parameters()), list(master.parameters()))
             decay = min(training.ema_decay, (1 + step) / (10 + step))
             for average, net in zip(ema, (master, text.encoder)):
                 torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
@@ -128,22 +130,34 @@ def train_transformer(preset: Preset, latents: LatentSet, training: TransformerT
     return ema[0].eval(), TextEncoder(text.tokenizer, ema[1].eval(), text.max_length)
 
 
-def _batch(latents: LatentSet, stage: TransformerStage, text_dropout: float, generator: torch.Generator) -> tuple[
-        Float[Tensor, "b c t h w"], list[str], Float[Tensor, "b t h w k"]]:
-    """Clean latents, captions and features of randomly drawn clips, cut to the stage's length."""
-    index = torch.randint(len(latents.scenes), (stage.batch_size,), generator=generator)
+def draw_batch(latents: LatentSet, batch_size: int, text_dropout: float, generator: torch.Generator,
+               latent_frames: int | None = None) -> tuple[
+                   Float[Tensor, "b c t h w"], list[str], Float[Tensor, "b t h w k"]]:
+    """Clean latents, captions and features of randomly drawn clips, cut to their first `latent_frames`."""
+    index = torch.randint(len(latents.scenes), (batch_size,), generator=generator)
     words = random.Random(generator.initial_seed())
     captions = [caption(latents.scenes[i], words) if words.random() >= text_dropout else "" for i in index]
-    frames = slice(stage.latent_frames)
+    frames = slice(latent_frames)
     return latents.draw(index, generator)[:, :, frames], captions, latents.features[index][:, frames]
 
 
-def _loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
-          text_features: Float[Tensor, "b n d"], generator: torch.Generator) -> Float[Tensor, ""]:
+def diffusion_step_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
+                        text_features: Float[Tensor, "b n d"], generator: torch.Generator) -> Float[Tensor, ""]:
+    """Mean loss of a batch; `generator` draws first the noise, then the timesteps, one from each of b equal parts."""
     noise = torch.randn(x0.shape, generator=generator)
     t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
     prediction = model(schedule.add_noise(x0, noise, t).to(text_features.dtype), t, text_features)
     return diffusion_loss(prediction, x0, noise, t, schedule).mean()
+
+
+@torch.no_grad()
+def update_master(master: nn.Module, working: nn.Module, optimizer: MuonAdamW, factor: float) -> Tensor:
+    """Hands the gradients of the short copy to the float32 weights, steps and copies them back; the gradient norm."""
+    for p, low in zip(master.parameters(), working.parameters()):
+        p.grad, low.grad = low.grad.float(), None
+    norm = optimizer.step(factor)
+    torch._foreach_copy_(list(working.parameters()), list(master.parameters()))
+    return norm
 
 
 @torch.no_grad()
@@ -159,7 +173,7 @@ def swap_gain(model: ExpertTransformer, text: TextEncoder, latents: LatentSet, s
     def loss(scenes: list[Scene]) -> Float[Tensor, ""]:
         words = random.Random(0)  # the same phrasing, noise and timesteps for both
         features = text.encode([caption(scene, words, "short") for scene in scenes]).to(dtype)
-        return _loss(model, schedule, x0, features, torch.Generator().manual_seed(1))
+        return diffusion_step_loss(model, schedule, x0, features, torch.Generator().manual_seed(1))
 
     scenes = latents.scenes[:clips]
     return (loss([_other_shapes(scene) for scene in scenes]) - loss(scenes)).item()
@@ -171,5 +185,6 @@ def _other_shapes(scene: Scene) -> Scene:
         for i, thing in enumerate(scene.objects)))
 
 
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """Which parameters Muon takes: the matrices of the blocks of "transformer", without their modulations."""
     return parameter.ndim == 2 and name.startswith("transformer.transformer_blocks") and ".norm" not in name

@@ -29,7 +29,7 @@ pipe = minicogvx.load("toy", dtype=torch.float32)
 text = pipe.text.encode(["", "a yellow star moves right"])  # without the caption, and with it
 
 
-def network(x, t, guidance=6.0):
+def network(x, t, guidance=3.0):
     """The toy's answer v for noisy latents x, b c t h w, at timestep t."""
     both = pipe.transformer(torch.cat([x, x]), torch.full((2 * len(x),), t), text.repeat_interleave(len(x), dim=0))
     return guide(*both.chunk(2), guidance)
@@ -45,8 +45,8 @@ for i, t in enumerate(sampler.timesteps):
 
 left, right = (pipe.decode(torch.cat(latents)[:, :, :1])[:, 0] for latents in (noisy, guesses))  # b h w 3
 both = torch.cat([left, right], dim=2)
-show_clip(both, "The first frame in 25 steps. Left: what stands there, noise at first. Right: what the network "
-                "guesses is behind it.", fps=5)
+show_clip(both[::2], "The first frame in 25 steps, of which every second is shown. Left: what stands there, noise at "
+                     "first. Right: what the network guesses is behind it.", fps=3)
 
 # %% [markdown]
 # The network only ever makes the right half: a guess of the clean video. All the rest, the left half, is a few
@@ -104,7 +104,7 @@ rows = {"t = 0": film}
 for t in (250, 500, 750, 950):
     rows[f"t = {t}"] = pipe.decode(pipe.schedule.add_noise(clean, start, t))[0]
 show_rows(rows, "Five rows of frames: the clean star, then its latents noised to 250, 500, 750 and 950 and decoded. "
-                "Details go first, then the shape; at 950 only blotches are left.")
+                "Details go first, then the shape; at 750 and 950 only blotches are left.")
 
 # %% [markdown]
 # Details drown first, large things last. So every timestep is a question of its own: early ones ask about
@@ -540,7 +540,7 @@ begin = draw_noise((len(asked), 16, 5, 8, 8), torch.Generator().manual_seed(8))
 
 def asked_answer(x, t):
     both = pipe.transformer(torch.cat([x, x]), torch.full((2 * len(x),), t), asked_text)
-    return guide(*both.chunk(2), 6.0)
+    return guide(*both.chunk(2), 3.0)
 
 
 rows = {}
@@ -551,7 +551,7 @@ for name, kind in {"DDIM": DDIMSampler, "DPM-Solver++": DPMSampler}.items():
         print(f"{name:13s}{n:3d} steps: {right} of {len(asked)} right")
         rows[f"{name}, {n} steps"] = clips[0]
 show_rows(rows, f"The caption: {asked[0]}. Six rows of frames: DDIM and then DPM-Solver++, each with 2, 5 and 20 "
-                "steps. With 2 steps the shape is a blur.")
+                "steps. With 2 steps the star is misshapen and the background blotched.")
 
 # %% [markdown]
 # Once the sampler errs less than the network, more steps buy nothing. Large models with fine detail reach that
@@ -784,4 +784,4 @@ print("and from", rank_interval(T, 5, 32, "v1.0"), "in the code released with th
 # **Where to read on.** `minicogvx/diffusion`: `schedule`, `objective`, `timesteps` and `samplers`, none of them
 # long. Zero terminal SNR: [Lin et al.](https://arxiv.org/abs/2305.08891); v: [Salimans and
 # Ho](https://arxiv.org/abs/2202.00512); DDIM: [Song et al.](https://arxiv.org/abs/2010.02502); DPM-Solver++:
-# [Lu et al.](https://arxiv.org/abs/2211.01095). Next: text and guidance, the 6 in `network` above.
+# [Lu et al.](https://arxiv.org/abs/2211.01095). Next: text and guidance, the 3 in `network` above.

@@ -482,7 +482,7 @@ print(f"round trip as trained: {decibels(film, back):.1f} dB; with a norm over e
 
 # %% [markdown]
 # Both clues are explained, and strict causality is one field of a config away. In our world frames have much the
-# same statistics as their neighbours, so the switch hurts little. Whether that holds for real films and the
+# same statistics as their neighbours, so the switch costs our star nothing. Whether that holds for real films and the
 # published weights, this notebook cannot say.
 #
 # ## 7. Latents looked at
@@ -524,7 +524,7 @@ show_rows({"first film": one, "second film": two, "pasted latents": to_film(vae.
           "the pasted latents, both move in one film.")
 
 # %% [markdown]
-# A film that nobody drew, and hardly a seam: a place in the latents speaks for its own 8 x 8 pixels and little
+# A film that nobody drew, without a seam: a place in the latents speaks for its own 8 x 8 pixels and little
 # else. A diffusion model can compose in this space as one composes in a picture.
 #
 # ## 8. Flicker

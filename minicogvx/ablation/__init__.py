@@ -1,0 +1,7 @@
+"""Experiments that train: variants that differ in one choice, on the same data, and the curves of what they learnt."""
+
+from minicogvx.ablation.results import load_results
+from minicogvx.ablation.transformers import Curve, compare_transformers
+from minicogvx.ablation.vaes import VAECurve, compare_vaes
+
+__all__ = ["Curve", "VAECurve", "compare_transformers", "compare_vaes", "load_results"]

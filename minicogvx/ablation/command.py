@@ -1,0 +1,99 @@
+"""`minicogvx ablate`: runs one study anew, from nothing, and writes its curves."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains every variant for every seed; the file is written after each seed, so a run cut off leaves those done."""
+    from minicogvx.ablation.results import default_file
+    from minicogvx.ablation.studies import STUDIES
+
+    parser = argparse.ArgumentParser(prog="minicogvx ablate", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     description="Train the variants of one study on the same data.",
+                                     epilog="\n".join(f"{name}: {study.question}" for name, study in STUDIES.items()))
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)}")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many: 0 to N - 1 (default: 1)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each variant (default: the study's own)")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write (default: data/results/NAME.json)")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    arguments = parser.parse_args(argv)
+    if arguments.name not in STUDIES:
+        raise ValueError(f"there is no study {arguments.name!r}; the studies are {', '.join(STUDIES)}")
+    for option in ("seeds", "steps", "threads"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ValueError(f"{option} is {value}; it must be 1 or more")
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    out = Path(arguments.out) if arguments.out else default_file(arguments.name)
+    if not arguments.out and not out.parents[1].is_dir():
+        raise ValueError(f"there is no folder {out.parents[1]}: the package is not in its repository; give --out FILE")
+    _run(STUDIES[arguments.name], arguments.seeds, arguments.steps, out)
+    return 0
+
+
+def _run(study, seeds: int, steps: int | None, out: Path) -> None:
+    from tqdm import tqdm
+
+    from minicogvx.ablation.results import Results, write_results
+
+    start = time.perf_counter()
+    compare, steps = comparison(study), steps or study.steps
+    command = f"minicogvx ablate {study.name} --seeds {seeds} --steps {steps} --threads {torch.get_num_threads()}"
+    results = Results(study.name, command, [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
+    with tqdm(total=seeds * len(study.variants) * steps, unit="step", mininterval=5) as bar:
+
+        def on_step(name: str, done: int) -> None:
+            bar.set_description(f"{study.name}: {name}", refresh=False)
+            bar.update()
+
+        for seed in range(seeds):
+            results.curves += compare(steps, seed, on_step).values()
+            results.seeds.append(seed)
+            results.minutes = round((time.perf_counter() - start) / 60, 2)
+            write_results(out, results)
+    for curve in results.curves:
+        print(_line(curve))
+    print(out)
+
+
+def comparison(study) -> Callable[[int, int, Callable[[str, int], None] | None], dict]:
+    """`compare(steps, seed, on_step)` of a study, all else fixed; a study of transformers encodes its clips here."""
+    from minicogvx.ablation.studies import VAEStudy
+    from minicogvx.ablation.transformers import compare_transformers
+    from minicogvx.ablation.vaes import compare_vaes
+
+    if isinstance(study, VAEStudy):
+        return lambda steps, seed, on_step=None: compare_vaes(
+            study.variants, steps, seed, study.batch_size, study.num_frames, study.height, study.width, study.every,
+            on_step=on_step)
+    latents = study_latents(study)
+    return lambda steps, seed, on_step=None: compare_transformers(
+        study.variants, latents, steps, seed, study.batch_size, study.every, on_step=on_step)
+
+
+def study_latents(study):
+    """The clips of a study of transformers, encoded by the shipped VAE; their means, as the shipped model had them."""
+    from dataclasses import replace
+
+    import minicogvx
+    from minicogvx.training.latents import encode_world
+
+    pipe = minicogvx.load("toy", dtype=torch.float32)
+    return replace(encode_world(pipe.vae, study.clips, study.clips_seed, pipe.num_frames), sample=False)
+
+
+def _line(curve) -> str:
+    from minicogvx.ablation.transformers import Curve
+
+    head = f"{curve.name}, seed {curve.seed}, {curve.parameters:,} parameters, {curve.seconds:.0f} s: "
+    if isinstance(curve, Curve):
+        return f"{head}loss on clips held back {curve.loss[-1]:.4f}"
+    return (f"{head}PSNR {curve.psnr[-1]:.2f} dB, LPIPS {curve.lpips[-1]:.3f}, flicker {curve.flicker[-1]:.2f} "
+            f"(true clips {curve.flicker_of_true:.2f}), sharpness {curve.sharpness[-1]:.2f}, "
+            f"KL {curve.kl_per_element[-1]:.2f} nats a latent number")

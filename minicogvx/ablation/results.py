@@ -1,0 +1,92 @@
+"""Curves on disk: one small JSON file a study, readable by people and by `load_results`."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicogvx.ablation.studies import STUDIES
+from minicogvx.ablation.transformers import Curve
+from minicogvx.ablation.vaes import VAECurve
+from minicogvx.interop import DATA
+
+_KINDS = {"transformer": Curve, "vae": VAECurve}
+_NOT_WRITTEN = ("model", "text", "vae")
+_DIGITS = 6  # significant ones; more would be noise
+
+
+@dataclass
+class Results:
+    """The curves of a study, and how they came about."""
+
+    name: str
+    command: str  # that makes them anew
+    seeds: list[int]
+    steps: int
+    torch: str  # its version
+    threads: int
+    minutes: float
+    curves: list[Curve] | list[VAECurve]
+
+
+def load_results(name: str) -> list[Curve] | list[VAECurve]:
+    """The committed curves of a study, such as "position": one for each variant and seed, without models.
+
+    Raises ValueError, with the names there are, for another name; see `read_results` for the file.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"there are no results called {name!r}; the studies are {', '.join(STUDIES)}")
+    return read_results(default_file(name)).curves
+
+
+def default_file(name: str) -> Path:
+    """Where the results of a study are committed."""
+    return DATA / "results" / f"{name}.json"
+
+
+def read_results(path: str | Path) -> Results:
+    """What `write_results` wrote. Raises FileNotFoundError if it is not there, ValueError if it is not whole."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; `minicogvx ablate {path.stem}` makes it")
+    try:
+        content = json.loads(path.read_text())
+        curve = _KINDS[content.pop("kind")]
+        return Results(**content | {"curves": [curve(**fields) for fields in content["curves"]]})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole file of results ({type(error).__name__}: {error}); "
+                         f"`minicogvx ablate {path.stem}` makes it anew") from error
+
+
+def write_results(path: str | Path, results: Results) -> None:
+    """Writes beside the old file and renames, so that a file is always whole. Models are left out."""
+    if not results.curves:
+        raise ValueError("curves is empty; there is nothing to write")
+    path = Path(path)
+    kind = next(kind for kind, curve in _KINDS.items() if isinstance(results.curves[0], curve))
+    content = {field.name: getattr(results, field.name) for field in dataclasses.fields(results)}
+    content = {"kind": kind} | content | {"curves": [_fields(curve) for curve in results.curves]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(_one_line_a_list(content) + "\n")
+    os.replace(beside, path)
+
+
+def _fields(curve: Curve | VAECurve) -> dict:
+    values = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
+    return {name: _rounded(value) for name, value in values.items() if name not in _NOT_WRITTEN}
+
+
+def _rounded(value):
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _one_line_a_list(content: dict) -> str:
+    """Indented JSON whose curves have one line a field: a list of thirty numbers is not thirty lines."""
+    curves = [",\n   ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in curve.items())
+              for curve in content["curves"]]
+    head = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "curves")
+    return "{" + head + ',\n "curves": [\n  {' + "},\n  {".join(curves) + "}\n ]}"

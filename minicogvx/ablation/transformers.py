@@ -1,0 +1,133 @@
+"""Trains transformers that differ in their config on the very same batches (paper 4.1, figures 8 and 10)."""
+
+import copy
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minicogvx.data.captions import caption, vocabulary
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
+from minicogvx.text import TextEncoder
+from minicogvx.training.latents import LatentSet
+from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.transformer import (
+    TransformerTraining, diffusion_step_loss, draw_batch, initialise, is_block_matrix, update_master)
+from minicogvx.transformer.model import ExpertTransformer
+
+HELD_BACK = 64  # clips at the end of a set that no variant is trained on
+_RECIPE = TransformerTraining(())  # learning rates and the share of empty captions, as the shipped model had them
+
+
+@dataclass
+class Curve:
+    """How the loss of one variant fell. `model` and `text` are there only where it was trained just now."""
+
+    name: str
+    seed: int
+    parameters: int  # of the transformer, without the text encoder
+    steps: list[int]  # optimizer steps done at each measurement; 0 is before training
+    loss: list[float]  # mean v-prediction loss on the clips held back
+    seconds: float  # of training, measurements included
+    model: ExpertTransformer | None = field(default=None, repr=False, compare=False)
+    text: TextEncoder | None = field(default=None, repr=False, compare=False)
+
+
+def compare_transformers(variants: Mapping[str, TransformerConfig], latents: LatentSet, steps: int, seed: int = 0,
+                         batch_size: int = 32, every: int = 25, dtype: torch.dtype = torch.bfloat16,
+                         text: TextConfig = preset("toy").text, schedule: ScheduleConfig = ScheduleConfig(),
+                         on_step: Callable[[str, int], None] | None = None) -> dict[str, Curve]:
+    """Trains each variant from nothing; the loss on held-back clips before, after every `every` steps and at the end.
+
+    Every variant sees the same clips, captions, noise and timesteps, and its text encoder starts from the same weights.
+    The last 64 clips of `latents` are held back; on them the noise and the stratified timesteps are always the same,
+    also for another seed. The text encoder is trained along; no alignment head, no moving average. Weights stay
+    float32, passes run in `dtype`. Deterministic for a seed and a number of threads; the global random state and the
+    gradient mode stay as they were. `on_step(name, done)` is called after each step.
+
+    Raises ValueError for no variants, a count below 1, or a set without clips to train on.
+    """
+    check_run(variants, steps, batch_size, every)
+    clips = len(latents.scenes)
+    if clips <= HELD_BACK:
+        raise ValueError(f"latents hold {clips} clips; {HELD_BACK} are held back, so there must be more")
+    shared = _Shared(latents.part(0, clips - HELD_BACK), latents.part(clips - HELD_BACK, clips),
+                     NoiseSchedule(schedule), text, dtype)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        return {name: _train(name, config, shared, steps, seed, batch_size, every, on_step)
+                for name, config in variants.items()}
+
+
+def held_back_loss(model: ExpertTransformer, text: TextEncoder, held_back: LatentSet, schedule: NoiseSchedule,
+                   dtype: torch.dtype = torch.bfloat16) -> float:
+    """Mean v-prediction loss on all clips of `held_back`: always the same phrasings, noise and timesteps."""
+    words, generator = random.Random(0), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        x0 = held_back.draw(torch.arange(len(held_back.scenes)), generator)
+        features = text.encode([caption(scene, words) for scene in held_back.scenes]).to(dtype)
+        return diffusion_step_loss(model, schedule, x0, features, generator).item()
+
+
+def check_run(variants: Mapping, steps: int, batch_size: int, every: int) -> None:
+    """Raises ValueError, in one sentence, for what cannot be compared."""
+    if not variants:
+        raise ValueError("variants is empty; give at least one, such as {'rope': config}")
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("every", every)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+
+
+def is_measured(done: int, steps: int, every: int) -> bool:
+    """Whether to measure after `done` of `steps` steps."""
+    return done % every == 0 or done == steps
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all variants of one comparison have in common."""
+
+    train: LatentSet
+    held_back: LatentSet
+    schedule: NoiseSchedule
+    text: TextConfig
+    dtype: torch.dtype
+
+    def batch_loss(self, model: ExpertTransformer, text: TextEncoder, batch_size: int, seed: int) -> Tensor:
+        """The loss on the batch that belongs to `seed`, whatever the model."""
+        generator = torch.Generator().manual_seed(seed)
+        x0, captions, _ = draw_batch(self.train, batch_size, _RECIPE.text_dropout, generator)
+        return diffusion_step_loss(model, self.schedule, x0, text.encode(captions).to(self.dtype), generator)
+
+
+def _train(name: str, config: TransformerConfig, shared: _Shared, steps: int, seed: int, batch_size: int, every: int,
+           on_step: Callable[[str, int], None] | None) -> Curve:
+    start = time.perf_counter()
+    # Seeded twice: how many numbers a model draws for its weights must not change the text encoder's.
+    torch.manual_seed(seed)
+    text = TextEncoder.from_config(shared.text, vocabulary(), config.max_text_seq_length)
+    text.encoder.train()
+    torch.manual_seed(seed)
+    master = ExpertTransformer(config)
+    initialise(master)
+    working = copy.deepcopy(master).to(shared.dtype)
+    parameters = [*master.named_parameters(prefix="transformer"), *text.encoder.named_parameters(prefix="text")]
+    optimizer = MuonAdamW(parameters, _RECIPE.muon_lr, _RECIPE.adamw_lr, muon_on=is_block_matrix)
+    warmup = max(1, min(_RECIPE.warmup, steps // 5))
+    curve = Curve(name, seed, sum(p.numel() for p in master.parameters()), [], [], 0.0)
+    for done in range(steps + 1):
+        if is_measured(done, steps, every):
+            curve.steps.append(done)
+            curve.loss.append(held_back_loss(working, text, shared.held_back, shared.schedule, shared.dtype))
+        if done == steps:
+            break
+        shared.batch_loss(working, text, batch_size, seed * 10_000_000 + done).backward()
+        update_master(master, working, optimizer, warmup_cosine(done, steps, warmup))
+        if on_step:
+            on_step(name, done + 1)
+    text.encoder.eval()
+    curve.seconds, curve.model, curve.text = time.perf_counter() - start, master.eval(), text
+    return curve

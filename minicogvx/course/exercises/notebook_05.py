@@ -1,0 +1,299 @@
+"""Exercises of notebook 05: padding, T5's buckets, dropped captions, guidance and its scale."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
+from minicogvx.diffusion.guidance import dynamic_guidance_scale, guide
+
+PAD, END = 0, 1  # token ids, as T5 has them
+
+# ---- 5.1 pad_and_mask
+
+
+def padded_ids(rows: list[list[int]], length: int) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    """Token ids with `</s>` at the end, filled up to `length`, and where they are no padding.
+
+    A row that is too long loses its last words; it keeps its `</s>`.
+    """
+    ended = [[*row[:length - 1], END] for row in rows]
+    ids = torch.tensor([row + [PAD] * (length - len(row)) for row in ended])
+    mask = torch.tensor([[place < len(row) for place in range(length)] for row in ended])
+    return ids, mask
+
+
+def check_pad_and_mask(pad_and_mask) -> None:
+    """One `</s>` behind the words, padding behind that, and a mask that counts `</s>` in and padding out."""
+    rows, length = [[7, 8, 9], [], [5] * 5, list(range(20, 29))], 6
+    what, given = "pad_and_mask(rows, 6)", [list(row) for row in rows]
+    got, wanted = pad_and_mask(given, length), padded_ids(rows, length)
+    if given != rows:
+        raise Wrong("pad_and_mask changes its input rows; list.append and += do that. Make new lists.")
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
+        raise Wrong(f"{what} is one {type(got).__name__}; it must be two tensors, ids and mask.")
+    for name, tensor, dtype in zip(("ids", "mask"), got, (torch.long, torch.bool)):
+        expect_shape(f"{name} of {what}", tensor, (len(rows), length))
+        if tensor.dtype != dtype:
+            raise Wrong(f"{name} of {what} has dtype {tensor.dtype}; it must be {dtype}.")
+    for row, ids, mask, want, want_mask in zip(rows, *got, *wanted):
+        ends = int((ids == END).sum())
+        if ends != 1:
+            raise Wrong(f"A row of {len(row)} tokens becomes {ids.tolist()}, with {ends} times </s> (id {END}); it "
+                        f"must have one, also where the row is empty or too long.")
+        if ids.tolist() != want.tolist():
+            raise Wrong(f"The row {row} becomes {ids.tolist()}; it must become {want.tolist()}.")
+        if mask.tolist() != want_mask.tolist():
+            raise Wrong(f"The mask of {ids.tolist()} is {mask.int().tolist()}; it must be {want_mask.int().tolist()}: "
+                        f"true for words and </s>, false for padding.")
+
+
+# ---- 5.2 position_buckets
+
+
+def t5_buckets(length: int) -> Int[Tensor, "n n"]:
+    """The bucket, 0..31, of each key (column) as seen from each query (row) (Raffel et al. 2020, section 2.1)."""
+    ahead = torch.arange(length) - torch.arange(length)[:, None]
+    distance = ahead.abs()
+    far = 8 + (8 * torch.log(distance.clamp(min=1) / 8) / math.log(16)).long()
+    return 16 * (ahead > 0).long() + torch.where(distance < 8, distance, far.clamp(max=15))
+
+
+def check_position_buckets(position_buckets) -> None:
+    """Only key minus query counts; a half for each side, one bucket a distance up to 7, logarithmic up to 128."""
+    length = 226
+    what = f"position_buckets({length})"
+    got = position_buckets(length)
+    expect_shape(what, got, (length, length))
+    if got.dtype != torch.long:
+        raise Wrong(f"{what} has dtype {got.dtype}; buckets are indices of a table, so it must be torch.int64.")
+    if got[0, 0] != 0:
+        raise Wrong(f"The bucket of a token seen from itself is {int(got[0, 0])}; it must be 0.")
+    if not torch.equal(got[1:, 1:], got[:-1, :-1]):
+        raise Wrong("The bucket changes when query and key both move by one; only key minus query may count.")
+    wanted = t5_buckets(length)
+    if torch.equal(got, wanted.T):
+        raise Wrong(f"Rows and columns are exchanged: one token after the query is bucket {int(got[0, 1])}; keys "
+                    f"after the query have buckets 16 to 31, keys before it 1 to 15. Row i is query i.")
+    for apart in range(1, length):
+        for pair, name in (((apart, 0), "before"), ((0, apart), "after")):
+            mine, right = int(got[pair]), int(wanted[pair])
+            at_the_edge = apart in (16, 32, 64) and mine == right - 1  # a logarithm that rounds down by one bit
+            if mine != right and not at_the_edge:
+                raise Wrong(f"The bucket of a key {apart} tokens {name} the query is {mine}; it must be {right}.")
+
+
+# ---- 5.3 drop_captions
+
+
+def captions_dropped(features: Float[Tensor, "b n d"], null: Float[Tensor, "n d"], p: float,
+                     generator: torch.Generator) -> Float[Tensor, "b n d"]:
+    """Features of which each sample as a whole is `null` with probability p, drawn with the generator."""
+    dropped = torch.rand(len(features), generator=generator) < p
+    return torch.where(dropped[:, None, None], null, features)
+
+
+def check_drop_captions(drop_captions) -> None:
+    """Whole samples, each with a draw of its own, the right share, the null given, and the generator's numbers."""
+    features, null = torch.randn(400, 3, 5), torch.randn(3, 5)
+
+    def dropped(p: float, seed: int) -> Tensor:
+        what, given = f"drop_captions(features, null, {p:g}, generator)", features.clone()
+        got = drop_captions(given, null, p, torch.Generator().manual_seed(seed))
+        if not torch.equal(given, features):
+            raise Wrong("drop_captions changes its input features; make a new tensor.")
+        expect_shape(what, got, tuple(features.shape))
+        is_null, kept = (got == null).flatten(1), (got == features).flatten(1)
+        whole = is_null.all(dim=1) | kept.all(dim=1)
+        if (mixed := ~whole & (is_null | kept).all(dim=1)).any():
+            raise Wrong(f"Sample {int(mixed.nonzero()[0])} is partly null and partly caption; drop a caption whole or "
+                        f"not at all.")
+        if not whole.all():
+            raise Wrong(f"Sample {int((~whole).nonzero()[0])} is neither its own features nor null; dropped ones must "
+                        f"become null, kept ones stay as they are, without a factor.")
+        return is_null.all(dim=1)
+
+    for p in (0.0, 1.0):
+        if (share := dropped(p, 0).float().mean().item()) != p:
+            raise Wrong(f"With p = {p:g}, {share:.0%} of the captions are dropped; it must be {p:.0%}.")
+    first = dropped(0.3, 1)
+    if not torch.equal(first, dropped(0.3, 1)):
+        raise Wrong("The same generator drops other captions the second time; hand it to the random call.")
+    if torch.equal(first, dropped(0.3, 2)):
+        raise Wrong("Another seed of the generator drops the same captions; draw with the generator.")
+    share = torch.stack([dropped(0.3, seed) for seed in range(20)]).float().mean(dim=1)
+    if not 0.25 < share.mean() < 0.35 or share.max() > 0.5:
+        raise Wrong(f"With p = 0.3, between {share.min():.0%} and {share.max():.0%} of the captions of a batch of 400 "
+                    f"are dropped; it must be about 30 % in each batch, every caption with a draw of its own.")
+
+
+# ---- 5.4 guided_velocity
+
+
+def both_in_one_batch(network, x: Float[Tensor, "b c t h w"], t: Int[Tensor, "b"], text: Float[Tensor, "b n d"],
+                      null: Float[Tensor, "b n d"], scale: float) -> Float[Tensor, "b c t h w"]:
+    """The guided answer: one run for both, null first; half the batch where the scale is 1."""
+    if scale == 1:
+        return network(x, t, text).float()
+    both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null, text]))
+    return guide(*both.chunk(2), scale)
+
+
+class _Network:
+    """Stands in for the transformer: an answer that shows which x, t and text went in, in bfloat16, and a count."""
+
+    def __init__(self):
+        self.batches, self.orders = [], []
+
+    def __call__(self, x, t, text):
+        for name, given in (("t", t), ("text", text)):
+            if len(given) != len(x):
+                raise Wrong(f"The network was given {len(x)} samples of x, but {len(given)} of {name}.")
+        self.batches.append(len(x))
+        self.orders.append(text[:, 0, 0].tolist())
+        return (x * (1 + t.reshape(-1, 1, 1, 1, 1) / 1000) + text.mean(dim=(1, 2)).reshape(-1, 1, 1, 1, 1)).bfloat16()
+
+
+def check_guided_velocity(guided_velocity) -> None:
+    """One run, null first, each sample with its own text; full precision; and the saving at scale 1."""
+    x, t = torch.randn(2, 3, 1, 2, 2), torch.tensor([999, 40])
+    text, null = torch.tensor([2.0, 3.0]).reshape(2, 1, 1).expand(2, 4, 5), torch.full((2, 4, 5), -1.0)
+    for scale in (6.0, 0.0, 1.0):
+        network, want = _Network(), both_in_one_batch(_Network(), x, t, text, null, scale)
+        what = f"guided_velocity with scale {scale:g}"
+        got = guided_velocity(network, x, t, text, null, scale)
+        expect_shape(what, got, tuple(x.shape))
+        if scale != 1 and (got.float() - both_in_one_batch(_Network(), x, t, null, text, scale)).abs().max() < 1e-4:
+            raise Wrong(f"{what}: caption and null are exchanged; it goes from null towards the caption.")
+        if got.dtype != torch.float32:
+            raise Wrong(f"{what} is {got.dtype}; the network answers in bfloat16, and {scale:g} times a difference of "
+                        f"two near numbers must be taken in float32.")
+        expect_close(what, got, want, atol=1e-5)
+        if scale == 1 and network.batches != [2]:
+            raise Wrong(f"With scale 1 the network was given {network.batches} samples; null has no part in the "
+                        f"result, so it must be [2].")
+        if scale != 1 and network.batches != [4]:
+            raise Wrong(f"{what}: the network was given batches of {network.batches}; it must be one batch, [4].")
+        if scale != 1 and network.orders[0][:2] != [-1.0, -1.0]:
+            raise Wrong(f"{what}: the caption comes first in the batch; as published, null comes first.")
+
+
+# ---- 5.5 tamed
+
+
+def contrast_restored(cond: Float[Tensor, "b c t h w"], guided: Float[Tensor, "b c t h w"],
+                      share: float) -> Float[Tensor, "b c t h w"]:
+    """The guided answer, of each sample the contrast drawn back to that of `cond` (Lin et al. 2024, section 3.4)."""
+    axes = tuple(range(1, cond.ndim))
+    small = guided * cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return share * small + (1 - share) * guided
+
+
+def check_tamed(tamed) -> None:
+    """Each sample gets the standard deviation of its own cond; the share mixes; nothing else about it changes."""
+    cond = torch.randn(2, 3, 2, 4, 4) * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1, 1)
+    guided = 3 * cond + torch.randn(cond.shape) + 1
+    for share in (1.0, 0.0, 0.7):
+        what = f"tamed(cond, guided, {share:g})"
+        got = tamed(cond, guided, share)
+        expect_shape(what, got, tuple(cond.shape))
+        for i in range(2):
+            mine, full, target = (tensor[i].std().item() for tensor in (got, guided, cond))
+            wanted = share * target + (1 - share) * full
+            if abs(mine - wanted) > 1e-3:
+                raise Wrong(f"{what}: sample {i} has the standard deviation {mine:.3g}; it must be {wanted:.3g}. (Its "
+                            f"cond has {target:.3g}, its guided {full:.3g}; each sample has its own.)")
+            ratio = (got[i] / guided[i]).flatten()
+            if (ratio - ratio[0]).abs().max() > 1e-3:
+                raise Wrong(f"{what}: in sample {i} the numbers are multiplied by {ratio.min():.3g} to "
+                            f"{ratio.max():.3g}; it must be one factor for the whole sample.")
+        expect_close(what, got, contrast_restored(cond, guided, share))
+
+
+# ---- 5.6 rising_scales
+
+
+def scales_as_meant(w: float, n: int) -> Float[Tensor, "n"]:
+    """The guidance scale of each of n steps, first step first."""
+    return torch.tensor([dynamic_guidance_scale(w, i, 0, n, "meant") for i in range(n)])
+
+
+def check_rising_scales(rising_scales) -> None:
+    """From 1 upwards, never down, never beyond 1 + w, with the fifth power inside and pi outside of it."""
+    for w, n in ((6.0, 50), (3.0, 10)):
+        what = f"rising_scales({w:g}, {n})"
+        got = rising_scales(w, n)
+        expect_shape(what, got, (n,))
+        got, wanted = got.double(), scales_as_meant(w, n).double()
+        if abs(got[0] - 1) > 1e-4:
+            raise Wrong(f"{what} begins with {got[0]:.3g}; the first step must have the scale 1, no guidance.")
+        if (down := got.diff() < -1e-6).any():
+            i = int(down.nonzero()[0])
+            raise Wrong(f"{what} falls from {got[i]:.3g} at step {i} to {got[i + 1]:.3g}; it must rise. What counts "
+                        f"the steps, and runs from 0 to almost 1?")
+        if got.max() > 1 + w + 1e-4:
+            raise Wrong(f"{what} reaches {got.max():.3g}; it must stay below 1 + w = {1 + w:g}.")
+        for i, why in ((n // 2, "the fifth power of i / n keeps the first half near 1"),
+                       (n - 1, "i runs to n - 1, so i / n never becomes 1, and the largest scale is almost 1 + w")):
+            if abs(got[i] - wanted[i]) > 0.02:
+                raise Wrong(f"{what}: step {i} has the scale {got[i]:.3g}; it must be {wanted[i]:.3g}: {why}.")
+        expect_close(what, got, wanted, atol=1e-3)
+
+
+EXERCISES = (
+    Exercise(
+        "5.1", "pad_and_mask", difficulty=1, minutes=10, reference=padded_ids, check=check_pad_and_mask,
+        hints=(
+            "Three cases: a row that is shorter than length - 1, one that is longer, and an empty one. What do all "
+            "three have behind their last word?",
+            "Cut first, row[:length - 1]; then there is always room for </s>. Fill up after that.",
+            "The mask is true for the first len(row) + 1 places of a row that was cut: [place <= len(row) for place in "
+            "range(length)].",
+        ),
+    ),
+    Exercise(
+        "5.2", "position_buckets", difficulty=2, minutes=15, reference=t5_buckets, check=check_position_buckets,
+        hints=(
+            "ahead = torch.arange(n) - torch.arange(n)[:, None] is key minus query for all pairs. Its sign gives the "
+            "half, its size the place in it.",
+            "For distances from 8 on: 8 + 8 * log(distance / 8) / log(128 / 8), rounded down, and at most 15. "
+            "log(0) is no number: clamp the distance first, since torch.where computes both sides.",
+            "16 * (ahead > 0) + torch.where(distance < 8, distance, far), as torch.int64; .long() rounds down.",
+        ),
+    ),
+    Exercise(
+        "5.3", "drop_captions", difficulty=1, minutes=10, reference=captions_dropped, check=check_drop_captions,
+        hints=(
+            "How many random numbers does a batch of b captions need?",
+            "torch.rand(b, generator=generator) < p says which are dropped. In which shape does it meet b n d?",
+            "torch.where(dropped[:, None, None], null, features) makes a new tensor and broadcasts null.",
+        ),
+    ),
+    Exercise(
+        "5.4", "guided_velocity", difficulty=2, minutes=15, reference=both_in_one_batch, check=check_guided_velocity,
+        hints=(
+            "The network takes a batch. Put both questions into one, null first, and take the answers apart again.",
+            "torch.cat([x, x]), torch.cat([t, t]), torch.cat([null, text]); then .float() and .chunk(2).",
+            "uncond + scale * (cond - uncond). Where scale is 1 that is cond, so ask for cond alone.",
+        ),
+    ),
+    Exercise(
+        "5.5", "tamed", difficulty=2, minutes=10, reference=contrast_restored, check=check_tamed,
+        hints=(
+            "The standard deviation of one sample is taken over all axes but the first. How do you keep those axes, so "
+            "that it multiplies?",
+            "std = guided.std(dim=(1, 2, 3, 4), keepdim=True), and likewise for cond. One factor for a sample.",
+            "share * guided * (std of cond / std of guided) + (1 - share) * guided.",
+        ),
+    ),
+    Exercise(
+        "5.6", "rising_scales", difficulty=1, minutes=10, reference=scales_as_meant, check=check_rising_scales,
+        hints=(
+            "(n - tau) / n must run from 0 to almost 1. Which quantity of the loop does that?",
+            "It is i / n with i = 0 .. n-1. The fifth power belongs to i / n alone; pi stands outside of it.",
+            "1 + w * (1 - torch.cos(math.pi * (torch.arange(n) / n) ** 5)) / 2.",
+        ),
+    ),
+)

@@ -1,0 +1,695 @@
+# %% [markdown]
+# # Patches and positions
+#
+# **How does a transformer know where a patch belongs?**
+#
+# Run the cell below. Both clips come from the same weights, the same caption and the same noise.
+
+# %% tags=["nbval-ignore-output"]
+import math
+from copy import copy
+from dataclasses import replace
+
+import torch
+from einops import rearrange
+
+import minicogvx
+from minicogvx.course import check, new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import preset
+from minicogvx.transformer.embeddings import PatchEmbed
+from minicogvx.transformer.model import ExpertTransformer, flops
+from minicogvx.transformer.patchify import patchify, unpatchify
+from minicogvx.transformer.positions import interpolated_coordinates, rope_3d, rotate, rotations, sincos_3d
+
+torch.set_grad_enabled(False)
+pipe = minicogvx.load("toy", dtype=torch.float32)
+toy = pipe.transformer.config
+
+
+def remade(**fields):
+    """The toy's weights under a changed config."""
+    net = ExpertTransformer(replace(toy, **fields)).eval()
+    net.load_state_dict(pipe.transformer.state_dict())
+    return Pipeline(pipe.vae, net, pipe.schedule_config, pipe.text, pipe.fps)
+
+
+PROMPT = "a cyan star moves left on a brown background"
+bare = remade(position="none")
+settings = {"num_inference_steps": 20, "guidance_scale": 3.0, "seed": 3}
+film, lost = pipe(PROMPT, **settings), bare(PROMPT, **settings)
+show_clip(torch.cat([film, lost], dim=2), "Left, the toy: a cyan star moves left over brown. Right, the same network "
+                                          "without positions: brown, and no star.", pipe.fps)
+
+# %% [markdown]
+# On the right, one thing was taken out: the part that tells each patch where it stands. *Brown* still gets
+# through, because it is true everywhere. A star is true only somewhere.
+#
+# You will cut latents into patches, build both position codes of CogVideoX by hand, and train them against each
+# other. Afterwards you can explain why the 2B adds a table and the 5B turns its queries, and what happens when
+# you ask a model for a larger frame than it was trained on. It takes about 50 minutes, exercises not counted.
+# It covers the part of section 2.2 of the [paper](https://arxiv.org/abs/2408.06072) on 3D RoPE, and its
+# Figures 9 and 10a.
+#
+# ## 1. Patches
+#
+# The transformer reads a sequence of tokens. Latents are a block, `c t h w`. So we cut the block into boxes of
+# $p_t \times p \times p$, and each box becomes one token.
+
+# %%
+def boxes(latents, patch_t, patch):
+    """Latents c t h w, cut by loops -> n patch_values, in the order of tokens."""
+    _, t, h, w = latents.shape
+    cut = []
+    for frame in range(0, t, patch_t):
+        for row in range(0, h, patch):
+            for column in range(0, w, patch):
+                box = latents[:, frame:frame + patch_t, row:row + patch, column:column + patch]
+                cut.append(box.flatten())  # channel, frame, row, column
+    return torch.stack(cut)
+
+
+latents = pipe.vae.encode(rearrange(film * 2 - 1, "t h w c -> 1 c t h w")).mode()  # b c t h w
+print("latents", tuple(latents.shape))
+for patch in (1, 2, 4):
+    naive = boxes(latents[0], 1, patch)
+    n, same = len(naive), torch.equal(naive, patchify(latents, 1, patch)[0])
+    print(f"patch 1 x {patch} x {patch}: {n:3d} tokens of {naive.shape[1]:3d} numbers, {n * n:7,} pairs; "
+          f"the package cuts the same: {same}")
+
+figure, (axes,) = new_figure(1, 5, width=8.5, height=2.0)
+for place, axis in enumerate(axes):
+    axis.imshow(film[4 * place], alpha=0.6)
+    for row in range(4):
+        for column in range(4):
+            axis.text(16 * column + 8, 16 * row + 8, str(16 * place + 4 * row + column), ha="center", va="center",
+                      fontsize=8)
+    for line in (16, 32, 48):
+        axis.axvline(line - 0.5, color="white", linewidth=1)
+        axis.axhline(line - 0.5, color="white", linewidth=1)
+    axis.set(xticks=[], yticks=[], title=f"latent frame {place}")
+    axis.grid(False)
+show_figure(figure, "Five latent frames, each cut into 4 x 4 patches. The tokens are numbered row by row: 0 to 15 in "
+                    "the first frame, 64 to 79 in the last.")
+
+# %% [markdown]
+# Tokens run over time first, then rows, then columns. Attention compares every token with every other. Twice the
+# patch side means a quarter of the tokens and a sixteenth of the pairs. The price: one token has to speak for
+# more. CogVideoX takes $p = 2$.
+#
+# A matrix then brings each box to the model's width. The 1.0 models call it a `Conv2d` with kernel and stride
+# 2, applied to each frame. The 1.5 models, whose patches span two latent frames, call it a `Linear`. Are these
+# two different things?
+
+# %%
+proj = pipe.transformer.patch_embed.proj
+frames = [proj(frame) for frame in latents[0].unbind(dim=1)]  # d h w each
+by_conv = rearrange(torch.stack(frames), "t d h w -> (t h w) d")
+by_matrix = boxes(latents[0], 1, 2) @ proj.weight.flatten(1).T + proj.bias
+print(type(proj).__name__, tuple(proj.weight.shape), "is one matrix:", torch.allclose(by_conv, by_matrix, atol=1e-4))
+
+tall = ExpertTransformer(replace(toy, patch_size_t=2))
+text = pipe.text.encode([PROMPT])  # b n d_text
+try:
+    tall(latents, torch.tensor([500]), text)
+except ValueError as error:
+    print(error)
+longer = torch.cat([latents[:, :, :1], latents], dim=2)  # the first latent frame twice
+by_matrix = boxes(longer[0], 2, 2) @ tall.patch_embed.proj.weight.T + tall.patch_embed.proj.bias
+package = tall.patch_embed(longer, text, None)[0, text.shape[1]:]
+print(type(tall.patch_embed.proj).__name__, tuple(tall.patch_embed.proj.weight.shape),
+      "is the same matrix product:", torch.allclose(by_matrix, package, atol=1e-4))
+print(f"{len(by_conv)} tokens become {len(package)}")
+
+# %% [markdown]
+# One matrix in both cases. But 17 frames give 5 latent frames, and 5 is odd. The published models repeat the
+# first latent frame in front, and drop it at the end.
+#
+# **Exercise 6.1 Back from patches** (difficulty 1 of 3, 10 minutes). At its end the transformer holds tokens,
+# and the VAE wants latents. `hint("6.1")` gives one more hint each time, `solution("6.1")` a solution.
+
+# %%
+def from_patches(tokens, grid, patch_t, patch):
+    """tokens b n patch_values, grid the patches along (time, height, width) -> latents b c t h w."""
+    ### BEGIN SOLUTION
+    t, h, w = grid
+    sizes = {"t": t, "h": h, "w": w, "r": patch_t, "p": patch, "q": patch}
+    return rearrange(tokens, "b (t h w) (c r p q) -> b c (t r) (h p) (w q)", **sizes)
+    ### END SOLUTION
+
+
+from_patches = check("6.1", from_patches)
+
+# %% [markdown]
+# ## 2. A set has no order
+#
+# In attention a token's query is compared with every key, and the values are averaged with these weights.
+# Nothing in that says which key came first.
+#
+# Predict: we shuffle the 80 patches of a noisy latent, and run the network without positions. What becomes of
+# its answer?
+
+# %%
+order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+
+
+def mixed_up(latents):
+    """The same patches, each in another place."""
+    return from_patches(patchify(latents, 1, 2)[:, order], (5, 4, 4), 1, 2)
+
+
+noisy = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(1))
+t = torch.tensor([600])
+for name, net in (("without positions", bare.transformer), ("with positions", pipe.transformer)):
+    before, after = net(noisy, t, text), net(mixed_up(noisy), t, text)
+    print(f"{name}: the answer is only shuffled alike: {torch.allclose(mixed_up(before), after, atol=1e-3)}")
+
+# %% [markdown]
+# Without positions, a video is a bag of patches. First or last frame, top or bottom: the network could not tell
+# if it wanted to. (The words keep their order. The T5 encoder took care of that, in notebook 05.)
+#
+# ## 3. Add a table
+#
+# The oldest remedy, which the 2B uses: add to each token a vector that says where it is. A coordinate $x$
+# becomes waves of many lengths,
+#
+# $$\sin(\omega_i x),\quad \cos(\omega_i x), \qquad \omega_i = 10000^{-i/m}, \quad i = 0 \ldots m-1.$$
+#
+# Fast waves tell neighbours apart, slow ones say roughly where we are. Time gets a quarter of the channels, the
+# column three eighths, the row three eighths. In plain loops:
+
+# %%
+def waves(x, channels):
+    """Sines, then cosines, of one coordinate."""
+    frequencies = [10000 ** (-i / (channels // 2)) for i in range(channels // 2)]
+    return [math.sin(f * x) for f in frequencies] + [math.cos(f * x) for f in frequencies]
+
+
+naive = []
+for frame in range(5):
+    for row in range(4):
+        for column in range(4):
+            naive.append(waves(frame, 64) + waves(column / 1.875, 96) + waves(row / 1.875, 96))
+table = sincos_3d((5, 4, 4), 256)
+print("the package's table:", tuple(table.shape), torch.allclose(torch.tensor(naive), table, atol=1e-5))
+
+large = sincos_3d((1, 30, 45), 1920).view(30, 45, -1)  # one frame of the 2B
+alike = large @ large[15, 22] / 1920  # h w
+figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
+axes[0].imshow(table, aspect="auto", cmap="viridis")
+axes[0].set(xlabel="channel: time, column, row", ylabel="token", title="the toy's table")
+picture = axes[1].imshow(alike, cmap="viridis")
+axes[1].set(xlabel="column", ylabel="row", title="2B: product with the middle's vector")
+figure.colorbar(picture, ax=axes[1])
+for axis in axes:
+    axis.grid(False)
+show_figure(figure, "Left, 80 rows of 256 channels: the first quarter changes every 16 tokens, the next with each "
+                    "column, the last with each row. Right, the vector of the middle patch resembles those near it, "
+                    "most of all in its own row and column.")
+
+# %% [markdown]
+# (The division by 1.875 = 480/256 is left from training that began at 256 pixels.)
+#
+# Now two tokens with contents $x, y$ and places $p, r$ are compared. With query and key matrices $Q$ and $K$
+# the score has four parts:
+#
+# $$Q(x+p)\cdot K(y+r) = Qx\cdot Ky \;+\; Qx\cdot Kr \;+\; Qp\cdot Ky \;+\; Qp\cdot Kr.$$
+#
+# Place and content are mixed in one vector, and the network must learn to part them. And what we most often
+# want to know, *how far apart are these two*, stands nowhere by itself.
+#
+# ## 4. Turn instead of adding
+#
+# **Rotary position embedding**, RoPE, does something else. It leaves the token alone. It takes two channels of
+# a query as an arrow in the plane, and turns the arrow by an angle that grows with the place. The same for
+# keys.
+#
+# Predict: query and key move on together by 5 places. What happens to their score?
+
+# %%
+def turned(arrow, angle):
+    """An arrow (x, y), turned counter-clockwise by an angle in radians."""
+    x, y = arrow
+    return torch.stack([math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y])
+
+
+query, key, step = torch.tensor([1.0, 0.2]), torch.tensor([0.7, 0.5]), 0.35
+figure, (axes,) = new_figure(1, 2, width=6.5, height=3.2)
+scores = []
+for axis, (m, n) in zip(axes, ((1, 4), (6, 9))):
+    for arrow, place, name, colour in ((query, m, "query", "#0072B2"), (key, n, "key", "#D55E00")):
+        end = turned(arrow, step * place)
+        axis.annotate("", end.tolist(), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2})
+        axis.text(*(1.18 * end).tolist(), f"{name}\nat {place}", color=colour, ha="center", va="center", fontsize=9)
+    scores.append(turned(query, step * m) @ turned(key, step * n))
+    axis.set(xlim=(-1.5, 1.5), ylim=(-1.3, 1.5), aspect="equal", title=f"score {scores[-1]:.3f}")
+show_figure(figure, "Two pairs of arrows. Left, a query at place 1 and a key at place 4. Right, both five places on: "
+                    "both arrows have turned alike, and the angle between them is the same.")
+print("the same score:", torch.allclose(*scores))
+
+# %% [markdown]
+# Both turn by the same amount, so the angle between them stays. A product of two arrows is length times length
+# times the cosine of that angle: content gives the lengths and the angle at the start, distance gives the rest.
+#
+# One pair can only count one turn. So, as before, there are many: pair $i$ of $d$ channels turns by
+# $\theta_i = 10000^{-2i/d}$ a place. With complex numbers a turn is a product:
+# $(x_0 + \mathrm{i}\,x_1)\,e^{\mathrm{i}\,\theta m}$.
+
+# %%
+def rope_by_hand(x, place):
+    """One query or key, d -> d: channels 2i and 2i + 1 are turned together."""
+    d = len(x)
+    return torch.cat([turned(x[i:i + 2], place * 10000 ** (-i / d)) for i in range(0, d, 2)])
+
+
+x = torch.randn(1, 1, 12, 24, generator=torch.Generator().manual_seed(2))  # b heads n d
+naive = torch.stack([rope_by_hand(x[0, 0, place], place) for place in range(12)])
+frequencies = 10000 ** (-torch.arange(0, 24, 2) / 24)
+angles = torch.outer(torch.arange(12).float(), frequencies)  # n d/2
+package = rotate(x, torch.polar(torch.ones_like(angles), angles))
+print("the package turns alike:", torch.allclose(naive, package[0, 0], atol=1e-5))
+show_source(rotate)
+
+# %% [markdown]
+# Now the proof on numbers. One content stands at all of 24 places, so only the place can make a difference.
+# Left: places added as in section 3, then random $Q$ and $K$. Right: the same $Q$ and $K$, then RoPE.
+
+# %%
+generator = torch.Generator().manual_seed(3)
+content = torch.randn(24, generator=generator)
+Q, K = torch.randn(2, 24, 24, generator=generator) / 24 ** 0.5
+added = content + torch.tensor([waves(place, 24) for place in range(24)])
+by_table = (added @ Q.T) @ (added @ K.T).T  # query places x key places
+queries, keys = (torch.stack([rope_by_hand(matrix @ content, place) for place in range(24)]) for matrix in (Q, K))
+by_rope = queries @ keys.T
+
+
+def same_along_diagonals(scores):
+    """Is each score that of the pair one place further on?"""
+    return torch.allclose(scores[1:, 1:], scores[:-1, :-1], atol=1e-4)
+
+
+figure, (axes,) = new_figure(1, 2, width=6.5, height=3)
+for axis, scores, title in zip(axes, (by_table, by_rope), ("table added", "RoPE")):
+    axis.imshow(scores, cmap="viridis")
+    axis.set(xlabel="place of the key", ylabel="place of the query", title=title)
+    axis.grid(False)
+    print(f"{title}: the score depends on the distance alone: {same_along_diagonals(scores)}")
+show_figure(figure, "Scores of 24 query places with 24 key places. Left, with a table added: no pattern along the "
+                    "diagonals. Right, with RoPE: every diagonal has one colour.")
+
+# %% [markdown]
+# **Exercise 6.2 Turn pairs** (difficulty 1, 10 minutes). For whole tensors, with real numbers only, as a
+# program without complex numbers would do it. Mind what comes in 16 bits.
+
+# %%
+def turn_pairs(x, angles):
+    """x b heads n d, angles n d/2 in float32 -> x with channels 2i and 2i+1 turned by angle i, in x's dtype."""
+    ### BEGIN SOLUTION
+    first, second = x[..., 0::2].float(), x[..., 1::2].float()
+    cos, sin = angles.cos(), angles.sin()
+    pairs = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return pairs.flatten(-2).to(x.dtype)
+    ### END SOLUTION
+
+
+turn_pairs = check("6.2", turn_pairs)
+
+# %% [markdown]
+# **Which channels are a pair?** Here 0 and 1, 2 and 3: *interleaved*. Many language models pair channel $i$ with
+# channel $i + d/2$: *halves*. Either is right, and both keep the property above. But weights that were trained
+# with one are useless with the other, and no shape gives the mistake away.
+#
+# **Exercise 6.3 The other convention** (difficulty 2, 15 minutes). A checkpoint was trained with halves, within
+# each axis (section 5 has three of them). In which order must we take its channels, so that ours are the pairs
+# that it turned together?
+
+# %%
+def order_for_pairs(sizes):
+    """sizes: the channels of each axis, such as (16, 24, 24) -> indices, int64, sum(sizes)."""
+    ### BEGIN SOLUTION
+    order, start = [], 0
+    for size in sizes:
+        order.append(start + torch.arange(size).view(2, size // 2).T.flatten())
+        start += size
+    return torch.cat(order)
+    ### END SOLUTION
+
+
+order_for_pairs = check("6.3", order_for_pairs)
+
+# %% [markdown]
+# ## 5. Three axes
+#
+# A video token has three coordinates. 3D RoPE shares a head's channels out: 2/8 turn with time, 3/8 with the
+# row, 3/8 with the column. Of 64 that is 16, 24 and 24. Each share is a 1-D RoPE of its own.
+
+# %%
+def angles_by_hand(frame, row, column):
+    """32 angles, one for each pair of a head of 64 channels."""
+    angles = []
+    for place, channels in ((frame, 16), (row, 24), (column, 24)):
+        for i in range(0, channels, 2):
+            angles.append(place * 10000 ** (-i / channels))
+    return angles
+
+
+naive = torch.tensor([angles_by_hand(i, row, column) for i in range(5) for row in range(4) for column in range(4)])
+cos, sin = rope_3d((5, 4, 4), 64)
+same = torch.allclose(naive.cos(), cos[:, ::2], atol=1e-5) and torch.allclose(naive.sin(), sin[:, ::2], atol=1e-5)
+print("the package's cosines and sines, two channels an angle:", tuple(cos.shape), same)
+show_source(rope_3d)
+
+# %% [markdown]
+# A score is a sum over pairs, so it is a sum of three parts: one of the distance in time, one in rows, one in
+# columns. Predict: a query and all keys are ones. Where in the frame is the score high?
+
+# %%
+cos, sin = rope_3d((1, 30, 45), 64)
+ones = rotate(torch.ones(1, 1, 30 * 45, 64), torch.complex(cos[:, ::2], sin[:, ::2]))[0, 0]
+alike = (ones @ ones[15 * 45 + 22] / 64).view(30, 45)
+figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
+axes[0].imshow(rope_3d((5, 4, 4), 64)[0], aspect="auto", cmap="viridis")
+axes[0].set(xlabel="channel: time, row, column", ylabel="token", title="cosines for the toy")
+picture = axes[1].imshow(alike, cmap="viridis")
+axes[1].set(xlabel="column", ylabel="row", title="5B: score with the middle, all ones")
+figure.colorbar(picture, ax=axes[1])
+for axis in axes:
+    axis.grid(False)
+show_figure(figure, "Left, 80 tokens by 64 channels: in each share the first channels change quickly, the last hardly "
+                    "at all. Right, scores with the middle patch of 30 x 45: a bright cross through it, brightest at "
+                    "the patch itself, and fainter bands on both sides.")
+
+# %% [markdown]
+# A cross: who shares my row keeps that part of the score, however far the column. Fainter bands lie beside it,
+# about six tokens apart; section 8 comes back to them. The weights $Q$ and $K$ of each head decide which distances
+# it really looks at.
+#
+# **Exercise 6.4 Angles of a grid** (difficulty 2, 15 minutes). All of it at once, text rows included: they come
+# first, and their angles are 0.
+
+# %%
+def grid_angles(grid, head_dim, num_text):
+    """grid (t, h, w) -> angles, num_text + t*h*w rows of head_dim/2; theta is 10000."""
+    ### BEGIN SOLUTION
+    axes = torch.meshgrid(*(torch.arange(size).float() for size in grid), indexing="ij")
+    columns = []
+    for axis, share in zip(axes, (2, 3, 3)):
+        dim = head_dim * share // 8
+        columns.append(torch.outer(axis.flatten(), 10000.0 ** (-torch.arange(0, dim, 2) / dim)))
+    video = torch.cat(columns, dim=1)
+    return torch.cat([torch.zeros(num_text, head_dim // 2), video])
+    ### END SOLUTION
+
+
+grid_angles = check("6.4", grid_angles)
+
+# %% [markdown]
+# **Text is not turned.** Words have no place in the frame. But an angle of 0 *is* a place: that of the first
+# patch, at the upper left of the first frame.
+#
+# Predict: we give all video tokens coordinates that begin at column 3 instead of 0. All distances between
+# patches stay. Does the answer change? And if the text moves along?
+
+# %%
+def moved(columns, text_too):
+    """The toy with all its video tokens `columns` further right."""
+    grid = grid_angles((5, 4, 4 + columns), 64, 0).view(5, 4, 4 + columns, 32)[:, :, columns:]
+    words = grid[0, 0, 0] * text_too
+    angles = torch.cat([words.expand(32, 32), grid.flatten(0, 2)])
+    net, table = copy(pipe.transformer), torch.polar(torch.ones_like(angles), angles)
+    net.positions = lambda grid, num_text, device: (table, None)
+    return net
+
+
+answer = pipe.transformer(noisy, t, text)
+for columns, text_too in ((0, False), (3, True), (3, False)):
+    same = torch.allclose(moved(columns, text_too)(noisy, t, text), answer, atol=1e-3)
+    print(f"{columns} columns on, text {'too' if text_too else 'not'}: the same answer: {same}")
+
+elsewhere = Pipeline(pipe.vae, moved(3, False), pipe.schedule_config, pipe.text, pipe.fps)
+show_rows({"as trained": film, "video 3 columns on": elsewhere(PROMPT, **settings)},
+          "Two rows of frames. Above, the star moves left through the frame. Below, after the move, only parts of a "
+          "star are left, cut off by the borders.")
+
+# %% [markdown]
+# With the text moved along, nothing changes: between patches RoPE knows distances only. Left behind, the text
+# makes a difference. It is the anchor. A patch can tell from its angle to the words how far it is from the
+# upper left corner, and so where the frame ends. We told the patches that they are further right than they are,
+# and the star is drawn too far left, over the border.
+#
+# ## 6. A table that is learned
+#
+# The third way is to learn one vector for each place. It asks nobody which waves are right. But it has no row
+# for a place that training never had:
+
+# %%
+learned = ExpertTransformer(replace(toy, position="learned"))
+print("the toy's table:", tuple(learned.patch_embed.pos_embedding.shape))
+try:
+    learned(torch.zeros(1, 16, 5, 16, 16), t, text)
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# The published 5B-I2V has both, RoPE and such a table ("rope+learned"). Its numbers are close to 0, and its
+# authors and others report that removing it changes next to nothing. It still ties that model to 480 x 720.
+#
+# ## 7. Which one learns faster?
+#
+# Train both, live: the same small transformer (width 128, 4 blocks) on the same 384 clips, with the same noise,
+# once with the table added, once with RoPE. The loss is measured on 64 clips that training does not see. (The
+# table's scale is 1 here: this model never learned at a smaller size before.)
+#
+# Predict: does one fall faster? Does the other catch up?
+
+# %% tags=["nbval-ignore-output"]
+from minicogvx.ablation import compare_transformers, load_results
+from minicogvx.training.latents import encode_world
+
+quick_vae = minicogvx.load("toy", dtype=torch.bfloat16).vae
+clips = encode_world(quick_vae, 384, seed=0, num_frames=17, progress=False)
+base = replace(toy, num_attention_heads=2, num_layers=4)
+variants = {"sincos": replace(base, position="sincos", spatial_interpolation_scale=1.0),
+            "rope": replace(base, position="rope")}
+curves = compare_transformers(variants, clips, steps=120, seed=0, batch_size=32, every=20)
+
+figure, ((axis,),) = new_figure(width=6, height=2.8)
+for (name, curve), style in zip(curves.items(), ("s--", "o-")):
+    axis.plot(curve.steps[1:], curve.loss[1:], style, label=name)
+    print(f"{name:6s} {curve.parameters:,} parameters, {curve.seconds:.0f} s, loss at the end {curve.loss[-1]:.3f}")
+axis.set(xlabel="step", ylabel="loss on clips held back")
+axis.legend()
+show_figure(figure, "Loss from step 20 to step 120: two curves, the added table and RoPE, fall close together.")
+
+# %% [markdown]
+# Neither code has a weight to learn, so both networks have equally many parameters. When we ran this, the table
+# was a little ahead: 0.65 against 0.69. That is not what the paper reports. But one seed and 120 steps are a
+# glance. The longer runs were made beforehand, with three seeds each (`minicogvx ablate position --seeds 3`):
+
+# %% tags=["nbval-ignore-output"]
+runs = {}
+for curve in load_results("position"):
+    runs.setdefault(curve.name, []).append(curve)
+
+figure, ((axis,),) = new_figure(width=7, height=3)
+for (name, seeds), style in zip(runs.items(), ("-", "--", "-.", ":")):
+    losses = torch.tensor([curve.loss for curve in seeds])[:, 1:]  # seeds x points, without the one before training
+    axis.plot(seeds[0].steps[1:], losses.mean(dim=0), style, label=name)
+    axis.fill_between(seeds[0].steps[1:], losses.amin(dim=0), losses.amax(dim=0), alpha=0.2)
+    print(f"{name:8s} loss at the end {losses[:, -1].mean():.4f}, from {losses[:, -1].min():.4f} to "
+          f"{losses[:, -1].max():.4f} over {len(seeds)} seeds")
+axis.set(xlabel="step", ylabel="loss on clips held back")
+axis.legend()
+show_figure(figure, "Loss over training for each position code: lines are means over seeds, bands reach from the best "
+                    "seed to the worst.")
+worst = max(runs, key=lambda name: sum(curve.loss[-1] for curve in runs[name]))
+print("the worst of all is no position:", worst == "none")
+
+# %% [markdown]
+# Look at the bands before you believe in a difference: where they overlap, another seed might turn the order
+# round. The paper's Figure 10a is the same experiment at large size. There, the loss falls significantly faster
+# with RoPE than with the sincos table. Mind the difference between the two: a toy clip has 80 places, a clip of the
+# 5B has 17,550. Whether a code is worth its effort may depend on that. The 5B has RoPE. The smaller 2B was
+# published with sincos; we know of no statement why.
+#
+# ## 8. A larger frame
+#
+# The toy learned on 4 x 4 tokens a frame. We now ask for 8 x 8. Which coordinates should they get?
+#
+# - **Extrapolation**: count on, 0 to 7. Neighbours are as far apart as ever. The far ones are further than ever.
+# - **Interpolation**: squeeze, 0 to 3.5 in halves. Nothing leaves the trained range. But neighbours are closer
+#   than ever.
+#
+# Which pairs of channels meet angles that they have never seen? A distance may be positive or negative, so a
+# pair whose angle has reached $\pi$ has seen the whole circle.
+
+# %%
+figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
+for axis, name, trained in zip(axes, ("the toy, 4 rows", "the 5B, 30 rows"), (4, 30)):
+    for rows, style in ((trained, "o-"), (2 * trained, "s--")):
+        axis.plot(range(12), (rows - 1) * frequencies, style, markersize=4, label=f"{rows} rows")
+    axis.axhline(math.pi, color="#000000", linewidth=1, linestyle=":")
+    axis.set(xlabel="pair", ylabel="largest angle", yscale="log", title=name)
+    axis.legend()
+    seen = int(((trained - 1) * frequencies >= math.pi).sum())
+    print(f"{name}: {seen} of 12 pairs have seen the whole circle, {12 - seen} meet new angles when rows double")
+show_figure(figure, "The largest angle of each of 12 pairs, falling from pair 0 to pair 11 on a logarithmic axis, for "
+                    "the trained size and for twice as many rows. A dotted line marks half a turn: in the toy no pair "
+                    "of the trained size reaches it, in the 5B three do.")
+
+# %% [markdown]
+# Predict: what does the toy draw at 128 x 128, if it extrapolates? If it interpolates?
+
+# %%
+LARGE = ["a white triangle grows on a navy background", PROMPT]
+clips_of = {}
+for scaling in ("extrapolate", "interpolate"):
+    other = remade(position_scaling=scaling)
+    clips_of[scaling] = other.decode(other.sample(LARGE, height=128, width=128, **settings))
+show_rows({f"{prompt.split()[2]}, {scaling}": clips_of[scaling][i]
+           for i, prompt in enumerate(LARGE) for scaling in clips_of},
+          "Four rows of frames of 128 x 128 pixels. Extrapolated, the triangle and the star are as small as in "
+          "training and sharp, and pieces of copies stand at the right and lower border. Interpolated, there is one "
+          "large shape, frayed and full of holes.")
+
+# %% [markdown]
+# Extrapolated: sharp, as small as in training, and *repeated*. Interpolated: one, large, and broken. The paper
+# shows the same pair of failures in its Figure 9, before its model is trained further at the new size: small
+# clear images that repeat, or one large blurry image.
+#
+# Why repeated? The fastest pair turns by 1 radian a token. After $2\pi \approx 6.28$ tokens it has gone round,
+# and a patch there looks like a neighbour. Predict: how many pixels from the original should a copy stand? A
+# token is 16 pixels wide. We make the frame wide and measure.
+
+# %% tags=["nbval-ignore-output"]
+wide = remade(position_scaling="extrapolate")("a yellow star stays still on a navy background", width=192, **settings)
+background = wide.flatten(0, 2).median(dim=0).values
+profile = (wide - background).abs().sum(dim=-1).mean(dim=(0, 1))  # of each column: how much is not background
+profile = profile - profile.mean()
+shifts = range(60, 130)
+match = [float((profile[:-shift] * profile[shift:]).sum()) for shift in shifts]
+best = shifts[match.index(max(match))]
+print(f"the frame matches itself best {best} pixels further on; 2 pi tokens are {2 * math.pi * 16:.0f} pixels")
+show_rows({"64 x 192": wide}, "Three frames of 64 x 192 pixels: a yellow star over navy, and further right a second "
+                              "one.", num_frames=3)
+
+# %% [markdown]
+# The copy stands one turn of the fastest pair away, or nearly. Our reading: in training no two patches were that
+# far apart, so nothing ever taught the toy to ask the slower pairs. The 5B, with 30 x 45 tokens, had to.
+#
+# The package knows both ways: `position_scaling`. The 1.0 models interpolate in `diffusers`, which this package
+# follows; the authors' own program, and the 1.5 models everywhere, extrapolate.
+#
+# **Exercise 6.5 Fit a grid into another** (difficulty 2, 15 minutes). Interpolation for any shape of frame: the
+# base grid is what training saw. Take one step for rows and columns, the largest with which the grid fits, and
+# centre it. A grid smaller than the base is stretched.
+
+# %%
+def fit_coordinates(h, w, base):
+    """base (base_h, base_w) -> coordinates of h rows and of w columns; a token covers one step."""
+    ### BEGIN SOLUTION
+    step = min(base[0] / h, base[1] / w)
+    rows, columns = ((size - step * count) / 2 + step * torch.arange(count) for size, count in zip(base, (h, w)))
+    return rows, columns
+    ### END SOLUTION
+
+
+fit_coordinates = check("6.5", fit_coordinates)
+
+for h, w in ((30, 45), (60, 90), (45, 30)):
+    mine, published = fit_coordinates(h, w, (30, 45)), interpolated_coordinates(h, w, (30, 45))
+    apart = max((a - b).abs().max().item() for a, b in zip(mine, published))
+    print(f"{h} x {w}: columns {mine[1][0]:.1f} to {mine[1][-1]:.1f}, published {published[1][0]:.1f} to "
+          f"{published[1][-1]:.1f}; apart by at most {apart:.2f}")
+
+# %% [markdown]
+# Where the grid fills the base, the published rule is yours. Where something is left over, it rounds to whole
+# tokens and ends a little early. That is a slip in the published program. The package keeps it, because the
+# numbers must be the same.
+#
+# **All yours.** With your five functions: the toy's queries and keys, turned and scored, against the package.
+
+# %%
+block = pipe.transformer.transformer_blocks[2]
+tokens = pipe.transformer.patch_embed(noisy, text, None)  # b n d: 32 words, 80 patches
+q, k, _ = block.attn1.project(tokens)
+angles = grid_angles((5, 4, 4), 64, 32)
+mine = turn_pairs(q, angles) @ turn_pairs(k, angles).mT  # b heads n n
+table = rotations(*rope_3d((5, 4, 4), 64), 32)
+package = rotate(q, table) @ rotate(k, table).mT
+print("your scores are the package's:", torch.allclose(mine, package, atol=1e-2))
+
+order = order_for_pairs((16, 24, 24))
+foreign_q, foreign_k = q[..., order.argsort()], k[..., order.argsort()]  # as a program with halves would have them
+wrong = turn_pairs(foreign_q, angles) @ turn_pairs(foreign_k, angles).mT
+back = turn_pairs(foreign_q[..., order], angles) @ turn_pairs(foreign_k[..., order], angles).mT
+print("halves taken for pairs give these scores:", torch.allclose(wrong, package, atol=1e-2))
+print("taken in your order:", torch.allclose(back, package, atol=1e-2))
+print("and the patches go back:", torch.equal(from_patches(patchify(noisy, 1, 2), (5, 4, 4), 1, 2), noisy))
+
+# %% [markdown]
+# ## 9. At full size
+#
+# The same classes with the published configs, on the **meta device**: shapes without memory. How many tokens
+# does a clip have, and what does its position code weigh?
+
+# %%
+sizes = {"2b": (13, 60, 90), "5b": (13, 60, 90), "5b-i2v": (13, 60, 90), "1.5-5b": (22, 96, 170)}  # latents
+for name, size in sizes.items():
+    config = preset(name).transformer
+    with torch.device("meta"):
+        embed = PatchEmbed(config)
+        n = embed(torch.empty(1, config.in_channels, *size), torch.empty(1, 226, 4096), None).shape[1]
+    grid = (size[0] // embed.patch_t, size[1] // 2, size[2] // 2)
+    print(f"{name}: {config.position}, {type(embed.proj).__name__} {tuple(embed.proj.weight.shape)}")
+    print(f"    {grid[0]} x {grid[1]} x {grid[2]} = {n - 226:,} tokens, with text {n:,}; {n * n / 1e6:,.0f} million "
+          f"pairs a head")
+    if config.position == "sincos":
+        print(f"    table added once: {(n - 226) * config.width * 4 / 1e6:.0f} MB in float32")
+    else:
+        print(f"    cosines and sines, all layers: {(n - 226) * 64 * 2 * 4 / 1e6:.1f} MB in float32")
+    if embed.pos_embedding is not None:
+        print(f"    learned table {tuple(embed.pos_embedding.shape)}: {embed.pos_embedding.numel():,} numbers")
+    print(f"    {flops(config, size, 226) / 1e12:,.0f} TFLOP for one answer")
+
+cut = flops(replace(preset("1.5-5b").transformer, patch_size_t=None), (21, 96, 170), 226)
+print(f"1.5-5b with patches of one frame: {cut / 1e12:,.0f} TFLOP")
+
+# %% [markdown]
+# A clip of 81 frames at 768 x 1360 has 21 latent frames, 22 with the repeated one. Patches of two frames nearly
+# halve its tokens, and save two thirds of the work. RoPE costs at most 23 MB here, and no parameter: the angles
+# serve all heads of all 42 layers.
+#
+# ## What you can now explain
+#
+# Answer first, then open.
+#
+# <details><summary>1. Why does a transformer without positions fail, even if it sees every patch?</summary>
+#
+# Attention treats its tokens as a set. Shuffle them, and the answer is shuffled alike. So nothing that differs
+# between places, such as an object, can be put in a certain place.
+# </details>
+#
+# <details><summary>2. With RoPE, scores between patches depend on distance only. How does the network still know
+# where the frame ends?</summary>
+#
+# From the text. It is not turned, so it stands at the origin, and the score between a word and a patch depends
+# on the patch's own coordinates.
+# </details>
+#
+# <details><summary>3. You double the frame. What goes wrong with extrapolation, what with interpolation?</summary>
+#
+# Extrapolation keeps neighbours as they were, but far patches meet new angles, or angles that stand for a near
+# patch: sharp things repeat. Interpolation keeps all angles in range, but neighbours are closer than training
+# ever showed: one large thing, badly drawn.
+# </details>
+#
+# **What the paper found.** RoPE learns faster than the sincos table (Figure 10a). At a larger size, extrapolation
+# gives small, sharp, repeated images and interpolation one blurry large one (Figure 9). An early version also
+# tried RoPE with learned positions beside it, and found it about as good as RoPE alone.
+#
+# **Where to read on.** `minicogvx/transformer/positions.py` and `patchify.py`, both short. RoPE:
+# [Su et al.](https://arxiv.org/abs/2104.09864); interpolation in language models:
+# [Chen et al.](https://arxiv.org/abs/2306.15595). Next: expert adaptive layer norm, the other thing that treats
+# text and video differently.

@@ -1,0 +1,173 @@
+"""A learner's whole way through one notebook, and every widget, in JupyterLab in a real browser."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from minicogvx.course import notebook_builder
+from minicogvx.course.exercises.exercise import STUB_MESSAGE
+
+pytestmark = pytest.mark.browser  # not in `make test`; `make test-browser` asks for them
+
+NOTEBOOK = "04_diffusion"
+RUN_SECONDS = 200  # for all cells of it
+WRONG = """def clean_and_noise(x_t, v, bar):
+    a, s = bar ** 0.5, (1 - bar) ** 0.5
+    return a * x_t + s * v, s * x_t + a * v
+
+
+clean_and_noise = check("4.3", clean_and_noise)"""
+RIGHT = WRONG.replace("a * x_t + s * v", "a * x_t - s * v")
+WIDGET = """from minicogvx.course import explore_frames
+
+explore_frames(pipe("a red circle moves right", num_inference_steps=4), "A red circle moves right.")"""
+
+SET_UP = """import torch
+from minicogvx.course import compare_clips, explore_frames, explore_noise, explore_rope, explore_sweep
+from minicogvx.diffusion import NoiseSchedule
+from minicogvx.presets import ScheduleConfig
+
+ramp = torch.linspace(0, 1, 16)
+one = torch.stack([ramp.roll(i) for i in range(5)])[:, None, :, None].expand(5, 16, 16, 3)
+two = one.flip(2) * torch.tensor([1.0, 0.5, 0.0])
+latents = (one * 2 - 1).permute(3, 0, 1, 2)[None]"""
+WIDGETS = {  # the cell, and how many sliders it has
+    'explore_frames(one, "A ramp moves right.")': 1,
+    'compare_clips({"grey": one, "orange": two}, "Two ramps.")': 2,
+    'explore_sweep({1: one, 2: two}, "scale", "A ramp.")': 1,
+    'explore_noise(latents, NoiseSchedule(ScheduleConfig()), '
+    'lambda x: (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1), "A ramp.")': 1,
+    'explore_rope()': 2,
+}
+
+
+class Lab:
+    """JupyterLab with one notebook open, and what a learner does there."""
+
+    def __init__(self, page, jupyter, name: str, count: int):
+        self.page = page
+        page.goto(jupyter.address(name), timeout=60_000)
+        self.cells = page.locator(".jp-NotebookPanel:visible .jp-Cell")
+        page.wait_for_function("count => document.querySelectorAll('.jp-NotebookPanel .jp-Cell').length >= count",
+                               arg=count, timeout=60_000)
+        # the kernel is there: its name stands in the toolbar, and its circle is empty
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=60_000)
+
+    def run_all(self, last: int, seconds: float) -> None:
+        """Run > Run All Cells, and the wait until cell `last` has its number."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        self.wait_for_number(last, seconds)
+
+    def wait_for_number(self, place: int, seconds: float) -> None:
+        prompt = self.cells.nth(place).locator(".jp-InputPrompt")
+        prompt.filter(has_text=re.compile(r"\[\d+\]")).wait_for(state="attached", timeout=1000 * seconds)
+
+    def write_and_run(self, place: int, source: str) -> None:
+        """Replaces a cell's text by hand and presses Shift+Enter."""
+        editor = self.cells.nth(place).locator(".cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.insert_text(source)
+        self.page.keyboard.press("Shift+Enter")
+
+    def output(self, place: int):
+        return self.cells.nth(place).locator(".jp-OutputArea").first
+
+    def says(self, place: int, text: str, seconds: float = 30) -> str:
+        """The output of a cell, as soon as it holds `text`."""
+        self.output(place).filter(has_text=text).wait_for(timeout=1000 * seconds)
+        return self.output(place).inner_text()
+
+    def errors(self) -> list[str]:
+        return self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+
+
+def picture_of(output):
+    """The widget's picture: its text alternative, its source, and whether the browser could draw it."""
+    image = output.locator(".jupyter-widgets img").last
+    image.wait_for()
+    return tuple(image.evaluate("image => image.decode().then(() => [image.alt, image.src, image.naturalWidth > 0])"))
+
+
+def new_picture(page, output, before):
+    """What the picture became after a slider was moved."""
+    page.wait_for_function("([image, old]) => image.isConnected ? image.alt !== old : true",
+                           arg=[output.locator(".jupyter-widgets img").last.element_handle(), before[0]])
+    return picture_of(output)
+
+
+@pytest.fixture(scope="module")
+def notebook(jupyter):
+    """The notebook as a learner gets it, without outputs, and with one more cell at its end, for a widget."""
+    source = sorted(notebook_builder.ROOT.glob(f"*/{NOTEBOOK}.py"))[-1]
+    built = notebook_builder.build(source)
+    built.cells.append(nbformat.v4.new_code_cell(WIDGET, id="widget"))
+    notebook_builder.write(built, jupyter.folder / f"{NOTEBOOK}.ipynb")
+    return built
+
+
+def test_a_learners_way_through_one_notebook(page, jupyter, notebook):
+    sources = [cell.source for cell in notebook.cells]
+    last = len(sources) - 1
+    exercise = next(i for i, source in enumerate(sources) if "def clean_and_noise" in source)
+    assert STUB_MESSAGE in sources[exercise]
+
+    lab = Lab(page, jupyter, f"{NOTEBOOK}.ipynb", len(sources))
+    lab.run_all(last, RUN_SECONDS)
+    assert lab.errors() == []
+
+    # the outputs: a film that plays, pictures that can be drawn, an exercise that waits
+    film = page.locator(".jp-OutputArea video").first
+    film.scroll_into_view_if_needed()
+    page.wait_for_function("film => film.readyState >= 2 && film.videoWidth > 0", arg=film.element_handle())
+    assert film.get_attribute("aria-label")
+    assert page.locator(".jp-OutputArea .jp-RenderedImage img").count() >= 6
+    assert page.evaluate("[...document.querySelectorAll('.jp-OutputArea img')].every(i => i.naturalWidth > 0)")
+    assert "Exercise 4.3: not tried yet" in lab.output(exercise).inner_text()
+    assert not jupyter.progress.exists()
+
+    # wrong: the message says what is wrong, and nothing counts as solved
+    lab.write_and_run(exercise, WRONG)
+    assert "do not give x_t back" in lab.says(exercise, "Exercise 4.3: not right yet")
+    assert not jupyter.progress.exists()
+
+    # right
+    lab.write_and_run(exercise, RIGHT)
+    assert "not right" not in lab.says(exercise, "Exercise 4.3: right.")
+    assert list(json.loads(jupyter.progress.read_text())) == ["4.3"]
+
+    # the widget: the mouse takes the slider from the first frame to a later one
+    output = lab.output(last)
+    before = picture_of(output)
+    assert before[0].startswith("A red circle moves right: frame 1 of 17") and before[2]
+    track = output.locator(".noUi-base")
+    track.scroll_into_view_if_needed()
+    track.click(position={"x": 0.75 * track.bounding_box()["width"], "y": 2})
+    alt, source, drawn = new_picture(page, output, before)
+    assert int(re.search(r"frame (\d+) of 17", alt).group(1)) > 8
+    assert source != before[1] and drawn
+
+
+def test_every_widget_follows_its_sliders(page, jupyter):
+    cells = [SET_UP, *WIDGETS]
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(notebook_builder.KERNEL)})
+    notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
+    notebook_builder.write(notebook, jupyter.folder / "widgets.ipynb")
+    lab = Lab(page, jupyter, "widgets.ipynb", len(cells))
+    lab.run_all(len(cells) - 1, 60)
+    assert lab.errors() == []
+    for place, count in enumerate(WIDGETS.values(), start=1):
+        output = lab.output(place)
+        assert output.locator(".jp-RenderedImage img").count() == 1, "the still picture stands above the widget"
+        before = picture_of(output)
+        handles = output.get_by_role("slider")
+        assert handles.count() == count and before[2]
+        for i in range(count):
+            handles.nth(i).focus()
+            page.keyboard.press("ArrowRight")  # by keyboard, as somebody does who uses no mouse
+            after = new_picture(page, output, before)
+            assert after[0] != before[0] and after[1] != before[1] and after[2], cells[place]
+            before = after

@@ -1,0 +1,314 @@
+"""Exercises of notebook 06 tell right from wrong, and say which mistake it was."""
+
+import torch
+from einops import rearrange
+
+from minicogvx.course.exercises import find, guard
+from minicogvx.transformer.positions import interpolated_coordinates, rope_3d
+
+# ---- 6.1 from_patches
+
+
+def right_from_patches(tokens, grid, patch_t, patch):
+    t, h, w = grid
+    boxes = tokens.unflatten(-1, (-1, patch_t, patch, patch)).unflatten(1, grid)  # b t h w c r p q
+    moved = boxes.permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return moved.reshape(len(tokens), -1, t * patch_t, h * patch, w * patch)
+
+
+def put_together(pattern):
+    def from_patches(tokens, grid, patch_t, patch):
+        t, h, w = grid
+        return rearrange(tokens, pattern, t=t, h=h, w=w, r=patch_t, p=patch, q=patch)
+
+    return from_patches
+
+
+def only_viewed(tokens, grid, patch_t, patch):
+    t, h, w = grid
+    return tokens.reshape(len(tokens), -1, t * patch_t, h * patch, w * patch)
+
+
+def one_frame_a_patch(tokens, grid, patch_t, patch):
+    t, h, w = grid
+    return rearrange(tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch, q=patch)
+
+
+def test_from_patches():
+    guard("6.1", right_from_patches, [
+        ("at channel 0, frame 0, row 0, column 1 stands the number that belongs to channel 0, frame 0, row 1, column 0",
+         put_together("b (t h w) (c q r p) -> b c (t r) (h p) (w q)")),
+        ("row 0, column 1 stands the number that belongs to channel 0, frame 0, row 1, column 1",
+         put_together("b (t h w) (r p q c) -> b c (t r) (h p) (w q)")),
+        ("frame 0, row 0, column 2 stands the number that belongs to channel 0, frame 0, row 0, column 4",
+         put_together("b (t w h) (c r p q) -> b c (t r) (h p) (w q)")),
+        ("frame 1, row 0, column 0 stands the number that belongs to channel 0, frame 2, row 0, column 0",
+         put_together("b (t h w) (c r p q) -> b c (r t) (h p) (w q)")),
+        ("row 0, column 1 stands the number that belongs to channel 0, frame 0, row 0, column 2",
+         put_together("b (t h w) (c r p q) -> b c (t r) (p h) (q w)")),
+        ("at channel 0, frame 0, row 0, column 2 stands", only_viewed),
+        ("has shape (1, 4, 2, 4, 6); it must be (1, 2, 4, 4, 6)", one_frame_a_patch),
+    ])
+
+
+# ---- 6.2 turn_pairs
+
+
+def mixed(first, second, cos, sin):
+    return first * cos - second * sin, first * sin + second * cos
+
+
+def right_turn_pairs(x, angles):
+    pairs = mixed(*x.float().unflatten(-1, (-1, 2)).unbind(-1), angles.cos(), angles.sin())
+    return torch.stack(pairs, dim=-1).flatten(-2).to(x.dtype)
+
+
+def halves(x, angles):
+    return torch.cat(mixed(*x.float().chunk(2, dim=-1), angles.cos(), angles.sin()), dim=-1).to(x.dtype)
+
+
+def the_other_way(x, angles):
+    return right_turn_pairs(x, -angles)
+
+
+def side_by_side(x, angles):
+    return torch.cat(mixed(x[..., ::2], x[..., 1::2], angles.cos(), angles.sin()), dim=-1)
+
+
+def mirrored(x, angles):
+    first, second = x[..., ::2], x[..., 1::2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([first * cos - second * sin, second * cos - first * sin], dim=-1).flatten(-2)
+
+
+def only_scaled(x, angles):
+    return x * angles.cos().repeat_interleave(2, dim=-1)
+
+
+def angles_of_the_head(x, angles):
+    return right_turn_pairs(x.transpose(1, 2), angles).transpose(1, 2) if x.shape[1] == x.shape[2] \
+        else right_turn_pairs(x, angles)
+
+
+def in_sixteen_bits(x, angles):
+    low = angles.to(x.dtype)
+    return torch.stack(mixed(x[..., ::2], x[..., 1::2], low.cos(), low.sin()), dim=-1).flatten(-2)
+
+
+def in_float32_for_good(x, angles):
+    return right_turn_pairs(x.float(), angles)
+
+
+def in_place(x, angles):
+    x.copy_(right_turn_pairs(x, angles))
+    return x
+
+
+def test_turn_pairs():
+    guard("6.2", right_turn_pairs, [
+        ("became 1 in channel 4; it must become 1 in channel 1", halves),
+        ("became -1 in channel 1; it must become 1 in channel 1", the_other_way),
+        ("With all angles 0, turn_pairs changes x", side_by_side),
+        ("became nothing anywhere; it must become 1 in channel 1", mirrored),
+        ("became nothing anywhere; it must become 1 in channel 1", only_scaled),
+        ("is not turned by its own angles", angles_of_the_head),
+        ("x in bfloat16 is off by", in_sixteen_bits),
+        ("x in bfloat16 comes back as torch.float32", in_float32_for_good),
+        ("has shape (1, 2, 3, 4); it must be (1, 2, 3, 8)", lambda x, angles: x[..., ::2] * angles.cos()),
+        ("changes its input x", in_place),
+    ])
+
+
+# ---- 6.3 order_for_pairs
+
+
+def right_order(sizes):
+    order, start = [], 0
+    for size in sizes:
+        for i in range(size // 2):
+            order += [start + i, start + i + size // 2]
+        start += size
+    return torch.tensor(order)
+
+
+def untouched(sizes):
+    return torch.arange(sum(sizes))
+
+
+def the_way_back(sizes):
+    return right_order(sizes).argsort()
+
+
+def over_the_whole(sizes):
+    return right_order((sum(sizes),))
+
+
+def the_second_first(sizes):
+    return right_order(sizes).view(-1, 2).flip(1).flatten()
+
+
+def always_from_zero(sizes):
+    return torch.cat([right_order((size,)) for size in sizes])
+
+
+def as_floats(sizes):
+    return right_order(sizes).float()
+
+
+def test_order_for_pairs():
+    guard("6.3", right_order, [
+        ("the pair at places 0 and 1 is channels 0 and 1; it must be 0 and 4", untouched),
+        ("the pair at places 0 and 1 is channels 0 and 2; it must be 0 and 4", the_way_back),
+        ("places 0 to 15 hold channels from 0 to 39; each axis must keep its own channels", over_the_whole),
+        ("is channels 4 and 0; it must be 0 and 4", the_second_first),
+        ("has channel 0 3 times; each of 0 to 63 must come once", always_from_zero),
+        ("has dtype torch.float32; indices must be torch.int64", as_floats),
+    ])
+
+
+# ---- 6.4 grid_angles
+
+
+def grid_table(grid, head_dim, num_text, shares=(2, 3, 3), order="ij", over=None, theta=10000.0, first=0):
+    axes = torch.meshgrid(*(torch.arange(size) + first for size in grid), indexing="ij")
+    if order == "columns first":
+        axes = [axis.permute(0, 2, 1) for axis in axes]
+    columns = []
+    for axis, share in zip(axes, shares):
+        dim = head_dim * share // 8
+        columns.append(axis.reshape(-1, 1) * theta ** (-torch.arange(0, dim, 2) / (over or dim)))
+    video = torch.cat(columns, dim=1).float()
+    return torch.cat([torch.zeros(num_text, head_dim // 2), video])
+
+
+def time_last(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text, shares=(3, 3, 2))
+
+
+def columns_first(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text, order="columns first")
+
+
+def over_the_whole_head(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text, over=head_dim)
+
+
+def without_theta(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text, theta=100.0)
+
+
+def from_one(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text, first=1)
+
+
+def text_behind(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text).roll(-num_text, dims=0)
+
+
+def text_has_places(grid, head_dim, num_text):
+    table = grid_table(grid, head_dim, num_text)
+    table[:num_text] = torch.arange(num_text)[:, None]
+    return table
+
+
+def without_text(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, 0)
+
+
+def one_long_line(grid, head_dim, num_text):
+    t, h, w = grid
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+    return torch.cat([torch.zeros(num_text, head_dim // 2), torch.outer(torch.arange(t * h * w).float(), frequencies)])
+
+
+def one_for_each_channel(grid, head_dim, num_text):
+    return grid_table(grid, head_dim, num_text).repeat_interleave(2, dim=1)
+
+
+def test_grid_angles():
+    guard("6.4", grid_table, [
+        ("one step in time changes 12 columns, 0 to 11; it must change 8, 0 to 7", time_last),
+        ("one step in the row changes 12 columns, 20 to 31; it must change 12, 8 to 19", columns_first),
+        ("turns pair 1 of that axis by 0.75; it must be 0.316 = 10000^(-2*1/16)", over_the_whole_head),
+        ("turns pair 1 of that axis by 0.562; it must be 0.316", without_theta),
+        ("the first video token has angles up to 1; it stands at (0, 0, 0)", from_one),
+        ("a text row holds", text_behind),
+        ("a text row holds 1; text comes first and is not turned", text_has_places),
+        ("has shape (60, 32); it must be (62, 32)", without_text),
+        ("one step in time changes 32 columns", one_long_line),
+        ("has shape (62, 64); it must be (62, 32)", one_for_each_channel),
+    ])
+
+
+# ---- 6.5 fit_coordinates
+
+
+def right_coordinates(h, w, base):
+    step = base[0] / h if h / w > base[0] / base[1] else base[1] / w
+    return tuple(step * torch.arange(count) + (size - step * count) / 2 for count, size in zip((h, w), base))
+
+
+def each_axis_alone(h, w, base):
+    return torch.arange(h) * (base[0] / h), torch.arange(w) * (base[1] / w)
+
+
+def integers(h, w, base):
+    return torch.arange(h).float(), torch.arange(w).float()
+
+
+def from_the_corner(h, w, base):
+    step = min(base[0] / h, base[1] / w)
+    return step * torch.arange(h), step * torch.arange(w)
+
+
+def larger_than_the_frame(h, w, base):
+    step = max(base[0] / h, base[1] / w)
+    return tuple(step * torch.arange(count) + (size - step * count) / 2 for count, size in zip((h, w), base))
+
+
+def never_stretched(h, w, base):
+    step = min(base[0] / h, base[1] / w, 1.0)
+    return tuple(step * torch.arange(count) + (size - step * count) / 2 for count, size in zip((h, w), base))
+
+
+def to_the_last_one(h, w, base):
+    return torch.linspace(0, base[0] - 1, h), torch.linspace(0, base[1] - 1, w)
+
+
+def the_published_one(h, w, base):
+    return interpolated_coordinates(h, w, base)
+
+
+def rows_only(h, w, base):
+    return right_coordinates(h, w, base)[0]
+
+
+def test_fit_coordinates():
+    guard("6.5", right_coordinates, [
+        ("(60, 45, (30, 45)): rows go in steps of 0.5, columns in steps of 1; both must have the same step",
+         each_axis_alone),
+        ("(60, 90, (30, 45)): the step is 1; it must be 0.5", integers),
+        ("the same on both sides", from_the_corner),
+        ("(60, 45, (30, 45)): the step is 1; it must be 0.5", larger_than_the_frame),
+        ("(15, 15, (30, 45)): the step is 1; it must be 2", never_stretched),
+        ("rows go in steps of 0.4", to_the_last_one),
+        ("both must have the same step", the_published_one),
+        ("is one Tensor; it must be two tensors", rows_only),
+    ])
+
+
+def test_the_references_are_what_the_package_computes():
+    angles = find("6.4").reference((3, 4, 5), 64, 0)
+    cos, sin = rope_3d((3, 4, 5), 64)
+    torch.testing.assert_close(angles.cos(), cos[:, ::2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(angles.sin(), sin[:, ::2], atol=1e-5, rtol=1e-5)
+    for h, w in ((30, 45), (60, 90)):  # where the grid fills its base, the published slip does not show
+        for mine, published in zip(find("6.5").reference(h, w, (30, 45)), interpolated_coordinates(h, w, (30, 45))):
+            torch.testing.assert_close(mine, published, atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_in_order_have_the_scores_of_halves():
+    q, k = torch.randn(2, 1, 1, 5, 8).unbind()
+    angles, order = torch.randn(5, 4), find("6.3").reference((8,))
+    pairs = right_turn_pairs(q[..., order], angles) @ right_turn_pairs(k[..., order], angles).mT
+    torch.testing.assert_close(halves(q, angles) @ halves(k, angles).mT, pairs, atol=1e-5, rtol=1e-5)
