@@ -109,7 +109,7 @@ def test_turn_pairs():
         ("became 1 in channel 4; it must become 1 in channel 1", halves),
         ("became -1 in channel 1; it must become 1 in channel 1", the_other_way),
         ("With all angles 0, turn_pairs changes x", side_by_side),
-        ("became nothing anywhere; it must become 1 in channel 1", mirrored),
+        ("became -1 in channel 1; it must become 1 in channel 1", mirrored),
         ("became nothing anywhere; it must become 1 in channel 1", only_scaled),
         ("is not turned by its own angles", angles_of_the_head),
         ("x in bfloat16 is off by", in_sixteen_bits),
@@ -228,7 +228,7 @@ def one_for_each_channel(grid, head_dim, num_text):
 def test_grid_angles():
     guard("6.4", grid_table, [
         ("one step in time changes 12 columns, 0 to 11; it must change 8, 0 to 7", time_last),
-        ("one step in the row changes 12 columns, 20 to 31; it must change 12, 8 to 19", columns_first),
+        ("one step in the row changes 24 columns, 8 to 31; it must change 12, 8 to 19", columns_first),
         ("turns pair 1 of that axis by 0.75; it must be 0.316 = 10000^(-2*1/16)", over_the_whole_head),
         ("turns pair 1 of that axis by 0.562; it must be 0.316", without_theta),
         ("the first video token has angles up to 1; it stands at (0, 0, 0)", from_one),

@@ -1,4 +1,4 @@
-"""What a notebook needs besides the model: clips, figures in one style, sliders, source from its own file, exercises."""
+"""What a notebook needs besides the model: clips, figures in one style, sliders, source code, exercises."""
 
 from minicogvx.course.exercises import check, hint, progress, solution
 from minicogvx.course.show import new_figure, show_clip, show_figure, show_rows, show_source

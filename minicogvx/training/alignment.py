@@ -75,7 +75,8 @@ class Alignment(nn.Module):
 
     def forward(self, features: Float[Tensor, "b t h w k"]) -> Float[Tensor, ""]:
         """Squared error of what the head reads off the model's last forward pass; 1 is as good as a blind guess."""
-        target = rearrange(features[..., self.asked].float(), "b t (h p) (w q) k -> b (t h w) (p q k)", p=self.patch, q=self.patch)
+        target = rearrange(features[..., self.asked].float(), "b t (h p) (w q) k -> b (t h w) (p q k)", p=self.patch,
+                           q=self.patch)
         tokens = self._seen.pop()[:, -target.shape[1]:].float()
         error = self.head(F.layer_norm(tokens, tokens.shape[-1:])) - target
         return error.square().mean() / target.var().clamp(min=1e-6)

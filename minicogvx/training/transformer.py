@@ -51,6 +51,7 @@ class TransformerTraining:
     adamw_lr: float = 3e-3
     warmup: int = 50
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+    caption_style: str | None = None  # "short", "dense", or either: see data/captions.py
     ema_decay: float = 0.998
     alignment_weight: float = 1.0  # falls to 0 towards the end; see training/alignment.py
     alignment_kinds: tuple[str, ...] = ("shape", "motion")
@@ -108,7 +109,7 @@ def train_transformer(preset: Preset, latents: LatentSet, training: TransformerT
     for step in bar:
         start, generator = time.perf_counter(), torch.Generator().manual_seed(seed * 10_000_000 + step)
         x0, captions, features = draw_batch(latents, plan[step].batch_size, training.text_dropout, generator,
-                                            plan[step].latent_frames)
+                                            plan[step].latent_frames, training.caption_style)
         loss = diffusion_step_loss(working, schedule, x0, text.encode(captions).to(dtype), generator)
         aligned = alignment(features)
         (loss + training.alignment_weight * (1 - step / len(plan)) * aligned).backward()
@@ -131,12 +132,13 @@ def train_transformer(preset: Preset, latents: LatentSet, training: TransformerT
 
 
 def draw_batch(latents: LatentSet, batch_size: int, text_dropout: float, generator: torch.Generator,
-               latent_frames: int | None = None) -> tuple[
+               latent_frames: int | None = None, caption_style: str | None = None) -> tuple[
                    Float[Tensor, "b c t h w"], list[str], Float[Tensor, "b t h w k"]]:
     """Clean latents, captions and features of randomly drawn clips, cut to their first `latent_frames`."""
     index = torch.randint(len(latents.scenes), (batch_size,), generator=generator)
     words = random.Random(generator.initial_seed())
-    captions = [caption(latents.scenes[i], words) if words.random() >= text_dropout else "" for i in index]
+    captions = [caption(latents.scenes[i], words, caption_style) if words.random() >= text_dropout else ""
+                for i in index]
     frames = slice(latent_frames)
     return latents.draw(index, generator)[:, :, frames], captions, latents.features[index][:, frames]
 

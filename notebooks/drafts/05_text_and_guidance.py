@@ -37,8 +37,8 @@ show_clip(torch.cat(made, dim=2), f"Three clips from the same noise, side by sid
                                   "Left with guidance 0, in the middle 1, right 6.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# Two machines stand between the words and this clip. One turns words into numbers that the transformer can
-# read. The other, **guidance**, turns up what those numbers do.
+# Two things happen to the words. They become numbers that the transformer can read, and **guidance** turns up
+# what those numbers do.
 #
 # You will build both: a vocabulary of word pieces, a T5 encoder, and guidance. Afterwards you can explain what
 # the text features know, why one caption in ten is thrown away in training, and what a guidance scale of 6
@@ -47,8 +47,8 @@ show_clip(torch.cat(made, dim=2), f"Three clips from the same noise, side by sid
 #
 # ## 1. Tokens
 #
-# The toy knows 75 whole words. The published models read any English text. A list of all words would never
-# end; a list of letters is short, but makes captions long. Between the two lie **pieces** of words.
+# The toy knows 75 whole words. The published models read any English text. A list of all words would never end;
+# a list of letters makes captions long. Between the two lie **pieces** of words.
 #
 # The plain way to find pieces: begin with letters. Count which two neighbours occur most often, make them one
 # piece, and repeat. This is **byte-pair encoding**. The mark `▁` stands for the beginning of a word.
@@ -119,16 +119,15 @@ print("the toy's words:", pipe.text.tokens([strange])[0, :6].tolist(), "- unknow
 print(f"letters: {len(strange)}, pieces: {len(cut(strange))}, words: {len(strange.split())}")
 
 # %% [markdown]
-# *moves* and *right* have become one piece each, *red* not yet. *dragon* falls into six, but nothing is lost: a
-# network can still tell it from *wagon*. The toy's list turns it into number 2, `<unk>`, like every other
-# strange word, and no caption in training had a 2. (T5 finds its 32,128 pieces in another way, from a model of
-# how likely each is, but uses them alike.)
+# *moves* and *right* have become one piece each, *red* not yet. *dragon* falls into six, but nothing is lost. The
+# toy's list turns it into number 2, `<unk>`, like every other strange word, and no caption in training had a 2.
+# (T5 finds its 32,128 pieces in another way, but uses them alike.)
 #
 # A batch needs rows of one length. T5 ends each text with `</s>`, number 1, and fills up with number 0. The
 # published length is 226.
 #
-# Six exercises follow, each where it belongs. `check` says what is right, `hint("5.1")` gives one more hint
-# each time, `solution("5.1")` a solution.
+# Six exercises follow. `check` says what is right, `hint("5.1")` gives one more hint each time,
+# `solution("5.1")` a solution.
 #
 # **5.1 Padding** (difficulty 1 of 3, 10 minutes). Rows of token ids, of any length, none of them ended yet.
 # Return the ids `b n`, and a mask that is true where a token is no padding. A row that is too long loses its
@@ -173,8 +172,8 @@ print("without the rows of padding, the transformer's answer is more than 5 % aw
 #
 # ## 2. T5
 #
-# Every token picks a row of a table. Then they must look at each other: *red* belongs to *circle*. Attention
-# does that, but attention has no order: it sees a bag of words.
+# Every token picks a row of a table. Then the rows must look at each other: *red* belongs to *circle*. Attention
+# does that, but it sees a bag of words, without order.
 #
 # T5 gives no token a position. It tells each *pair* of tokens how far apart they are. The distance, key minus
 # query, falls into one of 32 **buckets**, and every head adds a learned number for the bucket to the pair's
@@ -298,7 +297,7 @@ print("largest difference of two pixels below 0.05:", bool((swapped[0] - swapped
 # The same video, and neither caption is obeyed. The toy was trained on clips of which one in twenty shows two
 # objects. For all others a bag of words is enough: *red* must be the object's colour, since no background is
 # red, and *navy* the background's. Training hardly ever asked for the order, and it was not learned. T5 at full
-# size has learned it, from text alone, before CogVideoX takes it as it is.
+# size learned it from text alone; CogVideoX takes it as it is.
 #
 # ## 3. What an embedding knows
 #
@@ -357,10 +356,9 @@ show_figure(figure, "Per cent read rightly, one row a token, one column a questi
 
 # %% [markdown]
 # Before T5 a word knows itself. (The verb tells 41 % of the motions: *bounces* is one, *moves* may be nine.)
-# After it, each token knows something of everything, and none knows it all. *circle* tells the colour of half
-# of the captions; by chance it would be one in six. The last padding token, which says nothing, tells nine
-# motions in ten. The same word has other features in another context. The transformer reads all 32 tokens, so
-# it is enough that each answer stands somewhere.
+# After it, each token knows something of everything, and the same word has other features in another context.
+# *circle* tells half of the colours; by chance it would be one in six. The last padding token, which says
+# nothing, tells nine motions in ten.
 #
 # ## 4. Dropping the text
 #
@@ -425,15 +423,15 @@ show_figure(figure, "The toy's loss over the timestep with four kinds of text. U
 print("at 999 the right caption helps:", losses["right"][-1] < losses["empty"][-1] < losses["another clip's"][-1])
 
 # %% [markdown]
-# Early on the way, at the right of the figure, the caption is all there is to know. Near the end the video
-# shows through the noise and the caption adds little; a wrong one still does harm. The zeros are worse than the
-# empty caption almost everywhere: this toy has never seen them.
+# At the right of the figure, the caption is all there is to know. At the left the video shows through the noise,
+# and the caption adds little; a wrong one still does harm. Zeros are worse than the empty caption almost
+# everywhere.
 #
 # ## 5. Guidance
 #
-# Let $p(x)$ be all videos and $p(x \mid c)$ those that fit the caption $c$. By Bayes, what the caption adds is
-# a classifier, $p(c \mid x) \propto p(x \mid c) / p(x)$: how well does this video fit these words? **Guidance**
-# asks for videos that fit better than most, with the classifier to the power of $w$:
+# Let $p(x)$ be all videos and $p(x \mid c)$ those that fit the caption $c$. By Bayes, what the caption adds is a
+# classifier, $p(c \mid x) \propto p(x \mid c) / p(x)$. **Guidance** asks for videos that fit better than most,
+# with the classifier to the power of $w$:
 #
 # $$p_w(x) \propto p(x)\,p(c \mid x)^w \propto p(x)^{1-w}\,p(x \mid c)^w.$$
 #
@@ -458,11 +456,10 @@ print("guiding clean video, noise or v is one thing:",
 show_source(guide)
 
 # %% [markdown]
-# At $w = 0$ the caption is ignored, at $w = 1$ this is the plain conditional answer, above 1 it goes beyond: an
-# extrapolation.
+# At $w = 0$ the caption is ignored, $w = 1$ is the plain answer, and above 1 we extrapolate.
 #
-# What does that do to the videos as a whole? Take a world of single numbers: four clouds. The caption "right"
-# means the two on the right. The perfect answers are known (notebook 04, section 2). Predict: with $w = 3$ and
+# What does that do to all samples together? Take a world of single numbers: four clouds. The caption "right" means
+# the two on the right, and the perfect answers are known (notebook 04, section 2). Predict: with $w = 3$ and
 # $w = 6$, where do the samples go, and will they follow $p_w$?
 
 # %% tags=["nbval-ignore-output"]
@@ -512,9 +509,8 @@ for w, x in samples.items():
 # The inner cloud is lost, although it fits the caption: it looks a little like "left". The rest is narrower
 # than the outer cloud, and pushed beyond it. Strong guidance means less variety, and exaggeration.
 #
-# Why is the promise not kept? The two slopes add up to that of $p_w$ only where there is no noise. In noise the
-# clouds melt together, and "away from left" sends every sample to the far right before it can see the inner
-# cloud.
+# Why is the promise not kept? The slopes add up to that of $p_w$ only where there is no noise. In noise the
+# clouds melt together, and "away from left" sends every sample too far before it can see the inner cloud.
 #
 # **5.4 The guided answer** (difficulty 2, 15 minutes). Both questions go to the network in one batch, `null`
 # first, as published. The network may answer in bfloat16; the difference of two near numbers must be taken in
@@ -656,11 +652,11 @@ show_figure(figure, "The scale over 50 steps with w = 6. As meant, it stays near
                     "published, it jumps up and down between 1 and 7, and stays near 1 in the last four.")
 
 # %% [markdown]
-# The fraction should lie in 0..1; it begins at $-19$, and then comes the fifth power. Between the first two
-# steps the cosine turns more than 100,000 times. What is left is a pseudo-random scale, with a mean of 3.8, and
-# near 1 in the last steps. With another number of steps it is another curve. Asked about it, the authors called
-# it a coincidence that they keep: the waves have the advantages of a high scale and avoid over-exposure.
-# Their demo of the 5B has it on; `diffusers`, with the same formula, has it off unless asked.
+# The fraction should lie in 0..1; it begins at $-19$, and then comes the fifth power. Between the first two steps
+# the cosine turns more than 100,000 times. What is left is a pseudo-random scale, and another one with another
+# number of steps. Asked about it, the authors called it a coincidence that they keep: the waves have the
+# advantages of a high scale and avoid over-exposure. Their demo of the 5B has it on; in `diffusers` it is off
+# unless asked for.
 #
 # **5.6 As meant** (difficulty 1, 10 minutes). Return the scales of all $n$ steps, first step first.
 
@@ -692,15 +688,14 @@ show_rows({name: clips[0] for name, (clips, *_) in dynamic.items()},
           "meant, the bar is as small as with guidance 1.")
 
 # %% [markdown]
-# As meant, guidance is off while the large things are decided, and comes when only edges are left: the clip is
-# nearly that of guidance 1. As published, in 10 steps, the scale happens to be a slow wave; it cuts off fewer
-# values than the constant 6, as the authors say, and its mean is lower, too. Twelve clips cannot say which
-# obeys best.
+# As meant, guidance is off while the large things are decided, and the clip is nearly that of guidance 1. As
+# published, in 10 steps, the scale happens to be a slow wave; it cuts off fewer values than the constant 6, as
+# the authors say, but its mean is lower, too. Twelve clips cannot say which obeys best.
 #
 # ## 8. Negative prompts
 #
-# Guidance walks away from one answer and towards another. Nobody says that the first must be the empty caption.
-# A **negative prompt** takes its place: $v = v_\text{negative} + w\,(v_\text{prompt} - v_\text{negative})$.
+# Guidance walks away from one answer. Nobody says that it must be the empty caption's. A **negative prompt**
+# takes its place: $v = v_\text{negative} + w\,(v_\text{prompt} - v_\text{negative})$.
 #
 # The caption below says nothing of the background. The negative prompt is the same with a black background.
 # Predict: which backgrounds do eight clips get, without it and with it? Then two harder cases: a prompt that
@@ -724,9 +719,9 @@ print("against itself, scale 9 is scale 1:", torch.allclose(*same, atol=1e-2))
 # The black background is gone, and brown and navy with it: all eight are grey. Guidance walks in one direction,
 # away from black, and grey is what lies there. At 6 it walks too far, and the object suffers.
 #
-# A negative prompt helps against what the prompt leaves open. It cannot help where the network does not listen:
-# for "not red" all eight are red, because in training *red* always meant red. (*not* occurred only in "does not
-# move".) And what prompt and negative prompt share, cancels; the last line is the extreme.
+# A negative prompt helps against what the prompt leaves open. No prompt helps where the network does not listen:
+# for "not red" all eight are red. (In training, *not* occurred only in "does not move".) And what prompt and
+# negative prompt share, cancels; the last line is the extreme.
 #
 # ## 9. At full size
 #
@@ -750,9 +745,8 @@ matrices = sum(p.numel() for name, p in giant_text.encoder.named_parameters() if
 print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.4f} PFLOP")
 
 # %% [markdown]
-# T5 is nearly as large as the transformer, but it runs once for each text, not 50 times; after that it may
-# leave the memory. Guidance doubles the whole bill. That is why some later models are trained to give the
-# guided answer in one run.
+# T5 is nearly as large as the transformer, but it runs once for each text, not 50 times; then it may leave the
+# memory. Guidance doubles the whole bill. So some later models are trained to give the guided answer in one run.
 #
 # ## What you can now explain
 #
@@ -760,9 +754,7 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 #
 # <details><summary>1. By which way does the order of words reach the video?</summary>
 #
-# Only through T5's position buckets. The table of words has no order, and the transformer treats the rows of
-# text alike wherever they stand; its rotary positions turn video tokens only.
-# </details>
+# Only through T5's position buckets. The table has no order, and the transformer's positions leave text alone.
 #
 # <details><summary>2. Why is one caption in ten thrown away in training?</summary>
 #

@@ -273,7 +273,6 @@ embedded = hidden @ mlp.linear_2.weight.T + mlp.linear_2.bias
 time = embedded * torch.sigmoid(embedded)  # t d_time: each modulation reads this
 print("time embedding by hand, like the package's:", torch.allclose(embedded, mlp(every_t), atol=1e-2))
 
-# %%
 figure, ((axis,),) = new_figure(width=7, height=2.6)
 picture = axis.imshow(clock.T, aspect="auto", cmap="viridis")
 axis.set(xlabel="timestep t", ylabel="channel")
@@ -433,17 +432,14 @@ for name, zero_gates in (("adaLN-Zero", True), ("gates at one", False)):
 # The price: a gradient reaches a layer through its gate. Through a closed gate comes nothing, so attention and
 # feed-forward cannot learn before the gates have moved: only a third of each `norm.linear`, the gates' own rows,
 # is reached. In a run of hundreds of thousands of steps a slow start matters little. Ours has a few thousand, so
-# this repository starts otherwise: gates at *one*, and zeros in the *last layer* of each branch.
-
-# %%
-show_source(initialise)
-
-# %% [markdown]
-# Also the identity, as you saw. (It zeroes the very last layer of the network, too.)
+# this repository starts otherwise: gates at *one*, and zeros in the *last layer* of each branch. That is also the
+# identity, as you saw. (It zeroes the very last layer of the network, too.)
 #
 # Predict: we let both blocks imitate a third, random one. Which gets there first?
 
 # %% tags=["nbval-ignore-output"]
+show_source(initialise)
+
 teacher = new_block(zero_gates=True)
 torch.manual_seed(5)
 for name, parameter in teacher.named_parameters():
@@ -712,7 +708,6 @@ for name, published in PUBLISHED.items():
     print(f"    of the work of a run, text's modulation is {saved / work:.1e}")
     print(f"    pieces of the last block that no gradient reaches: {4 * config.width * (config.time_embed_dim + 1):,}")
 
-# %%
 with torch.device("meta"):
     giant = ExpertTransformer(preset("2b").transformer)
     block = giant.transformer_blocks[0]

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import minicogvx
 from minicogvx.ablation import compare_transformers, load_results
-from minicogvx.course import check, new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course import check, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import DIRECTIONS, Scene, ShapeObject, render, render_batch, sample_scenes
 from minicogvx.diffusion import draw_noise

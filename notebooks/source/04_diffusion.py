@@ -13,7 +13,7 @@ import torch
 from einops import rearrange, reduce
 
 import minicogvx
-from minicogvx.course import check, new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course import check, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import SHAPES, Scene, ShapeObject, render, render_batch, sample_scenes
 from minicogvx.diffusion import (

@@ -224,8 +224,8 @@ def check_half_block(half_block) -> None:
 
 def norm1_and_norm2(rows: Num[Tensor, "d12 *rest"]) -> tuple[Num[Tensor, "d6 *rest"], Num[Tensor, "d6 *rest"]]:
     """Pieces 0-2 and 6-8 for the norm before attention, 3-5 and 9-11 for the one before the feed-forward."""
-    pieces = rows.chunk(12)
-    return torch.cat(pieces[:3] + pieces[6:9]), torch.cat(pieces[3:6] + pieces[9:])
+    video1, video2, text1, text2 = rows.chunk(4)
+    return torch.cat([video1, text1]), torch.cat([video2, text2])
 
 
 def check_split_the_twelve(split_the_twelve) -> None:
