@@ -23,7 +23,7 @@ from minicogvx.vae.losses import VAELossConfig
 MICRO = preset("micro")
 TEXT = replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
 ROPE = replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4,
-               out_channels=4, time_embed_dim=16, text_embed_dim=32)
+               out_channels=4, time_embed_dim=16, text_embed_dim=32, max_text_seq_length=32)
 LEARNED = replace(ROPE, position="learned", num_layers=2)  # draws other random numbers for its weights
 VAE = replace(MICRO.vae, block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4)
 L1 = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)

@@ -164,7 +164,7 @@ def test_sinusoid():
     guard("7.3", right_sinusoid, [
         ("begins with zeros: sines. The cosines come first", sines_first),
         ("must be 4 ones, the cosines, and then 4 zeros, the sines; it is [1.0, 0.0", in_turns),
-        ("frequency 1 of 0..3 is 0.0464; it must be 10000 ** (-1 / 4) = 0.1", ends_at_one_ten_thousandth),
+        ("frequency 1 of 0..3 is 0.04642; it must be 10000 ** (-1 / 4) = 0.1", ends_at_one_ten_thousandth),
         ("frequency 1 of 0..3 is 0.3162; it must be 10000 ** (-1 / 4) = 0.1", as_positions),
         ("has dtype torch.int64; it must be float32", whole_numbers),
         ("of 4 timesteps has shape (4, 4); it must be (4, 8)", only_the_angles),

@@ -17,7 +17,9 @@ from einops import rearrange
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import minicogvx
-from minicogvx.course import check, new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course import (
+    check, explore_sweep, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, render_batch, sample_scenes
 from minicogvx.diffusion import diffusion_loss, draw_noise, dynamic_guidance_scale, guide
@@ -559,9 +561,9 @@ for scale in (1.0, 3.0, 6.0, 10.0, 15.0):
     swept[scale] = measured(pipe.sample(asked, num_inference_steps=10, guidance_scale=scale, latents=noises))
 print("true clips:    ", end="")
 measured(clean)
-show_rows({f"guidance {scale:g}": swept[scale][0][0] for scale in swept},
-          f"The caption: {asked[0]}. Five rows of frames, from guidance 1 to 15. The bar grows, then "
-          "its edges fray, and spots appear on bar and background.")
+explore_sweep({scale: clips[0] for scale, (clips, *_) in swept.items()}, "guidance",
+              f"The caption: {asked[0]}. Five rows of frames, from guidance 1 to 15. The bar grows, then its edges "
+              "fray, and spots appear on bar and background.")
 
 # %% [markdown]
 # Between 1 and 6 there is no difference that twelve clips can show. The shapes are best at 3; at 10 and 15 they
@@ -755,6 +757,7 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 # <details><summary>1. By which way does the order of words reach the video?</summary>
 #
 # Only through T5's position buckets. The table has no order, and the transformer's positions leave text alone.
+# </details>
 #
 # <details><summary>2. Why is one caption in ten thrown away in training?</summary>
 #

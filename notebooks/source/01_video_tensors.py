@@ -16,7 +16,9 @@ import torch
 from einops import rearrange
 
 import minicogvx
-from minicogvx.course import check, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution
+from minicogvx.course import (
+    check, explore_frames, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.data import captions, oracle
 from minicogvx.data.buckets import aspect_buckets, choose_bucket, kept_share
 from minicogvx.data.shapes import (
@@ -141,6 +143,12 @@ for motion in MOTIONS:
 for motion in ("bounces", "moves in a circle", "moves up"):
     beginnings = [f"{count} frames: {motion_seen(examples[motion][:count])}" for count in (5, 9, 13, 17)]
     print(f"{motion}\n   " + ";  ".join(beginnings))
+
+# %% [markdown]
+# See for yourself, frame by frame. (The slider needs a running notebook; without one you see the row.)
+
+# %%
+explore_frames(examples["bounces"], "A shape on a plain background bounces up and down.")
 
 # %% [markdown]
 # After 5 frames the bouncing shape has gone up, and "moves up" is a fair answer. A shape that truly moves up has not
@@ -633,8 +641,8 @@ print(f"35 million clips of 49 x 480 x 720: raw {clips * 3 * 49 * 480 * 720 / 1e
 #
 # **What the paper found.** The authors trained on about 35 million clips with dense captions, and on pictures as
 # films of one frame. Six classifiers took out clips that were edited, without connected motion, of low quality,
-# lectures, full of text, or filmed from a screen. The paper says that dense captions matter; its ablations (section
-# 4.1) do not measure by how much.
+# lectures, full of text, or filmed from a screen. They built a whole system to write captions; the ablations
+# (section 4.1) do not measure how much it brought.
 #
 # **Where to read on.** `minicogvx/data/` is this notebook as a package: `video_files.py`, `buckets.py`, `shapes.py`,
 # `captions.py`, `oracle.py`. Next: **notebook 02**, the causal VAE, which makes the latents you have counted.
