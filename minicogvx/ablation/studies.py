@@ -1,7 +1,8 @@
 """The studies of this repository: which variants, how long. `minicogvx ablate NAME` runs one.
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
-micro preset's widths, on clips of 9 frames of 32x32 pixels. All are trained on the shapes world.
+micro preset's widths, on clips of 9 frames of 32x32 pixels. All are trained on the shapes world. The numbers of steps
+are such that one seed of a study takes about four minutes on two processor cores.
 """
 
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ _POSITION = TransformerStudy("position", "how does a token know where it is? (pa
     "sincos": replace(TRANSFORMER, position="sincos", spatial_interpolation_scale=1.0),
     "learned": replace(TRANSFORMER, position="learned"),
     "none": replace(TRANSFORMER, position="none"),
-})
+}, steps=450)
 
 # Equal parameters. What "shared" saves in its modulations goes to a wider time embedding (120 for 64). "separate"
 # (MMDiT) has every weight twice and is narrower in return (2 heads of 48 for 2 of 64), with as many blocks.
@@ -86,11 +87,11 @@ _LOSSES = VAEStudy("vae-losses", "what does each part of the loss do to the reco
     "+KL strong": (VAE, replace(_LPIPS, kl_weight=3.0)),
     # The published run starts its GAN after a few thousand steps; ours has to start early.
     "+GAN": (VAE, replace(_WEAK_KL, gan_weight=0.3, gan_start=100)),
-}, steps=300)
+}, steps=250)
 
 _KL = VAEStudy("vae-kl", "how strongly may the latent be pulled towards a standard normal?", {
     f"{weight:g}": (VAE, replace(_L2, kl_weight=weight)) for weight in (0.0, 0.01, 0.1, 1.0, 10.0)
-})
+}, steps=300)
 
 
 def _compression(stages: int, temporal: int, channels: int) -> tuple[VAEConfig, VAELossConfig]:
@@ -103,6 +104,6 @@ _COMPRESSION = VAEStudy("vae-compression", "how much may be thrown away, and do 
     f"{2**(stages - 1)}x{2**(stages - 1)}x{temporal}, {channels} channels": _compression(stages, temporal, channels)
     # the paper's own rows: its baseline without compression in time (there a 2D VAE), then A to E
     for stages, temporal, channels in ((4, 1, 4), (4, 4, 8), (4, 4, 16), (4, 4, 32), (4, 8, 32), (5, 8, 128))
-})
+}, steps=200)
 
 STUDIES = {study.name: study for study in (_LOSSES, _KL, _COMPRESSION, _POSITION, _MODULATION, _ATTENTION)}

@@ -35,7 +35,7 @@ class VAECurve:
     psnr: list[float]  # dB, averaged over clips
     lpips: list[float]  # AlexNet, all frames; 0 is equal
     flicker: list[float]  # mean absolute difference of neighbouring frames, in 8-bit grey levels (paper Table 1)
-    sharpness: list[float]  # mean absolute spatial gradient over that of the true clips; 1 is as sharp
+    sharpness: list[float]  # mean absolute spatial gradient over that of the true clips: 1 is as sharp, noise counts
     kl_per_element: list[float]  # nats per latent number
     flicker_of_true: float  # of the true clips
     seconds: float  # of training, measurements included

@@ -19,7 +19,9 @@ import minicogvx
 from minicogvx.ablation import compare_vaes, load_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.vaes import measured_clips, round_trip, spatial_gradient
-from minicogvx.course import check, new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course import (
+    check, compare_clips, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.data.shapes import BACKGROUNDS, Scene, ShapeObject, render
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.presets import preset
@@ -259,6 +261,10 @@ for row, name in zip(axes, ("true", "L1", "L1 + L2")):
 show_figure(figure, "The middle frames of eight clips: true, copied by the VAE that learned from L1, and by the one "
                     "that learned from L1 + L2. Under L1 most objects are missing or hardly there; under L1 + L2 most "
                     "of them are pale blots in their places.")
+
+# %%
+compare_clips({"L1": copies["L1"][0], "L1 + L2": copies["L1 + L2"][0]},
+              "The first of these clips, copied by the VAE of L1 and by that of L1 + L2")
 
 # %%
 print("L1 + L2 moves more than L1:", live["L1 + L2"].flicker[-1] > live["L1"].flicker[-1])
@@ -543,15 +549,15 @@ axes[1].legend()
 axes[2].semilogy(steps, weights)
 axes[2].set(title="weight of the GAN", xlabel="step")
 show_figure(figure, "Steps 5 to 25. The discriminator's loss stays near 1. The mean logits of real clips and copies "
-                    "lie on each other. The weight of the GAN is largest at first and changes by a large factor.")
+                    "almost lie on each other. The weight of the GAN is largest at first, then falls far.")
 print(f"the discriminator's loss: {undecided[0]:.2f} at first, {undecided[-1]:.2f} at the end; "
       f"the GAN's weight between {min(weights):.3f} and {max(weights):.3f}")
 
 # %% [markdown]
-# Longer than one might think: after 20 steps the logits of real clips and of copies still lie on each other.
-# And look at the weight. A discriminator that knows nothing has small gradients, and the adaptive weight
-# blows them up until they pull 0.3 times as hard as the reconstruction, in a direction that means nothing
-# yet.
+# Longer than one might think: after 20 steps the logits of real clips and of copies still almost lie on each
+# other. And look at the weight. A discriminator that knows nothing has small gradients, and the adaptive
+# weight blows them up until they pull 0.3 times as hard as the reconstruction, in a direction that means
+# nothing yet.
 #
 # So a GAN costs something before it earns anything. Early copies are wrong in ways that L1 and LPIPS already
 # name; fine detail, the GAN's gift, can wait. This is how we read "a few thousand steps".

@@ -14,7 +14,9 @@ import torch
 from einops import rearrange
 
 import minicogvx
-from minicogvx.course import check, new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course import (
+    check, explore_rope, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.transformer.embeddings import PatchEmbed
@@ -299,6 +301,13 @@ show_figure(figure, "Scores of 24 query places with 24 key places. Left, with a 
                     "diagonals. Right, with RoPE: every diagonal has one colour.")
 
 # %% [markdown]
+# Turn them yourself: move query and key by the same number of places, and watch arrows and score. (The sliders need a
+# running notebook; without one you see two positions of them.)
+
+# %%
+explore_rope()
+
+# %% [markdown]
 # **Exercise 6.2 Turn pairs** (difficulty 1, 10 minutes). For whole tensors, with real numbers only, as a
 # program without complex numbers would do it. Mind what comes in 16 bits.
 
@@ -498,7 +507,7 @@ for (name, seeds), style in zip(runs.items(), ("-", "--", "-.", ":")):
     axis.plot(seeds[0].steps[1:], losses.mean(dim=0), style, label=name)
     axis.fill_between(seeds[0].steps[1:], losses.amin(dim=0), losses.amax(dim=0), alpha=0.2)
     print(f"{name:8s} loss at the end {losses[:, -1].mean():.4f}, from {losses[:, -1].min():.4f} to "
-          f"{losses[:, -1].max():.4f} over {len(seeds)} seeds")
+          f"{losses[:, -1].max():.4f} over {len(seeds)} seed(s)")
 axis.set(xlabel="step", ylabel="loss on clips held back")
 axis.legend()
 show_figure(figure, "Loss over training for each position code: lines are means over seeds, bands reach from the best "

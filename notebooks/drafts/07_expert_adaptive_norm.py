@@ -16,7 +16,7 @@ from torch import nn
 import minicogvx
 from minicogvx.ablation import compare_transformers, load_results
 from minicogvx.ablation.studies import STUDIES
-from minicogvx.course import check, new_figure, show_clip, show_figure, show_source
+from minicogvx.course import check, hint, new_figure, show_clip, show_figure, show_source, solution
 from minicogvx.data.captions import caption
 from minicogvx.diffusion import diffusion_loss, stratified_timesteps
 from minicogvx.presets import preset
@@ -481,9 +481,10 @@ print("after 3 steps the feed-forward of gates at one gets a larger gradient:", 
 print("after 10 steps gates at one are closer to the teacher:", one[10][0] < zero[10][0])
 
 # %% [markdown]
-# With zero gates the gates move first, a little in each step, and let through a gradient as small as they are: ten
-# steps are lost. With open gates the last layers move first, and from the second step on everything learns. Later the
-# two meet. What differs at the end depends on the learning rate and the task, so do not read more into it.
+# With zero gates the gates move first, a little in each step, and let through a gradient as small as they are: they
+# start some ten steps late. With open gates the last layers move first, and from the second step on everything
+# learns. Later the two meet. What differs at the end depends on the learning rate and the task, so do not read more
+# into it.
 #
 # ## 6. Twelve pieces in one drawer
 #
@@ -662,10 +663,10 @@ for name, style in (("expert", "-"), ("shared", "--"), ("separate", "-.")):
     axes[1].plot(runs[name][0].steps, ends.mean(dim=0), style, label=name)
     axes[1].fill_between(runs[name][0].steps, ends.amin(dim=0), ends.amax(dim=0), alpha=0.2)
     print(f"before, {name}: {runs[name][0].parameters:,} parameters, loss after {runs[name][0].steps[-1]} steps "
-          f"{ends[:, -1].mean():.4f}, from {ends[:, -1].min():.4f} to {ends[:, -1].max():.4f} over {len(ends)} seeds")
-for axis, title in zip(axes, ("now, one seed", "longer, several seeds")):
+          f"{ends[:, -1].mean():.4f}, from {ends[:, -1].min():.4f} to {ends[:, -1].max():.4f} over {len(ends)} seed(s)")
+for axis, title in zip(axes, ("now, one seed", "longer")):
     axis.set(title=title, xlabel="step", ylabel="loss on clips held back", yscale="log")
-axes[0].legend()
+axes[1].legend()
 show_figure(figure, "Loss on held-back clips over the steps. Left: expert and shared, 80 steps. Right: expert, shared "
                     "and separate, trained longer; lines are means over seeds, bands reach from the lowest to the "
                     "highest seed.")
