@@ -682,11 +682,11 @@ for other in ("shared", "separate"):
 # Left, a glance: one seed, and a loss still several times the shipped toy's. A gap of a few hundredths says nothing
 # there. With 100 steps on a few more clips we saw the order turned round, with two seeds.
 #
-# Right, what `minicogvx ablate modulation` made beforehand, in 600 steps. The order is *not* the paper's: shared ends at
-# 0.303, expert at 0.340, separate at 0.400. Do not build on it: it is one seed, so we cannot say how much is chance. And
-# these networks are a thousand times smaller than the smallest published one, with 75 words of text to fit. Also, the
-# wider time embedding of shared may help by itself; we did not test that. But do not explain it away, either: at this
-# size, one pair of numbers costs nothing that we could measure.
+# Right, what `minicogvx ablate modulation` made beforehand, in 600 steps. The order is *not* the paper's: shared ends
+# at 0.303, expert at 0.340, separate at 0.400. Do not build on it: it is one seed, so we cannot say how much is
+# chance. And these networks are a thousand times smaller than the smallest published one, with 75 words of text to
+# fit. Also, the wider time embedding of shared may help by itself; we did not test that. But do not explain it away,
+# either: at this size, one pair of numbers costs nothing that we could measure.
 #
 # ## 9. At full size
 #
