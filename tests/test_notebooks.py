@@ -12,6 +12,7 @@ import torch
 
 import minicogvx
 from minicogvx.course import notebook_builder, show
+from minicogvx.course.exercises import all_exercises
 
 MAX_BYTES = 400_000
 MAX_SECONDS = 90
@@ -130,7 +131,20 @@ def unwanted_code(notebook) -> list[str]:
 
 def test_every_source_has_its_notebook_and_every_notebook_its_source():
     assert {path.stem for path in notebook_builder.ROOT.glob("*.ipynb")} == {source.stem for source in SOURCES}
-    assert [source.stem for source in SOURCES][:1] == ["00_first_video"]
+    assert [source.stem for source in SOURCES] == [
+        "00_first_video", "01_video_tensors", "02_causal_vae", "03_vae_losses", "04_diffusion", "05_text_and_guidance",
+        "06_patches_and_rope", "07_expert_adaptive_norm", "08_full_attention"]
+
+
+def test_the_readme_has_a_line_for_each_notebook():
+    readme = (notebook_builder.ROOT.parent / "README.md").read_text()
+    for source in SOURCES:
+        seconds = notebook_of(source).metadata["minicogvx"]["seconds"]
+        number = int(source.stem[:2])
+        exercises = sum(exercise.number.partition(".")[0] == str(number) for exercise in all_exercises())
+        line = next(line for line in readme.splitlines() if f"](notebooks/{source.stem}.ipynb) |" in line)
+        assert f"| {seconds} s |" in line, line
+        assert f"| {exercises} (" in line if exercises else "| none |" in line, line
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)

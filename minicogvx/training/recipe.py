@@ -41,6 +41,7 @@ RECIPES = {recipe.preset: recipe for recipe in (
                 VAEStage(steps=400, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS_LPIPS,
                          muon_lr=0.01)),
            clips=8192, two_objects=0.0,
+           # Images in batches of 64: with 32 and the same steps the words for colours were not learnt.
            transformer=TransformerTraining((TransformerStage(steps=450, batch_size=64, latent_frames=1),
                                             TransformerStage(steps=1250)),
                                            caption_style="short", alignment_weight=1.5,

@@ -145,7 +145,7 @@ for motion in ("bounces", "moves in a circle", "moves up"):
     print(f"{motion}\n   " + ";  ".join(beginnings))
 
 # %% [markdown]
-# See for yourself, frame by frame. (The slider needs a running notebook; without one you see the row.)
+# See for yourself, frame by frame.
 
 # %%
 explore_frames(examples["bounces"], "A shape on a plain background bounces up and down.")

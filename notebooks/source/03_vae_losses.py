@@ -555,17 +555,16 @@ print(f"the discriminator's loss: {undecided[0]:.2f} at first, {undecided[-1]:.2
       f"the GAN's weight between {min(weights):.3f} and {max(weights):.3f}")
 
 # %% [markdown]
-# Longer than one might think: after 20 steps the logits of real clips and of copies still almost lie on each
-# other. And look at the weight. A discriminator that knows nothing has small gradients, and the adaptive
-# weight blows them up until they pull 0.3 times as hard as the reconstruction, in a direction that means
-# nothing yet.
+# After 20 steps the logits of real clips and of copies still almost lie on each other. A discriminator that
+# knows nothing has small gradients, and the adaptive weight blows them up until they pull 0.3 times as hard as
+# the reconstruction, in a direction that means nothing yet.
 #
 # So a GAN costs something before it earns anything. Early copies are wrong in ways that L1 and LPIPS already
 # name; fine detail, the GAN's gift, can wait. This is how we read "a few thousand steps".
 #
-# So few steps cannot show what each part is good for. These are longer runs with one part more each time:
-# `minicogvx ablate vae-losses` made them. Predict: which part raises PSNR, which one lowers LPIPS,
-# which one makes copies sharper?
+# So few steps cannot show what each part is for. Longer runs, one part more each time, were made by
+# `minicogvx ablate vae-losses`. Predict: which part raises PSNR, which one lowers LPIPS, which one makes
+# copies sharper?
 
 # %%
 curves = load_results("vae-losses")
@@ -594,12 +593,12 @@ for name, before in added_to.items():
     print(f"{name} on {before}, {len(seeds)} seed(s): {', '.join(words)}")
 
 # %% [markdown]
-# Read it line by line: each says what one part changed. L2 is the large step: 2.5 dB more, and the flicker of true
-# motion begins to come back. LPIPS lowers LPIPS, and costs no PSNR. The strong KL makes copies grainy: its sharpness,
-# far above 1, is noise that counts as edges. The GAN gains nothing here; its LPIPS is even worse than without it.
+# Each line says what one part changed. L2 is the large step: 2.5 dB more, and the flicker of true motion begins
+# to come back. LPIPS lowers LPIPS, and costs no PSNR. The strong KL makes copies grainy: its sharpness, far
+# above 1, is noise that counts as edges. The GAN gains nothing here.
 #
-# Mind three things. It is one seed. Our films are flat shapes, with no texture for LPIPS and GAN to save. And 250
-# steps are little for a GAN: the published one had not even begun.
+# It is one seed, of flat shapes without texture, and 250 steps are little for a GAN: the published one had not
+# begun.
 #
 # ## 8. How much may be thrown away?
 #
@@ -639,10 +638,9 @@ show_figure(figure, "PSNR of six VAEs, in the paper and in our small runs, a dot
 
 # %% [markdown]
 # In the paper, at 8 x 8 x 4 each doubling of the channels buys 1.5 to 1.8 dB. Compression alone does not
-# decide: 16 x 16 x 8 with 128 channels keeps as many numbers as 8 x 8 x 4 with 16, and copies worse. Our runs have
-# 200 steps and one seed, so compare orders, not decibels. There 16 x 16 x 8 is the worst, too, by more than a decibel.
-# But channels buy next to nothing yet: a network that cannot draw a shape has no use for more room. More
-# channels also mean more to invent for the diffusion model; the authors took 16.
+# decide: 16 x 16 x 8 with 128 channels keeps as many numbers as 8 x 8 x 4 with 16, and copies worse. Our runs
+# have 200 steps and one seed, so compare orders, not decibels. There 16 x 16 x 8 is the worst, too, by more
+# than a decibel. Channels buy next to nothing yet. The authors took 16.
 #
 # ## 9. At full size
 #

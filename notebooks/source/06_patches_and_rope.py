@@ -299,15 +299,12 @@ for axis, scores, title in zip(axes, (by_table, by_rope), ("table added", "RoPE"
     print(f"{title}: the score depends on the distance alone: {same_along_diagonals(scores)}")
 show_figure(figure, "Scores of 24 query places with 24 key places. Left, with a table added: no pattern along the "
                     "diagonals. Right, with RoPE: every diagonal has one colour.")
-
-# %% [markdown]
-# Turn them yourself: move query and key by the same number of places, and watch arrows and score. (The sliders need a
-# running notebook; without one you see two positions of them.)
-
-# %%
 explore_rope()
 
 # %% [markdown]
+# The circles are those of a head of the toy's kind. In a running notebook, move query and key by the same number of
+# places, and watch arrows and score.
+#
 # **Exercise 6.2 Turn pairs** (difficulty 1, 10 minutes). For whole tensors, with real numbers only, as a
 # program without complex numbers would do it. Mind what comes in 16 bits.
 
