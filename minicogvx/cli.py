@@ -118,6 +118,7 @@ def _whole(name: str, least: int) -> Callable[[str], int]:
 def _number(name: str, least: float = -math.inf, above: float = -math.inf,
             most: float = sys.float_info.max) -> Callable[[str], float]:
     def read(text: str) -> float:
+        """The number in `text`; argparse shows what is raised."""
         try:
             value = float(text)
         except ValueError:

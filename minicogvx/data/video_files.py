@@ -32,6 +32,7 @@ def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
     frames = torch.cat([frames, frames[:, :, -1:]], dim=2) if width % 2 else frames
 
     def write(target: Path) -> None:
+        """Encodes all frames into `target`."""
         with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = frames.shape[1:3]

@@ -100,6 +100,7 @@ def check_drop_captions(drop_captions) -> None:
     features, null = torch.randn(400, 3, 5), torch.randn(3, 5)
 
     def dropped(p: float, seed: int) -> Tensor:
+        """Which of the 400 samples became null; refuses what is neither kept nor null as a whole."""
         what, given = f"drop_captions(features, null, {p:g}, generator)", features.clone()
         got = drop_captions(given, null, p, torch.Generator().manual_seed(seed))
         if not torch.equal(given, features):
