@@ -157,9 +157,12 @@ def test_a_gan_takes_part_from_its_start():
     assert curves["l1"].parameters == curves["gan"].parameters
 
 
-def test_the_measured_clips_are_not_of_the_training_split():
-    scenes = sample_scenes(vaes.MEASURED, 0, "held_out")
-    assert all(any(is_held_out(thing.shape, thing.colour, thing.motion) for thing in scene.objects) for scene in scenes)
+def test_the_measured_clips_are_of_the_training_split_and_never_trained_on():
+    scenes = sample_scenes(vaes.MEASURED, vaes.MEASURED_SEED, "train")
+    assert not any(is_held_out(thing.shape, thing.colour, thing.motion) for scene in scenes for thing in scene.objects)
+    drawn = [scene for seed in (0, 1, 2) for step in range(600)
+             for scene in sample_scenes(4, seed * 10_000_000 + 1 + step, "train")]
+    assert len(drawn) == 7200 and not any(scene in drawn for scene in scenes)
     assert vaes.measured_clips(5, 16, 24).shape == (16, 5, 16, 24, 3)
 
 
