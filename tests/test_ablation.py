@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minicogvx import cli
+from minicogvx.ablation import command
 from minicogvx.ablation import (
     Curve, VAECurve, compare_transformers, compare_vaes, load_results, results, transformers, vaes)
 from minicogvx.ablation.results import Results, read_results, write_results
@@ -294,6 +295,28 @@ def test_the_command_writes_after_each_seed(tmp_path, monkeypatch, capsys):
     assert content["command"].startswith("minicogvx ablate vae-kl --seeds 2 --steps 1 --threads ")
     assert [(curve.name, curve.seed) for curve in read_results(tmp_path / "kl.json").curves] == [
         ("0", 0), ("1", 0), ("0", 1), ("1", 1)]
+
+
+def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
+    tiny = replace(STUDIES["vae-kl"], variants={"0": (VAE, L1)}, batch_size=1)
+    monkeypatch.setitem(STUDIES, "vae-kl", tiny)
+    out, done = str(tmp_path / "kl.json"), []
+    base = ["ablate", "vae-kl", "--steps", "1", "--out", out]
+    assert cli.main([*base, "--seeds", "1"]) == 0
+    first, real = read_results(out), command.comparison
+
+    def watched(study):
+        compare = real(study)
+        return lambda steps, seed, on_step: done.append(seed) or compare(steps, seed, on_step)
+
+    monkeypatch.setattr(command, "comparison", watched)
+    assert cli.main([*base, "--seeds", "2", "--go-on"]) == 0
+    both = read_results(out)
+    assert done == [1] and both.seeds == [0, 1] and both.curves[:len(first.curves)] == first.curves
+    assert both.minutes >= first.minutes and "--seeds 2" in both.command
+    capsys.readouterr()
+    assert cli.main(["ablate", "vae-kl", "--steps", "2", "--out", out, "--go-on"]) == 2
+    assert "was made with steps=1, this run has 2; leave out --go-on" in capsys.readouterr().err
 
 
 def test_a_study_cut_off_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):

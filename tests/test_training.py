@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import minicogvx
@@ -12,14 +13,18 @@ from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.data.shapes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
 from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes
+from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.training.alignment import FEATURES, Alignment, scene_features
+from minicogvx.training.checkpoints import Checkpoints
 from minicogvx.training.latents import encode_world
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.run import Keep
+from minicogvx.training.samples import Samples
 from minicogvx.training import transformer as transformer_training, vae as vae_training
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, initialise, normalise_latents, train_stage, train_vae, world_batch
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.losses import VAELossConfig
+from minicogvx.vae.losses import VAELoss, VAELossConfig
 
 L1_KL = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)
 MICRO = preset("micro")
@@ -27,6 +32,7 @@ TINY = replace(MICRO, vae=replace(MICRO.vae, block_out_channels=(8, 8, 8), laten
                transformer=replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=1,
                                    in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=32),
                text=replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+QUIET = Keep(progress=False)
 STAGE = VAEStage(steps=12, batch_size=2, num_frames=5, height=32, width=32, loss=L1_KL, warmup=2)
 
 
@@ -60,10 +66,10 @@ def test_a_nan_gradient_leaves_the_weights():
 
 
 def test_vae_learns_and_a_seed_fixes_it(tmp_path):
-    log = tmp_path / "log.jsonl"
-    first = train_vae(TINY.vae, (STAGE,), seed=5, log=log, progress=False)
-    second = train_vae(TINY.vae, (STAGE,), seed=5, progress=False)
-    other = train_vae(TINY.vae, (STAGE,), seed=6, progress=False)
+    log = tmp_path / "vae_0.jsonl"
+    first = train_vae(TINY.vae, (STAGE,), seed=5, keep=Keep(tmp_path, log_every=1, progress=False))
+    second = train_vae(TINY.vae, (STAGE,), seed=5, keep=QUIET)
+    other = train_vae(TINY.vae, (STAGE,), seed=6, keep=QUIET)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     assert not torch.equal(first.encoder.conv_in.conv.weight, other.encoder.conv_in.conv.weight)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
@@ -75,7 +81,7 @@ def test_decoder_only_leaves_the_encoder():
     torch.manual_seed(0)
     vae = CausalVAE(TINY.vae)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    train_stage(vae, replace(STAGE, steps=1, decoder_only=True), first_seed=0, progress=False)
+    train_stage(vae, replace(STAGE, steps=1, decoder_only=True), first_seed=0, keep=QUIET)
     changed = {name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("decoder") for name in changed)
     assert all(p.requires_grad for p in vae.parameters())
@@ -101,9 +107,9 @@ def test_transformer_learns_and_a_seed_fixes_it(tmp_path):
     torch.manual_seed(0)
     latents = encode_world(CausalVAE(TINY.vae), 8, seed=0, num_frames=9, progress=False)
     training = TransformerTraining((TransformerStage(steps=60, batch_size=8),), adamw_lr=1e-2, warmup=2, ema_decay=0.5)
-    log = tmp_path / "log.jsonl"
-    first, text = train_transformer(TINY, latents, training, log=log, progress=False)
-    second, _ = train_transformer(TINY, latents, training, progress=False)
+    log = tmp_path / "transformer.jsonl"
+    first, text = train_transformer(TINY, latents, training, keep=Keep(tmp_path, log_every=1, progress=False))
+    second, _ = train_transformer(TINY, latents, training, keep=QUIET)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     assert next(first.parameters()).dtype == torch.float32
     rows = [json.loads(line) for line in log.read_text().splitlines()]
@@ -114,9 +120,9 @@ class CutOff(Exception):
     pass
 
 
-def cut_off_after(monkeypatch, module, calls):
-    """Lets `module.save_checkpoint` work `calls` times and then stops the run, as a power cut would."""
-    real, count = module.save_checkpoint, []
+def cut_off_after(monkeypatch, calls):
+    """Lets checkpoints be written `calls` times and then stops the run, as a power cut would."""
+    real, count = Checkpoints.save, []
 
     def save(*arguments):
         real(*arguments)
@@ -124,43 +130,154 @@ def cut_off_after(monkeypatch, module, calls):
         if len(count) == calls:
             raise CutOff
 
-    monkeypatch.setattr(module, "save_checkpoint", save)
+    monkeypatch.setattr(Checkpoints, "save", save)
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+def world(clips=8, **fields):
+    torch.manual_seed(0)
+    return encode_world(CausalVAE(TINY.vae), clips, seed=0, num_frames=9, progress=False, **fields)
 
 
 def test_a_transformer_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    latents = encode_world(CausalVAE(TINY.vae), 8, seed=0, num_frames=9, progress=False)
+    latents = world()
     training = TransformerTraining((TransformerStage(3, 4, latent_frames=1), TransformerStage(5, 2)), warmup=2)
-    whole, text = train_transformer(TINY, latents, training, progress=False)
-    monkeypatch.setattr(transformer_training, "CHECKPOINT_EVERY", 2)
+    whole, text = train_transformer(TINY, latents, training, keep=QUIET)
+    keep = Keep(tmp_path, checkpoint_every=2, progress=False)
     with monkeypatch.context() as patch:
-        cut_off_after(patch, transformer_training, calls=3)
+        cut_off_after(patch, calls=3)
         with pytest.raises(CutOff):
-            train_transformer(TINY, latents, training, progress=False, checkpoint=tmp_path / "state.safetensors")
-    resumed, text_again = train_transformer(TINY, latents, training, progress=False, checkpoint=tmp_path / "state.safetensors",
-                                            log=tmp_path / "log.jsonl")
-    for one, other in ((whole, resumed), (text.encoder, text_again.encoder)):
-        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [7]  # steps 0 to 5 were not done again
+            train_transformer(TINY, latents, training, keep=keep)
+    (tmp_path / "transformer.jsonl").unlink()
+    resumed, text_again = train_transformer(TINY, latents, training, keep=keep)
+    assert equal(whole, resumed) and equal(text.encoder, text_again.encoder)
+    rows = [json.loads(line) for line in (tmp_path / "transformer.jsonl").open()]
+    assert [row["step"] for row in rows] == [7]  # steps 0 to 5 were not done again
 
 
-def test_a_vae_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    stages = (replace(STAGE, steps=3), replace(STAGE, steps=3, batch_size=1))
-    whole = train_vae(TINY.vae, stages, progress=False)
-    monkeypatch.setattr(vae_training, "CHECKPOINT_EVERY", 2)
+GAN = replace(STAGE.loss, gan_weight=0.5, gan_start=2)
+
+
+@pytest.mark.parametrize("loss", [STAGE.loss, GAN], ids=["no GAN", "GAN"])
+def test_a_vae_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, loss):
+    stages = (replace(STAGE, steps=3), replace(STAGE, steps=5, batch_size=1, loss=loss))
+    whole = train_vae(TINY.vae, stages, keep=QUIET)
+    keep = Keep(tmp_path, checkpoint_every=2, progress=False)
     with monkeypatch.context() as patch:
-        cut_off_after(patch, vae_training, calls=3)  # in the middle of the second stage
+        cut_off_after(patch, calls=4)  # in the second stage, after its GAN has begun
         with pytest.raises(CutOff):
-            train_vae(TINY.vae, stages, progress=False, checkpoints=tmp_path)
-    resumed = train_vae(TINY.vae, stages, progress=False, checkpoints=tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+            train_vae(TINY.vae, stages, keep=keep)
+    assert (tmp_path / "checkpoints" / "vae_1_00000004.safetensors").exists()
+    assert equal(whole, train_vae(TINY.vae, stages, keep=keep))
+
+
+def test_a_gan_begins_at_its_step_and_teaches_both_sides(tmp_path):
+    keep = Keep(tmp_path, log_every=1, progress=False)
+    train_vae(TINY.vae, (replace(STAGE, steps=4, loss=GAN),), keep=keep)
+    rows = [json.loads(line) for line in (tmp_path / "vae_0.jsonl").open()]
+    assert ["gan_discriminator" in row for row in rows] == [False, False, True, True]
+    assert [row["gan_weight"] > 0 for row in rows] == [False, False, True, True]
+    assert rows[2]["gan_discriminator"] != rows[3]["gan_discriminator"]
+    tensors = read_tensors(tmp_path / "checkpoints" / "vae_0_00000004.safetensors")
+    assert any(name.startswith("discriminator/") for name in tensors)
+    assert any(name.startswith("discriminator_optimizer/adamw") for name in tensors)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    train_vae(TINY.vae, (replace(STAGE, steps=1),), progress=False, checkpoints=tmp_path)
+    keep = Keep(tmp_path, progress=False)
+    train_vae(TINY.vae, (replace(STAGE, steps=1),), keep=keep)
     wider = replace(TINY.vae, block_out_channels=(8, 8, 16))
     with pytest.raises(ValueError, match="move the file away to start anew"):
-        train_vae(wider, (replace(STAGE, steps=1),), progress=False, checkpoints=tmp_path)
+        train_vae(wider, (replace(STAGE, steps=1),), keep=keep)
+
+
+def test_accumulated_passes_give_the_gradients_of_one(monkeypatch):
+    latents, gradients, real = world(), [], MuonAdamW.step
+
+    def keep_gradients(self, factor):
+        gradients.append([p.grad.clone() for p in self.others if p.grad is not None])
+        return real(self, factor)
+
+    monkeypatch.setattr(MuonAdamW, "step", keep_gradients)
+    for accumulate in (1, 4):
+        # The alignment's loss is normalised within each pass, so only without it are the two the same.
+        training = TransformerTraining((TransformerStage(1, 6),), optimizer="adamw", accumulate=accumulate,
+                                       alignment_weight=0.0)
+        train_transformer(TINY, latents, training, dtype=torch.float32, keep=QUIET)
+    one, four = gradients
+    assert len(one) == len(four) > 20 and any(gradient.abs().max() > 0 for gradient in one)
+    for a, b in zip(one, four):
+        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-8
+
+
+def test_a_vaes_accumulated_passes_give_the_gradients_of_one():
+    torch.manual_seed(0)
+    vae, loss, gradients = CausalVAE(TINY.vae), VAELoss(STAGE.loss), []
+    with torch.no_grad():  # no noise in the latent: the passes draw theirs apart
+        vae.encoder.conv_out.conv.weight[4:] = 0.0
+        vae.encoder.conv_out.conv.bias[4:] = -30.0
+    video = world_batch(4, 1, 5, 32, 32)
+    for accumulate in (1, 3):
+        vae.zero_grad()
+        losses, back = vae_training.backward(vae, loss, video, 0, 0, torch.float32, accumulate=accumulate)
+        gradients.append([p.grad.clone() for p in vae.parameters() if p.grad is not None] + [losses["total"], back])
+    assert gradients[0][-1].shape == video.shape and len(gradients[0]) == len(gradients[1]) > 50
+    for a, b in zip(*gradients):
+        assert (a - b).norm() <= 1e-3 * a.norm() + 1e-7
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adamw", "weight_decay": 0.1}, {"gradient_checkpointing": True}])
+def test_options_train(change):
+    training = TransformerTraining((TransformerStage(12, 8),), adamw_lr=1e-2, warmup=2, ema_decay=0.0, **change)
+    plain = replace(training, optimizer="muon", weight_decay=0.0, gradient_checkpointing=False)
+    one, _ = train_transformer(TINY, world(), training, dtype=torch.float32, keep=QUIET)
+    other, _ = train_transformer(TINY, world(), plain, dtype=torch.float32, keep=QUIET)
+    if "gradient_checkpointing" in change:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), other.parameters()))
+    else:
+        assert not equal(one, other)
+        assert all(torch.isfinite(p).all() for p in one.parameters())
+
+
+def test_compile_is_asked_for_only_on_request(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    for wanted in (False, True):
+        train_transformer(TINY, world(4), TransformerTraining((TransformerStage(1, 2),), compile=wanted), keep=QUIET)
+        assert len(compiled) == wanted
+
+
+def test_stages_of_different_size_draw_from_their_own_clips(tmp_path):
+    small, large = world(side=16), world(side=32)
+    assert small.mean.shape[-1] * 2 == large.mean.shape[-1] and small.scenes == large.scenes
+    stages = (TransformerStage(2, 2, side=16), TransformerStage(2, 2))
+    model, _ = train_transformer(TINY, [small, large], TransformerTraining(stages), keep=QUIET)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    with pytest.raises(ValueError, match="there are 1 sets of latents for 2 stages"):
+        train_transformer(TINY, [small], TransformerTraining(stages), keep=QUIET)
+
+
+def test_twice_the_frame_rate_shows_the_first_half_of_the_motion():
+    slow, fast = world_batch(3, 7, 9, 32, 32), world_batch(3, 7, 5, 32, 32, frame_rate=16)
+    assert fast.shape == (3, 3, 5, 32, 32)
+    assert torch.allclose(fast, slow[:, :, :5], atol=1e-6)  # 9 frames at 8 a second hold 5 of the same instants at 8
+    with pytest.raises(ValueError, match="frame_rates is .12,.; it must hold multiples of 8"):
+        replace(STAGE, frame_rates=(12,))
+
+
+def test_samples_are_drawn_and_judged_while_it_learns(tmp_path):
+    vae = CausalVAE(TINY.vae)
+    samples = Samples(vae, TINY, 3.0, tmp_path, clips=3, shown=2)
+    training = TransformerTraining((TransformerStage(2, 2),), sample_every=2)
+    keep = Keep(tmp_path, log_every=1, progress=False)
+    train_transformer(TINY, world(), training, keep=keep, on_sample=samples)
+    rows = [json.loads(line) for line in (tmp_path / "transformer.jsonl").open()]
+    assert "obeyed" not in rows[0] and 0 <= rows[1]["obeyed"] <= 1
+    with Image.open(tmp_path / "step_00000002.png") as picture:
+        assert picture.height > 2 * 32
 
 
 def test_a_new_transformer_is_the_identity_whose_blocks_learn_at_once():
@@ -239,13 +356,15 @@ def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, m
     recipe = recipes.Recipe("micro", vae=(replace(STAGE, steps=1),), clips=4, two_objects=0.0,
                             transformer=TransformerTraining((TransformerStage(steps=1, batch_size=2),)))
     monkeypatch.setattr(recipes, "preset", lambda name: TINY)
-    recipes.train_recipe(recipe, tmp_path, progress=False)
+    recipes.train_recipe(recipe, tmp_path, keep=QUIET)
     pipe = minicogvx.load(tmp_path / "pipeline")
     result = measure_adherence(pipe, sample_scenes(2, 0, "held_out", 0.0), num_inference_steps=1, progress=False)
     assert result.clips == 2 and 0 <= result.share["all"] <= 1 and "of 2 clips" in str(result)
     assert {"vae", "encoding", "transformer"} == json.loads((tmp_path / "minutes.json").read_text()).keys()
     monkeypatch.setattr(recipes, "train_vae", lambda *_, **__: pytest.fail("the VAE is finished"))
-    recipes.train_recipe(recipe, tmp_path, progress=False)
+    recipes.train_recipe(recipe, tmp_path, keep=QUIET)
+    with pytest.raises(ValueError, match="was begun with clips=4, not 5; name another folder"):
+        recipes.train_recipe(replace(recipe, clips=5), tmp_path, keep=QUIET)
 
 
 def test_latents_are_sampled_as_published_or_taken_at_their_mean():

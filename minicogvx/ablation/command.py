@@ -19,6 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)}")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many: 0 to N - 1 (default: 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each variant (default: the study's own)")
+    parser.add_argument("--go-on", action="store_true",
+                        help="keep the seeds that the file has already, and train the others; they must be of this code")
     parser.add_argument("--out", metavar="FILE.json", help="where to write (default: data/results/NAME.json)")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     arguments = parser.parse_args(argv)
@@ -33,33 +35,52 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(arguments.out) if arguments.out else default_file(arguments.name)
     if not arguments.out and not out.parents[1].is_dir():
         raise ValueError(f"there is no folder {out.parents[1]}: the package is not in its repository; give --out FILE")
-    _run(STUDIES[arguments.name], arguments.seeds, arguments.steps, out)
+    _run(STUDIES[arguments.name], arguments.seeds, arguments.steps, out, arguments.go_on)
     return 0
 
 
-def _run(study, seeds: int, steps: int | None, out: Path) -> None:
+def _run(study, seeds: int, steps: int | None, out: Path, go_on: bool) -> None:
     from tqdm import tqdm
 
     from minicogvx.ablation.results import Results, write_results
 
-    start = time.perf_counter()
-    compare, steps = comparison(study), steps or study.steps
+    steps = steps or study.steps
     command = f"minicogvx ablate {study.name} --seeds {seeds} --steps {steps} --threads {torch.get_num_threads()}"
     results = Results(study.name, command, [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
-    with tqdm(total=seeds * len(study.variants) * steps, unit="step", mininterval=5) as bar:
+    if go_on:
+        _keep_done(results, study, out)
+    minutes, left = results.minutes, [seed for seed in range(seeds) if seed not in results.seeds]
+    start, compare = time.perf_counter(), comparison(study)
+    with tqdm(total=len(left) * len(study.variants) * steps, unit="step", mininterval=5) as bar:
 
         def on_step(name: str, done: int) -> None:
             bar.set_description(f"{study.name}: {name}", refresh=False)
             bar.update()
 
-        for seed in range(seeds):
+        for seed in left:
             results.curves += compare(steps, seed, on_step).values()
             results.seeds.append(seed)
-            results.minutes = round((time.perf_counter() - start) / 60, 2)
+            results.minutes = round(minutes + (time.perf_counter() - start) / 60, 2)
             write_results(out, results)
     for curve in results.curves:
         print(_line(curve))
     print(out)
+
+
+def _keep_done(results, study, out: Path) -> None:
+    """Takes over the seeds of the file; raises ValueError where they were made otherwise."""
+    from minicogvx.ablation.results import read_results
+
+    done = read_results(out)
+    for name in ("name", "steps", "torch", "threads"):
+        if getattr(done, name) != getattr(results, name):
+            raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
+                             f"{getattr(results, name)!r}; leave out --go-on to make all seeds anew")
+    variants = list(dict.fromkeys(curve.name for curve in done.curves))
+    if variants != list(study.variants):
+        raise ValueError(f"{out} has the variants {', '.join(variants)}, this study {', '.join(study.variants)}; leave "
+                         f"out --go-on to make all seeds anew")
+    results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes
 
 
 def comparison(study) -> Callable[[int, int, Callable[[str, int], None] | None], dict]:

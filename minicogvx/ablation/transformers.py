@@ -14,9 +14,9 @@ from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.latents import LatentSet
-from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.transformer import (
-    TransformerTraining, diffusion_step_loss, draw_batch, initialise, is_block_matrix, update_master)
+    TransformerTraining, diffusion_step_loss, draw_batch, initialise, update_master)
 from minicogvx.transformer.model import ExpertTransformer
 
 HELD_BACK = 64  # clips at the end of a set that no variant is trained on
@@ -115,7 +115,7 @@ def _train(name: str, config: TransformerConfig, shared: _Shared, steps: int, se
     initialise(master)
     working = copy.deepcopy(master).to(shared.dtype)
     parameters = [*master.named_parameters(prefix="transformer"), *text.encoder.named_parameters(prefix="text")]
-    optimizer = MuonAdamW(parameters, _RECIPE.muon_lr, _RECIPE.adamw_lr, muon_on=is_block_matrix)
+    optimizer = _RECIPE.new_optimizer(parameters)
     warmup = max(1, min(_RECIPE.warmup, steps // 5))
     curve = Curve(name, seed, sum(p.numel() for p in master.parameters()), [], [], 0.0)
     for done in range(steps + 1):

@@ -13,15 +13,12 @@ from minicogvx.ablation.transformers import check_run, is_measured
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.presets import VAEConfig
-from minicogvx.training.optim import MuonAdamW, warmup_cosine
-from minicogvx.training.vae import initialise, world_batch
+from minicogvx.training.optim import warmup_cosine
+from minicogvx.training.vae import Critic, VAEStage, backward, initialise, world_batch
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
 from minicogvx.vae.losses import PerceptualDistance, VAELoss, VAELossConfig, kl_divergence
 
 MEASURED, MEASURED_SEED = 16, 5_000_000  # clips; training draws from seeds far below and far above
-_MUON_LR, _ADAMW_LR, _WARMUP, _CHUNK = 0.02, 1e-3, 20, 8  # as VAEStage has them
-_DISCRIMINATOR_LR, _DISCRIMINATOR_BETAS = 1e-3, (0.5, 0.9)
 
 
 @dataclass
@@ -110,8 +107,9 @@ def _train(name: str, config: VAEConfig, loss: VAELossConfig, measures: Measures
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
-    optimizer = MuonAdamW(vae.named_parameters(), _MUON_LR, _ADAMW_LR)
-    trainer = _Trainer(vae, loss, size[1], measures.dtype)
+    stage = VAEStage(steps, *size, loss)  # its learning rates are those of the shipped VAE
+    optimizer, critic = stage.new_optimizer(vae.named_parameters()), Critic(stage)
+    objective = VAELoss(loss, critic.network)
     curve = VAECurve(name, seed, sum(p.numel() for p in vae.parameters()), [], [], [], [], [], [],
                      measures.flicker_of_true, 0.0)
     for done in range(steps + 1):
@@ -122,33 +120,11 @@ def _train(name: str, config: VAEConfig, loss: VAELossConfig, measures: Measures
         if done == steps:
             break
         step_seed = seed * 10_000_000 + 1 + done
-        trainer.backward(world_batch(size[0], step_seed, *size[1:]), done, step_seed)
-        optimizer.step(warmup_cosine(done, steps, max(1, min(_WARMUP, steps // 5))))
+        video = world_batch(size[0], step_seed, *size[1:])
+        _, reconstruction = backward(vae, objective, video, done, step_seed, measures.dtype)
+        critic.step(objective, video, reconstruction, done)
+        optimizer.step(warmup_cosine(done, steps, max(1, min(stage.warmup, steps // 5))))
         if on_step:
             on_step(name, done + 1)
     curve.seconds, curve.vae = time.perf_counter() - start, vae.eval()
     return curve
-
-
-class _Trainer:
-    """One backward pass of the autoencoder; where the loss has a GAN, one whole step of the discriminator as well."""
-
-    def __init__(self, vae: CausalVAE, loss: VAELossConfig, num_frames: int, dtype: torch.dtype):
-        self.vae, self.dtype, discriminator = vae, dtype, None
-        if loss.gan_weight:
-            discriminator = PatchDiscriminator3D(DiscriminatorConfig(width=16, stages=3, num_frames=num_frames))
-            self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=_DISCRIMINATOR_LR,
-                                               betas=_DISCRIMINATOR_BETAS, weight_decay=0.0)
-        self.objective = VAELoss(loss, discriminator)
-
-    def backward(self, video: Float[Tensor, "b c t h w"], step: int, seed: int) -> None:
-        """Leaves gradients on the autoencoder."""
-        generator = torch.Generator().manual_seed(seed)
-        reconstruction, posterior = self.vae(video.to(self.dtype), generator, _CHUNK)
-        reconstruction = reconstruction.float()
-        self.objective.autoencoder(video, reconstruction, posterior.mean, posterior.logvar, step,
-                                   self.vae.decoder.conv_out.conv.weight, generator)["total"].backward()
-        if self.objective.gan_active(step):
-            self.optimizer.zero_grad()
-            self.objective.discriminator(video, reconstruction, step)["total"].backward()
-            self.optimizer.step()

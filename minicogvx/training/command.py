@@ -5,24 +5,56 @@ from pathlib import Path
 
 import torch
 
+from minicogvx.compat import choose_dtype
+
 
 def main(argv: list[str] | None = None) -> int:
     """Trains the model called on the command line; what it writes is a diffusers folder."""
+    from minicogvx.training.overrides import fields, override
     from minicogvx.training.recipe import RECIPES, train_recipe
+    from minicogvx.training.run import Keep
 
+    arguments = _parser(tuple(RECIPES)).parse_args(argv)
+    recipe = RECIPES[arguments.recipe]
+    for assignment in arguments.set:
+        recipe = override(recipe, assignment)
+    if arguments.show:
+        print("\n".join(f"{path}={value!r}" for path, value in fields(recipe).items()))
+        return 0
+    for name in ("threads", "checkpoint_every", "log_every"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
+    if arguments.tensorboard:
+        _need_tensorboard()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    out = Path(arguments.out or f"runs/{arguments.recipe}")
+    train_recipe(recipe, out, arguments.seed, choose_dtype("cpu"),
+                 Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
+                      tensorboard=arguments.tensorboard))
+    print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
+    return 0
+
+
+def _parser(recipes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minicogvx train",
                                      description="Train a model from nothing on the shapes world. "
                                                  "The same command again goes on where the last one was cut off.")
-    parser.add_argument("recipe", choices=tuple(RECIPES), help="which model")
+    parser.add_argument("recipe", choices=recipes, help="which model")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: runs/RECIPE)")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
+                        help="change one number, such as transformer.stages.1.steps=200; may be repeated")
+    parser.add_argument("--show", action="store_true", help="print every number of the recipe by its path, and stop")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
-    arguments = parser.parse_args(argv)
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"threads is {arguments.threads}; it must be 1 or more")
-        torch.set_num_threads(arguments.threads)
-    out = Path(arguments.out or f"runs/{arguments.recipe}")
-    train_recipe(RECIPES[arguments.recipe], out, arguments.seed)
-    print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
-    return 0
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
+    parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard, too")
+    return parser
+
+
+def _need_tensorboard() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard") is None:
+        raise ValueError("tensorboard is not installed; pip install tensorboard, or leave out --tensorboard")

@@ -39,16 +39,17 @@ class LatentSet:
 
 @torch.no_grad()
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
-                 dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True) -> LatentSet:
-    """Renders `clips` training scenes at the VAE's own, square size and encodes them; kept in 16 bits."""
+                 dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True,
+                 side: int | None = None) -> LatentSet:
+    """Renders `clips` training scenes of `side` x `side` pixels (None: the VAE's own size) and encodes them, in 16 bits."""
     scenes = sample_scenes(clips, seed, "train", two_objects)
     ratio, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
-    height, width = vae.config.sample_height, vae.config.sample_width
+    side = side or vae.config.sample_height
     means, stds, features = [], [], []
     for i in tqdm(range(0, clips, batch_size), desc="encoding clips", disable=not progress, mininterval=5):
-        video = render_batch(scenes[i:i + batch_size], num_frames, height, width).permute(0, 4, 1, 2, 3) * 2 - 1
+        video = render_batch(scenes[i:i + batch_size], num_frames, side, side).permute(0, 4, 1, 2, 3) * 2 - 1
         posterior = vae.encode(video.to(dtype))
         means.append(posterior.mean.bfloat16().contiguous())
         stds.append(posterior.std.bfloat16().contiguous())
-        features.append(scene_features(scenes[i:i + batch_size], num_frames, height // space, ratio).bfloat16())
+        features.append(scene_features(scenes[i:i + batch_size], num_frames, side // space, ratio).bfloat16())
     return LatentSet(scenes, torch.cat(means), torch.cat(stds), vae.config.scaling_factor, torch.cat(features))

@@ -18,13 +18,16 @@ class MuonAdamW:
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
                  adamw_lr: float = 1e-3, muon_on: Callable[[str, Tensor], bool] = lambda name, p: p.ndim >= 2,
-                 weight_decay: float = 0.0, clip: float = 1.0):
+                 weight_decay: float = 0.0, clip: float = 1.0, betas: tuple[float, float] = (0.9, 0.95)):
+        """`muon_on(name, parameter)` says which Muon takes; AdamW alone where it never says yes."""
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
         self.matrices = [p for name, p in parameters if muon_on(name, p)]
         self.others = [p for name, p in parameters if not muon_on(name, p)]
         self.flat = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.matrices]
-        self.muon = torch.optim.Muon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
-        self.adamw = torch.optim.AdamW(self.others, lr=adamw_lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+        # Neither takes an empty list.
+        self.muon = self.flat and torch.optim.Muon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
+        self.adamw = self.others and torch.optim.AdamW(self.others, lr=adamw_lr, betas=betas, eps=1e-8,
+                                                       weight_decay=weight_decay)
         self.clip = clip
         for group in self._groups():
             group["base_lr"] = group["lr"]
@@ -40,8 +43,8 @@ class MuonAdamW:
                 flat.grad = None if p.grad is None else p.grad.reshape(flat.shape)
             for group in self._groups():
                 group["lr"] = group["base_lr"] * factor
-            self.muon.step()
-            self.adamw.step()
+            for _, optimizer, _ in self._halves():
+                optimizer.step()
         for p in self.matrices + self.others:
             p.grad = None
         return norm
@@ -61,10 +64,17 @@ class MuonAdamW:
                     optimizer.state[p] = {key: value.clone() for key, value in state.items()}
 
     def _groups(self):
-        return self.muon.param_groups + self.adamw.param_groups
+        return [group for _, optimizer, _ in self._halves() for group in optimizer.param_groups]
 
     def _halves(self):
-        return ("muon", self.muon, self.flat), ("adamw", self.adamw, self.others)
+        return [half for half in (("muon", self.muon, self.flat), ("adamw", self.adamw, self.others)) if half[2]]
+
+
+@torch.no_grad()
+def average(averages: Iterable[nn.Module], modules: Iterable[nn.Module], decay: float) -> None:
+    """Moving averages of weights, in place: average = decay average + (1 - decay) weight."""
+    for kept, module in zip(averages, modules):
+        torch._foreach_lerp_(list(kept.parameters()), list(module.parameters()), 1 - decay)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:

@@ -1,7 +1,6 @@
 """The recipes of the models that this repository trains: every number of the shipped model's training, in one place."""
 
 import json
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +8,13 @@ from pathlib import Path
 import torch
 
 from minicogvx.interop import diffusers
-from minicogvx.interop.safetensors_files import load_into, read_tensors, write_tensors
+from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import preset
-from minicogvx.training.latents import encode_world
+from minicogvx.presets import Preset, preset
+from minicogvx.training.latents import LatentSet, encode_world
+from minicogvx.training.overrides import fields
+from minicogvx.training.run import Keep
+from minicogvx.training.samples import Samples
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, train_vae
 from minicogvx.vae import CausalVAE
@@ -37,9 +39,11 @@ class Recipe:
 
 RECIPES = {recipe.preset: recipe for recipe in (
     Recipe("micro",
-           vae=(VAEStage(steps=1900, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS),
-                VAEStage(steps=400, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS_LPIPS,
-                         muon_lr=0.01)),
+           # A stronger KL than the toy's: its latents say less, which a short diffusion training learns sooner.
+           vae=(VAEStage(steps=1500, batch_size=4, num_frames=9, height=32, width=32,
+                         loss=replace(_PIXELS, kl_weight=0.5)),
+                VAEStage(steps=300, batch_size=4, num_frames=9, height=32, width=32,
+                         loss=replace(_PIXELS_LPIPS, kl_weight=0.5), muon_lr=0.01)),
            clips=8192, two_objects=0.0,
            # Images in batches of 64: with 32 and the same steps the words for colours were not learnt.
            transformer=TransformerTraining((TransformerStage(steps=450, batch_size=64, latent_frames=1),
@@ -58,32 +62,56 @@ RECIPES = {recipe.preset: recipe for recipe in (
 
 
 def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16,
-                 progress: bool = True) -> Pipeline:
+                 keep: Keep = Keep()) -> Pipeline:
     """Trains VAE, then transformer and text encoder, and writes `out/pipeline`, a diffusers folder in 16 bits.
 
-    `out/minutes.json` holds the minutes of each part. A second call with the same `out` goes on where the first was cut
-    off: the finished VAE is in `out/vae.safetensors`, the state of a part under way in `out/checkpoints`.
+    `out/recipe.json` holds every number of the recipe, `out/minutes.json` the minutes of each part. A second call with
+    the same `out` goes on where the first was cut off: the finished VAE is in `out/vae.safetensors`, the state of a
+    part under way in `out/checkpoints`. Raises ValueError if `out` was begun with other numbers.
     """
-    sizes = preset(recipe.preset)
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    minutes = _Minutes(out / "minutes.json")
+    _begin(out / "recipe.json", recipe, seed)
+    sizes, keep, minutes = preset(recipe.preset), replace(keep, folder=out), _Minutes(out / "minutes.json")
+    vae = CausalVAE(sizes.vae)
     if (out / "vae.safetensors").exists():
-        vae = CausalVAE(sizes.vae)
         load_into(vae, read_tensors(out / "vae.safetensors"), out / "vae.safetensors")
     else:
-        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, out / "vae.jsonl", progress, out / "checkpoints")
+        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, replace(keep, checkpoint_every=200, log_every=10))
         write_tensors(out / "vae.safetensors", vae.state_dict())
         minutes.write("vae")
-    latents = encode_world(vae, recipe.clips, seed + 1, sizes.num_frames, recipe.two_objects, dtype, progress=progress)
-    # The posteriors' means: a small model has enough to fit without their noise.
-    latents = replace(latents, sample=False)
+    latents = encode_stages(vae, recipe, sizes, seed, dtype, keep.progress)
     minutes.write("encoding")
-    transformer, text = train_transformer(sizes, latents, recipe.transformer, seed, dtype, out / "transformer.jsonl",
-                                          progress, out / "checkpoints" / "transformer.safetensors")
+    samples = Samples(vae, sizes, recipe.guidance_scale, out / "samples")
+    transformer, text = train_transformer(sizes, latents, recipe.transformer, seed, dtype, keep, samples)
     minutes.write("transformer")
     pipe = Pipeline(vae, transformer, sizes.schedule, text, fps=sizes.fps, guidance_scale=recipe.guidance_scale)
     diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True)
     return pipe
+
+
+def encode_stages(vae: CausalVAE, recipe: Recipe, sizes: Preset, seed: int, dtype: torch.dtype,
+                  progress: bool) -> list[LatentSet]:
+    """The clips of each stage; stages of one size share theirs, and all sizes show the same scenes."""
+    sets, wanted = {}, [(stage.num_frames or sizes.num_frames, stage.side or sizes.height)
+                        for stage in recipe.transformer.stages]
+    for frames, side in dict.fromkeys(wanted):
+        latents = encode_world(vae, recipe.clips, seed + 1, frames, recipe.two_objects, dtype, side=side,
+                               progress=progress)
+        # The posteriors' means: a small model has enough to fit without their noise.
+        sets[frames, side] = replace(latents, sample=False)
+    return [sets[size] for size in wanted]
+
+
+def _begin(path: Path, recipe: Recipe, seed: int) -> None:
+    """Writes down what is trained here; what is there already must be the same."""
+    numbers = json.loads(json.dumps({"seed": seed} | fields(recipe)))
+    if path.exists():
+        before = read_json(path)
+        changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
+        if changed:
+            name = changed[0]
+            raise ValueError(f"{path.parent} was begun with {name}={before.get(name)!r}, not {numbers.get(name)!r}; "
+                             f"name another folder, or remove this one to start anew")
+    write_json(path, numbers)
 
 
 class _Minutes:
@@ -96,6 +124,4 @@ class _Minutes:
     def write(self, part: str) -> None:
         now = time.perf_counter()
         self.parts[part], self.start = round(self.parts.get(part, 0) + (now - self.start) / 60, 2), now
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(self.parts))
-        os.replace(beside, self.path)
+        write_json(self.path, self.parts)

@@ -4,16 +4,14 @@ v-prediction, explicit uniform timesteps, images before videos.
 """
 
 import copy
-import json
 import random
-import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from minicogvx.data.captions import caption, vocabulary
 from minicogvx.data.shapes import SHAPES, Scene
@@ -23,14 +21,12 @@ from minicogvx.diffusion.timesteps import stratified_timesteps
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment
-from minicogvx.training.checkpoints import load_checkpoint, save_checkpoint
 from minicogvx.training.latents import LatentSet
-from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.training.run import Keep, Run
 from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.expert_norm import ExpertNorm
 from minicogvx.transformer.model import ExpertTransformer, FeedForward
-
-CHECKPOINT_EVERY = 500  # steps
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class TransformerStage:
     steps: int
     batch_size: int = 32
     latent_frames: int | None = None  # None: whole clips; 1: images, which a causal VAE's first latent frame is
+    num_frames: int | None = None  # of the clips, in pixels; None: the preset's
+    side: int | None = None  # height and width in pixels; None: the preset's
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,25 @@ class TransformerTraining:
     ema_decay: float = 0.998
     alignment_weight: float = 1.0  # falls to 0 towards the end; see training/alignment.py
     alignment_kinds: tuple[str, ...] = ("shape", "motion")
+    optimizer: Literal["muon", "adamw"] = "muon"  # "adamw": for all weights, at adamw_lr
+    weight_decay: float = 0.0
+    clip: float = 1.0  # gradient norm
+    accumulate: int = 1  # passes that one batch is cut into
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass: a third more time, less memory
+    compile: bool = False  # torch.compile: minutes before the first step, then faster on a GPU
+    sample_every: int = 0  # steps between sample clips; 0: none
 
-    def plan(self) -> list[TransformerStage]:
-        """The stage of every step."""
-        return [stage for stage in self.stages for _ in range(stage.steps)]
+    def __post_init__(self):
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'muon' or 'adamw'")
+        for name, least in (("accumulate", 1), ("sample_every", 0), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+
+    def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
+        """Muon for the matrices of the blocks and AdamW for the rest, or AdamW alone."""
+        muon_on = is_block_matrix if self.optimizer == "muon" else lambda name, p: False
+        return MuonAdamW(named_parameters, self.muon_lr, self.adamw_lr, muon_on, self.weight_decay, self.clip)
 
 
 @torch.no_grad()
@@ -79,56 +92,70 @@ def initialise(model: ExpertTransformer) -> None:
     nn.init.zeros_(model.proj_out.weight)
 
 
-def train_transformer(preset: Preset, latents: LatentSet, training: TransformerTraining, seed: int = 0,
-                      dtype: torch.dtype = torch.bfloat16, log: Path | None = None, progress: bool = True,
-                      checkpoint: Path | None = None) -> tuple[ExpertTransformer, TextEncoder]:
+def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], training: TransformerTraining,
+                      seed: int = 0, dtype: torch.dtype = torch.bfloat16, keep: Keep = Keep(),
+                      on_sample: Callable[[int, ExpertTransformer, TextEncoder], Mapping[str, float]] | None = None,
+                      ) -> tuple[ExpertTransformer, TextEncoder]:
     """A transformer and a text encoder trained together from nothing; returns their moving averages.
 
-    The forward and backward pass run in `dtype` on a copy of the weights; the weights themselves stay float32. With
-    `checkpoint` the run's whole state goes to that file now and then, and a run that finds the file goes on from there.
+    `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` on a copy of the
+    weights; the weights themselves stay float32. Every step draws its clips, words, noise and timesteps from its own
+    seed, so a run that was killed and goes on ends in the same weights, bit for bit. `on_sample(step, transformer,
+    text)` is called with the averages after every `training.sample_every` steps; the figures that it returns are
+    recorded.
     """
     torch.manual_seed(seed)
     master = ExpertTransformer(preset.transformer)
     initialise(master)
     text = TextEncoder.from_config(preset.text, vocabulary(), preset.transformer.max_text_seq_length)
     ema = [copy.deepcopy(net).requires_grad_(False) for net in (master, text.encoder)]
+    averaged = ema[0], TextEncoder(text.tokenizer, ema[1], text.max_length)
     working = copy.deepcopy(master).to(dtype)
+    working.gradient_checkpointing = training.gradient_checkpointing
     alignment = Alignment(working, training.alignment_kinds)
     parameters = [*alignment.named_parameters(prefix="alignment"), *master.named_parameters(prefix="transformer"),
                   *text.encoder.named_parameters(prefix="text")]
-    optimizer = MuonAdamW(parameters, training.muon_lr, training.adamw_lr, muon_on=is_block_matrix)
+    optimizer = training.new_optimizer(parameters)
     state = {"transformer": master, "text": text.encoder, "ema_transformer": ema[0], "ema_text": ema[1],
              "alignment": alignment}
-    done = load_checkpoint(checkpoint, state, optimizer) if checkpoint else 0
-    working.load_state_dict(master.state_dict())
     schedule = NoiseSchedule(preset.schedule)
+    plan = [pair for pair in pair_up(training.stages, latents) for _ in range(pair[0].steps)]
+    model = torch.compile(working) if training.compile else working
     text.encoder.train()
-    plan = training.plan()
-    bar = tqdm(range(done, len(plan)), desc="transformer", initial=done, total=len(plan), disable=not progress,
-               mininterval=5)
-    for step in bar:
-        start, generator = time.perf_counter(), torch.Generator().manual_seed(seed * 10_000_000 + step)
-        x0, captions, features = draw_batch(latents, plan[step].batch_size, training.text_dropout, generator,
-                                            plan[step].latent_frames, training.caption_style)
-        loss = diffusion_step_loss(working, schedule, x0, text.encode(captions).to(dtype), generator)
-        aligned = alignment(features)
-        (loss + training.alignment_weight * (1 - step / len(plan)) * aligned).backward()
+    run = Run("transformer", len(plan), keep)
+    run.resume(state, {"optimizer": optimizer})
+    working.load_state_dict(master.state_dict())
+    for step in run:
+        stage, clips = plan[step]
+        generator = torch.Generator().manual_seed(seed * 10_000_000 + step)
+        x0, captions, features = draw_batch(clips, stage.batch_size, training.text_dropout, generator,
+                                            stage.latent_frames, training.caption_style)
+        noise, t = draw_noise(x0, schedule, generator)
+        weight, losses = training.alignment_weight * (1 - step / len(plan)), []
+        for i in parts(len(x0), training.accumulate):
+            loss = v_loss(model, schedule, x0[i], noise[i], t[i], text.encode(captions[i]).to(dtype))
+            aligned = alignment(features[i])
+            ((loss + weight * aligned) * len(x0[i]) / len(x0)).backward()
+            losses.append((loss.detach(), aligned.detach()))
         norm = update_master(master, working, optimizer, warmup_cosine(step, len(plan), training.warmup))
-        with torch.no_grad():
-            decay = min(training.ema_decay, (1 + step) / (10 + step))
-            for average, net in zip(ema, (master, text.encoder)):
-                torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-        if log and (step % 20 == 0 or step == len(plan) - 1):
-            row = {"step": step, "loss": loss.item(), "alignment": aligned.item(), "grad_norm": norm.item(),
-                   "seconds": time.perf_counter() - start}
-            if step % 200 == 0:
-                row["swap_gain"] = swap_gain(working, text, latents, schedule, dtype)
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-        if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step == len(plan) - 1):
-            save_checkpoint(checkpoint, step + 1, state, optimizer)
-    return ema[0].eval(), TextEncoder(text.tokenizer, ema[1].eval(), text.max_length)
+        average(ema, (master, text.encoder), min(training.ema_decay, (1 + step) / (10 + step)))
+        figures = {name: sum(values) / len(losses) for name, values in zip(("loss", "alignment"), zip(*losses))}
+        if run.logs(step) and step % (10 * keep.log_every) == 0:
+            figures["swap_gain"] = swap_gain(working, text, clips, schedule, dtype)
+        if on_sample and training.sample_every and (step + 1) % training.sample_every == 0:
+            figures |= on_sample(step + 1, *averaged)
+        run.record(norm, **figures)
+    averaged[0].eval(), averaged[1].encoder.eval()
+    return averaged
+
+
+def pair_up(stages: Sequence[TransformerStage],
+            latents: LatentSet | Sequence[LatentSet]) -> list[tuple[TransformerStage, LatentSet]]:
+    """Each stage with the clips that it draws from. Raises ValueError unless there is one set for all or one for each."""
+    sets = [latents] * len(stages) if isinstance(latents, LatentSet) else list(latents)
+    if len(sets) != len(stages):
+        raise ValueError(f"there are {len(sets)} sets of latents for {len(stages)} stages; give one, or one for each")
+    return list(zip(stages, sets))
 
 
 def draw_batch(latents: LatentSet, batch_size: int, text_dropout: float, generator: torch.Generator,
@@ -145,18 +172,37 @@ def draw_batch(latents: LatentSet, batch_size: int, text_dropout: float, generat
 
 def diffusion_step_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
                         text_features: Float[Tensor, "b n d"], generator: torch.Generator) -> Float[Tensor, ""]:
-    """Mean loss of a batch; `generator` draws first the noise, then the timesteps, one from each of b equal parts."""
+    """Mean loss of a batch: noise and timesteps drawn, one forward pass."""
+    return v_loss(model, schedule, x0, *draw_noise(x0, schedule, generator), text_features)
+
+
+def draw_noise(x0: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
+               generator: torch.Generator) -> tuple[Float[Tensor, "b c t h w"], Int[Tensor, " b"]]:
+    """Noise, then timesteps, one from each of b equal parts: explicit uniform sampling on one device (paper 3.3)."""
     noise = torch.randn(x0.shape, generator=generator)
-    t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
+    return noise, stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
+
+
+def v_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
+           noise: Float[Tensor, "b c t h w"], t: Int[Tensor, " b"],
+           text_features: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
+    """Mean loss of one forward pass, in the number format of `text_features`."""
     prediction = model(schedule.add_noise(x0, noise, t).to(text_features.dtype), t, text_features)
     return diffusion_loss(prediction, x0, noise, t, schedule).mean()
+
+
+def parts(length: int, count: int) -> list[slice]:
+    """`count` slices of a batch, as equal as can be: gradient accumulation."""
+    bounds = [length * i // count for i in range(count + 1)]
+    return [slice(low, high) for low, high in zip(bounds, bounds[1:]) if high > low]
 
 
 @torch.no_grad()
 def update_master(master: nn.Module, working: nn.Module, optimizer: MuonAdamW, factor: float) -> Tensor:
     """Hands the gradients of the short copy to the float32 weights, steps and copies them back; the gradient norm."""
     for p, low in zip(master.parameters(), working.parameters()):
-        p.grad, low.grad = low.grad.float(), None
+        if low.grad is not None:
+            p.grad, low.grad = low.grad.float(), None
     norm = optimizer.step(factor)
     torch._foreach_copy_(list(working.parameters()), list(master.parameters()))
     return norm

@@ -1,26 +1,27 @@
-"""Trains the 3D causal VAE in stages, as published: short low-resolution clips first, then the full size (paper 2.1).
+"""Trains the 3D causal VAE in stages, as published: short low-resolution clips first, then long ones (paper 2.1).
 
 The published run's loss weights, learning rate and optimizer were never released. Ours were chosen on two CPU cores.
 """
 
-import json
-import time
-from dataclasses import dataclass
-from pathlib import Path
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.presets import VAEConfig
-from minicogvx.training.checkpoints import load_checkpoint, save_checkpoint
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.run import Keep, Run
 from minicogvx.vae import CausalVAE
+from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
 from minicogvx.vae.losses import VAELoss, VAELossConfig
 
-CHECKPOINT_EVERY = 200  # steps
+WORLD_FPS = 8  # of a clip of the shapes world at its usual speed
+_DISCRIMINATOR_LR, _DISCRIMINATOR_BETAS = 1e-3, (0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,25 @@ class VAEStage:
     warmup: int = 20
     chunk_frames: int | None = 8
     decoder_only: bool = False  # the encoder stays as it is: latents that a diffusion model has seen keep their meaning
+    frame_rates: tuple[int, ...] = (WORLD_FPS,)  # one is drawn for each batch; (8, 16) in the published first stage
+    discriminator: DiscriminatorConfig = DiscriminatorConfig(width=16)  # where the loss has a GAN
+    optimizer: Literal["muon", "adamw"] = "muon"  # "adamw": for all weights, at adamw_lr
+    weight_decay: float = 0.0
+    clip: float = 1.0  # gradient norm
+    accumulate: int = 1  # passes that one batch is cut into
+
+    def __post_init__(self):
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'muon' or 'adamw'")
+        if not self.frame_rates or any(rate % WORLD_FPS or rate < WORLD_FPS for rate in self.frame_rates):
+            raise ValueError(f"frame_rates is {self.frame_rates}; it must hold multiples of {WORLD_FPS}")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}; it must be from 1 to batch_size={self.batch_size}")
+
+    def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
+        """Muon for matrices and kernels and AdamW for the rest, or AdamW alone."""
+        muon_on = (lambda name, p: p.ndim >= 2) if self.optimizer == "muon" else lambda name, p: False
+        return MuonAdamW(named_parameters, self.muon_lr, self.adamw_lr, muon_on, self.weight_decay, self.clip)
 
 
 def initialise(vae: CausalVAE) -> None:
@@ -51,9 +71,14 @@ def initialise(vae: CausalVAE) -> None:
     logvar_bias.fill_(-4.0)
 
 
-def world_batch(size: int, seed: int, num_frames: int, height: int, width: int) -> Float[Tensor, "b 3 t h w"]:
-    """A batch of training clips of the shapes world as the model sees them: `b c t h w` in -1..1."""
-    clips = render_batch(sample_scenes(size, seed, "train"), num_frames, height, width)
+def world_batch(size: int, seed: int, num_frames: int, height: int, width: int,
+                frame_rate: int = WORLD_FPS) -> Float[Tensor, "b 3 t h w"]:
+    """A batch of training clips of the shapes world as the model sees them: `b c t h w` in -1..1.
+
+    At twice the frame rate the same number of frames shows the first half of the motion, in steps half as long.
+    """
+    times = frame_rate // WORLD_FPS
+    clips = render_batch(sample_scenes(size, seed, "train"), times * (num_frames - 1) + 1, height, width)[:, :num_frames]
     return clips.permute(0, 4, 1, 2, 3) * 2 - 1
 
 
@@ -64,19 +89,19 @@ def psnr(video: Tensor, reconstruction: Tensor) -> float:
 
 
 def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype = torch.bfloat16,
-              log: Path | None = None, progress: bool = True, checkpoints: Path | None = None) -> CausalVAE:
+              keep: Keep = Keep()) -> CausalVAE:
     """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
 
     After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
-    (`normalise_latents`). Deterministic for a seed and a number of threads. With a folder of `checkpoints` a run that
-    was cut off goes on where it was.
+    (`normalise_latents`). Deterministic for a seed and a number of threads: a run that was killed and goes on from
+    `keep.folder` ends in the same weights, bit for bit.
     """
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
     first_seed = seed * 10_000_000 + 1
     for i, stage in enumerate(stages):
-        train_stage(vae, stage, first_seed, dtype, log, progress, checkpoints and checkpoints / f"vae_{i}.safetensors")
+        train_stage(vae, stage, first_seed, dtype, keep, f"vae_{i}")
         if not stage.decoder_only and stage.height == config.sample_height:
             normalise_latents(vae, seed)
         first_seed += stage.steps
@@ -84,38 +109,68 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
 
 
 def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16,
-                log: Path | None = None, progress: bool = True, checkpoint: Path | None = None) -> None:
-    """One stage, in place; step i draws its clips and noise from seed `first_seed + i`.
-
-    The losses of every tenth step go by name to the JSONL file `log`.
-    """
+                keep: Keep = Keep(), name: str = "vae") -> None:
+    """One stage, in place; step i draws its clips and noise from seed `first_seed + i`. Figures are recorded by name."""
     part = vae.decoder if stage.decoder_only else vae
     vae.encoder.requires_grad_(not stage.decoder_only)
-    optimizer = MuonAdamW(part.named_parameters(), stage.muon_lr, stage.adamw_lr)
-    objective = VAELoss(stage.loss)
-    name = f"{stage.height}x{stage.width}x{stage.num_frames}"
-    done = load_checkpoint(checkpoint, {"vae": vae}, optimizer) if checkpoint else 0
-    bar = tqdm(range(done, stage.steps), desc=f"VAE {name}", initial=done, total=stage.steps, disable=not progress,
-               mininterval=5)
-    for step in bar:
-        start = time.perf_counter()
-        generator = torch.Generator().manual_seed(first_seed + step)
-        video = world_batch(stage.batch_size, first_seed + step, stage.num_frames, stage.height, stage.width)
-        reconstruction, posterior = vae(video.to(dtype), generator, stage.chunk_frames)
-        losses = objective.autoencoder(video, reconstruction.float(), posterior.mean, posterior.logvar, step,
-                                       generator=generator)
-        losses["total"].backward()
+    optimizer = stage.new_optimizer(part.named_parameters())
+    critic = Critic(stage)
+    objective = VAELoss(stage.loss, critic.network)
+    run = Run(name, stage.steps, keep)
+    run.resume({"vae": vae} | critic.modules, {"optimizer": optimizer} | critic.optimizers)
+    for step in run:
+        seed = first_seed + step
+        rate = random.Random(seed).choice(stage.frame_rates)
+        video = world_batch(stage.batch_size, seed, stage.num_frames, stage.height, stage.width, rate)
+        losses, reconstruction = backward(vae, objective, video, step, seed, dtype, stage.chunk_frames, stage.accumulate)
+        losses |= critic.step(objective, video, reconstruction, step)
         norm = optimizer.step(warmup_cosine(step, stage.steps, stage.warmup))
-        if step % 10 == 0 or step == stage.steps - 1:
-            row = {"stage": name, "step": step, "psnr": psnr(video, reconstruction.detach()), "grad_norm": norm.item(),
-                   "seconds": time.perf_counter() - start, **{key: value.item() for key, value in losses.items()}}
-            bar.set_postfix(psnr=f"{row['psnr']:.1f}")
-            if log:
-                with log.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-        if checkpoint and ((step + 1) % CHECKPOINT_EVERY == 0 or step == stage.steps - 1):
-            save_checkpoint(checkpoint, step + 1, {"vae": vae}, optimizer)
+        run.record(norm, psnr=psnr(video, reconstruction), **losses)
     vae.encoder.requires_grad_(True)
+
+
+def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w"], step: int, seed: int,
+             dtype: torch.dtype, chunk_frames: int | None = 8,
+             accumulate: int = 1) -> tuple[dict[str, Tensor], Float[Tensor, "b c t h w"]]:
+    """Leaves the gradients of one batch on the autoencoder; the losses by name, and the reconstruction without gradient.
+
+    `accumulate` cuts the batch into as many passes, whose mean is taken.
+    """
+    generator, last_layer = torch.Generator().manual_seed(seed), vae.decoder.conv_out.conv.weight
+    passes, copies = [], []
+    for piece in video.tensor_split(accumulate):
+        reconstruction, posterior = vae(piece.to(dtype), generator, chunk_frames)
+        reconstruction = reconstruction.float()
+        losses = objective.autoencoder(piece, reconstruction, posterior.mean, posterior.logvar, step, last_layer, generator)
+        share = len(piece) / len(video)
+        (losses["total"] * share).backward()
+        passes.append({name: loss.detach() * share for name, loss in losses.items()})
+        copies.append(reconstruction.detach())
+    return {name: sum(one[name] for one in passes) for name in passes[0]}, torch.cat(copies)
+
+
+class Critic:
+    """The discriminator and its optimizer, where the stage's loss has a GAN; otherwise nothing."""
+
+    def __init__(self, stage: VAEStage):
+        self.network, self.modules, self.optimizers = None, {}, {}
+        if stage.loss.gan_weight:
+            self.network = PatchDiscriminator3D(replace(stage.discriminator, num_frames=stage.num_frames))
+            self.optimizer = MuonAdamW(self.network.named_parameters(), adamw_lr=_DISCRIMINATOR_LR,
+                                       muon_on=lambda name, p: False, clip=float("inf"), betas=_DISCRIMINATOR_BETAS)
+            self.modules, self.optimizers = {"discriminator": self.network}, {"discriminator_optimizer": self.optimizer}
+
+    def step(self, objective: VAELoss, video: Float[Tensor, "b c t h w"], reconstruction: Float[Tensor, "b c t h w"],
+             step: int) -> Mapping[str, Tensor]:
+        """One step of the discriminator once the GAN takes part; its figures by name."""
+        if not objective.gan_active(step):
+            return {}
+        for p in self.network.parameters():
+            p.grad = None  # the autoencoder's loss passed through it
+        losses = objective.discriminator(video, reconstruction, step)
+        losses["total"].backward()
+        self.optimizer.step(1.0)
+        return {name: loss.detach() for name, loss in losses.items() if name != "total"}
 
 
 @torch.no_grad()

@@ -1,0 +1,81 @@
+"""Changes single fields of a frozen dataclass from the command line: `transformer.stages.1.steps=200`."""
+
+import ast
+import dataclasses
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def override(config: Any, assignment: str) -> Any:
+    """A copy of `config` in which one field is another, named by its path: names of fields and indices of tuples.
+
+    Raises ValueError, in one sentence, for a path that leads nowhere or a value of the wrong kind.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"{assignment!r} sets nothing; write it as PATH=VALUE, such as transformer.warmup=20")
+    return _replaced(config, path.split("."), _literal(text), path)
+
+
+def fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value in `config` by the path that `override` takes."""
+    if dataclasses.is_dataclass(config):
+        parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    elif isinstance(config, tuple) and any(map(dataclasses.is_dataclass, config)):
+        parts = {str(i): part for i, part in enumerate(config)}
+    else:
+        return {prefix: config}
+    return {path: value for name, part in parts.items()
+            for path, value in fields(part, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def _replaced(config: Any, path: list[str], value: Any, whole: str) -> Any:
+    if not path:
+        return value
+    head, *rest = path
+    if isinstance(config, tuple):
+        if not head.isdigit() or int(head) >= len(config):
+            raise ValueError(f"{whole} leads nowhere: {head!r} must be from 0 to {len(config) - 1}")
+        i = int(head)
+        return config[:i] + (_replaced(config[i], rest, value, whole),) + config[i + 1:]
+    if not dataclasses.is_dataclass(config):
+        raise ValueError(f"{whole} leads nowhere: there is nothing below {type(config).__name__} {config!r}")
+    names = [f.name for f in dataclasses.fields(config)]
+    if head not in names:
+        raise ValueError(f"{whole} leads nowhere: {head!r} must be one of {', '.join(names)}")
+    if not rest:
+        wanted = get_type_hints(type(config))[head]
+        value = float(value) if type(value) is int and wanted is float else value
+        if not _fits(value, wanted):
+            raise ValueError(f"{whole} is {value!r}; it must be {_said(wanted)}")
+    return dataclasses.replace(config, **{head: _replaced(getattr(config, head), rest, value, whole)})
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    kind, parts = get_origin(wanted), get_args(wanted)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind is tuple:
+        return isinstance(value, tuple) and (not parts[-1] is ... or all(_fits(one, parts[0]) for one in value))
+    return type(value) is (wanted if wanted is not None else NoneType)
+
+
+def _said(wanted: Any) -> str:
+    kind, parts = get_origin(wanted), get_args(wanted)
+    if kind in (Union, UnionType):
+        return " or ".join(map(_said, parts))
+    if kind is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if kind is tuple:
+        return "a tuple such as (1, 2)"
+    names = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", NoneType: "None"}
+    return names.get(wanted, f"a {getattr(wanted, '__name__', wanted)}")

@@ -1,0 +1,43 @@
+"""Clips of a model that is still learning, and how many of them obey their captions."""
+
+import random
+from pathlib import Path
+
+import torch
+from einops import rearrange
+
+from minicogvx.data.captions import evaluation_caption
+from minicogvx.data.oracle import matches, read
+from minicogvx.data.shapes import sample_scenes
+from minicogvx.data.video_files import write_strip
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import Preset
+from minicogvx.text import TextEncoder
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
+
+SAMPLE_SEED = 4_000_037  # of the captions; the final figure is measured on others
+
+
+class Samples:
+    """Called by the trainer now and then: writes `step_00000500.png` and says which share of the clips obeys.
+
+    Always the same captions of the training split and the same noise, so that one picture follows the other.
+    """
+
+    def __init__(self, vae: CausalVAE, preset: Preset, guidance_scale: float, folder: Path, clips: int = 16,
+                 shown: int = 4):
+        self.vae, self.preset, self.guidance_scale, self.folder, self.shown = vae, preset, guidance_scale, folder, shown
+        self.scenes, words = sample_scenes(clips, SAMPLE_SEED, "train", 0.0), random.Random(SAMPLE_SEED)
+        self.captions = [evaluation_caption(scene, words) for scene in self.scenes]
+
+    def __call__(self, step: int, transformer: ExpertTransformer, text: TextEncoder) -> dict[str, float]:
+        """The figure "obeyed": the share of clips in which the oracle finds everything right."""
+        pipe = Pipeline(self.vae, transformer, self.preset.schedule, text, fps=self.preset.fps,
+                        guidance_scale=self.guidance_scale)
+        with torch.no_grad():
+            clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=25))
+        rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # a row of the picture for each clip
+        write_strip(self.folder / f"step_{step:08d}.png", rows, min_side=96 * self.shown)
+        right = sum(matches(read(clip), scene)["all"] for clip, scene in zip(clips, self.scenes))
+        return {"obeyed": right / len(self.scenes)}

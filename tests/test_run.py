@@ -1,0 +1,195 @@
+"""A run that is killed, meets a full disk, a damaged file or a NaN loses nothing that was whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from minicogvx.training import checkpoints as checkpoints_module
+from minicogvx.training.checkpoints import Checkpoints, Damaged, checksum, load_checkpoint
+from minicogvx.training.optim import MuonAdamW
+from minicogvx.training.run import BAD_STEPS, Keep, Run
+
+
+def quiet(folder, **fields):
+    return Keep(folder, **({"checkpoint_every": 2, "log_every": 1, "progress": False} | fields))
+
+
+def train(keep, steps=6, stop_after=None, poison=()):
+    """A linear layer fitted to noise that belongs to each step's own seed."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, 4)
+    optimizer = MuonAdamW(net.named_parameters())
+    run = Run("linear", steps, keep)
+    run.resume({"net": net}, {"optimizer": optimizer})
+    for step in run:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        loss = (net(x) - x.flip(1)).square().mean() * (float("nan") if step in poison else 1.0)
+        loss.backward()
+        run.record(optimizer.step(1.0), loss=loss.detach())
+        if step == stop_after:
+            raise KeyboardInterrupt
+    return net
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+def files(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_run_that_was_cut_off_ends_in_the_same_bits(tmp_path):
+    whole = train(Keep(progress=False))
+    with pytest.raises(KeyboardInterrupt):
+        train(quiet(tmp_path), stop_after=4)
+    assert files(tmp_path) == ["linear_00000002.safetensors", "linear_00000004.safetensors"]
+    assert same(train(quiet(tmp_path)), whole)
+    assert files(tmp_path) == ["linear_00000004.safetensors", "linear_00000006.safetensors"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "linear.jsonl").open()]
+    assert steps == [0, 1, 2, 3, 4, 5]  # step 4 was taken twice and is written down once
+
+
+def test_a_finished_run_takes_no_step(tmp_path):
+    first = train(quiet(tmp_path))
+    before = (tmp_path / "linear.jsonl").read_text()
+    assert same(train(quiet(tmp_path)), first) and (tmp_path / "linear.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit turned", "empty", "text"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys, damage):
+    whole = train(quiet(tmp_path))
+    newest = tmp_path / "checkpoints" / "linear_00000006.safetensors"
+    content = bytearray(newest.read_bytes())
+    if damage == "a bit turned":
+        content[-20] ^= 1
+    newest.write_bytes({"cut short": bytes(content[:-9]), "a bit turned": bytes(content), "empty": b"",
+                        "text": b"no checkpoint"}[damage])
+    capsys.readouterr()
+    assert same(train(quiet(tmp_path)), whole)
+    told = capsys.readouterr().err
+    assert "linear_00000006.safetensors" in told and "going on from an earlier one" in told
+
+
+def test_where_every_checkpoint_is_damaged_the_run_begins_anew(tmp_path):
+    whole = train(quiet(tmp_path))
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert same(train(quiet(tmp_path)), whole)
+
+
+def test_a_full_disk_costs_one_checkpoint_and_no_step(tmp_path, capsys, monkeypatch):
+    whole, real = train(Keep(progress=False)), checkpoints_module.write_tensors
+
+    def full(path, tensors, *rest):
+        if "00000004" in path.name:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        return real(path, tensors, *rest)
+
+    monkeypatch.setattr(checkpoints_module, "write_tensors", full)
+    assert same(train(quiet(tmp_path)), whole)
+    assert files(tmp_path) == ["linear_00000002.safetensors", "linear_00000006.safetensors"]
+    assert "no checkpoint at step 4" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_last_step_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    def full(path, tensors, *rest):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints_module, "write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(quiet(tmp_path))
+
+
+def test_one_nan_is_left_out_and_many_end_the_run_with_what_was_good(tmp_path, capsys):
+    skipped = train(quiet(tmp_path / "one"), poison=(3,))
+    assert all(torch.isfinite(p).all() for p in skipped.parameters())
+    assert "the gradient of step 3 is not finite" in capsys.readouterr().err
+    assert json.loads((tmp_path / "one" / "linear.jsonl").read_text().splitlines()[3])["loss"] == "nan"
+    with pytest.raises(FloatingPointError, match="lower the learning rate; the checkpoints in .* are from before"):
+        train(quiet(tmp_path / "many"), steps=50, poison=range(6, 50))
+    assert files(tmp_path / "many") == ["linear_00000004.safetensors", "linear_00000006.safetensors"]
+    assert BAD_STEPS == 20
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_run
+real = test_run.Run.record
+def slow(self, *values, **named):
+    real(self, *values, **named)
+    time.sleep(0.02)
+test_run.Run.record = slow
+test_run.train(test_run.quiet(Path({folder!r})), steps=200)
+"""
+
+
+def test_kill_minus_9_at_any_moment(tmp_path):
+    """Killed twice at moments that nobody chose, then left alone: the same bits as a run that nobody touched."""
+    script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    newest = ""
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (there := sorted(path.name for path in tmp_path.glob("checkpoints/linear_*"))) or there[-1] <= newest:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        newest = files(tmp_path)[-1]
+    assert "linear_00000000" < newest < "linear_00000200"
+    assert same(train(quiet(tmp_path), steps=200), train(Keep(progress=False), steps=200))
+
+
+def test_checkpoints_of_another_model_are_refused_and_change_nothing(tmp_path):
+    train(quiet(tmp_path))
+    wider = nn.Linear(4, 5)
+    before = wider.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"net/weight in .* is \(4, 4\); this run needs \(5, 4\): move the file away"):
+        Checkpoints(tmp_path / "checkpoints", "linear").load({"net": wider}, {})
+    assert torch.equal(wider.weight, before)
+
+
+def test_the_checksum_sees_names_numbers_and_formats():
+    a = {"x": torch.arange(4.0), "y": torch.tensor(1)}
+    assert checksum(a) == checksum(dict(reversed(a.items())))
+    assert len({checksum(a), checksum(a | {"x": torch.arange(4.0) + 1e-6}), checksum({"z": a["x"], "y": a["y"]}),
+                checksum(a | {"x": torch.arange(4.0).bfloat16()})}) == 4
+
+
+def test_damaged_is_a_value_error_with_the_path(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"\x80pickle")
+    with pytest.raises(Damaged, match="a.safetensors is a pickle"):
+        load_checkpoint(path, {}, {})
+
+
+def test_tensorboard_holds_the_figures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(quiet(tmp_path, tensorboard=True))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "linear"))
+    events.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "linear.jsonl").open()]
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_only_the_leader_writes(tmp_path):
+    run = Run("linear", 2, quiet(tmp_path), leader=False)
+    net = nn.Linear(2, 2)
+    run.resume({"net": net}, {})
+    for _ in run:
+        run.record(torch.tensor(1.0), loss=1.0)
+    assert not list(tmp_path.rglob("*"))
