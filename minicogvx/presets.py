@@ -184,7 +184,7 @@ _VAE_SMALL = VAEConfig(latent_channels=16, block_out_channels=(64, 128, 128, 256
 PRESETS = {preset.name: preset for preset in (
     Preset("micro", _VAE_MICRO,
            _small_transformer(_VAE_MICRO, 9, _TEXT_TOY, num_attention_heads=4, attention_head_dim=48, num_layers=6,
-                              max_text_seq_length=32, time_embed_dim=64),
+                              max_text_seq_length=20, time_embed_dim=64),
            ScheduleConfig(), _TEXT_TOY),
     Preset("toy", _VAE_TOY,
            _small_transformer(_VAE_TOY, 17, _TEXT_TOY, num_attention_heads=4, attention_head_dim=64, num_layers=6,

@@ -48,7 +48,7 @@ RECIPES = {recipe.preset: recipe for recipe in (
            # Images in batches of 64: with 32 and the same steps the words for colours were not learnt.
            transformer=TransformerTraining((TransformerStage(steps=450, batch_size=64, latent_frames=1),
                                             TransformerStage(steps=1250)),
-                                           caption_style="short", alignment_weight=1.5,
+                                           caption_style="short", ema_decay=0.995, alignment_weight=1.5,
                                            alignment_kinds=("shape", "motion", "colour"))),
     Recipe("toy",
            vae=(VAEStage(steps=700, batch_size=8, num_frames=9, height=32, width=32, loss=_PIXELS),
