@@ -13,7 +13,9 @@ import torch
 from einops import rearrange
 
 import minicogvx
-from minicogvx.course import new_figure, show_clip, show_figure, show_rows, show_source
+from minicogvx.course import (
+    check, hint, new_figure, progress, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import Scene, ShapeObject, render, sample_scenes
 
@@ -32,7 +34,8 @@ show_clip(video, f"Generated from the caption: {PROMPT}.", pipe.fps)
 # billion numbers ([the paper](https://arxiv.org/abs/2408.06072), section 2). Only the sizes differ. It was
 # trained on two processor cores, on clips of moving shapes that a program drew.
 #
-# In the next 20 minutes you follow this one caption through the whole machine:
+# In about 25 minutes, and 40 more for five short exercises, you follow this one caption through the whole
+# machine:
 #
 # ```
 # caption ── tokens ── text features ──┐
@@ -56,6 +59,9 @@ print("all between 0 and 1:", bool(video.min() >= 0 and video.max() <= 1))
 # Can we read those numbers without looking? Here is a plain way to find the circle. A pixel is red where its
 # first number is much larger than the other two. The mean column of the red pixels is where the circle
 # stands.
+#
+# That reads one colour and one direction. The package has an **oracle** that reads everything: colour, shape,
+# motion, background and the number of objects, from the pixels alone. The cell asks both.
 
 # %%
 def red_column(frame):
@@ -78,11 +84,6 @@ axis.set(xlabel="frame", ylabel="column (pixels)", ylim=(0, width))
 show_figure(figure, "The circle's column in each of the 17 frames: it rises steadily, so the circle moves "
                     "to the right.")
 
-# %% [markdown]
-# That reads one colour and one direction. The package has an **oracle** that reads everything: colour, shape,
-# motion, background and the number of objects, from the pixels alone.
-
-# %%
 seen = oracle.read(video)
 for thing in seen.objects:
     print(f"a {thing.colour} {thing.shape} that {thing.motion}")
@@ -92,6 +93,32 @@ print(oracle.matches(seen, captions.parse_caption(PROMPT)))
 # This is why the small model lives in a world of shapes. "Does it obey its caption?" is usually a matter of
 # taste. Here it is a number, and every experiment in this course can be scored.
 #
+# Now it is your turn. An exercise is a function with a gap: write your code in place of the line with `raise`,
+# and run the cell. `check` says whether it is right, and if not, what is wrong. Stuck? `hint("0.1")` gives
+# one more hint each time, `solution("0.1")` all of it, and `progress()` lists what you have solved. You may also
+# read on: until your function is right, the package's version works in its place.
+#
+# ### Exercise 0.1: to_screen (difficulty 1 of 3, 10 minutes)
+#
+# Networks count in another way. Their videos are `b c t h w`: several videos in a batch, colours before frames.
+# Black is -1 and white is 1, and nothing keeps a network from answering 1.02. A screen wants the colours last,
+# and whole numbers from 0 to 255. Make the one into the other: each number to the nearest whole one, and what
+# is blacker than black or whiter than white to 0 or 255.
+
+# %%
+def to_screen(video):
+    """b c t h w, about -1..1 -> b t h w c, whole numbers 0..255 (torch.uint8)."""
+    ### BEGIN SOLUTION
+    film = rearrange(video, "b c t h w -> b t h w c")
+    return ((film / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    ### END SOLUTION
+
+
+to_screen = check("0.1", to_screen)
+
+# %% [markdown]
+# You will need it in section 3.
+#
 # ## 2. Words become numbers
 #
 # A network can only add and multiply. What can it do with the word *red*?
@@ -99,18 +126,35 @@ print(oracle.matches(seen, captions.parse_caption(PROMPT)))
 # The plain way: write down every word there is, and number them. The caption becomes a list of numbers,
 # called **tokens**. Three numbers are kept back: 0 fills up the list, 1 means "the caption ends here", 2 is
 # any unknown word.
+#
+# ### Exercise 0.2: number_words (difficulty 1, 10 minutes)
+#
+# Write it so that people may type what they like. Capital letters do not matter, and punctuation counts as a
+# space. An unknown word becomes 2. After the words comes the 1, then zeros up to `length` numbers. A caption
+# that does not fit raises a `ValueError`.
 
 # %%
+def number_words(caption, number_of, length):
+    """A caption -> a list of `length` token numbers; number_of maps each known word to its number."""
+    ### BEGIN SOLUTION
+    plain = "".join(letter if letter.isalnum() else " " for letter in caption.lower())
+    numbers = [number_of.get(word, 2) for word in plain.split()] + [1]
+    if len(numbers) > length:
+        raise ValueError(f"the caption has {len(numbers)} tokens; at most {length} fit")
+    return numbers + [0] * (length - len(numbers))
+    ### END SOLUTION
+
+
+number_words = check("0.2", number_words)
+
 words = captions.vocabulary()
 number_of = {word: 3 + i for i, word in enumerate(words)}
-
-naive = [number_of[word] for word in PROMPT.split()] + [1]
-naive = naive + [0] * (pipe.text.max_length - len(naive))
-tokens = pipe.text.tokens([PROMPT])  # b n
-
-print(f"{len(words)} words; this caption: {naive[:8]} ... ({len(naive)} tokens)")
-print("the package makes the same tokens:", naive == tokens[0].tolist())
-print("words the toy has never seen:", pipe.text.unknown_words("a red dragon moves right"))
+mine = {caption: number_words(caption, number_of, pipe.text.max_length)
+        for caption in (PROMPT, "A red dragon, moves RIGHT!")}
+for caption, numbers in mine.items():
+    print(f"{caption}: {numbers[:8]} ... ({len(numbers)} tokens)")
+print("the package makes the same tokens:", list(mine.values()) == pipe.text.tokens(list(mine)).tolist())
+print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_words("a red dragon moves right"))
 
 # %% [markdown]
 # The toy knows 75 words, and says so when it meets a dragon. (The published models cut unknown words into
@@ -186,8 +230,10 @@ print(f"{film.numel():,} numbers become {tuple(small.shape)}, {small.numel():,} 
 # %%
 pixels = rearrange(film * 2 - 1, "t h w c -> 1 c t h w")
 latents = pipe.vae.encode(pixels).mode()  # b c t h w
-back = rearrange(pipe.vae.decode(latents), "1 c t h w -> t h w c") / 2 + 0.5
+decoded = pipe.vae.decode(latents)  # b c t h w
+back = to_screen(decoded)[0] / 255  # t h w 3
 
+print("the decoder leaves -1..1 in places:", bool(decoded.abs().max() > 1))
 print(f"video   {tuple(pixels.shape)}")
 print(f"latents {tuple(latents.shape)}: {latents.numel():,} numbers, "
       f"{pixels.numel() / latents.numel():.0f} times fewer")
@@ -195,7 +241,7 @@ print(f"latents {tuple(latents.shape)}: {latents.numel():,} numbers, "
 
 def decibels(film, copy):
     """Peak signal-to-noise ratio: 10 more means a tenth of the squared error."""
-    return (10 * torch.log10(1 / (film - copy.clamp(0, 1)).square().mean())).item()
+    return (10 * torch.log10(1 / (film - copy).square().mean())).item()
 
 
 gain = decibels(film, back) - decibels(film, enlarged(small))
@@ -270,7 +316,32 @@ print("signal left at the last timestep:", float(bars[-1]))
 # $$x_0 = a_t\,x_t - s_t\,v, \qquad \epsilon = s_t\,x_t + a_t\,v.$$
 #
 # So at each step it has a guess of the whole clean video. We do not believe it at once. We mix guess and
-# noise again, with a little less noise than before, and ask again. Here is all of it, written out:
+# noise again, with a little less noise than before, and ask again.
+#
+# ### Exercise 0.3: walk_back (difficulty 1, 5 minutes)
+#
+# Which timesteps does the walk visit? It begins at 999, ends at -1, where nothing is noisy any more, and all
+# its steps are equally long. Return the pair (t, t_next) of each step, first step first. The number of steps
+# divides 1000.
+
+# %%
+def walk_back(steps):
+    """The number of steps -> a list of so many pairs (t, t_next) of whole numbers."""
+    ### BEGIN SOLUTION
+    stride = 1000 // steps
+    return [(t, t - stride) for t in range(999, -1, -stride)]
+    ### END SOLUTION
+
+
+walk_back = check("0.3", walk_back)
+print("four steps:", walk_back(4))
+
+# %% [markdown]
+# It has to begin at 999. Many programs began lower, at 960 for 25 steps. They told the network that there was a
+# trace of signal in what was pure noise ([Lin et al.](https://arxiv.org/abs/2305.08891)).
+#
+# Here is the whole walk, written out. Predict: we decode the guess after step 1, 2, 5, 10 and 25. What appears
+# first: the background, the place, the colour, or the edges?
 
 # %%
 def signal_and_noise(t):
@@ -279,18 +350,18 @@ def signal_and_noise(t):
     return bar ** 0.5, (1 - bar) ** 0.5
 
 
-def denoise(prompt, steps, guidance, seed):
+def denoise(prompt, steps, guidance, seed, before_step=None):
     """Latents of one video, and the guess of the clean latents at every step."""
     text = pipe.text.encode(["", prompt])  # without the caption, and with it
     x = draw_noise(shape, torch.Generator().manual_seed(seed))
     guesses = []
-    for i in range(steps):
-        t = 999 - i * 1000 // steps
-        t_next = t - 1000 // steps
+    for t, t_next in walk_back(steps):
+        a, s = signal_and_noise(t)
+        if before_step is not None:
+            x = before_step(x, a, s)  # section 8 puts a picture in here
         answers = pipe.transformer(torch.cat([x, x]), torch.tensor([t, t]), text)
         v_without, v_with = answers.chunk(2)
         v = v_without + guidance * (v_with - v_without)  # section 7 asks why
-        a, s = signal_and_noise(t)
         x0, epsilon = a * x - s * v, s * x + a * v
         a, s = signal_and_noise(t_next)
         x = a * x0 + s * epsilon
@@ -302,11 +373,6 @@ mine, guesses = denoise(PROMPT, steps=25, guidance=3.0, seed=0)
 package = pipe.sample([PROMPT], num_inference_steps=25, guidance_scale=3.0, seed=0)
 print("the package computes the same latents:", torch.allclose(mine, package, atol=1e-2))
 
-# %% [markdown]
-# Predict: we decode the guess after step 1, 2, 5, 10 and 25. What appears first: the background, the place,
-# the colour, or the edges?
-
-# %%
 show_rows({f"guess at step {i}": pipe.decode(guesses[i - 1])[0] for i in (1, 2, 5, 10, 25)},
           "Five rows of frames, the guess at steps 1, 2, 5, 10 and 25. The first is a blur, the last a sharp red "
           "circle that moves right; in between, the object settles and its edges sharpen.")
@@ -339,9 +405,16 @@ show_source(patchify)
 
 # %% [markdown]
 # One line instead of three loops. What does one token cover, in pixels? 2 x 2 latents, each for 8 x 8 pixels
-# and 4 frames: 16 x 16 pixels over 4 frames. (Over 1 frame at the start: the first frame is alone.)
+# and 4 frames: 16 x 16 pixels over 4 frames. (Over 1 frame at the start: the first frame is alone.) The picture
+# below shows them all.
+#
+# Text and video tokens then stand in one sequence, 32 + 80 = 112 of them, and all look at all. A patch in the
+# last frame can ask the word *right*, and the patch where the circle began. Below the picture is the package's
+# own code.
 
 # %%
+from minicogvx.transformer.model import ExpertTransformer, flops
+
 figure, (axes,) = new_figure(1, 5, width=8.5, height=2.0)
 for place, axis in enumerate(axes):
     first, last = (1, 1) if place == 0 else (4 * place - 2, 4 * place + 1)
@@ -354,14 +427,6 @@ for place, axis in enumerate(axes):
     axis.set_title(f"frame {first}" if first == last else f"frames {first} to {last}", fontsize=8)
 show_figure(figure, "The generated clip in its five groups of frames, each with a grid of 4 x 4 squares: "
                     "80 squares in all, one for each video token.")
-
-# %% [markdown]
-# Text and video tokens then stand in one sequence, 32 + 80 = 112 of them, and all look at all. A patch in the
-# last frame can ask the word *right*, and the patch where the circle began. This is the package's own code:
-
-# %%
-from minicogvx.transformer.model import ExpertTransformer, flops
-
 show_source(ExpertTransformer.forward)
 
 # %% [markdown]
@@ -369,6 +434,27 @@ show_source(ExpertTransformer.forward)
 # the patches are put back together. The timestep enters every block through its norm, differently for text
 # and for video. That is the *expert* in expert transformer. Later notebooks take each line apart.
 #
+# ### Exercise 0.4: sequence_length (difficulty 2, 10 minutes)
+#
+# How long is that sequence, for a video of any size? The VAE is the one of section 3, the patches have 2 x 2
+# latents. In the published 1.5 models a patch also spans `patch_t=2` latent frames, and an odd number of latent
+# frames is filled up with one more.
+
+# %%
+def sequence_length(frames, height, width, text, patch_t=1):
+    """Size of a video in pixels (4k + 1 frames, sides that 16 divides) and text tokens -> all tokens."""
+    ### BEGIN SOLUTION
+    latent_frames = (frames - 1) // 4 + 1
+    groups = (latent_frames + patch_t - 1) // patch_t
+    return text + groups * (height // 16) * (width // 16)
+    ### END SOLUTION
+
+
+sequence_length = check("0.4", sequence_length)
+for count in (1, 17, 33):
+    print(f"{count:2d} frames of 64 x 64: {sequence_length(count, 64, 64, text=32)} tokens")
+
+# %% [markdown]
 # ## 6. Change one word
 #
 # Same seed, so the same noise. One word differs.
@@ -471,15 +557,40 @@ show_clip(my_clips[0], f"Generated from the caption: {asked[0]}.", pipe.fps)
 # put back at every step, with the right amount of noise, and the other four frames are made to go with it.
 # (The published image-to-video models are trained for this and see the picture as extra channels. The toy is
 # not.)
+#
+# ### Exercise 0.5: put_back (difficulty 1, 5 minutes)
+#
+# Before a step, `x` holds signal times $a$ plus noise times $s$. `known` is the clean latent of the picture,
+# `noise` the noise of the run. Return `x` with the picture as its first frame, as noisy as all the others. The
+# next cell lets your function work in `denoise`.
+
+# %%
+def put_back(x, known, noise, a, s):
+    """x and noise, b c t h w; known, b c 1 h w; a and s, numbers -> x with the known first frame, b c t h w."""
+    ### BEGIN SOLUTION
+    first = a * known + s * noise[:, :, :1]
+    return torch.cat([first, x[:, :, 1:]], dim=2)
+    ### END SOLUTION
+
+
+put_back = check("0.5", put_back)
 
 # %% tags=["nbval-ignore-output"]
 star = ShapeObject("star", "yellow", "moves up", x=0.35, y=0.7, radius=0.2)
-picture = render(Scene((star,), "brown"), 1, height, width)[0]  # h w 3
-moving = pipe("a yellow star moves up on a brown background", image=picture, num_inference_steps=25)
-show_clip(moving, "A yellow star, given as a picture at the lower left, moves up.", pipe.fps)
-print("the first frame is the picture:", bool((moving[0] - picture).abs().mean() < 0.05))
+picture = render(Scene((star,), "brown"), 1, height, width)  # 1 h w 3
+known = pipe.vae.encode(rearrange(picture * 2 - 1, "t h w c -> 1 c t h w")).mode()
+
+mine, _ = denoise("a yellow star moves up on a brown background", steps=25, guidance=3.0, seed=0,
+                  before_step=lambda x, a, s: put_back(x, known, noise, a, s))
+mine = put_back(mine, known, noise, a=1, s=0)  # at the end, without any noise
+moving = to_screen(pipe.vae.decode(mine))[0] / 255
+show_clip(moving, "A yellow star, given as a picture at the lower left, jumps to the right and moves up.", pipe.fps)
+print("the first frame is the picture:", bool((moving[0] - picture[0]).abs().mean() < 0.05))
 
 # %% [markdown]
+# Look closely: after the first frame the star jumps to the right, and moves up from there. The toy was never trained
+# to go on from a picture. In the package all this is `pipe(caption, image=picture)`.
+#
 # For **video to video**, a film is noised, but not completely, and denoised from there with another caption.
 # The *strength* says how much noise: 0 keeps the film, 1 forgets it.
 #
@@ -528,9 +639,9 @@ print(f"VAE: {count:,} parameters; as published: {count == 215_583_907}")
 
 clip = (49, 480, 720)  # six seconds at 8 frames a second
 latent_size = (13, 60, 90)
-video_tokens = 13 * 30 * 45
+video_tokens = sequence_length(*clip, text=0)
 print(f"video of {clip}: {49 * 480 * 720 * 3:,} numbers; latents 16 x {latent_size}: {16 * 13 * 60 * 90:,}")
-print(f"tokens: {226} of text + {video_tokens:,} of video = {226 + video_tokens:,}")
+print(f"tokens: {226} of text + {video_tokens:,} of video = {sequence_length(*clip, text=226):,}")
 
 toy_flops = flops(pipe.transformer.config, (5, 8, 8), pipe.text.max_length)
 print(f"toy: {toy_flops / 1e9:.1f} GFLOP a run of the network")
