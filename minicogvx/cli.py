@@ -1,4 +1,4 @@
-"""The command `minicogvx`: generate, train, evaluate, ablate, export, doctor.
+"""The command `minicogvx`: generate, data, train, finetune, memory, evaluate, ablate, export, doctor.
 
 Heavy modules are imported inside the commands, so that `--help` and a misspelt option answer at once.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 from minicogvx import __version__
 
 # These read their own options; `minicogvx train --help` shows them.
-_FORWARDED = {"train": "minicogvx.training.command", "evaluate": "minicogvx.evaluation.command",
-              "ablate": "minicogvx.ablation.command"}
+_FORWARDED = {"data": "minicogvx.data.command", "train": "minicogvx.training.command",
+              "finetune": "minicogvx.training.finetune_command", "memory": "minicogvx.training.memory_command",
+              "evaluate": "minicogvx.evaluation.command", "ablate": "minicogvx.ablation.command"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("minicogvx: stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if show_traceback:
             raise
         print(f"minicogvx: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
@@ -69,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from (give it first)")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(commands)
+    commands.add_parser("data", help="films: scan, curate, caption, encode once (minicogvx data --help)")
     commands.add_parser("train", help="train a VAE, a transformer or a whole model (minicogvx train --help)")
+    commands.add_parser("finetune", help="train a model further on your own films (minicogvx finetune --help)")
+    commands.add_parser("memory", help="what training takes on each GPU, by sharding (minicogvx memory --help)")
     commands.add_parser("evaluate", help="how often a model obeys its captions (minicogvx evaluate --help)")
     commands.add_parser("ablate", help="train variants on the same data and compare them (minicogvx ablate --help)")
     export = commands.add_parser("export", help="write a folder that diffusers opens")
@@ -96,6 +100,7 @@ def _add_generate(commands) -> None:
                           help="denoising steps (default: 50)")
     generate.add_argument("--guidance-scale", type=_number("guidance scale", least=0.0), metavar="W",
                           help="how hard to follow the caption; 1 is no guidance (default: the model's own, 3 for toy)")
+    generate.add_argument("--lora", metavar="FILE", help="adapters to add to the model: a file or its folder")
     generate.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to show")
     generate.add_argument("--num-frames", type=_whole("num_frames", least=1), metavar="N",
                           help="4k + 1 frames (default: the model's own)")
@@ -140,6 +145,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     import minicogvx
 
     pipe = minicogvx.load(arguments.model)
+    if arguments.lora:
+        from minicogvx.training.lora import merge_lora
+
+        merge_lora(pipe.transformer, arguments.lora)
     video = _sample(pipe, arguments)
     for path in _write_all(out, video, pipe.fps):
         print(path)

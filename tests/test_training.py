@@ -1,6 +1,7 @@
 """Training in the small: the optimizer's curve, falling losses, determinism, and a whole recipe from nothing."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import minicogvx
 from minicogvx.evaluation.adherence import measure_adherence
+from minicogvx.data.captions import caption, most_tokens
 from minicogvx.data.shapes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
 from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes
@@ -30,7 +32,8 @@ L1_KL = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)
 MICRO = preset("micro")
 TINY = replace(MICRO, vae=replace(MICRO.vae, block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4),
                transformer=replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=1,
-                                   in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=32),
+                                   in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=32,
+                                   max_text_seq_length=32),
                text=replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
 QUIET = Keep(progress=False)
 STAGE = VAEStage(steps=12, batch_size=2, num_frames=5, height=32, width=32, loss=L1_KL, warmup=2)
@@ -240,6 +243,21 @@ def test_options_train(change):
     else:
         assert not equal(one, other)
         assert all(torch.isfinite(p).all() for p in one.parameters())
+
+
+def test_captions_that_may_not_fit_are_refused_before_the_first_step():
+    short = replace(TINY, transformer=replace(TINY.transformer, max_text_seq_length=20))
+    stages = (TransformerStage(1, 2),)
+    train_transformer(short, world(4, two_objects=0.0), TransformerTraining(stages, caption_style="short"), keep=QUIET)
+    for style, two, most in (("short", 1.0, 31), (None, 0.0, 31), ("dense", 1.0, 31)):
+        with pytest.raises(ValueError, match=f"max_text_seq_length is 20; these captions have up to {most} tokens"):
+            train_transformer(short, world(4, two_objects=two), TransformerTraining(stages, caption_style=style), keep=QUIET)
+    words = random.Random(0)
+    for two, style in ((0.0, "short"), (1.0, "short"), (0.0, None), (1.0, "dense")):
+        scenes = sample_scenes(3000, 0, "train", two)
+        longest = max(len(caption(scene, words, style).split()) for scene in scenes)
+        assert longest + 1 <= most_tokens(scenes, style)
+        assert most_tokens(scenes, style) <= longest + 6  # the bound is not far off
 
 
 def test_compile_is_asked_for_only_on_request(monkeypatch):

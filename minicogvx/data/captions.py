@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from .shapes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, Scene, ShapeObject
 
 MAX_WORDS = 30
+_MAX_WORDS_SHORT_ALONE = 19  # of a short caption of one object
 OMIT_BACKGROUND = 0.25  # share of short captions that say nothing about the background
 
 
@@ -74,6 +75,12 @@ def caption(scene: Scene, rng: random.Random, style: str | None = None) -> str:
         return _phrase(scene, rng, (_DENSE, _DENSE_TWO), sized=True)
     bare = rng.random() < OMIT_BACKGROUND
     return _phrase(scene, rng, (_BARE, _BARE_TWO) if bare else (_SHORT, _SHORT_TWO), sized=False)
+
+
+def most_tokens(scenes: list[Scene], style: str | None) -> int:
+    """Tokens of the longest caption that `caption(scene, rng, style)` may give, its end included."""
+    alone = all(len(scene.objects) == 1 for scene in scenes)
+    return (_MAX_WORDS_SHORT_ALONE if style == "short" and alone else MAX_WORDS) + 1
 
 
 def evaluation_caption(scene: Scene, rng: random.Random) -> str:

@@ -6,8 +6,9 @@ half-written is left behind. Every error is one sentence that names the file.
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -17,6 +18,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+_SEEK_FROM = 5.0  # seconds: what begins later is sought by key frame instead of decoded from the first frame on
 
 
 def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float) -> Path:
@@ -99,25 +102,43 @@ def read_image(path: str | Path, height: int, width: int) -> Float[Tensor, "h w 
     return resize_and_crop(pixels[None], height, width)[0]
 
 
-def read_video(path: str | Path, num_frames: int, height: int, width: int,
-               fps: int | float) -> Float[Tensor, "t h w 3"]:
-    """The first `num_frames` frames of the film at `path`, in 0..1, as `fps` frames per second show them.
+def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: int | float,
+               start: float = 0.0) -> Float[Tensor, "t h w 3"]:
+    """`num_frames` frames of the film at `path`, in 0..1, as `fps` frames per second show them from second `start` on.
 
-    Resampled in time: frame k is the one on screen at second k / fps. Resized and cropped as in `read_image`.
+    Resampled in time: frame k is the one on screen at second start + k / fps. Resized and cropped as in `read_image`.
     Raises FileNotFoundError if it is missing, ValueError if it is empty, broken, too short or has no video stream.
     """
     path = existing_file(path)
     _check_fps(fps)
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; it must be at least 1")
-    try:
-        frames, seconds = _decode(path, [k / fps for k in range(num_frames)], height, width)
-    except (av.FFmpegError, EOFError) as error:
-        raise ValueError(f"{path} is not a video, or it is cut off; give a whole mp4 or gif file") from error
+    if not 0 <= start < float("inf"):
+        raise ValueError(f"start is {start}; it must be a second of the film, 0 or more")
+    frames, seconds = _decode(path, [start + k / fps for k in range(num_frames)], height, width)
     if len(frames) < num_frames:
-        needed = num_frames / fps
+        needed = start + num_frames / fps
         raise ValueError(f"{path} lasts {seconds:.2f} s; {num_frames} frames at {fps:g} fps need {needed:.2f} s")
     return torch.cat(frames)
+
+
+def stream_frames(path: str | Path, times: Iterable[float],
+                  short_side: int | None = None) -> Generator[UInt8[Tensor, "h w 3"], None, float]:
+    """The upright picture on screen at each of `times` (seconds from the film's first frame, ascending), to its end.
+
+    One decoded picture is in memory at a time, so a film may be of any length; films of variable rate are right too,
+    because only time stamps count. `short_side` shrinks larger pictures to that many pixels. The generator's value
+    is the film's length in seconds, or, where `times` end first, the second that was reached.
+    Raises FileNotFoundError if it is missing, ValueError if it is empty, broken or has no video stream.
+    """
+    path = existing_file(path)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} has no video stream; give a file with pictures in it")
+            return (yield from _on_screen(container, container.streams.video[0], iter(times), short_side))
+    except (av.FFmpegError, EOFError) as error:
+        raise ValueError(f"{path} is not a video, or it is cut off; give a whole mp4 or gif file") from error
 
 
 def existing_file(path: str | Path) -> Path:
@@ -157,35 +178,67 @@ def resize_and_crop(frames: UInt8[Tensor, "t h w 3"], height: int, width: int) -
 
 
 def _decode(path: Path, times: list[float], height: int, width: int) -> tuple[list[Tensor], float]:
-    # A frame is on screen until the next begins, so one is kept only once the next is known.
-    frames, shown, start, last = [], None, None, 0.0
+    shown, frames = stream_frames(path, times), []
+    while True:
+        try:
+            frames.append(resize_and_crop(next(shown)[None], height, width))
+        except StopIteration as end:
+            return frames, end.value
 
-    def keep_until(second: float) -> None:
+
+def _on_screen(container, stream, times: Iterator[float], short_side: int | None) -> Generator[Tensor, None, float]:
+    # A frame is on screen until the next begins, so one is handed out only once the next is known.
+    shown, last, wanted = None, 0.0, next(times, None)
+    if wanted is None:
+        return 0.0
+    step = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    aspect = float(stream.sample_aspect_ratio or 1)
+    for second, frame in chain(_timed(container, stream, wanted, step), [(None, None)]):
+        last = last + step if frame is None else second
         # Half a millisecond of tolerance: containers round their time stamps.
-        while shown is not None and len(frames) < len(times) and times[len(frames)] < second - 5e-4:
-            frames.append(_frame_pixels(shown, height, width))
-
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path} has no video stream; give a file with pictures in it")
-        stream = container.streams.video[0]
-        step = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        for frame in container.decode(stream):
-            moment = last + step * (shown is not None) if frame.time is None else float(frame.time)
-            start = moment if start is None else start
-            last = moment - start
-            keep_until(last)
-            if len(frames) == len(times):
-                return frames, last
-            shown = frame
-    keep_until(last + step)
-    return frames, last + step
+        while shown is not None and wanted < last - 5e-4:
+            yield _upright(shown, aspect, short_side)
+            wanted = next(times, None)
+            if wanted is None:
+                return last
+        shown = frame
+    return last
 
 
-def _frame_pixels(frame: av.VideoFrame, height: int, width: int) -> Tensor:
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    upright = torch.rot90(pixels, round(frame.rotation / 90))  # telephones film sideways and note the angle
-    return resize_and_crop(upright[None], height, width)
+def _timed(container, stream, begin: float, step: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decoded frames and their seconds, from the first on or, where `begin` is far, from the key frame before it."""
+    decoded = container.decode(stream)
+    first = next(decoded, None)
+    if first is None:
+        return
+    start, last = first.time or 0.0, -step
+    frames = chain([first], decoded)
+    if begin > _SEEK_FROM and first.time is not None:
+        frames = _sought(container, stream, start, begin)
+    for frame in frames:
+        last = last + step if frame.time is None else float(frame.time) - start
+        yield last, frame
+
+
+def _sought(container, stream, start: float, begin: float) -> Iterator[av.VideoFrame]:
+    for second in (start + begin, start):  # an index can be wrong: then from the beginning
+        container.seek(int(second / stream.time_base), stream=stream)
+        decoded = container.decode(stream)
+        frame = next(decoded, None)
+        if frame is not None and frame.time is not None and frame.time - start <= begin:
+            return chain([frame], decoded)
+    return iter(())
+
+
+def _upright(frame: av.VideoFrame, aspect: float, short_side: int | None) -> UInt8[Tensor, "h w 3"]:
+    width, height = round(frame.width * aspect), frame.height  # pixels of some films are not square
+    if short_side and short_side < min(width, height):
+        scale = short_side / min(width, height)
+        width, height = round(width * scale), round(height * scale)
+    resized = (width, height) != (frame.width, frame.height)
+    options = {"width": width, "height": height, "interpolation": "AREA"} if resized else {}
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24", **options))
+    return torch.rot90(pixels, round(frame.rotation / 90))  # telephones film sideways and note the angle
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> Path:

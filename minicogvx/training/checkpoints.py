@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,20 @@ from minicogvx.interop.safetensors_files import read_tensors, write_tensors
 from minicogvx.training.optim import MuonAdamW
 
 Optimizers = Mapping[str, MuonAdamW]
+
+
+@runtime_checkable
+class Files(Protocol):
+    """What a run needs of its checkpoints."""
+
+    folder: Path
+    of_every_rank: ClassVar[bool]  # whether all ranks call `save`, or one for all
+
+    def save(self, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> Path:
+        """Writes the state after `step` steps."""
+
+    def load(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> tuple[int, list[str]]:
+        """Restores the newest whole one."""
 
 
 class Damaged(ValueError):
@@ -30,6 +45,7 @@ class Checkpoints:
     folder: Path
     name: str
     keep: int = 2  # the newest; a second one survives where the newest turns out damaged
+    of_every_rank: ClassVar[bool] = False  # one rank writes for all
 
     def files(self) -> list[Path]:
         """Those that are there, the newest first."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class MuonAdamW:
@@ -38,12 +39,13 @@ class MuonAdamW:
         A gradient norm that is not finite leaves the weights as they are.
         """
         norm = nn.utils.clip_grad_norm_(self.matrices + self.others, self.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if torch.isfinite(norm):
             for p, flat in zip(self.matrices, self.flat):
                 flat.grad = None if p.grad is None else p.grad.reshape(flat.shape)
             for group in self._groups():
                 group["lr"] = group["base_lr"] * factor
-            for _, optimizer, _ in self._halves():
+            for _, optimizer, _ in self.halves():
                 optimizer.step()
         for p in self.matrices + self.others:
             p.grad = None
@@ -51,12 +53,12 @@ class MuonAdamW:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that a later `step` depends on beside the weights, by name: what a checkpoint has to keep."""
-        return {f"{name}.{i}.{key}": value for name, optimizer, parameters in self._halves()
+        return {f"{name}.{i}.{key}": value for name, optimizer, parameters in self.halves()
                 for i, p in enumerate(parameters) for key, value in optimizer.state.get(p, {}).items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `state_tensors` gave; the parameters must be the same, in the same order."""
-        for name, optimizer, parameters in self._halves():
+        for name, optimizer, parameters in self.halves():
             for i, p in enumerate(parameters):
                 start = f"{name}.{i}."
                 state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
@@ -64,9 +66,10 @@ class MuonAdamW:
                     optimizer.state[p] = {key: value.clone() for key, value in state.items()}
 
     def _groups(self):
-        return [group for _, optimizer, _ in self._halves() for group in optimizer.param_groups]
+        return [group for _, optimizer, _ in self.halves() for group in optimizer.param_groups]
 
-    def _halves(self):
+    def halves(self) -> list[tuple[str, torch.optim.Optimizer, list[nn.Parameter]]]:
+        """Name, optimizer and parameters of Muon and of AdamW, where it has any."""
         return [half for half in (("muon", self.muon, self.flat), ("adamw", self.adamw, self.others)) if half[2]]
 
 

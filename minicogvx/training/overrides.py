@@ -2,8 +2,12 @@
 
 import ast
 import dataclasses
+import json
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from minicogvx.interop.safetensors_files import read_json, write_json
 
 
 def override(config: Any, assignment: str) -> Any:
@@ -27,6 +31,21 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: config}
     return {path: value for name, part in parts.items()
             for path, value in fields(part, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def write_down(path: Path, config: Any, seed: int) -> None:
+    """Writes what a run trains with, before it begins; what an earlier call wrote there must be the same.
+
+    Raises ValueError, with the first number that differs.
+    """
+    numbers = json.loads(json.dumps({"seed": seed} | fields(config)))
+    if path.exists():
+        before = read_json(path)
+        for name in {**before, **numbers}:
+            if before.get(name) != numbers.get(name):
+                raise ValueError(f"{path.parent} was begun with {name}={before.get(name)!r}, not "
+                                 f"{numbers.get(name)!r}; name another folder, or remove this one to start anew")
+    write_json(path, numbers)
 
 
 def _replaced(config: Any, path: list[str], value: Any, whole: str) -> Any:

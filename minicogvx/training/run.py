@@ -22,7 +22,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minicogvx.training.checkpoints import Checkpoints, Optimizers
+from minicogvx.training.checkpoints import Checkpoints, Files, Optimizers
 
 BAD_STEPS = 20  # in a row; one is skipped and forgotten
 
@@ -42,13 +42,17 @@ class Keep:
 class Run:
     """See the top of this file. `done` counts the steps whose result is in the weights."""
 
-    def __init__(self, name: str, total: int, keep: Keep = Keep(), leader: bool = True):
-        """`leader` is false on all ranks but one: they neither write nor show a bar."""
+    def __init__(self, name: str, total: int, keep: Keep = Keep(), leader: bool = True,
+                 files: Files | None = None):
+        """`leader` is false on all ranks but one: they write no figures and show no bar.
+
+        `files`: what keeps checkpoints, if not ordinary ones in `keep.folder`; see training/sharded_run.py.
+        """
         self.name, self.total, self.keep, self.leader = name, total, keep, leader
         self.done = self.bad = 0
         if keep.folder and leader:
             keep.folder.mkdir(parents=True, exist_ok=True)
-        self.files = keep.folder and Checkpoints(keep.folder / "checkpoints", name, keep.checkpoints)
+        self.files = files or keep.folder and Checkpoints(keep.folder / "checkpoints", name, keep.checkpoints)
         self.modules, self.optimizers, self.board = {}, {}, None
 
     def resume(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> int:
@@ -117,8 +121,8 @@ class Run:
                                      f"learning rate{where}")
 
     def _save(self) -> None:
-        if not (self.files and self.leader) or self.bad:
-            return  # a checkpoint from amid trouble would push out one from before
+        if not self.files or not (self.leader or self.files.of_every_rank) or self.bad:
+            return  # bad: a checkpoint from amid trouble would push out one from before
         try:
             self.files.save(self.done, self.modules, self.optimizers)
         except OSError as error:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minicogvx.data.captions import caption, vocabulary
+from minicogvx.data.captions import caption, most_tokens, vocabulary
 from minicogvx.data.shapes import SHAPES, Scene
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
@@ -104,6 +104,8 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
     text)` is called with the averages after every `training.sample_every` steps; the figures that it returns are
     recorded.
     """
+    pairs = pair_up(training.stages, latents)
+    check_captions(preset, training, [scene for _, clips in pairs for scene in clips.scenes])
     torch.manual_seed(seed)
     master = ExpertTransformer(preset.transformer)
     initialise(master)
@@ -119,7 +121,7 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
     state = {"transformer": master, "text": text.encoder, "ema_transformer": ema[0], "ema_text": ema[1],
              "alignment": alignment}
     schedule = NoiseSchedule(preset.schedule)
-    plan = [pair for pair in pair_up(training.stages, latents) for _ in range(pair[0].steps)]
+    plan = [pair for pair in pairs for _ in range(pair[0].steps)]
     model = torch.compile(working) if training.compile else working
     text.encoder.train()
     run = Run("transformer", len(plan), keep)
@@ -156,6 +158,14 @@ def pair_up(stages: Sequence[TransformerStage],
     if len(sets) != len(stages):
         raise ValueError(f"there are {len(sets)} sets of latents for {len(stages)} stages; give one, or one for each")
     return list(zip(stages, sets))
+
+
+def check_captions(preset: Preset, training: TransformerTraining, scenes: list[Scene]) -> None:
+    """Raises ValueError where a caption could be longer than the transformer takes: better now than in step 900."""
+    most, room = most_tokens(scenes, training.caption_style), preset.transformer.max_text_seq_length
+    if most > room:
+        raise ValueError(f"max_text_seq_length is {room}; these captions have up to {most} tokens: take a larger one, "
+                         f"caption_style='short', or clips of one object")
 
 
 def draw_batch(latents: LatentSet, batch_size: int, text_dropout: float, generator: torch.Generator,

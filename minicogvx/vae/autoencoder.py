@@ -32,7 +32,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, cache)
         x = self.mid_block(x, None, cache)
-        return self.conv_out(self.norm_out(x), cache)
+        return self.conv_out(self.norm_out(x, cache), cache)
 
 
 class Decoder(nn.Module):

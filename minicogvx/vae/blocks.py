@@ -29,8 +29,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(config.norm_num_groups, channels, eps=config.norm_eps)
         self.over = config.norm_over
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        return _norm(self, self.over, x)
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
+        return _norm(self, self.over, x, cache)
 
 
 class SpatialNorm(nn.Module):
@@ -51,14 +51,15 @@ class SpatialNorm(nn.Module):
         frames = x.shape[2]
         alone = first_frame_alone(frames, cache, self.rule)
         scale, shift = (repeat_time(conv(z), frames, alone) for conv in (self.conv_y, self.conv_b))  # b c t lh lw
-        return _norm(self.norm_layer, self.over, x, scale, shift)
+        return _norm(self.norm_layer, self.over, x, cache, scale, shift)
 
 
-def _norm(norm: nn.GroupNorm, over: str, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    batch = x.shape[0]
+def _norm(norm: nn.GroupNorm, over: str, x: Tensor, cache: ConvCache | None, scale: Tensor | None = None,
+          shift: Tensor | None = None) -> Tensor:
+    batch, compute = x.shape[0], norm_silu if cache is None or over == "frame" else cache.norm_silu
     if over == "frame":  # a frame becomes a clip of its own
         x, scale, shift = (v if v is None else as_frames(channels_last(v)).unsqueeze(2) for v in (x, scale, shift))
-    y = norm_silu(x, norm.num_groups, norm.eps, norm.weight, norm.bias, scale, shift)
+    y = compute(x, norm.num_groups, norm.eps, norm.weight, norm.bias, scale, shift)
     return from_frames(y.squeeze(2), batch) if over == "frame" else y
 
 
@@ -77,7 +78,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"] | None = None,
                 cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
         """x plus two rounds of norm, SiLU and causal convolution; `z` is the latent that a conditioned block reads."""
-        conditions = () if z is None else (z, cache)
+        conditions = (cache,) if z is None else (z, cache)
         h = self.conv1(self.norm1(x, *conditions), cache)
         h = self.conv2(self.norm2(h, *conditions), cache)
         if self.conv_shortcut is not None:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minicogvx.vae.ops import channels_last, conv3d, pad_front
+from minicogvx.vae.ops import channels_last, conv3d, norm_silu, pad_front
 
 
 class ConvCache:
@@ -18,9 +18,19 @@ class ConvCache:
             cache.start = False
     """
 
+    norm_silu = staticmethod(norm_silu)  # statistics of this piece alone; `context_parallel.RankCache` has them of all
+
     def __init__(self):
         self.start = True
         self.past: dict[nn.Module, Tensor] = {}
+
+    def before(self, conv: nn.Module, x: Tensor, first: Tensor) -> Tensor:
+        """The frames that `conv` sees just before `x`; `first` where the video begins."""
+        return self.past.get(conv, first)
+
+    def after(self, conv: nn.Module, seen: Tensor) -> None:
+        """Keeps the end of what `conv` has seen for the next piece."""
+        self.past[conv] = seen[:, :, -conv.past_frames:].clone()
 
 
 class CausalConv3d(nn.Module):
@@ -40,13 +50,12 @@ class CausalConv3d(nn.Module):
         if self.past_frames:
             x = pad_front(x, self._past(x, cache))
             if cache is not None:
-                cache.past[self] = x[:, :, -self.past_frames:].clone()
+                cache.after(self, x)
         return conv3d(x, self.conv.weight, self.conv.bias, padding=self.past_frames // 2)
 
     def _past(self, x, cache):
-        if cache is not None and self in cache.past:
-            return cache.past[self]
         first = channels_last(x[:, :, :1])
         if self.time_padding == "zeros":
             first = torch.zeros_like(first)
-        return first.expand(-1, -1, self.past_frames, -1, -1)
+        first = first.expand(-1, -1, self.past_frames, -1, -1)
+        return first if cache is None else cache.before(self, x, first)

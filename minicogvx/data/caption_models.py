@@ -1,0 +1,81 @@
+"""Models in transformers folders that write captions: picture to text, text to text. Only safetensors are opened."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer,
+)
+
+from minicogvx.compat import choose_device
+
+_NEW_TOKENS = 256
+
+
+class VisionLanguageModel:
+    """A picture in 0..1 -> what the model in `folder` says of it: BLIP, LLaVA, Qwen-VL and their like.
+
+    `prompt` is the question for models that chat; those that only caption, such as BLIP, are not asked. The most likely
+    words are taken, so that a clip always gets the same caption; the published captioner samples at temperature 0.1.
+    Raises FileNotFoundError for a missing folder, ValueError for one that does not open.
+    """
+
+    def __init__(self, folder: str | Path, prompt: str, max_new_tokens: int = _NEW_TOKENS):
+        self.model = _open(AutoModelForImageTextToText, folder, use_safetensors=True, dtype="auto")
+        self.processor = _open(AutoProcessor, folder)
+        self.model.to(choose_device()).eval()
+        self.prompt, self.max_new_tokens = prompt, max_new_tokens
+
+    @torch.no_grad()
+    def __call__(self, frame: Float[Tensor, "h w 3"]) -> str:
+        picture = Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": self.prompt}]
+            inputs = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, return_dict=True,
+                return_tensors="pt")
+        else:
+            inputs = self.processor(images=picture, return_tensors="pt")
+        inputs = inputs.to(self.model.device, self.model.dtype)  # only pixels change their number format
+        return _answer(self.model, self.processor, inputs, self.max_new_tokens)
+
+
+class LanguageModel:
+    """A prompt -> the answer of the causal or encoder-decoder model in `folder`; the most likely words are taken."""
+
+    def __init__(self, folder: str | Path, max_new_tokens: int = _NEW_TOKENS):
+        kind = AutoModelForSeq2SeqLM if _open(AutoConfig, folder).is_encoder_decoder else AutoModelForCausalLM
+        self.model = _open(kind, folder, use_safetensors=True, dtype="auto").to(choose_device()).eval()
+        self.tokenizer = _open(AutoTokenizer, folder)
+        self.max_new_tokens = max_new_tokens
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> str:
+        if self.tokenizer.chat_template:
+            inputs = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], return_dict=True,
+                                                        add_generation_prompt=True, return_tensors="pt")
+        else:
+            inputs = self.tokenizer(prompt, return_tensors="pt")
+        return _answer(self.model, self.tokenizer, inputs.to(self.model.device), self.max_new_tokens)
+
+
+def _open(kind, folder: str | Path, **options):
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; it must hold a model as transformers saves it")
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # whatever transformers raises: dozens of kinds, over many lines
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder} does not open as {kind.__name__.removeprefix('Auto')}: {reason}") from error
+
+
+def _answer(model, decoder, inputs, max_new_tokens: int) -> str:
+    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    asked = inputs.get("input_ids")
+    if asked is not None and not model.config.is_encoder_decoder and tokens.shape[1] > asked.shape[1] \
+            and torch.equal(tokens[:, :asked.shape[1]], asked):
+        tokens = tokens[:, asked.shape[1]:]  # causal models repeat the question
+    return decoder.batch_decode(tokens, skip_special_tokens=True)[0].strip()

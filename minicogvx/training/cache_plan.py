@@ -1,0 +1,176 @@
+"""What goes into a cache of encoded clips, and in which file: settled and fingerprinted before anything is encoded."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minicogvx.data.video_folder import Problem, VideoClip, clip_bucket
+from minicogvx.interop.safetensors_files import read_json
+from minicogvx.presets import VAEConfig
+
+_PEEK = 2**20  # bytes at both ends of a file that tell whether it is still the same
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Size, length and rate of the clips in a cache. `shard_bytes` bounds one file (a single clip is never split)."""
+
+    num_frames: int  # at most; 4k + 1
+    height: int  # pixels; of all clips, or the area of the buckets
+    width: int
+    fps: int | float
+    bucketed: bool = True  # each clip at the size, of equal area, that keeps most of it; False: all at height x width
+    mixed_lengths: bool = True  # as published (section 3.1); False: films shorter than num_frames are left out
+    windows: int = 1  # pieces of one clip at most: evenly spread over it, never overlapping
+    first_frame: bool = False  # also the first frame alone, clean: its latents and its pixels, for image to video
+    shard_bytes: int = 256 * 2**20
+
+    def __post_init__(self):
+        for name in ("num_frames", "height", "width", "windows", "shard_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"fps is {self.fps}; it must be above 0 and at most 240")
+
+    def check(self, vae: VAEConfig) -> None:
+        """Raises ValueError for a length or size that this VAE cannot encode."""
+        step, pixels = frame_step(vae), size_step(vae)
+        if (self.num_frames - 1) % step:
+            low = (self.num_frames - 1) // step * step + 1
+            raise ValueError(f"num_frames is {self.num_frames}; it must be {step}k + 1, such as {low} or {low + step}")
+        if not self.bucketed and (self.height % pixels or self.width % pixels):
+            raise ValueError(f"the size is {self.height}x{self.width}; both sides must be multiples of {pixels}")
+
+
+@dataclass(frozen=True)
+class CacheItem:
+    """One piece of a clip: what is read, and how large."""
+
+    clip: VideoClip
+    start: float  # seconds from the clip's own start
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def bucket(self) -> tuple[int, int, int]:
+        """Frames, height, width in pixels: what must agree within a batch."""
+        return self.frames, self.height, self.width
+
+    def row(self) -> dict:
+        """What the plan and the index say of it."""
+        return {"file_name": self.clip.name, "start": round(self.clip.start + self.start, 4), "frames": self.frames,
+                "height": self.height, "width": self.width, "text": self.clip.caption}
+
+
+def frame_step(vae: VAEConfig) -> int:
+    """k frames of this many, and one: what the VAE encodes and decodes to the same length."""
+    return vae.temporal_compression_ratio * (2 if vae.first_frame == "parity" else 1)
+
+
+def size_step(vae: VAEConfig) -> int:
+    """Pixels of one patch of 2 x 2 latents."""
+    return 2 * vae.spatial_compression_ratio
+
+
+def plan_items(clips: Sequence[VideoClip], settings: CacheSettings,
+               vae: VAEConfig) -> tuple[list[CacheItem], list[Problem]]:
+    """The pieces to encode, those of one bucket side by side, and the clips that are too short."""
+    items, problems = [], []
+    for clip in clips:
+        there = clip.frames_at(settings.fps)
+        frames = min(settings.num_frames, (there - 1) // frame_step(vae) * frame_step(vae) + 1)
+        if not clip.is_image and frames < (min(settings.num_frames, frame_step(vae) + 1) if settings.mixed_lengths
+                                           else settings.num_frames):
+            problems.append(Problem(clip.name, f"has {there} frames at {settings.fps:g} fps; too few to encode"))
+            continue
+        size = clip_bucket(clip, settings.height, settings.width, size_step(vae)) if settings.bucketed else (
+            settings.height, settings.width)
+        slack = there - frames
+        count = min(settings.windows, 1 + slack // frames)
+        starts = [slack * i / (count - 1) if count > 1 else 0 for i in range(count)]
+        items += [CacheItem(clip, int(start) / settings.fps, frames, *size) for start in starts]
+    return sorted(items, key=lambda item: (item.bucket, item.clip.name, item.clip.start + item.start)), problems
+
+
+def latent_shape(item: CacheItem, vae: VAEConfig) -> tuple[int, int, int, int]:
+    """`c t h w` of the item's latents."""
+    space = vae.spatial_compression_ratio
+    return (vae.latent_channels, (item.frames - 1) // vae.temporal_compression_ratio + 1, item.height // space,
+            item.width // space)
+
+
+def shard(sizes: Sequence[int], limit: int) -> list[range]:
+    """Consecutive numbers of things of these `sizes`, such that each group stays within `limit` or holds one thing."""
+    groups, start, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            groups.append(range(start, i))
+            start, total = i, 0
+        total += size
+    return [*groups, range(start, len(sizes))] if sizes else []
+
+
+# ---- fingerprints
+
+
+def module_fingerprint(module: nn.Module) -> str:
+    """A short hash of every weight."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def file_fingerprint(path: Path) -> str:
+    """A short hash of a file's length and its first and last mebibyte: a copy has the same, an edited film hardly."""
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_PEEK))
+        file.seek(max(0, path.stat().st_size - _PEEK))
+        digest.update(file.read(_PEEK))
+    return digest.hexdigest()[:16]
+
+
+def make_plan(items: Sequence[CacheItem], settings: CacheSettings, vae: nn.Module, text, dtype: torch.dtype) -> dict:
+    """All that decides what the cache holds, as JSON."""
+    files = {item.clip.name: item.clip.path for item in items}
+    words = "" if text is None else (
+        f"{module_fingerprint(text.encoder)} {text.max_length} {digest(text.tokenizer.get_vocab())}")
+    return {"vae": f"{module_fingerprint(vae)} {vae.config}", "text": words, "settings": asdict(settings),
+            "dtype": str(dtype).removeprefix("torch."), "items": [item.row() for item in items],
+            "files": {name: file_fingerprint(path) for name, path in files.items()}}
+
+
+def check_plan(path: Path, plan: dict) -> None:
+    """Raises ValueError, one sentence that names what differs, if the plan at `path` is another than `plan`."""
+    old, out = read_json(path), path.parent
+    for name, value in plan["settings"].items():
+        before = old.get("settings", {}).get(name)
+        if before != value:
+            raise ValueError(f"{name} is {value}; {out} was begun with {before}: name a new folder")
+    for part, what in (("vae", "VAE"), ("text", "text encoder"), ("dtype", "number format")):
+        if old.get(part) != plan[part]:
+            raise ValueError(f"the {what} is another than the one {out} was begun with; name a new folder")
+    for name, fingerprint in plan["files"].items():
+        if name in old.get("files", {}) and old["files"][name] != fingerprint:
+            raise ValueError(f"{name} has changed since {out} was begun; name a new folder")
+    if old.get("items") != plan["items"]:
+        before, now = ({json.dumps(row) for row in each.get("items", [])} for each in (old, plan))
+        other = json.loads(min(before ^ now))["file_name"] if before ^ now else "their order"
+        raise ValueError(f"the clips or captions are others than {out} was begun with ({other}); name a new folder")
+
+
+def digest(values: dict) -> str:
+    """One short hash of what JSON can hold. That of the plan is in every shard."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,231 @@
+"""Many ranks: one process for each GPU, started by `torchrun`, and PyTorch's own engines to keep them in step.
+
+Data parallel ("replicate"): every rank holds the whole model, and gradients are averaged. FSDP2 ("fsdp"): every rank
+holds 1/n of each weight, of its gradient and of its optimizer state, and gathers a block while it is at work. The model
+files know nothing of either; without torchrun nothing of this is active.
+
+A weight under FSDP2 is a DTensor. Make the optimizer, and a moving average (a clone of each parameter), after `wrap`.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from minicogvx.diffusion.timesteps import rank_interval, rank_timesteps, stratified_timesteps, uniform_timesteps
+from minicogvx.transformer.model import ExpertTransformer
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is: its number, of how many, and where it computes. The default is a process alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that prints and writes."""
+        return self.rank == 0
+
+
+def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
+    """This process among those that `torchrun` started: joins them by nccl on CUDA, by gloo on the CPU.
+
+    Without torchrun it is alone, and there is no process group. `device`: "cuda" or "cpu"; None takes CUDA where it
+    is. A rank that waits longer than `timeout` seconds for another raises an error instead of hanging.
+    Raises ValueError for a variable of torchrun that is no number, and for more ranks on this machine than GPUs.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" not in os.environ:
+        return Ranks(device=torch.device(kind))
+    rank, world, local = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    place = torch.device(kind)
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ValueError(f"LOCAL_RANK is {local}, and this machine has {torch.cuda.device_count()} GPUs; "
+                             f"--nproc-per-node must be at most that")
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", rank=rank, world_size=world,
+                                timeout=timedelta(seconds=timeout))
+    return Ranks(rank, world, place)
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one; the last call of a run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _environment(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise ValueError(f"{name} is {value!r}; torchrun sets it to a whole number, so start the run by torchrun")
+    return int(value)
+
+
+# ---- the model
+
+
+def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: torch.dtype | None = None,
+         offload: bool = False) -> nn.Module:
+    """`model`, ready to train on all ranks; call what is returned. All ranks start from the weights of rank 0.
+
+    Without torchrun that is the model itself. "replicate": `DistributedDataParallel` around it, whose `.module` it is.
+    "fsdp": the model itself, its weights cut in place along their first axis, block by block where it is an
+    ExpertTransformer; the weights keep their own dtype and are updated in it. A model on the meta device is cut first
+    and then gets memory for the shards alone, without values: `sharded_checkpoints.read_slices` brings them.
+
+    Args:
+        dtype: under FSDP2, what forward and backward compute in (published: bfloat16); gradients are summed in float32.
+            None: the weights' own. Under "replicate" a model computes in the dtype of its weights, and `dtype` must be
+            None; gradients of 16 bits are summed in float32 there, too.
+        offload: under FSDP2, weights, gradients and optimizer state lie in the memory of the CPU.
+
+    Raises ValueError for options that do not go together.
+    """
+    if sharding not in ("replicate", "fsdp"):
+        raise ValueError(f"sharding is {sharding!r}; it must be 'replicate' or 'fsdp'")
+    if sharding == "replicate" and (dtype is not None or offload):
+        raise ValueError("dtype and offload belong to sharding='fsdp'; leave them out with 'replicate'")
+    if not dist.is_initialized():
+        return model
+    if sharding == "replicate":
+        return _replicate(model, ranks)
+    on_meta = any(p.is_meta for p in model.parameters())
+    if not on_meta:
+        _same_start(model)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
+    offloading = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
+    mesh = dist.init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for block in model.transformer_blocks if isinstance(model, ExpertTransformer) else ():
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offloading)
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offloading)
+    return model.to_empty(device="cpu" if offload else ranks.device) if on_meta else model
+
+
+def _replicate(model, ranks):
+    on_gpu = ranks.device.type == "cuda"
+    wrapped = DistributedDataParallel(model.to(ranks.device), device_ids=[ranks.device] if on_gpu else None,
+                                      gradient_as_bucket_view=True)
+    if any(p.element_size() < 4 for p in model.parameters()):
+        wrapped.register_comm_hook(ranks.world_size, _mean_in_float32)
+    return wrapped
+
+
+def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's mean of gradients, with the sum over ranks in float32: in 16 bits it loses small gradients."""
+    wide = bucket.buffer().float().div_(world_size)
+    done = dist.all_reduce(wide, async_op=True).get_future()
+    return done.then(lambda future: bucket.buffer().copy_(future.value()[0]))
+
+
+@torch.no_grad()
+def _same_start(model):
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor, src=0)
+
+
+# ---- gradients and losses
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor], ranks: Ranks, sum_only: bool = False) -> None:
+    """Replaces each gradient by its mean over ranks, in one message: for small modules that `wrap` has not seen.
+
+    `sum_only`: their sum, for ranks that hold parts of one clip (`vae/context_parallel.py`). A missing gradient counts
+    as zero, so that all ranks send the same.
+    """
+    if ranks.world_size == 1:
+        return
+    parameters = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                      .to(torch.promote_types(p.dtype, torch.float32)) for p in parameters])
+    dist.all_reduce(flat)
+    flat /= 1 if sum_only else ranks.world_size
+    for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad = grad.view_as(p).to(p.dtype)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scales all gradients so that their joint norm is at most `max_norm`; returns the norm before, alike on all ranks.
+
+    Right for whole gradients (averaged already), for FSDP2's shards, whose squares are summed over ranks, and for both
+    together. A norm that is not finite is returned and nothing is scaled: the caller skips the step.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    kinds = [g for g in grads if isinstance(g, DTensor)], [g for g in grads if not isinstance(g, DTensor)]
+    norms = [nn.utils.get_total_norm(kind) for kind in kinds if kind]
+    norms = [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
+    norm = torch.stack([n.to(norms[-1].device) for n in norms]).norm()  # offloaded shards lie on the CPU
+    if torch.isfinite(norm):
+        factor = min(max_norm / (norm.item() + 1e-6), 1.0)
+        for kind in kinds:
+            if kind and factor < 1:
+                torch._foreach_mul_(kind, factor)
+    return norm
+
+
+def mean_over_ranks(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+    """Each logged value averaged over ranks, all of them in one message; every rank must give the same names."""
+    if ranks.world_size == 1:
+        return dict(values)
+    both = torch.tensor(list(values.values()), dtype=torch.float64, device=ranks.device)
+    dist.all_reduce(both)
+    return dict(zip(values, (both / ranks.world_size).tolist()))
+
+
+# ---- what each rank draws
+
+
+def rank_clips(clips: int, batch_size: int, step: int, ranks: Ranks, seed: int = 0) -> Int[Tensor, " b"]:
+    """The clips (numbers below `clips`) of this rank's batch at `step`: each epoch a new order, no clip twice.
+
+    The ranks' batches, one behind the other, are the batch that one rank of `batch_size` x world would draw: a run
+    sees the same clips in the same order on any number of ranks. What is left over of an epoch is not used.
+    Raises ValueError where the joined batch needs more clips than there are.
+    """
+    joined = batch_size * ranks.world_size
+    if not 1 <= joined <= clips:
+        raise ValueError(f"batch_size is {batch_size}, on {ranks.world_size} ranks together {joined} clips; it must be "
+                         f"at least 1 and they at most the {clips} there are")
+    epoch, step = divmod(step, clips // joined)
+    order = torch.randperm(clips, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    start = step * joined + ranks.rank * batch_size
+    return order[start:start + batch_size]
+
+
+def rank_generator(step_seed: int, ranks: Ranks) -> torch.Generator:
+    """Random numbers of this rank for one step: no two ranks alike, and on one rank those of `step_seed` itself."""
+    return torch.Generator().manual_seed(step_seed * ranks.world_size + ranks.rank)
+
+
+def draw_timesteps(b: int, T: int, ranks: Ranks, generator: torch.Generator | None = None,
+                   how: str = "rank") -> Int[Tensor, " b"]:
+    """This rank's b timesteps.
+
+    rank: explicit uniform sampling as published (paper 3.3), each rank from its own interval; plain on one rank.
+    stratified: ours, each rank's interval cut again into b parts with one draw from each: so also of use on one rank.
+    uniform: plain draws from all of 0 .. T-1.
+    """
+    if how not in ("rank", "stratified", "uniform"):
+        raise ValueError(f"how is {how!r}; it must be 'rank', 'stratified' or 'uniform'")
+    if how == "uniform":
+        return uniform_timesteps(b, T, generator)
+    if how == "rank":
+        return rank_timesteps(b, T, ranks.rank, ranks.world_size, generator)
+    low, high = rank_interval(T, ranks.rank, ranks.world_size)
+    return low + stratified_timesteps(b, high - low, generator)

@@ -1,0 +1,142 @@
+"""What each step of a fine-tuning sees: batches of one size, or packs of all sizes, from cached clips."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minicogvx.data.frame_pack import Pack, frame_packs
+from minicogvx.diffusion.objective import diffusion_loss
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.pipeline import OFS, Pipeline
+from minicogvx.training.cached_clips import CachedClips
+from minicogvx.training.distributed import Ranks, draw_timesteps, rank_generator
+from minicogvx.training.image_condition import image_latents
+from minicogvx.training.packed import mean_loss, packed_diffusion_loss
+from minicogvx.training.transformer import parts
+from minicogvx.transformer.model import ExpertTransformer
+
+
+@dataclass
+class Batch:
+    """One pass: what the network is given and what it should say; `share` is its part of the whole step."""
+
+    x0: Float[Tensor, "b c t h w"]
+    text: Float[Tensor, "b n d"]
+    beside: Float[Tensor, "b c t h w"] | None  # image latents
+    noise: Float[Tensor, "b c t h w"]
+    t: Int[Tensor, " b"]
+    share: float
+
+
+class Draw:
+    """Draws the batches of each step and computes their loss; `tuning` is a `FineTuning`."""
+
+    def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
+        self.vae, self.model, self.clips, self.tuning, self.ranks, self.seed = pipe.vae, model, clips, tuning, ranks, seed
+        self.schedule, self.buckets = NoiseSchedule(pipe.schedule_config), list(clips.buckets().values())
+        self.weights = torch.tensor([float(len(bucket)) for bucket in self.buckets])
+
+    def batches(self, step: int) -> list[Batch]:
+        """The passes of one step. One size a step, the same on all ranks, so that none waits for another.
+
+        A size is as likely as it has clips. A rank's generator draws clips, dropped captions, latents, noise,
+        timesteps, and what belongs to the image.
+        """
+        shared = torch.Generator().manual_seed(self.seed * 10_000_000 + step)
+        bucket = self.buckets[int(torch.multinomial(self.weights, 1, generator=shared))]
+        generator = rank_generator(self.seed * 10_000_000 + step, self.ranks)
+        index = bucket[torch.randint(len(bucket), (self.tuning.batch_size,), generator=generator)]
+        dropped = torch.rand(len(index), generator=generator) < self.tuning.text_dropout
+        x0 = whole_patches(self.clips.draw(index, generator), self.model.config.patch_size_t)
+        text = torch.where(dropped[:, None, None], self.clips.empty_text(), self.clips.text(index))
+        noise = torch.randn(x0.shape, generator=generator)
+        t = draw_timesteps(len(x0), self.schedule.num_train_timesteps, self.ranks, generator, self.tuning.timesteps)
+        beside = None
+        if self.tuning.image_to_video:
+            beside = image_latents(self.vae, self.clips.first_pixels(index), x0.shape[2], self.tuning.image, generator)
+        return [Batch(x0[i], text[i], None if beside is None else beside[i], noise[i], t[i], len(x0[i]) / len(x0))
+                for i in parts(len(x0), self.tuning.accumulate)]
+
+    def backward(self, network: nn.Module, batch: Batch) -> float:
+        """Leaves gradients on the model; the loss, times the batch's share."""
+        weight = self.model.proj_out.weight
+        x0, noise, text = (x.to(weight.device) for x in (batch.x0, batch.noise, batch.text))
+        t = batch.t.to(weight.device)
+        x = self.schedule.add_noise(x0, noise, t)
+        if batch.beside is not None:
+            x = torch.cat([x, batch.beside.to(x)], dim=1)
+        ofs = torch.full_like(t, OFS, dtype=weight.dtype) if self.model.config.ofs_embed_dim else None
+        prediction = network(x.to(weight.dtype), t, text.to(weight.dtype), ofs)
+        loss = diffusion_loss(prediction, x0, noise, t, self.schedule).mean() * batch.share
+        loss.backward()
+        return loss.item()
+
+
+@dataclass
+class PackBatch:
+    """One sequence: clips of any size, one behind the other."""
+
+    x0: list[Float[Tensor, "c _t _h _w"]]
+    texts: list[Float[Tensor, "n d"]]
+    noises: list[Float[Tensor, "c _t _h _w"]]
+    t: Int[Tensor, " clips"]
+
+
+class PackedDraw:
+    """Fills sequences of `sequence_length` tokens; a step of one rank is `batch_size` of them.
+
+    Every clip counts alike, whatever shares its pack: losses are summed and divided by the mean number of clips a step.
+    """
+
+    def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
+        self.model, self.clips, self.tuning, self.ranks, self.seed = model, clips, tuning, ranks, seed
+        self.schedule, self.epoch, self.before = NoiseSchedule(pipe.schedule_config), 0, 0
+        self.tokens = [self._tokens(i) for i in range(len(clips))]
+        self.packs = self._fill(0)
+        self.clips_a_step = len(clips) / len(self.packs) * tuning.batch_size
+
+    def batches(self, step: int) -> list[PackBatch]:
+        """This rank's sequences. Every clip once an epoch; an epoch's packs are dealt out to the ranks in turn."""
+        generator = rank_generator(self.seed * 10_000_000 + step, self.ranks)
+        first = (step * self.ranks.world_size + self.ranks.rank) * self.tuning.batch_size
+        return [self._read(self._pack(first + i), generator) for i in range(self.tuning.batch_size)]
+
+    def backward(self, network: nn.Module, batch: PackBatch) -> float:
+        """Leaves gradients on the model; the losses of the pack's clips over the mean number of clips a step."""
+        losses = packed_diffusion_loss(network, self.schedule, batch.x0, batch.texts, batch.t, batch.noises)
+        loss = mean_loss(losses, batch.x0, total=self.clips_a_step)
+        loss.backward()
+        return loss.item()
+
+    def _tokens(self, i: int) -> int:
+        t, h, w = self.clips.latent_size(i)
+        p, p_t = self.model.config.patch_size, self.model.config.patch_size_t or 1
+        return self.model.config.max_text_seq_length + -(-t // p_t) * (h // p) * (w // p)
+
+    def _fill(self, epoch: int) -> list[Pack]:
+        return list(frame_packs(self.tokens, self.tuning.sequence_length, self.seed * 1_000_003 + epoch))
+
+    def _pack(self, number: int) -> Pack:
+        """Pack `number` of the whole training, counted over all epochs."""
+        while number >= self.before + len(self.packs):
+            self.before, self.epoch = self.before + len(self.packs), self.epoch + 1
+            self.packs = self._fill(self.epoch)
+        return self.packs[number - self.before]
+
+    def _read(self, pack: Pack, generator: torch.Generator) -> PackBatch:
+        weight, patch_t = self.model.proj_out.weight, self.model.config.patch_size_t
+        dropped = torch.rand(len(pack.indices), generator=generator) < self.tuning.text_dropout
+        x0 = [whole_patches(self.clips.draw([i], generator), patch_t)[0].to(weight.device) for i in pack.indices]
+        texts = [(self.clips.empty_text() if drop else self.clips.text([i]))[0].to(weight.device, weight.dtype)
+                 for i, drop in zip(pack.indices, dropped)]
+        noises = [torch.randn(clip.shape, generator=generator).to(weight.device) for clip in x0]
+        t = draw_timesteps(len(x0), self.schedule.num_train_timesteps, self.ranks, generator, self.tuning.timesteps)
+        return PackBatch(x0, texts, noises, t.to(weight.device))
+
+
+def whole_patches(latents: Float[Tensor, "b c t h w"], patch_t: int | None) -> Float[Tensor, "b c t2 h w"]:
+    """Repeats the first latent frame until patches in time are whole: what sampling does, too (1.5 models)."""
+    front = -latents.shape[2] % (patch_t or 1)
+    return torch.cat([latents[:, :, :1].expand(-1, -1, front, -1, -1), latents], dim=2)

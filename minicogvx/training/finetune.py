@@ -1,0 +1,156 @@
+"""Trains a model further on real clips (training/cache.py): all its weights or LoRA, text or image to video.
+
+The text encoder and the VAE stay as they are. Learning rates and the rest are those of the released fine-tuning code.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from minicogvx.pipeline import Pipeline
+from minicogvx.training.cached_clips import CachedClips
+from minicogvx.training.distributed import Ranks, mean_over_ranks, wrap
+from minicogvx.training.draws import Draw, PackedDraw
+from minicogvx.training.image_condition import ImageCondition, widen_for_image
+from minicogvx.training.lora import add_lora
+from minicogvx.training.master_weights import MasterWeights, OwnWeights
+from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.training.run import Keep, Run
+from minicogvx.training.sharded_run import ShardedCheckpoints
+from minicogvx.training.transformer import is_block_matrix
+from minicogvx.transformer.model import ExpertTransformer
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Everything about a fine-tuning but its data."""
+
+    steps: int = 1000
+    batch_size: int = 2  # of one rank; all clips of a batch have one size. With sequence_length: packs
+    sequence_length: int = 0  # tokens; above 0 clips of all sizes share sequences: frame pack (paper 3.1)
+    learning_rate: float | None = None  # None: 2e-5 for all weights, 1e-3 for LoRA
+    warmup: int = 100
+    weight_decay: float = 1e-4
+    clip: float = 1.0  # gradient norm
+    text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+    lora_rank: int = 0  # 0: all weights learn; the released code has 128
+    lora_alpha: float | None = None  # None: half the rank
+    image_to_video: bool = False
+    image: ImageCondition = field(default_factory=ImageCondition)
+    optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for the matrices of the blocks, at ten times the rate
+    ema_decay: float = 0.0  # 0: the last weights are kept, not their average
+    accumulate: int = 1  # passes that one batch is cut into
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    timesteps: Literal["rank", "stratified", "uniform"] = "stratified"  # see training/distributed.py
+    sharding: Literal["replicate", "fsdp"] = "replicate"  # on several ranks; see training/distributed.py
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("lora_rank", 0), ("warmup", 0),
+                            ("sequence_length", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if not 0 <= self.text_dropout < 1:
+            raise ValueError(f"text_dropout is {self.text_dropout}; it must be from 0 to below 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'adamw' or 'muon'")
+        if self.sharding == "fsdp" and (self.optimizer == "muon" or self.ema_decay):
+            raise ValueError("sharding is 'fsdp'; it goes with optimizer='adamw' and ema_decay=0")
+        if self.sequence_length and (self.image_to_video or self.sharding == "fsdp" or self.accumulate > 1):
+            raise ValueError(f"sequence_length is {self.sequence_length}; packing does not go with image_to_video, "
+                             f"sharding='fsdp' or accumulate (each pack is a pass already)")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.learning_rate or (1e-3 if self.lora_rank else 2e-5)
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha."""
+        return self.lora_alpha or self.lora_rank / 2
+
+
+def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
+    """The transformer that will learn: widened for the image if need be, with adapters if asked for.
+
+    Raises ValueError for an image-to-video model that is to be trained without images, and for LoRA on a model whose
+    image channels are new: they would stay zero.
+    """
+    model = pipe.transformer
+    if pipe.takes_image_channels and not tuning.image_to_video:
+        raise ValueError("this model makes videos from an image; train it with image_to_video=True")
+    if tuning.image_to_video and not pipe.takes_image_channels:
+        if tuning.lora_rank:
+            raise ValueError(f"lora_rank is {tuning.lora_rank}, and this model takes no image yet; train all its "
+                             f"weights with image_to_video=True first")
+        model = widen_for_image(model)
+    model.requires_grad_(True)
+    if tuning.lora_rank:
+        add_lora(model, tuning.lora_rank, tuning.alpha)
+    model.gradient_checkpointing = tuning.gradient_checkpointing
+    return model
+
+
+def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int = 0, keep: Keep = Keep(),
+             ranks: Ranks = Ranks()) -> ExpertTransformer:
+    """Trains `pipe.transformer` on `clips` and returns it; with `lora_rank` it has adapters in it.
+
+    The model computes in its own number format; what learns is kept in float32 beside it. Every step and rank draws
+    from its own seed: a run that was killed ends in the same weights, bit for bit. With several ranks, each draws its
+    own clips, and gradients are averaged. Raises ValueError for a cache that does not fit, before any work.
+    """
+    model = prepare(pipe, tuning)
+    check_clips(clips, pipe, model, tuning)
+    torch.manual_seed(seed)
+    network, weights, files = spread(model, tuning, keep, ranks)
+    optimizer = MuonAdamW(weights.named_weights(), 10 * tuning.rate, tuning.rate,
+                          muon_on=lambda name, p: tuning.optimizer == "muon" and is_block_matrix("transformer." + name, p),
+                          weight_decay=tuning.weight_decay, clip=tuning.clip)
+    averages = [MasterWeights(model).requires_grad_(False)] if tuning.ema_decay else []
+    run = Run("finetune", tuning.steps, keep, ranks.first, files)
+    run.resume({"weights": weights} | ({"ema": averages[0]} if averages else {}), {"optimizer": optimizer})
+    weights.put_back()
+    data = (PackedDraw if tuning.sequence_length else Draw)(pipe, model, clips, tuning, ranks, seed)
+    network.train()
+    for step in run:
+        loss = sum(data.backward(network, batch) for batch in data.batches(step))
+        weights.take_gradients(ranks)
+        norm = optimizer.step(warmup_cosine(step, tuning.steps, tuning.warmup))
+        weights.put_back()
+        average(averages, [weights], min(tuning.ema_decay, (1 + step) / (10 + step)))
+        run.record(norm, **mean_over_ranks({"loss": loss}, ranks))
+    if averages:
+        weights.put_back(averages[0])
+    return model.eval()
+
+
+def spread(model: ExpertTransformer, tuning: FineTuning, keep: Keep, ranks: Ranks) -> tuple[
+        nn.Module, MasterWeights | OwnWeights, ShardedCheckpoints | None]:
+    """What computes, what learns, and where checkpoints go: whole on every rank, or a part of it on each (FSDP2)."""
+    if tuning.sharding == "replicate" or ranks.world_size == 1:
+        return torch.compile(model) if tuning.compile else model, MasterWeights(model), None
+    dtype = model.proj_out.weight.dtype
+    network = wrap(model.float(), ranks, "fsdp", None if dtype == torch.float32 else dtype)
+    files = keep.folder and ShardedCheckpoints(keep.folder / "checkpoints", "finetune", ranks, keep.checkpoints)
+    return network, OwnWeights(model), files
+
+
+def check_clips(clips: CachedClips, pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning) -> None:
+    """Raises ValueError, in one sentence, for a cache that this training cannot use."""
+    if not clips.has_text:
+        raise ValueError(f"the cache in {clips.folder} has no text features; make it with the model that is trained")
+    if tuning.image_to_video and not clips.has_first_frames:
+        raise ValueError(f"the cache in {clips.folder} has no first frames; make it with --first-frame")
+    if clips.scaling_factor != pipe.vae.config.scaling_factor:
+        raise ValueError(f"the cache in {clips.folder} has scaling_factor={clips.scaling_factor}; the model's VAE has "
+                         f"{pipe.vae.config.scaling_factor}")
+    channels, width = clips.draw([0]).shape[1], clips.empty_text().shape[-1]
+    if channels != model.config.out_channels:
+        raise ValueError(f"the cache in {clips.folder} has latents of {channels} channels; the model has "
+                         f"{model.config.out_channels}")
+    if width != model.config.text_embed_dim:
+        raise ValueError(f"the cache in {clips.folder} has text features {width} wide; the model takes "
+                         f"{model.config.text_embed_dim}")

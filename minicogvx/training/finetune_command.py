@@ -1,0 +1,111 @@
+"""`minicogvx finetune`: a model trained further on a folder of your own clips, in one command."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Reads and encodes the clips once, trains, and writes a LoRA file or a whole pipeline folder."""
+    arguments = _parser().parse_args(argv)
+    from minicogvx.training.finetune import FineTuning
+    from minicogvx.training.overrides import fields, override
+
+    tuning = FineTuning(steps=arguments.steps, batch_size=arguments.batch_size, lora_rank=arguments.lora,
+                        image_to_video=arguments.image_to_video, learning_rate=arguments.learning_rate)
+    for assignment in arguments.set:
+        tuning = override(tuning, assignment)
+    if arguments.show:
+        print("\n".join(f"{path}={value!r}" for path, value in fields(tuning).items()))
+        return 0
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    return _train(arguments, tuning)
+
+
+def _train(arguments: argparse.Namespace, tuning) -> int:
+    import minicogvx
+    from minicogvx.data.video_folder import scan_folder
+    from minicogvx.training.distributed import leave, ranks
+    from minicogvx.training.finetune import finetune
+    from minicogvx.training.overrides import write_down
+    from minicogvx.training.run import Keep
+
+    out, here = Path(arguments.out), ranks()
+    found = scan_folder(arguments.folder)
+    if here.first:
+        for problem in found.problems:
+            print(f"left out {problem.name}: {problem.reason}")
+    pipe = minicogvx.load(arguments.model, device=here.device)
+    if here.first:
+        write_down(out / "finetuning.json", tuning, arguments.seed)
+    clips = _cache(arguments, pipe, found.clips, out / "cache", here, tuning)
+    model = finetune(pipe, clips, tuning, arguments.seed, Keep(out, tensorboard=arguments.tensorboard,
+                                                               checkpoint_every=arguments.checkpoint_every), here)
+    told = _write(pipe, model, tuning, out, arguments.model, here)
+    if here.first:
+        print(told)
+    leave()
+    return 0
+
+
+def _cache(arguments, pipe, clips, folder, here, tuning):
+    """Encoded by the first rank; the others wait and read."""
+    from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
+
+    settings = CacheSettings(num_frames=arguments.num_frames or pipe.num_frames, height=arguments.height or pipe.height,
+                             width=arguments.width or pipe.width, fps=arguments.fps or pipe.fps,
+                             first_frame=tuning.image_to_video)
+    if here.first:
+        cache_clips(clips, folder, pipe.vae, pipe.text, settings, next(pipe.vae.parameters()).dtype)
+    if here.world_size > 1:
+        torch.distributed.barrier()
+    return CachedClips(folder)
+
+
+def _write(pipe, model, tuning, out: Path, model_name: str, here) -> str:
+    """All ranks call it; the first one writes, and says what to do next."""
+    from minicogvx.interop import diffusers
+    from minicogvx.pipeline import Pipeline
+    from minicogvx.training.lora import lora_tensors, write_lora
+    from minicogvx.training.sharded_checkpoints import whole_weights
+    from minicogvx.transformer.model import ExpertTransformer
+
+    weights = whole_weights(model, here)
+    if not here.first:
+        return ""
+    if tuning.lora_rank:
+        path = write_lora(out, lora_tensors(model, weights), tuning.lora_rank, tuning.alpha)
+        return f'{path}: minicogvx generate "..." --model {model_name} --lora {path}'
+    trained = ExpertTransformer(model.config).to(next(pipe.vae.parameters()).dtype)
+    trained.load_state_dict(weights)
+    whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, pipe.fps, pipe.unconditional, pipe.guidance_scale)
+    diffusers.export(whole, out / "pipeline", overwrite=True)
+    return f'{out / "pipeline"}: minicogvx generate "..." --model {out / "pipeline"}'
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="minicogvx finetune",
+                                     description="Train a model further on a folder of films with captions (NAME.txt "
+                                                 "beside each, or metadata.jsonl). The same command again goes on "
+                                                 "where the last one was cut off; torchrun spreads it over GPUs.")
+    parser.add_argument("folder", help="films and captions")
+    parser.add_argument("--model", default="toy", metavar="toy|FOLDER", help="what to start from (default: toy)")
+    parser.add_argument("--out", default="runs/finetune", metavar="FOLDER")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank alone")
+    parser.add_argument("--image-to-video", action="store_true", help="train it to begin with a picture")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=2, metavar="N", help="of each rank")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="default: 2e-5, or 1e-3 with --lora")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="at most; default: the model's")
+    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--width", type=int, metavar="PIXELS")
+    parser.add_argument("--fps", type=int, metavar="N", help="frames a second that films are read at")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other number: see --show")
+    parser.add_argument("--show", action="store_true", help="print every number, and stop")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--checkpoint-every", type=int, default=200, metavar="STEPS")
+    parser.add_argument("--tensorboard", action="store_true")
+    return parser

@@ -1,0 +1,65 @@
+"""Float32 copies of the weights that learn, beside a model that computes in 16 bits.
+
+A step of 1e-5 is lost in bfloat16, whose numbers near 1 lie 1/128 apart. So the sum of all steps is kept in float32.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from minicogvx.training.distributed import Ranks, average_gradients
+
+
+class MasterWeights(nn.Module):
+    """The trainable weights of `model` in float32, by the model's own names; frozen ones are not copied.
+
+    After each backward pass: `take_gradients`, a step of the optimizer on `named_weights`, `put_back`.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.low = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.full = nn.ParameterDict()
+        for name, p in self.low.items():  # one by one: from a dictionary it would take them sorted
+            self.full[name.replace(".", "/")] = nn.Parameter(p.detach().to(torch.float32, copy=True))  # no dot may be in it
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Each float32 weight by its name in the model."""
+        return ((name.replace("/", "."), p) for name, p in self.full.items())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as a state dict."""
+        return {name: p.detach() for name, p in self.named_weights()}
+
+    @torch.no_grad()
+    def take_gradients(self, ranks: Ranks = Ranks()) -> None:
+        """Moves the model's gradients to the float32 weights, as the mean over ranks; a missing one counts as zero."""
+        for (_, full), low in zip(self.named_weights(), self.low.values()):
+            full.grad = torch.zeros_like(full) if low.grad is None else low.grad.float()
+            low.grad = None
+        average_gradients(self.parameters(), ranks)
+
+    @torch.no_grad()
+    def put_back(self, weights: "MasterWeights | None" = None) -> None:
+        """Rounds the float32 weights (or those of `weights`, such as their moving average) into the model."""
+        for (_, full), low in zip((weights or self).named_weights(), self.low.values()):
+            low.copy_(full)
+
+
+class OwnWeights(nn.Module):
+    """The same for a model that is float32 itself, as FSDP2 keeps it: nothing is copied."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Each weight that learns."""
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def take_gradients(self, ranks: Ranks = Ranks()) -> None:
+        """They are where they belong, and FSDP2 has averaged them."""
+
+    def put_back(self, weights: None = None) -> None:
+        """So are the weights."""

@@ -1,0 +1,324 @@
+"""A model trained further on films: all weights, LoRA in diffusers' format, and image to video."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import minicogvx
+from minicogvx import cli
+from minicogvx.data.captions import vocabulary
+from minicogvx.data.shapes import render_batch, sample_scenes
+from minicogvx.data.video_files import write_mp4
+from minicogvx.data.video_folder import scan_folder
+from minicogvx.interop import diffusers
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import preset
+from minicogvx.text import TextEncoder
+from minicogvx.training.cache import CacheSettings, cache_clips
+from minicogvx.training.distributed import Ranks
+from minicogvx.training.draws import PackedDraw, whole_patches
+from minicogvx.training.finetune import FineTuning, finetune, prepare
+from minicogvx.training.image_condition import ImageCondition, image_latents, widen_for_image
+from minicogvx.training.lora import FILE, add_lora, lora_tensors, merge_lora, write_lora
+from minicogvx.training.master_weights import MasterWeights
+from minicogvx.training.run import Keep, Run
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
+
+MICRO = preset("micro")
+TINY = replace(MICRO, vae=replace(MICRO.vae, block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4),
+               transformer=replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+                                   in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=32),
+               text=replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+QUIET = Keep(progress=False)
+CAPTIONS = ("a red circle moves right", "a blue star grows", "a green bar stays still")
+
+
+def tiny_pipe(seed=0) -> Pipeline:
+    """A whole model with random weights; its gates are open, so that every weight matters."""
+    torch.manual_seed(seed)
+    model = ExpertTransformer(TINY.transformer)
+    for name, p in model.named_parameters():
+        if "norm1.linear" in name or "norm2.linear" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    text = TextEncoder.from_config(TINY.text, vocabulary(), TINY.transformer.max_text_seq_length)
+    text.encoder.eval()
+    return Pipeline(CausalVAE(TINY.vae).eval(), model.eval(), TINY.schedule, text)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Three films of 9 frames and their captions."""
+    folder = tmp_path_factory.mktemp("films")
+    for i, clip in enumerate(render_batch(sample_scenes(3, 0, "train", 0.0), 9, 32, 32)):
+        write_mp4(folder / f"{i}.mp4", clip, 8)
+        (folder / f"{i}.txt").write_text(CAPTIONS[i])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(films, tmp_path_factory):
+    pipe = tiny_pipe()
+    settings = CacheSettings(num_frames=9, height=32, width=32, fps=8, first_frame=True)
+    return cache_clips(scan_folder(films).clips, tmp_path_factory.mktemp("cache"), pipe.vae, pipe.text, settings,
+                       torch.float32, progress=False)
+
+
+def outputs(model, channels=4):
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, channels, 3, 8, 8, generator=generator)
+    text = torch.randn(2, 5, 32, generator=generator)
+    with torch.no_grad():
+        return model(latents, torch.tensor([10, 700]), text)
+
+
+def test_all_weights_learn_and_the_loss_falls(clips, tmp_path):
+    pipe = tiny_pipe()
+    before = [p.clone() for p in pipe.transformer.parameters()]
+    tuning = FineTuning(steps=60, batch_size=3, learning_rate=3e-3, warmup=2)
+    model = finetune(pipe, clips, tuning, keep=Keep(tmp_path, log_every=1, progress=False))
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "finetune.jsonl").open()]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("tuning", [
+    FineTuning(steps=6, warmup=1, learning_rate=1e-3, ema_decay=0.9, accumulate=2),
+    FineTuning(steps=6, warmup=1, lora_rank=2, optimizer="muon", gradient_checkpointing=True),
+    FineTuning(steps=6, warmup=1, image_to_video=True),
+    FineTuning(steps=6, warmup=1, sequence_length=150, batch_size=1, learning_rate=1e-3),
+], ids=["all", "lora", "image", "packed"])
+def test_a_run_that_was_cut_off_ends_in_the_same_bits(clips, tmp_path, monkeypatch, tuning):
+    def weights(keep):
+        return finetune(tiny_pipe(), clips, tuning, seed=3, keep=keep).state_dict()
+
+    whole, keep, real = weights(QUIET), Keep(tmp_path, checkpoint_every=2, progress=False), Run.record
+
+    def cut(self, norm, **values):
+        real(self, norm, **values)
+        if self.done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", cut)
+        with pytest.raises(KeyboardInterrupt):
+            weights(keep)
+    resumed = weights(keep)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_accumulated_passes_take_the_same_step(clips):
+    one, two = (finetune(tiny_pipe(), clips, FineTuning(steps=1, batch_size=4, warmup=0, learning_rate=1e-3,
+                                                        accumulate=n), keep=QUIET) for n in (1, 2))
+    for a, b in zip(one.parameters(), two.parameters()):
+        assert torch.allclose(a, b, atol=2e-4)
+
+
+def test_sixteen_bit_models_learn_in_float32():
+    model = torch.nn.Linear(2, 2).bfloat16()
+    torch.nn.init.ones_(model.weight)
+    masters = MasterWeights(model)
+    for _ in range(100):
+        for _, p in masters.named_weights():
+            p.data += 1e-4
+        masters.put_back()
+    assert masters.tensors()["weight"].dtype == torch.float32
+    assert model.weight.dtype == torch.bfloat16 and (model.weight > 1).all()  # bfloat16 alone would have stayed at 1
+
+
+def test_packs_deal_every_clip_once_an_epoch_to_all_ranks_and_its_loss_is_that_of_the_clip_alone(clips):
+    pipe, tuning = tiny_pipe(), FineTuning(sequence_length=2 * (20 + 48), batch_size=1, text_dropout=0.0)
+    ranks = [PackedDraw(pipe, pipe.transformer, clips, tuning, Ranks(rank, 2), seed=0) for rank in (0, 1)]
+    assert ranks[0].tokens == [20 + 48] * 3 and ranks[0].clips_a_step == 1.5  # packs of two clips and of one
+    packs = [rank.batches(step)[0] for step in range(3) for rank in ranks]
+    assert sorted(len(pack.x0) for pack in packs) == [1, 1, 1, 2, 2, 2]
+    pack = max(packs, key=lambda pack: len(pack.x0))
+    loss = ranks[0].backward(pipe.transformer, pack)
+    alone = [ranks[0].backward(pipe.transformer, replace_clips(pack, i)) for i in range(2)]
+    assert loss == pytest.approx(sum(alone), rel=1e-5)
+    with pytest.raises(ValueError, match="sequence_length is 9; packing does not go with"):
+        FineTuning(sequence_length=9, image_to_video=True)
+    with pytest.raises(ValueError, match="68"):
+        PackedDraw(pipe, pipe.transformer, clips, replace(tuning, sequence_length=60), Ranks(), seed=0)
+
+
+def replace_clips(pack, i):
+    return replace(pack, x0=pack.x0[i:i + 1], texts=pack.texts[i:i + 1], noises=pack.noises[i:i + 1], t=pack.t[i:i + 1])
+
+
+# ---- LoRA
+
+
+def test_lora_begins_as_the_identity_and_only_adapters_learn(clips):
+    pipe = tiny_pipe()
+    before, start = outputs(pipe.transformer), {name: p.clone() for name, p in pipe.transformer.named_parameters()}
+    tuning = FineTuning(steps=4, lora_rank=2, warmup=1)
+    assert torch.equal(outputs(prepare(tiny_pipe(), tuning)), before)
+    model = finetune(pipe, clips, tuning, keep=QUIET)
+    learnt = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(learnt) == 2 * 4 * 2 and all("lora_" in name for name in learnt)
+    for name, p in model.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(p, start[name.replace(".base_layer", "")])
+    assert not torch.equal(outputs(model), before)
+
+
+def test_a_lora_file_merged_computes_what_the_adapters_computed(clips, tmp_path):
+    tuning = FineTuning(steps=4, lora_rank=2, lora_alpha=3.0, warmup=1, learning_rate=0.05)
+    model = finetune(tiny_pipe(), clips, tuning, keep=QUIET)
+    path = write_lora(tmp_path, lora_tensors(model), 2, 3.0)
+    assert path == tmp_path / FILE
+    merged, plain = tiny_pipe().transformer, tiny_pipe().transformer
+    merge_lora(merged, tmp_path)
+    assert torch.allclose(outputs(merged), outputs(model), atol=1e-5)
+    assert not torch.allclose(outputs(plain), outputs(model), atol=1e-3)
+    merge_lora(plain, path, scale=0.0)
+    assert torch.equal(outputs(plain), outputs(tiny_pipe().transformer))
+
+
+def test_diffusers_loads_the_lora_file_and_computes_the_same(clips, tmp_path):
+    theirs = pytest.importorskip("diffusers")
+    tuning = FineTuning(steps=4, lora_rank=2, lora_alpha=3.0, warmup=1, learning_rate=0.05)
+    model = finetune(tiny_pipe(), clips, tuning, keep=QUIET)
+    write_lora(tmp_path, lora_tensors(model), 2, 3.0)
+    diffusers.export(tiny_pipe(), tmp_path / "pipeline")
+    pipe = theirs.CogVideoXPipeline.from_pretrained(tmp_path / "pipeline")
+    generator = torch.Generator().manual_seed(1)
+    latents, text = torch.randn(2, 4, 3, 8, 8, generator=generator), torch.randn(2, 5, 32, generator=generator)
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    rope = get_3d_rotary_pos_embed(16, None, grid_size=(4, 4), temporal_size=3, grid_type="slice", max_size=(4, 4))
+
+    def their_output():
+        with torch.no_grad():
+            return pipe.transformer(latents.transpose(1, 2), text, torch.tensor([10, 700]), image_rotary_emb=rope,
+                                    return_dict=False)[0].transpose(1, 2)
+
+    before = their_output()
+    assert torch.allclose(before, outputs(tiny_pipe().transformer), atol=1e-4)
+    pipe.load_lora_weights(tmp_path / FILE)
+    assert torch.allclose(their_output(), outputs(model), atol=1e-4)
+    assert not torch.allclose(before, outputs(model), atol=1e-3)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: {}, "holds no adapter"),
+    (lambda t: t | {"transformer.proj_out.bias": torch.ones(1)}, "has a tensor transformer.proj_out.bias"),
+    (lambda t: {k.replace("blocks.1", "blocks.7"): v for k, v in t.items()}, "which this model does not have"),
+    (lambda t: {k: v[:, :5] if "lora_A" in k else v for k, v in t.items()}, "does not fit its shape (32, 32)"),
+    (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "does not fit its shape"),
+])
+def test_a_foreign_lora_file_is_refused_and_changes_nothing(tmp_path, change, message):
+    model, other = tiny_pipe().transformer, tiny_pipe().transformer
+    add_lora(other, 2, 2.0)
+    path = write_lora(tmp_path / "a.safetensors", change(lora_tensors(other)), 2, 2.0)
+    with pytest.raises(ValueError) as error:
+        merge_lora(model, path)
+    assert message in str(error.value)
+    assert torch.equal(outputs(model), outputs(tiny_pipe().transformer))
+    for rank, alpha in ((0, 1.0), (33, 1.0), (2, 0.0)):
+        with pytest.raises(ValueError, match="of LoRA is"):
+            add_lora(tiny_pipe().transformer, rank, alpha)
+
+
+# ---- image to video
+
+
+def test_a_widened_model_computes_the_same_whatever_the_picture():
+    model = tiny_pipe().transformer
+    wide = widen_for_image(model)
+    latents, text, t = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 5, 32), torch.tensor([10, 700])
+    with torch.no_grad():
+        for picture in (torch.zeros_like(latents), torch.randn_like(latents)):
+            assert torch.allclose(wide(torch.cat([latents, picture], 1), t, text), model(latents, t, text), atol=1e-5)
+    with pytest.raises(ValueError, match="in_channels is 8 for 4 out_channels: this model takes an image already"):
+        widen_for_image(wide)
+
+
+def test_temporal_patches_widen_alike():
+    torch.manual_seed(0)
+    model = ExpertTransformer(replace(TINY.transformer, patch_size_t=2))
+    wide = widen_for_image(model)
+    latents, text, t = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 5, 32), torch.tensor([10])
+    with torch.no_grad():
+        both = wide(torch.cat([latents, torch.randn_like(latents)], 1), t, text)
+        assert torch.allclose(both, model(latents, t, text), atol=1e-5)
+    assert whole_patches(latents[:, :, :3], 2).shape[2] == 4 and whole_patches(latents, None).shape[2] == 4
+    assert torch.equal(whole_patches(latents[:, :, :3], 2)[:, :, 0], latents[:, :, 0])
+
+
+def test_the_image_stands_in_the_first_frame_and_is_left_out_now_and_then():
+    torch.manual_seed(0)
+    vae, pictures = CausalVAE(TINY.vae).eval(), torch.rand(2, 3, 1, 32, 32) * 2 - 1
+    shown = [image_latents(vae, pictures, 3, ImageCondition(dropout=0.3), torch.Generator().manual_seed(i)) for i in range(60)]
+    assert all(beside.shape == (2, 4, 3, 8, 8) and not beside[:, :, 1:].any() for beside in shown)
+    left_out = sum(not beside.any() for beside in shown)
+    assert 8 <= left_out <= 30  # 18 expected; never only one clip of a batch
+    assert all(beside[0].any() == beside[1].any() for beside in shown)
+    inverted = CausalVAE(replace(TINY.vae, invert_scale_latents=True, scaling_factor=0.5)).eval()
+    inverted.load_state_dict(vae.state_dict())
+    twice = image_latents(inverted, pictures, 3, ImageCondition(dropout=0.0), torch.Generator().manual_seed(0))
+    once = image_latents(vae, pictures, 3, ImageCondition(dropout=0.0), torch.Generator().manual_seed(0))
+    assert torch.allclose(twice, once * 2, atol=1e-5)
+
+
+def test_the_noise_on_the_picture_is_as_published():
+    """sigma = exp(N(-3, 0.5^2)): median 0.0498; two thirds between 0.030 and 0.082."""
+    seen = []
+
+    class Recorder(CausalVAE):
+        def encode(self, video, chunk_frames=8):
+            seen.append(video)
+            return super().encode(video, chunk_frames)
+
+    image_latents(Recorder(TINY.vae), torch.zeros(400, 3, 1, 16, 16), 1, ImageCondition(), torch.Generator().manual_seed(0))
+    sigma = seen[0].flatten(1).std(1)
+    assert sigma.median().item() == pytest.approx(0.0498, rel=0.1)
+    assert ((sigma > 0.0302) & (sigma < 0.0821)).float().mean().item() == pytest.approx(0.683, abs=0.07)
+
+
+def test_image_to_video_learns_to_look_at_the_picture(clips):
+    pipe = tiny_pipe()
+    model = finetune(pipe, clips, FineTuning(steps=30, batch_size=3, learning_rate=3e-3, warmup=2, image_to_video=True),
+                     keep=QUIET)
+    assert model.config.in_channels == 8 and model.patch_embed.proj.weight[:, 4:].abs().max() > 1e-3
+    ready = Pipeline(pipe.vae, model, pipe.schedule_config, pipe.text)
+    video = ready("a red circle moves right", image=torch.rand(32, 32, 3), num_inference_steps=2)
+    assert video.shape == (9, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("tuning", "message"), [
+    (FineTuning(image_to_video=True, lora_rank=2), "this model takes no image yet; train all its weights"),
+])
+def test_what_does_not_go_together_is_refused(clips, tuning, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(tiny_pipe(), clips, tuning, keep=QUIET)
+
+
+def test_a_cache_of_another_model_is_refused(clips):
+    pipe = tiny_pipe()
+    other = replace(TINY.transformer, text_embed_dim=16)
+    pipe.transformer = ExpertTransformer(other)
+    with pytest.raises(ValueError, match="has text features 32 wide; the model takes 16"):
+        finetune(pipe, clips, FineTuning(), keep=QUIET)
+
+
+# ---- the command
+
+
+def test_one_command_from_films_to_a_model(films, tmp_path, capsys):
+    diffusers.export(tiny_pipe(), tmp_path / "model")
+    base = ["finetune", str(films), "--model", str(tmp_path / "model"), "--steps", "2"]
+    assert cli.main([*base, "--out", str(tmp_path / "all")]) == 0
+    assert minicogvx.load(tmp_path / "all" / "pipeline").num_frames == 9
+    assert cli.main([*base, "--out", str(tmp_path / "lora"), "--lora", "2"]) == 0
+    assert (tmp_path / "lora" / FILE).exists()
+    assert cli.main(["generate", CAPTIONS[0], "--model", str(tmp_path / "model"), "--lora", str(tmp_path / "lora"),
+                     "--steps", "1", "--out", str(tmp_path / "a.mp4")]) == 0
+    assert cli.main([*base, "--out", str(tmp_path / "image"), "--image-to-video"]) == 0
+    assert minicogvx.load(tmp_path / "image" / "pipeline").takes_image_channels
+    capsys.readouterr()
+    assert cli.main([*base, "--out", str(tmp_path / "all"), "--set", "warmup=7"]) == 2
+    assert "was begun with warmup=100, not 7" in capsys.readouterr().err

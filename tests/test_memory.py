@@ -1,0 +1,135 @@
+"""The memory table: its arithmetic against real tensors, and its activations against what a process grows by."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from minicogvx import cli
+from minicogvx.presets import TransformerConfig, preset
+from minicogvx.training.memory import (SHARDINGS, Inputs, activations_of, count_activations, inputs_for, memory)
+from minicogvx.transformer.model import ExpertTransformer
+
+TINY = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=3, in_channels=4, out_channels=4,
+                         text_embed_dim=8, max_text_seq_length=4, time_embed_dim=8, sample_height=8, sample_width=8,
+                         sample_frames=9)
+INPUTS = Inputs(batch=2, frames=3, height=8, width=8, text=4)
+FIVE = preset("5b")
+
+
+def test_one_gpu_holds_what_a_real_step_holds():
+    torch.manual_seed(0)
+    model = ExpertTransformer(TINY)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)).square().mean().backward()
+    optimizer.step()
+    worked_out = memory(TINY, INPUTS, 1, "replicate", torch.float32)
+    assert worked_out.parameters == sum(p.nbytes for p in model.parameters())
+    assert worked_out.gradients == sum(p.grad.nbytes for p in model.parameters())
+    assert worked_out.optimizer == sum(held[slot].nbytes for held in optimizer.state.values()
+                                       for slot in ("exp_avg", "exp_avg_sq"))
+    assert worked_out.gathered == worked_out.host == 0
+    cut = memory(TINY, INPUTS, 1, "fsdp", torch.float32)
+    assert (cut.parameters, cut.gradients, cut.optimizer) == (
+        worked_out.parameters, worked_out.gradients, worked_out.optimizer)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_of_six_layers_counts_as_two_and_three_say(checkpointing, dtype):
+    six = replace(TINY, num_layers=6)
+    assert activations_of(six, INPUTS, checkpointing, dtype) == count_activations(six, INPUTS, checkpointing, dtype)
+
+
+def test_what_is_kept_is_what_autograd_saves():
+    torch.manual_seed(0)
+    model, saved = ExpertTransformer(TINY), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    inputs = torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(*inputs).square().mean()
+    real = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
+    kept = activations_of(TINY, INPUTS, dtype=torch.float32).kept
+    assert abs(real / kept - 1) < 0.05, (real, kept)
+
+
+def test_checkpointing_keeps_one_input_a_block():
+    two, three = (count_activations(replace(FIVE.transformer, num_layers=n), inputs_for(FIVE), True, torch.bfloat16)
+                  for n in (2, 3))
+    tokens = 13 * 30 * 45 + 226
+    assert three.kept - two.kept == tokens * 3072 * 2  # b n d in 16 bits
+    plain = activations_of(FIVE.transformer, inputs_for(FIVE))
+    assert plain.peak > plain.kept > 10 * activations_of(FIVE.transformer, inputs_for(FIVE), True).kept
+
+
+def test_the_published_5b():
+    count, inputs = 5_570_283_072, inputs_for(FIVE)
+    assert (inputs.frames, inputs.height, inputs.width, inputs.text) == (13, 60, 90, 226)
+    table = {(s, n): memory(FIVE.transformer, inputs, n, s) for s in SHARDINGS for n in (1, 8, 64)}
+    whole = table["replicate", 1]
+    assert (whole.parameters, whole.gradients, whole.optimizer) == (6 * count, 4 * count, 8 * count)
+    assert table["replicate", 64] == whole
+    cut = table["fsdp", 8]
+    assert cut.parameters == cut.gradients == cut.optimizer // 2
+    assert 4 * count / 8 <= cut.parameters < 4.001 * count / 8
+    assert table["fsdp+checkpoint", 64].total < table["fsdp+checkpoint", 8].total < table["fsdp", 8].total < whole.total
+    away = table["fsdp+checkpoint+offload", 8]
+    assert away.parameters == away.optimizer == 0 and away.host == 4 * cut.parameters
+    assert away.total < table["fsdp+checkpoint", 8].total
+
+
+def test_attention_scores_are_never_counted():
+    short, long = (count_activations(replace(TINY, num_layers=1), replace(INPUTS, height=8 * n), False, torch.bfloat16)
+                   for n in (8, 16))
+    assert long.kept < 2.1 * short.kept  # twice the tokens: a square would be four times
+
+
+@pytest.mark.parametrize("name", ["toy", "2b", "5b-i2v", "1.5-5b-i2v"])
+def test_every_kind_of_preset_can_be_worked_out(name):
+    size = preset(name)
+    assert memory(size.transformer, inputs_for(size), 2, "fsdp+checkpoint").activations > 0
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"height": 470}, "height is 470; it must be a multiple of 16"),
+    ({"frames": 48}, "frames is 48; it must be 4k + 1, such as 45 or 49"), ({"batch": 0}, "batch is 0"),
+])
+def test_sizes_that_do_not_fit_are_told(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        inputs_for(FIVE, **options)
+
+
+def test_other_mistakes():
+    with pytest.raises(ValueError, match="sharding is 'zero'; it must be one of replicate"):
+        memory(TINY, INPUTS, 1, "zero")
+    with pytest.raises(ValueError, match="gpus is 0"):
+        memory(TINY, INPUTS, 0, "fsdp")
+
+
+def test_the_command_prints_a_table(capsys):
+    assert cli.main(["memory", "toy", "--gpus", "1", "4", "--parts", "4"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("toy: on each GPU 1 x latents 16x5x8x8, 112 tokens")
+    assert [line.split()[0] for line in told.splitlines()[3:8]] == list(SHARDINGS)
+    assert cli.main(["memory", "huge"]) == 2 and cli.main(["memory", "toy", "--gpus", "0"]) == 2
+    assert "there is no preset 'huge'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of the process from /proc")
+def test_the_check_holds_against_a_real_process():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "minicogvx", "memory", "micro", "--batch", "48", "--check"],
+                          capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"\(\+0\.0%, at most 0%\)", done.stdout)) == 3 and "at most 10%" in done.stdout
