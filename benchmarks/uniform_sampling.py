@@ -1,6 +1,6 @@
 """Explicit uniform sampling (paper 3.3): how much steadier a batch's loss is if its timesteps are spread on purpose.
 
-    python -m benchmarks.uniform_sampling [--batches 20000] [--draws 4]
+    python -m benchmarks.uniform_sampling [--batches 20000] [--draws 2]
 
 The shipped toy's loss is taken at every timestep for a few clips and noises. Batches are then drawn from these losses,
 with the timesteps that the package's own functions choose: `uniform_timesteps`; `rank_timesteps`, in which the batch
@@ -26,7 +26,7 @@ def losses(draws: int, seed: int) -> Tensor:
     """The loss at every timestep (row) for `draws` pairs of clip and noise each, all different."""
     pipe = minicogvx.load("toy")
     T, dtype = pipe.schedule.num_train_timesteps, pipe.transformer.proj_out.weight.dtype
-    latents = encode_world(pipe.vae, 128, seed, pipe.num_frames, dtype=dtype, progress=False)
+    latents = encode_world(pipe.vae, 64, seed, pipe.num_frames, dtype=dtype, progress=False)
     generator, words = torch.Generator().manual_seed(seed), random.Random(seed)
     found = []
     for t in torch.arange(T).repeat_interleave(draws).split(100):
@@ -58,7 +58,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=20000)
-    parser.add_argument("--draws", type=int, default=4, help="clips and noises for each timestep")
+    parser.add_argument("--draws", type=int, default=2, help="clips and noises for each timestep")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.perf_counter()

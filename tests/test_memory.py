@@ -132,4 +132,4 @@ def test_the_check_holds_against_a_real_process():
     done = subprocess.run([sys.executable, "-m", "minicogvx", "memory", "micro", "--batch", "48", "--check"],
                           capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"\(\+0\.0%, at most 0%\)", done.stdout)) == 3 and "at most 10%" in done.stdout
+    assert len(re.findall(r"\(\+0\.0%, at most 0%\)", done.stdout)) == 3 and "at most 5%" in done.stdout

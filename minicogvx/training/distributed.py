@@ -7,7 +7,9 @@ files know nothing of either; without torchrun nothing of this is active.
 A weight under FSDP2 is a DTensor. Make the optimizer, and a moving average (a clone of each parameter), after `wrap`.
 """
 
+import gc
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,9 +64,15 @@ def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
 
 
 def leave() -> None:
-    """Leaves the process group, if there is one; the last call of a run."""
+    """Leaves the process group, if there is one; the last call of a run.
+
+    gloo's threads outlive the group where PyTorch's caches hold it, and after a message they need the interpreter to
+    let go of its tensors. A process that ends at that moment aborts, so they are given a moment.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
+        time.sleep(0.1)
 
 
 def _environment(name: str) -> int:
@@ -125,9 +133,15 @@ def _replicate(model, ranks):
 
 def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's mean of gradients, with the sum over ranks in float32: in 16 bits it loses small gradients."""
-    wide = bucket.buffer().float().div_(world_size)
-    done = dist.all_reduce(wide, async_op=True).get_future()
-    return done.then(lambda future: bucket.buffer().copy_(future.value()[0]))
+    buffer = bucket.buffer()
+    wide = buffer.float().div_(world_size)
+    if wide.is_cuda:  # while the backward pass goes on
+        done = dist.all_reduce(wide, async_op=True).get_future()
+        return done.then(lambda future: buffer.copy_(future.value()[0]))
+    dist.all_reduce(wide)
+    done = torch.futures.Future()
+    done.set_result(buffer.copy_(wide))
+    return done
 
 
 @torch.no_grad()

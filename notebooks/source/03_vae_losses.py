@@ -593,7 +593,7 @@ for name, before in added_to.items():
     print(f"{name} on {before}, {len(seeds)} seed(s): {', '.join(words)}")
 
 # %% [markdown]
-# Each line says what one part changed. L2 is the large step: 2.5 dB more, and the flicker of true motion begins
+# Each line says what one part changed. L2 is the large step: 1.9 dB more, and the flicker of true motion begins
 # to come back. LPIPS lowers LPIPS, and costs no PSNR. The strong KL makes copies grainy: its sharpness, far
 # above 1, is noise that counts as edges. The GAN gains nothing here.
 #
