@@ -410,7 +410,7 @@ print("and each latent tells less:", bool(strong.kl().mean() < 0.5 * weak.kl().m
 #
 # Why pay at all? Because another network must later *invent* such latents, from standard normal noise. That
 # is easier if they have a known size and a small error does no harm. What does it cost? In the runs on the right, 300
-# steps and one seed each, not the picture, up to a weight of 1: 1.2 nats a number instead of 3.2, and the PSNR is no
+# steps and one seed each, not the picture, up to a weight of 1: 1.2 nats a number instead of 3.3, and the PSNR is no
 # lower. Only at 10, with 0.2 nats, are details lost. In latent diffusion the usual weight is $10^{-6}$, little more
 # than a bound on the size. The authors' is not published; the shipped toy was trained with 0.1.
 #
