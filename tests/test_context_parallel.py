@@ -133,7 +133,7 @@ def result(tmp_path_factory):
     out = tmp_path_factory.mktemp("context") / "result.json"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
-                           __file__, str(out)], capture_output=True, text=True, timeout=150, env=environment)
+                           __file__, str(out)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 

@@ -5,6 +5,8 @@ holds 1/n of each weight, of its gradient and of its optimizer state, and gather
 files know nothing of either; without torchrun nothing of this is active.
 
 A weight under FSDP2 is a DTensor. Make the optimizer, and a moving average (a clone of each parameter), after `wrap`.
+AdamW is the optimizer for shards. Muon works on them, too, with the same result, but gathers its matrices in every
+iteration: on two CPU ranks and the toy's transformer a step took 1.0 to 1.8 s, against 0.3 s under "replicate".
 """
 
 import gc

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from minicogvx.training.muon import StackedMuon
+
 
 class MuonAdamW:
     """`torch.optim.Muon` on the given matrices and convolution kernels, `torch.optim.AdamW` on all other parameters.
 
     A convolution kernel `o i t h w` is to Muon the matrix `o x (i t h w)`: a view, so both share their numbers.
+    Muon works on stacks of matrices (training/muon.py), but for weights that lie on many ranks.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
@@ -26,7 +29,8 @@ class MuonAdamW:
         self.others = [p for name, p in parameters if not muon_on(name, p)]
         self.flat = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.matrices]
         # Neither takes an empty list.
-        self.muon = self.flat and torch.optim.Muon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
+        muon = torch.optim.Muon if any(isinstance(p, DTensor) for p in self.flat) else StackedMuon
+        self.muon = self.flat and muon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
         self.adamw = self.others and torch.optim.AdamW(self.others, lr=adamw_lr, betas=betas, eps=1e-8,
                                                        weight_decay=weight_decay)
         self.clip = clip
