@@ -150,7 +150,7 @@ def test_warnings_become_notes_and_a_stop_is_quiet(pipe, capsys, monkeypatch):
     assert capsys.readouterr().err == "minicogvx: note: the toy has never seen the word 'cat'\nminicogvx: stopped\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "ablate"])
+@pytest.mark.parametrize("command", ["data", "train", "finetune", "memory", "evaluate", "ablate"])
 def test_train_evaluate_and_ablate_are_handed_on_whole(monkeypatch, command):
     seen = []
     module = types.SimpleNamespace(main=lambda arguments: seen.append(arguments))

@@ -19,6 +19,7 @@ from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.training.alignment import FEATURES, Alignment, scene_features
 from minicogvx.training.checkpoints import Checkpoints
 from minicogvx.training.latents import encode_world
+from minicogvx.training.muon import StackedMuon
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
 from minicogvx.training.run import Keep
 from minicogvx.training.samples import Samples
@@ -57,6 +58,25 @@ def test_muon_takes_kernels_and_adamw_the_rest():
     values = torch.linalg.svdvals(update)
     assert values.max() / values.min() < 2.0
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_on_stacks_is_torchs_muon(nesterov):
+    torch.manual_seed(0)
+    shapes = [(8, 24), (24, 8), (8, 24), (16, 16), (24, 8), (3, 5), (1100, 1000)]  # the last is too large to be stacked
+    start = [torch.randn(shape) for shape in shapes]
+    optimizers = [kind([nn.Parameter(p.clone()) for p in start], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=nesterov)
+                  for kind in (torch.optim.Muon, StackedMuon)]
+    for step in range(3):
+        gradients = [torch.randn(shape) for shape in shapes]
+        for optimizer in optimizers:
+            for p, gradient in zip(optimizer.param_groups[0]["params"], gradients):
+                p.grad = gradient.clone() if step or p.shape != (3, 5) else None  # one joins later
+            optimizer.step()
+    theirs, ours = (optimizer.param_groups[0]["params"] for optimizer in optimizers)
+    for one, other, before in zip(theirs, ours, start):
+        assert (one - other).norm() <= 0.02 * (one - before).norm()
+    assert all(ours[i].shape == optimizers[1].state[ours[i]]["momentum_buffer"].shape for i in range(len(shapes)))
 
 
 def test_a_nan_gradient_leaves_the_weights():
