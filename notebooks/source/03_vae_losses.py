@@ -542,25 +542,26 @@ with torch.enable_grad():
 steps, undecided, real, fake, weights = zip(*history)
 figure, (axes,) = new_figure(1, 3, width=8.5, height=2.5)
 axes[0].plot(steps, undecided)
-axes[0].set(title="discriminator's loss", xlabel="step", ylim=(0, 2))
+axes[0].set(title="discriminator's loss", xlabel="step", ylim=(0, None))
 axes[1].plot(steps, real, label="real clips")
 axes[1].plot(steps, fake, "--", label="copies")
 axes[1].set(title="mean logit", xlabel="step")
 axes[1].legend()
 axes[2].semilogy(steps, weights)
 axes[2].set(title="weight of the GAN", xlabel="step")
-show_figure(figure, "Steps 5 to 25. The discriminator's loss stays near 1. The mean logits of real clips and copies "
-                    "almost lie on each other. The weight of the GAN is largest at first, then falls far.")
+show_figure(figure, "Steps 5 to 25. The discriminator's loss is mostly near 1. The mean logits of real clips and "
+                    "copies almost lie on each other, also where they jump. The weight of the GAN is largest at first, "
+                    "then falls far.")
 print(f"the discriminator's loss: {undecided[0]:.2f} at first, {undecided[-1]:.2f} at the end; "
       f"the GAN's weight between {min(weights):.3f} and {max(weights):.3f}")
 
 # %% [markdown]
-# After 20 steps the logits of real clips and of copies still almost lie on each other. A discriminator that
-# knows nothing has small gradients, and the adaptive weight blows them up until they pull 0.3 times as hard as
-# the reconstruction, in a direction that means nothing yet.
+# After 20 steps the logits of real clips and of copies almost lie on each other; where they jump, they jump
+# together. A discriminator that knows nothing has small gradients, and the adaptive weight blows them up until
+# they pull 0.3 times as hard as the reconstruction, in a direction that means nothing yet.
 #
 # So a GAN costs something before it earns anything. Early copies are wrong in ways that L1 and LPIPS already
-# name; fine detail, the GAN's gift, can wait. This is how we read "a few thousand steps".
+# name; fine detail can wait. This is how we read "a few thousand steps".
 #
 # So few steps cannot show what each part is for. Longer runs, one part more each time, were made by
 # `minicogvx ablate vae-losses`. Predict: which part raises PSNR, which one lowers LPIPS, which one makes
@@ -597,8 +598,7 @@ for name, before in added_to.items():
 # to come back. LPIPS lowers LPIPS, and costs no PSNR. The strong KL makes copies grainy: its sharpness, far
 # above 1, is noise that counts as edges. The GAN gains nothing here.
 #
-# It is one seed, of flat shapes without texture, and 250 steps are little for a GAN: the published one had not
-# begun.
+# It is one seed of flat shapes, and 250 steps are little for a GAN: the published one had not begun.
 #
 # ## 8. How much may be thrown away?
 #
