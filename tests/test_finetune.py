@@ -123,7 +123,7 @@ def test_sixteen_bit_models_learn_in_float32():
     for _ in range(100):
         for _, p in masters.named_weights():
             p.data += 1e-4
-        masters.put_back()
+        masters.write_back()
     assert masters.tensors()["weight"].dtype == torch.float32
     assert model.weight.dtype == torch.bfloat16 and (model.weight > 1).all()  # bfloat16 alone would have stayed at 1
 

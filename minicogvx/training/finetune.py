@@ -112,18 +112,18 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
     averages = [MasterWeights(model).requires_grad_(False)] if tuning.ema_decay else []
     run = Run("finetune", tuning.steps, keep, ranks.first, files)
     run.resume({"weights": weights} | ({"ema": averages[0]} if averages else {}), {"optimizer": optimizer})
-    weights.put_back()
+    weights.write_back()
     data = (PackedDraw if tuning.sequence_length else Draw)(pipe, model, clips, tuning, ranks, seed)
     network.train()
     for step in run:
         loss = sum(data.backward(network, batch) for batch in data.batches(step))
         weights.take_gradients(ranks)
         norm = optimizer.step(warmup_cosine(step, tuning.steps, tuning.warmup))
-        weights.put_back()
+        weights.write_back()
         average(averages, [weights], min(tuning.ema_decay, (1 + step) / (10 + step)))
         run.record(norm, **mean_over_ranks({"loss": loss}, ranks))
     if averages:
-        weights.put_back(averages[0])
+        weights.write_back(averages[0])
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from minicogvx.training.distributed import Ranks, average_gradients
 class MasterWeights(nn.Module):
     """The trainable weights of `model` in float32, by the model's own names; frozen ones are not copied.
 
-    After each backward pass: `take_gradients`, a step of the optimizer on `named_weights`, `put_back`.
+    After each backward pass: `take_gradients`, a step of the optimizer on `named_weights`, `write_back`.
     """
 
     def __init__(self, model: nn.Module):
@@ -41,7 +41,7 @@ class MasterWeights(nn.Module):
         average_gradients(self.parameters(), ranks)
 
     @torch.no_grad()
-    def put_back(self, weights: "MasterWeights | None" = None) -> None:
+    def write_back(self, weights: "MasterWeights | None" = None) -> None:
         """Rounds the float32 weights (or those of `weights`, such as their moving average) into the model."""
         for (_, full), low in zip((weights or self).named_weights(), self.low.values()):
             low.copy_(full)
@@ -61,5 +61,5 @@ class OwnWeights(nn.Module):
     def take_gradients(self, ranks: Ranks = Ranks()) -> None:
         """They are where they belong, and FSDP2 has averaged them."""
 
-    def put_back(self, weights: None = None) -> None:
+    def write_back(self, weights: None = None) -> None:
         """So are the weights."""
