@@ -16,9 +16,9 @@ from minicogvx.interop import diffusers
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.cache import CacheSettings, cache_clips
+from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
 from minicogvx.training.distributed import Ranks
-from minicogvx.training.draws import PackedDraw, whole_patches
+from minicogvx.training.draws import Draw, PackedDraw, whole_patches
 from minicogvx.training.finetune import FineTuning, finetune, prepare
 from minicogvx.training.image_condition import ImageCondition, image_latents, widen_for_image
 from minicogvx.training.lora import FILE, add_lora, lora_tensors, merge_lora, write_lora
@@ -142,6 +142,32 @@ def test_packs_deal_every_clip_once_an_epoch_to_all_ranks_and_its_loss_is_that_o
         FineTuning(sequence_length=9, image_to_video=True)
     with pytest.raises(ValueError, match="68"):
         PackedDraw(pipe, pipe.transformer, clips, replace(tuning, sequence_length=60), Ranks(), seed=0)
+
+
+def test_which_size_and_which_of_its_clips_do_not_hang_together():
+    """Two sizes with two clips each: all four must come up about equally often."""
+    class Clips(CachedClips):
+        def __init__(self):
+            """No files."""
+
+        def buckets(self):
+            return {"small": torch.tensor([0, 1]), "large": torch.tensor([2, 3])}
+
+        def draw(self, index, generator):
+            drawn.append(int(index[0]))
+            return torch.zeros(1, 4, 3, 8, 8)
+
+        def text(self, index):
+            return torch.zeros(1, 5, 32)
+
+        def empty_text(self):
+            return torch.zeros(1, 5, 32)
+
+    drawn, pipe = [], tiny_pipe()
+    draw = Draw(pipe, pipe.transformer, Clips(), FineTuning(batch_size=1), Ranks(), seed=0)
+    for step in range(400):
+        draw.batches(step)
+    assert all(70 <= drawn.count(i) <= 130 for i in range(4))
 
 
 def replace_clips(pack, i):

@@ -186,6 +186,16 @@ def test_tensorboard_holds_the_figures(tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
 
 
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"checkpoint_every": 0}, "checkpoint_every is 0; it must be 1 or more"), ({"log_every": -1}, "log_every is -1"),
+    ({"checkpoints": 0}, "checkpoints is 0"), ({"tensorboard": True}, "tensorboard is not installed"),
+])
+def test_what_cannot_be_kept_is_refused_at_once(monkeypatch, fields, message):
+    monkeypatch.setattr("minicogvx.training.run.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        Keep(**fields)
+
+
 def test_only_the_leader_writes(tmp_path):
     run = Run("linear", 2, quiet(tmp_path), leader=False)
     net = nn.Linear(2, 2)

@@ -310,10 +310,12 @@ def test_samples_are_drawn_and_judged_while_it_learns(tmp_path):
     vae = CausalVAE(TINY.vae)
     samples = Samples(vae, TINY, 3.0, tmp_path, clips=3, shown=2)
     training = TransformerTraining((TransformerStage(2, 2),), sample_every=2)
-    keep = Keep(tmp_path, log_every=1, progress=False)
+    training = replace(training, stages=(TransformerStage(4, 2),))
+    keep = Keep(tmp_path, log_every=3, progress=False)
     train_transformer(TINY, world(), training, keep=keep, on_sample=samples)
-    rows = [json.loads(line) for line in (tmp_path / "transformer.jsonl").open()]
-    assert "obeyed" not in rows[0] and 0 <= rows[1]["obeyed"] <= 1
+    rows = {row["step"]: row for row in map(json.loads, (tmp_path / "transformer.jsonl").open())}
+    assert list(rows) == [0, 1, 3]  # step 1 is not due, but it has a score
+    assert "obeyed" not in rows[0] and 0 <= rows[1]["obeyed"] <= 1 and 0 <= rows[3]["obeyed"] <= 1
     with Image.open(tmp_path / "step_00000002.png") as picture:
         assert picture.height > 2 * 32
 

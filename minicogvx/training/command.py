@@ -21,17 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.show:
         print("\n".join(f"{path}={value!r}" for path, value in fields(recipe).items()))
         return 0
-    for name in ("threads", "checkpoint_every", "log_every"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
-    if arguments.tensorboard:
-        _need_tensorboard()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
+                tensorboard=arguments.tensorboard)
+    use_threads(arguments.threads)
     out = Path(arguments.out or f"runs/{arguments.recipe}")
-    train_recipe(recipe, out, arguments.seed, choose_dtype("cpu"),
-                 Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
-                      tensorboard=arguments.tensorboard))
+    train_recipe(recipe, out, arguments.seed, choose_dtype("cpu"), keep)
     print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
     return 0
 
@@ -53,8 +47,10 @@ def _parser(recipes: tuple[str, ...]) -> argparse.ArgumentParser:
     return parser
 
 
-def _need_tensorboard() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("tensorboard") is None:
-        raise ValueError("tensorboard is not installed; pip install tensorboard, or leave out --tensorboard")
+def use_threads(threads: int | None) -> None:
+    """So many processor threads; None leaves it at all cores. Raises ValueError for fewer than one."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"threads is {threads}; it must be 1 or more")
+    torch.set_num_threads(threads)

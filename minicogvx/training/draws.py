@@ -44,7 +44,8 @@ class Draw:
         A size is as likely as it has clips. A rank's generator draws clips, dropped captions, latents, noise,
         timesteps, and what belongs to the image.
         """
-        shared = torch.Generator().manual_seed(self.seed * 10_000_000 + step)
+        # A seed that no rank draws from: else which size and which clips of it would hang together.
+        shared = torch.Generator().manual_seed(2**62 + self.seed * 10_000_000 + step)
         bucket = self.buckets[int(torch.multinomial(self.weights, 1, generator=shared))]
         generator = rank_generator(self.seed * 10_000_000 + step, self.ranks)
         index = bucket[torch.randint(len(bucket), (self.tuning.batch_size,), generator=generator)]

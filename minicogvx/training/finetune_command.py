@@ -9,8 +9,10 @@ import torch
 def main(argv: list[str] | None = None) -> int:
     """Reads and encodes the clips once, trains, and writes a LoRA file or a whole pipeline folder."""
     arguments = _parser().parse_args(argv)
+    from minicogvx.training.command import use_threads
     from minicogvx.training.finetune import FineTuning
     from minicogvx.training.overrides import fields, override
+    from minicogvx.training.run import Keep
 
     tuning = FineTuning(steps=arguments.steps, batch_size=arguments.batch_size, lora_rank=arguments.lora,
                         image_to_video=arguments.image_to_video, learning_rate=arguments.learning_rate)
@@ -19,20 +21,19 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.show:
         print("\n".join(f"{path}={value!r}" for path, value in fields(tuning).items()))
         return 0
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    return _train(arguments, tuning)
+    keep = Keep(Path(arguments.out), tensorboard=arguments.tensorboard, checkpoint_every=arguments.checkpoint_every)
+    use_threads(arguments.threads)
+    return _train(arguments, tuning, keep)
 
 
-def _train(arguments: argparse.Namespace, tuning) -> int:
+def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     import minicogvx
     from minicogvx.data.video_folder import scan_folder
     from minicogvx.training.distributed import leave, ranks
     from minicogvx.training.finetune import finetune
     from minicogvx.training.overrides import write_down
-    from minicogvx.training.run import Keep
 
-    out, here = Path(arguments.out), ranks()
+    out, here = keep.folder, ranks()
     found = scan_folder(arguments.folder)
     if here.first:
         for problem in found.problems:
@@ -41,8 +42,7 @@ def _train(arguments: argparse.Namespace, tuning) -> int:
     if here.first:
         write_down(out / "finetuning.json", tuning, arguments.seed)
     clips = _cache(arguments, pipe, found.clips, out / "cache", here, tuning)
-    model = finetune(pipe, clips, tuning, arguments.seed, Keep(out, tensorboard=arguments.tensorboard,
-                                                               checkpoint_every=arguments.checkpoint_every), here)
+    model = finetune(pipe, clips, tuning, arguments.seed, keep, here)
     told = _write(pipe, model, tuning, out, arguments.model, here)
     if here.first:
         print(told)

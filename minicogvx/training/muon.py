@@ -26,6 +26,8 @@ class StackedMuon(torch.optim.Muon):
                 self._update(weights, group)
 
     def _update(self, weights: list[Tensor], group: dict) -> None:
+        if group["adjust_lr_fn"] not in (None, "original"):
+            raise ValueError(f"adjust_lr_fn is {group['adjust_lr_fn']!r}; on stacks it must be None or 'original'")
         lr, momentum, shape = group["lr"], group["momentum"], weights[0].shape
         gradients, buffers = [p.grad for p in weights], [self._buffer(p) for p in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)

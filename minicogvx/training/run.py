@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class Keep:
     log_every: int = 20
     tensorboard: bool = False  # besides NAME.jsonl
     progress: bool = True
+
+    def __post_init__(self):
+        for name in ("checkpoint_every", "checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed; pip install tensorboard, or leave it out")
 
 
 class Run:
@@ -87,16 +95,16 @@ class Run:
         """Whether the figures of this step are written down."""
         return step % self.keep.log_every == 0 or step == self.total - 1
 
-    def record(self, grad_norm: Tensor, **values: Tensor | float) -> None:
-        """The figures of the step under way: to NAME.jsonl, to TensorBoard and to the bar.
+    def record(self, grad_norm: Tensor, rare: Mapping[str, float] = {}, **values: Tensor | float) -> None:
+        """The figures of the step under way: to NAME.jsonl, to TensorBoard and to the bar, every `log_every` steps.
 
-        Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
+        `rare`: figures that not every step has. A step that has some is written down in any case. Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
         """
         step = self.done
         self._watch(step, float(grad_norm))
-        if not self.leader or not self.logs(step):
+        if not self.leader or not (rare or self.logs(step)):
             return
-        row = {name: float(value) for name, value in (values | {"grad_norm": grad_norm}).items()}
+        row = {name: float(value) for name, value in (values | dict(rare) | {"grad_norm": grad_norm}).items()}
         row["seconds"] = time.perf_counter() - self.started
         first = next(iter(row))
         self.bar.set_postfix({first: f"{row[first]:.3f}"}, refresh=False)

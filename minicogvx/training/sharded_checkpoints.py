@@ -68,6 +68,7 @@ def save_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks, note
             dcp.save(_at_least_1d(tensors), storage_writer=writer, no_dist=no_dist)
 
     def finish():
+        """The index last, then the folder's name."""
         if ranks.first:
             write_json(part / _INDEX, {"world_size": ranks.world_size, "files": files, "tensors": shapes,
                                        "notes": dict(notes or {})})

@@ -138,15 +138,16 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
             loss = v_loss(model, schedule, x0[i], noise[i], t[i], text.encode(captions[i]).to(dtype))
             aligned = alignment(features[i])
             ((loss + weight * aligned) * len(x0[i]) / len(x0)).backward()
-            losses.append((loss.detach(), aligned.detach()))
+            losses.append(torch.stack([loss.detach(), aligned.detach()]) * len(x0[i]) / len(x0))
         norm = update_master(master, working, optimizer, warmup_cosine(step, len(plan), training.warmup))
         average(ema, (master, text.encoder), min(training.ema_decay, (1 + step) / (10 + step)))
-        figures = {name: sum(values) / len(losses) for name, values in zip(("loss", "alignment"), zip(*losses))}
+        rare = {}
         if run.logs(step) and step % (10 * keep.log_every) == 0:
-            figures["swap_gain"] = swap_gain(working, text, clips, schedule, dtype)
+            rare["swap_gain"] = swap_gain(working, text, clips, schedule, dtype)
         if on_sample and training.sample_every and (step + 1) % training.sample_every == 0:
-            figures |= on_sample(step + 1, *averaged)
-        run.record(norm, **figures)
+            rare |= on_sample(step + 1, *averaged)
+        loss, aligned = sum(losses)
+        run.record(norm, rare, loss=loss, alignment=aligned)
     averaged[0].eval(), averaged[1].encoder.eval()
     return averaged
 

@@ -191,6 +191,7 @@ class _Borrow(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tail, first, group, returned):
+        """Sends and receives; see above."""
         ctx.group, ctx.returned = group, returned
         ctx.own, ctx.wanted = tail.shape[2], first.shape[2]
         if ctx.own == ctx.wanted:
