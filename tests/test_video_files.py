@@ -2,6 +2,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from films import sound_only
 from PIL import Image
 
 from minicogvx.data import video_files
@@ -124,7 +125,7 @@ def test_bad_files_are_named_in_one_sentence(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a film at all, only words " * 50)
     (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:400])
-    _write_sound_only(tmp_path / "sound.mp4")
+    sound_only(tmp_path / "sound.mp4")
     cases = {"empty.mp4": "is empty", "text.mp4": "not a video", "cut.mp4": "not a video",
              "sound.mp4": "no video stream",
              "whole.mp4": r"lasts 1\.1\d s; 17 frames at 8 fps need 2\.1\d s"}
@@ -136,16 +137,6 @@ def test_bad_files_are_named_in_one_sentence(tmp_path):
         video_files.read_video(tmp_path / "nowhere.mp4", 9, 32, 32, fps=8)
     with pytest.raises(ValueError, match="is a folder"):
         video_files.read_video(tmp_path, 9, 32, 32, fps=8)
-
-
-def _write_sound_only(path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        stream.layout = "mono"
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def test_bad_pictures_are_named_in_one_sentence(tmp_path):
