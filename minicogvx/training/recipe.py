@@ -46,8 +46,8 @@ RECIPES = {recipe.preset: recipe for recipe in (
                          muon_lr=0.01)),
            clips=8192, two_objects=0.0,
            # Images in batches of 64: with 32 and the same steps the words for colours were not learnt.
-           transformer=TransformerTraining((TransformerStage(steps=450, batch_size=64, latent_frames=1),
-                                            TransformerStage(steps=1350)),
+           transformer=TransformerTraining((TransformerStage(steps=550, batch_size=64, latent_frames=1),
+                                            TransformerStage(steps=1750)),
                                            caption_style="short", ema_decay=0.995, alignment_weight=1.5,
                                            alignment_kinds=("shape", "motion", "colour"))),
     Recipe("toy",
