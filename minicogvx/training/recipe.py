@@ -39,8 +39,8 @@ class Recipe:
 
 RECIPES = {recipe.preset: recipe for recipe in (
     Recipe("micro",
-           # Half of the time for the VAE: with 1800 steps and a KL of 0.5 it kept 78 instead of 93 % readable, and the
-           # whole model obeyed 53 instead of 58 to 62 %, in spite of 200 steps more on clips.
+           # Two fifths of the time for the VAE: with 1800 steps and a KL of 0.5 it kept 78 instead of 87 % readable, and
+           # the whole model (with 1400 steps on clips here, 1600 there) obeyed 53 instead of 58 to 62 %.
            vae=(VAEStage(steps=1900, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS),
                 VAEStage(steps=400, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS_LPIPS,
                          muon_lr=0.01)),
