@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.ops import (FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_front, repeat_time,
+from minicogvx.vae.ops import (FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_first, pad_front, repeat_time,
                                repeat_index, upsample_conv, upsample_weight)
 
 EPS = 1e-6
@@ -111,6 +111,14 @@ def test_pad_front_without_enough_room_is_cat(frames):
 def test_pad_front_hands_gradients_to_both():
     x, past = normal(1, 2, 2, 2, 2).requires_grad_(), normal(1, 2, 2, 2, 2, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(pad_front, [x, past])
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_pad_first_is_pad_front_with_copies_and_hands_their_gradients_back(frames):
+    x = normal(2, 2, frames, 2, 3).requires_grad_()
+    want = torch.cat([x[:, :, :1]] * 2 + [x], dim=2)
+    assert torch.equal(pad_first(x, 2), want) and torch.equal(pad_first(x.detach(), 2), want)
+    assert torch.autograd.gradcheck(lambda x: pad_first(x, 2), [x])
 
 
 def test_upsample_conv_is_nearest_then_a_convolution():

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minicogvx.vae.ops import channels_last, conv3d, norm_silu, pad_front
+from minicogvx.vae.ops import channels_last, conv3d, norm_silu, pad_first, pad_front
 
 
 class ConvCache:
@@ -24,8 +24,8 @@ class ConvCache:
         self.start = True
         self.past: dict[nn.Module, Tensor] = {}
 
-    def before(self, conv: nn.Module, x: Tensor, first: Tensor) -> Tensor:
-        """The frames that `conv` sees just before `x`; `first` where the video begins."""
+    def before(self, conv: nn.Module, x: Tensor, first: Tensor | None) -> Tensor | None:
+        """The frames that `conv` sees just before `x`; `first` where the video begins (None: copies of its first frame)."""
         return self.past.get(conv, first)
 
     def after(self, conv: nn.Module, seen: Tensor) -> None:
@@ -48,14 +48,15 @@ class CausalConv3d(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
         if self.past_frames:
-            x = pad_front(x, self._past(x, cache))
+            x = self._behind_its_past(x, cache)
             if cache is not None:
                 cache.after(self, x)
         return conv3d(x, self.conv.weight, self.conv.bias, padding=self.past_frames // 2)
 
-    def _past(self, x, cache):
-        first = channels_last(x[:, :, :1])
+    def _behind_its_past(self, x, cache):
+        past = None  # copies of the first frame
         if self.time_padding == "zeros":
-            first = torch.zeros_like(first)
-        first = first.expand(-1, -1, self.past_frames, -1, -1)
-        return first if cache is None else cache.before(self, x, first)
+            past = torch.zeros_like(x[:, :, :1]).repeat(1, 1, self.past_frames, 1, 1)
+        if cache is not None:
+            past = cache.before(self, x, past)
+        return pad_first(x, self.past_frames) if past is None else pad_front(x, past)

@@ -106,8 +106,10 @@ class RankCache(ConvCache):
         if gather_norm:
             self.norm_silu = self._gathered_norm_silu
 
-    def before(self, conv: nn.Module, x: Tensor, first: Tensor) -> Tensor:
-        """The end of what the previous rank's `conv` sees; on rank 0 `first`."""
+    def before(self, conv: nn.Module, x: Tensor, first: Tensor | None) -> Tensor:
+        """The end of what the previous rank's `conv` sees; on rank 0 `first`, or copies of the first frame."""
+        if first is None:
+            first = x[:, :, :1].expand(-1, -1, conv.past_frames, -1, -1)
         return _Borrow.apply(x[:, :, -conv.past_frames:], first, self.group, self.returned)
 
     def after(self, conv: nn.Module, seen: Tensor) -> None:

@@ -111,6 +111,29 @@ def pad_front(x: Float[Tensor, "b c t h w"], past: Float[Tensor, "b c k h w"]) -
     return grown
 
 
+def pad_first(x: Float[Tensor, "b c t h w"], frames: int) -> Float[Tensor, "b c tk h w"]:
+    """`pad_front(x, copies of x's first frame)`, with a backward that costs one frame and not three passes over all."""
+    return _PadFirst.apply(x, frames) if torch.is_grad_enabled() and x.requires_grad else pad_front(
+        x, x[:, :, :1].expand(-1, -1, frames, -1, -1))
+
+
+class _PadFirst(torch.autograd.Function):
+    """Autograd would fill a clip with zeros for the gradient of the first frame, and then add that clip."""
+
+    @staticmethod
+    def forward(ctx, x, frames):
+        ctx.frames = frames
+        return _Join.forward(ctx, x[:, :, :1].expand(-1, -1, frames, -1, -1), x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Adds in place: what a convolution hands back as the gradient of its input belongs to nobody else."""
+        own = grad[:, :, ctx.frames:]
+        for copy in range(ctx.frames):
+            own[:, :, 0] += grad[:, :, copy]
+        return own, None
+
+
 class _Join(torch.autograd.Function):
     """`cat([first, second], dim=2)`, always stored channels last: torch.cat gives up that layout for an expanded input."""
 

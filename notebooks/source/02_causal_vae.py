@@ -156,8 +156,8 @@ print("and so does your padding:     ", torch.allclose(padded, conv_in(pixels), 
 show_source(CausalConv3d)
 
 # %% [markdown]
-# Two lines do the work: `pad_front`, which is your `pad_past`, and `conv3d`, which is PyTorch's. The `cache`
-# is the subject of section 4.
+# Two functions do the work: `pad_first`, which is your `pad_past`, and `conv3d`, which is PyTorch's. The
+# `cache` is the subject of section 4.
 #
 # ## 2. The first frame
 #
