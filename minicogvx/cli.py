@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from (give it first)")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(commands)
-    commands.add_parser("data", help="films: scan, curate, caption, encode once (minicogvx data --help)")
+    commands.add_parser("data", help="films: draw, scan, curate, caption, encode once (minicogvx data --help)")
     commands.add_parser("train", help="train a VAE, a transformer or a whole model (minicogvx train --help)")
     commands.add_parser("finetune", help="train a model further on your own films (minicogvx finetune --help)")
     commands.add_parser("memory", help="what training takes on each GPU, by sharding (minicogvx memory --help)")

@@ -1,35 +1,52 @@
 """Scores: what the oracle says of generated and of reconstructed clips, on models whose score is known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import minicogvx
+from minicogvx.data.captions import vocabulary
 from minicogvx.data.shapes import render_batch, sample_scenes
-from minicogvx.evaluation.adherence import measure_adherence
+from minicogvx.data.styles import STYLES, render_styled
+from minicogvx.evaluation.adherence import judge, measure_adherence
 from minicogvx.evaluation.command import main
-from minicogvx.evaluation.reconstruction import flicker, measure_reconstruction
+from minicogvx.evaluation.comparison import write_comparison
+from minicogvx.evaluation.reconstruction import flicker, measure_reconstruction, psnr
+from minicogvx.evaluation.taught import measure_image_to_video, measure_style
+from minicogvx.interop import diffusers
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import VAEConfig
+from minicogvx.presets import VAEConfig, preset
+from minicogvx.text import TextEncoder
+from minicogvx.training.image_condition import widen_for_image
+from minicogvx.training.lora import add_lora, lora_tensors, write_lora
+from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE, DiagonalGaussian
 
 SCENES = sample_scenes(6, 5, "held_out", two_objects=0.0)
 
 
 class Perfect(Pipeline):
-    """A pipeline that shows exactly what is asked, or for the first `wrong` clips the next scene instead."""
+    """A pipeline that shows exactly what is asked, or for the first `wrong` clips the next scene instead.
 
-    num_frames = 17
+    From the clip `toned` on it shows them in sepia.
+    """
 
-    def __init__(self, wrong: int = 0):
-        self.wrong, self.asked = wrong, 0
+    num_frames, height, width, takes_image_channels = 17, 64, 64, False
 
-    def sample(self, captions, **_):
-        start, self.asked = self.asked, self.asked + len(captions)
-        chosen = [SCENES[(i + 1) % len(SCENES)] if i < self.wrong else SCENES[i] for i in range(start, self.asked)]
-        return render_batch(chosen, 17, 64, 64)
+    def __init__(self, wrong: int = 0, toned: int = 99):
+        self.wrong, self.toned, self.asked, self.pictures = wrong, toned, 0, []
+
+    def sample(self, captions, image=None, **_):
+        start, self.asked = self.asked % len(SCENES), self.asked + len(captions)
+        numbers = range(start, start + len(captions))
+        self.pictures += [] if image is None else list(image)
+        chosen = [SCENES[(i + 1) % len(SCENES)] if i < self.wrong else SCENES[i] for i in numbers]
+        plain, sepia = render_batch(chosen, 17, 64, 64), render_styled(chosen, STYLES["sepia"], 17, 64, 64)
+        return torch.stack([sepia[k] if i >= self.toned else plain[k] for k, i in enumerate(numbers)])
 
     def decode(self, latents):
         return latents
@@ -86,8 +103,132 @@ def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
-@pytest.mark.parametrize("arguments, sentence", [(["--clips", "0"], "clips is 0"), (["--two-objects", "2"], "two-objects is 2.0")])
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--clips", "0"], "clips is 0"), (["--two-objects", "2"], "two-objects is 2.0"), (["--steps", "0"], "steps is 0"),
+    (["--style", "noir"], "style is 'noir'; it must be one of plain, sepia, cyanotype"),
+    (["--style", "sepia", "--two-objects", "0.5"], "two-objects is 0.5; with --style sepia it must be 0"),
+    (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
+    (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
+    (["--strip", "a.gif"], "must end in .png"),
+])
 def test_mistakes_are_one_sentence(monkeypatch, arguments, sentence):
     monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))
     with pytest.raises(ValueError, match=sentence):
         main(arguments)
+
+
+def test_a_missing_lora_file_is_told_before_the_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))
+    for path in (tmp_path, tmp_path / "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            main(["--lora", str(path)])
+
+
+# ---- what a fine-tuning taught
+
+
+def test_the_look_and_what_it_leaves_are_counted_apart():
+    """Six clips: two of the wrong scene; the last three in sepia."""
+    result = measure_style(Perfect(wrong=2, toned=3), SCENES, STYLES["sepia"], batch_size=4, progress=False)
+    assert result.share["style"] == 0.5 and result.share["kept"] == pytest.approx(4 / 6) and result.share["all"] == 0.5
+    assert set(result.share) == {"style", "shape", "motion", "count", "kept", "all"} and result.share["count"] == 1.0
+    assert [failure["wrong"][0] for failure in result.failures] == ["style"] * 3
+    assert str(result).startswith("50.0 % of 6 clips show sepia, 66.7 % are right in what it leaves (shape ")
+    untaught = measure_style(Perfect(), SCENES, STYLES["sepia"], progress=False)
+    assert untaught.share["style"] == untaught.share["all"] == 0.0 and untaught.share["kept"] == 1.0
+    with pytest.raises(ValueError, match="some scenes have two objects"):
+        measure_style(Perfect(), sample_scenes(3, 0, "train", 1.0), STYLES["sepia"], progress=False)
+
+
+def test_a_plain_judgement_knows_nothing_of_looks():
+    clip = render_styled(SCENES[:1], STYLES["sepia"], 17, 64, 64)[0]
+    assert not judge(clip, SCENES[0])[0]["all"] and judge(clip, SCENES[0], STYLES["sepia"])[0]["all"]
+
+
+def test_a_vae_is_measured_on_a_look_too():
+    good = measure_reconstruction(PerfectVAE(), SCENES, 17, progress=False, look=STYLES["cyanotype"])
+    assert good.share["all"] == good.share["style"] == 1.0 and good.psnr > 60
+    bad = measure_reconstruction(PerfectVAE(loss=True), SCENES, 17, progress=False, look=STYLES["cyanotype"])
+    assert bad.share["style"] == 0.0
+
+
+def test_a_given_picture_is_compared_with_the_first_frame():
+    pipe = Perfect(wrong=3)
+    result = measure_image_to_video(pipe, SCENES, batch_size=4, progress=False)
+    true = render_batch(SCENES, 17, 64, 64)
+    assert torch.equal(torch.stack(pipe.pictures), true[:, 0])
+    wrong = [psnr(true[i, 0], true[i + 1, 0]) for i in range(3)]
+    assert result.psnr == pytest.approx((300 + sum(wrong)) / 6, rel=1e-4) and max(wrong) < 30
+    assert result.share["all"] == 0.5 and len(result.failures) == 3
+    clips = [psnr(true[i], true[i + 1]) for i in range(3)]
+    assert result.psnr_of_clip == pytest.approx((300 + sum(clips)) / 6, rel=1e-4)
+    perfect = measure_image_to_video(Perfect(), SCENES, progress=False)
+    assert perfect.step == pytest.approx(perfect.step_of_true) and perfect.step > 0 and perfect.share["all"] == 1.0
+
+
+def test_psnr_is_in_decibels():
+    zeros = torch.zeros(4, 4, 3)
+    assert psnr(zeros, zeros + 0.1) == pytest.approx(20.0, abs=1e-3) and psnr(zeros, zeros) == pytest.approx(100.0)
+
+
+def test_a_comparison_has_a_column_for_each_label_and_a_row_for_each_caption(tmp_path):
+    red, blue = torch.tensor([1.0, 0, 0]).expand(9, 16, 16, 3), torch.tensor([0, 0, 1.0]).expand(9, 16, 16, 3)
+    path = write_comparison(tmp_path / "new" / "a.png", {"before": [red, blue], "a label " * 60: [blue, red]},
+                            ["one", "two"], num_frames=2, side=32)
+    with Image.open(path) as picture:
+        pixels, size = picture.convert("RGB"), picture.size
+        found = [[pixels.getpixel((x, y)) for x in (12 + 16, 12 + 67 + 18 + 16)] for y in (79, 152)]
+    assert size == (2 * 67 + 18 + 24, 2 * 12 + 28 + 2 * 73 - 18)
+    assert found == [[(255, 0, 0), (0, 0, 255)], [(0, 0, 255), (255, 0, 0)]]
+    assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+    with pytest.raises(ValueError, match="the column 'x' has 1 clips; it must have 2, one for each caption"):
+        write_comparison(path, {"x": [red]}, ["one", "two"])
+
+
+MICRO = preset("micro")
+
+
+def tiny_model(folder):
+    """A pipeline folder with random weights, and a LoRA file for it."""
+    torch.manual_seed(0)
+    vae = replace(MICRO.vae, block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4)
+    config = replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4,
+                     out_channels=4, time_embed_dim=16, text_embed_dim=32)
+    text = TextEncoder.from_config(replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+                                   vocabulary(), 32)
+    pipe = Pipeline(CausalVAE(vae).eval(), ExpertTransformer(replace(config, max_text_seq_length=32)).eval(),
+                    MICRO.schedule, text)
+    diffusers.export(pipe, folder / "plain")
+    wide = Pipeline(pipe.vae, widen_for_image(pipe.transformer), MICRO.schedule, text)
+    diffusers.export(wide, folder / "image")
+    add_lora(pipe.transformer, 2, 2.0)
+    torch.nn.init.ones_(dict(pipe.transformer.named_parameters())[
+        "transformer_blocks.0.attn1.to_out.0.lora_B.default.weight"])
+    write_lora(folder / "lora", lora_tensors(pipe.transformer), 2, 2.0)
+
+
+def test_commands_measure_real_models_before_and_after(tmp_path, capsys):
+    tiny_model(tmp_path)
+    plain, out, strip = str(tmp_path / "plain"), tmp_path / "figures.json", tmp_path / "strip.png"
+    short = ["--clips", "2", "--steps", "1", "--out", str(out), "--strip", str(strip)]
+    assert main(["--model", plain, "--lora", str(tmp_path / "lora"), "--style", "sepia", *short]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", held_out: ")[0] for line in lines] == [plain, f"{plain} with {tmp_path / 'lora'}", str(strip)]
+    assert list(json.loads(out.read_text())) == [plain, f"{plain} with {tmp_path / 'lora'}"]
+    with Image.open(strip) as picture:  # before, after, true; two captions
+        assert picture.width == 3 * (4 * 99 - 3 + 18) - 18 + 24
+    assert main(["--model", str(tmp_path / "image"), "--before", plain, "--image-to-video", *short]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", train: ")[0] for line in lines] == [plain, str(tmp_path / "image"), str(strip)]
+    assert all("the first frame is the picture to " in line for line in lines[:2])
+    with pytest.raises(ValueError, match="makes videos from a picture; measure it with --image-to-video"):
+        main(["--model", str(tmp_path / "image"), *short])
+    with pytest.raises(ValueError, match="does not fit|does not have"):
+        main(["--model", str(tmp_path / "image"), "--image-to-video", *short, "--lora", str(bad_lora(tmp_path))])
+
+
+def bad_lora(folder):
+    """Adapters of another width."""
+    other = ExpertTransformer(replace(MICRO.transformer, num_attention_heads=1, attention_head_dim=16, num_layers=1))
+    add_lora(other, 2, 2.0)
+    return write_lora(folder / "bad", lora_tensors(other), 2, 2.0)

@@ -1,4 +1,7 @@
-"""`minicogvx data`: what is in a folder of films, which of it is worth training on, its captions, and its latents."""
+"""`minicogvx data`: what is in a folder of films, which of it is worth training on, its captions, and its latents.
+
+`minicogvx data shapes` makes such a folder.
+"""
 
 import argparse
 from collections import Counter
@@ -9,7 +12,7 @@ LISTED = 20  # clips that `scan` prints; problems are always printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one of scan, curate, caption and cache on a folder. Raises ValueError or OSError for a user's mistake."""
+    """Runs one of the commands on a folder. Raises ValueError or OSError for a user's mistake."""
     arguments = _parser().parse_args(argv)
     return arguments.run(arguments)
 
@@ -17,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minicogvx data", description="From films to what training reads.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_shapes(commands)
     scan = _command(commands, "scan", "what a folder holds, and which files cannot be used", _scan)
     scan.add_argument("--min-seconds", type=float, default=1.0, metavar="S", help="refuse shorter films (default: 1)")
     _add_curate(commands)
@@ -38,6 +42,22 @@ def _command(commands, name: str, words: str, run) -> argparse.ArgumentParser:
     parser.add_argument("--list", metavar="FILE.jsonl", help="only the clips of this file, such as kept.jsonl")
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_shapes(commands) -> None:
+    words = "films of the shapes world, with captions, as a folder of your own clips would look"
+    shapes = commands.add_parser("shapes", help=words, description=words[0].upper() + words[1:] + ".")
+    shapes.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
+    shapes.add_argument("--clips", type=int, required=True, metavar="N", help="how many films")
+    shapes.add_argument("--style", default="plain", metavar="plain|sepia|cyanotype",
+                        help="the world's own colours, or photographs in brown or blue ink (default: plain)")
+    shapes.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same films (default: 0)")
+    shapes.add_argument("--side", type=int, default=128, metavar="PIXELS",
+                        help="height and width (default: 128, twice the toy's, because mp4 files blur colours)")
+    shapes.add_argument("--frames", type=int, default=17, metavar="N", help="of each film (default: 17)")
+    shapes.add_argument("--two-objects", type=float, default=0.0, metavar="SHARE",
+                        help="share of films with two objects (default: 0)")
+    shapes.set_defaults(run=_shapes)
 
 
 def _add_curate(commands) -> None:
@@ -66,6 +86,17 @@ def _add_cache(commands) -> None:
     cache.add_argument("--first-frame", action="store_true", help="also the clean first frame, for image to video")
     cache.add_argument("--no-text", action="store_true", help="captions alone: the text encoder will be trained, too")
     cache.add_argument("--batch-size", type=int, default=4, metavar="N", help="clips at a time (default: 4)")
+
+
+def _shapes(arguments: argparse.Namespace) -> int:
+    from minicogvx.data.shape_films import ShapeFilms, write_shape_films
+
+    films = ShapeFilms(arguments.clips, arguments.style, arguments.seed, arguments.side, arguments.frames,
+                       arguments.two_objects)
+    written = write_shape_films(arguments.folder, films)
+    print(f"{arguments.folder}: {films.clips} films and captions"
+          + (f", {films.clips - written} of them there before" if written < films.clips else ""))
+    return 0
 
 
 def _scan(arguments: argparse.Namespace) -> int:

@@ -1,51 +1,143 @@
-"""`minicogvx evaluate`: how well a model obeys its captions, or what its VAE keeps of a clip."""
+"""`minicogvx evaluate`: how well a model obeys its captions, what a fine-tuning taught it, or what its VAE keeps."""
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
 from pathlib import Path
 
 HELD_OUT_SEED = 1_000_003  # of the captions that the final figure is measured on
+STRIP = 3  # rows of the picture: the first captions, never chosen by what they show
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints one line of figures; `--out` also writes them, with every failure, to a JSON file."""
+    """Prints a line of figures for each model; `--out` also writes them, with every failure, to a JSON file."""
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    from minicogvx.data.shapes import sample_scenes
+
+    split = arguments.split or ("train" if arguments.image_to_video else "held_out")
+    scenes = sample_scenes(arguments.clips, HELD_OUT_SEED + arguments.seed, split, arguments.two_objects)
+    models = _open(arguments)
+    results = {}
+    for label, pipe in models.items():
+        results[label] = _measure(arguments, pipe, scenes)
+        print(f"{label}, {split}: {results[label]}", flush=True)
+    if arguments.strip:
+        print(_write_strip(arguments, models, scenes[:STRIP]))
+    if arguments.out:
+        _write_figures(Path(arguments.out), results)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minicogvx evaluate", description="Measure a model of the shapes world.")
     parser.add_argument("what", nargs="?", choices=("captions", "vae"), default="captions",
-                        help="captions: does it obey them? vae: what is left of a clip after a round trip? (default: captions)")
+                        help="captions: does it obey them? vae: what is left of a clip after a round trip? "
+                             "(default: captions)")
     parser.add_argument("--model", default="toy", metavar="toy|FOLDER")
+    parser.add_argument("--lora", metavar="FILE", help="measure the model without and with these adapters")
+    parser.add_argument("--before", metavar="toy|FOLDER", help="measure this model, too, before the other")
+    parser.add_argument("--style", default="plain", metavar="plain|sepia|cyanotype",
+                        help="how many clips show this look, and are right in what it leaves readable")
+    parser.add_argument("--image-to-video", action="store_true",
+                        help="begin with the true first frame of scenes that training never saw")
+    parser.add_argument("--strip", metavar="FILE.png",
+                        help=f"also write frames of the first {STRIP} clips of each model and of the true ones")
     parser.add_argument("--clips", type=int, default=500, metavar="N")
-    parser.add_argument("--split", choices=("held_out", "train"), default="held_out",
-                        help="held_out: combinations of shape, colour and motion that training never showed")
+    parser.add_argument("--split", choices=("held_out", "train"),
+                        help="held_out (default): combinations of shape, colour and motion that training never showed; "
+                             "train (default with --image-to-video): other scenes of those it did")
     parser.add_argument("--two-objects", type=float, default=0.0, metavar="SHARE", help="of scenes with two objects")
     parser.add_argument("--steps", type=int, default=25, metavar="N")
     parser.add_argument("--guidance-scale", type=float, metavar="W",
                         help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--out", metavar="FILE.json")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Everything that can be checked before a model is loaded. Raises ValueError or FileNotFoundError."""
     if arguments.clips < 1:
         raise ValueError(f"clips is {arguments.clips}; it must be 1 or more")
+    if arguments.steps < 1:
+        raise ValueError(f"steps is {arguments.steps}; it must be 1 or more")
     if not 0 <= arguments.two_objects <= 1:
         raise ValueError(f"two-objects is {arguments.two_objects}; it must be from 0 to 1")
-    result = _measure(arguments)
-    print(f"{arguments.model}, {arguments.split}: {result}")
-    if arguments.out:
-        beside = Path(arguments.out + ".part")
-        beside.write_text(json.dumps(dataclasses.asdict(result), indent=1))
-        os.replace(beside, arguments.out)
-    return 0
+    if arguments.what == "vae" and (arguments.lora or arguments.image_to_video or arguments.strip):
+        raise ValueError("vae goes with none of --lora, --image-to-video and --strip; leave them out")
+    from minicogvx.data import styles, video_files
+
+    if styles.style(arguments.style) and arguments.image_to_video:
+        raise ValueError(f"style is {arguments.style!r}; with --image-to-video it must be 'plain'")
+    if styles.style(arguments.style) and arguments.two_objects:
+        raise ValueError(f"two-objects is {arguments.two_objects:g}; with --style {arguments.style} it must be 0: the "
+                         f"oracle cannot tell two apart there")
+    if arguments.strip:
+        video_files.output_file(arguments.strip, (".png",))
+    if arguments.lora:
+        from minicogvx.training.lora import FILE
+
+        video_files.existing_file(Path(arguments.lora) / FILE if Path(arguments.lora).is_dir() else arguments.lora)
 
 
-def _measure(arguments: argparse.Namespace):
+def _open(arguments: argparse.Namespace) -> dict:
+    """The pipelines to measure, by what they are called, in order."""
     import minicogvx
-    from minicogvx.data.shapes import sample_scenes
+
+    models = {arguments.before: minicogvx.load(arguments.before)} if arguments.before else {}
+    pipe = minicogvx.load(arguments.model)
+    if arguments.lora:
+        from minicogvx.training.lora import merge_lora
+
+        taught = copy.copy(pipe)
+        taught.transformer = copy.deepcopy(pipe.transformer)
+        merge_lora(taught.transformer, arguments.lora)  # before anything is measured: the file may not fit
+        models |= {} if arguments.before else {arguments.model: pipe}
+        models[f"{arguments.model} with {arguments.lora}"] = taught
+    else:
+        models[arguments.model] = pipe
+    for label, model in models.items():
+        if arguments.what == "captions" and not arguments.image_to_video and model.takes_image_channels:
+            raise ValueError(f"{label} makes videos from a picture; measure it with --image-to-video")
+    return models
+
+
+def _measure(arguments: argparse.Namespace, pipe, scenes: list):
+    from minicogvx.data.styles import style
     from minicogvx.evaluation.adherence import measure_adherence
     from minicogvx.evaluation.reconstruction import measure_reconstruction
+    from minicogvx.evaluation.taught import measure_image_to_video, measure_style
 
-    scenes = sample_scenes(arguments.clips, HELD_OUT_SEED + arguments.seed, arguments.split, arguments.two_objects)
-    pipe = minicogvx.load(arguments.model)
+    look, how = style(arguments.style), (arguments.seed, arguments.steps, arguments.guidance_scale)
     if arguments.what == "vae":
-        return measure_reconstruction(pipe.vae, scenes, pipe.num_frames, arguments.seed)
-    return measure_adherence(pipe, scenes, arguments.seed, arguments.steps, arguments.guidance_scale)
+        return measure_reconstruction(pipe.vae, scenes, pipe.num_frames, arguments.seed, look=look)
+    if arguments.image_to_video:
+        return measure_image_to_video(pipe, scenes, *how)
+    return measure_style(pipe, scenes, look, *how) if look else measure_adherence(pipe, scenes, *how)
+
+
+def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> Path:
+    from minicogvx.data.styles import render_styled, style
+    from minicogvx.evaluation.adherence import generate
+    from minicogvx.evaluation.comparison import write_comparison
+
+    columns, captions = {}, []
+    for label, pipe in models.items():
+        made = list(generate(pipe, scenes, arguments.seed, arguments.steps, arguments.guidance_scale, progress=False,
+                             from_picture=arguments.image_to_video))
+        captions, columns[label] = [caption for _, caption, _ in made], [clip for _, _, clip in made]
+    true = "true" if arguments.style == "plain" else f"true, in {arguments.style}"
+    size = columns[label][0].shape[:3]
+    columns[true] = list(render_styled(scenes, style(arguments.style), *size))
+    return write_comparison(arguments.strip, columns, captions)
+
+
+def _write_figures(out: Path, results: dict) -> None:
+    """One model's figures as they are; of several, by their names."""
+    figures = {label: dataclasses.asdict(result) for label, result in results.items()}
+    beside = out.with_name(out.name + ".part")
+    beside.write_text(json.dumps(figures if len(figures) > 1 else next(iter(figures.values())), indent=1))
+    os.replace(beside, out)

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import Scene, render_batch
+from minicogvx.data.shapes import Scene
+from minicogvx.data.styles import Style, render_styled
+from minicogvx.evaluation.adherence import judge, say_parts
 from minicogvx.vae import CausalVAE
 
 
@@ -24,9 +25,9 @@ class Reconstruction:
     clips: int
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.share.items() if name != "all")
-        return (f"PSNR {self.psnr:.2f} dB, flicker {self.flicker:.2f} (true clips {self.flicker_of_true:.2f}); after the round "
-                f"trip the oracle reads {100 * self.share['all']:.2f} % of {self.clips} clips rightly ({parts})")
+        return (f"PSNR {self.psnr:.2f} dB, flicker {self.flicker:.2f} (true clips {self.flicker_of_true:.2f}); after "
+                f"the round trip the oracle reads {100 * self.share['all']:.2f} % of {self.clips} clips rightly "
+                f"({say_parts(self.share)})")
 
 
 def flicker(video: Float[Tensor, "t h w 3"]) -> float:
@@ -34,23 +35,31 @@ def flicker(video: Float[Tensor, "t h w 3"]) -> float:
     return 255 * (video[1:] - video[:-1]).abs().mean().item()
 
 
+def psnr(true: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:
+    """Peak signal to noise ratio in dB, of values in 0..1; 100 for what is the same."""
+    return -10 * torch.log10((true - other).square().mean().clamp(min=1e-10)).item()
+
+
 @torch.no_grad()
 def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int, seed: int = 0, batch_size: int = 16,
-                           progress: bool = True) -> Reconstruction:
-    """Sends true clips of the shapes world through encoder, sampled posterior and decoder, in the VAE's own dtype."""
+                           progress: bool = True, look: Style | None = None) -> Reconstruction:
+    """Sends true clips of the shapes world through encoder, sampled posterior and decoder, in the VAE's own dtype.
+
+    `look`: the clips are drawn in this style (data/styles.py); the oracle then reads what the style leaves.
+    """
     config, dtype = vae.config, next(vae.parameters()).dtype
     generator = torch.Generator().manual_seed(seed)
-    psnr, flickers, flickers_of_true, right = 0.0, 0.0, 0.0, {}
+    total, flickers, flickers_of_true, right = 0.0, 0.0, 0.0, {}
     for i in tqdm(range(0, len(scenes), batch_size), desc="round trips", disable=not progress, mininterval=5):
-        true = render_batch(scenes[i:i + batch_size], num_frames, config.sample_height, config.sample_width)
+        true = render_styled(scenes[i:i + batch_size], look, num_frames, config.sample_height, config.sample_width)
         video = rearrange(true, "b t h w c -> b c t h w") * 2 - 1
         latents = vae.encode(video.to(dtype)).sample(generator)
         back = (rearrange(vae.decode(latents.to(dtype)).float(), "b c t h w -> b t h w c") / 2 + 0.5).clamp(0, 1)
         for scene, clip, again in zip(scenes[i:i + batch_size], true, back):
-            psnr += -10 * torch.log10((clip - again).square().mean()).item()
+            total += psnr(clip, again)
             flickers += flicker(again)
             flickers_of_true += flicker(clip)
-            for name, ok in matches(read(again), scene).items():
+            for name, ok in judge(again, scene, look)[0].items():
                 right[name] = right.get(name, 0) + bool(ok)
     n = len(scenes)
-    return Reconstruction(psnr / n, flickers / n, flickers_of_true / n, {k: v / n for k, v in right.items()}, n)
+    return Reconstruction(total / n, flickers / n, flickers_of_true / n, {k: v / n for k, v in right.items()}, n)
