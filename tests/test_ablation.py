@@ -262,7 +262,7 @@ def parameters(config) -> int:
 
 
 def test_studies_are_fair():
-    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "position", "modulation", "attention"}
+    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "position", "modulation", "attention", "stages"}
     for name in ("position", "modulation", "attention"):
         counts = {variant: parameters(config) for variant, config in STUDIES[name].variants.items()}
         first = next(iter(counts.values()))
@@ -271,8 +271,9 @@ def test_studies_are_fair():
     assert list(STUDIES["attention"].variants) == ["full", "factorised"]
     assert list(STUDIES["position"].variants) == ["rope", "sincos", "learned", "none"]
     for name, study in STUDIES.items():
-        assert study.name == name and isinstance(study, (TransformerStudy, VAEStudy)) and len(study.variants) > 1
-        assert study.steps % study.every == 0
+        assert study.name == name and len(study.variants) > 1
+        if name != "stages":  # it counts minutes: tests/test_stages.py
+            assert isinstance(study, (TransformerStudy, VAEStudy)) and study.steps % study.every == 0
 
 
 @pytest.mark.parametrize("name, latent", [

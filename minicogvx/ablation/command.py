@@ -11,6 +11,28 @@ import torch
 def main(argv: list[str] | None = None) -> int:
     """Trains every variant for every seed; the file is written after each seed, so a run cut off leaves those done."""
     from minicogvx.ablation.results import default_file
+    from minicogvx.ablation.studies import STUDIES, StagesStudy
+
+    arguments = _parser().parse_args(argv)
+    if arguments.name not in STUDIES:
+        raise ValueError(f"there is no study {arguments.name!r}; the studies are {', '.join(STUDIES)}")
+    timed = isinstance(STUDIES[arguments.name], StagesStudy)
+    _check(arguments, timed)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    out = Path(arguments.out) if arguments.out else default_file(arguments.name)
+    if not arguments.out and not out.parents[1].is_dir():
+        raise ValueError(f"there is no folder {out.parents[1]}: the package is not in its repository; give --out FILE")
+    if timed:
+        from minicogvx.ablation.stages_command import run
+
+        run(STUDIES[arguments.name], arguments, out)
+        return 0
+    _run(STUDIES[arguments.name], arguments.seeds, arguments.steps, out, arguments.go_on)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     from minicogvx.ablation.studies import STUDIES
 
     parser = argparse.ArgumentParser(prog="minicogvx ablate", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -20,23 +42,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many: 0 to N - 1 (default: 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each variant (default: the study's own)")
     parser.add_argument("--go-on", action="store_true",
-                        help="keep the seeds that the file has already, and train the others; they must be of this code")
+                        help="keep what the file has already, and train the rest; it must be of this code")
+    parser.add_argument("--minutes", type=float, metavar="X", help="stages: training of each variant (default: 6)")
+    parser.add_argument("--best-fifth", type=float, metavar="X",
+                        help="stages: minutes more on the best fifth of the clips; 0 leaves it out (default: 1)")
+    parser.add_argument("--only", action="append", default=[], metavar="VARIANT",
+                        help="stages: train this variant, may be repeated (default: all); with --go-on piece by piece")
     parser.add_argument("--out", metavar="FILE.json", help="where to write (default: data/results/NAME.json)")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
-    arguments = parser.parse_args(argv)
-    if arguments.name not in STUDIES:
-        raise ValueError(f"there is no study {arguments.name!r}; the studies are {', '.join(STUDIES)}")
+    return parser
+
+
+def _check(arguments: argparse.Namespace, timed: bool) -> None:
     for option in ("seeds", "steps", "threads"):
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise ValueError(f"{option} is {value}; it must be 1 or more")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    out = Path(arguments.out) if arguments.out else default_file(arguments.name)
-    if not arguments.out and not out.parents[1].is_dir():
-        raise ValueError(f"there is no folder {out.parents[1]}: the package is not in its repository; give --out FILE")
-    _run(STUDIES[arguments.name], arguments.seeds, arguments.steps, out, arguments.go_on)
-    return 0
+    for option in ("steps",) if timed else ("minutes", "best_fifth", "only"):
+        if getattr(arguments, option) not in (None, []):
+            raise ValueError(f"--{option.replace('_', '-')} does not go with {arguments.name}, which counts "
+                             f"{'minutes' if timed else 'steps'}")
 
 
 def _run(study, seeds: int, steps: int | None, out: Path, go_on: bool) -> None:

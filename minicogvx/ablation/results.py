@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.transformers import Curve
 from minicogvx.ablation.vaes import VAECurve
 from minicogvx.interop import DATA
 
-_KINDS = {"transformer": Curve, "vae": VAECurve}
+_KINDS = {"transformer": Curve, "vae": VAECurve, "stages": StagesCurve}
 _NOT_WRITTEN = ("model", "text", "vae")
 _DIGITS = 6  # significant ones; more would be noise
 
@@ -23,14 +24,16 @@ class Results:
     name: str
     command: str  # that makes them anew
     seeds: list[int]
-    steps: int
+    steps: int | None  # None where all variants have equal time instead
     torch: str  # its version
     threads: int
     minutes: float
-    curves: list[Curve] | list[VAECurve]
+    curves: list[Curve] | list[VAECurve] | list[StagesCurve]
+    minutes_each: float | None = None  # of training, where variants have equal time
+    best_fifth: float | None = None  # minutes more on the best fifth
 
 
-def load_results(name: str) -> list[Curve] | list[VAECurve]:
+def load_results(name: str) -> list[Curve] | list[VAECurve] | list[StagesCurve]:
     """The committed curves of a study, such as "position": one for each variant and seed, without models.
 
     Raises ValueError, with the names there are, for another name; see `read_results` for the file.
@@ -66,6 +69,7 @@ def write_results(path: str | Path, results: Results) -> None:
     path = Path(path)
     kind = next(kind for kind, curve in _KINDS.items() if isinstance(results.curves[0], curve))
     content = {field.name: getattr(results, field.name) for field in dataclasses.fields(results)}
+    content = {name: value for name, value in content.items() if value is not None or name == "steps"}
     content = {"kind": kind} | content | {"curves": [_fields(curve) for curve in results.curves]}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -73,7 +77,7 @@ def write_results(path: str | Path, results: Results) -> None:
     os.replace(beside, path)
 
 
-def _fields(curve: Curve | VAECurve) -> dict:
+def _fields(curve: Curve | VAECurve | StagesCurve) -> dict:
     values = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
     return {name: _rounded(value) for name, value in values.items() if name not in _NOT_WRITTEN}
 
@@ -81,6 +85,8 @@ def _fields(curve: Curve | VAECurve) -> dict:
 def _rounded(value):
     if isinstance(value, list):
         return [_rounded(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 

@@ -2,9 +2,11 @@
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels. All are trained on the shapes world. The numbers of steps
-are such that one seed of a study takes about four minutes on two processor cores.
+are such that one seed of a study takes about four minutes on two processor cores. The study of stages alone counts
+seconds instead of steps, and takes about half an hour a seed.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -41,6 +43,80 @@ class VAEStudy:
     width: ClassVar[int] = 32
 
 
+@dataclass(frozen=True)
+class TimedStage:
+    """A part of a run in which all clips have one size."""
+
+    share: float  # of the run's training time, 0..1
+    num_frames: int
+    side: int  # height and width in pixels
+    batch_size: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Frames, and height and width in pixels."""
+        return self.num_frames, self.side
+
+    def __str__(self) -> str:
+        return f"{self.side}x{self.side}, {self.num_frames} frames"
+
+
+@dataclass(frozen=True)
+class StagesStudy:
+    """Transformers trained for equally many seconds on clips whose size grows, or does not; see ablation/stages.py.
+
+    Raises ValueError for shares that do not add up to 1, last stages of different sizes, or a `refined` variant that
+    there is not.
+    """
+
+    name: str
+    question: str
+    variants: dict[str, tuple[TransformerConfig, tuple[TimedStage, ...]]]
+    refined: str  # the variant that goes on with the best fifth
+    minutes: float = 6.0  # of training proper, each variant
+    best_fifth: float = 1.0  # minutes more on the best fifth, and as many on all clips for comparison; 0: left out
+    every: float = 10.0  # seconds of training between measurements of the loss
+    clips: int = 4224  # of one object; the last `held_back` are never trained on
+    held_back: int = 128
+    clips_seed: int = 3
+    measured: int = 200  # clips generated at the end of each run
+    flawed: float = 0.8  # share of the clips that are out of focus
+    blur: float = 2.0 / 64  # standard deviation of the Gaussian, in frame sides; see stage_clips.py
+    refine_rate: float = 0.2  # learning rate of the best fifth's minutes, as a share of the run's own
+
+    def __post_init__(self):
+        for name in ("minutes", "every", "blur", "measured", "held_back"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.best_fifth < math.inf:
+            raise ValueError(f"best_fifth is {self.best_fifth}; it must be 0 or more minutes")
+        if not 0 < self.flawed < 1:
+            raise ValueError(f"flawed is {self.flawed}; it must be between 0 and 1")
+        if self.clips < 2 * self.held_back:
+            raise ValueError(f"clips is {self.clips}; {self.held_back} are held back, so it must be at least "
+                             f"{2 * self.held_back}")
+        if self.refined not in self.variants:
+            raise ValueError(f"refined is {self.refined!r}; it must be one of {', '.join(self.variants)}")
+        for name, (_, stages) in self.variants.items():
+            if not stages or min(stage.share for stage in stages) <= 0:
+                raise ValueError(f"variants has {name!r} without a stage, or with one of no time; give at least one")
+            if not math.isclose(sum(stage.share for stage in stages), 1.0):
+                raise ValueError(f"the shares of {name!r} add up to {sum(stage.share for stage in stages):g}; they "
+                                 f"must add up to 1")
+        if len({stages[-1].size for _, stages in self.variants.values()}) != 1:
+            raise ValueError("the last stages of variants differ in size; all are judged at one size, so they must end "
+                             "at it")
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """Frames and side of the last stage: what every variant is judged at."""
+        return self.variants[self.refined][1][-1].size
+
+    def sizes(self, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+        """Every size that these variants train at, the full one among them."""
+        return tuple(dict.fromkeys(stage.size for name in names for stage in self.variants[name][1]))
+
+
 # ---- transformers (paper 4.1)
 
 # 2 heads of 64: 3D RoPE needs heads of a multiple of 16.
@@ -69,6 +145,19 @@ _ATTENTION = TransformerStudy("attention", "does every token see every token, or
     "full": TRANSFORMER,
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
+
+# ---- stages of growing size (paper 3.2, Table 5)
+
+# As in Table 5, resolution grows before the clips do, and batches shrink: a step is always about 3000 tokens. Stages
+# that small cost more than their share of tokens, because every step also updates all weights.
+_GROWING = (TimedStage(0.2, 9, 32, 64), TimedStage(0.3, 9, 64, 32), TimedStage(0.5, 17, 64, 32))
+STAGES = StagesStudy("stages", "is growing in stages quicker than the full size at once? (paper 3.2, Table 5)", {
+    "full size": (TRANSFORMER, (TimedStage(1.0, 17, 64, 32),)),
+    # 2 x 2 patches a frame are at rows 0 and 1, which later are the first of 4.
+    "progressive": (replace(TRANSFORMER, position_scaling="extrapolate"), _GROWING),
+    # 2 x 2 patches are at rows 0 and 2: spread over the places of 4.
+    "progressive, interpolated": (replace(TRANSFORMER, position_scaling="interpolate"), _GROWING),
+}, refined="progressive")
 
 # ---- VAEs (paper 2.1, Table 1)
 
@@ -106,4 +195,4 @@ _COMPRESSION = VAEStudy("vae-compression", "how much may be thrown away, and do 
     for stages, temporal, channels in ((4, 1, 4), (4, 4, 8), (4, 4, 16), (4, 4, 32), (4, 8, 32), (5, 8, 128))
 }, steps=200)
 
-STUDIES = {study.name: study for study in (_LOSSES, _KL, _COMPRESSION, _POSITION, _MODULATION, _ATTENTION)}
+STUDIES = {study.name: study for study in (_LOSSES, _KL, _COMPRESSION, _POSITION, _MODULATION, _ATTENTION, STAGES)}

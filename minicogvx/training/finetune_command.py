@@ -1,6 +1,7 @@
 """`minicogvx finetune`: a model trained further on a folder of your own clips, in one command."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -10,20 +11,73 @@ def main(argv: list[str] | None = None) -> int:
     """Reads and encodes the clips once, trains, and writes a LoRA file or a whole pipeline folder."""
     arguments = _parser().parse_args(argv)
     from minicogvx.training.command import use_threads
-    from minicogvx.training.finetune import FineTuning
-    from minicogvx.training.overrides import fields, override
+    from minicogvx.training.overrides import fields
     from minicogvx.training.run import Keep
 
-    tuning = FineTuning(steps=arguments.steps, batch_size=arguments.batch_size, lora_rank=arguments.lora,
-                        image_to_video=arguments.image_to_video, learning_rate=arguments.learning_rate)
-    for assignment in arguments.set:
-        tuning = override(tuning, assignment)
+    tuning = _tuning(arguments)
+    of_stage = _fill_size(arguments) if arguments.stage is not None else {}
     if arguments.show:
-        print("\n".join(f"{path}={value!r}" for path, value in fields(tuning).items()))
+        print("\n".join(f"{path}={value!r}" for path, value in (fields(tuning) | of_stage).items()))
         return 0
+    if arguments.stage == 4 and not arguments.list:
+        print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
     keep = Keep(Path(arguments.out), tensorboard=arguments.tensorboard, checkpoint_every=arguments.checkpoint_every)
     use_threads(arguments.threads)
     return _train(arguments, tuning, keep)
+
+
+def _tuning(arguments: argparse.Namespace):
+    """The published stage's numbers, if there is one, under what the command line says."""
+    from minicogvx.training.finetune import FineTuning
+    from minicogvx.training.overrides import override
+    from minicogvx.training.stages import published_stage, rank_batch
+
+    given = {"lora_rank": arguments.lora, "image_to_video": arguments.image_to_video,
+             "learning_rate": arguments.learning_rate}
+    if arguments.stage is not None:
+        stage = published_stage(arguments.stage)
+        clips = rank_batch(stage, _world_size())
+        given |= {"steps": stage.steps, "batch_size": clips, "accumulate": clips}  # one clip a pass
+    if arguments.steps is not None:
+        given["steps"] = arguments.steps
+    if arguments.batch_size is not None:
+        given |= {"batch_size": arguments.batch_size, "accumulate": 1}
+    tuning = FineTuning(**given)
+    for assignment in arguments.set:
+        tuning = override(tuning, assignment)
+    return tuning
+
+
+def _fill_size(arguments: argparse.Namespace) -> dict:
+    """Sets the size that the stage and the model ask for where the command line has none; the numbers for --show."""
+    from minicogvx.training.stages import StageSize, clip_tokens, published_stage, stage_size
+
+    stage = published_stage(arguments.stage)
+    vae, transformer, fps = _configs(arguments.model)
+    size = stage_size(stage, vae, fps if arguments.fps is None else arguments.fps)
+    for name, value in vars(size).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    size = StageSize(arguments.num_frames, arguments.height, arguments.width, arguments.fps)
+    return vars(size) | {"tokens_a_clip": clip_tokens(size, vae, transformer), "ranks": _world_size(),
+                         "published_batch_size": stage.batch_size, "published_sequence_length": stage.sequence_length,
+                         "best_share": stage.best_share}
+
+
+def _configs(model: str):
+    """VAE config, transformer config and frames a second of a folder, or of a preset whose weights are not here."""
+    from minicogvx.interop import diffusers, find_folder, shipped
+    from minicogvx.presets import PRESETS, preset
+
+    if model in PRESETS and model not in shipped() and not Path(model).is_dir():
+        sizes = preset(model)
+        return sizes.vae, sizes.transformer, sizes.fps
+    configs, own = diffusers.read_configs(find_folder(model))
+    return configs["vae"], configs["transformer"], own["fps"]
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's; the ranks themselves join later
 
 
 def _train(arguments: argparse.Namespace, tuning, keep) -> int:
@@ -34,7 +88,7 @@ def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     from minicogvx.training.overrides import write_down
 
     out, here = keep.folder, ranks()
-    found = scan_folder(arguments.folder)
+    found = scan_folder(arguments.folder, listing=arguments.list)
     if here.first:
         for problem in found.problems:
             print(f"left out {problem.name}: {problem.reason}")
@@ -95,8 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs/finetune", metavar="FOLDER")
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank alone")
     parser.add_argument("--image-to-video", action="store_true", help="train it to begin with a picture")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N")
-    parser.add_argument("--batch-size", type=int, default=2, metavar="N", help="of each rank")
+    parser.add_argument("--stage", type=int, metavar="1-4",
+                        help="size, length, steps and batch of a published stage (paper, Table 5); options change them")
+    parser.add_argument("--list", metavar="FILE.jsonl", help="the films to take, as `minicogvx data curate` writes it")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: 1000, or the stage's")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help="of each rank; default: 2, or the stage's over all ranks, one clip a pass")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="default: 2e-5, or 1e-3 with --lora")
     parser.add_argument("--num-frames", type=int, metavar="N", help="at most; default: the model's")
     parser.add_argument("--height", type=int, metavar="PIXELS")
