@@ -12,7 +12,7 @@ from minicogvx.ablation import command
 from minicogvx.ablation import (
     Curve, VAECurve, compare_transformers, compare_vaes, load_results, results, transformers, vaes)
 from minicogvx.ablation.results import Results, read_results, write_results
-from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEStudy
+from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEPart, VAEStagesStudy, VAEStudy
 from minicogvx.data.shapes import is_held_out, sample_scenes
 from minicogvx.presets import preset
 from minicogvx.training.alignment import FEATURES
@@ -262,7 +262,8 @@ def parameters(config) -> int:
 
 
 def test_studies_are_fair():
-    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "position", "modulation", "attention", "stages"}
+    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "position", "modulation", "attention",
+                            "stages"}
     for name in ("position", "modulation", "attention"):
         counts = {variant: parameters(config) for variant, config in STUDIES[name].variants.items()}
         first = next(iter(counts.values()))
@@ -273,7 +274,36 @@ def test_studies_are_fair():
     for name, study in STUDIES.items():
         assert study.name == name and len(study.variants) > 1
         if name != "stages":  # it counts minutes: tests/test_stages.py
-            assert isinstance(study, (TransformerStudy, VAEStudy)) and study.steps % study.every == 0
+            assert isinstance(study, (TransformerStudy, VAEStudy, VAEStagesStudy)) and study.steps % study.every == 0
+
+
+def test_stages_of_a_vae_follow_each_other_and_are_judged_on_every_length(monkeypatch):
+    drawn, draw = [], vaes.world_batch
+
+    def draw_and_keep(size, seed, num_frames, height, width, rate):
+        drawn.append((size, num_frames, rate))
+        return draw(size, seed, num_frames, height, width, rate)
+
+    monkeypatch.setattr(vaes, "world_batch", draw_and_keep)
+    parts = VAEPart(0.75, 5, 2, frame_rates=(8, 16)), VAEPart(0.25, 9, 1)
+    curves = vaes.compare_vae_stages(VAE, L1, {"both": parts}, {"": (13, 32), ", short": (5, 32)}, steps=8, every=4)
+    assert [(size, frames) for size, frames, _ in drawn] == [(2, 5)] * 6 + [(1, 9)] * 2
+    assert {rate for _, frames, rate in drawn if frames == 5} == {8, 16} and drawn[-1][2] == 8
+    assert list(curves) == ["both", "both, short"] and curves["both"].steps == curves["both, short"].steps == [0, 4, 8]
+    assert curves["both"].vae is curves["both, short"].vae and curves["both"].psnr != curves["both, short"].psnr
+    with pytest.raises(ValueError, match="add up to 0.75"):
+        replace(STUDIES["vae-stages"], variants={"short": parts[:1]})
+
+
+def test_the_command_goes_on_with_stages_of_a_vae(tmp_path, monkeypatch):
+    parts = (VAEPart(1.0, 5, 1),)
+    tiny = replace(STUDIES["vae-stages"], variants={"a": parts, "b": parts}, config=VAE, loss=L1)
+    monkeypatch.setitem(STUDIES, "vae-stages", tiny)
+    monkeypatch.setattr(VAEStagesStudy, "judged", {"": (5, 32), ", longer": (9, 32)})
+    run = ["ablate", "vae-stages", "--steps", "1", "--out", str(tmp_path / "s.json")]
+    assert cli.main(run) == 0 and cli.main([*run, "--seeds", "2", "--go-on"]) == 0
+    assert [(curve.name, curve.seed) for curve in read_results(tmp_path / "s.json").curves] == [
+        (name, seed) for seed in (0, 1) for name in ("a", "a, longer", "b", "b, longer")]
 
 
 @pytest.mark.parametrize("name, latent", [

@@ -209,6 +209,48 @@ def test_a_gan_begins_at_its_step_and_teaches_both_sides(tmp_path):
     assert any(name.startswith("discriminator_optimizer/adamw") for name in tensors)
 
 
+def poison(vae, name, at, value=float("nan")):
+    """Makes one number of a weight useless during the passes in `at`, and copies the weights before each pass."""
+    weight, before, sound, half = vae.get_parameter(name), [], [], vae.get_submodule(name.partition(".")[0])
+
+    def spoil(module, inputs):
+        before.append([p.detach().clone() for p in vae.parameters()])
+        sound.append(weight.data[0].item())
+        if len(before) - 1 in at:
+            weight.data[0] = value
+
+    def mend(module, inputs, output):
+        weight.data[0] = sound[-1]
+
+    half.register_forward_pre_hook(spoil)
+    half.register_forward_hook(mend)
+    return before
+
+
+@pytest.mark.parametrize("name", ["encoder.conv_in.conv.bias", "encoder.conv_out.conv.bias",
+                                  "decoder.conv_out.conv.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("loss", [STAGE.loss, replace(GAN, gan_start=1)], ids=["no GAN", "GAN"])
+def test_a_step_whose_reconstruction_is_not_finite_is_left_out(tmp_path, capsys, name, value, loss):
+    torch.manual_seed(0)
+    vae = CausalVAE(TINY.vae)
+    before = poison(vae, name, at={2}, value=value)
+    train_stage(vae, replace(STAGE, steps=5, loss=loss), 0, keep=Keep(tmp_path, log_every=1, progress=False))
+    changed = [any(not torch.equal(a, b) for a, b in zip(*pair)) for pair in zip(before, before[1:])]
+    assert changed == [True, True, False, True]
+    rows = [json.loads(line) for line in (tmp_path / "vae.jsonl").open()]
+    assert [isinstance(row["grad_norm"], str) for row in rows] == [False, False, True, False, False]
+    assert all(isinstance(value, (int, float)) for row in rows[3:] for value in row.values())
+    assert "the gradient of step 2 is not finite; the weights stay as they were" in capsys.readouterr().err
+
+
+def test_a_vae_that_stays_broken_ends_the_run():
+    vae = CausalVAE(TINY.vae)
+    poison(vae, "decoder.conv_out.conv.bias", at=range(100))
+    with pytest.raises(FloatingPointError, match="the gradients of the 20 steps up to 19 are not finite"):
+        train_stage(vae, replace(STAGE, steps=40, batch_size=1), 0, keep=QUIET)
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     keep = Keep(tmp_path, progress=False)
     train_vae(TINY.vae, (replace(STAGE, steps=1),), keep=keep)

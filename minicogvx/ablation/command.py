@@ -102,7 +102,7 @@ def _keep_done(results, study, out: Path) -> None:
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
                              f"{getattr(results, name)!r}; leave out --go-on to make all seeds anew")
     variants = list(dict.fromkeys(curve.name for curve in done.curves))
-    if variants != list(study.variants):
+    if variants != [name + behind for name in study.variants for behind in getattr(study, "judged", ("",))]:
         raise ValueError(f"{out} has the variants {', '.join(variants)}, this study {', '.join(study.variants)}; leave "
                          f"out --go-on to make all seeds anew")
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes
@@ -110,14 +110,17 @@ def _keep_done(results, study, out: Path) -> None:
 
 def comparison(study) -> Callable[[int, int, Callable[[str, int], None] | None], dict]:
     """`compare(steps, seed, on_step)` of a study, all else fixed; a study of transformers encodes its clips here."""
-    from minicogvx.ablation.studies import VAEStudy
+    from minicogvx.ablation.studies import VAEStagesStudy, VAEStudy
     from minicogvx.ablation.transformers import compare_transformers
-    from minicogvx.ablation.vaes import compare_vaes
+    from minicogvx.ablation.vaes import compare_vae_stages, compare_vaes
 
     if isinstance(study, VAEStudy):
         return lambda steps, seed, on_step=None: compare_vaes(
             study.variants, steps, seed, study.batch_size, study.num_frames, study.height, study.width, study.every,
             on_step=on_step)
+    if isinstance(study, VAEStagesStudy):
+        return lambda steps, seed, on_step=None: compare_vae_stages(
+            study.config, study.loss, study.variants, study.judged, steps, seed, study.every, on_step=on_step)
     latents = study_latents(study)
     return lambda steps, seed, on_step=None: compare_transformers(
         study.variants, latents, steps, seed, study.batch_size, study.every, on_step=on_step)

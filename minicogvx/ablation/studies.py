@@ -44,6 +44,39 @@ class VAEStudy:
 
 
 @dataclass(frozen=True)
+class VAEPart:
+    """A part of a VAE's training in which all clips have one length."""
+
+    share: float  # of the steps, 0..1
+    num_frames: int
+    batch_size: int
+    frame_rates: tuple[int, ...] = (8,)  # one is drawn for each batch
+
+
+@dataclass(frozen=True)
+class VAEStagesStudy:
+    """One VAE, trained on short clips, on long ones, or on the one and then the other; judged on both.
+
+    Raises ValueError for shares that do not add up to 1.
+    """
+
+    name: str
+    question: str
+    variants: dict[str, tuple[VAEPart, ...]]
+    config: VAEConfig
+    loss: VAELossConfig
+    steps: int = 600
+    every: int = 50
+    judged: ClassVar[dict[str, tuple[int, int]]] = {"": (33, 32), ", short clips": (9, 32), ", twice the size": (9, 64)}
+
+    def __post_init__(self):
+        for name, parts in self.variants.items():
+            if not math.isclose(sum(part.share for part in parts), 1.0):
+                raise ValueError(f"the shares of {name!r} add up to {sum(part.share for part in parts):g}; they must "
+                                 f"add up to 1")
+
+
+@dataclass(frozen=True)
 class TimedStage:
     """A part of a run in which all clips have one size."""
 
@@ -195,4 +228,13 @@ _COMPRESSION = VAEStudy("vae-compression", "how much may be thrown away, and do 
     for stages, temporal, channels in ((4, 1, 4), (4, 4, 8), (4, 4, 16), (4, 4, 32), (4, 8, 32), (5, 8, 128))
 }, steps=200)
 
-STUDIES = {study.name: study for study in (_LOSSES, _KL, _COMPRESSION, _POSITION, _MODULATION, _ATTENTION, STAGES)}
+# Lengths and frame rates as published, in small: 17 frames at 8 or 16 a second there, then 161. About as many frames in
+# a step of either length.
+_SHORT, _LONG = VAEPart(1.0, 9, 4, frame_rates=(8, 16)), VAEPart(1.0, 33, 1)
+_VAE_STAGES = VAEStagesStudy("vae-stages", "short clips, long clips, or the one and then the other? (paper 2.1)", {
+    "short": (_SHORT,),
+    "short, then long": (replace(_SHORT, share=0.75), replace(_LONG, share=0.25)),
+    "long": (_LONG,),
+}, VAE, PIXELS)
+
+STUDIES = {study.name: study for study in (_LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _POSITION, _MODULATION, _ATTENTION, STAGES)}

@@ -1,7 +1,8 @@
-"""Trains VAEs that differ in their config or their loss on the very same clips (paper 2.1 and Table 1)."""
+"""Trains VAEs that differ in config, loss or stages on the very same clips (paper 2.1 and Table 1)."""
 
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from minicogvx.ablation.studies import VAEPart
 from minicogvx.ablation.transformers import check_run, is_measured
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.evaluation.reconstruction import flicker
@@ -53,11 +55,34 @@ def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps:
     Raises ValueError for no variants, a count below 1 or a size that does not fit a config; see `load_lpips` for LPIPS.
     """
     check_run(variants, steps, batch_size, every)
-    measures = Measures(measured_clips(num_frames, height, width), dtype)
-    size = (batch_size, num_frames, height, width)
+    measures = {"": Measures(measured_clips(num_frames, height, width), dtype)}
+    curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        return {name: _train(name, *configs, measures, size, steps, seed, every, on_step)
-                for name, configs in variants.items()}
+        for name, (config, loss) in variants.items():
+            plan = [VAEStage(steps, batch_size, num_frames, height, width, loss)] * steps
+            curves |= _train(name, config, plan, measures, seed, every, on_step)
+    return curves
+
+
+def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping[str, Sequence[VAEPart]],
+                       judged: Mapping[str, tuple[int, int]], steps: int, seed: int = 0, every: int = 25,
+                       side: int = 32, dtype: torch.dtype = torch.bfloat16,
+                       on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
+    """Trains one VAE from nothing in each plan of stages, under one learning-rate curve; else as `compare_vaes`.
+
+    `judged`: frames and side of the clips that each VAE is measured on, by what is put behind its name: {"": (33, 32),
+    ", short clips": (9, 32)} gives two curves for each variant.
+    """
+    check_run(variants, steps, 1, every)
+    measures = {behind: Measures(measured_clips(frames, size, size), dtype) for behind, (frames, size) in judged.items()}
+    curves = {}
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        for name, parts in variants.items():
+            bounds = [round(steps * sum(part.share for part in parts[:i])) for i in range(len(parts) + 1)]
+            plan = [VAEStage(steps, part.batch_size, part.num_frames, side, side, loss, frame_rates=part.frame_rates)
+                    for i, part in enumerate(parts) for _ in range(bounds[i], bounds[i + 1])]
+            curves |= _train(name, config, plan, measures, seed, every, on_step)
+    return curves
 
 
 def measured_clips(num_frames: int = 9, height: int = 32, width: int = 32) -> Float[Tensor, "b t h w 3"]:
@@ -101,30 +126,35 @@ class Measures:
                 "sharpness": spatial_gradient(again) / spatial_gradient(self.clips), "kl_per_element": kl}
 
 
-def _train(name: str, config: VAEConfig, loss: VAELossConfig, measures: Measures, size: tuple[int, int, int, int],
-           steps: int, seed: int, every: int, on_step: Callable[[str, int], None] | None) -> VAECurve:
-    start = time.perf_counter()
+def _train(name: str, config: VAEConfig, plan: Sequence[VAEStage], measures: Mapping[str, Measures], seed: int,
+           every: int, on_step: Callable[[str, int], None] | None) -> dict[str, VAECurve]:
+    """One VAE, step i of which is of stage `plan[i]`: a curve for each of `measures`, by the VAE's name and theirs."""
+    start, steps = time.perf_counter(), len(plan)
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
-    stage = VAEStage(steps, *size, loss)  # its learning rates are those of the shipped VAE
-    optimizer, critic = stage.new_optimizer(vae.named_parameters()), Critic(stage)
-    objective = VAELoss(loss, critic.network)
-    curve = VAECurve(name, seed, sum(p.numel() for p in vae.parameters()), [], [], [], [], [], [],
-                     measures.flicker_of_true, 0.0)
+    first = plan[0]  # its learning rates are those of the shipped VAE
+    optimizer, critic = first.new_optimizer(vae.named_parameters()), Critic(first)
+    objective = VAELoss(first.loss, critic.network)
+    parameters = sum(p.numel() for p in vae.parameters())
+    curves = {behind: VAECurve(name + behind, seed, parameters, [], [], [], [], [], [], measure.flicker_of_true, 0.0)
+              for behind, measure in measures.items()}
     for done in range(steps + 1):
         if is_measured(done, steps, every):
-            curve.steps.append(done)
-            for measure, value in measures.of(vae).items():
-                getattr(curve, measure).append(value)
+            for behind, curve in curves.items():
+                curve.steps.append(done)
+                for field_name, value in measures[behind].of(vae).items():
+                    getattr(curve, field_name).append(value)
         if done == steps:
             break
-        step_seed = seed * 10_000_000 + 1 + done
-        video = world_batch(size[0], step_seed, *size[1:])
-        _, reconstruction = backward(vae, objective, video, done, step_seed, measures.dtype)
+        stage, step_seed = plan[done], seed * 10_000_000 + 1 + done
+        rate = random.Random(step_seed).choice(stage.frame_rates)
+        video = world_batch(stage.batch_size, step_seed, stage.num_frames, stage.height, stage.width, rate)
+        _, reconstruction = backward(vae, objective, video, done, step_seed, next(iter(measures.values())).dtype)
         critic.step(objective, video, reconstruction, done)
-        optimizer.step(warmup_cosine(done, steps, max(1, min(stage.warmup, steps // 5))))
+        optimizer.step(warmup_cosine(done, steps, max(1, min(first.warmup, steps // 5))))
         if on_step:
             on_step(name, done + 1)
-    curve.seconds, curve.vae = time.perf_counter() - start, vae.eval()
-    return curve
+    for curve in curves.values():
+        curve.seconds, curve.vae = time.perf_counter() - start, vae.eval()
+    return {curve.name: curve for curve in curves.values()}

@@ -9,7 +9,11 @@ from minicogvx.compat import choose_dtype
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains the model called on the command line; what it writes is a diffusers folder."""
+    """Trains the model called on the command line; what it writes is a diffusers folder.
+
+    Under torchrun every rank calls it, and they train one model together.
+    """
+    from minicogvx.training.distributed import leave, ranks
     from minicogvx.training.overrides import fields, override
     from minicogvx.training.recipe import RECIPES, train_recipe
     from minicogvx.training.run import Keep
@@ -24,16 +28,19 @@ def main(argv: list[str] | None = None) -> int:
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
     use_threads(arguments.threads)
-    out = Path(arguments.out or f"runs/{arguments.recipe}")
-    train_recipe(recipe, out, arguments.seed, choose_dtype("cpu"), keep)
-    print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
+    out, here = Path(arguments.out or f"runs/{arguments.recipe}"), ranks()
+    train_recipe(recipe, out, arguments.seed, choose_dtype(here.device.type), keep, here)
+    if here.first:
+        print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
+    leave()
     return 0
 
 
 def _parser(recipes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minicogvx train",
                                      description="Train a model from nothing on the shapes world. "
-                                                 "The same command again goes on where the last one was cut off.")
+                                                 "The same command again goes on where the last one was cut off; "
+                                                 "torchrun spreads it over GPUs or processes.")
     parser.add_argument("recipe", choices=recipes, help="which model")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: runs/RECIPE)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",

@@ -12,7 +12,7 @@ iteration: on two CPU ranks and the toy's transformer a step took 1.0 to 1.8 s, 
 import gc
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,11 +21,13 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minicogvx.diffusion.timesteps import rank_interval, rank_timesteps, stratified_timesteps, uniform_timesteps
 from minicogvx.transformer.model import ExpertTransformer
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -39,6 +41,17 @@ class Ranks:
     def first(self) -> bool:
         """Whether this rank is the one that prints and writes."""
         return self.rank == 0
+
+    def part(self, batch_size: int) -> slice:
+        """Where this rank's clips lie in a batch of all ranks together: equal parts, one behind the other.
+
+        Raises ValueError for a batch that the ranks do not divide.
+        """
+        if batch_size % self.world_size:
+            raise ValueError(f"batch_size is {batch_size}, of all ranks together; it must be a multiple of "
+                             f"{self.world_size}, the number of ranks")
+        own = batch_size // self.world_size
+        return slice(self.rank * own, (self.rank + 1) * own)
 
 
 def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
@@ -60,9 +73,29 @@ def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", rank=rank, world_size=world,
-                                timeout=timedelta(seconds=timeout))
+        backend, waits = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timedelta(seconds=timeout)
+        dist.init_process_group(backend, store=_meeting_place(rank, world, waits), rank=rank, world_size=world,
+                                timeout=waits)
     return Ranks(rank, world, place)
+
+
+def _meeting_place(rank: int, world: int, waits: timedelta) -> dist.Store:
+    """Where the ranks leave each other their addresses.
+
+    `torchrun --max-restarts` starts dead ranks again beside the same store, with the addresses of the dead still in it.
+    On one machine all ranks know how often that was, and leave theirs apart. On several each counts for itself; there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 asks torchrun for a new store.
+    """
+    store, _, _ = next(rendezvous("env://", rank, world, timeout=waits))
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(world):
+        return store
+    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def barrier(ranks: Ranks) -> None:
+    """Waits until every rank has come here."""
+    if ranks.world_size > 1:
+        dist.barrier()
 
 
 def leave() -> None:
@@ -114,7 +147,7 @@ def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: tor
         return _replicate(model, ranks)
     on_meta = any(p.is_meta for p in model.parameters())
     if not on_meta:
-        _same_start(model)
+        same_weights(model, ranks)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     offloading = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     mesh = dist.init_device_mesh(ranks.device.type, (ranks.world_size,))
@@ -147,8 +180,9 @@ def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.
 
 
 @torch.no_grad()
-def _same_start(model):
-    for tensor in (*model.parameters(), *model.buffers()):
+def same_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Gives every rank the weights of rank 0, in place."""
+    for tensor in (*model.parameters(), *model.buffers()) if ranks.world_size > 1 else ():
         dist.broadcast(tensor, src=0)
 
 
@@ -195,13 +229,22 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def mean_over_ranks(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+def mean_over_ranks(values: Mapping[str, float | Tensor], ranks: Ranks) -> dict[str, float | Tensor]:
     """Each logged value averaged over ranks, all of them in one message; every rank must give the same names."""
     if ranks.world_size == 1:
         return dict(values)
-    both = torch.tensor(list(values.values()), dtype=torch.float64, device=ranks.device)
+    both = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=ranks.device)
     dist.all_reduce(both)
     return dict(zip(values, (both / ranks.world_size).tolist()))
+
+
+def gather(own: Tensor, lengths: Sequence[int], ranks: Ranks) -> Tensor:
+    """The parts of all ranks, one behind the other; `lengths`: how many rows each rank has."""
+    parts = [own if rank == ranks.rank else own.new_empty(length, *own.shape[1:])
+             for rank, length in enumerate(lengths)]
+    for rank, part in enumerate(parts) if ranks.world_size > 1 else ():
+        dist.broadcast(part, src=rank)
+    return torch.cat(parts)
 
 
 # ---- what each rank draws

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from minicogvx.data.shapes import Scene, render_batch, sample_scenes
 from minicogvx.training.alignment import scene_features
+from minicogvx.training.distributed import Ranks, gather
 from minicogvx.vae import CausalVAE
 
 
@@ -40,16 +41,33 @@ class LatentSet:
 @torch.no_grad()
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
                  dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True,
-                 side: int | None = None) -> LatentSet:
-    """Renders `clips` training scenes of `side` x `side` pixels (None: the VAE's own size) and encodes them, in 16 bits."""
+                 side: int | None = None, here: Ranks = Ranks()) -> LatentSet:
+    """Renders `clips` training scenes of `side` x `side` pixels (None: the VAE's own size) and encodes them, in 16 bits.
+
+    Each rank encodes its share, and all of them get the whole set, on the CPU. Raises ValueError for fewer clips than
+    ranks.
+    """
+    if clips < here.world_size:
+        raise ValueError(f"clips is {clips}; it must be at least {here.world_size}, the number of ranks")
     scenes = sample_scenes(clips, seed, "train", two_objects)
     ratio, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
     side = side or vae.config.sample_height
+    device, batches = next(vae.parameters()).device, _shares(scenes, batch_size, here)
     means, stds, features = [], [], []
-    for i in tqdm(range(0, clips, batch_size), desc="encoding clips", disable=not progress, mininterval=5):
-        video = render_batch(scenes[i:i + batch_size], num_frames, side, side).permute(0, 4, 1, 2, 3) * 2 - 1
-        posterior = vae.encode(video.to(dtype))
-        means.append(posterior.mean.bfloat16().contiguous())
-        stds.append(posterior.std.bfloat16().contiguous())
-        features.append(scene_features(scenes[i:i + batch_size], num_frames, side // space, ratio).bfloat16())
-    return LatentSet(scenes, torch.cat(means), torch.cat(stds), vae.config.scaling_factor, torch.cat(features))
+    for some in tqdm(batches[here.rank], desc="encoding clips", disable=not (progress and here.first), mininterval=5):
+        video = render_batch(some, num_frames, side, side).permute(0, 4, 1, 2, 3) * 2 - 1
+        posterior = vae.encode(video.to(device, dtype))
+        means.append(posterior.mean.bfloat16().contiguous().cpu())
+        stds.append(posterior.std.bfloat16().contiguous().cpu())
+        features.append(scene_features(some, num_frames, side // space, ratio).bfloat16())
+    lengths = [sum(map(len, share)) for share in batches]
+    mean, std, features = (gather(torch.cat(parts), lengths, here) for parts in (means, stds, features))
+    return LatentSet(scenes, mean, std, vae.config.scaling_factor, features)
+
+
+def _shares(scenes: list[Scene], batch_size: int, here: Ranks) -> list[list[list[Scene]]]:
+    """For each rank its batches. Nobody goes without, and with enough clips the batches are those of one rank alone."""
+    size = min(batch_size, len(scenes) // here.world_size)
+    batches = [scenes[i:i + size] for i in range(0, len(scenes), size)]
+    bounds = [len(batches) * rank // here.world_size for rank in range(here.world_size + 1)]
+    return [batches[low:high] for low, high in zip(bounds, bounds[1:])]

@@ -67,7 +67,9 @@ class MuonAdamW:
                 start = f"{name}.{i}."
                 state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
                 if state:
-                    optimizer.state[p] = {key: value.clone() for key, value in state.items()}
+                    # torch keeps the count of steps on the CPU, wherever the weights are
+                    optimizer.state[p] = {key: value.clone() if key == "step" else value.to(p.device, copy=True)
+                                          for key, value in state.items()}
 
     def _groups(self):
         return [group for _, optimizer, _ in self.halves() for group in optimizer.param_groups]

@@ -11,6 +11,7 @@ from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import load_into, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, preset
+from minicogvx.training.distributed import Ranks, barrier
 from minicogvx.training.latents import LatentSet, encode_world
 from minicogvx.training.overrides import write_down
 from minicogvx.training.run import Keep
@@ -62,40 +63,56 @@ RECIPES = {recipe.preset: recipe for recipe in (
 
 
 def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16,
-                 keep: Keep = Keep()) -> Pipeline:
+                 keep: Keep = Keep(), here: Ranks = Ranks()) -> Pipeline:
     """Trains VAE, then transformer and text encoder, and writes `out/pipeline`, a diffusers folder in 16 bits.
 
     `out/recipe.json` holds every number of the recipe, `out/minutes.json` the minutes of each part. A second call with
     the same `out` goes on where the first was cut off: the finished VAE is in `out/vae.safetensors`, the state of a
-    part under way in `out/checkpoints`. Raises ValueError if `out` was begun with other numbers.
+    part under way in `out/checkpoints`. Many ranks share the work and the first of them writes. Raises ValueError if
+    `out` was begun with other numbers, and for a batch that the ranks do not divide.
     """
-    write_down(out / "recipe.json", recipe, seed)
-    sizes, keep, minutes = preset(recipe.preset), replace(keep, folder=out), _Minutes(out / "minutes.json")
-    vae = CausalVAE(sizes.vae)
-    if (out / "vae.safetensors").exists():
-        load_into(vae, read_tensors(out / "vae.safetensors"), out / "vae.safetensors")
-    else:
-        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, replace(keep, checkpoint_every=200, log_every=10))
-        write_tensors(out / "vae.safetensors", vae.state_dict())
-        minutes.write("vae")
-    latents = encode_stages(vae, recipe, sizes, seed, dtype, keep.progress)
+    for stage in (*recipe.vae, *recipe.transformer.stages):
+        here.part(stage.batch_size)  # better now than after the VAE
+    if here.first:
+        write_down(out / "recipe.json", recipe, seed)
+    sizes, keep, minutes = preset(recipe.preset), replace(keep, folder=out), _Minutes(out / "minutes.json", here)
+    vae = finished_vae(recipe, sizes, out, seed, dtype, keep, here)
+    minutes.write("vae")
+    latents = encode_stages(vae, recipe, sizes, seed, dtype, keep.progress, here)
     minutes.write("encoding")
     samples = Samples(vae, sizes, recipe.guidance_scale, out / "samples")
-    transformer, text = train_transformer(sizes, latents, recipe.transformer, seed, dtype, keep, samples)
+    transformer, text = train_transformer(sizes, latents, recipe.transformer, seed, dtype, keep, samples, here)
     minutes.write("transformer")
     pipe = Pipeline(vae, transformer, sizes.schedule, text, fps=sizes.fps, guidance_scale=recipe.guidance_scale)
-    diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True)
+    if here.first:
+        diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True)
     return pipe
 
 
-def encode_stages(vae: CausalVAE, recipe: Recipe, sizes: Preset, seed: int, dtype: torch.dtype,
-                  progress: bool) -> list[LatentSet]:
+def finished_vae(recipe: Recipe, sizes: Preset, out: Path, seed: int, dtype: torch.dtype, keep: Keep,
+                 here: Ranks = Ranks()) -> CausalVAE:
+    """The VAE in `out/vae.safetensors`, or one trained now and written there."""
+    file = out / "vae.safetensors"
+    finished = file.exists()
+    barrier(here)  # the first rank must not write it before all have looked
+    if not finished:
+        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, replace(keep, checkpoint_every=200, log_every=10), here)
+        if here.first:
+            write_tensors(file, vae.state_dict())
+        return vae
+    vae = CausalVAE(sizes.vae)
+    load_into(vae, read_tensors(file), file)
+    return vae.to(here.device)
+
+
+def encode_stages(vae: CausalVAE, recipe: Recipe, sizes: Preset, seed: int, dtype: torch.dtype, progress: bool,
+                  here: Ranks = Ranks()) -> list[LatentSet]:
     """The clips of each stage; stages of one size share theirs, and all sizes show the same scenes."""
     sets, wanted = {}, [(stage.num_frames or sizes.num_frames, stage.side or sizes.height)
                         for stage in recipe.transformer.stages]
     for frames, side in dict.fromkeys(wanted):
         latents = encode_world(vae, recipe.clips, seed + 1, frames, recipe.two_objects, dtype, side=side,
-                               progress=progress)
+                               progress=progress, here=here)
         # The posteriors' means: a small model has enough to fit without their noise.
         sets[frames, side] = replace(latents, sample=False)
     return [sets[size] for size in wanted]
@@ -104,11 +121,12 @@ def encode_stages(vae: CausalVAE, recipe: Recipe, sizes: Preset, seed: int, dtyp
 class _Minutes:
     """Minutes of each part in one JSON file; a part that was done again counts again."""
 
-    def __init__(self, path: Path):
-        self.path, self.start = path, time.perf_counter()
+    def __init__(self, path: Path, here: Ranks):
+        self.path, self.here, self.start = path, here, time.perf_counter()
         self.parts = json.loads(path.read_text()) if path.exists() else {}
 
     def write(self, part: str) -> None:
         now = time.perf_counter()
         self.parts[part], self.start = round(self.parts.get(part, 0) + (now - self.start) / 60, 2), now
-        write_json(self.path, self.parts)
+        if self.here.first:
+            write_json(self.path, self.parts)

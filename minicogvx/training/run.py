@@ -98,7 +98,8 @@ class Run:
     def record(self, grad_norm: Tensor, rare: Mapping[str, float] = {}, **values: Tensor | float) -> None:
         """The figures of the step under way: to NAME.jsonl, to TensorBoard and to the bar, every `log_every` steps.
 
-        `rare`: figures that not every step has. A step that has some is written down in any case. Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
+        `rare`: figures that not every step has. A step that has some is written down in any case.
+        Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
         """
         step = self.done
         self._watch(step, float(grad_norm))
@@ -115,8 +116,9 @@ class Run:
                 self._to_tensorboard(step, row)
 
     def say(self, sentence: str) -> None:
-        """A line beside the bar."""
-        tqdm.write(f"{self.name}: {sentence}", file=sys.stderr)
+        """A line beside the bar. Where one rank keeps the files for all, it also speaks for all."""
+        if self.leader or self.files and self.files.of_every_rank:
+            tqdm.write(f"{self.name}: {sentence}", file=sys.stderr)
 
     def _watch(self, step: int, norm: float) -> None:
         """A step whose gradient is not finite leaves the weights alone; too many in a row end the run."""

@@ -36,7 +36,7 @@ class Samples:
         pipe = Pipeline(self.vae, transformer, self.preset.schedule, text, fps=self.preset.fps,
                         guidance_scale=self.guidance_scale)
         with torch.no_grad():
-            clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=25))
+            clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=25)).cpu()
         rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # a row of the picture for each clip
         write_strip(self.folder / f"step_{step:08d}.png", rows, min_side=96 * self.shown)
         right = sum(matches(read(clip), scene)["all"] for clip, scene in zip(clips, self.scenes))

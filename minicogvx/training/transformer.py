@@ -21,6 +21,8 @@ from minicogvx.diffusion.timesteps import stratified_timesteps
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment
+from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks
+from minicogvx.training.joint_batch import Batch, own_part
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
 from minicogvx.training.run import Keep, Run
@@ -92,64 +94,107 @@ def initialise(model: ExpertTransformer) -> None:
     nn.init.zeros_(model.proj_out.weight)
 
 
+class Networks:
+    """All that learns: float32 weights, the copy of them that computes in `dtype`, and their moving averages."""
+
+    def __init__(self, preset: Preset, training: TransformerTraining, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.master = dtype, ExpertTransformer(preset.transformer)
+        initialise(self.master)
+        self.text = TextEncoder.from_config(preset.text, vocabulary(), preset.transformer.max_text_seq_length)
+        self.learning = self.master.to(device), self.text.encoder.to(device)
+        self.ema = [copy.deepcopy(net).requires_grad_(False) for net in self.learning]
+        self.averaged = self.ema[0], TextEncoder(self.text.tokenizer, self.ema[1], self.text.max_length)
+        self.working = copy.deepcopy(self.master).to(dtype)
+        self.working.gradient_checkpointing = training.gradient_checkpointing
+        self.alignment = Alignment(self.working, training.alignment_kinds).to(device)
+        self.model = torch.compile(self.working) if training.compile else self.working
+        self.text.encoder.train()
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What the optimizer changes."""
+        return [*self.alignment.named_parameters(prefix="alignment"),
+                *self.master.named_parameters(prefix="transformer"), *self.text.encoder.named_parameters(prefix="text")]
+
+    def kept(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"transformer": self.master, "text": self.text.encoder, "ema_transformer": self.ema[0],
+                "ema_text": self.ema[1], "alignment": self.alignment}
+
+
+OnSample = Callable[[int, ExpertTransformer, TextEncoder], Mapping[str, float]]
+
+
 def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], training: TransformerTraining,
                       seed: int = 0, dtype: torch.dtype = torch.bfloat16, keep: Keep = Keep(),
-                      on_sample: Callable[[int, ExpertTransformer, TextEncoder], Mapping[str, float]] | None = None,
-                      ) -> tuple[ExpertTransformer, TextEncoder]:
+                      on_sample: OnSample | None = None,
+                      here: Ranks = Ranks()) -> tuple[ExpertTransformer, TextEncoder]:
     """A transformer and a text encoder trained together from nothing; returns their moving averages.
 
     `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` on a copy of the
     weights; the weights themselves stay float32. Every step draws its clips, words, noise and timesteps from its own
-    seed, so a run that was killed and goes on ends in the same weights, bit for bit. `on_sample(step, transformer,
-    text)` is called with the averages after every `training.sample_every` steps; the figures that it returns are
-    recorded.
+    seed, so a run that was killed and goes on ends in the same weights, bit for bit. On many ranks each takes its part
+    of every batch, and all end in the same weights, those of one rank up to rounding. `on_sample(step, transformer,
+    text)` is called on the first rank, with the averages, after every `training.sample_every` steps; the figures that
+    it returns are recorded.
     """
+    for stage in training.stages:
+        here.part(stage.batch_size)  # refuses a batch that the ranks do not divide
     pairs = pair_up(training.stages, latents)
     check_captions(preset, training, [scene for _, clips in pairs for scene in clips.scenes])
-    torch.manual_seed(seed)
-    master = ExpertTransformer(preset.transformer)
-    initialise(master)
-    text = TextEncoder.from_config(preset.text, vocabulary(), preset.transformer.max_text_seq_length)
-    ema = [copy.deepcopy(net).requires_grad_(False) for net in (master, text.encoder)]
-    averaged = ema[0], TextEncoder(text.tokenizer, ema[1], text.max_length)
-    working = copy.deepcopy(master).to(dtype)
-    working.gradient_checkpointing = training.gradient_checkpointing
-    alignment = Alignment(working, training.alignment_kinds)
-    parameters = [*alignment.named_parameters(prefix="alignment"), *master.named_parameters(prefix="transformer"),
-                  *text.encoder.named_parameters(prefix="text")]
-    optimizer = training.new_optimizer(parameters)
-    state = {"transformer": master, "text": text.encoder, "ema_transformer": ema[0], "ema_text": ema[1],
-             "alignment": alignment}
-    schedule = NoiseSchedule(preset.schedule)
     plan = [pair for pair in pairs for _ in range(pair[0].steps)]
-    model = torch.compile(working) if training.compile else working
-    text.encoder.train()
-    run = Run("transformer", len(plan), keep)
-    run.resume(state, {"optimizer": optimizer})
-    working.load_state_dict(master.state_dict())
+    torch.manual_seed(seed)
+    nets, schedule = Networks(preset, training, dtype, here.device), NoiseSchedule(preset.schedule)
+    optimizer = training.new_optimizer(nets.named_parameters())
+    run = Run("transformer", len(plan), keep, here.first)
+    run.resume(nets.kept(), {"optimizer": optimizer})
+    nets.working.load_state_dict(nets.master.state_dict())
     for step in run:
         stage, clips = plan[step]
-        generator = torch.Generator().manual_seed(seed * 10_000_000 + step)
-        x0, captions, features = draw_batch(clips, stage.batch_size, training.text_dropout, generator,
-                                            stage.latent_frames, training.caption_style)
-        noise, t = draw_noise(x0, schedule, generator)
-        weight, losses = training.alignment_weight * (1 - step / len(plan)), []
-        for i in parts(len(x0), training.accumulate):
-            loss = v_loss(model, schedule, x0[i], noise[i], t[i], text.encode(captions[i]).to(dtype))
-            aligned = alignment(features[i])
-            ((loss + weight * aligned) * len(x0[i]) / len(x0)).backward()
-            losses.append(torch.stack([loss.detach(), aligned.detach()]) * len(x0[i]) / len(x0))
-        norm = update_master(master, working, optimizer, warmup_cosine(step, len(plan), training.warmup))
-        average(ema, (master, text.encoder), min(training.ema_decay, (1 + step) / (10 + step)))
-        rare = {}
-        if run.logs(step) and step % (10 * keep.log_every) == 0:
-            rare["swap_gain"] = swap_gain(working, text, clips, schedule, dtype)
-        if on_sample and training.sample_every and (step + 1) % training.sample_every == 0:
-            rare |= on_sample(step + 1, *averaged)
-        loss, aligned = sum(losses)
-        run.record(norm, rare, loss=loss, alignment=aligned)
-    averaged[0].eval(), averaged[1].encoder.eval()
-    return averaged
+        batch = draw_step(clips, stage, training, schedule, torch.Generator().manual_seed(seed * 10_000_000 + step))
+        weight = training.alignment_weight * (1 - step / len(plan))
+        losses = backward(nets, schedule, batch, weight, training.accumulate, here)
+        factor = warmup_cosine(step, len(plan), training.warmup)
+        norm = update_master(nets.master, nets.working, optimizer, factor, here)
+        average(nets.ema, nets.learning, min(training.ema_decay, (1 + step) / (10 + step)))
+        rare = rare_figures(run, nets, clips, schedule, training.sample_every, on_sample) if here.first else {}
+        run.record(norm, rare, **mean_over_ranks(losses, here))
+    nets.averaged[0].eval(), nets.averaged[1].encoder.eval()
+    return nets.averaged
+
+
+def draw_step(clips: LatentSet, stage: TransformerStage, training: TransformerTraining, schedule: NoiseSchedule,
+              generator: torch.Generator) -> Batch:
+    """The batch of one step, of all ranks together."""
+    x0, captions, features = draw_batch(clips, stage.batch_size, training.text_dropout, generator, stage.latent_frames,
+                                        training.caption_style)
+    return Batch(x0, captions, features, *draw_noise(x0, schedule, generator))
+
+
+def backward(nets: Networks, schedule: NoiseSchedule, joint: Batch, alignment_weight: float, accumulate: int = 1,
+             here: Ranks = Ranks()) -> dict[str, Tensor]:
+    """Leaves the gradients of this rank's part of a batch, still to be averaged; the means of its losses, by name."""
+    batch = own_part(joint, here)
+    scale, losses = 1.0, []
+    if batch is not joint:  # the alignment's loss is divided by the variance of what it is given: it should be of all
+        scale = batch.variance(nets.alignment.asked) / joint.variance(nets.alignment.asked)
+    for piece in parts(len(batch.t), accumulate):
+        one = batch[piece]
+        loss = v_loss(nets.model, schedule, one.x0, one.noise, one.t, nets.text.encode(one.captions).to(nets.dtype))
+        aligned = nets.alignment(one.features.to(here.device)) * scale
+        ((loss + alignment_weight * aligned) * len(one.t) / len(batch.t)).backward()
+        losses.append(torch.stack([loss.detach(), aligned.detach()]) * len(one.t) / len(batch.t))
+    return dict(zip(("loss", "alignment"), sum(losses)))
+
+
+def rare_figures(run: Run, nets: Networks, clips: LatentSet, schedule: NoiseSchedule, sample_every: int,
+                 on_sample: OnSample | None) -> dict[str, float]:
+    """What is measured now and then: the caption-swap gain with every tenth row, samples when they are due."""
+    step, figures = run.done, {}
+    if run.logs(step) and step % (10 * run.keep.log_every) == 0:
+        figures["swap_gain"] = swap_gain(nets.working, nets.text, clips, schedule, nets.dtype)
+    if on_sample and sample_every and (step + 1) % sample_every == 0:
+        figures |= on_sample(step + 1, *nets.averaged)
+    return figures
 
 
 def pair_up(stages: Sequence[TransformerStage],
@@ -197,7 +242,8 @@ def draw_noise(x0: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
 def v_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
            noise: Float[Tensor, "b c t h w"], t: Int[Tensor, " b"],
            text_features: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
-    """Mean loss of one forward pass, in the number format of `text_features`."""
+    """Mean loss of one forward pass, in the number format and on the device of `text_features`."""
+    x0, noise, t = (x.to(text_features.device) for x in (x0, noise, t))
     prediction = model(schedule.add_noise(x0, noise, t).to(text_features.dtype), t, text_features)
     return diffusion_loss(prediction, x0, noise, t, schedule).mean()
 
@@ -209,11 +255,16 @@ def parts(length: int, count: int) -> list[slice]:
 
 
 @torch.no_grad()
-def update_master(master: nn.Module, working: nn.Module, optimizer: MuonAdamW, factor: float) -> Tensor:
-    """Hands the gradients of the short copy to the float32 weights, steps and copies them back; the gradient norm."""
+def update_master(master: nn.Module, working: nn.Module, optimizer: MuonAdamW, factor: float,
+                  here: Ranks = Ranks()) -> Tensor:
+    """Hands the gradients of the short copy to the float32 weights, steps and copies them back; the gradient norm.
+
+    On many ranks the optimizer's gradients are averaged first, in float32.
+    """
     for p, low in zip(master.parameters(), working.parameters()):
         if low.grad is not None:
             p.grad, low.grad = low.grad.float(), None
+    average_gradients(optimizer.matrices + optimizer.others, here)
     norm = optimizer.step(factor)
     torch._foreach_copy_(list(working.parameters()), list(master.parameters()))
     return norm

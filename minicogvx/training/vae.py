@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.presets import VAEConfig
+from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks, same_weights
+from minicogvx.training.joint_batch import joint_gradient
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.vae import CausalVAE
+from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
 from minicogvx.vae.losses import VAELoss, VAELossConfig
 
@@ -72,13 +75,14 @@ def initialise(vae: CausalVAE) -> None:
 
 
 def world_batch(size: int, seed: int, num_frames: int, height: int, width: int,
-                frame_rate: int = WORLD_FPS) -> Float[Tensor, "b 3 t h w"]:
+                frame_rate: int = WORLD_FPS, own: slice = slice(None)) -> Float[Tensor, "b 3 t h w"]:
     """A batch of training clips of the shapes world as the model sees them: `b c t h w` in -1..1.
 
     At twice the frame rate the same number of frames shows the first half of the motion, in steps half as long.
+    `own`: the clips of the batch that are wanted.
     """
-    times = frame_rate // WORLD_FPS
-    clips = render_batch(sample_scenes(size, seed, "train"), times * (num_frames - 1) + 1, height, width)[:, :num_frames]
+    times, scenes = frame_rate // WORLD_FPS, sample_scenes(size, seed, "train")[own]
+    clips = render_batch(scenes, times * (num_frames - 1) + 1, height, width)[:, :num_frames]
     return clips.permute(0, 4, 1, 2, 3) * 2 - 1
 
 
@@ -89,73 +93,116 @@ def psnr(video: Tensor, reconstruction: Tensor) -> float:
 
 
 def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype = torch.bfloat16,
-              keep: Keep = Keep()) -> CausalVAE:
+              keep: Keep = Keep(), here: Ranks = Ranks()) -> CausalVAE:
     """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
 
     After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
     (`normalise_latents`). Deterministic for a seed and a number of threads: a run that was killed and goes on from
-    `keep.folder` ends in the same weights, bit for bit.
+    `keep.folder` ends in the same weights, bit for bit. On many ranks each takes its part of every batch, and all end
+    in the same weights, those of one rank up to rounding. Raises ValueError for a batch that the ranks do not divide.
     """
+    for stage in stages:
+        here.part(stage.batch_size)  # refuses a batch that the ranks do not divide
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
+    vae.to(here.device)
     first_seed = seed * 10_000_000 + 1
     for i, stage in enumerate(stages):
-        train_stage(vae, stage, first_seed, dtype, keep, f"vae_{i}")
+        train_stage(vae, stage, first_seed, dtype, keep, f"vae_{i}", here)
         if not stage.decoder_only and stage.height == config.sample_height:
             normalise_latents(vae, seed)
+            same_weights(vae, here)  # each rank has measured for itself
         first_seed += stage.steps
     return vae
 
 
 def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16,
-                keep: Keep = Keep(), name: str = "vae") -> None:
-    """One stage, in place; step i draws its clips and noise from seed `first_seed + i`. Figures are recorded by name."""
+                keep: Keep = Keep(), name: str = "vae", here: Ranks = Ranks()) -> None:
+    """One stage, in place; step i draws its clips and noise from seed `first_seed + i`. Figures are recorded by name.
+
+    A loss or a gradient that is not finite leaves the weights as they are; too many in a row raise FloatingPointError.
+    """
     part = vae.decoder if stage.decoder_only else vae
     vae.encoder.requires_grad_(not stage.decoder_only)
     optimizer = stage.new_optimizer(part.named_parameters())
-    critic = Critic(stage)
-    objective = VAELoss(stage.loss, critic.network)
-    run = Run(name, stage.steps, keep)
+    critic = Critic(stage, here)
+    objective = VAELoss(stage.loss, critic.network, strict=False, part=(here.rank, here.world_size)).to(here.device)
+    run = Run(name, stage.steps, keep, here.first)
     run.resume({"vae": vae} | critic.modules, {"optimizer": optimizer} | critic.optimizers)
     for step in run:
         seed = first_seed + step
         rate = random.Random(seed).choice(stage.frame_rates)
-        video = world_batch(stage.batch_size, seed, stage.num_frames, stage.height, stage.width, rate)
-        losses, reconstruction = backward(vae, objective, video, step, seed, dtype, stage.chunk_frames, stage.accumulate)
+        video = world_batch(stage.batch_size, seed, stage.num_frames, stage.height, stage.width, rate,
+                            here.part(stage.batch_size)).to(here.device)
+        losses, reconstruction = backward(vae, objective, video, step, seed, dtype, stage.chunk_frames,
+                                          stage.accumulate, here)
         losses |= critic.step(objective, video, reconstruction, step)
+        average_gradients(part.parameters(), here)
         norm = optimizer.step(warmup_cosine(step, stage.steps, stage.warmup))
-        run.record(norm, psnr=psnr(video, reconstruction), **losses)
+        run.record(norm, **mean_over_ranks({"psnr": psnr(video, reconstruction)} | losses, here))
     vae.encoder.requires_grad_(True)
 
 
 def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w"], step: int, seed: int,
              dtype: torch.dtype, chunk_frames: int | None = 8,
-             accumulate: int = 1) -> tuple[dict[str, Tensor], Float[Tensor, "b c t h w"]]:
+             accumulate: int = 1, here: Ranks = Ranks()) -> tuple[dict[str, Tensor], Float[Tensor, "b c t h w"]]:
     """Leaves the gradients of one batch on the autoencoder; the losses by name, and the reconstruction without gradient.
 
-    `accumulate` cuts the batch into as many passes, whose mean is taken.
+    `accumulate` cuts the batch into as many passes, whose mean is taken. On many ranks `video` is this rank's part of
+    the batch, and the gradients are still to be averaged.
     """
     generator, last_layer = torch.Generator().manual_seed(seed), vae.decoder.conv_out.conv.weight
     passes, copies = [], []
-    for piece in video.tensor_split(accumulate):
-        reconstruction, posterior = vae(piece.to(dtype), generator, chunk_frames)
+    for piece in video.tensor_split(min(accumulate, len(video))):
+        reconstruction, posterior = reconstruct(vae, piece.to(dtype), generator, chunk_frames, here)
         reconstruction = reconstruction.float()
-        losses = objective.autoencoder(piece, reconstruction, posterior.mean, posterior.logvar, step, last_layer, generator)
         share = len(piece) / len(video)
-        (losses["total"] * share).backward()
+        with joint_gradient(last_layer, here):  # where the adaptive weight is measured
+            losses = objective.autoencoder(piece, reconstruction, posterior.mean, posterior.logvar, step, last_layer,
+                                           generator)
+            (losses["total"] * share).backward()
+        mark_if_not_finite(losses["total"], last_layer)
         passes.append({name: loss.detach() * share for name, loss in losses.items()})
         copies.append(reconstruction.detach())
     return {name: sum(one[name] for one in passes) for name in passes[0]}, torch.cat(copies)
 
 
+def reconstruct(vae: CausalVAE, video: Float[Tensor, "b c t h w"], generator: torch.Generator,
+                chunk_frames: int | None = 8,
+                here: Ranks = Ranks()) -> tuple[Float[Tensor, "b c t h w"], DiagonalGaussian]:
+    """What `vae(video, generator, chunk_frames)` gives, on any device and for one rank's part of a batch.
+
+    The posterior's noise is drawn for the whole batch, on the CPU, and cut: it does not depend on the number of ranks.
+    A latent that is not finite, which `decode` refuses, gives a video of NaN, for a trainer that leaves the step out.
+    """
+    posterior = vae.encode(video, chunk_frames)
+    b, *size = posterior.mean.shape
+    noise = torch.randn(b * here.world_size, *size, generator=generator)[here.part(b * here.world_size)]
+    latents = posterior.mean + posterior.std * noise.to(video.device)
+    finite = bool(torch.isfinite(latents).all())
+    chunk_latents = chunk_frames and max(chunk_frames // vae.config.temporal_compression_ratio, 1)
+    again = vae.decode((latents if finite else torch.zeros_like(latents)).to(video.dtype), chunk_latents)
+    return again if finite else again * float("nan"), posterior
+
+
+@torch.no_grad()
+def mark_if_not_finite(loss: Tensor, weight: Tensor) -> None:
+    """Makes the gradient of `weight` NaN where the loss is not finite: the optimizer then leaves the step out.
+
+    Not every such loss does so by itself: the slope of |x| is 0 at NaN and 1 at infinity.
+    """
+    weight.grad += 0 * loss
+
+
 class Critic:
     """The discriminator and its optimizer, where the stage's loss has a GAN; otherwise nothing."""
 
-    def __init__(self, stage: VAEStage):
-        self.network, self.modules, self.optimizers = None, {}, {}
+    def __init__(self, stage: VAEStage, here: Ranks = Ranks()):
+        self.here, self.network, self.modules, self.optimizers = here, None, {}, {}
         if stage.loss.gan_weight:
             self.network = PatchDiscriminator3D(replace(stage.discriminator, num_frames=stage.num_frames))
+            self.network.to(here.device)
             self.optimizer = MuonAdamW(self.network.named_parameters(), adamw_lr=_DISCRIMINATOR_LR,
                                        muon_on=lambda name, p: False, clip=float("inf"), betas=_DISCRIMINATOR_BETAS)
             self.modules, self.optimizers = {"discriminator": self.network}, {"discriminator_optimizer": self.optimizer}
@@ -169,6 +216,8 @@ class Critic:
             p.grad = None  # the autoencoder's loss passed through it
         losses = objective.discriminator(video, reconstruction, step)
         losses["total"].backward()
+        mark_if_not_finite(losses["total"], next(self.network.parameters()))
+        average_gradients(self.network.parameters(), self.here)
         self.optimizer.step(1.0)
         return {name: loss.detach() for name, loss in losses.items() if name != "total"}
 
@@ -183,6 +232,7 @@ def normalise_latents(vae: CausalVAE, seed: int, clips: int = 64) -> None:
     config, c = vae.config, vae.config.latent_channels
     frames = 4 * config.temporal_compression_ratio + 1
     video = world_batch(clips, seed + 987_654_321, frames, config.sample_height, config.sample_width)
+    video = video.to(next(vae.parameters()).device)
     deviation = vae.encode(video).mean.transpose(0, 1).flatten(1).std(1)
     out = vae.encoder.conv_out.conv
     out.weight[:c] /= deviation[:, None, None, None, None]

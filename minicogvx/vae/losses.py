@@ -127,9 +127,14 @@ class PerceptualDistance(nn.Module):
     """
 
     def __init__(self, net: Literal["alex", "vgg"] = "vgg", frames: int | None = None, upscale: int = 1,
-                 model: nn.Module | None = None):
-        """`model`: an `lpips.LPIPS` to use instead of `load_lpips(net)`."""
+                 model: nn.Module | None = None, part: tuple[int, int] = (0, 1)):
+        """`model`: an `lpips.LPIPS` to use instead of `load_lpips(net)`.
+
+        `part`: (i, n) where it is given the i-th of n equal parts of a batch, as on one of many ranks. Random frames
+        are drawn for the whole batch, so that they do not depend on how it is cut.
+        """
         super().__init__()
+        self.part = part
         self.model = (load_lpips(net) if model is None else model).eval().requires_grad_(False)
         self.frames, self.upscale, self.smallest_side = frames, upscale, _SMALLEST_SIDE[net]
 
@@ -162,7 +167,9 @@ class PerceptualDistance(nn.Module):
         if self.frames is None or self.frames >= t:
             return None
         device = generator.device if generator else "cpu"
-        return torch.rand(b, t, generator=generator, device=device).topk(self.frames).indices.to(video.device)
+        i, n = self.part
+        drawn = torch.rand(n * b, t, generator=generator, device=device)[i * b:(i + 1) * b]
+        return drawn.topk(self.frames).indices.to(video.device)
 
     def _features(self, video: Tensor, index: Tensor | None) -> list[Tensor]:
         frames = rearrange(video, "b c t h w -> b t c h w")
@@ -186,14 +193,19 @@ class VAELoss(nn.Module):
     """
 
     def __init__(self, config: VAELossConfig, discriminator: PatchDiscriminator3D | None = None,
-                 perceptual: PerceptualDistance | None = None):
-        """Raises ValueError where `gan_weight` is above 0 and there is no discriminator; see `load_lpips` for LPIPS."""
+                 perceptual: PerceptualDistance | None = None, strict: bool = True, part: tuple[int, int] = (0, 1)):
+        """Raises ValueError where `gan_weight` is above 0 and there is no discriminator; see `load_lpips` for LPIPS.
+
+        `strict`: NaN and infinity are refused. False lets them through into losses and gradients, for a trainer that
+        leaves such a step out. `part`: see `PerceptualDistance`.
+        """
         super().__init__()
+        self.strict = strict
         if config.gan_weight and discriminator is None:
             raise ValueError(f"gan_weight is {config.gan_weight} but no discriminator is given; pass one or set 0")
         self.config, self.discriminator_net = config, discriminator
         if perceptual is None and config.lpips_weight:
-            perceptual = PerceptualDistance(config.lpips_net, config.lpips_frames, config.lpips_upscale)
+            perceptual = PerceptualDistance(config.lpips_net, config.lpips_frames, config.lpips_upscale, part=part)
         self.perceptual = perceptual if config.lpips_weight else None
 
     def gan_active(self, step: int) -> bool:
@@ -210,14 +222,15 @@ class VAELoss(nn.Module):
         `last_layer` is the weight of the decoder's last convolution; only the adaptive weight needs it, and only where
         gradients are on. `generator` draws the frames for LPIPS.
 
-        Raises ValueError for NaN or infinity in an input and for a missing `last_layer`.
+        Raises ValueError for NaN or infinity in an input, unless `strict` is off, and for a missing `last_layer`.
         """
         c, zero = self.config, torch.zeros((), device=video.device)
         adaptive = c.adaptive_weight and self.gan_active(step) and torch.is_grad_enabled()
         if adaptive and last_layer is None:
             raise ValueError("last_layer is None; the adaptive weight needs the decoder's last convolution weight")
         l1, kl = reconstruction_l1(video, reconstruction), kl_divergence(mean, logvar)
-        _check_finite(l1 + kl, video=video, reconstruction=reconstruction, mean=mean, logvar=logvar)
+        if self.strict:
+            _check_finite(l1 + kl, video=video, reconstruction=reconstruction, mean=mean, logvar=logvar)
         lpips, gan, gan_weight = zero, zero, zero
         with _dtype_of(reconstruction):
             # Where two gradients are wanted on the last layer, each is taken to the pixels once and kept there.
@@ -244,11 +257,13 @@ class VAELoss(nn.Module):
 
         "total" is to be minimised (before `gan_start` it is 0 and hangs on nothing: skip the optimizer unless
         `gan_active(step)`); "gan_discriminator", "gradient_penalty", "logits_real" and "logits_fake" are for the eye.
-        Raises ValueError for NaN or infinity in an input.
+        Raises ValueError for NaN or infinity in an input, unless `strict` is off.
         """
         loss, penalty, real, fake = torch.zeros(4, device=video.device)
         if self.gan_active(step):
-            _check_finite(reconstruction_l1(video, reconstruction.detach()), video=video, reconstruction=reconstruction)
+            if self.strict:
+                _check_finite(reconstruction_l1(video, reconstruction.detach()), video=video,
+                              reconstruction=reconstruction)
             with _dtype_of(reconstruction):
                 real, fake = self.discriminator_net(video), self.discriminator_net(reconstruction.detach())
                 loss = hinge_discriminator_loss(real, fake)
@@ -258,7 +273,6 @@ class VAELoss(nn.Module):
         parts = {"gan_discriminator": loss, "gradient_penalty": penalty, "logits_real": real.float().mean(),
                  "logits_fake": fake.float().mean()}
         return {"total": total} | {name: part.detach() for name, part in parts.items()}
-
 
     def _generator_loss(self, pixels: Tensor) -> Tensor:
         # The discriminator must not gather gradients here, and need not compute them.

@@ -1,0 +1,61 @@
+"""One batch of all ranks together: every rank draws the same one and computes on its own part."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from minicogvx.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees, or one rank or one pass of it."""
+
+    x0: Float[Tensor, "b c t h w"]
+    captions: list[str]
+    features: Float[Tensor, "b t h w k"]  # to align with
+    noise: Float[Tensor, "b c t h w"]
+    t: Int[Tensor, " b"]
+
+    def __getitem__(self, index: slice | Int[Tensor, " _"]) -> "Batch":
+        captions = [self.captions[i] for i in torch.arange(len(self.t))[index].tolist()]
+        return Batch(self.x0[index], captions, self.features[index], self.noise[index], self.t[index])
+
+    def variance(self, kinds: list[int]) -> float:
+        """Of the features of these kinds; at least 1e-6."""
+        return self.features[..., kinds].float().var().clamp(min=1e-6).item()
+
+
+def own_part(joint: Batch, here: Ranks) -> Batch:
+    """This rank's clips: those whose timesteps lie in its own interval (explicit uniform sampling, paper 3.3).
+
+    The b timesteps come one from each of b equal parts of 0 .. T-1, so in order of size they are cut into intervals.
+    """
+    return joint[joint.t.argsort()[here.part(len(joint.t))]] if here.world_size > 1 else joint
+
+
+@contextmanager
+def joint_gradient(weight: Tensor, ranks: Ranks) -> Iterator[None]:
+    """While open, each gradient that reaches `weight` is its mean over ranks, `torch.autograd.grad` included.
+
+    For a loss that compares gradients, as the adaptive weight of the GAN does: each rank sees those of the whole batch.
+    """
+    if ranks.world_size == 1:
+        yield
+        return
+
+    def mean(gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient / ranks.world_size
+
+    handle = weight.register_hook(mean)
+    try:
+        yield
+    finally:
+        handle.remove()
