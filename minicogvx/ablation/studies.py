@@ -237,4 +237,5 @@ _VAE_STAGES = VAEStagesStudy("vae-stages", "short clips, long clips, or the one 
     "long": (_LONG,),
 }, VAE, PIXELS)
 
-STUDIES = {study.name: study for study in (_LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _POSITION, _MODULATION, _ATTENTION, STAGES)}
+STUDIES = {study.name: study for study in (
+    _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _POSITION, _MODULATION, _ATTENTION, STAGES)}

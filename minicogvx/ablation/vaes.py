@@ -74,7 +74,8 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
     ", short clips": (9, 32)} gives two curves for each variant.
     """
     check_run(variants, steps, 1, every)
-    measures = {behind: Measures(measured_clips(frames, size, size), dtype) for behind, (frames, size) in judged.items()}
+    measures = {behind: Measures(measured_clips(frames, size, size), dtype)
+                for behind, (frames, size) in judged.items()}
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, parts in variants.items():
@@ -86,7 +87,7 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
 
 
 def measured_clips(num_frames: int = 9, height: int = 32, width: int = 32) -> Float[Tensor, "b t h w 3"]:
-    """The 16 clips that every VAE is measured on, in 0..1: of the training split, from a seed that training never uses."""
+    """The 16 clips that every VAE is measured on, in 0..1: of the training split, of a seed that training never uses."""
     return render_batch(sample_scenes(MEASURED, MEASURED_SEED, "train"), num_frames, height, width)
 
 
