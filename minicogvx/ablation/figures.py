@@ -31,7 +31,7 @@ def stages_figure(curves: Sequence[StagesCurve]):
         axis.plot([end for end, _ in bounds], [loss for _, loss in bounds], "o", color=colour, markersize=6)
     _mark_stages(axis, next((curve for curve in curves if len(curve.ends) > 1), None))
     axis.set(xlabel="seconds of training", ylabel="loss on clips held back, full size")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, frameon=True, edgecolor="none")  # the ends of stages must not run through the words
     return figure
 
 
