@@ -25,7 +25,7 @@ class ConvCache:
         self.past: dict[nn.Module, Tensor] = {}
 
     def before(self, conv: nn.Module, x: Tensor, first: Tensor | None) -> Tensor | None:
-        """The frames that `conv` sees just before `x`; `first` where the video begins (None: copies of its first frame)."""
+        """The frames that `conv` sees just before `x`; where the video begins, `first` (None: copies of frame 0)."""
         return self.past.get(conv, first)
 
     def after(self, conv: nn.Module, seen: Tensor) -> None:
