@@ -71,7 +71,8 @@ def name_of(case: Case) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="about a minute and a half: the toy alone, one clip at a time")
+    parser.add_argument("--quick", action="store_true",
+                        help="about a minute and a half: the toy alone, one clip at a time")
     parser.add_argument("--only", default="", metavar="WORDS",
                         help='only cases with all these words, such as "vae decode"')
     parser.add_argument("--markdown", action="store_true", help="print tables as GitHub markdown")

@@ -115,7 +115,9 @@ class TransformerSide:
         if self.ours:
             return latents, timestep, text, target, None
         h, w = c.sample_height // c.patch_size, c.sample_width // c.patch_size
-        rope = get_3d_rotary_pos_embed(c.attention_head_dim, ((0, 0), (h, w)), (h, w), frames) if "rope" in c.position else None
+        rope = None
+        if "rope" in c.position:
+            rope = get_3d_rotary_pos_embed(c.attention_head_dim, ((0, 0), (h, w)), (h, w), frames)
         latents, target = (x.transpose(1, 2).contiguous() for x in (latents, target))
         return latents, timestep, text, target, rope
 

@@ -201,7 +201,8 @@ PRESETS = {preset.name: preset for preset in (
     Preset("5b-i2v", _VAE_5B, TransformerConfig(in_channels=32, position="rope+learned"),
            ScheduleConfig(sampler="dpm"), TextConfig(), image_to_video=True),
     Preset("1.5-5b", _VAE_15, _MODEL_15, ScheduleConfig(sampler="dpm"), TextConfig(), fps=16),
-    Preset("1.5-5b-i2v", replace(_VAE_15, invert_scale_latents=True), replace(_MODEL_15, in_channels=32, ofs_embed_dim=512),
+    Preset("1.5-5b-i2v", replace(_VAE_15, invert_scale_latents=True),
+           replace(_MODEL_15, in_channels=32, ofs_embed_dim=512),
            ScheduleConfig(sampler="dpm"), TextConfig(), fps=16, image_to_video=True),
 )}
 

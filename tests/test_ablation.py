@@ -262,8 +262,8 @@ def parameters(config) -> int:
 
 
 def test_studies_are_fair():
-    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "position", "modulation", "attention",
-                            "stages"}
+    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "position", "modulation",
+                            "attention", "stages"}
     for name in ("position", "modulation", "attention"):
         counts = {variant: parameters(config) for variant, config in STUDIES[name].variants.items()}
         first = next(iter(counts.values()))
@@ -345,6 +345,8 @@ def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, 
     both = read_results(out)
     assert done == [1] and both.seeds == [0, 1] and both.curves[:len(first.curves)] == first.curves
     assert both.minutes >= first.minutes and "--seeds 2" in both.command
+    assert cli.main([*base, "--seeds", "1", "--go-on"]) == 0 and done == [1]
+    assert "--seeds 2" in read_results(out).command  # as before: both are still there
     capsys.readouterr()
     assert cli.main(["ablate", "vae-kl", "--steps", "2", "--out", out, "--go-on"]) == 2
     assert "was made with steps=1, this run has 2; leave out --go-on" in capsys.readouterr().err

@@ -186,7 +186,8 @@ def test_python_dash_m_is_the_command():
 
 def test_make_hands_a_caption_with_quotes_on_whole():
     prompt = "PROMPT=a \"red\" 'star' $$(ls)"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # under `make test`
+    # Without what `make test` sets.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     dry = subprocess.run(["make", "--dry-run", "--old-file=.venv/.core-installed", "demo", prompt], cwd=ROOT,
                          capture_output=True, text=True, timeout=60, env=environment)
     assert dry.returncode == 0

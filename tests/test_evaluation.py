@@ -87,6 +87,18 @@ def test_reconstruction_of_a_perfect_and_of_a_useless_vae():
     assert bad.share["all"] == 0.0 and bad.psnr < 20 and bad.flicker == 0.0
 
 
+def test_the_posterior_is_sampled_with_the_seed_of_the_measurement():
+    class Noisy(PerfectVAE):
+        def encode(self, video):
+            return DiagonalGaussian(torch.cat([video, torch.full_like(video, -4.0)], dim=1))
+
+    found = measure_reconstruction(Noisy(), SCENES[:2], 17, seed=3, progress=False)
+    true = render_batch(SCENES[:2], 17, 64, 64)
+    sampled = Noisy().encode(true.permute(0, 4, 1, 2, 3) * 2 - 1).sample(torch.Generator().manual_seed(3))
+    back = (sampled.permute(0, 2, 3, 4, 1) / 2 + 0.5).clamp(0, 1)
+    assert found.psnr == sum(map(psnr, true, back)) / 2 and 15 < found.psnr < 40
+
+
 def test_flicker_is_in_grey_levels():
     video = torch.zeros(3, 2, 2, 3)
     video[1] = 10 / 255
@@ -96,11 +108,11 @@ def test_flicker_is_in_grey_levels():
 def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(vars(minicogvx), "load", lambda name: Perfect())
     monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
-    out = tmp_path / "figures.json"
+    out = tmp_path / "new" / "figures.json"
     assert main(["--clips", "6", "--out", str(out)]) == 0
     assert "toy, held_out: 100.0 % of 6 clips" in capsys.readouterr().out
     assert json.loads(out.read_text())["share"]["all"] == 1.0
-    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    assert [path.name for path in out.parent.iterdir()] == ["figures.json"]
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -109,7 +121,8 @@ def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     (["--style", "sepia", "--two-objects", "0.5"], "two-objects is 0.5; with --style sepia it must be 0"),
     (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
     (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
-    (["--strip", "a.gif"], "must end in .png"),
+    (["--strip", "a.gif"], "must end in .png"), (["--out", "a.txt"], "must end in .json"),
+    (["--before", "toy"], "before is 'toy', and so is model; it must be another one, or give --lora"),
 ])
 def test_mistakes_are_one_sentence(monkeypatch, arguments, sentence):
     monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))

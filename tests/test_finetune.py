@@ -278,7 +278,8 @@ def test_temporal_patches_widen_alike():
 def test_the_image_stands_in_the_first_frame_and_is_left_out_now_and_then():
     torch.manual_seed(0)
     vae, pictures = CausalVAE(TINY.vae).eval(), torch.rand(2, 3, 1, 32, 32) * 2 - 1
-    shown = [image_latents(vae, pictures, 3, ImageCondition(dropout=0.3), torch.Generator().manual_seed(i)) for i in range(60)]
+    shown = [image_latents(vae, pictures, 3, ImageCondition(dropout=0.3), torch.Generator().manual_seed(i))
+             for i in range(60)]
     assert all(beside.shape == (2, 4, 3, 8, 8) and not beside[:, :, 1:].any() for beside in shown)
     left_out = sum(not beside.any() for beside in shown)
     assert 8 <= left_out <= 30  # 18 expected; never only one clip of a batch
@@ -299,7 +300,8 @@ def test_the_noise_on_the_picture_is_as_published():
             seen.append(video)
             return super().encode(video, chunk_frames)
 
-    image_latents(Recorder(TINY.vae), torch.zeros(400, 3, 1, 16, 16), 1, ImageCondition(), torch.Generator().manual_seed(0))
+    black = torch.zeros(400, 3, 1, 16, 16)
+    image_latents(Recorder(TINY.vae), black, 1, ImageCondition(), torch.Generator().manual_seed(0))
     sigma = seen[0].flatten(1).std(1)
     assert sigma.median().item() == pytest.approx(0.0498, rel=0.1)
     assert ((sigma > 0.0302) & (sigma < 0.0821)).float().mean().item() == pytest.approx(0.683, abs=0.07)

@@ -319,8 +319,8 @@ def weights(pipe: Pipeline) -> dict[str, torch.Tensor]:
 
 
 def about(pipe: Pipeline):
-    return (pipe.vae.config, pipe.transformer.config, pipe.schedule_config, pipe.fps, pipe.unconditional, pipe.guidance_scale,
-            pipe.text.max_length)
+    return (pipe.vae.config, pipe.transformer.config, pipe.schedule_config, pipe.fps, pipe.unconditional,
+            pipe.guidance_scale, pipe.text.max_length)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,17 @@ def test_one_field_changes_and_all_others_stay(assignment, read, value):
     assert [path for path in before if before[path] != after[path]] in ([assignment.partition("=")[0]], [])
 
 
+def test_several_change_together_in_any_order():
+    assignments = ["vae.0.batch_size=2", "vae.0.accumulate=2", "vae.1.steps=3", "clips=5"]
+    start = override(TOY, "vae.0.batch_size=1")
+    with pytest.raises(ValueError, match="accumulate is 2; it must be from 1 to batch_size=1"):
+        override(start, assignments[1])
+    one, other = override(start, *assignments), override(start, *reversed(assignments))
+    assert one == other and (one.vae[0].accumulate, one.vae[0].batch_size, one.vae[1].steps, one.clips) == (2, 2, 3, 5)
+    assert override(TOY, "clips=5", "clips=6").clips == 6 and override(TOY) == TOY
+    assert override(TOY, "transformer.alignment_kinds.0=colour").transformer.alignment_kinds == ("colour", "motion")
+
+
 def test_every_field_is_named_and_its_own_value_fits():
     paths = fields(TOY)
     assert len(paths) > 60 and paths["vae.0.loss.l2_weight"] == 10.0
@@ -50,12 +61,20 @@ def test_every_field_is_named_and_its_own_value_fits():
     ("transformer.optimizer=sgd", "transformer.optimizer is 'sgd'; it must be one of 'muon', 'adamw'"),
     ("vae.0.chunk_frames=eight", "vae.0.chunk_frames is 'eight'; it must be a whole number or None"),
     ("transformer.accumulate=0", "accumulate is 0; it must be 1 or more"),
+    ("transformer.alignment_kinds=('taste',)", "there is no feature 'taste' to align with"),
     ("transformer.alignment_kinds=colour", "transformer.alignment_kinds is 'colour'; it must be a tuple"),
 ])
 def test_a_wrong_path_or_value_is_one_sentence(assignment, message):
     with pytest.raises(ValueError) as error:
         override(TOY, assignment)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["train", "micro", "--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert "device is 'cuda', and PyTorch finds no GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_shows_what_it_would_train(capsys):

@@ -12,11 +12,11 @@ from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
-VAE = VAEConfig(latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=2, scaling_factor=0.9,
-                sample_height=16, sample_width=16)
-TRANSFORMER = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4, out_channels=4,
-                                text_embed_dim=16, max_text_seq_length=12, time_embed_dim=8, sample_height=4,
-                                sample_width=4, sample_frames=9, position_scaling="extrapolate")
+VAE = VAEConfig(latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=2,
+                scaling_factor=0.9, sample_height=16, sample_width=16)
+TRANSFORMER = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4,
+                                out_channels=4, text_embed_dim=16, max_text_seq_length=12, time_embed_dim=8,
+                                sample_height=4, sample_width=4, sample_frames=9, position_scaling="extrapolate")
 PROMPT = "a red circle moves right"
 RUN = {"num_inference_steps": 3}
 
@@ -67,7 +67,8 @@ def test_a_model_samples_with_its_own_guidance_unless_told_otherwise(pipe):
 
 
 def test_without_guidance_a_negative_prompt_changes_nothing(pipe):
-    assert torch.equal(pipe(PROMPT, guidance_scale=1.0, **RUN), pipe(PROMPT, guidance_scale=1.0, negative_prompt="a star", **RUN))
+    assert torch.equal(pipe(PROMPT, guidance_scale=1.0, **RUN),
+                       pipe(PROMPT, guidance_scale=1.0, negative_prompt="a star", **RUN))
 
 
 def test_unconditional_as_zeros_differs_from_the_empty_caption(pipe):

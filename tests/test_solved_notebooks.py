@@ -12,7 +12,8 @@ WITH_EXERCISES = [source for source in notebook_builder.sources() if "= check(" 
 
 def verdicts(notebook) -> dict[str, str]:
     """What each exercise was told, such as {"2.1": "right"}."""
-    text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code"
+                   for output in cell.outputs)
     return dict(re.findall(r"Exercise (\d+\.\d+): ([a-z ]+)", text))
 
 

@@ -381,6 +381,12 @@ def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tin
     assert "--only" not in both.command and both.minutes >= first.minutes
     monkeypatch.setattr(results, "default_file", lambda name: out)
     assert results.load_results("stages") == both.curves
+    content = json.loads(out.read_text())
+    for curve in content["curves"]:
+        curve["seed"] = 4
+    out.write_text(json.dumps(content | {"seeds": [4]}))
+    assert cli.main([*command, "--minutes", "0.03", "--go-on", "--only", "full size"]) == 0
+    assert "--seeds 5" in read_results(out).command and read_results(out).seeds == [0, 4]
     capsys.readouterr()
     assert cli.main([*command, "--minutes", "0.04", "--go-on"]) == 2
     assert "was made with minutes_each=0.03, this run has 0.04; leave out --go-on" in capsys.readouterr().err
@@ -467,11 +473,19 @@ def test_finetune_takes_its_numbers_from_a_stage_and_options_change_them(capsys,
                         "sequence_length": 0, "ranks": 1}.items():
         assert two[name] == str(value)
     monkeypatch.setenv("WORLD_SIZE", "16")
+    assert shown(capsys, "--stage", "4")["ranks"] == "1"  # without a rank it is not torchrun's
+    monkeypatch.setenv("RANK", "0")
     four = shown(capsys, "--stage", "4", "--steps", "7", "--height", "64", "--fps", "4", "--set", "accumulate=2")
     for name, value in {"height": 64, "width": 1360, "num_frames": 41, "fps": 4, "steps": 7, "batch_size": 7,
                         "accumulate": 2, "ranks": 16, "best_share": 0.2}.items():
         assert four[name] == str(value)
     assert shown(capsys, "--stage", "1", "--batch-size", "3")["accumulate"] == "1"
+    packed = ["sequence_length=25000", "accumulate=1"]  # neither goes without the other
+    for one, other in (packed, packed[::-1]):
+        assert shown(capsys, "--stage", "1", "--set", one, "--set", other)["sequence_length"] == "25000"
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert cli.main(["finetune", "films", "--show", "--stage", "1"]) == 2
+    assert "WORLD_SIZE is 'many'; torchrun sets it to a whole number" in capsys.readouterr().err
 
 
 def test_a_stage_that_is_none_is_refused_before_anything_is_read(capsys, tmp_path):

@@ -18,6 +18,7 @@ from minicogvx.training import recipe as recipes
 from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.training.alignment import FEATURES, Alignment, scene_features
 from minicogvx.training.checkpoints import Checkpoints
+from minicogvx.training.distributed import Ranks
 from minicogvx.training.latents import encode_world
 from minicogvx.training.muon import StackedMuon
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
@@ -27,6 +28,7 @@ from minicogvx.training import transformer as transformer_training, vae as vae_t
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, initialise, normalise_latents, train_stage, train_vae, world_batch
 from minicogvx.vae import CausalVAE
+from minicogvx.vae.discriminator import DiscriminatorConfig
 from minicogvx.vae.losses import VAELoss, VAELossConfig
 
 L1_KL = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)
@@ -65,8 +67,8 @@ def test_muon_on_stacks_is_torchs_muon(nesterov):
     torch.manual_seed(0)
     shapes = [(8, 24), (24, 8), (8, 24), (16, 16), (24, 8), (3, 5), (1100, 1000)]  # the last is too large to be stacked
     start = [torch.randn(shape) for shape in shapes]
-    optimizers = [kind([nn.Parameter(p.clone()) for p in start], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=nesterov)
-                  for kind in (torch.optim.Muon, StackedMuon)]
+    numbers = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1, "nesterov": nesterov}
+    optimizers = [kind([nn.Parameter(p.clone()) for p in start], **numbers) for kind in (torch.optim.Muon, StackedMuon)]
     for step in range(3):
         gradients = [torch.randn(shape) for shape in shapes]
         for optimizer in optimizers:
@@ -184,9 +186,11 @@ def test_a_transformer_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
 GAN = replace(STAGE.loss, gan_weight=0.5, gan_start=2)
 
 
-@pytest.mark.parametrize("loss", [STAGE.loss, GAN], ids=["no GAN", "GAN"])
-def test_a_vae_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, loss):
-    stages = (replace(STAGE, steps=3), replace(STAGE, steps=5, batch_size=1, loss=loss))
+@pytest.mark.parametrize("change", [
+    {}, {"loss": GAN}, {"loss": GAN, "discriminator": DiscriminatorConfig(width=16, spectral_norm=True)},
+], ids=["no GAN", "GAN", "GAN with spectral norm"])
+def test_a_vae_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, change):
+    stages = (replace(STAGE, steps=3), replace(STAGE, steps=5, batch_size=1, **change))
     whole = train_vae(TINY.vae, stages, keep=QUIET)
     keep = Keep(tmp_path, checkpoint_every=2, progress=False)
     with monkeypatch.context() as patch:
@@ -268,9 +272,7 @@ def test_accumulated_passes_give_the_gradients_of_one(monkeypatch):
 
     monkeypatch.setattr(MuonAdamW, "step", keep_gradients)
     for accumulate in (1, 4):
-        # The alignment's loss is normalised within each pass, so only without it are the two the same.
-        training = TransformerTraining((TransformerStage(1, 6),), optimizer="adamw", accumulate=accumulate,
-                                       alignment_weight=0.0)
+        training = TransformerTraining((TransformerStage(1, 6),), optimizer="adamw", accumulate=accumulate)
         train_transformer(TINY, latents, training, dtype=torch.float32, keep=QUIET)
     one, four = gradients
     assert len(one) == len(four) > 20 and any(gradient.abs().max() > 0 for gradient in one)
@@ -313,7 +315,8 @@ def test_captions_that_may_not_fit_are_refused_before_the_first_step():
     train_transformer(short, world(4, two_objects=0.0), TransformerTraining(stages, caption_style="short"), keep=QUIET)
     for style, two, most in (("short", 1.0, 31), (None, 0.0, 31), ("dense", 1.0, 31)):
         with pytest.raises(ValueError, match=f"max_text_seq_length is 20; these captions have up to {most} tokens"):
-            train_transformer(short, world(4, two_objects=two), TransformerTraining(stages, caption_style=style), keep=QUIET)
+            training = TransformerTraining(stages, caption_style=style)
+            train_transformer(short, world(4, two_objects=two), training, keep=QUIET)
     words = random.Random(0)
     for two, style in ((0.0, "short"), (1.0, "short"), (0.0, None), (1.0, "dense")):
         scenes = sample_scenes(3000, 0, "train", two)
@@ -375,7 +378,8 @@ def test_a_new_transformer_is_the_identity_whose_blocks_learn_at_once():
     assert block.attn1.to_out[0].weight.grad.abs().max() > 0 and block.ff.net[2].weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("departure", [{"modulation": "shared"}, {"modulation": "separate"}, {"attention": "factorised"}])
+@pytest.mark.parametrize("departure", [{"modulation": "shared"}, {"modulation": "separate"},
+                                       {"attention": "factorised"}])
 def test_blocks_of_every_kind_begin_as_the_identity_and_all_their_branches_learn(departure):
     torch.manual_seed(0)
     model = transformer_training.ExpertTransformer(replace(TINY.transformer, num_layers=2, **departure))
@@ -449,6 +453,20 @@ def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, m
         recipes.train_recipe(replace(recipe, clips=5), tmp_path, keep=QUIET)
 
 
+def test_a_recipe_that_cannot_be_trained_is_refused_before_the_vae(tmp_path, monkeypatch):
+    recipe = recipes.Recipe("micro", (STAGE,), 1, 0.0, TransformerTraining((TransformerStage(1, 2),)))
+    short = replace(TINY, transformer=replace(TINY.transformer, max_text_seq_length=20))
+    monkeypatch.setattr(recipes, "preset", lambda name: short)
+    monkeypatch.setattr(recipes, "train_vae", lambda *_, **__: pytest.fail("the VAE was trained"))
+    with pytest.raises(ValueError, match="max_text_seq_length is 20; these captions have up to 31 tokens"):
+        recipes.train_recipe(recipe, tmp_path, keep=QUIET)
+    with pytest.raises(ValueError, match="clips is 1; it must be at least 2, the number of ranks"):
+        recipes.train_recipe(recipe, tmp_path, keep=QUIET, here=Ranks(1, 2))
+    with pytest.raises(ValueError, match="no feature 'taste' to align with; the features are shape, motion, colour"):
+        replace(recipe.transformer, alignment_kinds=("taste",))
+    assert not list(tmp_path.iterdir())
+
+
 def test_latents_are_sampled_as_published_or_taken_at_their_mean():
     torch.manual_seed(0)
     latents = encode_world(CausalVAE(TINY.vae), 4, seed=0, num_frames=9, progress=False)
@@ -457,4 +475,5 @@ def test_latents_are_sampled_as_published_or_taken_at_their_mean():
     assert not torch.equal(drawn, latents.draw(index, torch.Generator().manual_seed(2)))
     mean = replace(latents, sample=False).draw(index, torch.Generator())
     assert torch.equal(mean, latents.mean[index].float() * latents.scaling_factor)
-    assert (drawn - mean).square().mean().sqrt() == pytest.approx(latents.std[index].float().square().mean().sqrt().item(), rel=0.2)
+    spread = latents.std[index].float().square().mean().sqrt().item()
+    assert (drawn - mean).square().mean().sqrt() == pytest.approx(spread, rel=0.2)

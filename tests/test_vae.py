@@ -78,6 +78,13 @@ def test_one_image_is_a_video_of_one_frame():
     torch.testing.assert_close(by_frame.decode(latents)[:, :, :1], by_frame.decode(latents[:, :, :1]))
 
 
+def test_noise_of_a_posterior_is_drawn_where_the_generator_is():
+    generator, same = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    assert DiagonalGaussian(torch.empty(1, 4, 1, 2, 2, device="meta")).sample(generator).is_meta
+    torch.randn(1, 2, 1, 2, 2, generator=same)
+    assert torch.equal(generator.get_state(), same.get_state())
+
+
 def test_zeros_before_the_first_frame_are_another_model_with_the_same_weights():
     first, zeros = tiny(norm_over="frame"), tiny(norm_over="frame", time_padding="zeros")
     video = clip(5)

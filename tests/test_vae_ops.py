@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.ops import (FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_first, pad_front, repeat_time,
-                               repeat_index, upsample_conv, upsample_weight)
+from minicogvx.vae.ops import (
+    FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_first, pad_front,
+    repeat_index, repeat_time, upsample_conv, upsample_weight,
+)
 
 EPS = 1e-6
 
@@ -197,7 +199,8 @@ def test_conv3d_in_halves_is_conv3d(frames, shape):
         assert torch.allclose(a.grad, b.grad, atol=1e-4)
 
 
-@pytest.mark.parametrize("n, frames, alone", [(1, 1, True), (3, 3, True), (3, 5, True), (3, 9, True), (2, 8, False), (1, 4, False)])
+@pytest.mark.parametrize("n, frames, alone", [(1, 1, True), (3, 3, True), (3, 5, True), (3, 9, True), (2, 8, False),
+                                              (1, 4, False)])
 def test_repeat_time_is_indexing(n, frames, alone):
     torch.manual_seed(0)
     x = torch.randn(2, 4, n, 3, 3, requires_grad=True)

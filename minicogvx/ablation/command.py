@@ -9,7 +9,10 @@ import torch
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains every variant for every seed; the file is written after each seed, so a run cut off leaves those done."""
+    """Trains every variant for every seed.
+
+    The file is written after each seed (stages: after each variant), so a run cut off leaves those done.
+    """
     from minicogvx.ablation.results import default_file
     from minicogvx.ablation.studies import STUDIES, StagesStudy
 
@@ -70,10 +73,11 @@ def _run(study, seeds: int, steps: int | None, out: Path, go_on: bool) -> None:
     from minicogvx.ablation.results import Results, write_results
 
     steps = steps or study.steps
-    command = f"minicogvx ablate {study.name} --seeds {seeds} --steps {steps} --threads {torch.get_num_threads()}"
-    results = Results(study.name, command, [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
-    if go_on:
+    results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
+    if go_on and out.exists():
         _keep_done(results, study, out)
+    all_seeds = max(seeds, 1 + max(results.seeds, default=0))  # those kept are in the file, too
+    results.command = f"minicogvx ablate {study.name} --seeds {all_seeds} --steps {steps} --threads {results.threads}"
     minutes, left = results.minutes, [seed for seed in range(seeds) if seed not in results.seeds]
     start, compare = time.perf_counter(), comparison(study)
     with tqdm(total=len(left) * len(study.variants) * steps, unit="step", mininterval=5) as bar:

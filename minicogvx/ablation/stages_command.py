@@ -59,7 +59,8 @@ def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path):
     if arguments.go_on and out.exists():
         _keep_done(results, out)
         there = {curve.name for curve in results.curves} | set(names)
-        results.command = _command(study, arguments.seeds, [name for name in study.variants if name in there], threads)
+        seeds = max(arguments.seeds, 1 + max(results.seeds, default=0))  # those kept are in the file, too
+        results.command = _command(study, seeds, [name for name in study.variants if name in there], threads)
     return results
 
 

@@ -1,9 +1,9 @@
 """The studies of this repository: which variants, how long. `minicogvx ablate NAME` runs one.
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
-micro preset's widths, on clips of 9 frames of 32x32 pixels. All are trained on the shapes world. The numbers of steps
-are such that one seed of a study takes about four minutes on two processor cores. The study of stages alone counts
-seconds instead of steps, and takes about half an hour a seed.
+micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
+world. The numbers of steps are such that one seed of a study takes about four minutes on two processor cores. The study
+of stages alone counts seconds instead of steps, and takes about half an hour a seed.
 """
 
 import math
@@ -55,9 +55,9 @@ class VAEPart:
 
 @dataclass(frozen=True)
 class VAEStagesStudy:
-    """One VAE, trained on short clips, on long ones, or on the one and then the other; judged on both.
+    """One VAE, trained on short clips, on long ones, or on the one and then the other.
 
-    Raises ValueError for shares that do not add up to 1.
+    It is judged on both and on larger frames. Raises ValueError for shares that do not add up to 1.
     """
 
     name: str

@@ -87,7 +87,7 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
 
 
 def measured_clips(num_frames: int = 9, height: int = 32, width: int = 32) -> Float[Tensor, "b t h w 3"]:
-    """The 16 clips that every VAE is measured on, in 0..1: of the training split, of a seed that training never uses."""
+    """The 16 clips that every VAE is measured on, in 0..1: of the training split, but of a seed never trained on."""
     return render_batch(sample_scenes(MEASURED, MEASURED_SEED, "train"), num_frames, height, width)
 
 
@@ -101,10 +101,11 @@ def spatial_gradient(video: Float[Tensor, "*b t h w 3"]) -> float:
 def round_trip(vae: CausalVAE, clips: Float[Tensor, "b t h w 3"], dtype: torch.dtype = torch.bfloat16,
                seed: int = 0) -> tuple[Float[Tensor, "b t h w 3"], float]:
     """Clips in 0..1 through encoder, sampled posterior and decoder; also the KL in nats per latent number."""
-    video = (rearrange(clips, "b t h w c -> b c t h w") * 2 - 1).to(dtype)
+    device = next(vae.parameters()).device
+    video = (rearrange(clips, "b t h w c -> b c t h w") * 2 - 1).to(device, dtype)
     with torch.no_grad():
         posterior = vae.encode(video)
-        back = vae.decode(posterior.sample(torch.Generator().manual_seed(seed)).to(dtype)).float()
+        back = vae.decode(posterior.sample(torch.Generator().manual_seed(seed)).to(dtype)).float().cpu()
         kl = kl_divergence(posterior.mean, posterior.logvar).item() / posterior.mean[0].numel()
     return (rearrange(back, "b c t h w -> b t h w c") / 2 + 0.5).clamp(0, 1), kl
 

@@ -75,8 +75,12 @@ def _check(arguments: argparse.Namespace) -> None:
     if styles.style(arguments.style) and arguments.two_objects:
         raise ValueError(f"two-objects is {arguments.two_objects:g}; with --style {arguments.style} it must be 0: the "
                          f"oracle cannot tell two apart there")
+    if arguments.before == arguments.model and not arguments.lora:
+        raise ValueError(f"before is {arguments.before!r}, and so is model; it must be another one, or give --lora")
     if arguments.strip:
         video_files.output_file(arguments.strip, (".png",))
+    if arguments.out:
+        video_files.output_file(arguments.out, (".json",))
     if arguments.lora:
         from minicogvx.training.lora import FILE
 
@@ -138,6 +142,7 @@ def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> P
 def _write_figures(out: Path, results: dict) -> None:
     """One model's figures as they are; of several, by their names."""
     figures = {label: dataclasses.asdict(result) for label, result in results.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(out.name + ".part")
     beside.write_text(json.dumps(figures if len(figures) > 1 else next(iter(figures.values())), indent=1))
     os.replace(beside, out)

@@ -45,16 +45,18 @@ def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int,
                            progress: bool = True, look: Style | None = None) -> Reconstruction:
     """Sends true clips of the shapes world through encoder, sampled posterior and decoder, in the VAE's own dtype.
 
+    The noise is drawn on the CPU, so that a seed gives the same on every device.
     `look`: the clips are drawn in this style (data/styles.py); the oracle then reads what the style leaves.
     """
-    config, dtype = vae.config, next(vae.parameters()).dtype
+    config, weight = vae.config, next(vae.parameters())
     generator = torch.Generator().manual_seed(seed)
     total, flickers, flickers_of_true, right = 0.0, 0.0, 0.0, {}
     for i in tqdm(range(0, len(scenes), batch_size), desc="round trips", disable=not progress, mininterval=5):
         true = render_styled(scenes[i:i + batch_size], look, num_frames, config.sample_height, config.sample_width)
         video = rearrange(true, "b t h w c -> b c t h w") * 2 - 1
-        latents = vae.encode(video.to(dtype)).sample(generator)
-        back = (rearrange(vae.decode(latents.to(dtype)).float(), "b c t h w -> b t h w c") / 2 + 0.5).clamp(0, 1)
+        latents = vae.encode(video.to(weight.device, weight.dtype)).sample(generator)
+        decoded = vae.decode(latents.to(weight.dtype)).float().cpu()
+        back = (rearrange(decoded, "b c t h w -> b t h w c") / 2 + 0.5).clamp(0, 1)
         for scene, clip, again in zip(scenes[i:i + batch_size], true, back):
             total += psnr(clip, again)
             flickers += flicker(again)

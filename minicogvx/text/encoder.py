@@ -43,10 +43,10 @@ class TextEncoder:
     @classmethod
     def from_config(cls, config: TextConfig, words: tuple[str, ...], max_length: int) -> "TextEncoder":
         """A new encoder with random weights and a vocabulary of `words`."""
-        t5 = T5Config(vocab_size=max(config.vocab_size, len(words) + len(SPECIAL)), d_model=config.d_model, d_kv=config.d_kv,
-                      d_ff=config.d_ff, num_layers=config.num_layers, num_heads=config.num_heads, dropout_rate=0.0,
-                      feed_forward_proj=config.feed_forward_proj, is_encoder_decoder=False, use_cache=False,
-                      pad_token_id=0, eos_token_id=1)
+        t5 = T5Config(vocab_size=max(config.vocab_size, len(words) + len(SPECIAL)), d_model=config.d_model,
+                      d_kv=config.d_kv, d_ff=config.d_ff, num_layers=config.num_layers, num_heads=config.num_heads,
+                      dropout_rate=0.0, feed_forward_proj=config.feed_forward_proj, is_encoder_decoder=False,
+                      use_cache=False, pad_token_id=0, eos_token_id=1)
         return cls(word_tokenizer(words), T5EncoderModel(t5), max_length)
 
     @classmethod
@@ -55,8 +55,8 @@ class TextEncoder:
         folder = Path(folder)
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True,
-                                                     torch_dtype=dtype or torch.float32)
+            encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True,
+                                                     use_safetensors=True, torch_dtype=dtype or torch.float32)
         return cls(tokenizer, encoder.eval(), max_length)
 
     def save(self, folder: str | Path) -> None:
@@ -75,7 +75,8 @@ class TextEncoder:
         rows = self.tokenizer(captions, padding="max_length", max_length=self.max_length, truncation=False).input_ids
         for caption, row in zip(captions, rows):
             if len(row) > self.max_length:
-                raise ValueError(f"the caption {caption[:40]!r}... has {len(row)} tokens; at most {self.max_length} fit")
+                raise ValueError(f"the caption {caption[:40]!r}... has {len(row)} tokens; at most {self.max_length} "
+                                 f"fit")
         return torch.tensor(rows)
 
     def encode(self, captions: list[str]) -> Float[Tensor, "b n d_text"]:

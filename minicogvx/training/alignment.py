@@ -38,6 +38,13 @@ def scene_features(scenes: list[Scene], num_frames: int, cells: int,
     return features
 
 
+def check_kinds(kinds: tuple[str, ...]) -> None:
+    """Raises ValueError for a feature that there is not."""
+    for kind in kinds:
+        if kind not in NAMES:
+            raise ValueError(f"there is no feature {kind!r} to align with; the features are {', '.join(NAMES)}")
+
+
 def _span(kind: str) -> range:
     """Where the features of a kind lie."""
     kinds = list(NAMES)
@@ -61,9 +68,7 @@ class Alignment(nn.Module):
 
     def __init__(self, model: ExpertTransformer, kinds: tuple[str, ...] = ("shape", "motion")):
         super().__init__()
-        for kind in kinds:
-            if kind not in NAMES:
-                raise ValueError(f"there is no feature {kind!r} to align with; the features are {', '.join(NAMES)}")
+        check_kinds(kinds)
         self.asked = [feature for kind in kinds for feature in _span(kind)]
         d, self.patch = model.config.width, model.config.patch_size
         self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, len(self.asked) * self.patch**2))

@@ -82,7 +82,7 @@ class Checkpoints:
 
 def save_checkpoint(path: Path, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> None:
     """Writes weights, moving averages and optimizer state after `step` steps; beside the old file, then renamed."""
-    tensors = {"step": torch.tensor(step)} | dict(_parameters(modules)) | {
+    tensors = {"step": torch.tensor(step)} | dict(_kept(modules)) | {
         f"{name}/{key}": value for name, optimizer in optimizers.items()
         for key, value in optimizer.state_tensors().items()}
     write_tensors(path, tensors | {"checksum": torch.tensor(checksum(tensors))})
@@ -101,12 +101,12 @@ def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizers: Op
     stored = tensors.pop("checksum", torch.tensor(-1))
     if int(stored) != checksum(tensors):
         raise Damaged(f"{path} is damaged: its checksum does not fit its numbers")
-    for name, p in _parameters(modules):
+    for name, p in _kept(modules):
         if name not in tensors or tensors[name].shape != p.shape:
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             raise ValueError(f"{name} in {path} is {found}; this run needs {tuple(p.shape)}: "
                              f"move the file away to start anew")
-    for name, p in _parameters(modules):
+    for name, p in _kept(modules):
         p.copy_(tensors[name])
     for name, optimizer in optimizers.items():
         optimizer.load_state_tensors({key.removeprefix(f"{name}/"): value for key, value in tensors.items()
@@ -123,7 +123,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     return value
 
 
-def _parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+def _kept(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and buffers where a module has some that last, such as the vectors of a spectral norm."""
     for module_name, module in modules.items():
         for name, p in module.named_parameters():  # each shared weight once
             yield f"{module_name}/{name}", p
+        lasting = module.state_dict()
+        for name, buffer in module.named_buffers():
+            if name in lasting:
+                yield f"{module_name}/{name}", buffer

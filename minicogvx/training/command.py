@@ -11,7 +11,8 @@ from minicogvx.compat import choose_dtype
 def main(argv: list[str] | None = None) -> int:
     """Trains the model called on the command line; what it writes is a diffusers folder.
 
-    Under torchrun every rank calls it, and they train one model together.
+    Under torchrun every rank calls it, and they train one model together. The recipes and their minutes are those of
+    a processor, so a GPU is taken only where it is asked for.
     """
     from minicogvx.training.distributed import leave, ranks
     from minicogvx.training.overrides import fields, override
@@ -19,16 +20,16 @@ def main(argv: list[str] | None = None) -> int:
     from minicogvx.training.run import Keep
 
     arguments = _parser(tuple(RECIPES)).parse_args(argv)
-    recipe = RECIPES[arguments.recipe]
-    for assignment in arguments.set:
-        recipe = override(recipe, assignment)
+    recipe = override(RECIPES[arguments.recipe], *arguments.set)
     if arguments.show:
         print("\n".join(f"{path}={value!r}" for path, value in fields(recipe).items()))
         return 0
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', and PyTorch finds no GPU here; leave it out to train on the processor")
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
     use_threads(arguments.threads)
-    out, here = Path(arguments.out or f"runs/{arguments.recipe}"), ranks()
+    out, here = Path(arguments.out or f"runs/{arguments.recipe}"), ranks(arguments.device)
     train_recipe(recipe, out, arguments.seed, choose_dtype(here.device.type), keep, here)
     if here.first:
         print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
@@ -47,7 +48,10 @@ def _parser(recipes: tuple[str, ...]) -> argparse.ArgumentParser:
                         help="change one number, such as transformer.stages.1.steps=200; may be repeated")
     parser.add_argument("--show", action="store_true", help="print every number of the recipe by its path, and stop")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="processor threads (default: all cores; under torchrun one a rank)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                        help="where to train (default: cpu, which the recipes and their minutes are made for)")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
     parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard, too")

@@ -64,7 +64,7 @@ def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" not in os.environ:
         return Ranks(device=torch.device(kind))
-    rank, world, local = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, world, local = (environment_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     place = torch.device(kind)
     if kind == "cuda":
         if local >= torch.cuda.device_count():
@@ -110,7 +110,8 @@ def leave() -> None:
         time.sleep(0.1)
 
 
-def _environment(name: str) -> int:
+def environment_number(name: str) -> int:
+    """A variable that torchrun sets, such as WORLD_SIZE. Raises ValueError where it is no number."""
     value = os.environ.get(name, "")
     if not value.isdigit():
         raise ValueError(f"{name} is {value!r}; torchrun sets it to a whole number, so start the run by torchrun")
@@ -147,7 +148,7 @@ def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: tor
         return _replicate(model, ranks)
     on_meta = any(p.is_meta for p in model.parameters())
     if not on_meta:
-        same_weights(model, ranks)
+        broadcast_weights(model, ranks)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     offloading = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     mesh = dist.init_device_mesh(ranks.device.type, (ranks.world_size,))
@@ -180,7 +181,7 @@ def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.
 
 
 @torch.no_grad()
-def same_weights(model: nn.Module, ranks: Ranks) -> None:
+def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
     """Gives every rank the weights of rank 0, in place."""
     for tensor in (*model.parameters(), *model.buffers()) if ranks.world_size > 1 else ():
         dist.broadcast(tensor, src=0)

@@ -13,8 +13,8 @@ from minicogvx.pipeline import OFS, Pipeline
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.distributed import Ranks, draw_timesteps, rank_generator
 from minicogvx.training.image_condition import image_latents
+from minicogvx.training.joint_batch import parts
 from minicogvx.training.packed import mean_loss, packed_diffusion_loss
-from minicogvx.training.transformer import parts
 from minicogvx.transformer.model import ExpertTransformer
 
 
@@ -34,7 +34,8 @@ class Draw:
     """Draws the batches of each step and computes their loss; `tuning` is a `FineTuning`."""
 
     def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
-        self.vae, self.model, self.clips, self.tuning, self.ranks, self.seed = pipe.vae, model, clips, tuning, ranks, seed
+        self.vae, self.model, self.clips = pipe.vae, model, clips
+        self.tuning, self.ranks, self.seed = tuning, ranks, seed
         self.schedule, self.buckets = NoiseSchedule(pipe.schedule_config), list(clips.buckets().values())
         self.weights = torch.tensor([float(len(bucket)) for bucket in self.buckets])
 

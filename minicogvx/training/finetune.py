@@ -107,7 +107,7 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
     torch.manual_seed(seed)
     network, weights, files = spread(model, tuning, keep, ranks)
     optimizer = MuonAdamW(weights.named_weights(), 10 * tuning.rate, tuning.rate,
-                          muon_on=lambda name, p: tuning.optimizer == "muon" and is_block_matrix("transformer." + name, p),
+                          lambda name, p: tuning.optimizer == "muon" and is_block_matrix("transformer." + name, p),
                           weight_decay=tuning.weight_decay, clip=tuning.clip)
     averages = [MasterWeights(model).requires_grad_(False)] if tuning.ema_decay else []
     run = Run("finetune", tuning.steps, keep, ranks.first, files)

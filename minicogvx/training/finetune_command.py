@@ -4,8 +4,6 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-
 
 def main(argv: list[str] | None = None) -> int:
     """Reads and encodes the clips once, trains, and writes a LoRA file or a whole pipeline folder."""
@@ -19,8 +17,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.show:
         print("\n".join(f"{path}={value!r}" for path, value in (fields(tuning) | of_stage).items()))
         return 0
-    if arguments.stage == 4 and not arguments.list:
-        print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
     keep = Keep(Path(arguments.out), tensorboard=arguments.tensorboard, checkpoint_every=arguments.checkpoint_every)
     use_threads(arguments.threads)
     return _train(arguments, tuning, keep)
@@ -42,10 +38,7 @@ def _tuning(arguments: argparse.Namespace):
         given["steps"] = arguments.steps
     if arguments.batch_size is not None:
         given |= {"batch_size": arguments.batch_size, "accumulate": 1}
-    tuning = FineTuning(**given)
-    for assignment in arguments.set:
-        tuning = override(tuning, assignment)
-    return tuning
+    return override(FineTuning(**given), *arguments.set)
 
 
 def _fill_size(arguments: argparse.Namespace) -> dict:
@@ -77,7 +70,10 @@ def _configs(model: str):
 
 
 def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's; the ranks themselves join later
+    """How many ranks torchrun started; they join later."""
+    from minicogvx.training.distributed import environment_number
+
+    return environment_number("WORLD_SIZE") if "RANK" in os.environ else 1
 
 
 def _train(arguments: argparse.Namespace, tuning, keep) -> int:
@@ -87,7 +83,9 @@ def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     from minicogvx.training.finetune import finetune
     from minicogvx.training.overrides import write_down
 
-    out, here = keep.folder, ranks()
+    out, here = keep.folder, ranks(timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
+    if here.first and arguments.stage == 4 and not arguments.list:
+        print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
     found = scan_folder(arguments.folder, listing=arguments.list)
     if here.first:
         for problem in found.problems:
@@ -107,14 +105,14 @@ def _train(arguments: argparse.Namespace, tuning, keep) -> int:
 def _cache(arguments, pipe, clips, folder, here, tuning):
     """Encoded by the first rank; the others wait and read."""
     from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
+    from minicogvx.training.distributed import barrier
 
     settings = CacheSettings(num_frames=arguments.num_frames or pipe.num_frames, height=arguments.height or pipe.height,
                              width=arguments.width or pipe.width, fps=arguments.fps or pipe.fps,
                              first_frame=tuning.image_to_video)
     if here.first:
         cache_clips(clips, folder, pipe.vae, pipe.text, settings, next(pipe.vae.parameters()).dtype)
-    if here.world_size > 1:
-        torch.distributed.barrier()
+    barrier(here)
     return CachedClips(folder)
 
 
@@ -134,7 +132,8 @@ def _write(pipe, model, tuning, out: Path, model_name: str, here) -> str:
         return f'{path}: minicogvx generate "..." --model {model_name} --lora {path}'
     trained = ExpertTransformer(model.config).to(next(pipe.vae.parameters()).dtype)
     trained.load_state_dict(weights)
-    whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, pipe.fps, pipe.unconditional, pipe.guidance_scale)
+    whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, pipe.fps, pipe.unconditional,
+                     pipe.guidance_scale)
     diffusers.export(whole, out / "pipeline", overwrite=True)
     return f'{out / "pipeline"}: minicogvx generate "..." --model {out / "pipeline"}'
 
@@ -156,14 +155,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="of each rank; default: 2, or the stage's over all ranks, one clip a pass")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="default: 2e-5, or 1e-3 with --lora")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="at most; default: the model's")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="at most; default: the model's, or the stage's")
     parser.add_argument("--height", type=int, metavar="PIXELS")
     parser.add_argument("--width", type=int, metavar="PIXELS")
     parser.add_argument("--fps", type=int, metavar="N", help="frames a second that films are read at")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other number: see --show")
     parser.add_argument("--show", action="store_true", help="print every number, and stop")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="processor threads (default: all cores; under torchrun one a rank)")
     parser.add_argument("--checkpoint-every", type=int, default=200, metavar="STEPS")
     parser.add_argument("--tensorboard", action="store_true")
     return parser

@@ -19,7 +19,7 @@ from minicogvx.vae import CausalVAE
 
 @dataclass(frozen=True)
 class ImageCondition:
-    """The published numbers. `dropout` is drawn once for a whole batch, as in the published code; sigma for each clip."""
+    """The published numbers. As published, `dropout` is drawn once for a whole batch, sigma for each clip."""
 
     log_sigma_mean: float = -3.0
     log_sigma_std: float = 0.5
@@ -41,8 +41,8 @@ def widen_for_image(model: ExpertTransformer) -> ExpertTransformer:
     """
     config = model.config
     if config.in_channels != config.out_channels:
-        raise ValueError(f"in_channels is {config.in_channels} for {config.out_channels} out_channels: this model takes "
-                         f"an image already")
+        raise ValueError(f"in_channels is {config.in_channels} for {config.out_channels} out_channels: this model "
+                         f"takes an image already")
     wide = ExpertTransformer(replace(config, in_channels=2 * config.in_channels))
     wide.to(model.proj_out.weight.device, model.proj_out.weight.dtype)
     tensors, name = model.state_dict(), "patch_embed.proj.weight"

@@ -34,9 +34,16 @@ class Batch:
 def own_part(joint: Batch, here: Ranks) -> Batch:
     """This rank's clips: those whose timesteps lie in its own interval (explicit uniform sampling, paper 3.3).
 
-    The b timesteps come one from each of b equal parts of 0 .. T-1, so in order of size they are cut into intervals.
+    The b timesteps come one from each of b equal parts of 0 .. T-1, so in order of size they are cut into intervals
+    (to one timestep where the ranks do not divide T).
     """
-    return joint[joint.t.argsort()[here.part(len(joint.t))]] if here.world_size > 1 else joint
+    return joint[joint.t.argsort(stable=True)[here.part(len(joint.t))]] if here.world_size > 1 else joint
+
+
+def parts(length: int, count: int) -> list[slice]:
+    """`count` slices of a batch, as equal as can be: gradient accumulation."""
+    bounds = [length * i // count for i in range(count + 1)]
+    return [slice(low, high) for low, high in zip(bounds, bounds[1:]) if high > low]
 
 
 @contextmanager

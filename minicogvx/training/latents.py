@@ -42,10 +42,10 @@ class LatentSet:
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
                  dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True,
                  side: int | None = None, here: Ranks = Ranks()) -> LatentSet:
-    """Renders `clips` training scenes of `side` x `side` pixels (None: the VAE's own size) and encodes them, in 16 bits.
+    """Renders `clips` training scenes and encodes them, in 16 bits.
 
-    Each rank encodes its share, and all of them get the whole set, on the CPU. Raises ValueError for fewer clips than
-    ranks.
+    `side`: height and width in pixels; None: the VAE's own size. Each rank encodes its share, and all of them get the
+    whole set, on the CPU. Raises ValueError for fewer clips than ranks.
     """
     if clips < here.world_size:
         raise ValueError(f"clips is {clips}; it must be at least {here.world_size}, the number of ranks")

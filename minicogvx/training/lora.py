@@ -47,7 +47,7 @@ def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None 
 
 
 def write_lora(path: str | Path, tensors: dict[str, Tensor], rank: int, alpha: float) -> Path:
-    """Writes adapters, with rank and alpha in the header where diffusers reads them; the folder's or the file's path."""
+    """Writes adapters, with rank and alpha in the header where diffusers reads them; `path`: folder or file."""
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / FILE
     # Without "alpha" in the header diffusers takes alpha = rank.

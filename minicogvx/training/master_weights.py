@@ -22,7 +22,8 @@ class MasterWeights(nn.Module):
         self.low = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.full = nn.ParameterDict()
         for name, p in self.low.items():  # one by one: from a dictionary it would take them sorted
-            self.full[name.replace(".", "/")] = nn.Parameter(p.detach().to(torch.float32, copy=True))  # no dot may be in it
+            without_dots = name.replace(".", "/")  # none may be in it
+            self.full[without_dots] = nn.Parameter(p.detach().to(torch.float32, copy=True))
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Each float32 weight by its name in the model."""

@@ -9,16 +9,22 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from minicogvx.interop.safetensors_files import read_json, write_json
 
+Change = tuple[list[str], Any, str]  # path, value, and the path as it was written
 
-def override(config: Any, assignment: str) -> Any:
-    """A copy of `config` in which one field is another, named by its path: names of fields and indices of tuples.
 
-    Raises ValueError, in one sentence, for a path that leads nowhere or a value of the wrong kind.
+def override(config: Any, *assignments: str) -> Any:
+    """A copy of `config` in which some fields are others, named by their paths: names of fields and indices of tuples.
+
+    All change together, in any order; of two values for one path the last holds. Raises ValueError, in one sentence,
+    for a path that leads nowhere, a value of the wrong kind, and what the dataclasses themselves refuse.
     """
-    path, equals, text = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"{assignment!r} sets nothing; write it as PATH=VALUE, such as transformer.warmup=20")
-    return _replaced(config, path.split("."), _literal(text), path)
+    changes = []
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{assignment!r} sets nothing; write it as PATH=VALUE, such as transformer.warmup=20")
+        changes.append((path.split("."), _literal(text), path))
+    return _replaced(config, changes)
 
 
 def fields(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -48,26 +54,43 @@ def write_down(path: Path, config: Any, seed: int) -> None:
     write_json(path, numbers)
 
 
-def _replaced(config: Any, path: list[str], value: Any, whole: str) -> Any:
-    if not path:
-        return value
-    head, *rest = path
+def _replaced(config: Any, changes: list[Change]) -> Any:
+    """One new object on each level, made once: a dataclass sees all that changes in it before it says no."""
+    new, deeper = {}, {}
+    for (head, *rest), value, whole in changes:
+        name = _name(config, head, whole)
+        if rest:
+            deeper.setdefault(name, []).append((rest, value, whole))
+        else:
+            new[name] = value if isinstance(config, tuple) else _fitting(config, name, value, whole)
+    for name, below in deeper.items():
+        part = new[name] if name in new else config[name] if isinstance(config, tuple) else getattr(config, name)
+        new[name] = _replaced(part, below)
+    if isinstance(config, tuple):
+        return tuple(new.get(i, part) for i, part in enumerate(config))
+    return dataclasses.replace(config, **new) if new else config
+
+
+def _name(config: Any, head: str, whole: str) -> str | int:
+    """Of a field, or the index in a tuple, that `head` means."""
     if isinstance(config, tuple):
         if not head.isdigit() or int(head) >= len(config):
             raise ValueError(f"{whole} leads nowhere: {head!r} must be from 0 to {len(config) - 1}")
-        i = int(head)
-        return config[:i] + (_replaced(config[i], rest, value, whole),) + config[i + 1:]
+        return int(head)
     if not dataclasses.is_dataclass(config):
         raise ValueError(f"{whole} leads nowhere: there is nothing below {type(config).__name__} {config!r}")
     names = [f.name for f in dataclasses.fields(config)]
     if head not in names:
         raise ValueError(f"{whole} leads nowhere: {head!r} must be one of {', '.join(names)}")
-    if not rest:
-        wanted = get_type_hints(type(config))[head]
-        value = float(value) if type(value) is int and wanted is float else value
-        if not _fits(value, wanted):
-            raise ValueError(f"{whole} is {value!r}; it must be {_said(wanted)}")
-    return dataclasses.replace(config, **{head: _replaced(getattr(config, head), rest, value, whole)})
+    return head
+
+
+def _fitting(config: Any, name: str, value: Any, whole: str) -> Any:
+    wanted = get_type_hints(type(config))[name]
+    value = float(value) if type(value) is int and wanted is float else value
+    if not _fits(value, wanted):
+        raise ValueError(f"{whole} is {value!r}; it must be {_said(wanted)}")
+    return value
 
 
 def _literal(text: str) -> Any:

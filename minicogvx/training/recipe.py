@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from minicogvx.data.shapes import sample_scenes
 from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import load_into, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
@@ -16,7 +17,7 @@ from minicogvx.training.latents import LatentSet, encode_world
 from minicogvx.training.overrides import write_down
 from minicogvx.training.run import Keep
 from minicogvx.training.samples import Samples
-from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
+from minicogvx.training.transformer import TransformerStage, TransformerTraining, check_captions, train_transformer
 from minicogvx.training.vae import VAEStage, train_vae
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELossConfig
@@ -40,8 +41,8 @@ class Recipe:
 
 RECIPES = {recipe.preset: recipe for recipe in (
     Recipe("micro",
-           # Two fifths of the time for the VAE: with 1800 steps and a KL of 0.5 it kept 78 instead of 87 % readable, and
-           # the whole model (with 1400 steps on clips here, 1600 there) obeyed 53 instead of 58 to 62 %.
+           # Two fifths of the time for the VAE: with 1800 steps and a KL of 0.5 it kept 78 instead of 87 % readable,
+           # and the whole model (with 1400 steps on clips here, 1600 there) obeyed 53 instead of 58 to 62 %.
            vae=(VAEStage(steps=1900, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS),
                 VAEStage(steps=400, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS_LPIPS,
                          muon_lr=0.01)),
@@ -69,13 +70,18 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = 
     `out/recipe.json` holds every number of the recipe, `out/minutes.json` the minutes of each part. A second call with
     the same `out` goes on where the first was cut off: the finished VAE is in `out/vae.safetensors`, the state of a
     part under way in `out/checkpoints`. Many ranks share the work and the first of them writes. Raises ValueError if
-    `out` was begun with other numbers, and for a batch that the ranks do not divide.
+    `out` was begun with other numbers, for a batch that the ranks do not divide, for fewer clips than ranks, and for
+    captions that may be too long.
     """
     for stage in (*recipe.vae, *recipe.transformer.stages):
-        here.part(stage.batch_size)  # better now than after the VAE
+        here.part(stage.batch_size)  # better now than after the VAE, and so the next two
+    if recipe.clips < here.world_size:
+        raise ValueError(f"clips is {recipe.clips}; it must be at least {here.world_size}, the number of ranks")
+    sizes = preset(recipe.preset)
+    check_captions(sizes, recipe.transformer, sample_scenes(recipe.clips, seed + 1, "train", recipe.two_objects))
     if here.first:
         write_down(out / "recipe.json", recipe, seed)
-    sizes, keep, minutes = preset(recipe.preset), replace(keep, folder=out), _Minutes(out / "minutes.json", here)
+    keep, minutes = replace(keep, folder=out), _Minutes(out / "minutes.json", here)
     vae = finished_vae(recipe, sizes, out, seed, dtype, keep, here)
     minutes.write("vae")
     latents = encode_stages(vae, recipe, sizes, seed, dtype, keep.progress, here)

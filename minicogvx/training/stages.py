@@ -12,7 +12,7 @@ class PublishedStage:
 
     `sequence_length` is larger than any clip of its stage, so it is presumably that of packed sequences (paper 3.1,
     frame pack), on one rank or a group of them; nothing that was published says so. Nothing here depends on it: give
-    it as `sequence_length` of `FineTuning` to pack.
+    it as `sequence_length` of `FineTuning` to pack, with `--batch-size` in packs and `--set accumulate=1`.
     """
 
     name: str

@@ -20,9 +20,9 @@ from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import stratified_timesteps
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.alignment import Alignment
+from minicogvx.training.alignment import Alignment, check_kinds
 from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks
-from minicogvx.training.joint_batch import Batch, own_part
+from minicogvx.training.joint_batch import Batch, own_part, parts
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
 from minicogvx.training.run import Keep, Run
@@ -69,6 +69,7 @@ class TransformerTraining:
         for name, least in (("accumulate", 1), ("sample_every", 0), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        check_kinds(self.alignment_kinds)
 
     def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
         """Muon for the matrices of the blocks and AdamW for the rest, or AdamW alone."""
@@ -132,10 +133,10 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
 
     `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` on a copy of the
     weights; the weights themselves stay float32. Every step draws its clips, words, noise and timesteps from its own
-    seed, so a run that was killed and goes on ends in the same weights, bit for bit. On many ranks each takes its part
-    of every batch, and all end in the same weights, those of one rank up to rounding. `on_sample(step, transformer,
-    text)` is called on the first rank, with the averages, after every `training.sample_every` steps; the figures that
-    it returns are recorded.
+    seed, so on a processor a run that was killed and goes on ends in the same weights, bit for bit. On many ranks each
+    takes its part of every batch. With `accumulate` 1, all end in the weights of one rank up to rounding; with more,
+    other clips share a pass and its draws. `on_sample(step, transformer, text)` is called on the first rank, with the
+    averages, after every `training.sample_every` steps; the figures that it returns are recorded.
     """
     for stage in training.stages:
         here.part(stage.batch_size)  # refuses a batch that the ranks do not divide
@@ -174,11 +175,11 @@ def backward(nets: Networks, schedule: NoiseSchedule, joint: Batch, alignment_we
              here: Ranks = Ranks()) -> dict[str, Tensor]:
     """Leaves the gradients of this rank's part of a batch, still to be averaged; the means of its losses, by name."""
     batch = own_part(joint, here)
-    scale, losses = 1.0, []
-    if batch is not joint:  # the alignment's loss is divided by the variance of what it is given: it should be of all
-        scale = batch.variance(nets.alignment.asked) / joint.variance(nets.alignment.asked)
+    asked, losses = nets.alignment.asked, []
     for piece in parts(len(batch.t), accumulate):
         one = batch[piece]
+        # The alignment's loss is divided by the variance of what it is given: it should be that of all.
+        scale = 1.0 if len(one.t) == len(joint.t) else one.variance(asked) / joint.variance(asked)
         loss = v_loss(nets.model, schedule, one.x0, one.noise, one.t, nets.text.encode(one.captions).to(nets.dtype))
         aligned = nets.alignment(one.features.to(here.device)) * scale
         ((loss + alignment_weight * aligned) * len(one.t) / len(batch.t)).backward()
@@ -199,7 +200,7 @@ def rare_figures(run: Run, nets: Networks, clips: LatentSet, schedule: NoiseSche
 
 def pair_up(stages: Sequence[TransformerStage],
             latents: LatentSet | Sequence[LatentSet]) -> list[tuple[TransformerStage, LatentSet]]:
-    """Each stage with the clips that it draws from. Raises ValueError unless there is one set for all or one for each."""
+    """Each stage with the clips that it draws from. Raises ValueError unless there is one set for all, or for each."""
     sets = [latents] * len(stages) if isinstance(latents, LatentSet) else list(latents)
     if len(sets) != len(stages):
         raise ValueError(f"there are {len(sets)} sets of latents for {len(stages)} stages; give one, or one for each")
@@ -246,12 +247,6 @@ def v_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, 
     x0, noise, t = (x.to(text_features.device) for x in (x0, noise, t))
     prediction = model(schedule.add_noise(x0, noise, t).to(text_features.dtype), t, text_features)
     return diffusion_loss(prediction, x0, noise, t, schedule).mean()
-
-
-def parts(length: int, count: int) -> list[slice]:
-    """`count` slices of a batch, as equal as can be: gradient accumulation."""
-    bounds = [length * i // count for i in range(count + 1)]
-    return [slice(low, high) for low, high in zip(bounds, bounds[1:]) if high > low]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.presets import VAEConfig
-from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks, same_weights
+from minicogvx.training.distributed import Ranks, average_gradients, broadcast_weights, mean_over_ranks
 from minicogvx.training.joint_batch import joint_gradient
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
 from minicogvx.training.run import Keep, Run
@@ -97,9 +97,10 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
     """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
 
     After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
-    (`normalise_latents`). Deterministic for a seed and a number of threads: a run that was killed and goes on from
-    `keep.folder` ends in the same weights, bit for bit. On many ranks each takes its part of every batch, and all end
-    in the same weights, those of one rank up to rounding. Raises ValueError for a batch that the ranks do not divide.
+    (`normalise_latents`). Deterministic on a processor for a seed and a number of threads: a run that was killed and
+    goes on from `keep.folder` ends in the same weights, bit for bit. On many ranks each takes its part of every batch.
+    With `accumulate` 1, all end in the weights of one rank up to rounding; with more, other clips share a pass and its
+    draws. Raises ValueError for a batch that the ranks do not divide.
     """
     for stage in stages:
         here.part(stage.batch_size)  # refuses a batch that the ranks do not divide
@@ -112,7 +113,7 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
         train_stage(vae, stage, first_seed, dtype, keep, f"vae_{i}", here)
         if not stage.decoder_only and stage.height == config.sample_height:
             normalise_latents(vae, seed)
-            same_weights(vae, here)  # each rank has measured for itself
+            broadcast_weights(vae, here)  # each rank has measured for itself
         first_seed += stage.steps
     return vae
 
@@ -123,6 +124,7 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
 
     A loss or a gradient that is not finite leaves the weights as they are; too many in a row raise FloatingPointError.
     """
+    broadcast_weights(vae, here)
     part = vae.decoder if stage.decoder_only else vae
     vae.encoder.requires_grad_(not stage.decoder_only)
     optimizer = stage.new_optimizer(part.named_parameters())
@@ -147,7 +149,7 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
 def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w"], step: int, seed: int,
              dtype: torch.dtype, chunk_frames: int | None = 8,
              accumulate: int = 1, here: Ranks = Ranks()) -> tuple[dict[str, Tensor], Float[Tensor, "b c t h w"]]:
-    """Leaves the gradients of one batch on the autoencoder; the losses by name, and the reconstruction without gradient.
+    """Leaves the gradients of one batch on the autoencoder; the losses by name, and the reconstruction, detached.
 
     `accumulate` cuts the batch into as many passes, whose mean is taken. On many ranks `video` is this rank's part of
     the batch, and the gradients are still to be averaged.
@@ -203,6 +205,7 @@ class Critic:
         if stage.loss.gan_weight:
             self.network = PatchDiscriminator3D(replace(stage.discriminator, num_frames=stage.num_frames))
             self.network.to(here.device)
+            broadcast_weights(self.network, here)
             self.optimizer = MuonAdamW(self.network.named_parameters(), adamw_lr=_DISCRIMINATOR_LR,
                                        muon_on=lambda name, p: False, clip=float("inf"), betas=_DISCRIMINATOR_BETAS)
             self.modules, self.optimizers = {"discriminator": self.network}, {"discriminator_optimizer": self.optimizer}

@@ -89,7 +89,7 @@ class ExpertTransformer(nn.Module):
         if key not in self._tables:
             if len(self._tables) == 16:
                 self._tables.clear()
-            # A table made while sampling may serve in training, too; its arithmetic is the CPU's, also for a meta model.
+            # A table made while sampling may serve in training, too; its arithmetic is the CPU's, even on meta.
             with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
                 self._tables[key] = position_tables(self.config, grid, num_text, device)
         return self._tables[key]

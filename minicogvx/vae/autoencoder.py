@@ -1,4 +1,4 @@
-"""The 3D causal VAE: video -> latents -> video, four times smaller in time and eight times in height and width (paper 2.1)."""
+"""The 3D causal VAE (paper 2.1): video -> latents -> video, a quarter as long and an eighth as high and wide."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,8 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(widths[-1], config)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, time_padding=config.time_padding)
 
-    def forward(self, video: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c2 lt lh lw"]:
+    def forward(self, video: Float[Tensor, "b c t h w"],
+                cache: ConvCache | None = None) -> Float[Tensor, "b c2 lt lh lw"]:
         x = self.conv_in(channels_last(video), cache)
         for block in self.down_blocks:
             x = block(x, cache)
@@ -70,9 +71,10 @@ class DiagonalGaussian:
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
-        """mean + std * noise."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise
+        """mean + std * noise, which is drawn where the generator is: one on the CPU gives the same on every device."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
 
     def mode(self) -> Float[Tensor, "b c t h w"]:
         """The most likely latent: the mean."""
@@ -111,12 +113,14 @@ class CausalVAE(nn.Module):
         self._check_video(video)
         ratio = self.config.temporal_compression_ratio
         if chunk_frames is not None and (chunk_frames < 1 or chunk_frames % ratio):
-            raise ValueError(f"chunk_frames is {chunk_frames}; it must be a multiple of {ratio}, such as {max(ratio, 8)}, or None")
+            raise ValueError(f"chunk_frames is {chunk_frames}; it must be a multiple of {ratio}, such as "
+                             f"{max(ratio, 8)}, or None")
         pieces = video.split(chunk_sizes(video.shape[2], chunk_frames), dim=2)
         return DiagonalGaussian(torch.cat(list(_run(self.encoder, pieces)), dim=2))
 
-    def decode(self, latents: Float[Tensor, "b c lt lh lw"], chunk_latents: int | None = 2) -> Float[Tensor, "b o t h w"]:
-        """Video `b 3 4(lt-1)+1 8lh 8lw` in about -1..1 from unscaled latents, 2 latent frames at a time as published."""
+    def decode(self, latents: Float[Tensor, "b c lt lh lw"],
+               chunk_latents: int | None = 2) -> Float[Tensor, "b o t h w"]:
+        """Video `b 3 4(lt-1)+1 8lh 8lw` in about -1..1 from unscaled latents, 2 latent frames at a time (published)."""
         self._check_latents(latents)
         pieces = latents.split(chunk_sizes(latents.shape[2], chunk_latents), dim=2)
         return torch.cat(list(_run(self.decoder, pieces)), dim=2)
@@ -140,7 +144,8 @@ class CausalVAE(nn.Module):
         ratio, start = self.config.temporal_compression_ratio, 1
         for piece in pieces:
             if (piece.shape[2] - start) % ratio:
-                raise ValueError(f"a piece has {piece.shape[2]} frames; the first must have {ratio}k + 1 and the later ones {ratio}k")
+                raise ValueError(f"a piece has {piece.shape[2]} frames; the first must have {ratio}k + 1 and the later "
+                                 f"ones {ratio}k")
             start = 0
             self._check_pixels(piece)
             yield piece
@@ -163,7 +168,8 @@ class CausalVAE(nn.Module):
 
     def _check_latents(self, latents):
         if latents.shape[1] != self.config.latent_channels:
-            raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes {self.config.latent_channels}")
+            raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes "
+                             f"{self.config.latent_channels}")
         if not latents.shape[2]:
             raise ValueError("the latents have 0 frames; there must be at least 1")
         if not latents.is_meta and not torch.isfinite(latents).all():

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from minicogvx.presets import VAEConfig
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.ops import as_frames, channels_last, downsample_conv, from_frames, norm_silu, repeat_time, upsample_conv
+from minicogvx.vae.ops import (
+    as_frames, channels_last, downsample_conv, from_frames, norm_silu, repeat_time, upsample_conv,
+)
 
 
 def first_frame_alone(frames: int, cache: ConvCache | None, rule: str) -> bool:

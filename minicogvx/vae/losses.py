@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.vae.discriminator import PatchDiscriminator3D
+from minicogvx.vae.gan_losses import gradient_penalty, hinge_discriminator_loss, hinge_generator_loss
 from minicogvx.vae.lpips_weights import load_lpips
 
 _SMALLEST_SIDE = {"alex": 31, "vgg": 16}  # pixels; below, a pooling layer of the network has nothing left to pool
@@ -39,8 +40,8 @@ class VAELossConfig:
     """
 
     l1_weight: float = 1.0
-    # A departure for training from nothing. L1 is smallest at the median, and the median of a pixel that shows an object
-    # less than half the time is the background: an L1-only run sees no object for long. L2 asks for the mean.
+    # A departure for training from nothing. L1 is smallest at the median, and the median of a pixel that shows an
+    # object less than half the time is the background: an L1-only run sees no object for long. L2 asks for the mean.
     l2_weight: float = 0.0
     lpips_weight: float = 1.0  # 0: LPIPS is not even loaded
     kl_weight: float = 1e-6  # of nats per clip against L1 summed over a clip
@@ -86,16 +87,6 @@ def kl_divergence(mean: Float[Tensor, "b c t h w"], logvar: Float[Tensor, "b c t
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / mean.shape[0]
 
 
-def hinge_discriminator_loss(logits_real: Float[Tensor, "..."], logits_fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """0.5 (max(0, 1 - real) + max(0, 1 + fake)), averaged over patches: 1 when undecided, 0 when sure."""
-    return 0.5 * (F.relu(1 - logits_real.float()).mean() + F.relu(1 + logits_fake.float()).mean())
-
-
-def hinge_generator_loss(logits_fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Minus the mean logit: the autoencoder wants its patches to look real."""
-    return -logits_fake.float().mean()
-
-
 def adaptive_weight(nll: Float[Tensor, ""], g_loss: Float[Tensor, ""], last_layer: Tensor) -> Float[Tensor, ""]:
     """|gradient of nll| / (|gradient of g_loss| + 1e-4) on the decoder's `last_layer` weight, clamped to 0..1e4.
 
@@ -105,18 +96,6 @@ def adaptive_weight(nll: Float[Tensor, ""], g_loss: Float[Tensor, ""], last_laye
     nll_gradient, = torch.autograd.grad(nll, last_layer, retain_graph=True)
     g_gradient, = torch.autograd.grad(g_loss, last_layer, retain_graph=True)
     return (nll_gradient.float().norm() / (g_gradient.float().norm() + 1e-4)).clamp(0, 1e4).detach()
-
-
-def gradient_penalty(discriminator: nn.Module, video: Float[Tensor, "b c t h w"], kind: str) -> Float[Tensor, ""]:
-    """Penalty on the gradient of the summed logits with respect to real clips, averaged over clips.
-
-    "unit_norm": (|gradient| - 1)^2, as in the loss class left behind. "r1": |gradient|^2 (arXiv 1801.04406, eq. 9).
-    """
-    video = video.detach().requires_grad_()
-    gradient, = torch.autograd.grad(discriminator(video).float().sum(), video, create_graph=True)
-    squared = gradient.flatten(1).square().sum(1)
-    # sqrt(0) has an infinite slope
-    return squared.mean() if kind == "r1" else ((squared + 1e-12).sqrt() - 1).square().mean()
 
 
 class PerceptualDistance(nn.Module):
@@ -200,10 +179,9 @@ class VAELoss(nn.Module):
         leaves such a step out. `part`: see `PerceptualDistance`.
         """
         super().__init__()
-        self.strict = strict
         if config.gan_weight and discriminator is None:
             raise ValueError(f"gan_weight is {config.gan_weight} but no discriminator is given; pass one or set 0")
-        self.config, self.discriminator_net = config, discriminator
+        self.config, self.discriminator_net, self.strict = config, discriminator, strict
         if perceptual is None and config.lpips_weight:
             perceptual = PerceptualDistance(config.lpips_net, config.lpips_frames, config.lpips_upscale, part=part)
         self.perceptual = perceptual if config.lpips_weight else None

@@ -135,7 +135,7 @@ class _PadFirst(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """`cat([first, second], dim=2)`, always stored channels last: torch.cat gives up that layout for an expanded input."""
+    """`cat([first, second], dim=2)`, always stored channels last, which torch.cat gives up for an expanded input."""
 
     @staticmethod
     def forward(ctx, first, second):
@@ -150,7 +150,8 @@ class _Join(torch.autograd.Function):
         return grad[:, :, :ctx.frames], grad[:, :, ctx.frames:]
 
 
-def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float, gain: Float[Tensor, " c"], bias: Float[Tensor, " c"],
+def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float,
+              gain: Float[Tensor, " c"], bias: Float[Tensor, " c"],
               scale: Float[Tensor, "b c t lh lw"] | None = None, shift: Float[Tensor, "b c t lh lw"] | None = None,
               ) -> Float[Tensor, "b c t h w"]:
     """`silu(group_norm(x, gain, bias) * up(scale) + up(shift))`; without scale and shift, `silu(group_norm(x))`.
@@ -166,7 +167,7 @@ def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float, gain: Floa
 
 
 def _group_norm(x, groups, eps, gain, bias):
-    """Group norm, mean and 1/std; frames lie under each other as one tall picture, for which PyTorch's kernel is quick."""
+    """Group norm, mean and 1/std; frames lie under each other as one tall picture: PyTorch's kernel is quick there."""
     b, c, t, h, w = x.shape
     tall = x.permute(0, 2, 3, 4, 1).reshape(b, t * h, w, c).permute(0, 3, 1, 2)
     normed, mean, rstd = torch.native_group_norm(tall, gain, bias, b, c, t * h * w, groups, eps)
@@ -176,7 +177,8 @@ def _group_norm(x, groups, eps, gain, bias):
 def _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift):
     b, c, t, h, w = x.shape
     normed = _group_norm(x, groups, eps, gain, bias)[0]
-    room = FRONT_ROOM if t > 1 else 0  # a single frame, as `norm_over="frame"` makes them, would take three times its size
+    # A single frame, as `norm_over="frame"` makes them, would take three times its size.
+    room = FRONT_ROOM if t > 1 else 0
     buffer = x.new_empty((b, t + room, h, w, c))
     y = buffer[:, room:].permute(0, 4, 1, 2, 3)
     if scale is None:
@@ -203,7 +205,8 @@ class _NormSiLU(torch.autograd.Function):
         if scale is None:
             return F.silu(normed)
         cells, w = scale.shape[3], x.shape[4]
-        return _unrows(F.silu(torch.addcmul(_widen(shift, w), _rows(normed, cells), _widen(scale, w)), inplace=True), x.shape)
+        rows = torch.addcmul(_widen(shift, w), _rows(normed, cells), _widen(scale, w))
+        return _unrows(F.silu(rows, inplace=True), x.shape)
 
     @staticmethod
     def backward(ctx, grad):
@@ -226,7 +229,8 @@ class _NormSiLU(torch.autograd.Function):
         total = (scale * grad_shift).sum((2, 3, 4), keepdim=True)
         along = rstd * ((scale * cell_x).sum((2, 3, 4), keepdim=True) - mean * total)  # with the normalised x
         # dx = slope * scale * grad - rstd * (mean_grad + normalised x * mean_along), means over the group
-        mean_grad, mean_along = (_group_sum(v * gain.float()[:, None, None, None], ctx.groups) / count for v in (total, along))
+        mean_grad, mean_along = (_group_sum(v * gain.float()[:, None, None, None], ctx.groups) / count
+                                 for v in (total, along))
         of_x = -rstd * rstd * mean_along
         grad_x = torch.addcmul(_widen(-rstd * mean_grad - of_x * mean, w, x), xs, _widen(of_x, w, x))
         grad_x = torch.addcmul(grad_x, grad, _widen(scale * slope, w, x), out=grad_x)
