@@ -48,14 +48,26 @@ def tiny_pipe(seed=0) -> Pipeline:
     return Pipeline(CausalVAE(TINY.vae).eval(), model.eval(), TINY.schedule, text)
 
 
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Three films of 9 frames and their captions."""
-    folder = tmp_path_factory.mktemp("films")
+def write_films(folder):
+    """Three films of 9 frames and their captions, in `folder`, which it returns."""
     for i, clip in enumerate(render_batch(sample_scenes(3, 0, "train", 0.0), 9, 32, 32)):
         write_mp4(folder / f"{i}.mp4", clip, 8)
         (folder / f"{i}.txt").write_text(CAPTIONS[i])
     return folder
+
+
+def films_and_model(home):
+    """`home` with a folder of films and a model to train further in it."""
+    (home / "films").mkdir()
+    write_films(home / "films")
+    diffusers.export(tiny_pipe(), home / "model")
+    return home
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Three films and their captions."""
+    return write_films(tmp_path_factory.mktemp("films"))
 
 
 @pytest.fixture(scope="module")

@@ -7,24 +7,15 @@ import sys
 import pytest
 import torch
 
-from minicogvx.data.shapes import render_batch, sample_scenes
-from minicogvx.data.video_files import write_mp4
-from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import read_sharded
 from minicogvx.training.lora import FILE
-from tests.test_finetune import CAPTIONS, tiny_pipe
+from tests.test_finetune import films_and_model
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Films and a model."""
-    folder = tmp_path_factory.mktemp("ranks")
-    (folder / "films").mkdir()
-    for i, clip in enumerate(render_batch(sample_scenes(3, 0, "train", 0.0), 9, 32, 32)):
-        write_mp4(folder / "films" / f"{i}.mp4", clip, 8)
-        (folder / "films" / f"{i}.txt").write_text(CAPTIONS[i])
-    diffusers.export(tiny_pipe(), folder / "model")
-    return folder
+    return films_and_model(tmp_path_factory.mktemp("ranks"))
 
 
 def run(home, out, *options, ranks=2):

@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 
 from minicogvx import cli
-from minicogvx.data.shapes import render_batch, sample_scenes
-from minicogvx.data.video_files import write_mp4
-from minicogvx.interop import diffusers
 from minicogvx.training import distributed, recipe
 from minicogvx.training.run import Run
 from minicogvx.training.transformer import TransformerStage, TransformerTraining
-from tests.test_finetune import CAPTIONS, tiny_pipe
+from tests.test_finetune import films_and_model
 from tests.test_training import GAN, STAGE, TINY
 
 RECIPE = recipe.Recipe("micro", vae=(replace(STAGE, steps=2, loss=replace(GAN, gan_start=1)),), clips=8,
@@ -75,13 +72,7 @@ def files(home, folder):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Films and a model to train further."""
-    folder = tmp_path_factory.mktemp("dies")
-    (folder / "films").mkdir()
-    for i, clip in enumerate(render_batch(sample_scenes(3, 0, "train", 0.0), 9, 32, 32)):
-        write_mp4(folder / "films" / f"{i}.mp4", clip, 8)
-        (folder / "films" / f"{i}.txt").write_text(CAPTIONS[i])
-    diffusers.export(tiny_pipe(), folder / "model")
-    return folder
+    return films_and_model(tmp_path_factory.mktemp("dies"))
 
 
 def test_a_killed_rank_ends_the_run_and_the_same_command_ends_in_the_same_bits(home):

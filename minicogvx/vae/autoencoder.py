@@ -29,6 +29,7 @@ class Encoder(nn.Module):
 
     def forward(self, video: Float[Tensor, "b c t h w"],
                 cache: ConvCache | None = None) -> Float[Tensor, "b c2 lt lh lw"]:
+        """Mean and log-variance of the latents, one behind the other on the channels."""
         x = self.conv_in(channels_last(video), cache)
         for block in self.down_blocks:
             x = block(x, cache)
@@ -51,6 +52,7 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[-1], config.out_channels, time_padding=config.time_padding)
 
     def forward(self, z: Float[Tensor, "b c lt lh lw"], cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
+        """Video of unscaled latents, which every block reads again."""
         z = channels_last(z)
         x = self.mid_block(self.conv_in(z, cache), z, cache)
         for block in self.up_blocks:
