@@ -1,18 +1,27 @@
-"""What dropping the gradient of borrowed frames, as published, does to the gradient of the shipped toy's VAE.
+"""What the VAE's context parallelism gains and may give up, on the shipped toy's VAE.
 
-    torchrun --standalone --nproc-per-node 4 -m benchmarks.context_parallel
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.context_parallel
 
-One clip of 33 frames in float64, encoded, decoded and compared with itself (mean squared error), split over the ranks.
+First the memory of a training step on one clip of 65 frames, of one rank alone and of each of those that share it.
+Then what dropping the gradient of borrowed frames, as published, does to the gradient: one clip of 33 frames in
+float64, encoded, decoded and compared with itself (mean squared error), split over the ranks.
 """
+
+import ctypes
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import minicogvx
-from minicogvx.training.distributed import average_gradients, leave, ranks
-from minicogvx.training.vae import world_batch
+from benchmarks.measure import M_MMAP_THRESHOLD, peak_of
+from minicogvx.training.distributed import Ranks, average_gradients, barrier, leave, ranks
+from minicogvx.training.vae import backward, world_batch
 from minicogvx.vae import CausalVAE, context_parallel
+from minicogvx.vae.losses import VAELoss, VAELossConfig
+
+LOSS = VAELossConfig(lpips_weight=0.0, gan_weight=0.0)
 
 
 def gradients(vae: CausalVAE) -> dict[str, Tensor]:
@@ -21,13 +30,8 @@ def gradients(vae: CausalVAE) -> dict[str, Tensor]:
             for name, part in (("encoder", vae.encoder), ("decoder", vae.decoder))}
 
 
-def main() -> None:
+def compare_gradients(vae: CausalVAE, team: Ranks) -> None:
     """Rank 0 prints how far each way is from one process that sees the whole clip."""
-    torch.set_num_threads(1)
-    me = ranks("cpu")
-    if not dist.is_initialized():
-        raise SystemExit("start it by torchrun, with 2 ranks or more")
-    vae = minicogvx.load("toy", "cpu", torch.float32).vae.double()
     video = world_batch(1, 5, 33, 64, 64).double()
     latents = vae.encode(video, chunk_frames=None).mean.double()
     (vae.decode(latents, chunk_latents=None) - video).square().mean().backward()
@@ -37,11 +41,38 @@ def main() -> None:
         posterior = context_parallel.encode(vae, own, borrowed_gradient=how)
         back = context_parallel.decode(vae, posterior.mean.double(), borrowed_gradient=how)
         ((back - own).square().sum() / video.numel()).backward()
-        average_gradients(vae.parameters(), me, sum_only=True)
+        average_gradients(vae.parameters(), team)
         for part, found in gradients(vae).items():
             error = (found - whole[part]).norm() / whole[part].norm()
-            if me.first:
-                print(f"{me.world_size} ranks, gradient of borrowed frames {how}: {part} off by {error:.1e}")
+            if team.first:
+                print(f"{team.world_size} ranks, gradient of borrowed frames {how}: {part} off by {error:.1e}")
+
+
+def compare_memory(vae: CausalVAE, team: Ranks) -> None:
+    """Each rank prints what a step adds to it at its highest point, alone and together with the others."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks go back at once: what it holds is what it uses
+    objective, video = VAELoss(LOSS), world_batch(1, 5, 65, 64, 64)
+
+    def step(frames: int, here: Ranks) -> None:
+        backward(vae, objective, video[:, :, :frames], 0, 0, torch.bfloat16, None, here=here)
+
+    for who, here in (("alone", Ranks()), ("together", team)):
+        step(4 * team.world_size + 1, here)  # loads kernels
+        peak = peak_of(lambda: step(65, here))
+        barrier(team)
+        print(f"rank {team.rank} {who}, 65 frames: {peak / 1e6:.0f} MB", flush=True)
+
+
+def main() -> None:
+    """Runs both comparisons on the ranks that torchrun started."""
+    torch.set_num_threads(1)
+    me = ranks("cpu")
+    if not dist.is_initialized():
+        raise SystemExit("start it by torchrun, with 2 ranks or more")
+    team = replace(me, context=me.world_size)
+    vae = minicogvx.load("toy", "cpu", torch.float32).vae
+    compare_memory(vae, team)
+    compare_gradients(vae.double(), team)
     leave()
 
 

@@ -105,12 +105,12 @@ def peak_memory(case, who: str) -> int | None:
         child.join()
 
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def _child(case, who: str, threads: int, send) -> None:
     torch.set_num_threads(threads)
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 65536)  # freed blocks go back at once: what it holds is what it uses
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks go back at once: what it holds is what it uses
     side = case.side(who)
     for _ in range(2):  # loads kernels; in training it also makes the optimizer's state
         side.run(side.inputs(small=True))

@@ -254,6 +254,12 @@ def test_a_scorer_decides_where_there_is_one(folder, tmp_path):
     assert len(Page((tmp_path / "report.html").read_text()).charts) == 4
 
 
+def test_a_limit_without_a_scorer_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="min-aesthetic is 6.0, and nothing measures it"):
+        command.main(["curate", str(folder), "--out", str(tmp_path / "out"), "--min-aesthetic", "6"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_film_that_breaks_off_inside_is_a_problem_and_no_end(folder, tmp_path):
     path = film(folder / "hole.mkv", torch.rand(64, 64, 96, 3))
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""A model trained further on films: all weights, LoRA in diffusers' format, and image to video."""
+"""A model trained further on films: all its weights, and image to video. LoRA is in test_lora.py."""
 
 import json
 from dataclasses import replace
@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import minicogvx
-from minicogvx import cli
 from minicogvx.data.captions import vocabulary
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.data.video_files import write_mp4
@@ -19,9 +17,8 @@ from minicogvx.text import TextEncoder
 from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.draws import Draw, PackedDraw, whole_patches
-from minicogvx.training.finetune import FineTuning, finetune, prepare
+from minicogvx.training.finetune import FineTuning, finetune
 from minicogvx.training.image_condition import ImageCondition, image_latents, widen_for_image
-from minicogvx.training.lora import FILE, add_lora, lora_tensors, merge_lora, write_lora
 from minicogvx.training.master_weights import MasterWeights
 from minicogvx.training.run import Keep, Run
 from minicogvx.transformer.model import ExpertTransformer
@@ -186,81 +183,6 @@ def replace_clips(pack, i):
     return replace(pack, x0=pack.x0[i:i + 1], texts=pack.texts[i:i + 1], noises=pack.noises[i:i + 1], t=pack.t[i:i + 1])
 
 
-# ---- LoRA
-
-
-def test_lora_begins_as_the_identity_and_only_adapters_learn(clips):
-    pipe = tiny_pipe()
-    before, start = outputs(pipe.transformer), {name: p.clone() for name, p in pipe.transformer.named_parameters()}
-    tuning = FineTuning(steps=4, lora_rank=2, warmup=1)
-    assert torch.equal(outputs(prepare(tiny_pipe(), tuning)), before)
-    model = finetune(pipe, clips, tuning, keep=QUIET)
-    learnt = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert len(learnt) == 2 * 4 * 2 and all("lora_" in name for name in learnt)
-    for name, p in model.named_parameters():
-        if "lora_" not in name:
-            assert torch.equal(p, start[name.replace(".base_layer", "")])
-    assert not torch.equal(outputs(model), before)
-
-
-def test_a_lora_file_merged_computes_what_the_adapters_computed(clips, tmp_path):
-    tuning = FineTuning(steps=4, lora_rank=2, lora_alpha=3.0, warmup=1, learning_rate=0.05)
-    model = finetune(tiny_pipe(), clips, tuning, keep=QUIET)
-    path = write_lora(tmp_path, lora_tensors(model), 2, 3.0)
-    assert path == tmp_path / FILE
-    merged, plain = tiny_pipe().transformer, tiny_pipe().transformer
-    merge_lora(merged, tmp_path)
-    assert torch.allclose(outputs(merged), outputs(model), atol=1e-5)
-    assert not torch.allclose(outputs(plain), outputs(model), atol=1e-3)
-    merge_lora(plain, path, scale=0.0)
-    assert torch.equal(outputs(plain), outputs(tiny_pipe().transformer))
-
-
-def test_diffusers_loads_the_lora_file_and_computes_the_same(clips, tmp_path):
-    theirs = pytest.importorskip("diffusers")
-    tuning = FineTuning(steps=4, lora_rank=2, lora_alpha=3.0, warmup=1, learning_rate=0.05)
-    model = finetune(tiny_pipe(), clips, tuning, keep=QUIET)
-    write_lora(tmp_path, lora_tensors(model), 2, 3.0)
-    diffusers.export(tiny_pipe(), tmp_path / "pipeline")
-    pipe = theirs.CogVideoXPipeline.from_pretrained(tmp_path / "pipeline")
-    generator = torch.Generator().manual_seed(1)
-    latents, text = torch.randn(2, 4, 3, 8, 8, generator=generator), torch.randn(2, 5, 32, generator=generator)
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed
-
-    rope = get_3d_rotary_pos_embed(16, None, grid_size=(4, 4), temporal_size=3, grid_type="slice", max_size=(4, 4))
-
-    def their_output():
-        with torch.no_grad():
-            return pipe.transformer(latents.transpose(1, 2), text, torch.tensor([10, 700]), image_rotary_emb=rope,
-                                    return_dict=False)[0].transpose(1, 2)
-
-    before = their_output()
-    assert torch.allclose(before, outputs(tiny_pipe().transformer), atol=1e-4)
-    pipe.load_lora_weights(tmp_path / FILE)
-    assert torch.allclose(their_output(), outputs(model), atol=1e-4)
-    assert not torch.allclose(before, outputs(model), atol=1e-3)
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: {}, "holds no adapter"),
-    (lambda t: t | {"transformer.proj_out.bias": torch.ones(1)}, "has a tensor transformer.proj_out.bias"),
-    (lambda t: {k.replace("blocks.1", "blocks.7"): v for k, v in t.items()}, "which this model does not have"),
-    (lambda t: {k: v[:, :5] if "lora_A" in k else v for k, v in t.items()}, "does not fit its shape (32, 32)"),
-    (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "does not fit its shape"),
-])
-def test_a_foreign_lora_file_is_refused_and_changes_nothing(tmp_path, change, message):
-    model, other = tiny_pipe().transformer, tiny_pipe().transformer
-    add_lora(other, 2, 2.0)
-    path = write_lora(tmp_path / "a.safetensors", change(lora_tensors(other)), 2, 2.0)
-    with pytest.raises(ValueError) as error:
-        merge_lora(model, path)
-    assert message in str(error.value)
-    assert torch.equal(outputs(model), outputs(tiny_pipe().transformer))
-    for rank, alpha in ((0, 1.0), (33, 1.0), (2, 0.0)):
-        with pytest.raises(ValueError, match="of LoRA is"):
-            add_lora(tiny_pipe().transformer, rank, alpha)
-
-
 # ---- image to video
 
 
@@ -337,28 +259,25 @@ def test_what_does_not_go_together_is_refused(clips, tuning, message):
         finetune(tiny_pipe(), clips, tuning, keep=QUIET)
 
 
+def test_a_run_of_the_other_kind_of_checkpoints_is_not_begun_anew(clips, tmp_path):
+    keep = Keep(tmp_path, progress=False)
+    (tmp_path / "checkpoints" / "finetune_00000002").mkdir(parents=True)
+    with pytest.raises(ValueError, match="kept its weights in parts on each rank, and this one keeps them whole"):
+        finetune(tiny_pipe(), clips, FineTuning(steps=4), keep=keep)
+
+
+def test_a_dropped_caption_is_what_guidance_compares_with(clips):
+    pipe, tuning = tiny_pipe(), FineTuning(text_dropout=0.999, batch_size=3)
+    assert clips.empty_text().abs().max() > 0
+    for unconditional, expected in (("empty", clips.empty_text()), ("zeros", torch.zeros(1))):
+        pipe.unconditional = unconditional
+        batch, = Draw(pipe, pipe.transformer, clips, tuning, Ranks(), seed=0).batches(0)
+        assert torch.equal(batch.text, expected.expand_as(batch.text))
+
+
 def test_a_cache_of_another_model_is_refused(clips):
     pipe = tiny_pipe()
     other = replace(TINY.transformer, text_embed_dim=16)
     pipe.transformer = ExpertTransformer(other)
     with pytest.raises(ValueError, match="has text features 32 wide; the model takes 16"):
         finetune(pipe, clips, FineTuning(), keep=QUIET)
-
-
-# ---- the command
-
-
-def test_one_command_from_films_to_a_model(films, tmp_path, capsys):
-    diffusers.export(tiny_pipe(), tmp_path / "model")
-    base = ["finetune", str(films), "--model", str(tmp_path / "model"), "--steps", "2"]
-    assert cli.main([*base, "--out", str(tmp_path / "all")]) == 0
-    assert minicogvx.load(tmp_path / "all" / "pipeline").num_frames == 9
-    assert cli.main([*base, "--out", str(tmp_path / "lora"), "--lora", "2"]) == 0
-    assert (tmp_path / "lora" / FILE).exists()
-    assert cli.main(["generate", CAPTIONS[0], "--model", str(tmp_path / "model"), "--lora", str(tmp_path / "lora"),
-                     "--steps", "1", "--out", str(tmp_path / "a.mp4")]) == 0
-    assert cli.main([*base, "--out", str(tmp_path / "image"), "--image-to-video"]) == 0
-    assert minicogvx.load(tmp_path / "image" / "pipeline").takes_image_channels
-    capsys.readouterr()
-    assert cli.main([*base, "--out", str(tmp_path / "all"), "--set", "warmup=7"]) == 2
-    assert "was begun with warmup=100, not 7" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from minicogvx.interop.safetensors_files import read_sharded
+from minicogvx.interop.safetensors_files import read_sharded, read_tensors
 from minicogvx.training.lora import FILE
 from tests.test_finetune import films_and_model
 
@@ -53,8 +53,17 @@ def test_sharded_training_learns_what_replicated_training_learns_and_goes_on_aft
     run(home, "sharded", "--steps", "4", "--set", "sharding=fsdp")
     again = weights(home, "sharded")
     assert all(torch.equal(sharded[name], again[name]) for name in start)
+    run(home, "offloaded", "--steps", "4", "--set", "sharding=fsdp", "--set", "offload=True")
+    offloaded = weights(home, "offloaded")
+    assert all(torch.equal(sharded[name], offloaded[name]) for name in start)
 
 
-def test_adapters_under_fsdp(home):
-    run(home, "lora", "--steps", "2", "--lora", "2", "--set", "sharding=fsdp")
-    assert (home / "lora" / FILE).exists() and not (home / "lora" / "pipeline").exists()
+def test_adapters_learn_the_same_under_fsdp(home):
+    for out, sharding in (("lora", "fsdp"), ("lora_replicated", "replicate")):
+        run(home, out, "--steps", "3", "--lora", "2", "--set", f"sharding={sharding}")
+        assert not (home / out / "pipeline").exists()
+    sharded, replicated = (read_tensors(home / out / FILE) for out in ("lora", "lora_replicated"))
+    assert sharded.keys() == replicated.keys() and any("to_v.lora_B" in name for name in sharded)
+    for name in sharded:
+        if "lora_B" in name and "to_k" not in name and "to_q" not in name:  # from zero: all of it was learnt
+            assert (sharded[name] - replicated[name]).norm() <= 0.05 * replicated[name].norm() > 0, name

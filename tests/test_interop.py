@@ -369,6 +369,21 @@ def test_export_replaces_only_what_it_may(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
+def test_what_a_killed_export_left_is_cleared_by_the_next(tmp_path):
+    pipe, place, part, old = tiny_pipeline(), tmp_path / "out", tmp_path / ".out.part", tmp_path / ".out.old"
+    export(pipe, place)
+    for left in (part, old):
+        (left / "vae").mkdir(parents=True)
+    export(pipe, place, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    place.rename(old)  # killed between the two renames
+    part.mkdir()
+    with pytest.raises(ValueError, match="out is there already"):
+        export(tiny_pipeline({"position": "sincos"}), place)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert same(weights(load_pipeline(place)), weights(pipe))
+
+
 @pytest.mark.parametrize("change, found", [
     ({"transformer": {"modulation": "separate"}}, "modulation='separate'"),
     ({"transformer": {"position": "learned"}}, "position='learned'"),

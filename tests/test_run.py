@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +99,36 @@ def test_a_full_disk_costs_one_checkpoint_and_no_step(tmp_path, capsys, monkeypa
     assert same(train(quiet(tmp_path)), whole)
     assert files(tmp_path) == ["linear_00000002.safetensors", "linear_00000006.safetensors"]
     assert "no checkpoint at step 4" in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_figures_and_no_step(tmp_path, capsys, monkeypatch):
+    whole, real = train(Keep(progress=False)), Path.open
+
+    def full(self, *arguments, **options):
+        if self.suffix == ".jsonl":
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert same(train(quiet(tmp_path)), whole)
+    assert capsys.readouterr().err.count("figures are missing from step 0 on: [Errno 28]") == 1
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_crowd_out_new_ones(tmp_path):
+    train(quiet(tmp_path))
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    seen, real = [], Checkpoints.save
+
+    def save(self, *arguments):
+        path = real(self, *arguments)
+        seen.append(files(tmp_path))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        train(quiet(tmp_path))
+    assert seen[0] == ["linear_00000002.safetensors"] and len(seen[1]) == 2
 
 
 def test_a_full_disk_at_the_last_step_is_an_error_that_names_the_file(tmp_path, monkeypatch):

@@ -75,6 +75,22 @@ def test_captioning_goes_on_where_it_was_cut_off(world, tmp_path):
     assert asked == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"] and texts == ["film 0.mp4", "film 1.mp4", "later", "later"]
 
 
+def test_what_another_captioner_had_begun_is_not_taken(world, tmp_path):
+    folder, _ = world
+    found, out = scan_folder(folder, need_captions=False).clips[:2], tmp_path / "captions.jsonl"
+
+    def breaks_off(clip):
+        if clip is found[1]:
+            raise KeyboardInterrupt
+        return "short"
+
+    with pytest.raises(KeyboardInterrupt):
+        caption_clips(found, breaks_off, out, progress=False, by="one")
+    caption_clips(found, lambda clip: "long", out, progress=False, by="other")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["long", "long"] and all("by" not in row for row in rows)
+
+
 def test_one_frame_every_two_seconds(tmp_path):
     mp4(tmp_path / "ramp.mp4", ramp(40))  # 5 seconds
     clip, = scan_folder(tmp_path, need_captions=False).clips

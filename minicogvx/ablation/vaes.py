@@ -15,8 +15,9 @@ from minicogvx.ablation.transformers import check_run, is_measured
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.presets import VAEConfig
+from minicogvx.training.critic import Critic
 from minicogvx.training.optim import warmup_cosine
-from minicogvx.training.vae import Critic, VAEStage, backward, initialise, world_batch
+from minicogvx.training.vae import VAEStage, backward, initialise, world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import PerceptualDistance, VAELoss, VAELossConfig, kl_divergence
 
@@ -136,7 +137,8 @@ def _train(name: str, config: VAEConfig, plan: Sequence[VAEStage], measures: Map
     vae = CausalVAE(config)
     initialise(vae)
     first = plan[0]  # its learning rates are those of the shipped VAE
-    optimizer, critic = first.new_optimizer(vae.named_parameters()), Critic(first)
+    optimizer = first.new_optimizer(vae.named_parameters())
+    critic = Critic(first.loss, first.discriminator, first.num_frames)
     objective = VAELoss(first.loss, critic.network)
     parameters = sum(p.numel() for p in vae.parameters())
     curves = {behind: VAECurve(name + behind, seed, parameters, [], [], [], [], [], [], measure.flicker_of_true, 0.0)

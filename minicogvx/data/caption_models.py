@@ -1,6 +1,7 @@
 """Models in transformers folders that write captions: picture to text, text to text. Only safetensors are opened."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,8 +25,8 @@ class VisionLanguageModel:
     """
 
     def __init__(self, folder: str | Path, prompt: str, max_new_tokens: int = _NEW_TOKENS):
-        self.model = _open(AutoModelForImageTextToText, folder, use_safetensors=True, dtype="auto")
-        self.processor = _open(AutoProcessor, folder)
+        self.model = open_model(AutoModelForImageTextToText, folder, use_safetensors=True, dtype="auto")
+        self.processor = open_model(AutoProcessor, folder)
         self.model.to(choose_device()).eval()
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
 
@@ -47,9 +48,9 @@ class LanguageModel:
     """A prompt -> the answer of the causal or encoder-decoder model in `folder`; the most likely words are taken."""
 
     def __init__(self, folder: str | Path, max_new_tokens: int = _NEW_TOKENS):
-        kind = AutoModelForSeq2SeqLM if _open(AutoConfig, folder).is_encoder_decoder else AutoModelForCausalLM
-        self.model = _open(kind, folder, use_safetensors=True, dtype="auto").to(choose_device()).eval()
-        self.tokenizer = _open(AutoTokenizer, folder)
+        kind = AutoModelForSeq2SeqLM if open_model(AutoConfig, folder).is_encoder_decoder else AutoModelForCausalLM
+        self.model = open_model(kind, folder, use_safetensors=True, dtype="auto").to(choose_device()).eval()
+        self.tokenizer = open_model(AutoTokenizer, folder)
         self.max_new_tokens = max_new_tokens
 
     @torch.no_grad()
@@ -62,7 +63,11 @@ class LanguageModel:
         return _answer(self.model, self.tokenizer, inputs.to(self.model.device), self.max_new_tokens)
 
 
-def _open(kind, folder: str | Path, **options):
+def open_model(kind: type, folder: str | Path, **options) -> Any:
+    """What `kind` of transformers finds in `folder`; nothing is downloaded.
+
+    Raises FileNotFoundError for a missing folder, and ValueError, in one sentence, for one that does not open.
+    """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; it must hold a model as transformers saves it")
     try:

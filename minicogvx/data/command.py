@@ -66,6 +66,8 @@ def _add_curate(commands) -> None:
     words = "cut films into shots, drop the bad ones, write kept.jsonl and report.html"
     curate = _command(commands, "curate", words, _curate)
     curate.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
+    curate.add_argument("--aesthetic", metavar="FOLDER", help="an aesthetics predictor, as transformers saves it "
+                                                              "(default: that score is not measured)")
     curate.add_argument("--best", type=float, metavar="SHARE", help="also write best.jsonl, this share of the kept")
     for name, value in vars(CurationThresholds()).items():
         option = "--" + name.replace("_", "-")
@@ -120,9 +122,17 @@ def _curate(arguments: argparse.Namespace) -> int:
     from minicogvx.data.shots import CurationThresholds
 
     thresholds = CurationThresholds(**{name: getattr(arguments, name) for name in vars(CurationThresholds())})
+    if thresholds.min_aesthetic != CurationThresholds().min_aesthetic and not arguments.aesthetic:
+        raise ValueError(f"min-aesthetic is {thresholds.min_aesthetic}, and nothing measures it; name a predictor with "
+                         f"--aesthetic")
     if arguments.best is not None and not 0 < arguments.best <= 1:
         raise ValueError(f"best is {arguments.best}; it must be above 0 and at most 1")
-    result = curate(arguments.folder, arguments.out, thresholds, listing=arguments.list)
+    scorer = None
+    if arguments.aesthetic:
+        from minicogvx.data.aesthetics import AestheticScorer
+
+        scorer = AestheticScorer(arguments.aesthetic)
+    result = curate(arguments.folder, arguments.out, thresholds, scorer, arguments.list)
     reasons = Counter(reason for shot in result.dropped for reason in shot.reasons)
     told = f" ({', '.join(f'{reason} {number}' for reason, number in reasons.most_common())})" if reasons else ""
     print(f"{len(result.kept)} shots kept, {len(result.dropped)} dropped{told}, {len(result.problems)} problems")
@@ -144,7 +154,8 @@ def _caption(arguments: argparse.Namespace) -> int:
     captioner = caption_shapes if arguments.captioner == "shapes" else DenseCaptioner.from_folder(
         arguments.captioner, arguments.summary, arguments.every)
     out = Path(arguments.out or arguments.list or Path(arguments.folder) / METADATA)
-    problems = found.problems + caption_clips(found.clips, captioner, out, arguments.overwrite)
+    by = f"{arguments.captioner} {arguments.summary} {arguments.every:g}"
+    problems = found.problems + caption_clips(found.clips, captioner, out, arguments.overwrite, by=by)
     _print_problems(problems)
     print(out)
     return 0

@@ -144,16 +144,17 @@ def caption_shapes(clip: VideoClip, seed: int = 0) -> str:
 
 
 def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str | Path, overwrite: bool = False,
-                  progress: bool = True) -> list[Problem]:
+                  progress: bool = True, by: str = "") -> list[Problem]:
     """Write `out`, lines as in metadata.jsonl, with a caption for each clip; those that have one keep it by default.
 
-    What is done is noted in `out.part` as it goes: a run that was cut off goes on there. Clips that the captioner
+    What is done is noted in `out.part` as it goes: a run that was cut off goes on there, if `by`, which says who
+    captions and how, is the same. Clips that the captioner
     cannot name are left out and returned with the reason. Where `out` is there already, its lines on other files and
     its other fields, such as scores, stay.
     """
     out, problems = Path(out), []
     part = out.with_name(out.name + ".part")
-    done = {key: row["text"] for key, row in _rows(part).items()}
+    done = {key: row["text"] for key, row in _rows(part).items() if row.get("by") == by}
     part.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with part.open("a", encoding="utf-8") as notes:
@@ -169,7 +170,7 @@ def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str
                 except ValueError as error:
                     problems.append(Problem(clip.name, str(error).removeprefix(str(clip.path)).strip()))
                     continue
-                notes.write(json.dumps(row | {"text": done[key]}, ensure_ascii=False) + "\n")
+                notes.write(json.dumps(row | {"text": done[key], "by": by}, ensure_ascii=False) + "\n")
                 notes.flush()
             rows.append(row | {"text": done[key]})
     old, names = _rows(out), {clip.name for clip in clips}

@@ -34,7 +34,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
         return folder
     if name in PRESETS:
         published = PRESETS[name].transformer.text_embed_dim == 4096
-        way = "download them as diffusers has them" if published else "train them with `minicogvx train`"
+        way = "download them as diffusers has them" if published else "train the model first"
         raise ValueError(f"the weights of {name!r} are not shipped; {way}, then give their folder")
     known = " or ".join([*map(repr, shipped()), "an existing folder"])
     raise ValueError(f"there is no model {name!r}; it must be {known} (the presets are {', '.join(PRESETS)})")

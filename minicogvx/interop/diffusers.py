@@ -8,7 +8,6 @@ scale, and the config fields that the other files have no place for. Where it is
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -165,16 +164,16 @@ def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch
         ValueError: a folder in the way, a departure, or a weight that is not finite; nothing is left behind.
     """
     folder = Path(folder).absolute()
+    _tidy(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (overwrite and folder.is_dir()):
         raise ValueError(f"{folder} is there already and is not an empty folder; name a new one or pass overwrite=True")
     found = _departures(pipe)
     if found and not allow_departures:
         raise ValueError(f"diffusers cannot compute {', '.join(found)}; export a model without it, or pass "
                          f"allow_departures=True for a folder that minicogvx alone opens")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = _beside(folder, "part")
     try:
-        part.chmod(0o755)
+        part.mkdir(parents=True)
         _write_parts(pipe, part, dtype, max_shard_bytes)
         _move(part, folder)
     finally:
@@ -225,9 +224,21 @@ def _index(pipe) -> dict:
             "vae": ["minicogvx", "CausalVAE"] if departures(vae) else their_vae}
 
 
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _tidy(folder: Path) -> None:
+    """Clears what an export left that was killed; if that was between its two renames, the old folder comes back."""
+    if _beside(folder, "old").exists() and not folder.exists():
+        os.replace(_beside(folder, "old"), folder)
+    for kind in ("part", "old"):
+        shutil.rmtree(_beside(folder, kind), ignore_errors=True)
+
+
 def _move(part: Path, folder: Path) -> None:
     """Puts the finished folder in its place. An old one steps aside first and comes back if that fails."""
-    old = part.with_name(part.name + ".old")
+    old = _beside(folder, "old")
     if folder.exists():
         os.replace(folder, old)
     try:

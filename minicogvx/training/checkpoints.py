@@ -52,16 +52,18 @@ class Checkpoints:
         return sorted(self.folder.glob(f"{self.name}_*.safetensors"), reverse=True)
 
     def save(self, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> Path:
-        """Writes the state after `step` steps, then removes all but the newest `keep` files.
+        """Writes the state after `step` steps, then removes all files but the newest `keep` up to that step.
 
-        Raises OSError where there is no room; what was there before is there still.
+        What is there of later steps was found damaged: the run began before it. Raises OSError where there is no room;
+        what was there before is there still.
         """
         path = self.folder / f"{self.name}_{step:08d}.safetensors"
         try:
             save_checkpoint(path, step, modules, optimizers)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(f"{path} could not be written: {error}") from error
-        for old in self.files()[self.keep:]:
+        kept = [file for file in self.files() if file <= path][:self.keep]
+        for old in set(self.files()) - set(kept):
             old.unlink(missing_ok=True)
         return path
 

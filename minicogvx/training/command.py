@@ -1,6 +1,7 @@
 """`minicogvx train`: makes a model anew from nothing, by its recipe."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,16 +15,19 @@ def main(argv: list[str] | None = None) -> int:
     Under torchrun every rank calls it, and they train one model together. The recipes and their minutes are those of
     a processor, so a GPU is taken only where it is asked for.
     """
+    from minicogvx.presets import preset
     from minicogvx.training.distributed import leave, ranks
     from minicogvx.training.overrides import fields, override
     from minicogvx.training.recipe import RECIPES, train_recipe
     from minicogvx.training.run import Keep
 
     arguments = _parser(tuple(RECIPES)).parse_args(argv)
-    recipe = override(RECIPES[arguments.recipe], *arguments.set)
+    own = preset(RECIPES[arguments.recipe].preset)
+    recipe = override(replace(RECIPES[arguments.recipe], sizes=own), *arguments.set)
     if arguments.show:
         print("\n".join(f"{path}={value!r}" for path, value in fields(recipe).items()))
         return 0
+    recipe = replace(recipe, sizes=None) if recipe.sizes == own else recipe
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', and PyTorch finds no GPU here; leave it out to train on the processor")
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
@@ -45,7 +49,8 @@ def _parser(recipes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser.add_argument("recipe", choices=recipes, help="which model")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: runs/RECIPE)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
-                        help="change one number, such as transformer.stages.1.steps=200; may be repeated")
+                        help="change one number, such as transformer.stages.1.steps=200 or "
+                             "sizes.transformer.num_layers=4; may be repeated")
     parser.add_argument("--show", action="store_true", help="print every number of the recipe by its path, and stop")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N",

@@ -12,7 +12,7 @@ iteration: on two CPU ranks and the toy's transformer a step took 1.0 to 1.8 s, 
 import gc
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -31,27 +31,42 @@ from minicogvx.transformer.model import ExpertTransformer
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is: its number, of how many, and where it computes. The default is a process alone."""
+    """Who this process is: its number, of how many, and where it computes. The default is a process alone.
+
+    `context` neighbours are a team that holds each of its clips together, some frames each (vae/context_parallel.py).
+    """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    context: int = 1
+    group: dist.ProcessGroup | None = None  # this rank's team; None: all ranks
+
+    def __post_init__(self):
+        if self.context < 1 or self.world_size % self.context:
+            raise ValueError(f"context_ranks is {self.context}; it must divide {self.world_size}, the number of ranks")
 
     @property
     def first(self) -> bool:
         """Whether this rank is the one that prints and writes."""
         return self.rank == 0
 
+    @property
+    def teams(self) -> int:
+        """How many teams there are: as many as ranks, unless neighbours share their clips."""
+        return self.world_size // self.context
+
     def part(self, batch_size: int) -> slice:
         """Where this rank's clips lie in a batch of all ranks together: equal parts, one behind the other.
 
-        Raises ValueError for a batch that the ranks do not divide.
+        Raises ValueError for a batch that the ranks, or teams of them, do not divide.
         """
-        if batch_size % self.world_size:
+        if batch_size % self.teams:
+            who = "ranks" if self.context == 1 else f"teams of {self.context} ranks"
             raise ValueError(f"batch_size is {batch_size}, of all ranks together; it must be a multiple of "
-                             f"{self.world_size}, the number of ranks")
-        own = batch_size // self.world_size
-        return slice(self.rank * own, (self.rank + 1) * own)
+                             f"{self.teams}, the number of {who}")
+        own, team = batch_size // self.teams, self.rank // self.context
+        return slice(team * own, (team + 1) * own)
 
 
 def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
@@ -191,11 +206,11 @@ def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
 
 
 @torch.no_grad()
-def average_gradients(parameters: Iterable[Tensor], ranks: Ranks, sum_only: bool = False) -> None:
+def average_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
     """Replaces each gradient by its mean over ranks, in one message: for small modules that `wrap` has not seen.
 
-    `sum_only`: their sum, for ranks that hold parts of one clip (`vae/context_parallel.py`). A missing gradient counts
-    as zero, so that all ranks send the same.
+    Within a team, whose ranks hold parts of the same clips, gradients are summed. A missing one counts as zero, so that
+    all ranks send the same.
     """
     if ranks.world_size == 1:
         return
@@ -203,7 +218,7 @@ def average_gradients(parameters: Iterable[Tensor], ranks: Ranks, sum_only: bool
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
                       .to(torch.promote_types(p.dtype, torch.float32)) for p in parameters])
     dist.all_reduce(flat)
-    flat /= 1 if sum_only else ranks.world_size
+    flat /= ranks.teams
     for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
         p.grad = grad.view_as(p).to(p.dtype)
 
@@ -237,15 +252,6 @@ def mean_over_ranks(values: Mapping[str, float | Tensor], ranks: Ranks) -> dict[
     both = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=ranks.device)
     dist.all_reduce(both)
     return dict(zip(values, (both / ranks.world_size).tolist()))
-
-
-def gather(own: Tensor, lengths: Sequence[int], ranks: Ranks) -> Tensor:
-    """The parts of all ranks, one behind the other; `lengths`: how many rows each rank has."""
-    parts = [own if rank == ranks.rank else own.new_empty(length, *own.shape[1:])
-             for rank, length in enumerate(lengths)]
-    for rank, part in enumerate(parts) if ranks.world_size > 1 else ():
-        dist.broadcast(part, src=rank)
-    return torch.cat(parts)
 
 
 # ---- what each rank draws

@@ -1,5 +1,6 @@
 """What each step of a fine-tuning sees: batches of one size, or packs of all sizes, from cached clips."""
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +35,12 @@ class Draw:
     """Draws the batches of each step and computes their loss; `tuning` is a `FineTuning`."""
 
     def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
-        self.vae, self.model, self.clips = pipe.vae, model, clips
+        self.vae, self.model, self.clips, self.empty = pipe.vae, model, clips, empty_text(pipe, clips)
         self.tuning, self.ranks, self.seed = tuning, ranks, seed
+        # Under `offload` the weights lie elsewhere than where is computed.
+        self.device = ranks.device if tuning.offload else model.proj_out.weight.device
         self.schedule, self.buckets = NoiseSchedule(pipe.schedule_config), list(clips.buckets().values())
-        self.weights = torch.tensor([float(len(bucket)) for bucket in self.buckets])
+        self.weights = [len(bucket) for bucket in self.buckets]
 
     def batches(self, step: int) -> list[Batch]:
         """The passes of one step. One size a step, the same on all ranks, so that none waits for another.
@@ -45,14 +48,13 @@ class Draw:
         A size is as likely as it has clips. A rank's generator draws clips, dropped captions, latents, noise,
         timesteps, and what belongs to the image.
         """
-        # A seed that no rank draws from: else which size and which clips of it would hang together.
-        shared = torch.Generator().manual_seed(2**62 + self.seed * 10_000_000 + step)
-        bucket = self.buckets[int(torch.multinomial(self.weights, 1, generator=shared))]
+        # Python's own generator: torch's keeps 32 bits of a seed, and size and clips must not hang together.
+        bucket, = random.Random(f"size {self.seed} {step}").choices(self.buckets, self.weights)
         generator = rank_generator(self.seed * 10_000_000 + step, self.ranks)
         index = bucket[torch.randint(len(bucket), (self.tuning.batch_size,), generator=generator)]
         dropped = torch.rand(len(index), generator=generator) < self.tuning.text_dropout
         x0 = whole_patches(self.clips.draw(index, generator), self.model.config.patch_size_t)
-        text = torch.where(dropped[:, None, None], self.clips.empty_text(), self.clips.text(index))
+        text = torch.where(dropped[:, None, None], self.empty, self.clips.text(index))
         noise = torch.randn(x0.shape, generator=generator)
         t = draw_timesteps(len(x0), self.schedule.num_train_timesteps, self.ranks, generator, self.tuning.timesteps)
         beside = None
@@ -64,8 +66,7 @@ class Draw:
     def backward(self, network: nn.Module, batch: Batch) -> float:
         """Leaves gradients on the model; the loss, times the batch's share."""
         weight = self.model.proj_out.weight
-        x0, noise, text = (x.to(weight.device) for x in (batch.x0, batch.noise, batch.text))
-        t = batch.t.to(weight.device)
+        x0, noise, text, t = (x.to(self.device) for x in (batch.x0, batch.noise, batch.text, batch.t))
         x = self.schedule.add_noise(x0, noise, t)
         if batch.beside is not None:
             x = torch.cat([x, batch.beside.to(x)], dim=1)
@@ -94,6 +95,7 @@ class PackedDraw:
 
     def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
         self.model, self.clips, self.tuning, self.ranks, self.seed = model, clips, tuning, ranks, seed
+        self.empty = empty_text(pipe, clips)
         self.schedule, self.epoch, self.before = NoiseSchedule(pipe.schedule_config), 0, 0
         self.tokens = [self._tokens(i) for i in range(len(clips))]
         self.packs = self._fill(0)
@@ -131,11 +133,17 @@ class PackedDraw:
         weight, patch_t = self.model.proj_out.weight, self.model.config.patch_size_t
         dropped = torch.rand(len(pack.indices), generator=generator) < self.tuning.text_dropout
         x0 = [whole_patches(self.clips.draw([i], generator), patch_t)[0].to(weight.device) for i in pack.indices]
-        texts = [(self.clips.empty_text() if drop else self.clips.text([i]))[0].to(weight.device, weight.dtype)
+        texts = [(self.empty if drop else self.clips.text([i]))[0].to(weight.device, weight.dtype)
                  for i, drop in zip(pack.indices, dropped)]
         noises = [torch.randn(clip.shape, generator=generator).to(weight.device) for clip in x0]
         t = draw_timesteps(len(x0), self.schedule.num_train_timesteps, self.ranks, generator, self.tuning.timesteps)
         return PackBatch(x0, texts, noises, t.to(weight.device))
+
+
+def empty_text(pipe: Pipeline, clips: CachedClips) -> Float[Tensor, "1 n d"]:
+    """What stands for a dropped caption: what the pipeline's guidance will compare with."""
+    empty = clips.empty_text()
+    return torch.zeros_like(empty) if pipe.unconditional == "zeros" else empty
 
 
 def whole_patches(latents: Float[Tensor, "b c t h w"], patch_t: int | None) -> Float[Tensor, "b c t2 h w"]:

@@ -4,22 +4,23 @@ The text encoder and the VAE stay as they are. Learning rates and the rest are t
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from minicogvx.pipeline import Pipeline
+from minicogvx.presets import TransformerConfig
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.distributed import Ranks, mean_over_ranks, wrap
 from minicogvx.training.draws import Draw, PackedDraw
 from minicogvx.training.image_condition import ImageCondition, widen_for_image
-from minicogvx.training.lora import add_lora
+from minicogvx.training.lora import add_lora, check_lora
 from minicogvx.training.master_weights import MasterWeights, OwnWeights
-from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.sharded_run import ShardedCheckpoints
-from minicogvx.training.transformer import is_block_matrix
 from minicogvx.transformer.model import ExpertTransformer
 
 
@@ -46,6 +47,7 @@ class FineTuning:
     compile: bool = False
     timesteps: Literal["rank", "stratified", "uniform"] = "stratified"  # see training/distributed.py
     sharding: Literal["replicate", "fsdp"] = "replicate"  # on several ranks; see training/distributed.py
+    offload: bool = False  # under "fsdp": weights and optimizer state lie in the memory of the CPU
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("lora_rank", 0), ("warmup", 0),
@@ -56,11 +58,14 @@ class FineTuning:
             raise ValueError(f"text_dropout is {self.text_dropout}; it must be from 0 to below 1")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'adamw' or 'muon'")
-        if self.sharding == "fsdp" and (self.optimizer == "muon" or self.ema_decay):
-            raise ValueError("sharding is 'fsdp'; it goes with optimizer='adamw' and ema_decay=0")
-        if self.sequence_length and (self.image_to_video or self.sharding == "fsdp" or self.accumulate > 1):
+        if self.sharding == "fsdp" and (self.optimizer == "muon" or self.ema_decay or self.compile):
+            raise ValueError("sharding is 'fsdp'; it goes with optimizer='adamw', ema_decay=0 and compile=False")
+        if self.offload and self.sharding != "fsdp":
+            raise ValueError(f"offload is True; it goes with sharding='fsdp', not {self.sharding!r}")
+        if self.sequence_length and (self.image_to_video or self.sharding == "fsdp" or self.accumulate > 1
+                                     or self.compile):
             raise ValueError(f"sequence_length is {self.sequence_length}; packing does not go with image_to_video, "
-                             f"sharding='fsdp' or accumulate (each pack is a pass already)")
+                             f"sharding='fsdp', compile or accumulate (each pack is a pass already)")
 
     @property
     def rate(self) -> float:
@@ -73,19 +78,30 @@ class FineTuning:
         return self.lora_alpha or self.lora_rank / 2
 
 
+def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
+    """Raises ValueError for a model that cannot be trained so.
+
+    Such as an image-to-video model without images, and LoRA on a model whose image channels are new: they would stay
+    zero.
+    """
+    takes_image = config.in_channels != config.out_channels
+    if takes_image and not tuning.image_to_video:
+        raise ValueError("this model makes videos from an image; train it with image_to_video=True")
+    if tuning.lora_rank and tuning.image_to_video and not takes_image:
+        raise ValueError(f"lora_rank is {tuning.lora_rank}, and this model takes no image yet; train all its "
+                         f"weights with image_to_video=True first")
+    if tuning.lora_rank:
+        check_lora(config, tuning.lora_rank, tuning.alpha)
+
+
 def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
     """The transformer that will learn: widened for the image if need be, with adapters if asked for.
 
-    Raises ValueError for an image-to-video model that is to be trained without images, and for LoRA on a model whose
-    image channels are new: they would stay zero.
+    Raises what `check_model` raises.
     """
     model = pipe.transformer
-    if pipe.takes_image_channels and not tuning.image_to_video:
-        raise ValueError("this model makes videos from an image; train it with image_to_video=True")
+    check_model(model.config, tuning)
     if tuning.image_to_video and not pipe.takes_image_channels:
-        if tuning.lora_rank:
-            raise ValueError(f"lora_rank is {tuning.lora_rank}, and this model takes no image yet; train all its "
-                             f"weights with image_to_video=True first")
         model = widen_for_image(model)
     model.requires_grad_(True)
     if tuning.lora_rank:
@@ -102,9 +118,9 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
     from its own seed: a run that was killed ends in the same weights, bit for bit. With several ranks, each draws its
     own clips, and gradients are averaged. Raises ValueError for a cache that does not fit, before any work.
     """
+    torch.manual_seed(seed)  # adapters start at random
     model = prepare(pipe, tuning)
     check_clips(clips, pipe, model, tuning)
-    torch.manual_seed(seed)
     network, weights, files = spread(model, tuning, keep, ranks)
     optimizer = MuonAdamW(weights.named_weights(), 10 * tuning.rate, tuning.rate,
                           lambda name, p: tuning.optimizer == "muon" and is_block_matrix("transformer." + name, p),
@@ -131,11 +147,23 @@ def spread(model: ExpertTransformer, tuning: FineTuning, keep: Keep, ranks: Rank
         nn.Module, MasterWeights | OwnWeights, ShardedCheckpoints | None]:
     """What computes, what learns, and where checkpoints go: whole on every rank, or a part of it on each (FSDP2)."""
     if tuning.sharding == "replicate" or ranks.world_size == 1:
+        if keep.folder:
+            _refuse_others(keep.folder / "checkpoints", sharded=True, here="whole")
         return torch.compile(model) if tuning.compile else model, MasterWeights(model), None
+    if keep.folder:
+        _refuse_others(keep.folder / "checkpoints", sharded=False, here="in parts")
     dtype = model.proj_out.weight.dtype
-    network = wrap(model.float(), ranks, "fsdp", None if dtype == torch.float32 else dtype)
+    network = wrap(model.float(), ranks, "fsdp", None if dtype == torch.float32 else dtype, tuning.offload)
     files = keep.folder and ShardedCheckpoints(keep.folder / "checkpoints", "finetune", ranks, keep.checkpoints)
     return network, OwnWeights(model), files
+
+
+def _refuse_others(folder: Path, sharded: bool, here: str) -> None:
+    """A run begun in one way would otherwise begin anew in the other, and forget."""
+    for path in folder.glob("finetune_*"):
+        if path.is_dir() == sharded:
+            raise ValueError(f"{path} is of a run that kept its weights {'in parts' if sharded else 'whole'} on each "
+                             f"rank, and this one keeps them {here}; start it the same way, or name another folder")
 
 
 def check_clips(clips: CachedClips, pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning) -> None:

@@ -79,10 +79,12 @@ def _world_size() -> int:
 def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     import minicogvx
     from minicogvx.data.video_folder import scan_folder
+    from minicogvx.training.cache_plan import module_fingerprint
     from minicogvx.training.distributed import leave, ranks
     from minicogvx.training.finetune import finetune
     from minicogvx.training.overrides import write_down
 
+    _check(arguments, tuning)
     out, here = keep.folder, ranks(timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
     if here.first and arguments.stage == 4 and not arguments.list:
         print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
@@ -90,34 +92,59 @@ def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     if here.first:
         for problem in found.problems:
             print(f"left out {problem.name}: {problem.reason}")
-    pipe = minicogvx.load(arguments.model, device=here.device)
+    in_parts = tuning.sharding == "fsdp" and here.world_size > 1
+    pipe = minicogvx.load(arguments.model, device="cpu" if in_parts else here.device)  # FSDP2 brings its parts itself
     if here.first:
-        write_down(out / "finetuning.json", tuning, arguments.seed)
+        write_down(out / "finetuning.json", tuning, arguments.seed,
+                   {"weights of the model": module_fingerprint(pipe.transformer)})
     clips = _cache(arguments, pipe, found.clips, out / "cache", here, tuning)
+    for problem in clips.problems if here.first else ():
+        print(f"left out {problem.name}: {problem.reason}")
     model = finetune(pipe, clips, tuning, arguments.seed, keep, here)
-    told = _write(pipe, model, tuning, out, arguments.model, here)
+    told = _write(pipe, model, tuning, out, arguments.model, arguments.fps, here)
     if here.first:
         print(told)
     leave()
     return 0
 
 
+def _check(arguments, tuning) -> None:
+    """Refuses what the model cannot do before a film is opened."""
+    from minicogvx.training.finetune import check_model
+
+    vae, transformer, _ = _configs(arguments.model)
+    check_model(transformer, tuning)
+    _settings(arguments, tuning).check(vae)
+
+
+def _settings(arguments, tuning):
+    """How films are read, where the command line does not say as the model's own."""
+    from minicogvx.training.cache import CacheSettings
+
+    vae, transformer, fps = _configs(arguments.model)
+    return CacheSettings(num_frames=arguments.num_frames or transformer.sample_frames,
+                         height=arguments.height or transformer.sample_height * vae.spatial_compression_ratio,
+                         width=arguments.width or transformer.sample_width * vae.spatial_compression_ratio,
+                         fps=arguments.fps or fps, first_frame=tuning.image_to_video)
+
+
 def _cache(arguments, pipe, clips, folder, here, tuning):
-    """Encoded by the first rank; the others wait and read."""
-    from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
+    """Encoded by the first rank; the others wait and read. What training has no use for then leaves the GPU."""
+    from minicogvx.training.cache import CachedClips, cache_clips
     from minicogvx.training.distributed import barrier
 
-    settings = CacheSettings(num_frames=arguments.num_frames or pipe.num_frames, height=arguments.height or pipe.height,
-                             width=arguments.width or pipe.width, fps=arguments.fps or pipe.fps,
-                             first_frame=tuning.image_to_video)
     if here.first:
-        cache_clips(clips, folder, pipe.vae, pipe.text, settings, next(pipe.vae.parameters()).dtype)
+        for part in (pipe.vae, pipe.text):
+            part.to(here.device)
+        cache_clips(clips, folder, pipe.vae, pipe.text, _settings(arguments, tuning), next(pipe.vae.parameters()).dtype)
     barrier(here)
+    pipe.text.to("cpu")
+    pipe.vae.to(here.device if tuning.image_to_video else "cpu")  # pictures are noised and encoded anew in every step
     return CachedClips(folder)
 
 
-def _write(pipe, model, tuning, out: Path, model_name: str, here) -> str:
-    """All ranks call it; the first one writes, and says what to do next."""
+def _write(pipe, model, tuning, out: Path, model_name: str, fps: int | None, here) -> str:
+    """All ranks call it; the first one writes, and says what to do next. `fps`: of the films, if not the model's."""
     from minicogvx.interop import diffusers
     from minicogvx.pipeline import Pipeline
     from minicogvx.training.lora import lora_tensors, write_lora
@@ -132,7 +159,7 @@ def _write(pipe, model, tuning, out: Path, model_name: str, here) -> str:
         return f'{path}: minicogvx generate "..." --model {model_name} --lora {path}'
     trained = ExpertTransformer(model.config).to(next(pipe.vae.parameters()).dtype)
     trained.load_state_dict(weights)
-    whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, pipe.fps, pipe.unconditional,
+    whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, fps or pipe.fps, pipe.unconditional,
                      pipe.guidance_scale)
     diffusers.export(whole, out / "pipeline", overwrite=True)
     return f'{out / "pipeline"}: minicogvx generate "..." --model {out / "pipeline"}'

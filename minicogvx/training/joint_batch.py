@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,13 @@ def own_part(joint: Batch, here: Ranks) -> Batch:
     return joint[joint.t.argsort(stable=True)[here.part(len(joint.t))]] if here.world_size > 1 else joint
 
 
+def form_team(here: Ranks) -> Ranks:
+    """`here` with the means to speak to its team, where neighbours share clips. All ranks call it."""
+    if here.teams == 1 or here.context == 1:
+        return here
+    return replace(here, group=dist.new_subgroups(here.context)[0])
+
+
 def parts(length: int, count: int) -> list[slice]:
     """`count` slices of a batch, as equal as can be: gradient accumulation."""
     bounds = [length * i // count for i in range(count + 1)]
@@ -48,7 +55,7 @@ def parts(length: int, count: int) -> list[slice]:
 
 @contextmanager
 def joint_gradient(weight: Tensor, ranks: Ranks) -> Iterator[None]:
-    """While open, each gradient that reaches `weight` is its mean over ranks, `torch.autograd.grad` included.
+    """While open, each gradient that reaches `weight` is its mean over ranks (its sum within a team).
 
     For a loss that compares gradients, as the adaptive weight of the GAN does: each rank sees those of the whole batch.
     """
@@ -59,7 +66,7 @@ def joint_gradient(weight: Tensor, ranks: Ranks) -> Iterator[None]:
     def mean(gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient / ranks.world_size
+        return gradient / ranks.teams
 
     handle = weight.register_hook(mean)
     try:

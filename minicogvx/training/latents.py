@@ -1,15 +1,17 @@
 """A set of training clips, encoded once: diffusion training then never touches a pixel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from minicogvx.data.shapes import Scene, render_batch, sample_scenes
 from minicogvx.training.alignment import scene_features
-from minicogvx.training.distributed import Ranks, gather
+from minicogvx.training.distributed import Ranks
 from minicogvx.vae import CausalVAE
 
 
@@ -61,7 +63,7 @@ def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_obj
         stds.append(posterior.std.bfloat16().contiguous().cpu())
         features.append(scene_features(some, num_frames, side // space, ratio).bfloat16())
     lengths = [sum(map(len, share)) for share in batches]
-    mean, std, features = (gather(torch.cat(parts), lengths, here) for parts in (means, stds, features))
+    mean, std, features = (_gather(torch.cat(parts), lengths, here) for parts in (means, stds, features))
     return LatentSet(scenes, mean, std, vae.config.scaling_factor, features)
 
 
@@ -71,3 +73,12 @@ def _shares(scenes: list[Scene], batch_size: int, here: Ranks) -> list[list[list
     batches = [scenes[i:i + size] for i in range(0, len(scenes), size)]
     bounds = [len(batches) * rank // here.world_size for rank in range(here.world_size + 1)]
     return [batches[low:high] for low, high in zip(bounds, bounds[1:])]
+
+
+def _gather(own: Tensor, lengths: Sequence[int], ranks: Ranks) -> Tensor:
+    """The parts of all ranks, one behind the other; `lengths`: how many rows each rank has."""
+    parts = [own if rank == ranks.rank else own.new_empty(length, *own.shape[1:])
+             for rank, length in enumerate(lengths)]
+    for rank, part in enumerate(parts) if ranks.world_size > 1 else ():
+        dist.broadcast(part, src=rank)
+    return torch.cat(parts)

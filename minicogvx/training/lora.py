@@ -6,6 +6,7 @@ model as it is. The published fine-tuning code adapts queries, keys, values and 
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.model import ExpertTransformer
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -20,15 +22,22 @@ FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 _PREFIX, _METADATA = "transformer.", "lora_adapter_metadata"
 
 
+def check_lora(config: TransformerConfig, rank: int, alpha: float) -> None:
+    """Raises ValueError for a rank below 1 or above the width, an alpha that is not above 0, and without `peft`."""
+    if not 1 <= rank <= config.width:
+        raise ValueError(f"the rank of LoRA is {rank}; it must be from 1 to {config.width}, the model's width")
+    if not alpha > 0:
+        raise ValueError(f"the alpha of LoRA is {alpha}; it must be above 0")
+    if find_spec("peft") is None:
+        raise ValueError("LoRA needs the peft package; install it with `pip install peft`")
+
+
 def add_lora(model: ExpertTransformer, rank: int, alpha: float) -> None:
     """Adapters on every attention, in float32 or the model's own format; all other weights are frozen, in place.
 
-    Raises ValueError for a rank below 1 or above the width, or an alpha that is not above 0.
+    Raises what `check_lora` raises.
     """
-    if not 1 <= rank <= model.config.width:
-        raise ValueError(f"the rank of LoRA is {rank}; it must be from 1 to {model.config.width}, the model's width")
-    if not alpha > 0:
-        raise ValueError(f"the alpha of LoRA is {alpha}; it must be above 0")
+    check_lora(model.config, rank, alpha)
     from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)

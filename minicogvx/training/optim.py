@@ -87,8 +87,17 @@ def average(averages: Iterable[nn.Module], modules: Iterable[nn.Module], decay: 
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
-    """Learning-rate factor: linear from 0 to 1 in `warmup` steps, then a cosine down to `floor` at the last step."""
+    """Learning-rate factor: linear from 0 to 1 in `warmup` steps, then a cosine down to `floor` at the last step.
+
+    The warm-up takes at most half of the steps: a short run would otherwise end before it does.
+    """
+    warmup = min(warmup, steps // 2)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup - 1, 1)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """Which parameters Muon takes: the matrices of the blocks of "transformer", without their modulations."""
+    return parameter.ndim == 2 and name.startswith("transformer.transformer_blocks") and ".norm" not in name

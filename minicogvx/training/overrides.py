@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -39,19 +40,37 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
             for path, value in fields(part, f"{prefix}.{name}" if prefix else name).items()}
 
 
-def write_down(path: Path, config: Any, seed: int) -> None:
+def write_down(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {}) -> None:
     """Writes what a run trains with, before it begins; what an earlier call wrote there must be the same.
 
+    A field that did not exist when the run was begun had its default. `also`: what else must stay as it was.
     Raises ValueError, with the first number that differs.
     """
-    numbers = json.loads(json.dumps({"seed": seed} | fields(config)))
+    numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
     if path.exists():
-        before = read_json(path)
+        before = json.loads(json.dumps(_defaults(config) | dict(also))) | read_json(path)
         for name in {**before, **numbers}:
             if before.get(name) != numbers.get(name):
                 raise ValueError(f"{path.parent} was begun with {name}={before.get(name)!r}, not "
                                  f"{numbers.get(name)!r}; name another folder, or remove this one to start anew")
     write_json(path, numbers)
+
+
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The default of every field in `config` that has one, by its path."""
+    if isinstance(config, tuple):
+        parts = {str(i): part for i, part in enumerate(config)}
+    else:
+        parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    found = {}
+    for name, part in parts.items():
+        path = f"{prefix}.{name}" if prefix else name
+        if dataclasses.is_dataclass(part) or isinstance(part, tuple) and any(map(dataclasses.is_dataclass, part)):
+            found |= _defaults(part, path)
+        elif not isinstance(config, tuple):
+            default = next(f.default for f in dataclasses.fields(config) if f.name == name)
+            found |= {} if default is dataclasses.MISSING else {path: default}
+    return found
 
 
 def _replaced(config: Any, changes: list[Change]) -> Any:

@@ -13,6 +13,7 @@ from minicogvx.interop.safetensors_files import load_into, read_tensors, write_j
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, preset
 from minicogvx.training.distributed import Ranks, barrier
+from minicogvx.training.dry_run import check_transformer, check_vae
 from minicogvx.training.latents import LatentSet, encode_world
 from minicogvx.training.overrides import write_down
 from minicogvx.training.run import Keep
@@ -37,6 +38,7 @@ class Recipe:
     two_objects: float  # share of them that show two objects
     transformer: TransformerTraining
     guidance_scale: float = 3.0  # what the model samples with by default; 3 obeyed more training captions than 6
+    sizes: Preset | None = None  # None: those of the preset
 
 
 RECIPES = {recipe.preset: recipe for recipe in (
@@ -70,14 +72,14 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = 
     `out/recipe.json` holds every number of the recipe, `out/minutes.json` the minutes of each part. A second call with
     the same `out` goes on where the first was cut off: the finished VAE is in `out/vae.safetensors`, the state of a
     part under way in `out/checkpoints`. Many ranks share the work and the first of them writes. Raises ValueError if
-    `out` was begun with other numbers, for a batch that the ranks do not divide, for fewer clips than ranks, and for
-    captions that may be too long.
+    `out` was begun with other numbers, for sizes that do not fit each other, for a batch that the ranks do not divide,
+    for fewer clips than ranks, and for captions that may be too long.
     """
-    for stage in (*recipe.vae, *recipe.transformer.stages):
-        here.part(stage.batch_size)  # better now than after the VAE, and so the next two
+    sizes = recipe.sizes or preset(recipe.preset)
+    check_vae(sizes.vae, recipe.vae, here)
+    check_transformer(sizes, recipe.transformer.stages, here)  # better now than after the VAE, and so the next two
     if recipe.clips < here.world_size:
         raise ValueError(f"clips is {recipe.clips}; it must be at least {here.world_size}, the number of ranks")
-    sizes = preset(recipe.preset)
     check_captions(sizes, recipe.transformer, sample_scenes(recipe.clips, seed + 1, "train", recipe.two_objects))
     if here.first:
         write_down(out / "recipe.json", recipe, seed)
@@ -102,7 +104,8 @@ def finished_vae(recipe: Recipe, sizes: Preset, out: Path, seed: int, dtype: tor
     finished = file.exists()
     barrier(here)  # the first rank must not write it before all have looked
     if not finished:
-        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, replace(keep, checkpoint_every=200, log_every=10), here)
+        often = replace(keep, checkpoint_every=min(keep.checkpoint_every, 200), log_every=min(keep.log_every, 10))
+        vae = train_vae(sizes.vae, recipe.vae, seed, dtype, often, here)
         if here.first:
             write_tensors(file, vae.state_dict())
         return vae

@@ -58,6 +58,7 @@ class Run:
         """
         self.name, self.total, self.keep, self.leader = name, total, keep, leader
         self.done = self.bad = 0
+        self.writes = True  # figures; no longer where there was no room for some
         if keep.folder and leader:
             keep.folder.mkdir(parents=True, exist_ok=True)
         self.files = files or keep.folder and Checkpoints(keep.folder / "checkpoints", name, keep.checkpoints)
@@ -110,10 +111,7 @@ class Run:
         first = next(iter(row))
         self.bar.set_postfix({first: f"{row[first]:.3f}"}, refresh=False)
         if self.keep.folder:
-            with (self.keep.folder / f"{self.name}.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step} | {name: _json(value) for name, value in row.items()}) + "\n")
-            if self.keep.tensorboard:
-                self._to_tensorboard(step, row)
+            self._write(step, row)
 
     def say(self, sentence: str) -> None:
         """A line beside the bar. Where one rank keeps the files for all, it also speaks for all."""
@@ -139,6 +137,18 @@ class Run:
             if self.done == self.total:
                 raise
             self.say(f"no checkpoint at step {self.done}: {error}; training goes on")
+
+    def _write(self, step: int, row: Mapping[str, float]) -> None:
+        line = json.dumps({"step": step} | {name: _json(value) for name, value in row.items()}) + "\n"
+        try:
+            with (self.keep.folder / f"{self.name}.jsonl").open("a") as file:
+                file.write(line)
+            if self.keep.tensorboard:
+                self._to_tensorboard(step, row)
+        except OSError as error:  # a full disk costs figures, not the run
+            if self.writes:
+                self.say(f"figures are missing from step {step} on: {error}; training goes on")
+            self.writes = False
 
     def _to_tensorboard(self, step: int, row: Mapping[str, float]) -> None:
         if self.board is None:

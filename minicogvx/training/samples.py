@@ -9,7 +9,7 @@ from einops import rearrange
 from minicogvx.data.captions import evaluation_caption
 from minicogvx.data.oracle import matches, read
 from minicogvx.data.shapes import sample_scenes
-from minicogvx.data.video_files import write_strip
+from minicogvx.data.video_files import write_mp4, write_strip
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
@@ -20,7 +20,7 @@ SAMPLE_SEED = 4_000_037  # of the captions; the final figure is measured on othe
 
 
 class Samples:
-    """Called by the trainer now and then: writes `step_00000500.png` and says which share of the clips obeys.
+    """Called by the trainer now and then: writes `step_00000500.mp4` and `.png`, and says which share of clips obeys.
 
     Always the same captions of the training split and the same noise, so that one picture follows the other.
     """
@@ -38,6 +38,9 @@ class Samples:
         with torch.no_grad():
             clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=25)).cpu()
         rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # a row of the picture for each clip
+        beside = rearrange(clips[:self.shown], "b t h w c -> t h (b w) c")
+        beside = beside.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # a film of 64 pixels is small to watch
+        write_mp4(self.folder / f"step_{step:08d}.mp4", beside, self.preset.fps)
         write_strip(self.folder / f"step_{step:08d}.png", rows, min_side=96 * self.shown)
         right = sum(matches(read(clip), scene)["all"] for clip, scene in zip(clips, self.scenes))
         return {"obeyed": right / len(self.scenes)}

@@ -33,7 +33,8 @@ class ShardedCheckpoints:
         path = self.folder / f"{self.name}_{step:08d}"
         save_sharded(path, _tensors(modules, optimizers), self.ranks, {"step": step})
         if self.ranks.first:
-            for old in self.files()[self.keep:]:
+            kept = [folder for folder in self.files() if folder <= path][:self.keep]
+            for old in set(self.files()) - set(kept):  # of later steps, too: those were passed over
                 shutil.rmtree(old, ignore_errors=True)
         return path
 

@@ -17,14 +17,14 @@ from minicogvx.data.captions import caption, most_tokens, vocabulary
 from minicogvx.data.shapes import SHAPES, Scene
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.diffusion.timesteps import stratified_timesteps
+from minicogvx.diffusion.timesteps import stratified_timesteps, uniform_timesteps
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment, check_kinds
 from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks
 from minicogvx.training.joint_batch import Batch, own_part, parts
 from minicogvx.training.latents import LatentSet
-from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.expert_norm import ExpertNorm
@@ -40,6 +40,11 @@ class TransformerStage:
     latent_frames: int | None = None  # None: whole clips; 1: images, which a causal VAE's first latent frame is
     num_frames: int | None = None  # of the clips, in pixels; None: the preset's
     side: int | None = None  # height and width in pixels; None: the preset's
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,13 @@ class TransformerTraining:
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: a third more time, less memory
     compile: bool = False  # torch.compile; micro on two cores: a first step of 54 s, then 163 instead of 174 ms
     sample_every: int = 0  # steps between sample clips; 0: none
+    timesteps: Literal["stratified", "uniform"] = "stratified"  # explicit uniform sampling (paper 3.3), or plain draws
 
     def __post_init__(self):
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'muon' or 'adamw'")
+        if self.timesteps not in ("stratified", "uniform"):
+            raise ValueError(f"timesteps is {self.timesteps!r}; it must be 'stratified' or 'uniform'")
         for name, least in (("accumulate", 1), ("sample_every", 0), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
@@ -168,7 +176,7 @@ def draw_step(clips: LatentSet, stage: TransformerStage, training: TransformerTr
     """The batch of one step, of all ranks together."""
     x0, captions, features = draw_batch(clips, stage.batch_size, training.text_dropout, generator, stage.latent_frames,
                                         training.caption_style)
-    return Batch(x0, captions, features, *draw_noise(x0, schedule, generator))
+    return Batch(x0, captions, features, *draw_noise(x0, schedule, generator, training.timesteps == "uniform"))
 
 
 def backward(nets: Networks, schedule: NoiseSchedule, joint: Batch, alignment_weight: float, accumulate: int = 1,
@@ -233,14 +241,17 @@ def diffusion_step_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: F
     return v_loss(model, schedule, x0, *draw_noise(x0, schedule, generator), text_features)
 
 
-def draw_noise(x0: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
-               generator: torch.Generator) -> tuple[Float[Tensor, "b c t h w"], Int[Tensor, " b"]]:
-    """Noise, then timesteps, one from each of b equal parts: explicit uniform sampling on one device (paper 3.3)."""
-    noise = torch.randn(x0.shape, generator=generator)
-    return noise, stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
+def draw_noise(x0: Float[Tensor, "b c t h w"], schedule: NoiseSchedule, generator: torch.Generator,
+               plain: bool = False) -> tuple[Float[Tensor, "b c t h w"], Int[Tensor, " b"]]:
+    """Noise, then timesteps, one from each of b equal parts: explicit uniform sampling on one device (paper 3.3).
+
+    `plain`: each from all of them.
+    """
+    noise, draw = torch.randn(x0.shape, generator=generator), uniform_timesteps if plain else stratified_timesteps
+    return noise, draw(len(x0), schedule.num_train_timesteps, generator)
 
 
-def v_loss(model: ExpertTransformer, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
+def v_loss(model: nn.Module, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
            noise: Float[Tensor, "b c t h w"], t: Int[Tensor, " b"],
            text_features: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
     """Mean loss of one forward pass, in the number format and on the device of `text_features`."""
@@ -288,8 +299,3 @@ def _other_shapes(scene: Scene) -> Scene:
     return replace(scene, objects=tuple(
         replace(thing, shape=SHAPES[(SHAPES.index(thing.shape) + 1 + i) % len(SHAPES)])
         for i, thing in enumerate(scene.objects)))
-
-
-def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Which parameters Muon takes: the matrices of the blocks of "transformer", without their modulations."""
-    return parameter.ndim == 2 and name.startswith("transformer.transformer_blocks") and ".norm" not in name

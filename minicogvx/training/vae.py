@@ -4,7 +4,8 @@ The published run's loss weights, learning rate and optimizer were never release
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.presets import VAEConfig
+from minicogvx.training.critic import Critic, mark_if_not_finite
 from minicogvx.training.distributed import Ranks, average_gradients, broadcast_weights, mean_over_ranks
-from minicogvx.training.joint_batch import joint_gradient
-from minicogvx.training.optim import MuonAdamW, warmup_cosine
+from minicogvx.training.joint_batch import form_team, joint_gradient
+from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.training.recompute import recomputed_blocks
 from minicogvx.training.run import Keep, Run
-from minicogvx.vae import CausalVAE
+from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
-from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
+from minicogvx.vae.discriminator import DiscriminatorConfig
 from minicogvx.vae.losses import VAELoss, VAELossConfig
+from minicogvx.vae.lpips_weights import check_lpips
 
 WORLD_FPS = 8  # of a clip of the shapes world at its usual speed
-_DISCRIMINATOR_LR, _DISCRIMINATOR_BETAS = 1e-3, (0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,39 @@ class VAEStage:
     weight_decay: float = 0.0
     clip: float = 1.0  # gradient norm
     accumulate: int = 1  # passes that one batch is cut into
+    context_ranks: int = 1  # so many ranks share the frames of each clip, as in the published second stage
+    ema_decay: float = 0.0  # 0: the stage ends with its last weights, not with their moving average
+    gradient_checkpointing: bool = False  # compute residual blocks again in the backward pass: more time, less memory
 
     def __post_init__(self):
+        for name in ("steps", "batch_size", "num_frames", "height", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be from 0 to below 1")
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'muon' or 'adamw'")
         if not self.frame_rates or any(rate % WORLD_FPS or rate < WORLD_FPS for rate in self.frame_rates):
             raise ValueError(f"frame_rates is {self.frame_rates}; it must hold multiples of {WORLD_FPS}")
         if not 1 <= self.accumulate <= self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}; it must be from 1 to batch_size={self.batch_size}")
+        if self.context_ranks > 1 and self.chunk_frames is not None:
+            raise ValueError(f"chunk_frames is {self.chunk_frames}; with context_ranks={self.context_ranks} it must be "
+                             f"None, because each rank takes its frames in one piece")
+        if self.context_ranks > 1 and self.gradient_checkpointing:
+            raise ValueError(f"gradient_checkpointing is True; with context_ranks={self.context_ranks} it must be "
+                             f"False")
+
+    def share_out(self, here: Ranks, config: VAEConfig) -> Ranks:
+        """`here`, its ranks in teams that share clips. Raises ValueError for a batch or clip they cannot divide."""
+        here, ratio = replace(here, context=self.context_ranks), config.temporal_compression_ratio
+        here.part(self.batch_size)
+        if here.context > 1:
+            if (self.num_frames - 1) % ratio or config.first_frame != "start":
+                raise ValueError(f"num_frames is {self.num_frames} and first_frame {config.first_frame!r}; ranks that "
+                                 f"share a clip need {ratio}k + 1 frames and 'start'")
+            context_parallel.latent_shares((self.num_frames - 1) // ratio + 1, here.context)
+        return here
 
     def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
         """Muon for matrices and kernels and AdamW for the rest, or AdamW alone."""
@@ -100,50 +128,76 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
     (`normalise_latents`). Deterministic on a processor for a seed and a number of threads: a run that was killed and
     goes on from `keep.folder` ends in the same weights, bit for bit. On many ranks each takes its part of every batch.
     With `accumulate` 1, all end in the weights of one rank up to rounding; with more, other clips share a pass and its
-    draws. Raises ValueError for a batch that the ranks do not divide.
+    draws. Ranks that share clips (`context_ranks`) see each in one piece, as one rank does with `chunk_frames` None.
+    A GAN goes on from stage to stage, and its `gan_start` counts the steps of all.
+    Raises what `check_stages` raises.
     """
-    for stage in stages:
-        here.part(stage.batch_size)  # refuses a batch that the ranks do not divide
+    check_stages(config, stages, here)
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
     vae.to(here.device)
-    first_seed = seed * 10_000_000 + 1
+    first_seed, before, critic = seed * 10_000_000 + 1, 0, None
     for i, stage in enumerate(stages):
-        train_stage(vae, stage, first_seed, dtype, keep, f"vae_{i}", here)
+        critic = train_stage(vae, stage, first_seed + before, dtype, keep, f"vae_{i}", here, critic, before)
         if not stage.decoder_only and stage.height == config.sample_height:
             normalise_latents(vae, seed)
             broadcast_weights(vae, here)  # each rank has measured for itself
-        first_seed += stage.steps
+        before += stage.steps
     return vae
 
 
+def check_stages(config: VAEConfig, stages: Sequence[VAEStage], here: Ranks = Ranks()) -> None:
+    """Raises, before any work, what would end it late: ValueError for a batch or clip that the ranks do not divide and
+    for a GAN that would never begin; FileNotFoundError or ImportError where LPIPS is asked for and not there."""
+    for stage in stages:
+        stage.share_out(here, config)
+        if stage.loss.lpips_weight:
+            check_lpips(stage.loss.lpips_net)
+    last = max((i for i, stage in enumerate(stages) if stage.loss.gan_weight), default=-1)
+    steps = sum(stage.steps for stage in stages[:last + 1])
+    if last >= 0 and stages[last].loss.gan_start >= steps:
+        raise ValueError(f"gan_start is {stages[last].loss.gan_start}, and the last stage with a GAN ends after {steps} "
+                         f"steps in all; set it lower, or gan_weight to 0")
+
+
 def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16,
-                keep: Keep = Keep(), name: str = "vae", here: Ranks = Ranks()) -> None:
+                keep: Keep = Keep(), name: str = "vae", here: Ranks = Ranks(), earlier: Critic | None = None,
+                before: int = 0) -> Critic:
     """One stage, in place; step i draws its clips and noise from seed `first_seed + i`. Figures are recorded by name.
 
-    A loss or a gradient that is not finite leaves the weights as they are; too many in a row raise FloatingPointError.
+    `earlier`: what the stage before returned, and `before` the steps up to here: the GAN goes on from there. A loss or
+    a gradient that is not finite leaves the weights as they are; too many in a row raise FloatingPointError.
     """
     broadcast_weights(vae, here)
     part = vae.decoder if stage.decoder_only else vae
     vae.encoder.requires_grad_(not stage.decoder_only)
     optimizer = stage.new_optimizer(part.named_parameters())
-    critic = Critic(stage, here)
-    objective = VAELoss(stage.loss, critic.network, strict=False, part=(here.rank, here.world_size)).to(here.device)
+    critic = Critic(stage.loss, stage.discriminator, stage.num_frames, here, earlier)
+    averages = [deepcopy(part).requires_grad_(False)] if stage.ema_decay else []
+    here = form_team(stage.share_out(here, vae.config))
+    part_of_batch = here.rank // here.context, here.teams
+    objective = VAELoss(stage.loss, critic.network, strict=False, part=part_of_batch).to(here.device)
     run = Run(name, stage.steps, keep, here.first)
-    run.resume({"vae": vae} | critic.modules, {"optimizer": optimizer} | critic.optimizers)
+    run.resume({"vae": vae} | ({"ema": averages[0]} if averages else {}) | critic.modules,
+               {"optimizer": optimizer} | critic.optimizers)
     for step in run:
         seed = first_seed + step
         rate = random.Random(seed).choice(stage.frame_rates)
         video = world_batch(stage.batch_size, seed, stage.num_frames, stage.height, stage.width, rate,
                             here.part(stage.batch_size)).to(here.device)
-        losses, reconstruction = backward(vae, objective, video, step, seed, dtype, stage.chunk_frames,
-                                          stage.accumulate, here)
-        losses |= critic.step(objective, video, reconstruction, step)
+        with recomputed_blocks(vae, stage.gradient_checkpointing):
+            losses, reconstruction = backward(vae, objective, video, before + step, seed, dtype, stage.chunk_frames,
+                                              stage.accumulate, here)
+        losses |= critic.step(objective, video, reconstruction, before + step)
         average_gradients(part.parameters(), here)
         norm = optimizer.step(warmup_cosine(step, stage.steps, stage.warmup))
+        average(averages, [part], min(stage.ema_decay, (1 + step) / (10 + step)))
         run.record(norm, **mean_over_ranks({"psnr": psnr(video, reconstruction)} | losses, here))
+    if averages:
+        part.load_state_dict(averages[0].state_dict())
     vae.encoder.requires_grad_(True)
+    return critic
 
 
 def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w"], step: int, seed: int,
@@ -163,7 +217,7 @@ def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w
         with joint_gradient(last_layer, here):  # where the adaptive weight is measured
             losses = objective.autoencoder(piece, reconstruction, posterior.mean, posterior.logvar, step, last_layer,
                                            generator)
-            (losses["total"] * share).backward()
+        (losses["total"] * share).backward()
         mark_if_not_finite(losses["total"], last_layer)
         passes.append({name: loss.detach() * share for name, loss in losses.items()})
         copies.append(reconstruction.detach())
@@ -177,52 +231,19 @@ def reconstruct(vae: CausalVAE, video: Float[Tensor, "b c t h w"], generator: to
 
     The posterior's noise is drawn for the whole batch, on the CPU, and cut: it does not depend on the number of ranks.
     A latent that is not finite, which `decode` refuses, gives a video of NaN, for a trainer that leaves the step out.
+    Of ranks that share clips each computes on its own frames, and all get the whole.
     """
-    posterior = vae.encode(video, chunk_frames)
+    shared = here.context > 1
+    posterior = context_parallel.encode_joined(vae, video, here.group) if shared else vae.encode(video, chunk_frames)
     b, *size = posterior.mean.shape
-    noise = torch.randn(b * here.world_size, *size, generator=generator)[here.part(b * here.world_size)]
+    noise = torch.randn(b * here.teams, *size, generator=generator)[here.part(b * here.teams)]
     latents = posterior.mean + posterior.std * noise.to(video.device)
     finite = bool(torch.isfinite(latents).all())
+    latents = (latents if finite else torch.zeros_like(latents)).to(video.dtype)
     chunk_latents = chunk_frames and max(chunk_frames // vae.config.temporal_compression_ratio, 1)
-    again = vae.decode((latents if finite else torch.zeros_like(latents)).to(video.dtype), chunk_latents)
+    again = (context_parallel.decode_joined(vae, latents, here.group) if shared
+             else vae.decode(latents, chunk_latents))
     return again if finite else again * float("nan"), posterior
-
-
-@torch.no_grad()
-def mark_if_not_finite(loss: Tensor, weight: Tensor) -> None:
-    """Makes the gradient of `weight` NaN where the loss is not finite: the optimizer then leaves the step out.
-
-    Not every such loss does so by itself: the slope of |x| is 0 at NaN and 1 at infinity.
-    """
-    weight.grad += 0 * loss
-
-
-class Critic:
-    """The discriminator and its optimizer, where the stage's loss has a GAN; otherwise nothing."""
-
-    def __init__(self, stage: VAEStage, here: Ranks = Ranks()):
-        self.here, self.network, self.modules, self.optimizers = here, None, {}, {}
-        if stage.loss.gan_weight:
-            self.network = PatchDiscriminator3D(replace(stage.discriminator, num_frames=stage.num_frames))
-            self.network.to(here.device)
-            broadcast_weights(self.network, here)
-            self.optimizer = MuonAdamW(self.network.named_parameters(), adamw_lr=_DISCRIMINATOR_LR,
-                                       muon_on=lambda name, p: False, clip=float("inf"), betas=_DISCRIMINATOR_BETAS)
-            self.modules, self.optimizers = {"discriminator": self.network}, {"discriminator_optimizer": self.optimizer}
-
-    def step(self, objective: VAELoss, video: Float[Tensor, "b c t h w"], reconstruction: Float[Tensor, "b c t h w"],
-             step: int) -> Mapping[str, Tensor]:
-        """One step of the discriminator once the GAN takes part; its figures by name."""
-        if not objective.gan_active(step):
-            return {}
-        for p in self.network.parameters():
-            p.grad = None  # the autoencoder's loss passed through it
-        losses = objective.discriminator(video, reconstruction, step)
-        losses["total"].backward()
-        mark_if_not_finite(losses["total"], next(self.network.parameters()))
-        average_gradients(self.network.parameters(), self.here)
-        self.optimizer.step(1.0)
-        return {name: loss.detach() for name, loss in losses.items() if name != "total"}
 
 
 @torch.no_grad()

@@ -85,11 +85,24 @@ def decode(vae: CausalVAE, latents: Float[Tensor, "b c s lh lw"], group: Group =
 
 
 def join_time(part: Float[Tensor, "b c s h w"], group: Group = None) -> Float[Tensor, "b c t h w"]:
-    """All ranks' parts one behind the other, on every rank. Without gradient: to look at, or to write to a file."""
-    sizes = _all_gather(torch.tensor([part.shape[2]], device=part.device), group).flatten().tolist()
-    widest = part.new_zeros(*part.shape[:2], max(sizes), *part.shape[3:])  # ranks may only gather equal shapes
-    widest[:, :, :part.shape[2]] = part.detach()
-    return torch.cat([whole[:, :, :size] for whole, size in zip(_all_gather(widest, group), sizes)], dim=2)
+    """All ranks' parts one behind the other, on every rank.
+
+    The gradient of a part is the slice of what this rank made of the whole: a loss of the whole must be the same on all
+    ranks.
+    """
+    return _Join.apply(part, group)
+
+
+def encode_joined(vae: CausalVAE, video: Float[Tensor, "b c t h w"], group: Group = None) -> DiagonalGaussian:
+    """The posterior of the whole video, on every rank, each having encoded its own frames; gradients as `join_time`."""
+    own = encode(vae, own_frames(video, vae.config.temporal_compression_ratio, group), group)
+    return DiagonalGaussian(join_time(torch.cat([own.mean, own.logvar], dim=1), group))
+
+
+def decode_joined(vae: CausalVAE, latents: Float[Tensor, "b c lt lh lw"],
+                  group: Group = None) -> Float[Tensor, "b o t h w"]:
+    """The whole video, on every rank, each having decoded its own latents; gradients as `join_time`."""
+    return join_time(decode(vae, own_latents(latents, group), group), group)
 
 
 class RankCache(ConvCache):
@@ -181,6 +194,23 @@ class _Gather(torch.autograd.Function):
         grad = grad.contiguous()
         dist.all_reduce(grad, group=ctx.group)
         return grad[dist.get_rank(ctx.group)], None
+
+
+class _Join(torch.autograd.Function):
+    """Every rank's `part`, one behind the other along time. Backward: this rank's slice, without a message."""
+
+    @staticmethod
+    def forward(ctx, part, group):
+        sizes = _all_gather(torch.tensor([part.shape[2]], device=part.device), group).flatten().tolist()
+        rank = dist.get_rank(group)
+        ctx.own = slice(sum(sizes[:rank]), sum(sizes[:rank + 1]))
+        widest = part.new_zeros(*part.shape[:2], max(sizes), *part.shape[3:])  # ranks may only gather equal shapes
+        widest[:, :, :part.shape[2]] = part
+        return torch.cat([whole[:, :, :size] for whole, size in zip(_all_gather(widest, group), sizes)], dim=2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[:, :, ctx.own], None
 
 
 class _Borrow(torch.autograd.Function):

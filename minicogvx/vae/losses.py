@@ -46,7 +46,7 @@ class VAELossConfig:
     lpips_weight: float = 1.0  # 0: LPIPS is not even loaded
     kl_weight: float = 1e-6  # of nats per clip against L1 summed over a clip
     gan_weight: float = 1.0  # 0: no GAN
-    gan_start: int = 5000  # optimizer steps without GAN
+    gan_start: int = 5000  # optimizer steps without GAN, counted over all stages of a training
     adaptive_weight: bool = True  # the GAN's pull on the decoder's last layer is made as strong as L1's and LPIPS's
     lpips_net: Literal["alex", "vgg"] = "vgg"  # alex: a tenth of the work
     lpips_frames: int | None = 1  # random frames per clip; None: all of them

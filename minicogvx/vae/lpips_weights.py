@@ -38,9 +38,7 @@ def load_lpips(net: str = "vgg", hub_folder: Path | None = None, package_folder:
         raise ValueError(f"the LPIPS network is {net!r}; it must be 'alex' or 'vgg'")
     hub_file, package_file = _hub_file(net, hub_folder), _package_file(net, package_folder)
     if hub_file is None and package_file is None:
-        download = _DOWNLOAD.format("alexnet" if net == "alex" else "vgg16")
-        raise FileNotFoundError(f"the {net!r} network of LPIPS is not on this machine; bring it with `{_INSTALL}` "
-                                f"or let torchvision download it with `{download}`")
+        raise FileNotFoundError(_not_there(net))
     model = _empty_lpips(net)
     path = hub_file or package_file
     try:
@@ -90,6 +88,20 @@ def read_numpy_pickle(path: Path) -> dict:
     if not isinstance(content, dict):
         raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not a dictionary")
     return content
+
+
+def check_lpips(net: str = "vgg") -> None:
+    """Raises, in a moment, what `load_lpips(net)` would raise for lack of a package or a file."""
+    if importlib.util.find_spec("lpips") is None:
+        raise ImportError("LPIPS needs the lpips package; install it with `pip install lpips`")
+    if lpips_source(net) is None:
+        raise FileNotFoundError(_not_there(net))
+
+
+def _not_there(net: str) -> str:
+    download = _DOWNLOAD.format("alexnet" if net == "alex" else "vgg16")
+    return (f"the {net!r} network of LPIPS is not on this machine; bring it with `{_INSTALL}` or let torchvision "
+            f"download it with `{download}`")
 
 
 def lpips_source(net: str = "vgg") -> Path | None:

@@ -1,0 +1,58 @@
+"""`minicogvx finetune`: from a folder of films to a model, and what it refuses before a film is read."""
+
+import shutil
+
+import pytest
+
+import minicogvx
+from minicogvx import cli
+from minicogvx.interop import diffusers
+from minicogvx.training.lora import FILE
+from tests.test_finetune import CAPTIONS, films, tiny_pipe  # noqa: F401: films is a fixture
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--lora", "2", "--image-to-video"], "this model takes no image yet; train all its weights"),
+    (["--lora", "5000"], "the rank of LoRA is 5000; it must be from 1 to 32"),
+    (["--num-frames", "10"], "num_frames is 10; it must be 4k + 1"),
+    (["--set", "compile=True", "--set", "sequence_length=200"], "packing does not go with image_to_video"),
+    (["--set", "compile=True", "--set", "sharding=fsdp"], "it goes with optimizer='adamw', ema_decay=0 and compile"),
+    (["--set", "offload=True"], "offload is True; it goes with sharding='fsdp', not 'replicate'"),
+])
+def test_the_command_refuses_before_a_film_is_read(films, tmp_path, capsys, monkeypatch, options, message):
+    diffusers.export(tiny_pipe(), tmp_path / "model")
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    assert cli.main(["finetune", str(films), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"),
+                     *options]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_one_command_from_films_to_a_model(films, tmp_path, capsys):
+    diffusers.export(tiny_pipe(), tmp_path / "model")
+    base = ["finetune", str(films), "--model", str(tmp_path / "model"), "--steps", "2"]
+    assert cli.main([*base, "--out", str(tmp_path / "all")]) == 0
+    assert minicogvx.load(tmp_path / "all" / "pipeline").num_frames == 9
+    assert cli.main([*base, "--out", str(tmp_path / "lora"), "--lora", "2"]) == 0
+    assert (tmp_path / "lora" / FILE).exists()
+    assert cli.main(["generate", CAPTIONS[0], "--model", str(tmp_path / "model"), "--lora", str(tmp_path / "lora"),
+                     "--steps", "1", "--out", str(tmp_path / "a.mp4")]) == 0
+    assert cli.main([*base, "--out", str(tmp_path / "image"), "--image-to-video"]) == 0
+    assert minicogvx.load(tmp_path / "image" / "pipeline").takes_image_channels
+    capsys.readouterr()
+    assert cli.main([*base, "--out", str(tmp_path / "all"), "--set", "warmup=7"]) == 2
+    assert "was begun with warmup=100, not 7" in capsys.readouterr().err
+    base[base.index("--model") + 1] = str(tmp_path / "all" / "pipeline")  # same VAE and text encoder
+    assert cli.main([*base, "--out", str(tmp_path / "all")]) == 2
+    assert "was begun with weights of the model=" in capsys.readouterr().err
+
+
+def test_the_command_tells_what_it_leaves_out_and_keeps_the_films_rate(films, tmp_path, capsys):
+    diffusers.export(tiny_pipe(), tmp_path / "model")
+    folder = tmp_path / "films"
+    shutil.copytree(films, folder)
+    (folder / "1.txt").write_text("a red circle " * 40)
+    assert cli.main(["finetune", str(folder), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"),
+                     "--steps", "1", "--fps", "4", "--num-frames", "5"]) == 0
+    assert "left out 1.mp4: the caption 'a red circle" in capsys.readouterr().out
+    assert minicogvx.load(tmp_path / "out" / "pipeline").fps == 4

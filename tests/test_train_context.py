@@ -1,0 +1,115 @@
+"""The VAE trained by four gloo processes, two teams of two: each team's clips are split in time between its ranks."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.training.distributed import Ranks, leave, ranks
+from minicogvx.training.recipe import RECIPES, train_recipe
+from minicogvx.training.run import Keep
+from minicogvx.training.vae import VAEStage, initialise, train_stage, train_vae
+from minicogvx.vae import CausalVAE
+from tests.test_training import GAN, STAGE, TINY
+
+RANKS, TEAM = 4, 2
+LONG = replace(STAGE, steps=5, batch_size=4, num_frames=9, chunk_frames=None, loss=replace(GAN, gan_start=1))
+
+
+def learn(folder: Path, here: Ranks) -> None:
+    """A VAE with a GAN, and one that meets a NaN on the last rank alone; each rank writes its own."""
+    stage = replace(LONG, context_ranks=TEAM if here.world_size > 1 else 1)
+    keep = Keep(folder, log_every=1, checkpoint_every=5, progress=False)
+    vae = train_vae(TINY.vae, (stage,), 0, torch.float32, keep, here)
+    torch.manual_seed(0)
+    poisoned, calls = CausalVAE(TINY.vae), []
+    if here.rank == here.world_size - 1:
+
+        def poison(module, inputs, output):
+            calls.append(1)
+            return output * float("nan") if len(calls) == 2 else output
+
+        poisoned.encoder.register_forward_hook(poison)
+    train_stage(poisoned, replace(stage, steps=3), 0, torch.float32, keep, "poisoned", here)
+    write_tensors(folder / f"rank_{here.rank}.safetensors", {
+        f"{name}/{key}": p.clone() for name, part in (("vae", vae), ("poisoned", poisoned))
+        for key, p in part.named_parameters()})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Folders of one rank and of four, and the latter's output."""
+    one, four = (tmp_path_factory.mktemp(name) for name in ("one", "four"))
+    learn(one, Ranks())
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}",
+                           "-m", "tests.test_train_context", str(four)], capture_output=True, text=True, timeout=300,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return one, four, done.stderr
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").open()]
+
+
+def test_all_ranks_end_in_the_same_bits(both):
+    first, *others = (read_tensors(both[1] / f"rank_{rank}.safetensors") for rank in range(RANKS))
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
+def test_teams_learn_what_one_rank_learns(both):
+    one, four = (read_tensors(folder / "rank_0.safetensors") for folder in both[:2])
+    torch.manual_seed(0)
+    start = CausalVAE(TINY.vae)
+    initialise(start)
+    start = {f"vae/{key}": p for key, p in start.named_parameters()}
+    apart = sum((one[key] - four[key]).square().sum() for key in start).sqrt()
+    learnt = sum((one[key] - p).square().sum() for key, p in start.items()).sqrt()
+    assert 0 < apart <= 0.05 * learnt, apart / learnt  # Muon computes in bfloat16
+
+
+def test_every_loss_is_that_of_the_whole_clip(both):
+    expected, told = (rows(folder, "vae_0") for folder in both[:2])
+    assert [row["step"] for row in told] == list(range(LONG.steps))
+    for a, b in zip(expected, told):
+        assert a.keys() == b.keys() and {"l1", "kl", "gan_generator", "gan_weight", "grad_norm"} <= a.keys()
+        off = {key: abs(a[key] - b[key]) / (abs(a[key]) + 1e-3) for key in a.keys() - {"seconds", "psnr"}}
+        assert max(off.values()) < (1e-5 if a["step"] == 0 else 0.03), (a["step"], off)
+    assert [row["gan_weight"] > 0 for row in told] == [False, True, True, True, True]
+
+
+def test_a_nan_in_one_ranks_frames_is_left_out_by_all(both):
+    assert [row["grad_norm"] == "nan" for row in rows(both[1], "poisoned")] == [False, True, False]
+    assert both[2].count("poisoned: the gradient of step 1 is not finite; the weights stay as they were") == 1
+
+
+@pytest.mark.parametrize("change, here, told", [
+    ({"context_ranks": 2, "chunk_frames": None}, Ranks(), "context_ranks is 2; it must divide 1, the number of ranks"),
+    ({"context_ranks": 3, "chunk_frames": None}, Ranks(0, 4), "context_ranks is 3; it must divide 4"),
+    ({"context_ranks": 4, "chunk_frames": None}, Ranks(0, 4), "the clip has 3 latent frames"),
+    ({"context_ranks": 2, "chunk_frames": None, "batch_size": 5}, Ranks(0, 4), "a multiple of 2, the number of teams"),
+    ({"context_ranks": 2, "chunk_frames": None, "num_frames": 8}, Ranks(0, 2), "num_frames is 8 and .* need 4k \\+ 1"),
+])
+def test_teams_that_cannot_be_are_refused_before_any_work(tmp_path, change, here, told):
+    stage = replace(LONG, **change)
+    with pytest.raises(ValueError, match=told):
+        train_vae(TINY.vae, (replace(STAGE, batch_size=4), stage), here=here)
+    with pytest.raises(ValueError, match=told):
+        train_recipe(replace(RECIPES["micro"], vae=(stage,)), tmp_path, here=here)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shared_clip_is_taken_in_one_piece():
+    with pytest.raises(ValueError, match="chunk_frames is 8; with context_ranks=2 it must be None"):
+        VAEStage(1, 2, 9, 32, 32, GAN, context_ranks=2)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    learn(Path(sys.argv[1]), ranks("cpu"))
+    leave()
