@@ -15,7 +15,9 @@ from PIL import Image
 from minicogvx.data import command, shapes, video_files
 from minicogvx.data.curation import CurationThresholds, best_fraction, curate, read_kept
 from minicogvx.data.optical_flow import motion_strength, optical_flow
-from minicogvx.data.shots import Shot, content_change, find_cuts, find_shots, histogram_change, measure, sharpness
+from minicogvx.data.shots import (
+    Shot, Track, content_change, find_cuts, find_shots, histogram_change, measure, sharpness,
+)
 from minicogvx.data.video_folder import VideoClip, read_clip, scan_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,6 +254,17 @@ def test_a_scorer_decides_where_there_is_one(folder, tmp_path):
     low = [shot for shot in result.shots if shot.scores["aesthetic"] < 4.5]
     assert low and all("plain" in shot.reasons for shot in low)
     assert len(Page((tmp_path / "report.html").read_text()).charts) == 4
+
+
+def test_a_quick_motion_that_begins_with_a_cut_is_no_second_cut():
+    content = [0.005] * 16 + [0.078, 0.086, 0.066, 0.042] + [0.016] * 8
+    colours = [0.01] * 16 + [0.119, 0.014, 0.017, 0.012] + [0.013] * 8
+    for order, cut in ((1, 17), (-1, 12)):  # ... or ends with it
+        track = Track(content=content[::order], histogram=colours[::order])
+        assert find_cuts(track, CurationThresholds()) == [cut]
+    still, cut = [0.005] * 8, [0.3]
+    apart = Track(content=still + cut + still[:2] + cut + still, histogram=still + [0.9] + still[:2] + [0.9] + still)
+    assert find_cuts(apart, CurationThresholds()) == [9, 12]
 
 
 def test_a_limit_without_a_scorer_is_refused(folder, tmp_path):

@@ -149,15 +149,23 @@ def _batches(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 
 def find_cuts(track: Track, thresholds: CurationThresholds) -> list[int]:
-    """Numbers of the frames that begin a new shot: see `CurationThresholds`."""
-    cuts, content = [], torch.tensor(track.content)
+    """Numbers of the frames that begin a new shot: see `CurationThresholds`.
+
+    Of pairs of frames side by side that all look like cuts, the one whose colours change most is taken: beside a cut, a
+    quick motion that begins with it may look like one, too.
+    """
+    cuts, last, content = [], -2, torch.tensor(track.content)  # last: the pair that was taken for a cut before
     for i, (change, colours) in enumerate(zip(track.content, track.histogram)):
         inside = 2 <= i < len(content) - 2  # at an end there is too little to compare with
         around = torch.cat([content[max(0, i - _NEIGHBOURS):i], content[i + 1:i + 1 + _NEIGHBOURS]])
         usual = float(around.quantile(0.5)) if len(around) else change
         if change >= thresholds.cut_content and (colours >= thresholds.cut_histogram
                                                  or inside and change >= thresholds.cut_ratio * usual):
-            cuts.append(i + 1)
+            if last == i - 1:
+                cuts[-1] = max(cuts[-1], i + 1, key=lambda frame: track.histogram[frame - 1])
+            else:
+                cuts.append(i + 1)
+            last = i
     return cuts
 
 
