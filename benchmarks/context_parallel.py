@@ -33,6 +33,7 @@ def gradients(vae: CausalVAE) -> dict[str, Tensor]:
 def compare_gradients(vae: CausalVAE, team: Ranks) -> None:
     """Rank 0 prints how far each way is from one process that sees the whole clip."""
     video = world_batch(1, 5, 33, 64, 64).double()
+    vae.zero_grad()
     latents = vae.encode(video, chunk_frames=None).mean.double()
     (vae.decode(latents, chunk_latents=None) - video).square().mean().backward()
     whole, own = gradients(vae), context_parallel.own_frames(video)
@@ -60,7 +61,10 @@ def compare_memory(vae: CausalVAE, team: Ranks) -> None:
         step(4 * team.world_size + 1, here)  # loads kernels
         peak = peak_of(lambda: step(65, here))
         barrier(team)
-        print(f"rank {team.rank} {who}, 65 frames: {peak / 1e6:.0f} MB", flush=True)
+        peaks = [None] * team.world_size
+        dist.all_gather_object(peaks, peak)
+        if team.first:
+            print(f"one step on 65 frames, {who}: {', '.join(f'{peak / 1e6:.0f} MB' for peak in peaks)} on each rank")
 
 
 def main() -> None:
