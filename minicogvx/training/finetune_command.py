@@ -78,6 +78,7 @@ def _world_size() -> int:
 
 def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     import minicogvx
+    from minicogvx.compat import choose_dtype
     from minicogvx.data.video_folder import scan_folder
     from minicogvx.training.cache_plan import module_fingerprint
     from minicogvx.training.distributed import leave, ranks
@@ -92,8 +93,8 @@ def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     if here.first:
         for problem in found.problems:
             print(f"left out {problem.name}: {problem.reason}")
-    in_parts = tuning.sharding == "fsdp" and here.world_size > 1
-    pipe = minicogvx.load(arguments.model, device="cpu" if in_parts else here.device)  # FSDP2 brings its parts itself
+    in_parts = tuning.sharding == "fsdp" and here.world_size > 1  # FSDP2 brings each rank's part to its device
+    pipe = minicogvx.load(arguments.model, "cpu" if in_parts else here.device, choose_dtype(here.device.type))
     if here.first:
         write_down(out / "finetuning.json", tuning, arguments.seed,
                    {"weights of the model": module_fingerprint(pipe.transformer)})
