@@ -1,7 +1,6 @@
 """The VAE trained by four gloo processes, two teams of two: each team's clips are split in time between its ranks."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from minicogvx.training.recipe import RECIPES, train_recipe
 from minicogvx.training.run import Keep
 from minicogvx.training.vae import VAEStage, initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE
+from tests.ranks import start_ranks
 from tests.test_training import GAN, STAGE, TINY
 
 RANKS, TEAM = 4, 2
@@ -46,11 +46,7 @@ def both(tmp_path_factory):
     """Folders of one rank and of four, and the latter's output."""
     one, four = (tmp_path_factory.mktemp(name) for name in ("one", "four"))
     learn(one, Ranks())
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}",
-                           "-m", "tests.test_train_context", str(four)], capture_output=True, text=True, timeout=300,
-                          cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr[-3000:]
-    return one, four, done.stderr
+    return one, four, start_ranks("tests.test_train_context", four, RANKS)
 
 
 def rows(folder, name):

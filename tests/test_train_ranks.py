@@ -1,7 +1,6 @@
 """Training from nothing on two gloo processes, started by torchrun: they learn together what one learns alone."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from minicogvx.training.transformer import Networks, TransformerStage, Transform
 from minicogvx.training.vae import initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import PerceptualDistance
+from tests.ranks import start_ranks
 from tests.test_training import GAN, STAGE, TINY
 
 STAGES = (replace(STAGE, steps=4, batch_size=4, loss=replace(GAN, gan_start=0)),
@@ -55,11 +55,7 @@ def both(tmp_path_factory):
     """Folders of one rank and of two, the latter's output, and the weights before training."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     learn(one, Ranks())
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-                           "tests.test_train_ranks", str(two)], capture_output=True, text=True, timeout=240,
-                          cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr[-3000:]
-    return one, two, done.stderr
+    return one, two, start_ranks("tests.test_train_ranks", two, 2)
 
 
 def rows(folder, name):

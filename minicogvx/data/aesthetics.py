@@ -1,8 +1,7 @@
 """How much people like a picture, from 1 to 10, as a model in a transformers folder guesses it.
 
-The published system dropped what scored below 4.5 (Table 6), but not by which model. What is read here are LAION's
-predictors, with which the picture sets of paper section 3.4 were made: a small head on CLIP's embedding of a picture.
-Their weights are not part of this repository. Folders in the format of the `simple-aesthetics-predictor` package, such
+The published system dropped what scored below 4.5 (Table 6); by which model was not published. What is read here, our
+choice, are LAION's predictors: a small head on CLIP's embedding of a picture. Their weights are not part of this repository. Folders in the format of the `simple-aesthetics-predictor` package, such
 as shunk031/aesthetics-predictor-v1-vit-large-patch14, open as they are, if they hold safetensors.
 """
 

@@ -201,6 +201,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, part, group):
+        """Gathers parts that may differ in length by padding them to the longest."""
         sizes = _all_gather(torch.tensor([part.shape[2]], device=part.device), group).flatten().tolist()
         rank = dist.get_rank(group)
         ctx.own = slice(sum(sizes[:rank]), sum(sizes[:rank + 1]))
