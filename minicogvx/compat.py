@@ -1,6 +1,7 @@
 """What differs between machines: a torchvision that cannot load its operators, the device, the number format."""
 
 import importlib.abc
+import os
 import platform
 import sys
 from importlib.machinery import PathFinder
@@ -66,27 +67,88 @@ def mend_torchvision_on_import() -> None:
         sys.meta_path.insert(0, _TorchvisionWatch())
 
 
-def choose_device() -> str:
-    """The fastest device here: "cuda", "mps" or "cpu"."""
+def choose_device(asked: str | None = None) -> str:
+    """The device to compute on: the one `asked` for, else MINICOGVX_DEVICE, else the fastest here (cuda, mps, cpu).
+
+    Raises ValueError, in one sentence, for a device that PyTorch does not know or does not find here.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"
+    name, source = _asked(asked, "device", "MINICOGVX_DEVICE")
+    there = [kind for kind in ("cuda", "mps") if _is_available(torch, kind)] + ["cpu"]
+    if name is None:
+        return there[0]
+    valid = " or ".join(map(repr, there))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"{source} is {name!r}, which is no device that PyTorch knows; it must be {valid}") from None
+    if device.type == "meta" or not _is_available(torch, device.type):
+        raise ValueError(f"{source} is {name!r}, and PyTorch finds no such device here; it must be {valid}")
+    count = 1 if device.type in ("cpu", "mps") else torch.get_device_module(device.type).device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"{source} is {name!r}, and the last device here is '{device.type}:{count - 1}'")
+    return name
 
 
-def choose_dtype(device: str | None = None):
+def _is_available(torch, kind: str) -> bool:
+    if kind == "cpu":
+        return True
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    module = getattr(torch, kind, None)
+    return module is not None and getattr(module, "is_available", lambda: False)()
+
+
+def _asked(asked: str | None, name: str, variable: str) -> tuple[str | None, str]:
+    """What was asked for, and where: by an argument, by an environment variable, or not at all (None)."""
+    if asked is not None:
+        return str(asked), name
+    return os.environ.get(variable) or None, variable
+
+
+def choose_dtype(device=None, asked=None, training: bool = False):
     """The torch dtype to compute in on `device` (None: the one that `choose_device` names). See `explain_dtype`."""
-    return explain_dtype(device)[0]
+    return explain_dtype(device, asked, training)[0]
 
 
-def explain_dtype(device: str | None = None):
-    """(dtype, reason): bfloat16 where `device` multiplies matrices faster in it, float32 elsewhere."""
+def explain_dtype(device=None, asked=None, training: bool = False):
+    """(dtype, reason): the number format `asked` for, else MINICOGVX_DTYPE, else the fastest one of the device.
+
+    The fastest is bfloat16 where the device multiplies matrices in it, float32 elsewhere: a processor without
+    avx512_bf16 or AMX emulates bfloat16, fifty times slower than float32. `device`: a name or a torch.device;
+    `asked`: a name or a torch.dtype. Raises ValueError, in one sentence, for a format that is unknown or that the
+    device cannot compute in, and with `training` for float16, whose gradients underflow.
+    """
     import torch
 
-    kind = torch.device(device or choose_device()).type
+    kind = torch.device(choose_device() if device is None else device).type
+    fastest, reason = _fastest_dtype(torch, kind)
+    name, source = _asked(None if asked is None else str(asked).removeprefix("torch."), "dtype", "MINICOGVX_DTYPE")
+    if name is None:
+        return fastest, reason
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    valid = [each for each in formats if _computes_in(torch, kind, each) and not (training and each == "float16")]
+    if name not in valid:
+        why = ("is unknown" if name not in formats else "is too narrow for gradients" if name in formats and training
+               and name == "float16" else f"{_place(kind)} cannot compute in")
+        raise ValueError(f"{source} is {name!r}, which {why}; it must be {' or '.join(valid)}")
+    if kind == "cpu" and name == "bfloat16" and fastest != torch.bfloat16:
+        return formats[name], "asked for; this CPU emulates it, about fifty times slower than float32"
+    return formats[name], "asked for"
+
+
+def _place(kind: str) -> str:
+    return {"cpu": "a processor", "cuda": "this GPU", "mps": "this GPU"}.get(kind, kind)
+
+
+def _computes_in(torch, kind: str, name: str) -> bool:
+    if name == "float16":
+        return kind != "cpu"
+    return name != "bfloat16" or kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _fastest_dtype(torch, kind: str):
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU computes in bfloat16"
@@ -102,7 +164,12 @@ def explain_dtype(device: str | None = None):
 
 
 def cpu_features() -> set[str]:
-    """Names of the CPU's instruction sets, spelled as in /proc/cpuinfo; empty where they cannot be read."""
+    """Names of the CPU's instruction sets that PyTorch may use, as in /proc/cpuinfo; empty where they are unknown.
+
+    ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY forbid the newer ones, so that one machine can stand for an older one.
+    """
+    if _limited_to_older_processors():
+        return set()
     if platform.system() == "Linux":
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -115,3 +182,10 @@ def cpu_features() -> set[str]:
 
     probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_tile": "_is_amx_tile_supported"}
     return {name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()}
+
+
+def _limited_to_older_processors() -> bool:
+    """Is PyTorch told to compute as on a processor that has no instructions for 16-bit numbers?"""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    older = limit.startswith(("SSE", "AVX2")) or limit in ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
+    return older or os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in ("default", "avx2")
