@@ -123,7 +123,7 @@ def explain_dtype(device=None, asked=None, training: bool = False):
     import torch
 
     kind = torch.device(choose_device() if device is None else device).type
-    fastest, reason = _fastest_dtype(torch, kind)
+    fastest, reason = fastest_dtype(kind)
     name, source = _asked(None if asked is None else str(asked).removeprefix("torch."), "dtype", "MINICOGVX_DTYPE")
     if name is None:
         return fastest, reason
@@ -148,7 +148,10 @@ def _computes_in(torch, kind: str, name: str) -> bool:
     return name != "bfloat16" or kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _fastest_dtype(torch, kind: str):
+def fastest_dtype(kind: str):
+    """(dtype, reason): the number format that devices of this kind, such as "cpu", multiply matrices fastest in."""
+    import torch
+
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU computes in bfloat16"

@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minicogvx.ablation.studies import StagesStudy
+from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import Scene, render_batch, sample_scenes
 from minicogvx.training.alignment import scene_features
-from minicogvx.training.latents import LatentSet
+from minicogvx.training.latents import STORED, LatentSet
 from minicogvx.vae import CausalVAE
 
 BEST = 0.2  # share of the clips in the last stage (paper, Table 5)
@@ -46,7 +47,7 @@ class StageClips:
 
 
 def encode_clips(vae: CausalVAE, study: StagesStudy, sizes: Sequence[tuple[int, int]],
-                 dtype: torch.dtype = torch.bfloat16, progress: bool = True) -> StageClips:
+                 dtype: torch.dtype | None = None, progress: bool = True) -> StageClips:
     """Renders the study's scenes at each of `sizes` (frames, side) and at the full one, blurs and encodes them.
 
     The posteriors' means are what is trained on, as for the shipped models.
@@ -66,10 +67,11 @@ def encode_clips(vae: CausalVAE, study: StagesStudy, sizes: Sequence[tuple[int, 
 
 @torch.no_grad()
 def encode_blurred(vae: CausalVAE, scenes: list[Scene], flawed: Bool[Tensor, " n"], num_frames: int, side: int,
-                   blur: float, dtype: torch.dtype = torch.bfloat16, progress: bool = True,
+                   blur: float, dtype: torch.dtype | None = None, progress: bool = True,
                    batch_size: int = 16) -> tuple[Float[Tensor, " n"], LatentSet]:
     """The `steepness` of each clip and its latents; those in `flawed` are out of focus by `blur` frame sides."""
-    scores, means, features = [], [], []
+    scores, means, features, device = [], [], [], next(vae.parameters()).device
+    dtype = choose_dtype(device, dtype)
     ratio, cells = vae.config.temporal_compression_ratio, side // vae.config.spatial_compression_ratio
     for i in tqdm(range(0, len(scenes), batch_size), desc=f"encoding {side}x{side}, {num_frames} frames",
                   disable=not progress, mininterval=5):
@@ -77,8 +79,9 @@ def encode_blurred(vae: CausalVAE, scenes: list[Scene], flawed: Bool[Tensor, " n
         clips = render_batch(part, num_frames, side, side)
         clips[soft] = out_of_focus(clips[soft], blur * side)
         scores.append(steepness(clips))
-        means.append(vae.encode((rearrange(clips, "b t h w c -> b c t h w") * 2 - 1).to(dtype)).mean.bfloat16())
-        features.append(scene_features(part, num_frames, cells, ratio).bfloat16())
+        video = (rearrange(clips, "b t h w c -> b c t h w") * 2 - 1).to(device, dtype)
+        means.append(vae.encode(video).mean.to(STORED).cpu())
+        features.append(scene_features(part, num_frames, cells, ratio).to(STORED))
     mean = torch.cat(means)
     return torch.cat(scores), LatentSet(scenes, mean, torch.zeros_like(mean), vae.config.scaling_factor,
                                         torch.cat(features), sample=False)

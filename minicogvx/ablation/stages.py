@@ -22,6 +22,7 @@ from minicogvx.ablation.stage_clips import StageClips, pick
 from minicogvx.ablation.stage_judge import Judge
 from minicogvx.ablation.studies import StagesStudy, TimedStage
 from minicogvx.ablation.transformers import held_back_loss
+from minicogvx.compat import choose_dtype
 from minicogvx.data.captions import vocabulary
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.pipeline import Pipeline
@@ -71,7 +72,7 @@ class Bench:
     pipe: Pipeline  # its VAE, which made the latents, decodes; its guidance scale is sampled with
     text: TextConfig = preset("toy").text
     schedule: ScheduleConfig = ScheduleConfig()
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype | None = None  # of passes; None: the fastest of the pipeline's device
     now: Callable[[], float] = time.perf_counter
     on_second: Callable[[str], None] | None = None  # called with a variant's name for each second of training
 
@@ -178,7 +179,7 @@ def measure(bench: Bench, learner: "Learner", curve: StagesCurve) -> None:
     for name in ("seconds", "steps", "clips", "tokens"):
         getattr(curve, name).append(getattr(learner, name))
     for name, latents in (("loss", bench.clips.held_back), ("loss_of_sharp", bench.clips.held_back_sharp)):
-        getattr(curve, name).append(held_back_loss(model, text, latents, learner.schedule, bench.dtype))
+        getattr(curve, name).append(held_back_loss(model, text, latents, learner.schedule, learner.dtype))
 
 
 def finish(curve: StagesCurve, learner: "Learner", judge: Judge) -> StagesCurve:
@@ -201,9 +202,11 @@ class Learner:
         torch.manual_seed(seed)
         self.master = ExpertTransformer(config)
         initialise(self.master)
-        self.schedule, self.dtype = NoiseSchedule(bench.schedule), bench.dtype
+        device = bench.pipe.vae.decoder.conv_out.conv.weight.device
+        self.schedule, self.dtype = NoiseSchedule(bench.schedule), choose_dtype(device, bench.dtype, training=True)
+        self.master.to(device), self.text.encoder.to(device)
         self.working = copy.deepcopy(self.master).to(self.dtype)
-        self.alignment = Alignment(self.working, RECIPE.alignment_kinds)
+        self.alignment = Alignment(self.working, RECIPE.alignment_kinds).to(device)
         self.optimizer = RECIPE.new_optimizer([
             *self.alignment.named_parameters(prefix="alignment"), *self.master.named_parameters(prefix="transformer"),
             *self.text.encoder.named_parameters(prefix="text")])
@@ -224,7 +227,7 @@ class Learner:
         x0, captions, features = draw_batch(latents, batch_size, RECIPE.text_dropout, generator)
         noise, t = draw_noise(x0, self.schedule, generator)
         loss = v_loss(self.working, self.schedule, x0, noise, t, self.text.encode(captions).to(self.dtype))
-        (loss + alignment_weight * self.alignment(features) if alignment_weight else loss).backward()
+        (loss + alignment_weight * self.alignment(features.to(loss.device)) if alignment_weight else loss).backward()
         update_master(self.master, self.working, self.optimizer, factor)
         average(self.averages, (self.master, self.text.encoder),
                 min(RECIPE.ema_decay, (1 + self.averaged) / (10 + self.averaged)))

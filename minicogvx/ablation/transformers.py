@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minicogvx.compat import choose_dtype
 from minicogvx.data.captions import caption, vocabulary
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
@@ -38,8 +39,9 @@ class Curve:
 
 
 def compare_transformers(variants: Mapping[str, TransformerConfig], latents: LatentSet, steps: int, seed: int = 0,
-                         batch_size: int = 32, every: int = 25, dtype: torch.dtype = torch.bfloat16,
+                         batch_size: int = 32, every: int = 25, dtype: torch.dtype | None = None,
                          text: TextConfig = preset("toy").text, schedule: ScheduleConfig = ScheduleConfig(),
+                         device: torch.device | str = "cpu",
                          on_step: Callable[[str, int], None] | None = None) -> dict[str, Curve]:
     """Trains each variant from nothing; the loss on held-back clips before, after every `every` steps and at the end.
 
@@ -55,17 +57,18 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Lat
     clips = len(latents.scenes)
     if clips <= HELD_BACK:
         raise ValueError(f"latents hold {clips} clips; {HELD_BACK} are held back, so there must be more")
-    shared = _Shared(latents.part(0, clips - HELD_BACK), latents.part(clips - HELD_BACK, clips),
-                     NoiseSchedule(schedule), text, dtype)
+    shared = _Shared(latents.part(0, clips - HELD_BACK), latents.part(clips - HELD_BACK, clips), NoiseSchedule(schedule),
+                     text, choose_dtype(device, dtype, training=True), torch.device(device))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         return {name: _train(name, config, shared, steps, seed, batch_size, every, on_step)
                 for name, config in variants.items()}
 
 
 def held_back_loss(model: ExpertTransformer, text: TextEncoder, held_back: LatentSet, schedule: NoiseSchedule,
-                   dtype: torch.dtype = torch.bfloat16) -> float:
+                   dtype: torch.dtype | None = None) -> float:
     """Mean v-prediction loss on all clips of `held_back`: always the same phrasings, noise and timesteps."""
     words, generator = random.Random(0), torch.Generator().manual_seed(0)
+    dtype = dtype or model.proj_out.weight.dtype
     with torch.no_grad():
         x0 = held_back.draw(torch.arange(len(held_back.scenes)), generator)
         features = text.encode([caption(scene, words) for scene in held_back.scenes]).to(dtype)
@@ -95,6 +98,7 @@ class _Shared:
     schedule: NoiseSchedule
     text: TextConfig
     dtype: torch.dtype
+    device: torch.device
 
     def batch_loss(self, model: ExpertTransformer, text: TextEncoder, batch_size: int, seed: int) -> Tensor:
         """The loss on the batch that belongs to `seed`, whatever the model."""
@@ -109,10 +113,11 @@ def _train(name: str, config: TransformerConfig, shared: _Shared, steps: int, se
     # Seeded twice: how many numbers a model draws for its weights must not change the text encoder's.
     torch.manual_seed(seed)
     text = TextEncoder.from_config(shared.text, vocabulary(), config.max_text_seq_length)
-    text.encoder.train()
+    text.encoder.to(shared.device).train()
     torch.manual_seed(seed)
     master = ExpertTransformer(config)
     initialise(master)
+    master.to(shared.device)
     working = copy.deepcopy(master).to(shared.dtype)
     parameters = [*master.named_parameters(prefix="transformer"), *text.encoder.named_parameters(prefix="text")]
     optimizer = _RECIPE.new_optimizer(parameters)

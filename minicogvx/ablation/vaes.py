@@ -12,10 +12,12 @@ from torch import Tensor
 
 from minicogvx.ablation.studies import VAEPart
 from minicogvx.ablation.transformers import check_run, is_measured
+from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic
+from minicogvx.training.distributed import Ranks
 from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.vae import VAEStage, backward, initialise, world_batch
 from minicogvx.vae import CausalVAE
@@ -44,7 +46,7 @@ class VAECurve:
 
 def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps: int, seed: int = 0,
                  batch_size: int = 4, num_frames: int = 9, height: int = 32, width: int = 32, every: int = 25,
-                 dtype: torch.dtype = torch.bfloat16,
+                 dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
                  on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
     """Trains each variant from nothing; measures before, after every `every` steps and at the end.
 
@@ -56,7 +58,7 @@ def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps:
     Raises ValueError for no variants, a count below 1 or a size that does not fit a config; see `load_lpips` for LPIPS.
     """
     check_run(variants, steps, batch_size, every)
-    measures = {"": Measures(measured_clips(num_frames, height, width), dtype)}
+    measures = {"": Measures(measured_clips(num_frames, height, width), dtype, device)}
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, (config, loss) in variants.items():
@@ -67,7 +69,7 @@ def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps:
 
 def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping[str, Sequence[VAEPart]],
                        judged: Mapping[str, tuple[int, int]], steps: int, seed: int = 0, every: int = 25,
-                       side: int = 32, dtype: torch.dtype = torch.bfloat16,
+                       side: int = 32, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
                        on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
     """Trains one VAE from nothing in each plan of stages, under one learning-rate curve; else as `compare_vaes`.
 
@@ -75,7 +77,7 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
     ", short clips": (9, 32)} gives two curves for each variant.
     """
     check_run(variants, steps, 1, every)
-    measures = {behind: Measures(measured_clips(frames, size, size), dtype)
+    measures = {behind: Measures(measured_clips(frames, size, size), dtype, device)
                 for behind, (frames, size) in judged.items()}
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -99,10 +101,11 @@ def spatial_gradient(video: Float[Tensor, "*b t h w 3"]) -> float:
     return (down + right).item()
 
 
-def round_trip(vae: CausalVAE, clips: Float[Tensor, "b t h w 3"], dtype: torch.dtype = torch.bfloat16,
+def round_trip(vae: CausalVAE, clips: Float[Tensor, "b t h w 3"], dtype: torch.dtype | None = None,
                seed: int = 0) -> tuple[Float[Tensor, "b t h w 3"], float]:
     """Clips in 0..1 through encoder, sampled posterior and decoder; also the KL in nats per latent number."""
     device = next(vae.parameters()).device
+    dtype = choose_dtype(device, dtype)
     video = (rearrange(clips, "b t h w c -> b c t h w") * 2 - 1).to(device, dtype)
     with torch.no_grad():
         posterior = vae.encode(video)
@@ -114,8 +117,10 @@ def round_trip(vae: CausalVAE, clips: Float[Tensor, "b t h w 3"], dtype: torch.d
 class Measures:
     """The same questions to every VAE, about the same clips."""
 
-    def __init__(self, clips: Float[Tensor, "b t h w 3"], dtype: torch.dtype = torch.bfloat16):
-        self.clips, self.dtype, self.perceptual = clips, dtype, PerceptualDistance("alex")
+    def __init__(self, clips: Float[Tensor, "b t h w 3"], dtype: torch.dtype | None = None,
+                 device: torch.device | str = "cpu"):
+        self.clips, self.device, self.perceptual = clips, torch.device(device), PerceptualDistance("alex")
+        self.dtype = choose_dtype(self.device, dtype)
         self.flicker_of_true = sum(map(flicker, clips)) / len(clips)
 
     def of(self, vae: CausalVAE) -> dict[str, float]:
@@ -134,12 +139,13 @@ def _train(name: str, config: VAEConfig, plan: Sequence[VAEStage], measures: Map
     """One VAE, step i of which is of stage `plan[i]`: a curve for each of `measures`, by the VAE's name and theirs."""
     start, steps = time.perf_counter(), len(plan)
     torch.manual_seed(seed)
-    vae = CausalVAE(config)
+    vae, device = CausalVAE(config), next(iter(measures.values())).device
     initialise(vae)
+    vae.to(device)
     first = plan[0]  # its learning rates are those of the shipped VAE
     optimizer = first.new_optimizer(vae.named_parameters())
-    critic = Critic(first.loss, first.discriminator, first.num_frames)
-    objective = VAELoss(first.loss, critic.network)
+    critic = Critic(first.loss, first.discriminator, first.num_frames, Ranks(device=device))
+    objective = VAELoss(first.loss, critic.network).to(device)
     parameters = sum(p.numel() for p in vae.parameters())
     curves = {behind: VAECurve(name + behind, seed, parameters, [], [], [], [], [], [], measure.flicker_of_true, 0.0)
               for behind, measure in measures.items()}
@@ -153,7 +159,8 @@ def _train(name: str, config: VAEConfig, plan: Sequence[VAEStage], measures: Map
             break
         stage, step_seed = plan[done], seed * 10_000_000 + 1 + done
         rate = random.Random(step_seed).choice(stage.frame_rates)
-        video = world_batch(stage.batch_size, step_seed, stage.num_frames, stage.height, stage.width, rate)
+        video = world_batch(stage.batch_size, step_seed, stage.num_frames, stage.height, stage.width,
+                            rate).to(device)
         _, reconstruction = backward(vae, objective, video, done, step_seed, next(iter(measures.values())).dtype)
         critic.step(objective, video, reconstruction, done)
         optimizer.step(warmup_cosine(done, steps, max(1, min(first.warmup, steps // 5))))

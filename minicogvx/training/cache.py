@@ -18,22 +18,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from minicogvx.compat import choose_dtype
 from minicogvx.data.video_folder import Problem, VideoClip, read_clip
 from minicogvx.interop.safetensors_files import write_json, write_tensors
 from minicogvx.training.cache_plan import (
     CacheItem, CacheSettings, check_plan, digest, latent_shape, make_plan, plan_items, shard,
 )
 from minicogvx.training.cached_clips import CachedClips
+from minicogvx.training.latents import STORED
 from minicogvx.vae import CausalVAE
 
 __all__ = ["CacheSettings", "CachedClips", "cache_clips"]
 
 PLAN, INDEX = "plan.json", "index.json"
-STORED = torch.float16  # eight times finer than bfloat16; latents are far from its limit of 65,504
 
 
 def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, text, settings: CacheSettings,
-                dtype: torch.dtype = torch.bfloat16, batch_size: int = 4, progress: bool = True) -> CachedClips:
+                dtype: torch.dtype | None = None, batch_size: int = 4, progress: bool = True) -> CachedClips:
     """Encode `clips` into the folder `out`, or what is missing of them there.
 
     Args:
@@ -51,6 +52,7 @@ def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, tex
     problems += short
     if not items:
         raise ValueError(f"none of {len(clips)} clips can be encoded{f'; {problems[0]}' if problems else ''}")
+    dtype = choose_dtype(next(vae.parameters()).device, dtype)
     plan = make_plan(items, settings, vae, text, dtype)
     if (out / PLAN).is_file():
         check_plan(out / PLAN, plan)

@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import Scene, render_batch, sample_scenes
 from minicogvx.training.alignment import scene_features
 from minicogvx.training.distributed import Ranks
 from minicogvx.vae import CausalVAE
+
+STORED = torch.float16  # eight times finer than bfloat16; latents are far from its limit of 65,504
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class LatentSet:
 
 @torch.no_grad()
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
-                 dtype: torch.dtype = torch.bfloat16, batch_size: int = 16, progress: bool = True,
+                 dtype: torch.dtype | None = None, batch_size: int = 16, progress: bool = True,
                  side: int | None = None, here: Ranks = Ranks()) -> LatentSet:
-    """Renders `clips` training scenes and encodes them, in 16 bits.
+    """Renders `clips` training scenes, encodes them in `dtype` (see choose_dtype) and keeps 16 bits of each number.
 
     `side`: height and width in pixels; None: the VAE's own size. Each rank encodes its share, and all of them get the
     whole set, on the CPU. Raises ValueError for fewer clips than ranks.
@@ -55,13 +58,14 @@ def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_obj
     ratio, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
     side = side or vae.config.sample_height
     device, batches = next(vae.parameters()).device, _shares(scenes, batch_size, here)
+    dtype = choose_dtype(device, dtype)
     means, stds, features = [], [], []
     for some in tqdm(batches[here.rank], desc="encoding clips", disable=not (progress and here.first), mininterval=5):
         video = render_batch(some, num_frames, side, side).permute(0, 4, 1, 2, 3) * 2 - 1
         posterior = vae.encode(video.to(device, dtype))
-        means.append(posterior.mean.bfloat16().contiguous().cpu())
-        stds.append(posterior.std.bfloat16().contiguous().cpu())
-        features.append(scene_features(some, num_frames, side // space, ratio).bfloat16())
+        means.append(posterior.mean.to(STORED).contiguous().cpu())
+        stds.append(posterior.std.to(STORED).contiguous().cpu())
+        features.append(scene_features(some, num_frames, side // space, ratio).to(STORED))
     lengths = [sum(map(len, share)) for share in batches]
     mean, std, features = (_gather(torch.cat(parts), lengths, here) for parts in (means, stds, features))
     return LatentSet(scenes, mean, std, vae.config.scaling_factor, features)

@@ -1,7 +1,15 @@
-"""`torch.optim.Muon`, quicker for small models: matrices of one shape are orthogonalised together."""
+"""`torch.optim.Muon`, quicker for small models and on processors without bfloat16.
+
+Matrices of one shape are orthogonalised together, in the number format that the device is fastest in.
+"""
+
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from minicogvx.compat import fastest_dtype
 
 STACKED = 2**20  # numbers in a matrix, at most; a larger one keeps every core busy by itself
 
@@ -10,7 +18,9 @@ class StackedMuon(torch.optim.Muon):
     """The update of `torch.optim.Muon`, in the same order of operations, on stacks of matrices.
 
     A small transformer has dozens of matrices of three shapes. One by one, most of the time goes into starting
-    operations that are over at once. The results agree to the rounding of bfloat16, in which both compute.
+    operations that are over at once. Large matrices, and those that lie on many ranks, are taken one by one. The results
+    agree with torch's to the rounding of bfloat16, in which torch computes on every device: also on processors that
+    emulate it fifty times slower than float32.
     """
 
     @torch.no_grad()
@@ -20,7 +30,7 @@ class StackedMuon(torch.optim.Muon):
             stacks = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    alone = id(p) if p.numel() > STACKED else 0
+                    alone = id(p) if p.numel() > STACKED or isinstance(p, DTensor) else 0
                     stacks.setdefault((p.shape, p.device, alone), []).append(p)
             for weights in stacks.values():
                 self._update(weights, group)
@@ -32,10 +42,15 @@ class StackedMuon(torch.optim.Muon):
         gradients, buffers = [p.grad for p in weights], [self._buffer(p) for p in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
-        updates = orthogonalised(torch.stack(list(updates)), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        how = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        if len(updates) == 1:
+            updates = [orthogonalised(updates[0], *how)]
+        else:
+            updates = orthogonalised(torch.stack(list(updates)), *how).unbind()
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         factor = lr * max(1.0, shape[0] / shape[1]) ** 0.5
-        torch._foreach_add_(weights, list(updates.to(weights[0].dtype).unbind()), alpha=-factor)
+        torch._foreach_add_(weights, [update.to(p.dtype) for update, p in zip(updates, weights)],
+                            alpha=-factor)
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -44,14 +59,20 @@ class StackedMuon(torch.optim.Muon):
         return state["momentum_buffer"]
 
 
+@cache
+def _iterates_in(device_type: str) -> torch.dtype:
+    """The number format of the iteration, whatever MINICOGVX_DTYPE says: bfloat16 where the device computes in it."""
+    return fastest_dtype(device_type)[0]
+
+
 def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Each matrix of a stack `k m n` with its singular values brought near 1, in bfloat16 (Newton-Schulz iteration)."""
+    """A matrix `m n`, or each of a stack `k m n`, with its singular values brought near 1 (Newton-Schulz iteration)."""
     a, b, c = coefficients
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16()
+    tall, add_product = matrices.shape[-2] > matrices.shape[-1], torch.baddbmm if matrices.ndim == 3 else torch.addmm
+    x = matrices.to(_iterates_in(matrices.device.type))
     x = x.mT if tall else x
-    x = x / x.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

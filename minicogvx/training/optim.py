@@ -17,7 +17,7 @@ class MuonAdamW:
     """`torch.optim.Muon` on the given matrices and convolution kernels, `torch.optim.AdamW` on all other parameters.
 
     A convolution kernel `o i t h w` is to Muon the matrix `o x (i t h w)`: a view, so both share their numbers.
-    Muon works on stacks of matrices (training/muon.py), but for weights that lie on many ranks.
+    Muon works on stacks of matrices (training/muon.py).
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
@@ -29,8 +29,7 @@ class MuonAdamW:
         self.others = [p for name, p in parameters if not muon_on(name, p)]
         self.flat = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.matrices]
         # Neither takes an empty list.
-        muon = torch.optim.Muon if any(isinstance(p, DTensor) for p in self.flat) else StackedMuon
-        self.muon = self.flat and muon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
+        self.muon = self.flat and StackedMuon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
         self.adamw = self.others and torch.optim.AdamW(self.others, lr=adamw_lr, betas=betas, eps=1e-8,
                                                        weight_decay=weight_decay)
         self.clip = clip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import sample_scenes
 from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import load_into, read_tensors, write_json, write_tensors
@@ -65,7 +66,7 @@ RECIPES = {recipe.preset: recipe for recipe in (
 )}
 
 
-def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16,
+def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype | None = None,
                  keep: Keep = Keep(), here: Ranks = Ranks()) -> Pipeline:
     """Trains VAE, then transformer and text encoder, and writes `out/pipeline`, a diffusers folder in 16 bits.
 
@@ -81,6 +82,7 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype = 
     if recipe.clips < here.world_size:
         raise ValueError(f"clips is {recipe.clips}; it must be at least {here.world_size}, the number of ranks")
     check_captions(sizes, recipe.transformer, sample_scenes(recipe.clips, seed + 1, "train", recipe.two_objects))
+    dtype = choose_dtype(here.device, dtype, training=True)
     if here.first:
         write_down(out / "recipe.json", recipe, seed)
     keep, minutes = replace(keep, folder=out), _Minutes(out / "minutes.json", here)

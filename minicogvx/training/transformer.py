@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minicogvx.compat import choose_dtype
 from minicogvx.data.captions import caption, most_tokens, vocabulary
 from minicogvx.data.shapes import SHAPES, Scene
 from minicogvx.diffusion.objective import diffusion_loss
@@ -134,12 +135,12 @@ OnSample = Callable[[int, ExpertTransformer, TextEncoder], Mapping[str, float]]
 
 
 def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], training: TransformerTraining,
-                      seed: int = 0, dtype: torch.dtype = torch.bfloat16, keep: Keep = Keep(),
+                      seed: int = 0, dtype: torch.dtype | None = None, keep: Keep = Keep(),
                       on_sample: OnSample | None = None,
                       here: Ranks = Ranks()) -> tuple[ExpertTransformer, TextEncoder]:
     """A transformer and a text encoder trained together from nothing; returns their moving averages.
 
-    `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` on a copy of the
+    `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` (None: see choose_dtype) on a copy of the
     weights; the weights themselves stay float32. Every step draws its clips, words, noise and timesteps from its own
     seed, so on a processor a run that was killed and goes on ends in the same weights, bit for bit. On many ranks each
     takes its part of every batch. With `accumulate` 1, all end in the weights of one rank up to rounding; with more,
@@ -152,6 +153,7 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
     check_captions(preset, training, [scene for _, clips in pairs for scene in clips.scenes])
     plan = [pair for pair in pairs for _ in range(pair[0].steps)]
     torch.manual_seed(seed)
+    dtype = choose_dtype(here.device, dtype, training=True)
     nets, schedule = Networks(preset, training, dtype, here.device), NoiseSchedule(preset.schedule)
     optimizer = training.new_optimizer(nets.named_parameters())
     run = Run("transformer", len(plan), keep, here.first)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic, mark_if_not_finite
@@ -120,9 +121,9 @@ def psnr(video: Tensor, reconstruction: Tensor) -> float:
     return (10 * torch.log10(4 / mse)).item()
 
 
-def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype = torch.bfloat16,
+def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype | None = None,
               keep: Keep = Keep(), here: Ranks = Ranks()) -> CausalVAE:
-    """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype`.
+    """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype` (see choose_dtype).
 
     After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
     (`normalise_latents`). Deterministic on a processor for a seed and a number of threads: a run that was killed and
@@ -133,6 +134,7 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
     Raises what `check_stages` raises.
     """
     check_stages(config, stages, here)
+    dtype = choose_dtype(here.device, dtype, training=True)
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     initialise(vae)
@@ -161,7 +163,7 @@ def check_stages(config: VAEConfig, stages: Sequence[VAEStage], here: Ranks = Ra
                          f"steps in all; set it lower, or gan_weight to 0")
 
 
-def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype = torch.bfloat16,
+def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype | None = None,
                 keep: Keep = Keep(), name: str = "vae", here: Ranks = Ranks(), earlier: Critic | None = None,
                 before: int = 0) -> Critic:
     """One stage, in place; step i draws its clips and noise from seed `first_seed + i`. Figures are recorded by name.
@@ -170,6 +172,7 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
     a gradient that is not finite leaves the weights as they are; too many in a row raise FloatingPointError.
     """
     broadcast_weights(vae, here)
+    dtype = choose_dtype(here.device, dtype, training=True)
     part = vae.decoder if stage.decoder_only else vae
     vae.encoder.requires_grad_(not stage.decoder_only)
     optimizer = stage.new_optimizer(part.named_parameters())
