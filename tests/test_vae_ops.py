@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minicogvx.vae import ops
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
 from minicogvx.vae.ops import (
-    FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_first, pad_front,
+    FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, group_statistics, norm_silu, pad_first, pad_front,
     repeat_index, repeat_time, upsample_conv, upsample_weight,
 )
 
@@ -39,6 +40,27 @@ def plain(x, gain, bias, *conditions):
     return plain_norm_silu(x, 2, gain, bias, *conditions)
 
 
+@pytest.fixture(params=[True, False], ids=["sums by hand", "PyTorch's kernel"])
+def both_ways(request, monkeypatch):
+    """Statistics as on a CPU in float32, and as on GPUs and in 16 bits."""
+    monkeypatch.setattr(ops, "_needs_exact_sums", lambda x: request.param)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [(1, 8, 9, 240, 360), (2, 8, 1, 333, 101), (3, 8, 5, 64, 64)])
+def test_group_statistics_are_exact_at_any_size_and_number_of_threads(size, threads):
+    x, before = channels_last(normal(*size, dtype=torch.float32) + 1), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        mean, variance = group_statistics(x, 2)
+    finally:
+        torch.set_num_threads(before)
+    true = x.double().unflatten(1, (2, 4)).flatten(2)
+    assert (mean - true.mean(2)).abs().max() < 3e-7  # the kernel's: 2e-4 at the first size
+    assert (variance - true.var(2, correction=0)).abs().max() < 1e-6
+
+
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_norm_silu_is_its_formula_without_gradients(conditioned):
     inputs = norm_inputs(conditioned)
@@ -47,6 +69,7 @@ def test_norm_silu_is_its_formula_without_gradients(conditioned):
         torch.testing.assert_close(ours(*(v.requires_grad_() for v in inputs)), plain(*inputs))
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_norm_silu_and_its_backward_are_those_of_the_formula(conditioned):
     inputs = [v.requires_grad_() for v in norm_inputs(conditioned)]
@@ -59,6 +82,7 @@ def test_norm_silu_and_its_backward_are_those_of_the_formula(conditioned):
         assert (got - true).norm() <= 1e-6 * true.norm()
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_norm_silu_passes_gradcheck(conditioned):
     inputs = [v.requires_grad_() for v in norm_inputs(conditioned)]

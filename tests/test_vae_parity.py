@@ -134,6 +134,36 @@ def test_gradients_of_all_parameters_and_of_the_video_are_theirs(name):
     assert worst[0] <= 5e-5, worst
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_values_and_gradients_are_theirs_at_half_the_published_frame_with_one_thread_and_two(threads):
+    """Group norms sum over 9x240x360 pixels of four channels here, as many as in the published VAE at that size."""
+    mine, other = pair(replace(THREE, block_out_channels=(8, 8, 8), sample_height=240, sample_width=360))
+    video = clip(9, 240, 360)
+    runs = {}
+    for model, count in ((other, 2), (mine, 2), (mine, 1)):
+        threads(count)
+        model.zero_grad()
+        x = video.clone().requires_grad_()
+        posterior = model.encode(x) if model is mine else model.encode(x).latent_dist
+        again = model.decode(posterior.mean) if model is mine else model.decode(posterior.mean).sample
+        weight = torch.randn(again.shape, generator=torch.Generator().manual_seed(1))
+        ((again * weight).sum() + posterior.logvar.square().sum()).backward()
+        runs[model is mine, count] = (moments(posterior).detach(), again.detach(), x.grad, layers(model))
+    exact = runs[False, 2]
+    for run in (runs[True, 2], runs[True, 1]):
+        assert difference(run[0], exact[0]) <= 1e-5 and difference(run[1], exact[1]) <= 1e-5
+        assert difference(run[2], exact[2]) <= 5e-5
+        worst = max((difference(run[3][name], exact[3][name]), name) for name in exact[3])
+        assert worst[0] <= 5e-5, worst
+
+
 def layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The gradient of each layer, weight and bias together.
 

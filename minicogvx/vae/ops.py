@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 FRONT_ROOM = 2  # spare frames kept before an activation, for the two past frames that the next convolution wants
+IN_CACHE = 2**17  # numbers that pass through several operations while they are in a core's cache
 
 
 def channels_last(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
@@ -101,9 +102,12 @@ def repeat_time(x: Float[Tensor, "b c n h w"], frames: int, first_alone: bool) -
 
 
 def pad_front(x: Float[Tensor, "b c t h w"], past: Float[Tensor, "b c k h w"]) -> Float[Tensor, "b c tk h w"]:
-    """`cat([past, x], dim=2)`. Where `x` was made with room in front (`norm_silu` does so), nothing is moved."""
+    """`cat([past, x], dim=2)`. Where `x` was made with room in front (`norm_silu` does so), nothing is moved.
+
+    Except under torch.compile, which refuses to write into a tensor that as_strided made.
+    """
     frames = past.shape[2]
-    if getattr(x, "front_room", 0) < frames:
+    if torch.compiler.is_compiling() or getattr(x, "front_room", 0) < frames:
         return _Join.apply(past, x)
     b, c, t, h, w = x.shape
     grown = x.as_strided((b, c, t + frames, h, w), x.stride(), x.storage_offset() - frames * x.stride(2))
@@ -166,6 +170,53 @@ def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float,
     return _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift)
 
 
+def group_statistics(x: Float[Tensor, "b c t h w"], groups: int) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"]]:
+    """Mean and variance of each group of channels over all frames and pixels, to the last digits of float32.
+
+    PyTorch's own kernel for this layout adds x and x^2 one after the other: at 9x480x720 its 1/std is off by 1e-3, and
+    differently for another number of threads. Here the mean is known before squares are summed, `Tensor.sum` adds in
+    pairs of pairs, and the differences from the mean are made for a few lines of pixels at a time.
+    """
+    b, c = x.shape[:2]
+    pixels = x.permute(0, 2, 3, 4, 1).reshape(b, -1, c)  # a view of a `channels_last` tensor
+    mean = pixels.mean(1).view(b, groups, -1).mean(2)
+    centre = mean.repeat_interleave(c // groups, 1)[:, None]
+    at_once = max(1, IN_CACHE // (b * c))
+    squares = sum((some - centre).square_().sum(1) for some in pixels.split(at_once, 1))
+    return mean, squares.view(b, groups, -1).mean(2) / pixels.shape[1]
+
+
+def _needs_exact_sums(x):
+    return x.device.type == "cpu" and x.element_size() >= 4  # 16 bits are coarser than what the kernel loses
+
+
+def _affine(x, groups, eps, gain, bias):
+    """(slope, offset, mean, rstd) with `group_norm(x) = x * slope + offset`, each `b c 1 1 1` but mean and rstd `b g`."""
+    mean, variance = group_statistics(x, groups)
+    rstd = (variance + eps).rsqrt()
+    slope = _per_channel(rstd, len(gain)) * gain[:, None, None, None]
+    return slope, bias[:, None, None, None] - _per_channel(mean, len(gain)) * slope, mean, rstd
+
+
+def _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out=None):
+    """(`group_norm(x) * up(scale) + up(shift)`, mean, rstd), written into `out` where it is given."""
+    if _needs_exact_sums(x):
+        slope, offset, mean, rstd = _affine(x, groups, eps, gain, bias)
+        if scale is None:
+            return torch.addcmul(offset, x, slope, out=out), mean, rstd
+        normed, shift, scale = x, torch.addcmul(shift, scale, offset), scale * slope  # one pass over the pixels, not two
+    else:
+        normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
+        if scale is None:
+            return normed if out is None else out.copy_(normed), mean, rstd
+    out = torch.empty_like(x) if out is None else out
+    for clip in range(len(x)):  # one clip is one contiguous block, in a buffer with room, too
+        rows = _rows(out[clip:clip + 1], scale.shape[3])
+        torch.addcmul(_widen(shift[clip:clip + 1], x.shape[4]), _rows(normed[clip:clip + 1], scale.shape[3]),
+                      _widen(scale[clip:clip + 1], x.shape[4]), out=rows)
+    return out, mean, rstd
+
+
 def _group_norm(x, groups, eps, gain, bias):
     """Group norm, mean and 1/std; frames lie under each other as one tall picture: PyTorch's kernel is quick there."""
     b, c, t, h, w = x.shape
@@ -176,19 +227,12 @@ def _group_norm(x, groups, eps, gain, bias):
 
 def _norm_silu_with_room(x, groups, eps, gain, bias, scale, shift):
     b, c, t, h, w = x.shape
-    normed = _group_norm(x, groups, eps, gain, bias)[0]
     # A single frame, as `norm_over="frame"` makes them, would take three times its size.
     room = FRONT_ROOM if t > 1 else 0
     buffer = x.new_empty((b, t + room, h, w, c))
     y = buffer[:, room:].permute(0, 4, 1, 2, 3)
-    if scale is None:
-        torch.ops.aten.silu.out(normed, out=y)
-    else:
-        for clip in range(b):  # one clip is one contiguous block of the buffer
-            rows = _rows(y[clip:clip + 1], scale.shape[3])
-            torch.addcmul(_widen(shift[clip:clip + 1], w), _rows(normed[clip:clip + 1], scale.shape[3]),
-                          _widen(scale[clip:clip + 1], w), out=rows)
-        F.silu(y, inplace=True)
+    _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out=y)
+    F.silu(y, inplace=True)
     y.front_room = room
     return y
 
@@ -199,14 +243,10 @@ class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gain, bias, scale, shift, groups, eps):
         """Keeps the input and the group statistics, not the activations in between."""
-        normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
+        y, mean, rstd = _norm_and_modulate(x, groups, eps, gain, bias, scale, shift)
         ctx.save_for_backward(x, gain, bias, mean, rstd, scale, shift)
         ctx.groups = groups
-        if scale is None:
-            return F.silu(normed)
-        cells, w = scale.shape[3], x.shape[4]
-        rows = torch.addcmul(_widen(shift, w), _rows(normed, cells), _widen(scale, w))
-        return _unrows(F.silu(rows, inplace=True), x.shape)
+        return F.silu(y, inplace=True)
 
     @staticmethod
     def backward(ctx, grad):
@@ -266,8 +306,8 @@ def _sum_cells(rows, shape):
 
 
 def _per_channel(v, channels):
-    """Per-group values `b g` for each channel: `b c 1 1 1`."""
-    return v.float().repeat_interleave(channels // v.shape[1], 1)[:, :, None, None, None]
+    """Per-group values `b g` for each channel: `b c 1 1 1`, in float32 at least."""
+    return v.to(torch.promote_types(v.dtype, torch.float32)).repeat_interleave(channels // v.shape[1], 1)[:, :, None, None, None]
 
 
 def _group_sum(v, groups):
