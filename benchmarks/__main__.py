@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Other programs are using this machine (load {os.getloadavg()[0]:.1f}): these figures will be of little "
               f"worth.", file=sys.stderr)
     start = time.perf_counter()
-    ceilings = {dtype: ceiling(dtype) for dtype in NAMES}
+    ceilings = {dtype: ceiling(dtype) for dtype in NAMES if any(case.dtype == dtype for case in chosen)}
     rows = []
     for i, case in enumerate(chosen):
         print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - start:.0f} s] {name_of(case)}", file=sys.stderr)

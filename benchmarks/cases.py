@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.sides import SamplingSide, TransformerSide, VAESide
+from minicogvx.compat import fastest_dtype
 from minicogvx.presets import Preset, TransformerConfig, VAEConfig, preset
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -85,19 +86,28 @@ class SamplingCase:
 Case = VAECase | TransformerCase | SamplingCase
 
 
-def cases(quick: bool = False) -> list[Case]:
-    """Every case, in the order of the table. `quick`: only the toy, one clip at a time, fewer sampling steps."""
-    toy, small, both = preset("toy"), preset("small"), (torch.bfloat16, torch.float32)
-    double = replace(toy.vae, block_out_channels=(32, 64, 64, 128))
+def formats() -> tuple[torch.dtype, ...]:
+    """What this processor computes in: its fastest number format, then float32, unless that is the same."""
+    return tuple(dict.fromkeys((fastest_dtype("cpu")[0], torch.float32)))
+
+
+def cases(quick: bool = False, dtypes: tuple[torch.dtype, ...] | None = None) -> list[Case]:
+    """Every case, in the order of the table. `quick`: only the toy, one clip at a time, fewer sampling steps.
+
+    `dtypes`: number formats, the one for the larger cases first; None: `formats()`. A processor that emulates bfloat16
+    would spend the whole time on it.
+    """
+    toy, small, dtypes = preset("toy"), preset("small"), dtypes or formats()
+    fast, double = dtypes[0], replace(toy.vae, block_out_channels=(32, 64, 64, 128))
     three = ("encode", "decode", "training step")
-    found = [VAECase("toy", toy.vae, op, dtype, 1, 17, 64) for op in three for dtype in both]
+    found = [VAECase("toy", toy.vae, op, dtype, 1, 17, 64) for op in three for dtype in dtypes]
     if not quick:
-        found += [VAECase("toy", toy.vae, op, torch.bfloat16, 8, 17, 64) for op in three]
-        found += [VAECase("toy", toy.vae, "training step, float32 weights", torch.bfloat16, 8, 17, 64, True)]
-        # float32 at eight clips: decode alone, as the slowest of the others takes diffusers most of a minute
-        found += [VAECase("toy", toy.vae, "decode", torch.float32, 8, 17, 64)]
-        found += [VAECase("toy, twice as wide", double, op, torch.bfloat16, 1, 17, 64) for op in three]
-        found += [VAECase("small", small.vae, op, torch.bfloat16, 1, 9, 128) for op in three]
+        found += [VAECase("toy", toy.vae, op, fast, 8, 17, 64) for op in three]
+        if fast != torch.float32:
+            found += [VAECase("toy", toy.vae, "training step, float32 weights", fast, 8, 17, 64, True),
+                      VAECase("toy", toy.vae, "decode", torch.float32, 8, 17, 64)]
+        found += [VAECase("toy, twice as wide", double, op, fast, 1, 17, 64) for op in three]
+        found += [VAECase("small", small.vae, op, fast, 1, 9, 128) for op in three]
     found += [TransformerCase("toy", toy.transformer, op, dtype, 32)
-              for op in ("forward", "training step") for dtype in both]
-    return found + [SamplingCase(toy, dtype, 10 if quick else 50) for dtype in both]
+              for op in ("forward", "training step") for dtype in dtypes]
+    return found + [SamplingCase(toy, dtype, 10 if quick else 50) for dtype in dtypes]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import minicogvx
 from benchmarks.measure import M_MMAP_THRESHOLD, peak_of
+from minicogvx.compat import choose_dtype
 from minicogvx.training.distributed import Ranks, average_gradients, barrier, leave, ranks
 from minicogvx.training.vae import backward, world_batch
 from minicogvx.vae import CausalVAE, context_parallel
@@ -55,7 +56,7 @@ def compare_memory(vae: CausalVAE, team: Ranks) -> None:
     objective, video = VAELoss(LOSS), world_batch(1, 5, 65, 64, 64)
 
     def step(frames: int, here: Ranks) -> None:
-        backward(vae, objective, video[:, :, :frames], 0, 0, torch.bfloat16, None, here=here)
+        backward(vae, objective, video[:, :, :frames], 0, 0, choose_dtype("cpu"), None, here=here)
 
     for who, here in (("alone", Ranks()), ("together", team)):
         step(4 * team.world_size + 1, here)  # loads kernels

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import difference
+from minicogvx.compat import choose_dtype
 from minicogvx.data.frame_pack import (
     TOY_MIXTURE, ClipSize, Mixture, Pack, bucketed_batches, filled_share, frame_packs, padded_batches,
 )
@@ -216,8 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
-                        help="of weights and activations")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=str(choose_dtype("cpu")).removeprefix("torch."),
+                        help="of weights and activations (default: this processor's fastest)")
     parser.add_argument("--clips", type=int, default=4000, help="clips of the epoch that is packed (default 4000)")
     parser.add_argument("--steps", type=int, default=8, help="steps timed of each way (default 8)")
     parser.add_argument("--seconds", type=float, default=30.0, help="time spent, three rounds at least (default 30)")

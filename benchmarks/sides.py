@@ -83,7 +83,7 @@ class VAESide:
         return self._decode(noise)
 
     def _loss_and_backward(self, video, noise):
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast("cpu", self.dtype, enabled=self.autocast):
             posterior = self._encode(video)
             reconstruction = self._decode((posterior.mean + posterior.std * noise).to(video.dtype))
         (reconstruction.float() - video.float()).abs().mean().backward()

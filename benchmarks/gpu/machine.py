@@ -1,0 +1,93 @@
+"""Where the checks run, and how a run is timed there."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.gpu.rows import LEFT_OUT, Row, attempt
+from benchmarks.measure import count_flops
+from minicogvx.compat import choose_dtype
+
+FORMATS = ("float32", "bfloat16")  # what parity is checked in
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, the number format of measurements, and the rates of its best matrix product, in operations a second."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rates: dict[str, float] = field(default_factory=dict)  # by the name of the format
+
+    @property
+    def numbers(self) -> str:
+        """The name of `dtype`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def format(self, name: str) -> torch.dtype:
+        """The dtype called `name`. Raises ValueError, in one sentence, where the device cannot compute in it."""
+        return choose_dtype(self.device, name)
+
+    def share(self, flops: int, seconds: float) -> float | None:
+        """Which part of the best rate in `dtype` that is; None if the rate was not measured."""
+        rate = self.rates.get(self.numbers)
+        return flops / seconds / rate if rate else None
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize()
+
+    def timed(self, run: Callable[[], object]) -> tuple[object, float, int | None]:
+        """What `run` returns, its seconds, and on CUDA the bytes allocated at its highest point."""
+        on_cuda = self.device.type == "cuda"
+        self.wait()
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        result = run()
+        self.wait()
+        seconds = time.perf_counter() - start
+        return result, seconds, torch.cuda.max_memory_allocated(self.device) if on_cuda else None
+
+
+def in_each_format(check: str, machine: Machine, run: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
+    """The rows of `run` for each of FORMATS by its name: what fails or does not fit in one may pass in the other."""
+    for numbers in FORMATS:
+        try:
+            machine.format(numbers)
+        except ValueError as error:
+            yield Row(check, numbers=numbers, result=LEFT_OUT, reason=str(error))
+        else:
+            yield from attempt(check, numbers, lambda: run(numbers))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one program."""
+
+    result: object
+    seconds: float
+    memory: int | None
+    flops: int
+
+
+def speeds(machine: Machine, runs: list[Callable[[], object]], rounds: int) -> list[Speed]:
+    """Every program once to warm up and to count its operations, then all in turn, A B A B: medians of `rounds`."""
+    warm = [count_flops(run) for run in runs]
+    taken = [[machine.timed(run)[1:] for run in runs] for _ in range(rounds)]
+    found = []
+    for (result, flops), rounds_of_one in zip(warm, zip(*taken)):
+        seconds, memory = zip(*rounds_of_one)
+        found.append(Speed(result, statistics.median(seconds), memory[-1], flops))
+    return found
+
+
+def matrix_product_rate(machine: Machine, name: str, size: int, runs: int = 8) -> float:
+    """The best rate of a `size` x `size` matrix product in the format called `name`, in operations a second."""
+    a, b = (torch.randn(size, size, device=machine.device).to(machine.format(name)) for _ in range(2))
+    out = torch.mm(a, b)
+    return 2 * size**3 / min(machine.timed(lambda: torch.mm(a, b, out=out))[1] for _ in range(runs))

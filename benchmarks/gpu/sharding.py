@@ -1,0 +1,85 @@
+"""FSDP2 with one rank: the calls that a run on many GPUs makes, by nccl on CUDA, against the plain model."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from benchmarks.gpu.machine import Machine, in_each_format
+from benchmarks.gpu.rows import TOLERANCE, Row, judged
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.twins import apart, inputs, joined, loss_and_gradients, mse, random_model, sampled
+from minicogvx.training.distributed import Ranks, clip_gradients, leave, ranks, wrap
+from minicogvx.transformer.model import ExpertTransformer
+
+
+def fsdp(machine: Machine, sizes: Sizes) -> Iterator[Row]:
+    """A training step with float32 weights that computes in each format: loss and gradients, seconds and memory."""
+    yield from in_each_format("fsdp", machine, lambda numbers: _fsdp(machine, sizes, numbers))
+
+
+def _fsdp(machine: Machine, sizes: Sizes, numbers: str) -> Iterator[Row]:
+    dtype, device = machine.format(numbers), machine.device
+    x = inputs(sizes.cut, sizes.layers_frames, dtype, device)
+    plain = random_model(ExpertTransformer, sizes.cut, dtype, device)
+    plain.gradient_checkpointing = True
+    loss, gradients = loss_and_gradients(plain, lambda: mse(plain(x.latents, x.timestep, x.text), x.target))
+    expected = [loss, joined(gradients)]
+    del plain
+    with one_rank(device) as rank:
+        model = random_model(ExpertTransformer, sizes.cut, torch.float32, device)
+        model.gradient_checkpointing = True
+        network = wrap(model, rank, "fsdp", None if dtype == torch.float32 else dtype)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+
+        def backward() -> Tensor:
+            optimizer.zero_grad()
+            loss = mse(network(x.latents, x.timestep, x.text), x.target)
+            loss.backward()
+            return loss.detach()
+
+        def step() -> None:
+            backward()
+            clip_gradients(network.parameters(), 1.0)
+            optimizer.step()
+
+        error = apart([backward(), joined(_whole_gradients(model))], expected)
+        step()  # makes the optimizer's state
+        _, seconds, memory = machine.timed(step)
+    yield judged(error, TOLERANCE[numbers], check="fsdp", part=f"training step, one rank, {sizes.cut_label}",
+                 numbers=numbers, beside="plain model", seconds=seconds, memory=memory)
+
+
+def _whole_gradients(model: ExpertTransformer) -> dict[str, Tensor]:
+    """Samples of the gradients; each must be a shard, or FSDP2 was not at work."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter.grad, DTensor):
+            raise TypeError(f"the gradient of {name} is a {type(parameter.grad).__name__}; under FSDP2 it is a DTensor")
+        found[name] = sampled(parameter.grad.full_tensor())
+    return found
+
+
+@contextlib.contextmanager
+def one_rank(device: torch.device) -> Iterator[Ranks]:
+    """This process as the only one that torchrun has started; afterwards it is alone again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    wanted = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": device.index or 0, "LOCAL_WORLD_SIZE": 1,
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: str(value) for name, value in wanted.items()})
+    try:
+        yield ranks(device.type, timeout=60)
+    finally:
+        leave()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
