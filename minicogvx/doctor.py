@@ -1,10 +1,9 @@
-"""`minicogvx doctor`: what this machine has, what it will use and why, and the line that mends each problem."""
+"""`minicogvx doctor`: what this machine has, how long the main jobs take on it, and the line that mends each problem."""
 
 import importlib
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,7 +12,6 @@ from pathlib import Path
 from minicogvx import __version__, compat
 
 _MARKS = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}
-_ROOT = Path(__file__).resolve().parents[1]
 _GIGA = 1024**3
 
 
@@ -59,12 +57,13 @@ def findings() -> Iterator[Finding]:
         yield _dtype()
         yield from _optional()
         yield _shipped_model()
-        yield _training_step()
+        yield from _jobs()
 
 
 _REQUIRED = {  # module -> what pip calls it
     "numpy": "numpy", "einops": "einops", "jaxtyping": "jaxtyping", "safetensors": "safetensors",
     "tokenizers": "tokenizers", "transformers": "transformers", "av": "av", "PIL": "pillow", "tqdm": "tqdm",
+    "sentencepiece": "sentencepiece", "google.protobuf": "protobuf",  # T5's tokenizer, as the published folders hold it
 }
 
 
@@ -195,50 +194,25 @@ def _lpips_weights() -> Finding:
 
 
 def _shipped_model() -> Finding:
-    folder = _ROOT / "data" / "toy"
+    from minicogvx.interop import DATA
+
+    folder = DATA / "toy"
     if (folder / "model_index.json").is_file():
         return Finding("toy model", "ok", str(folder))
     return Finding("toy model", "missing", f"no model in {folder}",
-                   "git checkout -- data, or: make train-toy")
+                   "in a clone of the repository: git checkout -- data, or: make train-toy; "
+                   "installed: pip install --force-reinstall --no-deps of the repository or its wheel")
 
 
-def _training_step() -> Finding:
+def _jobs() -> Iterator[Finding]:
+    """How long the main jobs take here, by a few steps of each."""
     try:
-        seconds, size = time_training_step()
-        dtype = str(compat.choose_dtype()).removeprefix("torch.")
-        return Finding("training step", "ok", f"{seconds:.2f} s for {size} clips ({dtype}, micro transformer, "
-                                              f"forward, backward and AdamW)")
+        import torch
+
+        from minicogvx.estimates import estimates
+
+        for estimate in estimates(torch.device(compat.choose_device())):
+            yield Finding(estimate.job, "ok", str(estimate))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Finding("training step", "broken", f"cannot run: {reason}", "pip install -c constraints.txt -e .")
-
-
-def time_training_step(batch: int = 32, repeats: int = 3) -> tuple[float, int]:
-    """(seconds, clips): the best of `repeats` training steps of the micro transformer on random latents."""
-    import torch
-
-    from minicogvx.diffusion.objective import diffusion_loss
-    from minicogvx.diffusion.schedule import NoiseSchedule
-    from minicogvx.presets import preset
-    from minicogvx.transformer.model import ExpertTransformer
-
-    micro, device = preset("micro"), compat.choose_device()
-    size, dtype = micro.transformer, compat.choose_dtype(device)
-    schedule = NoiseSchedule(micro.schedule)
-    model = ExpertTransformer(size).to(device=device, dtype=dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    frames = (size.sample_frames - 1) // size.temporal_compression_ratio + 1
-    x0 = torch.randn(batch, size.in_channels, frames, size.sample_height, size.sample_width, device=device, dtype=dtype)
-    text = torch.randn(batch, size.max_text_seq_length, size.text_embed_dim, device=device, dtype=dtype)
-    noise, t = torch.randn_like(x0), torch.full((batch,), 500, device=device)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        prediction = model(schedule.add_noise(x0, noise, t), t, text)
-        diffusion_loss(prediction, x0, noise, t, schedule).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device != "cpu":
-            getattr(torch, device).synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), batch
+        yield Finding("main jobs", "broken", f"cannot run: {reason}", "pip install -c constraints.txt -e .")

@@ -1,13 +1,17 @@
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from minicogvx import cli, compat, doctor
+from minicogvx import cli, compat, doctor, estimates, interop
+from minicogvx.training.recipe import RECIPES
+from minicogvx.training.transformer import TransformerStage
 
 
 def test_this_machine_is_sound(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "time_training_step", lambda: (0.25, 32))
+    monkeypatch.setattr(estimates, "estimates", lambda device: [estimates.Estimate("train micro", 840.0, "as ever")])
     assert cli.main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert f"torch          {torch.__version__}" in told
@@ -16,13 +20,26 @@ def test_this_machine_is_sound(monkeypatch, capsys):
     for part in ("python", "minicogvx", "transformers", "mp4 writer", "memory", "torchvision", "lpips", "lpips weights",
                  "diffusers", "jupyterlab", "toy model"):
         assert f" {part} " in told
-    assert "0.25 s for 32 clips" in told
+    assert "train micro    about 14 min (as ever)" in told
     assert told.endswith("everything required works\n")
 
 
-def test_a_training_step_really_runs():
-    seconds, clips = doctor.time_training_step(batch=2, repeats=1)
-    assert 0 < seconds < 60 and clips == 2
+def test_every_main_job_is_really_tried(monkeypatch):
+    recipe = RECIPES["micro"]
+    few = replace(recipe, vae=tuple(replace(stage, batch_size=1, steps=7) for stage in recipe.vae),
+                  transformer=replace(recipe.transformer, stages=(TransformerStage(steps=5, batch_size=2),)))
+    monkeypatch.setattr(estimates, "RECIPES", {"micro": few})
+    monkeypatch.setattr(estimates, "_seconds", lambda run, device: (run(), 0.5)[1])  # each once, half a second each
+    told = {estimate.job: estimate for estimate in estimates.estimates()}
+    assert set(told) == {"one toy clip", "train micro", "all notebooks", "make test"}
+    assert told["train micro"].seconds == 0.5 * (14 + 8192 / 16 + 5) and "VAE 7.0 s" in str(told["train micro"])
+    assert told["make test"].seconds == pytest.approx(20 * 60 * 0.5 / estimates.REFERENCE_STEP)
+
+
+@pytest.mark.parametrize("seconds, words", [(0.8431, "0.84 s"), (9.96, "10.0 s"), (75, "75 s"), (840, "14 min"),
+                                            (18720, "5.2 h"), (0.004, "0.00 s")])
+def test_seconds_are_said_in_a_fitting_unit(seconds, words):
+    assert estimates.say_seconds(seconds) == words
 
 
 def _without(monkeypatch, *names: str) -> list[doctor.Finding]:
@@ -34,7 +51,7 @@ def _without(monkeypatch, *names: str) -> list[doctor.Finding]:
         return real(name, package)
 
     monkeypatch.setattr(doctor.importlib, "import_module", import_module)
-    monkeypatch.setattr(doctor, "time_training_step", lambda: (0.25, 32))
+    monkeypatch.setattr(estimates, "estimates", lambda device: [])
     return list(doctor.findings())
 
 
@@ -63,17 +80,17 @@ def test_without_torch_the_report_still_ends(monkeypatch):
     assert found[-1].name == "memory"
 
 
-def test_a_training_step_that_fails_is_told(monkeypatch):
-    def fail():
+def test_a_job_that_fails_is_told(monkeypatch):
+    def fail(device):
         raise RuntimeError("no such kernel\nlong trace")
 
-    monkeypatch.setattr(doctor, "time_training_step", fail)
-    finding = doctor._training_step()
+    monkeypatch.setattr(estimates, "estimates", fail)
+    finding, = doctor._jobs()
     assert (finding.state, finding.detail) == ("broken", "cannot run: no such kernel")
 
 
 def test_every_problem_has_a_remedy(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_ROOT", tmp_path)
+    monkeypatch.setattr(interop, "DATA", tmp_path)
     monkeypatch.setattr(doctor, "memory", lambda: (10 * 2**30, 2**30))
     monkeypatch.setattr(compat, "mend_torchvision", lambda: "absent")
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.10.1")
