@@ -4,6 +4,7 @@ import ast
 import copy
 import html.parser
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import nbformat
@@ -102,6 +103,7 @@ def body(node: ast.AST) -> str:
     return "\n".join(ast.unparse(statement) for statement in statements)
 
 
+@lru_cache(maxsize=None)
 def package_definitions() -> tuple[set[str], set[str]]:
     """Names of all public functions and classes of the package, and all bodies of more than one line."""
     nodes = [node for path in Path(minicogvx.__file__).parent.rglob("*.py") for node in definitions(path.read_text())]
@@ -123,6 +125,22 @@ def unwanted_code(notebook) -> list[str]:
         found += [f"code cell {i} has the tag {tag!r}" for tag in set(cell.metadata.get("tags", [])) - TAGS]
         found += [f"code cell {i} ends in a semicolon"] if cell.source.rstrip().endswith(";") else []
         found += [f"code cell {i} has a marker comment; use a tag"] if re.search(r"#\s*NBVAL", cell.source) else []
+    return found
+
+
+def assumed_machine(notebook) -> list[str]:
+    """Code cells that take a number format or a device for granted, which some machine emulates or does not have.
+
+    16 bits may be named where they are compared with float32, or on the meta device, where nothing is computed.
+    """
+    found = []
+    for i, cell in enumerate(code_cells(notebook)):
+        compared = "torch.float32" in cell.source or 'torch.device("meta")' in cell.source
+        if re.search(r"\bb?float16\b|\.half\(", cell.source) and not compared:
+            found.append(f"code cell {i} computes in 16 bits; use choose_dtype(device)")
+        if re.search(r"minicogvx\.load\((?!.*\bdevice\b)", cell.source):
+            found.append(f"code cell {i} loads a model without a device; use notebook_device()")
+        found += [f"code cell {i} names a GPU"] if re.search(r"[\"']cuda|[\"']mps|\.cuda\(", cell.source) else []
     return found
 
 
@@ -173,6 +191,7 @@ def test_the_notebook_teaches_with_code_of_its_own(source):
     built = notebook_builder.build(source)
     assert pasted(built) == []
     assert unwanted_code(built) == []
+    assert assumed_machine(built) == []
     words = sum(len(cell.source.split()) for cell in built.cells if cell.cell_type == "markdown")
     assert len(built.cells) <= 50 and 1000 <= words <= 2500
 
@@ -195,7 +214,8 @@ def good():
 
 def everything_wrong(notebook, built) -> list[str]:
     return [*differences(notebook, built), *not_run(notebook), *widget_state(notebook),
-            *pictures_without_words(notebook), *pasted(notebook), *unwanted_code(notebook)]
+            *pictures_without_words(notebook), *pasted(notebook), *unwanted_code(notebook),
+            *assumed_machine(notebook)]
 
 
 def test_a_good_notebook_passes(good):
@@ -237,13 +257,20 @@ def test_a_notebook_edited_by_hand_or_badly_run_is_refused(good, spoil):
     ("class CausalVAE:\n    pass", "pasted"),
     ("x = 1;", "unwanted"),
     ("x = 1  # NBVAL_IGNORE_OUTPUT", "unwanted"),
+    ("vae(video.bfloat16())", "assumed"),
+    ("x = torch.zeros(1, dtype=torch.float16)", "assumed"),
+    ("net.half()", "assumed"),
+    ('pipe = minicogvx.load("toy", dtype=torch.float32)', "assumed"),
+    ('net.to("cuda:0")', "assumed"),
+    ("net.cuda()", "assumed"),
     ("![](dot.png)", "markdown"),
     ('<img src="dot.png">', "markdown"),
 ])
 def test_bad_sources_are_refused(good, source, wrong):
     cell = good.cells[0 if wrong == "markdown" else 1]
     cell.source = source
-    assert {"pasted": pasted, "unwanted": unwanted_code, "markdown": pictures_without_words}[wrong](good)
+    assert {"pasted": pasted, "unwanted": unwanted_code, "assumed": assumed_machine,
+            "markdown": pictures_without_words}[wrong](good)
 
 
 def test_a_pasted_body_is_found_under_another_name(good):

@@ -1,12 +1,21 @@
-"""Every notebook once more, with its solutions filled in: each exercise is right, and all cells still run."""
+"""Every notebook once more, with its solutions filled in: each exercise is right, and all cells still run.
 
+They run on the device "stand_in" (tests/stand_in.py), as they would on a GPU: a cell that hands a CPU tensor to the
+model, or the model's answer to matplotlib, fails here. As learners open them, `nbval` runs them on the processor.
+"""
+
+import os
 import re
+from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 from minicogvx.course import notebook_builder
 
-MAX_SECONDS = 120  # a teacher's copy may take a little longer than the learner's 90
+ROOT = Path(__file__).resolve().parents[1]
+MAX_SECONDS = 180  # the learner's 90, solutions, and what the stand-in costs
 WITH_EXERCISES = [source for source in notebook_builder.sources() if "= check(" in source.read_text()]
 
 
@@ -17,16 +26,41 @@ def verdicts(notebook) -> dict[str, str]:
     return dict(re.findall(r"Exercise (\d+\.\d+): ([a-z ]+)", text))
 
 
+@pytest.fixture
+def on_the_stand_in(monkeypatch):
+    """Gives a notebook whose kernel knows the stand-in device, and computes on it."""
+    monkeypatch.setenv("MINICOGVX_DEVICE", "stand_in")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+
+    def prepared(notebook):
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("from tests.stand_in import StandInTensor"))
+        notebook.cells.append(nbformat.v4.new_code_cell("print(StandInTensor.operations, 'operations')"))
+        return notebook
+
+    return prepared
+
+
 def test_notebooks_with_exercises_are_found():
     assert "02_causal_vae" in [source.stem for source in WITH_EXERCISES]
 
 
 @pytest.mark.parametrize("source", WITH_EXERCISES, ids=lambda source: source.stem)
-def test_the_solutions_are_right_and_everything_runs_with_them(source):
+def test_the_solutions_are_right_and_everything_runs_with_them(source, on_the_stand_in):
     asked = re.findall(r'= check\("(\d+\.\d+)"', source.read_text())
-    notebook = notebook_builder.build(source, solutions=True)
+    notebook = on_the_stand_in(notebook_builder.build(source, solutions=True))
     seconds = notebook_builder.execute(notebook)  # raises where a cell fails
     assert verdicts(notebook) == {number: "right" for number in asked} and len(asked) == len(set(asked)) >= 4
     wrong = [line for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
              for line in output.get("text", "").splitlines() if "not right yet" in line or "not tried" in line]
     assert wrong == [] and seconds <= MAX_SECONDS
+    operations = int(notebook.cells[-1].outputs[0].text.split()[0])
+    assert operations > 1000  # it did compute there
+
+
+def test_a_cell_that_forgets_the_device_fails(on_the_stand_in):
+    notebook = on_the_stand_in(nbformat.v4.new_notebook())
+    notebook.cells.insert(1, nbformat.v4.new_code_cell(
+        "import torch\nfrom minicogvx.course import notebook_device\n"
+        "torch.nn.Linear(2, 2).to(notebook_device())(torch.ones(1, 2))"))
+    with pytest.raises(CellExecutionError, match="expected all tensors to be on the same device"):
+        notebook_builder.execute(notebook)

@@ -14,13 +14,15 @@ from einops import rearrange
 
 import minicogvx
 from minicogvx.course import (
-    check, hint, new_figure, progress, show_clip, show_figure, show_rows, show_source, solution,
+    check, hint, new_figure, notebook_device, progress, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import Scene, ShapeObject, render, sample_scenes
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
-pipe = minicogvx.load("toy", dtype=torch.float32)  # float32, so that your numbers agree with those printed here
+# The processor and float32, so that your numbers agree with those printed here. MINICOGVX_DEVICE chooses another.
+device = notebook_device()
+pipe = minicogvx.load("toy", device, torch.float32)
 
 PROMPT = "a red circle moves right"
 video = pipe(PROMPT)
@@ -167,8 +169,8 @@ print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_wor
 
 # %%
 pair = [PROMPT, PROMPT.replace("red", "blue")]
-rows = pipe.text.encoder.shared(pipe.text.tokens(pair))  # b n d_text: the table alone
-features = pipe.text.encode(pair)  # b n d_text: after T5
+rows = pipe.text.encoder.shared(pipe.text.tokens(pair).to(device)).cpu()  # b n d_text: the table alone
+features = pipe.text.encode(pair).cpu()  # b n d_text: after T5
 change_before = (rows[0] - rows[1]).norm(dim=-1)  # n
 change_after = (features[0] - features[1]).norm(dim=-1)  # n
 
@@ -228,9 +230,9 @@ print(f"{film.numel():,} numbers become {tuple(small.shape)}, {small.numel():,} 
 # channels before frames.
 
 # %%
-pixels = rearrange(film * 2 - 1, "t h w c -> 1 c t h w")
+pixels = rearrange(film * 2 - 1, "t h w c -> 1 c t h w").to(device)
 latents = pipe.vae.encode(pixels).mode()  # b c t h w
-decoded = pipe.vae.decode(latents)  # b c t h w
+decoded = pipe.vae.decode(latents).cpu()  # b c t h w
 back = to_screen(decoded)[0] / 255  # t h w 3
 
 print("the decoder leaves -1..1 in places:", bool(decoded.abs().max() > 1))
@@ -266,7 +268,7 @@ figure, axes = new_figure(4, 5, width=6, height=4.4)
 for channel, row in enumerate(axes):
     row[0].set_ylabel(f"channel {channel}")
     for place, axis in enumerate(row):
-        axis.imshow(latents[0, channel, place], cmap="viridis")
+        axis.imshow(latents[0, channel, place].cpu(), cmap="viridis")
         axis.set(xticks=[], yticks=[], title=f"latent frame {place + 1}" if channel == 0 else "")
         axis.grid(False)
 show_figure(figure, "Four of the 16 latent channels, one a row, over the five latent frames. Each picture has "
@@ -285,7 +287,7 @@ show_figure(figure, "Four of the 16 latent channels, one a row, over the five la
 from minicogvx.diffusion.samplers import draw_noise
 
 shape = tuple(latents.shape)
-noise = draw_noise(shape, torch.Generator().manual_seed(0))  # b c t h w
+noise = draw_noise(shape, torch.Generator().manual_seed(0), device=device)  # b c t h w
 show_rows({"decoded noise": pipe.decode(noise)[0]},
           "Six frames decoded from pure noise: coloured blotches without any object.")
 
@@ -353,13 +355,13 @@ def signal_and_noise(t):
 def denoise(prompt, steps, guidance, seed, before_step=None):
     """Latents of one video, and the guess of the clean latents at every step."""
     text = pipe.text.encode(["", prompt])  # without the caption, and with it
-    x = draw_noise(shape, torch.Generator().manual_seed(seed))
+    x = draw_noise(shape, torch.Generator().manual_seed(seed), device=device)
     guesses = []
     for t, t_next in walk_back(steps):
         a, s = signal_and_noise(t)
         if before_step is not None:
             x = before_step(x, a, s)  # section 8 puts a picture in here
-        answers = pipe.transformer(torch.cat([x, x]), torch.tensor([t, t]), text)
+        answers = pipe.transformer(torch.cat([x, x]), torch.tensor([t, t], device=device), text)
         v_without, v_with = answers.chunk(2)
         v = v_without + guidance * (v_with - v_without)  # section 7 asks why
         x0, epsilon = a * x - s * v, s * x + a * v
@@ -578,12 +580,12 @@ put_back = check("0.5", put_back)
 # %% tags=["nbval-ignore-output"]
 star = ShapeObject("star", "yellow", "moves up", x=0.35, y=0.7, radius=0.2)
 picture = render(Scene((star,), "brown"), 1, height, width)  # 1 h w 3
-known = pipe.vae.encode(rearrange(picture * 2 - 1, "t h w c -> 1 c t h w")).mode()
+known = pipe.vae.encode(rearrange(picture * 2 - 1, "t h w c -> 1 c t h w").to(device)).mode()
 
 mine, _ = denoise("a yellow star moves up on a brown background", steps=25, guidance=3.0, seed=0,
                   before_step=lambda x, a, s: put_back(x, known, noise, a, s))
 mine = put_back(mine, known, noise, a=1, s=0)  # at the end, without any noise
-moving = to_screen(pipe.vae.decode(mine))[0] / 255
+moving = to_screen(pipe.vae.decode(mine).cpu())[0] / 255
 show_clip(moving, "A yellow star, given as a picture at the lower left, jumps to the right and moves up.", pipe.fps)
 print("the first frame is the picture:", bool((moving[0] - picture[0]).abs().mean() < 0.05))
 

@@ -17,7 +17,7 @@ from einops import rearrange
 
 import minicogvx
 from minicogvx.course import (
-    check, explore_frames, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+    check, explore_frames, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data import captions, oracle
 from minicogvx.data.buckets import aspect_buckets, choose_bucket, kept_share
@@ -331,10 +331,11 @@ for name, (t, h, w) in {"CogVideoX": (49, 480, 720), "CogVideoX 1.5": (81, 768, 
 # Predict: what comes back when the rabbit goes through it?
 
 # %%
-pipe = minicogvx.load("toy", dtype=torch.float32)
-pixels = rearrange(seen * 2 - 1, "t h w c -> 1 c t h w")
+device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
+pipe = minicogvx.load("toy", device, torch.float32)
+pixels = rearrange(seen * 2 - 1, "t h w c -> 1 c t h w").to(device)
 latents = pipe.vae.encode(pixels).mode()  # b c t h w
-back = rearrange(pipe.vae.decode(latents), "1 c t h w -> t h w c") / 2 + 0.5
+back = rearrange(pipe.vae.decode(latents).cpu(), "1 c t h w -> t h w c") / 2 + 0.5
 print(f"{tuple(pixels.shape)} -> {tuple(latents.shape)}: {pixels.numel() / latents.numel():.0f} times fewer numbers")
 show_rows({"the film": seen, "through the toy's VAE": back}, num_frames=4, alt="Two rows of frames. Above, the rabbit. "
           "Below, after the VAE: blots of yellow-green, brown and pale grey about where grass, hill and rabbit are; no "

@@ -14,23 +14,26 @@ from einops import rearrange
 from torch import nn
 
 import minicogvx
-from minicogvx.course import check, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution
+from minicogvx.course import (
+    check, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.data.shapes import DIRECTIONS, Scene, ShapeObject, render, sample_scenes
 from minicogvx.vae import CausalVAE
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
-pipe = minicogvx.load("toy", dtype=torch.float32)
+device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
+pipe = minicogvx.load("toy", device, torch.float32)
 vae = pipe.vae
 
 
 def to_pixels(film):
-    """A film for people, t h w 3 in 0..1, as the model sees it: 1 c t h w in -1..1."""
-    return rearrange(film * 2 - 1, "t h w c -> 1 c t h w")
+    """A film for people, t h w 3 in 0..1, as the model sees it: 1 c t h w in -1..1, on its device."""
+    return rearrange(film * 2 - 1, "t h w c -> 1 c t h w").to(device)
 
 
 def to_film(pixels):
     """And back."""
-    return (rearrange(pixels, "1 c t h w -> t h w c") / 2 + 0.5).clamp(0, 1)
+    return (rearrange(pixels.cpu(), "1 c t h w -> t h w c") / 2 + 0.5).clamp(0, 1)
 
 
 star = ShapeObject("star", "yellow", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44)
@@ -278,7 +281,7 @@ error = (pieces - whole).abs().amax(dim=(0, 1, 3, 4))  # t
 print("wrong frames:", (error > 1e-3).nonzero().flatten().tolist())
 
 figure, ((axis,),) = new_figure(width=5.5, height=2)
-axis.bar(range(17), error)
+axis.bar(range(17), error.cpu())
 axis.set(xlabel="frame (from 0)", ylabel="largest error", xticks=range(0, 17, 4))
 show_figure(figure, "The error is zero except at the first two frames of each later piece: frames 4, 5, 8, 9, 12, 13 "
                     "and 16.")
@@ -308,7 +311,7 @@ def stream(conv, x, chunk):
 
 stream = check("2.3", stream)
 
-plain = nn.Conv3d(3, 16, 3, padding=(0, 1, 1))
+plain = nn.Conv3d(3, 16, 3, padding=(0, 1, 1), device=device)
 plain.load_state_dict(conv_in.conv.state_dict())
 print("pieces of four frames give the whole:", same(stream(plain, pixels, 4), whole))
 
@@ -377,7 +380,7 @@ show_source(first_frame_alone)
 
 def rebuilt(**changes):
     """The toy's VAE with its trained weights and some fields of its config changed."""
-    other = CausalVAE(replace(vae.config, **changes))
+    other = CausalVAE(replace(vae.config, **changes)).to(device)
     other.load_state_dict(vae.state_dict())
     return other.requires_grad_(False)
 
@@ -443,7 +446,7 @@ for name, suspect in suspects.items():
 spoilt = pixels.clone()
 spoilt[:, :, 16] *= -1
 
-changes = {name: (suspects[name](spoilt) - suspects[name](pixels)).abs().mean(dim=(0, 1, 3, 4))  # t
+changes = {name: (suspects[name](spoilt) - suspects[name](pixels)).abs().mean(dim=(0, 1, 3, 4)).cpu()  # t
            for name in list(suspects)[2:]}
 top = 1.05 * max(change.max().item() for change in changes.values())
 figure, (axes,) = new_figure(1, 3, width=8.5, height=2.4)
@@ -491,7 +494,7 @@ print(f"round trip as trained: {decibels(film, back):.1f} dB; with a norm over e
 # most (their principal components) and show those as red, green and blue.
 
 # %%
-values = rearrange(latents, "1 c t h w -> (t h w) c")
+values = rearrange(latents.cpu(), "1 c t h w -> (t h w) c")
 values = values - values.mean(dim=0)
 directions = torch.linalg.svd(values, full_matrices=False).Vh[:3]  # 3 c
 colours = values @ directions.T
@@ -563,7 +566,7 @@ show_source(flicker)
 def as_clip(pixels, error, generator):
     """Through the VAE as one film, with an error on the latents."""
     z = vae.encode(pixels).mode()
-    return vae.decode(z + error * torch.randn(z.shape, generator=generator))
+    return vae.decode(z + error * torch.randn(z.shape, generator=generator).to(device))
 
 
 def frame_by_frame(pixels, error, generator):

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-import minicogvx
 from minicogvx.ablation import compare_vaes, load_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.vaes import measured_clips, round_trip, spatial_gradient
+from minicogvx.compat import choose_dtype
 from minicogvx.course import (
-    check, compare_clips, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+    check, compare_clips, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data.shapes import BACKGROUNDS, Scene, ShapeObject, render
 from minicogvx.evaluation.reconstruction import flicker
@@ -34,17 +34,17 @@ from minicogvx.vae.losses import (
 )
 
 torch.set_grad_enabled(False)  # on again only where something is trained
-toy = minicogvx.load("toy", dtype=torch.float32).vae
+device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
 
 
 def to_pixels(film):
-    """A film for people, t h w 3 in 0..1, as the model sees it: 1 c t h w in -1..1."""
-    return rearrange(film * 2 - 1, "t h w c -> 1 c t h w")
+    """A film for people, t h w 3 in 0..1, as the model sees it: 1 c t h w in -1..1, on its device."""
+    return rearrange(film * 2 - 1, "t h w c -> 1 c t h w").to(device)
 
 
 def to_film(pixels):
     """And back."""
-    return (rearrange(pixels, "1 c t h w -> t h w c") / 2 + 0.5).clamp(0, 1)
+    return (rearrange(pixels.cpu(), "1 c t h w -> t h w c") / 2 + 0.5).clamp(0, 1)
 
 
 star = ShapeObject("star", "yellow", "moves right", x=0.18, y=0.5, radius=0.12, speed=0.64)
@@ -244,7 +244,7 @@ micro = preset("micro").vae
 l1 = VAELossConfig(lpips_weight=0.0, gan_weight=0.0, kl_weight=0.1)
 l1_l2 = replace(l1, l2_weight=10.0)
 variants = {"L1": (micro, l1), "L1 + L2": (micro, l1_l2), "strong KL": (micro, replace(l1_l2, kl_weight=10.0))}
-live = compare_vaes(variants, steps=75, seed=0, every=75)
+live = compare_vaes(variants, steps=75, seed=0, every=75, device=device)
 for name, curve in live.items():
     print(f"{name:10s} PSNR {curve.psnr[-1]:.1f} dB, flicker {curve.flicker[-1]:.2f} of {curve.flicker_of_true:.2f}, "
           f"sharpness {curve.sharpness[-1]:.2f}, {curve.seconds:.0f} s")
@@ -307,14 +307,14 @@ for name, picture in spoiled.items():
 # The channel weights come from a study in which people said which of two spoiled pictures looks nearer.
 
 # %%
-alex = PerceptualDistance("alex")
+alex = PerceptualDistance("alex").to(device)
 
 
 def looks_apart(picture, other):
     """LPIPS by hand of two pictures 1 h w 3 in 0..1."""
     answers = []
     for one in (picture, other):
-        pixels = rearrange(one * 2 - 1, "1 h w c -> 1 c h w")
+        pixels = rearrange(one * 2 - 1, "1 h w c -> 1 c h w").to(device)
         answers.append(alex.model.net(alex.model.scaling_layer(pixels)))  # five tensors 1 c h w
     total = 0.0
     for a, b, linear in zip(*answers, alex.model.lins):
@@ -362,7 +362,7 @@ def nats_per_clip(mean, logvar):
 
 nats_per_clip = check("3.3", nats_per_clip)
 
-videos = rearrange(true_clips * 2 - 1, "b t h w c -> b c t h w")
+videos = rearrange(true_clips * 2 - 1, "b t h w c -> b c t h w").to(device)
 posteriors = {name: live[name].vae.encode(videos) for name in ("L1 + L2", "strong KL")}
 for posterior in posteriors.values():
     print("the package computes the same:",
@@ -384,7 +384,7 @@ for name, posterior in posteriors.items():
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.7)
 for shift, (name, posterior) in zip((-0.2, 0.2), posteriors.items()):
     per_number = 0.5 * (posterior.mean.square() + posterior.std.square() - 1 - posterior.logvar)
-    per_channel = per_number.mean(dim=(0, 2, 3, 4)).sort(descending=True).values
+    per_channel = per_number.mean(dim=(0, 2, 3, 4)).sort(descending=True).values.cpu()
     axes[0].bar(torch.arange(8) + shift, per_channel, 0.4, label=name)
 axes[0].set(xlabel="latent channel, sorted", ylabel="nats per number", title="trained just now")
 axes[0].legend()
@@ -422,7 +422,7 @@ print("and each latent tells less:", bool(strong.kl().mean() < 0.5 * weak.kl().m
 # %%
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0)
-    discriminator = PatchDiscriminator3D(DiscriminatorConfig(width=16, num_frames=9))
+    discriminator = PatchDiscriminator3D(DiscriminatorConfig(width=16, num_frames=9)).to(device)
 logits = discriminator(videos[:4])
 print(f"clips {tuple(videos[:4].shape)}; logits {tuple(logits.shape)}; "
       f"{sum(p.numel() for p in discriminator.parameters()):,} parameters")
@@ -449,7 +449,7 @@ def hinge_losses(real, fake):
 
 hinge_losses = check("3.4", hinge_losses)
 
-other = discriminator(rearrange(copies["L1 + L2"][:4] * 2 - 1, "b t h w c -> b c t h w"))
+other = discriminator(rearrange(copies["L1 + L2"][:4] * 2 - 1, "b t h w c -> b c t h w").to(device))
 print("the package computes the same:",
       torch.allclose(hinge_losses(logits, other)[0], hinge_discriminator_loss(logits, other)))
 
@@ -504,7 +504,7 @@ def whole_loss(video, back, posterior, with_gan):
 
 
 with torch.enable_grad():
-    video = world_batch(4, 7, 9, 32, 32)
+    video = world_batch(4, 7, 9, 32, 32).to(device)
     back, posterior = vae(video, torch.Generator().manual_seed(0))
     mine = whole_loss(video, back, posterior, with_gan=True)[0]
     losses = VAELoss(everything, discriminator, alex)
@@ -520,14 +520,14 @@ print("the same gradient:", torch.allclose(*slopes, rtol=1e-2, atol=1e-5))
 # Predict: how long does the discriminator stay undecided? (Then its loss is 1.)
 
 # %% tags=["nbval-ignore-output"]
-START, STEPS = 5, 25
+START, STEPS, dtype = 5, 25, choose_dtype(device, training=True)  # the format in which this machine is quick
 optimizer = MuonAdamW(vae.named_parameters())
 judge = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.9))
 history = []
 with torch.enable_grad():
     for step in range(STEPS):
-        video = world_batch(4, 1000 + step, 9, 32, 32)
-        back, posterior = vae(video.bfloat16(), torch.Generator().manual_seed(step))
+        video = world_batch(4, 1000 + step, 9, 32, 32).to(device)
+        back, posterior = vae(video.to(dtype), torch.Generator().manual_seed(step))
         total, weight = whole_loss(video, back.float(), posterior, with_gan=step >= START)
         total.backward()
         optimizer.step(0.3)

@@ -13,7 +13,9 @@ import torch
 from einops import rearrange, reduce
 
 import minicogvx
-from minicogvx.course import check, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution
+from minicogvx.course import (
+    check, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
+)
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import SHAPES, Scene, ShapeObject, render, render_batch, sample_scenes
 from minicogvx.diffusion import (
@@ -25,13 +27,15 @@ from minicogvx.presets import ScheduleConfig, preset
 from minicogvx.transformer.model import ExpertTransformer, flops
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
-pipe = minicogvx.load("toy", dtype=torch.float32)
+device = notebook_device()  # of the networks: the processor, unless MINICOGVX_DEVICE names another device
+pipe = minicogvx.load("toy", device, torch.float32)
 text = pipe.text.encode(["", "a yellow star moves right"])  # without the caption, and with it
 
 
 def network(x, t, guidance=3.0):
     """The toy's answer v for noisy latents x, b c t h w, at timestep t."""
-    both = pipe.transformer(torch.cat([x, x]), torch.full((2 * len(x),), t), text.repeat_interleave(len(x), dim=0))
+    ts = torch.full((2 * len(x),), t, device=device)
+    both = pipe.transformer(torch.cat([x, x]).to(device), ts, text.repeat_interleave(len(x), dim=0)).cpu()
     return guide(*both.chunk(2), guidance)
 
 
@@ -99,7 +103,7 @@ show_source(scaled_linear_alphas_cumprod)
 star = Scene((ShapeObject("star", "yellow", "moves right", x=0.3, y=0.5, radius=0.22, speed=0.4),), "navy")
 film = render(star, 17, 64, 64)  # t h w 3
 scale = pipe.vae.config.scaling_factor
-clean = pipe.vae.encode(rearrange(film * 2 - 1, "t h w c -> 1 c t h w")).mode() * scale  # b c t h w
+clean = pipe.vae.encode(rearrange(film * 2 - 1, "t h w c -> 1 c t h w").to(device)).mode().cpu() * scale  # b c t h w
 rows = {"t = 0": film}
 for t in (250, 500, 750, 950):
     rows[f"t = {t}"] = pipe.decode(pipe.schedule.add_noise(clean, start, t))[0]
@@ -329,13 +333,14 @@ show_source(weighted_x0_loss)
 scenes = sample_scenes(16, seed=4)
 words = [captions.caption(scene, random.Random(i)) for i, scene in enumerate(scenes)]
 pixels = rearrange(render_batch(scenes, 17, 64, 64) * 2 - 1, "b t h w c -> b c t h w")
-latents, features = pipe.vae.encode(pixels).mode() * scale, pipe.text.encode(words)
+latents, features = pipe.vae.encode(pixels.to(device)).mode().cpu() * scale, pipe.text.encode(words)
 
 grid = torch.arange(10, T, 20)  # the middles of 50 parts
 generator, losses = torch.Generator().manual_seed(4), []
 for t in grid:
     noise, ts = draw_noise(tuple(latents.shape), generator), t.repeat(len(latents))
-    answer = pipe.transformer(pipe.schedule.add_noise(latents, noise, ts), ts, features)
+    noisy = pipe.schedule.add_noise(latents, noise, ts)
+    answer = pipe.transformer(noisy.to(device), ts.to(device), features).cpu()
     losses.append(diffusion_loss(answer, latents, noise, ts, pipe.schedule))
 losses = torch.stack(losses)  # timesteps x clips
 curve, signal_share = losses.mean(dim=1), pipe.schedule.alphas_cumprod[grid]
@@ -539,7 +544,8 @@ begin = draw_noise((len(asked), 16, 5, 8, 8), torch.Generator().manual_seed(8))
 
 
 def asked_answer(x, t):
-    both = pipe.transformer(torch.cat([x, x]), torch.full((2 * len(x),), t), asked_text)
+    ts = torch.full((2 * len(x),), t, device=device)
+    both = pipe.transformer(torch.cat([x, x]).to(device), ts, asked_text).cpu()
     return guide(*both.chunk(2), 3.0)
 
 
@@ -702,7 +708,7 @@ bars = (1 - zero_terminal_betas(betas)).cumprod(dim=0)
 t = spread_timesteps(16, T, torch.Generator().manual_seed(11))
 noise = draw_noise(tuple(latents.shape), torch.Generator().manual_seed(12))
 x_t, v = training_pair(latents, noise, bars[t].float())
-answer = pipe.transformer(x_t, t, features)
+answer = pipe.transformer(x_t.to(device), t.to(device), features).cpu()
 loss = (answer - v).square().mean(dim=(1, 2, 3, 4))
 package = diffusion_loss(answer, latents, noise, t, pipe.schedule)
 print("your loss is the package's:", torch.allclose(loss, package, atol=1e-3))

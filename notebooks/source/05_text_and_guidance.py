@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import minicogvx
 from minicogvx.course import (
-    check, explore_sweep, hint, new_figure, show_clip, show_figure, show_rows, show_source, solution,
+    check, explore_sweep, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, render_batch, sample_scenes
@@ -29,10 +29,11 @@ from minicogvx.training.transformer import draw_batch
 from minicogvx.transformer.model import ExpertTransformer, flops
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
-pipe = minicogvx.load("toy", dtype=torch.float32)
+device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
+pipe = minicogvx.load("toy", device, torch.float32)
 
 PROMPT = "a cyan triangle moves left on a brown background"
-start = draw_noise((1, 16, 5, 8, 8), torch.Generator().manual_seed(0))
+start = draw_noise((1, 16, 5, 8, 8), torch.Generator().manual_seed(0), device=device)
 made = [pipe.decode(pipe.sample([PROMPT], num_inference_steps=20, guidance_scale=scale, latents=start))[0]
         for scale in (0.0, 1.0, 6.0)]
 show_clip(torch.cat(made, dim=2), f"Three clips from the same noise, side by side, for the caption: {PROMPT}. "
@@ -158,13 +159,15 @@ ids, mask = pad_and_mask([[number_of[word] for word in PROMPT.split()]], pipe.te
 print("yours are the package's tokens:", torch.equal(ids, pipe.text.tokens([PROMPT])))
 print(f"{int(mask.sum())} tokens of text, {int((~mask).sum())} of padding")
 
+ids, mask = ids.to(device), mask.to(device)
 plain = pipe.text.encoder(ids).last_hidden_state[0]
 masked = pipe.text.encoder(ids, attention_mask=mask.long()).last_hidden_state[0]
 print("the package runs without the mask:", torch.equal(plain, pipe.text.encode([PROMPT])[0]))
 moved = (plain - masked).norm(dim=1) / plain.norm(dim=1)
 print("most words have features more than 5 % away from what they would be with the mask:",
       bool((moved[mask[0]] > 0.05).float().mean() > 0.5))
-answer, short = (pipe.transformer(start, torch.tensor([700]), rows[None]) for rows in (plain, plain[mask[0]]))
+at_700 = torch.tensor([700], device=device)
+answer, short = (pipe.transformer(start, at_700, rows[None]) for rows in (plain, plain[mask[0]]))
 print("without the rows of padding, the transformer's answer is more than 5 % away:",
       bool((answer - short).norm() > 0.05 * answer.norm()))
 
@@ -212,7 +215,7 @@ table = pipe.text.encoder.encoder.block[0].layer[0].SelfAttention.relative_atten
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.6)
 axes[0].plot(range(-112, 113), position_buckets(226)[112, :225], ".", markersize=3)
 axes[0].set(xlabel="key minus query", ylabel="bucket", title="published length")
-for head, style in zip(table.T, ("-", "--", ":", "-.")):
+for head, style in zip(table.T.cpu(), ("-", "--", ":", "-.")):
     axes[1].plot(range(-12, 13), head[position_buckets(25)[12]], style)
 axes[1].set(xlabel="key minus query", ylabel="added to the score", title="the toy's four heads")
 show_figure(figure, "Left: the bucket over the distance; near distances have one each, far ones share. Right: what "
@@ -262,18 +265,18 @@ show_source(TextEncoder.encode)
 # %% tags=["nbval-ignore-output"]
 pair = ["a red circle moves left and a blue star moves right", "a blue circle moves left and a red star moves right"]
 torch.manual_seed(0)
-fresh = TextEncoder.from_config(preset("toy").text, captions.vocabulary(), 32)
-encoded = {"table": pipe.text.encoder.shared(pipe.text.tokens(pair)), "fresh T5": fresh.encode(pair),
+fresh = TextEncoder.from_config(preset("toy").text, captions.vocabulary(), 32).to(device)
+encoded = {"table": pipe.text.encoder.shared(pipe.text.tokens(pair).to(device)), "fresh T5": fresh.encode(pair),
            "toy's T5": pipe.text.encode(pair)}  # each b n d_text
 for name, features in encoded.items():
     red, other = features[0, 1], features[1, 7]  # red stands second, then eighth
     print(f"{name}: red changes by {(red - other).norm() / red.norm():.3%}")
 
 shuffled = encoded["toy's T5"][:1, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
-answers = [pipe.transformer(start, torch.tensor([700]), features) for features in (encoded["toy's T5"][:1], shuffled)]
+answers = [pipe.transformer(start, at_700, features) for features in (encoded["toy's T5"][:1], shuffled)]
 print("shuffled features, same answer of the transformer:", torch.allclose(*answers, atol=1e-3))
 seen = []
-plain_t5(pipe.text.encoder, pipe.text.tokens(pair)[0], seen)
+plain_t5(pipe.text.encoder, pipe.text.tokens(pair)[0].to(device), seen)
 print(f"in the toy's T5, scores spread {min(seen):.0f} to {max(seen):.0f} times as widely as what its buckets add")
 
 # %% [markdown]
@@ -331,7 +334,7 @@ def readable(x, answers):
 
 
 tokens = pipe.text.tokens(texts)
-stages = {"before T5": pipe.text.encoder.shared(tokens), "after T5": pipe.text.encode(texts)}
+stages = {"before T5": pipe.text.encoder.shared(tokens.to(device)).cpu(), "after T5": pipe.text.encode(texts).cpu()}
 figure, (axes,) = new_figure(1, 2, width=8.5, height=3.2)
 grids = {}
 for axis, (stage, values) in zip(axes, stages.items()):
@@ -402,14 +405,15 @@ drop_captions = check("5.3", drop_captions)
 twelve = sample_scenes(12, seed=4, two_objects=0.0)
 asked = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(twelve)]
 pixels = rearrange(render_batch(twelve, 17, 64, 64) * 2 - 1, "b t h w c -> b c t h w")
-clean = pipe.vae.encode(pixels).mode() * pipe.vae.config.scaling_factor
+clean = pipe.vae.encode(pixels.to(device)).mode() * pipe.vae.config.scaling_factor
 right = pipe.text.encode(asked)
 kinds = {"right": right, "empty": nothing.expand_as(right), "another clip's": right.roll(1, dims=0),
          "zeros": torch.zeros_like(right)}
 grid, generator = (50, 200, 350, 500, 650, 800, 900, 999), torch.Generator().manual_seed(4)
 losses = {kind: [] for kind in kinds}
 for t in grid:
-    noise, ts = draw_noise(tuple(clean.shape), generator), torch.full((12,), t)
+    noise = draw_noise(tuple(clean.shape), generator, device=device)
+    ts = torch.full((12,), t, device=device)
     noisy = pipe.schedule.add_noise(clean, noise, ts)
     for kind, text in kinds.items():
         answer = pipe.transformer(noisy, ts, text)
@@ -447,7 +451,8 @@ print("at 999 the right caption helps:", losses["right"][-1] < losses["empty"][-
 
 # %%
 x, t, w = start, 600, 6.0
-empty, full = (pipe.transformer(x, torch.tensor([t]), pipe.text.encode([text])) for text in ("", PROMPT))
+ts = torch.tensor([t], device=device)
+empty, full = (pipe.transformer(x, ts, pipe.text.encode([text])) for text in ("", PROMPT))
 a, s = pipe.schedule.alpha_bar(t) ** 0.5, (1 - pipe.schedule.alpha_bar(t)) ** 0.5
 by_hand = empty + w * (full - empty)
 print("the package guides alike:", torch.allclose(by_hand, guide(empty, full, w), atol=1e-4))
@@ -546,7 +551,7 @@ def measured(latents):
     """Clips, how many are right, how well shapes overlap with ideal ones, and the share of values cut off."""
     video = pipe.vae.decode(latents / pipe.vae.config.scaling_factor) / 2 + 0.5
     beyond = ((video < -0.02) | (video > 1.02)).float().mean().item()
-    clips = rearrange(video.clamp(0, 1), "b c t h w -> b t h w c")
+    clips = rearrange(video.clamp(0, 1).cpu(), "b c t h w -> b t h w c")
     readings = [oracle.read(clip) for clip in clips]
     correct = sum(oracle.matches(reading, scene)["all"] for reading, scene in zip(readings, twelve))
     overlap = sum(reading.confidence or 0 for reading in readings) / len(readings)
@@ -554,7 +559,7 @@ def measured(latents):
     return clips, correct, overlap, beyond
 
 
-noises = draw_noise((12, 16, 5, 8, 8), torch.Generator().manual_seed(3))
+noises = draw_noise((12, 16, 5, 8, 8), torch.Generator().manual_seed(3), device=device)
 swept = {}
 for scale in (1.0, 3.0, 6.0, 10.0, 15.0):
     print(f"guidance {scale:4g}: ", end="")
@@ -597,7 +602,7 @@ def sampled(texts, x, scales, share=0.0, against=""):
     n = len(scales)
     for i, scale in enumerate(scales):
         t, t_next = 999 - i * 1000 // n, 999 - (i + 1) * 1000 // n
-        ts, bar = torch.full((len(x),), t), pipe.schedule.alpha_bar(t)
+        ts, bar = torch.full((len(x),), t, device=device), pipe.schedule.alpha_bar(t)
         bar_next = pipe.schedule.alpha_bar(t_next) if i < n - 1 else 1.0
         if share:
             answers = pipe.transformer(torch.cat([x, x]), torch.cat([ts, ts]), torch.cat([null, text])).chunk(2)
