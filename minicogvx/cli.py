@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minicogvx import __version__
+from minicogvx.options import DTYPES, add_device_options, add_memory_options
 
 # These read their own options; `minicogvx train --help` shows them.
 _FORWARDED = {"data": "minicogvx.data.command", "train": "minicogvx.training.command",
@@ -23,7 +24,8 @@ _FORWARDED = {"data": "minicogvx.data.command", "train": "minicogvx.training.com
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 where `doctor` finds something broken, 2 for a user's mistake.
 
-    A mistake (ValueError or OSError) is told in one line; `--traceback` before the command shows where it came from.
+    A mistake (ValueError or OSError) and too little memory are told in one line; `--traceback` before the command shows
+    where it came from.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = argv[:1] == ["--traceback"]
@@ -39,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             raise
         print(f"minicogvx: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        from minicogvx.room import is_out_of_memory, out_of_memory_sentence
+
+        if show_traceback or not is_out_of_memory(error):
+            raise
+        print(f"minicogvx: {out_of_memory_sentence(error, argv)}", file=sys.stderr)
         return 2
 
 
@@ -79,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a folder that diffusers opens")
     export.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
     export.add_argument("--model", default="toy", metavar="toy|FOLDER", help="what to export (default: toy)")
+    export.add_argument("--dtype", choices=DTYPES, help="number format in the files (default: that of the model's)")
     export.set_defaults(run=_export)
     commands.add_parser("doctor", help="what this machine has, and what to mend").set_defaults(run=_doctor)
     return parser
@@ -108,6 +118,8 @@ def _add_generate(commands) -> None:
     generate.add_argument("--width", type=_whole("width", least=1), metavar="PIXELS")
     generate.add_argument("--out", metavar="FILE.mp4",
                           help="where to write; a gif and a png strip of the same name appear beside it")
+    add_device_options(generate)
+    add_memory_options(generate)
     generate.set_defaults(run=_generate)
 
 
@@ -142,9 +154,11 @@ def _number(name: str, least: float = -math.inf, above: float = -math.inf,
 
 def _generate(arguments: argparse.Namespace) -> int:
     out = _check_generate(arguments)
-    import minicogvx
+    from minicogvx.options import chosen, load_model
 
-    pipe = minicogvx.load(arguments.model)
+    device, dtype = chosen(arguments)
+    _refuse_giants(arguments, device, dtype)
+    pipe = load_model(arguments.model, arguments, device, dtype)
     if arguments.lora:
         from minicogvx.training.lora import merge_lora
 
@@ -170,6 +184,19 @@ def _check_generate(arguments: argparse.Namespace) -> Path:
     if arguments.video:
         video_files.read_video(arguments.video, 1, 8, 8, fps=1)
     return out
+
+
+def _refuse_giants(arguments: argparse.Namespace, device: str, dtype) -> None:
+    """Raises ValueError, before the weights are read, for a video that no memory of this machine could hold."""
+    from minicogvx.interop import diffusers, find_folder
+    from minicogvx.room import refuse_giants
+
+    configs, _ = diffusers.read_configs(find_folder(arguments.model))
+    vae, transformer = configs["vae"], configs["transformer"]
+    space = vae.spatial_compression_ratio
+    size = (1, arguments.num_frames or transformer.sample_frames,
+            arguments.height or transformer.sample_height * space, arguments.width or transformer.sample_width * space)
+    refuse_giants(vae, transformer, size, device, dtype, arguments.tile)
 
 
 def _default_out(arguments: argparse.Namespace) -> Path:
@@ -229,9 +256,12 @@ def _export(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and is not an empty folder; name a new one")
+    import torch
+
     from minicogvx.interop import diffusers, find_folder
 
-    diffusers.export(diffusers.load_pipeline(find_folder(arguments.model)), folder)  # in the number format of the files
+    pipe = diffusers.load_pipeline(find_folder(arguments.model))  # on the CPU, in the number format of the files
+    diffusers.export(pipe, folder, getattr(torch, arguments.dtype) if arguments.dtype else None)
     print(folder)
     return 0
 

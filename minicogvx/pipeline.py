@@ -7,7 +7,8 @@
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +22,15 @@ from minicogvx.diffusion.samplers import DDIMSampler, DPMSampler, draw_noise
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import start_index
 from minicogvx.presets import ScheduleConfig
+from minicogvx.room import refuse_giants
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
+from minicogvx.vae.tiling import tiled_decode, tiled_encode
 
 OFS = 2.0  # the constant that 1.5-5b-i2v was trained with
 Video = Float[Tensor, "t h w 3"]
+Tile = bool | tuple[int, int]  # False: the VAE sees whole frames; True: tiles of half its sample size; or their pixels
 
 
 class Pipeline:
@@ -35,7 +39,13 @@ class Pipeline:
     `unconditional` says what "no caption" is: "empty" encodes the empty caption, as diffusers does; "zeros" is a zero
     tensor, as in the authors' own program. A negative prompt takes its place in either case. `guidance_scale` is what
     this model samples with unless told otherwise; 6 is the published one.
+
+    Two ways to need less memory: `pipe.tile = True` sends frames through the VAE tile by tile (vae/tiling.py), and
+    `pipe.offload("cuda")` keeps only the network at work on the GPU. Whatever is given may lie on any device.
     """
+
+    tile: Tile = False  # of every call that does not say otherwise
+    _turns_on: torch.device | None = None  # where the networks take turns; None: they stay where they are
 
     def __init__(self, vae: CausalVAE, transformer: ExpertTransformer, schedule: ScheduleConfig, text: TextEncoder,
                  fps: int = 8, unconditional: Literal["empty", "zeros"] = "empty", guidance_scale: float = 6.0):
@@ -65,18 +75,34 @@ class Pipeline:
         """Was the transformer trained to see an image latent beside the noisy one?"""
         return self.transformer.config.in_channels == 2 * self.vae.config.latent_channels
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._turns_on or self.transformer.proj_out.weight.device
+
     def to(self, *target) -> "Pipeline":
-        """Moves all networks to a device or a dtype."""
-        for part in (self.vae, self.transformer, self.text):
+        """Moves all networks to a device or a dtype. A device ends what `offload` began."""
+        if any(isinstance(part, (str, torch.device)) for part in target):
+            self._turns_on = None
+        for part in self._parts:
             part.to(*target)
+        return self
+
+    def offload(self, device: str | torch.device) -> "Pipeline":
+        """From now on text encoder, transformer and VAE take turns on `device`, and wait in the CPU's memory.
+
+        The numbers stay the same. Each turn costs the time to move the weights there and back: seconds for the 5B.
+        """
+        self.to("cpu")
+        self._turns_on = torch.device(device)
         return self
 
     def __call__(self, prompt: str, image: Float[Tensor, "h w 3"] | None = None, video: Video | None = None,
                  strength: float = 0.8, negative_prompt: str = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
                  guidance_scale: float | None = None, dynamic_guidance: str | None = None,
-                 seed: int = 0, on_step: Callable[[int, int], None] | None = None) -> Video:
-        """A video of `prompt`, `t h w 3` in 0..1. The same seed gives the same video.
+                 seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None) -> Video:
+        """A video of `prompt`, `t h w 3` in 0..1, float32 on the CPU. The same seed gives the same video.
 
         Args:
             image: first frame, in 0..1. A model with image channels sees its latent; for any other model the latent of
@@ -84,6 +110,7 @@ class Pipeline:
             video: a clip to change, in 0..1; noised to `strength` (0 keeps it, 1 forgets it) and denoised from there.
             guidance_scale: 1 is no guidance, None the model's own. `dynamic_guidance`: None, "published" or "meant".
             on_step: called with (steps done, steps in all).
+            tile: None is the pipeline's own; see `Tile`.
 
         Raises:
             ValueError: before any work, with one sentence that names what does not fit.
@@ -92,8 +119,8 @@ class Pipeline:
                               video=None if video is None else video[None], strength=strength,
                               negative_prompt=negative_prompt, num_frames=num_frames, height=height, width=width,
                               num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step)
-        return self.decode(latents)[0]
+                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step, tile=tile)
+        return self.decode(latents, tile)[0]
 
     @torch.no_grad()
     def sample(self, prompts: list[str], image: Float[Tensor, "b h w 3"] | None = None,
@@ -102,13 +129,16 @@ class Pipeline:
                num_inference_steps: int = 50, guidance_scale: float | None = None,
                dynamic_guidance: str | None = None, seed: int = 0,
                on_step: Callable[[int, int], None] | None = None,
-               latents: Float[Tensor, "b c lt lh lw"] | None = None) -> Float[Tensor, "b c _ lh lw"]:
+               latents: Float[Tensor, "b c lt lh lw"] | None = None,
+               tile: Tile | None = None) -> Float[Tensor, "b c _ lh lw"]:
         """Scaled latents of one video a prompt, all in one batch; the arguments of `__call__`, with a batch in front.
 
-        `latents`: starting noise, where it is not to be drawn from `seed`. Where patches span two latent frames and the
-        video's count is odd, one frame more is denoised in front (published) and dropped at the end.
+        They lie where the pipeline computes. `latents`: starting noise, where it is not to be drawn from `seed`. Where
+        patches span two latent frames and the video's count is odd, one frame more is denoised in front (published) and
+        dropped at the end.
         """
-        shape, front = self._latent_shape(prompts, image, video, num_frames, height, width)
+        tile = self.tile if tile is None else tile
+        shape, front = self._latent_shape(prompts, image, video, num_frames, height, width, tile)
         generator = torch.Generator().manual_seed(seed)
         kind = {"ddim": DDIMSampler, "dpm": DPMSampler}[self.schedule_config.sampler]
         sampler = kind(self.schedule, num_inference_steps)
@@ -117,33 +147,44 @@ class Pipeline:
         scales = [dynamic_guidance_scale(guidance_scale, i, int(t), num_inference_steps, dynamic_guidance)
                   for i, t in enumerate(sampler.timesteps)]
         text = self._text_features(prompts, negative_prompt)                       # 2b n d_text: without, with caption
-        known = None if image is None else self._encode(rearrange(image, "b h w c -> b 1 h w c"), generator, still=True)
-        film = None if video is None else self._with_front(self._encode(video, generator), front)
+        known = None if image is None else self._encode(image[:, None], generator, tile, still=True)
+        film = None if video is None else self._with_front(self._encode(video, generator, tile), front)
         if latents is None:
-            latents = draw_noise(shape, generator, self._dtype, self._device)      # b c t h w
-        latents = noise = latents.to(self._device, self._dtype)
+            latents = draw_noise(shape, generator, self._dtype, self.device)       # b c t h w
+        noise = latents.to(self.device, self._dtype)
+        with self._at_work(self.transformer):
+            latents = self._denoise(noise, sampler, start, text, known, film, scales, front, generator, on_step)
+        return latents[:, :, front:]
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c lt lh lw"],
+               tile: Tile | None = None) -> Float[Tensor, "b t h w 3"]:
+        """Pixels in 0..1 of scaled latents, float32 on the CPU, where they can be shown and written."""
+        tile = self.tile if tile is None else tile
+        with self._at_work(self.vae):
+            weight = next(self.vae.parameters())
+            latents = (latents.to(weight.device) / self.vae.config.scaling_factor).to(weight.dtype)
+            video = tiled_decode(self.vae, latents, _size_of(tile)) if tile else self.vae.decode(latents)
+            return rearrange(video.cpu().float() / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
+
+    # ---- what the loop is made of
+
+    def _denoise(self, noise, sampler, start, text, known, film, scales, front, generator, on_step):
+        """The loop: from noise, or from a noised film at step `start`, to clean latents."""
+        latents, x0, steps = noise, None, len(sampler.timesteps)
         if film is not None:
-            latents = film if start == num_inference_steps else self._noised(film, noise, sampler.timesteps[start])
-        x0 = None
-        for i in range(start, num_inference_steps):
+            latents = film if start == steps else self._noised(film, noise, sampler.timesteps[start])
+        for i in range(start, steps):
             t = sampler.timesteps[i]
             if known is not None and not self.takes_image_channels:
                 latents = self._put_back(latents, self._noised(known, noise[:, :, :1], t), front)
             output = self._predict(latents, t, text, known, scales[i])
             latents, x0 = sampler.step(output, i, latents, x0, generator)
             if on_step:
-                on_step(i - start + 1, num_inference_steps - start)
+                on_step(i - start + 1, steps - start)
         if known is not None and not self.takes_image_channels:
             latents = self._put_back(latents, known, front)
-        return latents[:, :, front:]
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "b c lt lh lw"]) -> Float[Tensor, "b t h w 3"]:
-        """Pixels in 0..1 of scaled latents."""
-        video = self.vae.decode((latents / self.vae.config.scaling_factor).to(next(self.vae.parameters()).dtype))
-        return rearrange(video.float() / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
-
-    # ---- what the loop is made of
+        return latents
 
     def _predict(self, latents, t, text, known, scale):
         """The guided model output: unconditional first, both in one batch."""
@@ -164,18 +205,37 @@ class Pipeline:
     def _text_features(self, prompts, negative_prompt):
         for word in sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
             warnings.warn(f"this model has never seen the word {word!r}; it will not know what to show", stacklevel=3)
-        features = self.text.encode([negative_prompt] * len(prompts) + prompts)
+        with self._at_work(self.text):
+            features = self.text.encode([negative_prompt] * len(prompts) + prompts)
         if self.unconditional == "zeros" and not negative_prompt:
             features[:len(prompts)] = 0
-        return features.to(self._device, self._dtype)
+        return features.to(self.device, self._dtype)
 
-    def _encode(self, video, generator, still=False):
+    def _encode(self, video, generator, tile=False, still=False):
         """Scaled latents of pixels `b t h w 3`, sampled from the posterior."""
         config = self.vae.config
-        video = (rearrange(video, "b t h w c -> b c t h w") * 2 - 1).to(self._device, next(self.vae.parameters()).dtype)
-        latents = self.vae.encode(video).sample(generator)
+        with self._at_work(self.vae):
+            weight = next(self.vae.parameters())
+            video = (rearrange(video, "b t h w c -> b c t h w") * 2 - 1).to(weight.device, weight.dtype)
+            posterior = tiled_encode(self.vae, video, _size_of(tile)) if tile else self.vae.encode(video)
+        latents = posterior.sample(generator).to(self.device)
         inverted = still and config.invert_scale_latents
         return (latents / config.scaling_factor if inverted else latents * config.scaling_factor).to(self._dtype)
+
+    @contextmanager
+    def _at_work(self, part) -> Iterator[None]:
+        """While open, `part` is where the networks take turns; alone, as the one before has left it."""
+        if self._turns_on is not None:
+            part.to(self._turns_on)
+        try:
+            yield
+        finally:
+            if self._turns_on is not None:
+                part.to("cpu")
+
+    @property
+    def _parts(self):
+        return self.vae, self.transformer, self.text
 
     def _noised(self, latents, noise, t):
         return self.schedule.add_noise(latents, noise, int(t))
@@ -188,7 +248,7 @@ class Pipeline:
     def _with_front(self, film, front):
         return torch.cat([film[:, :, :1].expand(-1, -1, front, -1, -1), film], dim=2)
 
-    def _latent_shape(self, prompts, image, video, num_frames, height, width):
+    def _latent_shape(self, prompts, image, video, num_frames, height, width, tile):
         """(b, c, t, h, w) of the latents and how many of the t lie in front of the video; checks every input."""
         for prompt in prompts:
             if not prompt.strip():
@@ -207,6 +267,8 @@ class Pipeline:
         for name, size in (("height", height), ("width", width)):
             if size % unit:
                 raise ValueError(f"{name} is {size}; it must be a multiple of {unit}")
+        refuse_giants(self.vae.config, self.transformer.config, (len(prompts), frames, height, width), self.device,
+                      self._dtype, bool(tile))
         for name, given, want in (("image", image, (height, width)), ("video", video, (frames, height, width))):
             if given is not None and tuple(given.shape[1:-1]) != want:
                 raise ValueError(f"the {name} is {'x'.join(map(str, given.shape[1:-1]))}; it must be "
@@ -222,14 +284,14 @@ class Pipeline:
     def _dtype(self) -> torch.dtype:
         return self.transformer.proj_out.weight.dtype
 
-    @property
-    def _device(self) -> torch.device:
-        return self.transformer.proj_out.weight.device
+
+def _size_of(tile: Tile) -> tuple[int, int] | None:
+    return None if tile is True else tile
 
 
-def load(name_or_folder: str | Path, device: str | torch.device | None = None,
-         dtype: torch.dtype | None = None) -> Pipeline:
-    """The shipped model ("toy") or any diffusers pipeline folder, ready to sample."""
+def load(name_or_folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
+         offload: bool = False) -> Pipeline:
+    """The shipped model ("toy") or any diffusers pipeline folder, ready to sample; see `interop.load`."""
     from minicogvx.interop import load as load_folder
 
-    return load_folder(name_or_folder, device, dtype)
+    return load_folder(name_or_folder, device, dtype, offload)

@@ -226,7 +226,7 @@ def test_load_results_finds_the_folder_of_the_shipped_data(tmp_path, monkeypatch
     data = Path(__file__).resolve().parents[1] / "data"
     assert results.default_file("position") == data / "results" / "position.json"
     monkeypatch.setattr(results, "DATA", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file .*position.json; `minicogvx ablate position` makes it"):
+    with pytest.raises(FileNotFoundError, match="no file .*position.json; `minicogvx ablate position --out .*` makes it"):
         load_results("position")
     curve = Curve("rope", 0, 5, [0], [1.0], 2.0)
     write_results(tmp_path / "results" / "position.json", some_results([curve]))
@@ -336,8 +336,8 @@ def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, 
     assert cli.main([*base, "--seeds", "1"]) == 0
     first, real = read_results(out), command.comparison
 
-    def watched(study):
-        compare = real(study)
+    def watched(*study_and_place):
+        compare = real(*study_and_place)
         return lambda steps, seed, on_step: done.append(seed) or compare(steps, seed, on_step)
 
     monkeypatch.setattr(command, "comparison", watched)
@@ -350,6 +350,44 @@ def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, 
     capsys.readouterr()
     assert cli.main(["ablate", "vae-kl", "--steps", "2", "--out", out, "--go-on"]) == 2
     assert "was made with steps=1, this run has 2; leave out --go-on" in capsys.readouterr().err
+    content = json.loads(Path(out).read_text())
+    Path(out).write_text(json.dumps(content | {"command": content["command"].replace("--device cpu", "--device cuda")}))
+    assert cli.main([*base, "--seeds", "2", "--go-on"]) == 2
+    assert "was made with --device cuda --dtype " in capsys.readouterr().err
+
+
+def test_a_study_computes_where_and_in_the_format_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    tiny = replace(STUDIES["vae-kl"], variants={"0": (VAE, L1)}, batch_size=1)
+    monkeypatch.setitem(STUDIES, "vae-kl", tiny)
+    seen, real = [], vaes.backward
+
+    def watched(vae, objective, video, step, seed, dtype):
+        seen.append(dtype)
+        return real(vae, objective, video, step, seed, dtype)
+
+    monkeypatch.setattr(vaes, "backward", watched)
+    out = tmp_path / "kl.json"
+    for dtype in ("float32", "bfloat16"):
+        assert cli.main(["ablate", "vae-kl", "--steps", "1", "--out", str(out), "--dtype", dtype]) == 0
+        assert read_results(out).command.endswith(f"--device cpu --dtype {dtype}")
+    assert seen == [torch.float32, torch.bfloat16]
+    capsys.readouterr()
+    for options, message in ((["--device", "tpu"], "device is 'tpu'"), (["--dtype", "float16"], "dtype is 'float16'")):
+        assert cli.main(["ablate", "vae-kl", *options]) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1
+
+
+def test_left_to_itself_a_study_is_written_where_the_user_is(tmp_path, monkeypatch):
+    def compare(steps, seed, on_step):
+        return {"rope": Curve("rope", seed, 5, [0, steps], [1.0, 0.5], 2.0)}
+
+    shipped = results.default_file("position").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minicogvx.ablation.command.comparison", lambda *_: compare)
+    assert cli.main(["ablate", "position", "--steps", "4"]) == 0
+    assert read_results("runs/ablate/position.json").steps == 4
+    assert results.default_file("position").read_bytes() == shipped
 
 
 def test_a_study_cut_off_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):
@@ -358,7 +396,7 @@ def test_a_study_cut_off_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return {"rope": Curve("rope", seed, 5, [0, steps], [1.0, 0.5], 2.0)}
 
-    monkeypatch.setattr("minicogvx.ablation.command.comparison", lambda study: compare)
+    monkeypatch.setattr("minicogvx.ablation.command.comparison", lambda *_: compare)
     assert cli.main(["ablate", "position", "--seeds", "3", "--steps", "4", "--out", str(tmp_path / "a.json")]) == 130
     assert read_results(tmp_path / "a.json").seeds == [0]
 

@@ -70,6 +70,16 @@ def test_without_a_file_the_preparation_is_clips_own(tmp_path):
     assert with_file(picture) == without(picture)
 
 
+def test_scores_are_float32_unless_another_format_is_asked_for(tmp_path, monkeypatch):
+    folder, picture = folder_of(KINDS[1], tmp_path / "model"), texture(48, 64, grain=2)
+    monkeypatch.setenv("MINICOGVX_DTYPE", "bfloat16")  # of networks that are not told otherwise
+    exact, low = AestheticScorer(folder, "cpu"), AestheticScorer(folder, "cpu", torch.bfloat16)
+    assert exact.model.dtype == torch.float32 and low.model.dtype == torch.bfloat16
+    assert exact(picture) != low(picture) == pytest.approx(exact(picture), abs=0.05)
+    with pytest.raises(ValueError, match="dtype is 'float16', which a processor cannot compute in"):
+        AestheticScorer(folder, "cpu", torch.float16)
+
+
 def test_curate_takes_a_predictor(tmp_path, capsys):
     films, model = tmp_path / "films", folder_of(KINDS[0], tmp_path / "model")
     films.mkdir()

@@ -8,6 +8,7 @@ import torch
 from films import caption, mp4, pan, texture
 from PIL import Image
 
+from minicogvx import cli
 from minicogvx.data import command
 from minicogvx.data.video_folder import read_clip, scan_folder
 from minicogvx.presets import preset
@@ -228,3 +229,18 @@ def test_the_command_encodes_with_the_shipped_model(folder, tmp_path, capsys):
     assert "not used: half.mp4: has 4 frames" in printed
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["settings"]["num_frames"] == 5
     assert CachedClips(tmp_path / "out").draw([1, 2]).shape == (2, 16, 2, 8, 8)
+
+
+def test_the_command_encodes_clips_and_captions_in_the_format_that_is_asked_for(folder, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def watched(clips, out, vae, text, settings, dtype, batch_size):
+        seen.append((dtype, text.encoder.dtype, str(text.encoder.device), str(next(vae.parameters()).device)))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("minicogvx.training.cache.cache_clips", watched)
+    for dtype in ("float32", "bfloat16"):
+        assert cli.main(["data", "cache", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--dtype",
+                         dtype]) == 2
+        assert seen.pop() == (getattr(torch, dtype), getattr(torch, dtype), "cpu", "cpu")
+    assert "not enough memory on the GPU; what helps: a smaller --batch-size, fewer frames" in capsys.readouterr().err

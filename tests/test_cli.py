@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import minicogvx
-from minicogvx import cli
+from minicogvx import cli, room
 from minicogvx.data import shapes, video_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def pipe(monkeypatch, tmp_path) -> FakePipeline:
     scene = next(scene for scene in shapes.sample_scenes(200, seed=1) if _is_plain(scene))
     fake = FakePipeline(shapes.render(scene, 9, 32, 32))
     fake.prompt = f"a {scene.objects[0].colour} {scene.objects[0].shape} {scene.objects[0].motion}"
-    monkeypatch.setitem(vars(minicogvx), "load", lambda name: fake if name == "toy" else pytest.fail(name))
+    monkeypatch.setitem(vars(minicogvx), "load", lambda name, *_, **__: fake if name == "toy" else pytest.fail(name))
     return fake
 
 
@@ -49,7 +49,7 @@ def _is_plain(scene) -> bool:
 @pytest.fixture
 def no_load(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 def test_generate_writes_three_files_and_tells_what_the_oracle_sees(pipe, capsys):
@@ -129,19 +129,19 @@ def test_bad_options_are_told_in_one_line(no_load, capsys, options, message):
 
 
 def test_errors_of_the_model_are_told_in_one_line_and_leave_nothing(pipe, capsys, monkeypatch):
-    def refuse(name):
-        raise ValueError(f"there is no model_index.json in {name};\n give a pipeline folder")
+    def refuse(name, *_, **__):
+        raise ValueError(f"a weight of {name} is missing;\n copy the folder again")
 
     monkeypatch.setitem(vars(minicogvx), "load", refuse)
-    assert cli.main(["generate", "x", "--model", "here"]) == 2
-    assert capsys.readouterr().err == "minicogvx: there is no model_index.json in here; give a pipeline folder\n"
+    assert cli.main(["generate", "x"]) == 2
+    assert capsys.readouterr().err == "minicogvx: a weight of toy is missing; copy the folder again\n"
     assert list(Path().iterdir()) == []
-    with pytest.raises(ValueError, match="model_index"):
-        cli.main(["--traceback", "generate", "x", "--model", "here"])
+    with pytest.raises(ValueError, match="a weight of toy"):
+        cli.main(["--traceback", "generate", "x"])
 
 
 def test_warnings_become_notes_and_a_stop_is_quiet(pipe, capsys, monkeypatch):
-    def warn(name):
+    def warn(*_, **__):
         warnings.warn("the toy has never seen the word 'cat'")
         raise KeyboardInterrupt
 
@@ -161,14 +161,118 @@ def test_train_evaluate_and_ablate_are_handed_on_whole(monkeypatch, command):
 
 def test_export_loads_and_writes(monkeypatch, tmp_path, capsys):
     seen = []
-    module = types.SimpleNamespace(export=lambda pipe, folder: seen.append((pipe, folder)),
+    module = types.SimpleNamespace(export=lambda *given: seen.append(given),
                                    load_pipeline=lambda folder: f"pipe of {folder}")
     package = types.SimpleNamespace(diffusers=module, find_folder=lambda name: name)
     monkeypatch.setitem(sys.modules, "minicogvx.interop", package)
     monkeypatch.setitem(sys.modules, "minicogvx.interop.diffusers", module)
     assert cli.main(["export", str(tmp_path / "new"), "--model", "mine"]) == 0
-    assert seen == [("pipe of mine", tmp_path / "new")]
-    assert capsys.readouterr().out == f"{tmp_path / 'new'}\n"
+    assert cli.main(["export", str(tmp_path / "short"), "--model", "mine", "--dtype", "float16"]) == 0
+    assert seen == [("pipe of mine", tmp_path / "new", None), ("pipe of mine", tmp_path / "short", torch.float16)]
+    assert capsys.readouterr().out == f"{tmp_path / 'new'}\n{tmp_path / 'short'}\n"
+
+
+# ---- where it computes, and too little memory
+
+
+def test_generate_loads_the_model_as_it_is_asked_to(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *given, **how: seen.append((given, how)) or pipe)
+    monkeypatch.delenv("MINICOGVX_DEVICE", raising=False)
+    monkeypatch.delenv("MINICOGVX_DTYPE", raising=False)
+    assert cli.main(["generate", "x", "--device", "cpu", "--dtype", "bfloat16", "--tile", "--offload"]) == 0
+    assert seen == [(("toy", "cpu", torch.bfloat16), {"offload": True})] and pipe.tile is True
+    monkeypatch.setenv("MINICOGVX_DTYPE", "float32")
+    assert cli.main(["generate", "x", "--device", "cpu"]) == 0
+    assert seen[1] == (("toy", "cpu", torch.float32), {"offload": False}) and pipe.tile is False
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--device", "tpu"], "device is 'tpu', which is no device that PyTorch knows; it must be 'cpu'"),
+    (["--device", "xpu:7"], "device is 'xpu:7', and PyTorch finds no such device here"),
+    (["--device", "cpu", "--dtype", "float16"], "it must be float32 or bfloat16"),
+    (["--device", "cpu", "--dtype", "int8"], "dtype is 'int8', which is unknown; it must be float32 or bfloat16"),
+])
+@pytest.mark.parametrize("command", [
+    ["generate", "x"], ["evaluate", "--clips", "1"], ["ablate", "position"], ["train", "micro"], ["finetune", "films"],
+    ["data", "cache", "films", "--out", "cache"], ["data", "caption", "films", "--captioner", "shapes"],
+    ["data", "curate", "films", "--out", "kept"],
+], ids=" ".join)
+def test_every_command_that_computes_checks_device_and_format_first(no_load, capsys, command, options, message):
+    assert cli.main([*command, *options]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("minicogvx: ") and message in told and told.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_training_in_float16_is_refused_where_the_device_could_compute_in_it(no_load, capsys, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for command in (["train", "micro"], ["finetune", "films"], ["ablate", "position"]):
+        assert cli.main([*command, "--device", "mps", "--dtype", "float16"]) == 2
+        assert "dtype is 'float16', which is too narrow for gradients" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size, message", [
+    (["--height", "100000", "--width", "100000"], "17 frames of 100000x100000 take more than "),
+    (["--num-frames", "9999999997"], "9999999997 frames of 64x64 take more than "),
+    (["--num-frames", "4000000000000000001", "--tile"], "4000000000000000001 frames of 64x64 take more than "),
+])
+def test_giants_are_refused_before_the_model_is_loaded(no_load, capsys, size, message):
+    assert cli.main(["generate", "x", "--device", "cpu", *size]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "ask for fewer frames or a smaller height and width" in told and told.count("\n") == 1
+
+
+def test_too_little_memory_is_one_sentence_with_what_helps(pipe, capsys, monkeypatch):
+    def fail(error):
+        def load(*_, **__):
+            raise error
+
+        monkeypatch.setitem(vars(minicogvx), "load", load)
+
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 23")
+    fail(on_gpu)
+    assert cli.main(["generate", "x", "--tile"]) == 2
+    assert capsys.readouterr().err == (
+        "minicogvx: there is not enough memory on the GPU (20.50 GiB more were asked for); what helps: fewer frames "
+        "(--num-frames), a smaller --height and --width, --offload or --device cpu\n")
+    assert cli.main(["evaluate", "--clips", "1", "--offload"]) == 2
+    assert capsys.readouterr().err.endswith("what helps: a smaller --batch-size, --tile or --device cpu\n")
+    for words in ("MPS backend out of memory (MPS allocated: 5 GB)", "Invalid buffer size: 9 GB"):
+        fail(RuntimeError(words))
+        assert cli.main(["generate", "x"]) == 2 and "there is not enough memory" in capsys.readouterr().err
+    with pytest.raises(torch.OutOfMemoryError):
+        fail(on_gpu)
+        cli.main(["--traceback", "generate", "x"])
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(10**15), lambda: torch.empty(2**62, 8),
+                                      lambda: bytearray(2**60)])
+def test_a_processor_without_memory_says_so_in_its_own_ways(pipe, capsys, monkeypatch, allocate):
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: allocate())
+    assert cli.main(["generate", "x"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("minicogvx: there is not enough memory on this machine") and told.count("\n") == 1
+    assert "--tile or closing other programs" in told and "--offload" not in told
+
+
+def test_other_errors_of_pytorch_are_not_taken_for_it(pipe, monkeypatch):
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        cli.main(["generate", "x"])
+
+
+@pytest.mark.parametrize("argv, helps", [
+    (["finetune", "films", "--lora", "64"], ["a smaller --batch-size", "--set gradient_checkpointing=True"]),
+    (["finetune", "films"], ["--lora 64"]),
+    (["train", "micro", "--set", "transformer.accumulate=2"], ["--set transformer.gradient_checkpointing=True"]),
+    (["data", "cache", "films"], ["a smaller --batch-size"]), (["data", "caption", "films"], ["a smaller model"]),
+    (["export", "folder"], []), ([], []),
+])
+def test_what_helps_depends_on_the_command_and_on_what_it_does_already(argv, helps):
+    told = room.out_of_memory_sentence(torch.OutOfMemoryError("CUDA out of memory."), argv)
+    assert all(words in told for words in [*helps, "--device cpu"])
+    assert ("--lora 64" in told) == (argv == ["finetune", "films"]) and "transformer.accumulate" not in told
 
 
 def test_help_imports_nothing_heavy():

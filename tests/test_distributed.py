@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from minicogvx.diffusion.timesteps import rank_interval
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
 from minicogvx.presets import TransformerConfig
-from minicogvx.training.distributed import (Ranks, average_gradients, clip_gradients, draw_timesteps, leave,
-                                            mean_over_ranks, rank_clips, rank_generator, ranks, wrap)
+from minicogvx.training.distributed import (Ranks, average_gradients, clip_gradients, leave, mean_over_ranks, ranks,
+                                            wrap)
 from minicogvx.training.memory import Inputs, memory
 from minicogvx.training.optim import MuonAdamW
+from minicogvx.training.rank_draws import draw_timesteps, rank_clips, rank_generator
 from minicogvx.training.sharded_checkpoints import (load_sharded, optimizer_tensors, read_slices, save_sharded,
                                                     whole_weights)
 from minicogvx.transformer.model import ExpertTransformer
@@ -344,12 +345,28 @@ def test_ranks_have_random_numbers_of_their_own():
 def test_alone_nothing_is_wrapped_or_sent(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     me, net = ranks("cpu"), model()
-    assert me == ALONE and me.first and wrap(net, me, "fsdp") is net and not dist.is_initialized()
+    assert me == ALONE and me.first and wrap(net, me) is net and not dist.is_initialized()
     assert mean_over_ranks({"loss": 2.0}, me) == {"loss": 2.0}
     net.proj_out.bias.grad = torch.ones_like(net.proj_out.bias)
     average_gradients(net.parameters(), me)
     assert clip_gradients([net.proj_out.bias], 1e9) == pytest.approx(4.0) and clip_gradients([], 1.0) == 0
     leave()
+
+
+def test_where_a_process_computes(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("MINICOGVX_DEVICE", "mps")
+    assert ranks().device == torch.device("mps") and ranks("cpu").device == torch.device("cpu")
+    with pytest.raises(ValueError, match="sharding is 'fsdp'; it goes with the device 'cpu' or 'cuda', not 'mps'"):
+        wrap(model(), ranks(), "fsdp")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="device is 'mps'; under torchrun it must be 'cpu' or 'cuda'"):
+        ranks()
+    with pytest.raises(ValueError, match="device is 'tpu', which is no device that PyTorch knows"):
+        ranks("tpu")
+    assert not dist.is_initialized()
 
 
 def test_a_gradient_that_is_not_finite_is_not_scaled():

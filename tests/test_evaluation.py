@@ -106,7 +106,7 @@ def test_flicker_is_in_grey_levels():
 
 
 def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(vars(minicogvx), "load", lambda name: Perfect())
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Perfect())
     monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
     out = tmp_path / "new" / "figures.json"
     assert main(["--clips", "6", "--out", str(out)]) == 0
@@ -121,17 +121,19 @@ def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     (["--style", "sepia", "--two-objects", "0.5"], "two-objects is 0.5; with --style sepia it must be 0"),
     (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
     (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
+    (["vae", "--offload"], "vae measures the VAE alone and whole; leave out --tile and --offload"),
+    (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"), (["--device", "tpu"], "device is 'tpu'"),
     (["--strip", "a.gif"], "must end in .png"), (["--out", "a.txt"], "must end in .json"),
     (["--before", "toy"], "before is 'toy', and so is model; it must be another one, or give --lora"),
 ])
 def test_mistakes_are_one_sentence(monkeypatch, arguments, sentence):
-    monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(ValueError, match=sentence):
         main(arguments)
 
 
 def test_a_missing_lora_file_is_told_before_the_model_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setitem(vars(minicogvx), "load", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
     for path in (tmp_path, tmp_path / "none.safetensors"):
         with pytest.raises(FileNotFoundError, match="there is no file"):
             main(["--lora", str(path)])
@@ -238,6 +240,26 @@ def test_commands_measure_real_models_before_and_after(tmp_path, capsys):
         main(["--model", str(tmp_path / "image"), *short])
     with pytest.raises(ValueError, match="does not fit|does not have"):
         main(["--model", str(tmp_path / "image"), "--image-to-video", *short, "--lora", str(bad_lora(tmp_path))])
+
+
+def test_a_model_that_takes_turns_scores_the_same(tmp_path, capsys, monkeypatch):
+    tiny_model(tmp_path)
+    seen, real = [], Pipeline.decode
+
+    def decode(self, latents, tile=None):
+        seen.append((self.tile, self._turns_on, len(latents)))
+        return real(self, latents, tile)
+
+    monkeypatch.setattr(Pipeline, "decode", decode)
+    base = ["--model", str(tmp_path / "plain"), "--clips", "3", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+    told = []
+    for options in ([], ["--offload"], ["--tile"]):
+        assert main([*base, *options, "--out", str(tmp_path / "a.json")]) == 0
+        told.append(json.loads((tmp_path / "a.json").read_text()) | {"seconds_per_clip": 0})
+    assert told[0] == told[1]
+    cpu = torch.device("cpu")
+    ways = ((False, None), (False, cpu), (True, None))
+    assert seen == [(*way, clips) for way in ways for clips in (2, 1)]
 
 
 def bad_lora(folder):

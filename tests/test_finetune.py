@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from minicogvx.data.captions import vocabulary
 from minicogvx.data.shapes import render_batch, sample_scenes
@@ -15,12 +16,13 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
-from minicogvx.training.distributed import Ranks
+from minicogvx.training.distributed import Ranks, leave
 from minicogvx.training.draws import Draw, PackedDraw, whole_patches
 from minicogvx.training.finetune import FineTuning, finetune
 from minicogvx.training.image_condition import ImageCondition, image_latents, widen_for_image
 from minicogvx.training.master_weights import MasterWeights
 from minicogvx.training.run import Keep, Run
+from minicogvx.training.sharded_checkpoints import whole_weights
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
@@ -123,6 +125,34 @@ def test_accumulated_passes_take_the_same_step(clips):
                                                         accumulate=n), keep=QUIET) for n in (1, 2))
     for a, b in zip(one.parameters(), two.parameters()):
         assert torch.allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_one_process_alone_shards_too_and_learns_the_same(clips, tmp_path, offload):
+    """FSDP2 with one shard: of use with offload, which needs no second GPU."""
+    tuning = FineTuning(steps=3, warmup=0, learning_rate=1e-3, gradient_checkpointing=True)
+    whole = finetune(tiny_pipe(), clips, tuning, keep=QUIET).state_dict()
+    cut = replace(tuning, sharding="fsdp", offload=offload)
+    try:
+        model = finetune(tiny_pipe(), clips, cut, keep=Keep(tmp_path, checkpoint_every=2, progress=False))
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+        weights = whole_weights(model, Ranks())
+        again = whole_weights(finetune(tiny_pipe(1), clips, cut, keep=Keep(tmp_path, progress=False)), Ranks())
+    finally:
+        leave()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["finetune_00000002",
+                                                                                  "finetune_00000003"]
+    assert all(torch.allclose(whole[name], weights[name], atol=1e-6) for name in whole)
+    assert all(torch.equal(again[name], weights[name]) for name in whole)
+
+
+def test_large_models_are_recomputed_unless_told_otherwise():
+    with torch.device("meta"):
+        small, large = ExpertTransformer(TINY.transformer), ExpertTransformer(preset("2b").transformer)
+    assert not FineTuning().recomputes(small) and FineTuning().recomputes(large)
+    for asked in (True, False):
+        assert FineTuning(gradient_checkpointing=asked).recomputes(small) is asked
+        assert FineTuning(gradient_checkpointing=asked).recomputes(large) is asked
 
 
 def test_sixteen_bit_models_learn_in_float32():

@@ -3,10 +3,13 @@
 import shutil
 
 import pytest
+import torch
+import torch.distributed as dist
 
 import minicogvx
 from minicogvx import cli
 from minicogvx.interop import diffusers
+from minicogvx.interop.safetensors_files import read_sharded
 from minicogvx.training.lora import FILE
 from tests.test_finetune import CAPTIONS, films, tiny_pipe  # noqa: F401: films is a fixture
 
@@ -17,10 +20,13 @@ from tests.test_finetune import CAPTIONS, films, tiny_pipe  # noqa: F401: films 
     (["--num-frames", "10"], "num_frames is 10; it must be 4k + 1"),
     (["--set", "compile=True", "--set", "sequence_length=200"], "packing does not go with image_to_video"),
     (["--set", "compile=True", "--set", "sharding=fsdp"], "it goes with optimizer='adamw', ema_decay=0 and compile"),
+    (["--device", "mps", "--set", "sharding=fsdp"], "sharding is 'fsdp'; it goes with the device 'cpu' or 'cuda', not"),
     (["--set", "offload=True"], "offload is True; it goes with sharding='fsdp', not 'replicate'"),
 ])
 def test_the_command_refuses_before_a_film_is_read(films, tmp_path, capsys, monkeypatch, options, message):
     diffusers.export(tiny_pipe(), tmp_path / "model")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("MINICOGVX_DEVICE", "cpu")
     monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
     assert cli.main(["finetune", str(films), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"),
                      *options]) == 2
@@ -45,6 +51,37 @@ def test_one_command_from_films_to_a_model(films, tmp_path, capsys):
     base[base.index("--model") + 1] = str(tmp_path / "all" / "pipeline")  # same VAE and text encoder
     assert cli.main([*base, "--out", str(tmp_path / "all")]) == 2
     assert "was begun with weights of the model=" in capsys.readouterr().err
+
+
+def test_it_trains_where_and_in_the_format_that_is_asked_for(films, tmp_path, capsys, monkeypatch):
+    diffusers.export(tiny_pipe(), tmp_path / "model")
+    seen = []
+
+    def watched(pipe, clips, tuning, seed, keep, ranks):
+        seen.append((pipe.transformer.proj_out.weight.dtype, str(ranks.device)))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("minicogvx.training.finetune.finetune", watched)
+    for dtype in ("float32", "bfloat16"):
+        assert cli.main(["finetune", str(films), "--model", str(tmp_path / "model"), "--out", str(tmp_path / dtype),
+                         "--device", "cpu", "--dtype", dtype]) == 2
+        assert seen.pop() == (getattr(torch, dtype), "cpu")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("minicogvx: there is not enough memory on the GPU (20.00 MiB more were asked for); what "
+                           "helps: a smaller --batch-size, --set gradient_checkpointing=True, fewer frames")
+
+
+def test_offload_on_one_gpu_is_done_and_not_passed_over(films, tmp_path):
+    """FSDP2 on a process alone: its checkpoints are folders, and its model is that of an ordinary run."""
+    diffusers.export(tiny_pipe(), tmp_path / "model")
+    base = ["finetune", str(films), "--model", str(tmp_path / "model"), "--steps", "2", "--device", "cpu", "--dtype",
+            "float32", "--learning-rate", "0.001", "--set", "warmup=0"]
+    assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
+    assert cli.main([*base, "--out", str(tmp_path / "parts"), "--set", "sharding=fsdp", "--set", "offload=True"]) == 0
+    assert not dist.is_initialized()
+    assert (tmp_path / "parts" / "checkpoints" / "finetune_00000002").is_dir()
+    whole, parts = (read_sharded(tmp_path / name / "pipeline" / "transformer") for name in ("whole", "parts"))
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
 
 
 def test_the_command_tells_what_it_leaves_out_and_keeps_the_films_rate(films, tmp_path, capsys):

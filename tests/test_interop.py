@@ -460,4 +460,31 @@ def test_names_and_folders(folder, tmp_path, monkeypatch):
         load_pipeline(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="has no model_index.json"):
         minicogvx.load(tmp_path)
-    assert about(minicogvx.load("tiny", device="cpu")) == about(tiny_pipeline())
+    assert about(minicogvx.load("tiny", device="cpu", dtype="float32")) == about(tiny_pipeline())
+
+
+def test_load_puts_the_model_where_and_in_the_format_that_is_asked_for(folder, monkeypatch):
+    def formats(pipe):
+        return {p.dtype for part in (pipe.vae, pipe.transformer, pipe.text.encoder) for p in part.parameters()}
+
+    monkeypatch.setenv("MINICOGVX_DTYPE", "bfloat16")
+    assert formats(minicogvx.load(folder, "cpu")) == {torch.bfloat16}
+    for dtype in ("float32", torch.float32):
+        assert formats(minicogvx.load(folder, torch.device("cpu"), dtype)) == {torch.float32}
+    turns = minicogvx.load(folder, "cpu", torch.float32, offload=True)
+    assert turns._turns_on == torch.device("cpu") and minicogvx.load(folder, "cpu")._turns_on is None
+    monkeypatch.setenv("MINICOGVX_DEVICE", "tpu")
+    for options, message in (({}, "MINICOGVX_DEVICE is 'tpu', which is no device"), (
+            {"device": "cpu", "dtype": torch.float16}, "dtype is 'float16', which a processor cannot compute in")):
+        with pytest.raises(ValueError, match=message) as error:
+            minicogvx.load(folder, **options)
+        one_sentence(error)
+
+
+def test_too_little_memory_is_not_told_as_a_broken_folder(folder, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TextEncoder, "from_folder", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_pipeline(folder)

@@ -12,9 +12,15 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from minicogvx import cli
+from minicogvx.pipeline import Pipeline
 from minicogvx.presets import TransformerConfig, preset
-from minicogvx.training.memory import (SHARDINGS, Inputs, activations_of, count_activations, inputs_for, memory)
+from minicogvx.text import TextEncoder
+from minicogvx.training.lora import add_lora
+from minicogvx.training.memory import (
+    SHARDINGS, Inputs, activations_of, count_activations, inputs_for, memory, memory_of_lora)
+from minicogvx.training.memory_generating import Generating, Part, generating
 from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
 
 TINY = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=3, in_channels=4, out_channels=4,
                          text_embed_dim=8, max_text_seq_length=4, time_embed_dim=8, sample_height=8, sample_width=8,
@@ -89,6 +95,81 @@ def test_the_published_5b():
     assert away.total < table["fsdp+checkpoint", 8].total
 
 
+# ---- LoRA and making a video
+
+
+def test_lora_of_the_published_5b_by_hand():
+    """42 blocks, four matrices of 3072 x 3072 each: an adapter of rank 64 has 64 x (3072 + 3072) numbers."""
+    adapters = 42 * 4 * 64 * (3072 + 3072)
+    assert adapters == 66_060_288
+    inputs = inputs_for(FIVE)
+    plain, checkpoint = (memory_of_lora(FIVE.transformer, inputs, 64, again) for again in (False, True))
+    for need in (plain, checkpoint):
+        assert need.parameters == 2 * 5_570_283_072 + (2 + 4) * adapters
+        assert (need.gradients, need.optimizer) == (4 * adapters, 8 * adapters)
+        assert need.gathered == need.host == 0
+    tokens = 13 * 30 * 45 + 226
+    assert checkpoint.activations > 42 * tokens * 3072 * 2  # the input of every block
+    assert checkpoint.total < 20 * 2**30 < 60 * 2**30 < plain.total  # one GPU of 24 GB, and none of 48
+    whole = memory(FIVE.transformer, inputs, 1, "replicate+checkpoint")
+    assert checkpoint.activations < whole.activations
+
+
+def test_what_lora_keeps_is_what_autograd_saves():
+    torch.manual_seed(0)
+    model, saved = ExpertTransformer(TINY), {}
+    add_lora(model, 2, 1.0)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    inputs = torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(*inputs).square().mean()
+    real = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
+    kept = activations_of(TINY, INPUTS, False, torch.float32, 2).kept
+    assert abs(real / kept - 1) < 0.05, (real, kept)
+    assert kept < activations_of(TINY, INPUTS, dtype=torch.float32).kept  # frozen layers keep less
+    low = ExpertTransformer(TINY).bfloat16()
+    add_lora(low, 2, 1.0)
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}  # as the count takes it
+    for rank in (0, 33):
+        with pytest.raises(ValueError, match=f"the rank of LoRA is {rank}; it must be from 1 to 32"):
+            memory_of_lora(TINY, INPUTS, rank, False)
+
+
+def test_making_a_video_with_the_published_5b_by_hand():
+    need, gib = generating(FIVE, inputs_for(FIVE)), 2**30
+    assert need.text.weights == 2 * 4_762_310_656 and need.transformer.weights == 2 * 5_570_283_072  # T5-XXL's encoder
+    assert need.vae.weights == need.tiled.weights == 2 * 215_583_907
+    pixels, tokens = 49 * 480 * 720 * 3, 13 * 30 * 45 + 226
+    assert need.vae.work > 2 * 2 * pixels and need.vae.work > 3 * need.tiled.work > 3 * 2 * pixels
+    assert need.transformer.work > 2 * tokens * (4 * 3072) * 2  # two videos, the widest layer of a block
+    assert need.peak() == need.text.weights + need.transformer.weights + need.vae.weights + need.vae.work
+    assert need.peak(offload=True) == need.transformer.weights + need.transformer.work < 16 * gib
+    assert need.peak(tile=True) < 24 * gib < need.peak()
+
+
+def test_the_peak_is_that_of_the_network_that_needs_most():
+    need = Generating(Part(50, 1), Part(40, 20), Part(5, 70), Part(5, 8))
+    assert need.peak() == 95 + 70 and need.peak(tile=True) == 95 + 20
+    assert need.peak(offload=True) == 75 and need.peak(tile=True, offload=True) == 60
+
+
+def test_the_weights_counted_are_those_of_a_real_pipeline():
+    size = preset("micro")
+    text = TextEncoder.from_config(size.text, (), size.transformer.max_text_seq_length)
+    pipe = Pipeline(CausalVAE(size.vae), ExpertTransformer(size.transformer), size.schedule, text).to(torch.bfloat16)
+    need = generating(size, inputs_for(size))
+    for part, network in ((need.text, text.encoder), (need.transformer, pipe.transformer), (need.vae, pipe.vae)):
+        assert part.weights == sum(p.nbytes for p in network.parameters()) and part.work > 0
+    assert generating(size, inputs_for(size), torch.float32).vae.weights == 2 * need.vae.weights
+    twice = generating(size, inputs_for(size, batch=2))
+    assert twice.vae.weights == need.vae.weights and 1.9 * need.vae.work < twice.vae.work <= 2.1 * need.vae.work
+
+
 def test_attention_scores_are_never_counted():
     short, long = (count_activations(replace(TINY, num_layers=1), replace(INPUTS, height=8 * n), False, torch.bfloat16)
                    for n in (8, 16))
@@ -122,8 +203,30 @@ def test_the_command_prints_a_table(capsys):
     told = capsys.readouterr().out
     assert told.startswith("toy: on each GPU 1 x latents 16x5x8x8, 112 tokens")
     assert [line.split()[0] for line in told.splitlines()[3:8]] == list(SHARDINGS)
-    assert cli.main(["memory", "huge"]) == 2 and cli.main(["memory", "toy", "--gpus", "0"]) == 2
-    assert "there is no preset 'huge'" in capsys.readouterr().err
+    rows = {line.split("  ")[0]: line.split()[-5:] for line in told.splitlines() if "  " in line}
+    assert float(rows["lora"][0]) > float(rows["lora+checkpoint"][0]) > 0
+    assert "finetune recomputes activations of this model (+checkpoint) if told to by --set gradient_ch" in told
+    assert {"text encoder", "transformer", "VAE", "VAE, --tile", "all on the GPU", "--offload"} <= rows.keys()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["huge"], "there is no preset 'huge'"), (["toy", "--gpus", "0"], "the number of GPUs is 0; it must be 1 or more"),
+    (["toy", "--lora", "0"], "lora is 0; it must be from 1 to 256, the model's width"),
+    (["toy", "--device", "cpu"], "device is 'cpu'; it goes with --check, as the tables are for any GPU"),
+    (["toy", "--check", "--device", "tpu"], "device is 'tpu', which is no device that PyTorch knows"),
+    (["toy", "--check", "--dtype", "bfloat16"], "dtype is 'bfloat16'; with --check on the processor it must be"),
+])
+def test_mistakes_of_the_command_are_one_sentence(capsys, arguments, message):
+    assert cli.main(["memory", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+def test_without_peft_the_command_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("minicogvx.training.memory_command.find_spec", lambda name: None)
+    assert cli.main(["memory", "micro", "--gpus", "1", "--parts", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "not counted: it needs the peft package (pip install peft)" in told and "--offload" in told
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of the process from /proc")

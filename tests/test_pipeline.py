@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minicogvx.data.captions import vocabulary
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, VAEConfig
+from minicogvx.room import least_memory
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
+from minicogvx.vae.tiling import tiled_decode
 
 VAE = VAEConfig(latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=2,
                 scaling_factor=0.9, sample_height=16, sample_width=16)
@@ -119,6 +123,118 @@ def test_video_to_video_strength(pipe):
     distances = [(pipe.sample([PROMPT], video=film[None], strength=s, num_inference_steps=10) - encoded).norm()
                  for s in (0.1, 0.9)]
     assert distances[0] < distances[1]
+
+
+# ---- less memory: tiles, and networks that take turns
+
+
+@pytest.mark.parametrize("tile, size", [(True, None), ((8, 8), (8, 8)), ((16, 8), (16, 8))])
+def test_tiles_are_those_of_tiled_decode(pipe, tile, size):
+    latents = pipe.sample([PROMPT], height=24, width=32, **RUN)
+    with torch.no_grad():
+        wanted = tiled_decode(pipe.vae, latents / VAE.scaling_factor, size)
+    wanted = (wanted.permute(0, 2, 3, 4, 1) / 2 + 0.5).clamp(0, 1)
+    assert torch.equal(pipe.decode(latents, tile), wanted)
+    assert torch.equal(pipe(PROMPT, height=24, width=32, tile=tile, **RUN), wanted[0])
+    assert not torch.equal(pipe.decode(latents), wanted)
+
+
+def test_a_tile_that_holds_all_changes_nothing_and_the_pipelines_own_holds_for_every_call():
+    pipe = make()
+    film, video = torch.rand(9, 16, 16, 3), {}
+    for pipe.tile in (False, True, (16, 16)):
+        video[pipe.tile] = pipe(PROMPT, video=film, **RUN)
+    assert torch.equal(video[False], video[16, 16]) and not torch.equal(video[False], video[True])
+    assert torch.equal(video[False], pipe(PROMPT, video=film, tile=False, **RUN))
+    with pytest.raises(ValueError, match="tile is 10x8 pixels"):
+        pipe.decode(torch.zeros(1, 4, 3, 4, 4), (10, 8))
+
+
+def where(pipe) -> dict:
+    """Where each network is told to be, by the last call of its `to`."""
+    places = {}
+    for name, part in (("vae", pipe.vae), ("transformer", pipe.transformer), ("text", pipe.text)):
+        def to(*target, name=name, real=part.to):
+            places[name] = str(target[0])
+            return real("cpu")  # this machine has no other
+
+        part.to = to
+    return places
+
+
+@pytest.mark.parametrize("given", ["image", "video", None])
+def test_networks_that_take_turns_are_alone_at_work_and_make_the_same(given):
+    pixels = {None: {}, "image": {"image": torch.rand(16, 16, 3)}, "video": {"video": torch.rand(9, 16, 16, 3)}}[given]
+    plain, pipe = make()(PROMPT, **pixels, **RUN), make()
+    places, seen = where(pipe), []
+    pipe.vae.decoder.register_forward_pre_hook(lambda *_: seen.append(("decoder", dict(places))))
+    pipe.vae.encoder.register_forward_pre_hook(lambda *_: seen.append(("encoder", dict(places))))
+    pipe.transformer.register_forward_pre_hook(lambda *_: seen.append(("transformer", dict(places))))
+    pipe.text.encoder.register_forward_pre_hook(lambda *_: seen.append(("text", dict(places))))
+    pipe._turns_on = torch.device("cpu", 7)  # `offload`, without asking whether there is such a device
+    away, there = {"vae": "cpu", "transformer": "cpu", "text": "cpu"}, "cpu:7"
+    pipe.vae.to("cpu"), pipe.transformer.to("cpu"), pipe.text.to("cpu")
+    assert torch.equal(pipe(PROMPT, **pixels, **RUN), plain)
+    owner = {"decoder": "vae", "encoder": "vae", "transformer": "transformer", "text": "text"}
+    assert all(found == away | {owner[name]: there} for name, found in seen)
+    order = list(dict.fromkeys(name for name, _ in seen))
+    assert order == ["text", *(["encoder"] if given else []), "transformer", "decoder"] and places == away
+
+
+def test_turns_begin_and_end_and_an_error_leaves_nothing_on_the_device():
+    pipe = make()
+    assert pipe.device == torch.device("cpu") and pipe.offload("cpu") is pipe
+    pipe._turns_on = torch.device("cpu", 7)
+    places = where(pipe)
+    assert pipe.device == torch.device("cpu", 7)
+    assert pipe.to(torch.float32).device == torch.device("cpu", 7)  # a number format alone ends no turns
+    places.clear()
+    pipe.transformer.forward = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        pipe(PROMPT, **RUN)
+    assert set(places.values()) == {"cpu"}
+    assert pipe.to("cpu").device == torch.device("cpu") and pipe._turns_on is None
+
+
+def test_what_comes_out_is_float32_on_the_cpu_and_latents_may_be_of_any_format(pipe):
+    latents = torch.randn(1, 4, 3, 4, 4)
+    assert pipe.decode(latents).dtype == torch.float32 and pipe.decode(latents.double()).dtype == torch.float32
+    low = make().to(torch.bfloat16)
+    video = low(PROMPT, image=torch.rand(16, 16, 3, dtype=torch.float64), **RUN)
+    assert video.dtype == torch.float32 and video.device.type == "cpu"
+    assert low.sample([PROMPT], latents=latents, **RUN).dtype == torch.bfloat16
+
+
+def test_a_giant_is_refused_before_any_work(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.text, "encode", lambda *_: pytest.fail("work has begun"))
+    for size in ({"num_frames": 4 * 10**15 + 1}, {"height": 8 * 10**6, "width": 8 * 10**6}):
+        with pytest.raises(ValueError, match="take more than .* GiB, and 'cpu' has .* GiB in all; ask for fewer"):
+            pipe(PROMPT, **size, **RUN)
+    monkeypatch.setattr("minicogvx.room.all_memory", lambda device: 100_000)  # whole frames in the VAE need more
+    with pytest.raises(ValueError, match="9 frames of 16x16 take more than .* or let the VAE work in tiles"):
+        pipe(PROMPT, **RUN)
+    monkeypatch.setattr("minicogvx.room.all_memory", lambda device: None)  # unknown: it is tried
+    with pytest.raises(pytest.fail.Exception, match="work has begun"):
+        pipe(PROMPT, num_frames=4 * 10**15 + 1, **RUN)
+
+
+def test_the_least_memory_is_below_what_a_real_clip_takes(pipe):
+    """The bound may be low, never high: here against the tensors that one decode makes."""
+    biggest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            biggest.extend(t.untyped_storage().nbytes() for t in tree_leaves(made) if isinstance(t, torch.Tensor))
+            return made
+
+    latents = pipe.sample([PROMPT], num_frames=9, height=64, width=64, **RUN)
+    with Sizes():
+        pipe.decode(latents)
+    bound = least_memory(VAE, TRANSFORMER, (1, 9, 64, 64), 4)
+    assert bound <= 2 * max(biggest) and bound >= max(biggest) / 8
+    assert least_memory(VAE, TRANSFORMER, (3, 9, 64, 64), 4) == 3 * bound
+    assert least_memory(VAE, TRANSFORMER, (1, 9, 64, 64), 2) == bound // 2
 
 
 def test_steps_are_reported(pipe):

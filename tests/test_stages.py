@@ -353,7 +353,7 @@ def tiny_command(bench, quick, tmp_path, monkeypatch):
     """`minicogvx ablate stages` with the tiny study, and the file that it writes."""
     monkeypatch.setitem(STUDIES, "stages", STUDY)
 
-    def make(study, names, on_second):
+    def make(study, names, on_second, *_):
         return replace(bench, study=study, now=Clock(), on_second=on_second)
 
     monkeypatch.setattr(stages_command, "make_bench", make)

@@ -1,6 +1,10 @@
 """The text encoder: whole-word vocabulary, unknown words, padding, saving."""
 
+import io
+import json
+
 import pytest
+import sentencepiece
 import torch
 
 from minicogvx.data.captions import vocabulary
@@ -67,3 +71,24 @@ def test_any_program_reads_the_saved_tokenizer_alike(text, tmp_path):
     for caption in ("A Red circle, moves RIGHT!", "", "a red dog"):
         ids = theirs(caption, padding="max_length", max_length=12).input_ids
         assert ids == text.tokens([caption])[0].tolist()
+
+
+def test_a_published_folder_opens_whose_tokenizer_is_a_sentencepiece_model_alone(tmp_path):
+    """As all published CogVideoX folders have it; sentencepiece itself says what the ids should be."""
+    from transformers import T5Config, T5EncoderModel
+
+    caption, model = "a red circle moves right on a black background", io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter([caption, "the blue star grows"] * 30),
+                                             model_writer=model, vocab_size=60, hard_vocab_limit=False, pad_id=0,
+                                             eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "spiece.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
+        "extra_ids": 100, "additional_special_tokens": [f"<extra_id_{i}>" for i in range(100)]}))
+    config = T5Config(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(tmp_path / "text_encoder")
+    opened = TextEncoder.from_folder(tmp_path, max_length=40)
+    ids = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(caption) + [1]
+    assert opened.tokens([caption])[0].tolist() == ids + [0] * (40 - len(ids)) and len(ids) > 9
+    assert opened.unknown_words("a red dog") == [] and opened.encode([caption]).shape == (1, 40, 16)

@@ -177,6 +177,19 @@ def test_a_vision_language_model_and_a_summary_from_their_folders(world, blip, t
     assert isinstance(summary, str) and len(summary.split()) <= 12 and captioner(clip) == summary
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_captioners_compute_where_and_in_the_format_that_is_asked_for(world, blip, t5, monkeypatch, dtype):
+    captioner = DenseCaptioner.from_folder(blip, t5, 1.0, "cpu", dtype)
+    for model in (captioner.describe.model, captioner.summarise.model):
+        assert model.dtype == dtype and model.device.type == "cpu" and not model.training
+    captioner.describe.max_new_tokens = captioner.summarise.max_new_tokens = 3
+    assert isinstance(captioner(scan_folder(world[0], need_captions=False).clips[0]), str)
+    monkeypatch.setenv("MINICOGVX_DTYPE", str(dtype).removeprefix("torch."))
+    assert DenseCaptioner.from_folder(blip, device="cpu").describe.model.dtype == dtype
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        DenseCaptioner.from_folder(blip, device="tpu")
+
+
 def test_a_causal_model_does_not_repeat_the_question(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 

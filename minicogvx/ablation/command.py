@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from minicogvx.options import add_device_options, chosen
+
 
 def main(argv: list[str] | None = None) -> int:
     """Trains every variant for every seed.
 
     The file is written after each seed (stages: after each variant), so a run cut off leaves those done.
     """
-    from minicogvx.ablation.results import default_file
     from minicogvx.ablation.studies import STUDIES, StagesStudy
 
     arguments = _parser().parse_args(argv)
@@ -21,17 +22,17 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"there is no study {arguments.name!r}; the studies are {', '.join(STUDIES)}")
     timed = isinstance(STUDIES[arguments.name], StagesStudy)
     _check(arguments, timed)
+    device, dtype = chosen(arguments, training=True)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    out = Path(arguments.out) if arguments.out else default_file(arguments.name)
-    if not arguments.out and not out.parents[1].is_dir():
-        raise ValueError(f"there is no folder {out.parents[1]}: the package is not in its repository; give --out FILE")
+    # Not into DATA: a first try would replace the course's own curves there, or write into an installed package.
+    out = Path(arguments.out or f"runs/ablate/{arguments.name}.json")
     if timed:
         from minicogvx.ablation.stages_command import run
 
-        run(STUDIES[arguments.name], arguments, out)
+        run(STUDIES[arguments.name], arguments, out, device, dtype)
         return 0
-    _run(STUDIES[arguments.name], arguments.seeds, arguments.steps, out, arguments.go_on)
+    _run(STUDIES[arguments.name], arguments, out, device, dtype)
     return 0
 
 
@@ -51,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="stages: minutes more on the best fifth of the clips; 0 leaves it out (default: 1)")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT",
                         help="stages: train this variant, may be repeated (default: all); with --go-on piece by piece")
-    parser.add_argument("--out", metavar="FILE.json", help="where to write (default: data/results/NAME.json)")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write (default: runs/ablate/NAME.json)")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    add_device_options(parser, training=True)
     return parser
 
 
@@ -67,19 +69,32 @@ def _check(arguments: argparse.Namespace, timed: bool) -> None:
                              f"{'minutes' if timed else 'steps'}")
 
 
-def _run(study, seeds: int, steps: int | None, out: Path, go_on: bool) -> None:
+def place(device: str, dtype: torch.dtype) -> str:
+    """The options that ask for this device and this number format."""
+    return f"--device {device} --dtype {str(dtype).removeprefix('torch.')}"
+
+
+def check_place(command: str, here: str, out: Path) -> None:
+    """Raises ValueError where the command that made `out` says another place than `here`; older files say none."""
+    if "--device" in command and here not in command:
+        raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; leave out "
+                         f"--go-on to make all anew")
+
+
+def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: torch.dtype) -> None:
     from tqdm import tqdm
 
     from minicogvx.ablation.results import Results, write_results
 
-    steps = steps or study.steps
+    seeds, steps = arguments.seeds, arguments.steps or study.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
-    if go_on and out.exists():
-        _keep_done(results, study, out)
+    if arguments.go_on and out.exists():
+        _keep_done(results, study, out, place(device, dtype))
     all_seeds = max(seeds, 1 + max(results.seeds, default=0))  # those kept are in the file, too
-    results.command = f"minicogvx ablate {study.name} --seeds {all_seeds} --steps {steps} --threads {results.threads}"
+    results.command = (f"minicogvx ablate {study.name} --seeds {all_seeds} --steps {steps} --threads {results.threads} "
+                       f"{place(device, dtype)}")
     minutes, left = results.minutes, [seed for seed in range(seeds) if seed not in results.seeds]
-    start, compare = time.perf_counter(), comparison(study)
+    start, compare = time.perf_counter(), comparison(study, device, dtype)
     with tqdm(total=len(left) * len(study.variants) * steps, unit="step", mininterval=5) as bar:
 
         def on_step(name: str, done: int) -> None:
@@ -96,7 +111,7 @@ def _run(study, seeds: int, steps: int | None, out: Path, go_on: bool) -> None:
     print(out)
 
 
-def _keep_done(results, study, out: Path) -> None:
+def _keep_done(results, study, out: Path, here: str) -> None:
     """Takes over the seeds of the file; raises ValueError where they were made otherwise."""
     from minicogvx.ablation.results import read_results
 
@@ -105,6 +120,7 @@ def _keep_done(results, study, out: Path) -> None:
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
                              f"{getattr(results, name)!r}; leave out --go-on to make all seeds anew")
+    check_place(done.command, here, out)
     variants = list(dict.fromkeys(curve.name for curve in done.curves))
     if variants != [name + behind for name in study.variants for behind in getattr(study, "judged", ("",))]:
         raise ValueError(f"{out} has the variants {', '.join(variants)}, this study {', '.join(study.variants)}; leave "
@@ -112,8 +128,12 @@ def _keep_done(results, study, out: Path) -> None:
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes
 
 
-def comparison(study) -> Callable[[int, int, Callable[[str, int], None] | None], dict]:
-    """`compare(steps, seed, on_step)` of a study, all else fixed; a study of transformers encodes its clips here."""
+def comparison(study, device: str = "cpu", dtype: torch.dtype | None = None) -> Callable[
+        [int, int, Callable[[str, int], None] | None], dict]:
+    """`compare(steps, seed, on_step)` of a study, all else fixed; a study of transformers encodes its clips here.
+
+    `dtype`: number format of all passes; None is the fastest of `device`.
+    """
     from minicogvx.ablation.studies import VAEStagesStudy, VAEStudy
     from minicogvx.ablation.transformers import compare_transformers
     from minicogvx.ablation.vaes import compare_vae_stages, compare_vaes
@@ -121,24 +141,27 @@ def comparison(study) -> Callable[[int, int, Callable[[str, int], None] | None],
     if isinstance(study, VAEStudy):
         return lambda steps, seed, on_step=None: compare_vaes(
             study.variants, steps, seed, study.batch_size, study.num_frames, study.height, study.width, study.every,
-            on_step=on_step)
+            dtype, device, on_step)
     if isinstance(study, VAEStagesStudy):
         return lambda steps, seed, on_step=None: compare_vae_stages(
-            study.config, study.loss, study.variants, study.judged, steps, seed, study.every, on_step=on_step)
-    latents = study_latents(study)
+            study.config, study.loss, study.variants, study.judged, steps, seed, study.every, dtype=dtype,
+            device=device, on_step=on_step)
+    latents = study_latents(study, device, dtype)
     return lambda steps, seed, on_step=None: compare_transformers(
-        study.variants, latents, steps, seed, study.batch_size, study.every, on_step=on_step)
+        study.variants, latents, steps, seed, study.batch_size, study.every, dtype=dtype, device=device,
+        on_step=on_step)
 
 
-def study_latents(study):
+def study_latents(study, device: str = "cpu", dtype: torch.dtype | None = None):
     """The clips of a study of transformers, encoded by the shipped VAE; their means, as the shipped model had them."""
     from dataclasses import replace
 
     import minicogvx
     from minicogvx.training.latents import encode_world
 
-    pipe = minicogvx.load("toy", dtype=torch.float32)
-    return replace(encode_world(pipe.vae, study.clips, study.clips_seed, pipe.num_frames), sample=False)
+    pipe = minicogvx.load("toy", device, torch.float32)
+    latents = encode_world(pipe.vae, study.clips, study.clips_seed, pipe.num_frames, dtype=dtype)
+    return replace(latents, sample=False)
 
 
 def _line(curve) -> str:

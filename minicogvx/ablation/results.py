@@ -52,14 +52,14 @@ def read_results(path: str | Path) -> Results:
     """What `write_results` wrote. Raises FileNotFoundError if it is not there, ValueError if it is not whole."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; `minicogvx ablate {path.stem}` makes it")
+        raise FileNotFoundError(f"there is no file {path}; `minicogvx ablate {path.stem} --out {path}` makes it")
     try:
         content = json.loads(path.read_text())
         curve = _KINDS[content.pop("kind")]
         return Results(**content | {"curves": [curve(**fields) for fields in content["curves"]]})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole file of results ({type(error).__name__}: {error}); "
-                         f"`minicogvx ablate {path.stem}` makes it anew") from error
+                         f"`minicogvx ablate {path.stem} --out {path}` makes it anew") from error
 
 
 def write_results(path: str | Path, results: Results) -> None:

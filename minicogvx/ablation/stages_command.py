@@ -8,20 +8,21 @@ from pathlib import Path
 import torch
 
 
-def run(study, arguments: argparse.Namespace, out: Path) -> None:
+def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: torch.dtype) -> None:
     """Trains the variants; the file is written after each, so a run cut off leaves those done and --go-on the others.
 
     The best fifth belongs to its variant: both or neither are in the file.
     """
     from tqdm import tqdm
 
+    from minicogvx.ablation.command import place
     from minicogvx.ablation.results import write_results
     from minicogvx.ablation.stages import compare_stages
 
     given = {name: getattr(arguments, name) for name in ("minutes", "best_fifth")}
     study = replace(study, **{name: value for name, value in given.items() if value is not None})
     names = _chosen(study, arguments.only)
-    results = _begin(study, arguments, names, out)
+    results = _begin(study, arguments, names, out, place(device, dtype))
     done = {(curve.name, curve.seed) for curve in results.curves}
     left = [(seed, [name for name in names if (name, seed) not in done]) for seed in range(arguments.seeds)]
     todo = tuple(name for name in names if any(name in of_seed for _, of_seed in left))
@@ -39,7 +40,7 @@ def run(study, arguments: argparse.Namespace, out: Path) -> None:
             bar.set_description(f"{study.name}: {name}", refresh=False)
             bar.update()
 
-        bench = make_bench(study, todo, on_second) if todo else None
+        bench = make_bench(study, todo, on_second, device, dtype) if todo else None
         for seed, of_seed in left:
             if of_seed:
                 compare_stages(bench, of_seed, seed, keep)
@@ -48,29 +49,33 @@ def run(study, arguments: argparse.Namespace, out: Path) -> None:
     print(out)
 
 
-def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path):
+def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path, here: str):
     """What will be written: nothing yet, or with --go-on what the file has."""
     from minicogvx.ablation.results import Results
 
     threads = torch.get_num_threads()
-    command = _command(study, arguments.seeds, names, threads)
+    command = _command(study, arguments.seeds, names, threads, here)
     results = Results(study.name, command, [], None, torch.__version__, threads, 0.0, [], study.minutes,
                       study.best_fifth)
     if arguments.go_on and out.exists():
-        _keep_done(results, out)
+        _keep_done(results, out, here)
         there = {curve.name for curve in results.curves} | set(names)
         seeds = max(arguments.seeds, 1 + max(results.seeds, default=0))  # those kept are in the file, too
-        results.command = _command(study, seeds, [name for name in study.variants if name in there], threads)
+        results.command = _command(study, seeds, [name for name in study.variants if name in there], threads,
+                                   here)
     return results
 
 
-def make_bench(study, names: tuple[str, ...], on_second=None):
-    """The shipped model, whose VAE is used, and the study's clips at the sizes that these variants train at."""
+def make_bench(study, names: tuple[str, ...], on_second=None, device: str = "cpu", dtype: torch.dtype | None = None):
+    """The shipped model, whose VAE is used, and the study's clips at the sizes that these variants train at.
+
+    `dtype`: number format of all passes; None is the fastest of `device`.
+    """
     import minicogvx
     from minicogvx.ablation.stage_clips import encode_clips
     from minicogvx.ablation.stages import Bench
 
-    pipe = minicogvx.load("toy", device="cpu")
+    pipe = minicogvx.load("toy", device, dtype)
     dtype = next(pipe.vae.parameters()).dtype
     clips = encode_clips(pipe.vae, study, study.sizes(names), dtype)
     sharp, best = ~clips.flawed, clips.best()
@@ -99,14 +104,15 @@ def _seconds(study, names: list[str]) -> int:
     return len(names) * int(60 * study.minutes) + 2 * int(60 * study.best_fifth) * (study.refined in names)
 
 
-def _command(study, seeds: int, names: list[str], threads: int) -> str:
+def _command(study, seeds: int, names: list[str], threads: int, here: str) -> str:
     only = "".join(f' --only "{name}"' for name in names) if len(names) < len(study.variants) else ""
     return (f"minicogvx ablate {study.name} --seeds {seeds} --minutes {study.minutes:g} "
-            f"--best-fifth {study.best_fifth:g}{only} --threads {threads}")
+            f"--best-fifth {study.best_fifth:g}{only} --threads {threads} {here}")
 
 
-def _keep_done(results, out: Path) -> None:
+def _keep_done(results, out: Path, here: str) -> None:
     """Takes over the curves of the file; raises ValueError where they were made otherwise."""
+    from minicogvx.ablation.command import check_place
     from minicogvx.ablation.results import read_results
 
     done = read_results(out)
@@ -114,4 +120,5 @@ def _keep_done(results, out: Path) -> None:
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
                              f"{getattr(results, name)!r}; leave out --go-on to make all anew")
+    check_place(done.command, here, out)
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes

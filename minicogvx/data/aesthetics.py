@@ -1,8 +1,9 @@
 """How much people like a picture, from 1 to 10, as a model in a transformers folder guesses it.
 
 The published system dropped what scored below 4.5 (Table 6); by which model was not published. What is read here, our
-choice, are LAION's predictors: a small head on CLIP's embedding of a picture. Their weights are not part of this repository. Folders in the format of the `simple-aesthetics-predictor` package, such
-as shunk031/aesthetics-predictor-v1-vit-large-patch14, open as they are, if they hold safetensors.
+choice, are LAION's predictors: a small head on CLIP's embedding of a picture. Their weights are not part of this
+repository. Folders in the format of the `simple-aesthetics-predictor` package, such as
+shunk031/aesthetics-predictor-v1-vit-large-patch14, open as they are, if they hold safetensors.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from minicogvx.compat import choose_device
+from minicogvx.compat import choose_device, choose_dtype
 from minicogvx.data.caption_models import open_model
 
 _KINDS = ("AestheticsPredictorV1", "AestheticsPredictorV2Linear", "AestheticsPredictorV2ReLU")
@@ -43,26 +44,30 @@ class ClipWithHead(CLIPVisionModelWithProjection):
         """The score of each picture, which has CLIP's size and normalisation."""
         embedding = F.normalize(self(pixel_values=pixels).image_embeds.float(), dim=-1)
         head = self.predictor if hasattr(self, "predictor") else self.layers
-        return head(embedding)[:, 0]
+        return head(embedding.to(next(head.parameters()).dtype))[:, 0]
 
 
 class AestheticScorer:
     """A picture in 0..1 -> its score by the model in `folder`.
 
-    Raises FileNotFoundError for a missing folder, ValueError for one that does not open or lacks weights.
+    `device`: None is what `compat.choose_device` chooses. `dtype`: float32, so that a score, and with it what is kept,
+    does not depend on the machine. Raises FileNotFoundError for a missing folder, ValueError for one that does not open
+    or lacks weights, for a device that is not here and for a format that it cannot compute in.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32):
+        device = choose_device(device)
+        dtype = choose_dtype(device, dtype)
         self.model, loaded = open_model(ClipWithHead, folder, use_safetensors=True, output_loading_info=True)
         if loaded["missing_keys"]:
             raise ValueError(f"{folder} lacks weights: {', '.join(sorted(loaded['missing_keys'])[:3])}")
         side = self.model.config.image_size
         self.processor = (open_model(CLIPImageProcessor, folder) if (Path(folder) / "preprocessor_config.json").exists()
                           else CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side))
-        self.model.to(choose_device(), torch.float32).eval()
+        self.model.to(device, dtype).eval()
 
     @torch.no_grad()
     def __call__(self, picture: Float[Tensor, "h w 3"]) -> float:
-        image = Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+        image = Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
         pixels = self.processor(images=image, return_tensors="pt")["pixel_values"]
-        return self.model.score(pixels.to(self.model.device)).item()
+        return self.model.score(pixels.to(self.model.device, self.model.dtype)).item()

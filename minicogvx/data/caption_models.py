@@ -11,7 +11,8 @@ from transformers import (
     AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer,
 )
 
-from minicogvx.compat import choose_device
+from minicogvx.compat import choose_device, choose_dtype
+from minicogvx.room import is_out_of_memory
 
 _NEW_TOKENS = 256
 
@@ -21,18 +22,19 @@ class VisionLanguageModel:
 
     `prompt` is the question for models that chat; those that only caption, such as BLIP, are not asked. The most likely
     words are taken, so that a clip always gets the same caption; the published captioner samples at temperature 0.1.
-    Raises FileNotFoundError for a missing folder, ValueError for one that does not open.
+    `device` and `dtype`: None is what `compat` chooses. Raises FileNotFoundError for a missing folder, ValueError for
+    one that does not open, for a device that is not here and for a format that it cannot compute in.
     """
 
-    def __init__(self, folder: str | Path, prompt: str, max_new_tokens: int = _NEW_TOKENS):
-        self.model = open_model(AutoModelForImageTextToText, folder, use_safetensors=True, dtype="auto")
+    def __init__(self, folder: str | Path, prompt: str, max_new_tokens: int = _NEW_TOKENS, device: str | None = None,
+                 dtype: torch.dtype | None = None):
+        self.model = _open_computing(AutoModelForImageTextToText, folder, device, dtype)
         self.processor = open_model(AutoProcessor, folder)
-        self.model.to(choose_device()).eval()
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
 
     @torch.no_grad()
     def __call__(self, frame: Float[Tensor, "h w 3"]) -> str:
-        picture = Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+        picture = Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image", "image": picture}, {"type": "text", "text": self.prompt}]
             inputs = self.processor.apply_chat_template(
@@ -45,11 +47,15 @@ class VisionLanguageModel:
 
 
 class LanguageModel:
-    """A prompt -> the answer of the causal or encoder-decoder model in `folder`; the most likely words are taken."""
+    """A prompt -> the answer of the causal or encoder-decoder model in `folder`; the most likely words are taken.
 
-    def __init__(self, folder: str | Path, max_new_tokens: int = _NEW_TOKENS):
+    `device`, `dtype` and errors as in `VisionLanguageModel`.
+    """
+
+    def __init__(self, folder: str | Path, max_new_tokens: int = _NEW_TOKENS, device: str | None = None,
+                 dtype: torch.dtype | None = None):
         kind = AutoModelForSeq2SeqLM if open_model(AutoConfig, folder).is_encoder_decoder else AutoModelForCausalLM
-        self.model = open_model(kind, folder, use_safetensors=True, dtype="auto").to(choose_device()).eval()
+        self.model = _open_computing(kind, folder, device, dtype)
         self.tokenizer = open_model(AutoTokenizer, folder)
         self.max_new_tokens = max_new_tokens
 
@@ -73,8 +79,15 @@ def open_model(kind: type, folder: str | Path, **options) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # whatever transformers raises: dozens of kinds, over many lines
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder} does not open as {kind.__name__.removeprefix('Auto')}: {reason}") from error
+
+
+def _open_computing(kind: type, folder: str | Path, device: str | None, dtype: torch.dtype | None) -> Any:
+    device = choose_device(device)
+    return open_model(kind, folder, use_safetensors=True, dtype=choose_dtype(device, dtype)).to(device).eval()
 
 
 def _answer(model, decoder, inputs, max_new_tokens: int) -> str:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from minicogvx.options import add_device_options, chosen
+
 LISTED = 20  # clips that `scan` prints; problems are always printed
 
 
@@ -32,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("--every", type=float, default=2.0, metavar="S", help="one frame every S seconds (default: 2)")
     caption.add_argument("--overwrite", action="store_true", help="also clips that have a caption")
     caption.add_argument("--out", metavar="FILE.jsonl", help="default: the list, or metadata.jsonl in the folder")
+    add_device_options(caption)
     _add_cache(commands)
     return parser
 
@@ -72,6 +75,7 @@ def _add_curate(commands) -> None:
     for name, value in vars(CurationThresholds()).items():
         option = "--" + name.replace("_", "-")
         curate.add_argument(option, type=float, default=value, metavar="X", help=f"default: {value:g}")
+    add_device_options(curate, dtype_default="float32, so that scores do not depend on the machine")
 
 
 def _add_cache(commands) -> None:
@@ -88,6 +92,7 @@ def _add_cache(commands) -> None:
     cache.add_argument("--first-frame", action="store_true", help="also the clean first frame, for image to video")
     cache.add_argument("--no-text", action="store_true", help="captions alone: the text encoder will be trained, too")
     cache.add_argument("--batch-size", type=int, default=4, metavar="N", help="clips at a time (default: 4)")
+    add_device_options(cache)
 
 
 def _shapes(arguments: argparse.Namespace) -> int:
@@ -118,6 +123,7 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 
 def _curate(arguments: argparse.Namespace) -> int:
+    device, dtype = chosen(arguments, dtype="float32")
     from minicogvx.data.curation import KEPT, REPORT, curate, write_best
     from minicogvx.data.shots import CurationThresholds
 
@@ -131,7 +137,7 @@ def _curate(arguments: argparse.Namespace) -> int:
     if arguments.aesthetic:
         from minicogvx.data.aesthetics import AestheticScorer
 
-        scorer = AestheticScorer(arguments.aesthetic)
+        scorer = AestheticScorer(arguments.aesthetic, device, dtype)
     result = curate(arguments.folder, arguments.out, thresholds, scorer, arguments.list)
     reasons = Counter(reason for shot in result.dropped for reason in shot.reasons)
     told = f" ({', '.join(f'{reason} {number}' for reason, number in reasons.most_common())})" if reasons else ""
@@ -145,6 +151,7 @@ def _curate(arguments: argparse.Namespace) -> int:
 
 
 def _caption(arguments: argparse.Namespace) -> int:
+    device, dtype = chosen(arguments)
     from minicogvx.data.video_captions import DenseCaptioner, caption_clips, caption_shapes
     from minicogvx.data.video_folder import METADATA, scan_folder
 
@@ -152,7 +159,7 @@ def _caption(arguments: argparse.Namespace) -> int:
     if not found.clips:
         raise ValueError(f"{arguments.folder} holds no clip that can be used")
     captioner = caption_shapes if arguments.captioner == "shapes" else DenseCaptioner.from_folder(
-        arguments.captioner, arguments.summary, arguments.every)
+        arguments.captioner, arguments.summary, arguments.every, device, dtype)
     out = Path(arguments.out or arguments.list or Path(arguments.folder) / METADATA)
     by = f"{arguments.captioner} {arguments.summary} {arguments.every:g}"
     problems = found.problems + caption_clips(found.clips, captioner, out, arguments.overwrite, by=by)
@@ -162,7 +169,7 @@ def _caption(arguments: argparse.Namespace) -> int:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from minicogvx.compat import choose_device, choose_dtype
+    device, dtype = chosen(arguments)
     from minicogvx.data.video_folder import scan_folder
     from minicogvx.interop import diffusers, find_folder
     from minicogvx.training.cache import CacheSettings, cache_clips
@@ -181,10 +188,8 @@ def _cache(arguments: argparse.Namespace) -> int:
     if not found.clips:
         raise ValueError(f"{arguments.folder} holds no clip that can be used"
                          + (f"; {found.problems[0]}" if found.problems else ""))
-    device = choose_device()
-    encoder, text = _open_models(folder, configs, device, not arguments.no_text)
-    cached = cache_clips(found.clips, arguments.out, encoder, text, settings, choose_dtype(device),
-                         arguments.batch_size)
+    encoder, text = _open_models(folder, configs, device, dtype, not arguments.no_text)
+    cached = cache_clips(found.clips, arguments.out, encoder, text, settings, dtype, arguments.batch_size)
     _print_problems(found.problems + cached.problems)
     for (frames, height, width), index in cached.buckets().items():
         print(f"{frames} frames of {height}x{width}: {len(index)}")
@@ -196,8 +201,11 @@ def _given(value, default):
     return default if value is None else value
 
 
-def _open_models(folder: Path, configs: dict, device: str, with_text: bool):
-    """VAE and text encoder of a pipeline folder, without its transformer, which is the largest part."""
+def _open_models(folder: Path, configs: dict, device: str, dtype, with_text: bool):
+    """VAE and text encoder of a pipeline folder, without its transformer, which is the largest part.
+
+    The VAE keeps float32 weights and computes in `dtype`; T5-XXL would take 19 GB so, and has its weights in `dtype`.
+    """
     from minicogvx.interop.safetensors_files import load_into, read_sharded
     from minicogvx.vae import CausalVAE
 
@@ -207,7 +215,7 @@ def _open_models(folder: Path, configs: dict, device: str, with_text: bool):
     if with_text:
         from minicogvx.text import TextEncoder
 
-        text = TextEncoder.from_folder(folder, configs["transformer"].max_text_seq_length).to(device)
+        text = TextEncoder.from_folder(folder, configs["transformer"].max_text_seq_length, dtype).to(device)
     return vae.eval().to(device), text
 
 

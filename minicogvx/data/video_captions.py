@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -91,12 +92,16 @@ class DenseCaptioner:
 
     @classmethod
     def from_folder(cls, folder: str | Path, summary_folder: str | Path | None = None,
-                    every_seconds: float = EVERY_SECONDS) -> "DenseCaptioner":
-        """Opens transformers folders: image to text, and, if given, text to text. Raises ValueError or OSError."""
+                    every_seconds: float = EVERY_SECONDS, device: str | None = None,
+                    dtype: torch.dtype | None = None) -> "DenseCaptioner":
+        """Opens transformers folders: image to text, and, if given, text to text. Raises ValueError or OSError.
+
+        `device` and `dtype`: None is what `compat` chooses.
+        """
         from minicogvx.data.caption_models import LanguageModel, VisionLanguageModel
 
-        summarise = LanguageModel(summary_folder) if summary_folder else None
-        return cls(VisionLanguageModel(folder, FRAME_PROMPT), summarise, every_seconds)
+        summarise = LanguageModel(summary_folder, device=device, dtype=dtype) if summary_folder else None
+        return cls(VisionLanguageModel(folder, FRAME_PROMPT, device=device, dtype=dtype), summarise, every_seconds)
 
     def __call__(self, clip: VideoClip) -> str:
         """The caption of `clip`, at most 100 words. What the clip was called before goes into the summary's prompt."""

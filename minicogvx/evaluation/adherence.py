@@ -52,7 +52,7 @@ def generate(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_s
         pictures = render_batch(batch, pipe.num_frames, pipe.height, pipe.width)[:, 0] if from_picture else None
         latents = pipe.sample(captions, image=pictures, seed=seed + i, num_inference_steps=num_inference_steps,
                               guidance_scale=guidance_scale)
-        yield from zip(batch, captions, pipe.decode(latents).cpu())
+        yield from zip(batch, captions, pipe.decode(latents))
 
 
 def judge(clip: Float[Tensor, "t h w 3"], scene: Scene, look: Style | None = None) -> tuple[dict[str, bool], str]:

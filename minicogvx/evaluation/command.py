@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from minicogvx.options import add_device_options, add_memory_options, chosen, load_model
+
 HELD_OUT_SEED = 1_000_003  # of the captions that the final figure is measured on
 STRIP = 3  # rows of the picture: the first captions, never chosen by what they show
 
@@ -15,11 +17,12 @@ def main(argv: list[str] | None = None) -> int:
     """Prints a line of figures for each model; `--out` also writes them, with every failure, to a JSON file."""
     arguments = _parser().parse_args(argv)
     _check(arguments)
+    where = chosen(arguments)
     from minicogvx.data.shapes import sample_scenes
 
     split = arguments.split or ("train" if arguments.image_to_video else "held_out")
     scenes = sample_scenes(arguments.clips, HELD_OUT_SEED + arguments.seed, split, arguments.two_objects)
-    models = _open(arguments)
+    models = _open(arguments, *where)
     results = {}
     for label, pipe in models.items():
         results[label] = _measure(arguments, pipe, scenes)
@@ -54,20 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=float, metavar="W",
                         help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N",
+                        help="clips at a time; another number draws other noise (default: 16)")
     parser.add_argument("--out", metavar="FILE.json")
+    add_device_options(parser)
+    add_memory_options(parser)
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be checked before a model is loaded. Raises ValueError or FileNotFoundError."""
-    if arguments.clips < 1:
-        raise ValueError(f"clips is {arguments.clips}; it must be 1 or more")
-    if arguments.steps < 1:
-        raise ValueError(f"steps is {arguments.steps}; it must be 1 or more")
+    for option in ("clips", "steps", "batch_size"):
+        if getattr(arguments, option) < 1:
+            raise ValueError(f"{option.replace('_', '-')} is {getattr(arguments, option)}; it must be 1 or more")
     if not 0 <= arguments.two_objects <= 1:
         raise ValueError(f"two-objects is {arguments.two_objects}; it must be from 0 to 1")
     if arguments.what == "vae" and (arguments.lora or arguments.image_to_video or arguments.strip):
         raise ValueError("vae goes with none of --lora, --image-to-video and --strip; leave them out")
+    if arguments.what == "vae" and (arguments.tile or arguments.offload):
+        raise ValueError("vae measures the VAE alone and whole; leave out --tile and --offload")
     from minicogvx.data import styles, video_files
 
     if styles.style(arguments.style) and arguments.image_to_video:
@@ -87,12 +95,12 @@ def _check(arguments: argparse.Namespace) -> None:
         video_files.existing_file(Path(arguments.lora) / FILE if Path(arguments.lora).is_dir() else arguments.lora)
 
 
-def _open(arguments: argparse.Namespace) -> dict:
+def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
     """The pipelines to measure, by what they are called, in order."""
-    import minicogvx
-
-    models = {arguments.before: minicogvx.load(arguments.before)} if arguments.before else {}
-    pipe = minicogvx.load(arguments.model)
+    models = {}
+    if arguments.before:
+        models[arguments.before] = load_model(arguments.before, arguments, device, dtype)
+    pipe = load_model(arguments.model, arguments, device, dtype)
     if arguments.lora:
         from minicogvx.training.lora import merge_lora
 
@@ -115,9 +123,10 @@ def _measure(arguments: argparse.Namespace, pipe, scenes: list):
     from minicogvx.evaluation.reconstruction import measure_reconstruction
     from minicogvx.evaluation.taught import measure_image_to_video, measure_style
 
-    look, how = style(arguments.style), (arguments.seed, arguments.steps, arguments.guidance_scale)
+    look, batch = style(arguments.style), arguments.batch_size
+    how = (arguments.seed, arguments.steps, arguments.guidance_scale, batch)
     if arguments.what == "vae":
-        return measure_reconstruction(pipe.vae, scenes, pipe.num_frames, arguments.seed, look=look)
+        return measure_reconstruction(pipe.vae, scenes, pipe.num_frames, arguments.seed, batch, look=look)
     if arguments.image_to_video:
         return measure_image_to_video(pipe, scenes, *how)
     return measure_style(pipe, scenes, look, *how) if look else measure_adherence(pipe, scenes, *how)
@@ -130,8 +139,8 @@ def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> P
 
     columns, captions = {}, []
     for label, pipe in models.items():
-        made = list(generate(pipe, scenes, arguments.seed, arguments.steps, arguments.guidance_scale, progress=False,
-                             from_picture=arguments.image_to_video))
+        made = list(generate(pipe, scenes, arguments.seed, arguments.steps, arguments.guidance_scale,
+                             arguments.batch_size, progress=False, from_picture=arguments.image_to_video))
         captions, columns[label] = [caption for _, caption, _ in made], [clip for _, _, clip in made]
     true = "true" if arguments.style == "plain" else f"true, in {arguments.style}"
     size = columns[label][0].shape[:3]

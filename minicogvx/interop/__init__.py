@@ -6,22 +6,36 @@ import torch
 
 from minicogvx.presets import PRESETS
 
-DATA = Path(__file__).resolve().parents[2] / "data"  # of the repository; absent where only the package was installed
+
+def _data_folder() -> Path:
+    """Where models, stored results and clips lie: inside an installed package, or beside it in its repository."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "shipped"
+    return installed if installed.is_dir() else package.parent / "data"
 
 
-def load(name_or_folder: str | Path, device: torch.device | str | None = None,
-         dtype: torch.dtype | None = None) -> "minicogvx.pipeline.Pipeline":  # noqa: F821
+DATA = _data_folder()
+
+
+def load(name_or_folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None,
+         offload: bool = False) -> "minicogvx.pipeline.Pipeline":  # noqa: F821
     """Open a shipped model by name, such as "toy", or any diffusers CogVideoX folder.
 
-    `device` None: the fastest here. `dtype` None: the number format that this device computes in fastest.
-    Raises ValueError for a name that is neither, FileNotFoundError or ValueError for a folder that does not fit.
+    Args:
+        device: None is MINICOGVX_DEVICE, else the fastest here (`compat.choose_device`).
+        dtype: number format of the weights; None is MINICOGVX_DTYPE, else the fastest of the device.
+        offload: the networks wait in the memory of the CPU and take turns on the device (`Pipeline.offload`).
+
+    Raises ValueError for a name that is neither, a device that is not here and a format that it cannot compute in,
+    FileNotFoundError or ValueError for a folder that does not fit.
     """
     folder = find_folder(name_or_folder)
     from minicogvx.compat import choose_device, choose_dtype
     from minicogvx.interop.diffusers import load_pipeline
 
-    device = torch.device(device or choose_device())
-    return load_pipeline(folder, device, dtype or choose_dtype(device.type))
+    device = choose_device(None if device is None else str(device))
+    pipe = load_pipeline(folder, "cpu" if offload else device, choose_dtype(device, dtype))
+    return pipe.offload(device) if offload else pipe
 
 
 def find_folder(name_or_folder: str | Path) -> Path:

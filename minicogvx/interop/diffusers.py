@@ -23,6 +23,7 @@ from minicogvx.interop.safetensors_files import (
     MAX_SHARD_BYTES, load_into, read_json, read_sharded, write_json, write_sharded,
 )
 from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
+from minicogvx.room import is_out_of_memory
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae.autoencoder import CausalVAE
 
@@ -135,6 +136,8 @@ def _load_text(folder: Path, config: TransformerConfig, dtype: torch.dtype | Non
     try:
         text = TextEncoder.from_folder(folder, config.max_text_seq_length, dtype or _common_dtype(tensors))
     except Exception as error:  # whatever transformers raises: dozens of kinds, over many lines
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the tokenizer or text_encoder in {folder} does not open: {reason}") from error
     for name, _ in text.encoder.named_parameters():

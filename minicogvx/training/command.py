@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from minicogvx.compat import choose_dtype
+from minicogvx.options import add_device_options, chosen
 
 
 def main(argv: list[str] | None = None) -> int:
     """Trains the model called on the command line; what it writes is a diffusers folder.
 
     Under torchrun every rank calls it, and they train one model together. The recipes and their minutes are those of
-    a processor, so a GPU is taken only where it is asked for.
+    a processor, so a GPU is taken only where --device or MINICOGVX_DEVICE asks for it.
     """
     from minicogvx.presets import preset
     from minicogvx.training.distributed import leave, ranks
@@ -22,19 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     from minicogvx.training.run import Keep
 
     arguments = _parser(tuple(RECIPES)).parse_args(argv)
+    device, dtype = chosen(arguments, training=True, device="cpu")
     own = preset(RECIPES[arguments.recipe].preset)
     recipe = override(replace(RECIPES[arguments.recipe], sizes=own), *arguments.set)
     if arguments.show:
         print("\n".join(f"{path}={value!r}" for path, value in fields(recipe).items()))
         return 0
     recipe = replace(recipe, sizes=None) if recipe.sizes == own else recipe
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', and PyTorch finds no GPU here; leave it out to train on the processor")
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
     use_threads(arguments.threads)
-    out, here = Path(arguments.out or f"runs/{arguments.recipe}"), ranks(arguments.device)
-    train_recipe(recipe, out, arguments.seed, choose_dtype(here.device.type), keep, here)
+    out, here = Path(arguments.out or f"runs/{arguments.recipe}"), ranks(device)
+    train_recipe(recipe, out, arguments.seed, dtype, keep, here)
     if here.first:
         print(f"{out / 'pipeline'}: minicogvx generate \"a red circle moves right\" --model {out / 'pipeline'}")
     leave()
@@ -55,8 +54,7 @@ def _parser(recipes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N",
                         help="processor threads (default: all cores; under torchrun one a rank)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                        help="where to train (default: cpu, which the recipes and their minutes are made for)")
+    add_device_options(parser, "cpu, which the recipes and their minutes are made for", training=True)
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
     parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard, too")

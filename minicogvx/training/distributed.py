@@ -18,14 +18,13 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from minicogvx.diffusion.timesteps import rank_interval, rank_timesteps, stratified_timesteps, uniform_timesteps
+from minicogvx.compat import choose_device
 from minicogvx.transformer.model import ExpertTransformer
 
 
@@ -72,26 +71,42 @@ class Ranks:
 def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
     """This process among those that `torchrun` started: joins them by nccl on CUDA, by gloo on the CPU.
 
-    Without torchrun it is alone, and there is no process group. `device`: "cuda" or "cpu"; None takes CUDA where it
-    is. A rank that waits longer than `timeout` seconds for another raises an error instead of hanging.
-    Raises ValueError for a variable of torchrun that is no number, and for more ranks on this machine than GPUs.
+    Without torchrun it is alone, and there is no process group. `device`: as `compat.choose_device` takes it; None is
+    MINICOGVX_DEVICE, else the fastest here. Under torchrun "cuda" is for each rank the GPU of its own number. A rank
+    that waits longer than `timeout` seconds for another raises an error instead of hanging.
+    Raises ValueError for a device that is not here or that ranks cannot share, for a variable of torchrun that is no
+    number, and for more ranks on this machine than GPUs.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = choose_device(device)
     if "RANK" not in os.environ:
-        return Ranks(device=torch.device(kind))
+        return Ranks(device=torch.device(name))
     rank, world, local = (environment_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    place = torch.device(kind)
-    if kind == "cuda":
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; under torchrun it must be 'cpu' or 'cuda', of which each rank takes the "
+                         f"GPU of its own number")
+    place = torch.device(name)
+    if name == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(f"LOCAL_RANK is {local}, and this machine has {torch.cuda.device_count()} GPUs; "
                              f"--nproc-per-node must be at most that")
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        backend, waits = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timedelta(seconds=timeout)
-        dist.init_process_group(backend, store=_meeting_place(rank, world, waits), rank=rank, world_size=world,
+        waits = timedelta(seconds=timeout)
+        dist.init_process_group(_backend(place), store=_meeting_place(rank, world, waits), rank=rank, world_size=world,
                                 timeout=waits)
     return Ranks(rank, world, place)
+
+
+def _backend(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def _be_a_group(device: torch.device) -> None:
+    """A process group of this process alone, which FSDP2 needs even to shard nothing. `leave` ends it."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
 
 
 def _meeting_place(rank: int, world: int, waits: timedelta) -> dist.Store:
@@ -136,14 +151,23 @@ def environment_number(name: str) -> int:
 # ---- the model
 
 
+def check_sharding(sharding: str, device: torch.device) -> None:
+    """Raises ValueError for a sharding that there is not, and for FSDP2 on a device that has no process groups."""
+    if sharding not in ("replicate", "fsdp"):
+        raise ValueError(f"sharding is {sharding!r}; it must be 'replicate' or 'fsdp'")
+    if sharding == "fsdp" and device.type not in ("cpu", "cuda"):
+        raise ValueError(f"sharding is 'fsdp'; it goes with the device 'cpu' or 'cuda', not {device.type!r}")
+
+
 def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: torch.dtype | None = None,
          offload: bool = False) -> nn.Module:
     """`model`, ready to train on all ranks; call what is returned. All ranks start from the weights of rank 0.
 
-    Without torchrun that is the model itself. "replicate": `DistributedDataParallel` around it, whose `.module` it is.
-    "fsdp": the model itself, its weights cut in place along their first axis, block by block where it is an
-    ExpertTransformer; the weights keep their own dtype and are updated in it. A model on the meta device is cut first
-    and then gets memory for the shards alone, without values: `sharded_checkpoints.read_slices` brings them.
+    "replicate": `DistributedDataParallel` around it, whose `.module` it is; without torchrun the model itself. "fsdp":
+    the model itself, its weights cut in place along their first axis, block by block where it is an ExpertTransformer;
+    the weights keep their own dtype and are updated in it. A process alone then holds all shards, which is of use with
+    `offload`. A model on the meta device is cut first and then gets memory for the shards alone, without values:
+    `sharded_checkpoints.read_slices` brings them.
 
     Args:
         dtype: under FSDP2, what forward and backward compute in (published: bfloat16); gradients are summed in float32.
@@ -153,14 +177,13 @@ def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: tor
 
     Raises ValueError for options that do not go together.
     """
-    if sharding not in ("replicate", "fsdp"):
-        raise ValueError(f"sharding is {sharding!r}; it must be 'replicate' or 'fsdp'")
+    check_sharding(sharding, ranks.device)
     if sharding == "replicate" and (dtype is not None or offload):
         raise ValueError("dtype and offload belong to sharding='fsdp'; leave them out with 'replicate'")
-    if not dist.is_initialized():
-        return model
     if sharding == "replicate":
-        return _replicate(model, ranks)
+        return _replicate(model, ranks) if dist.is_initialized() else model
+    if not dist.is_initialized():
+        _be_a_group(ranks.device)
     on_meta = any(p.is_meta for p in model.parameters())
     if not on_meta:
         broadcast_weights(model, ranks)
@@ -252,46 +275,3 @@ def mean_over_ranks(values: Mapping[str, float | Tensor], ranks: Ranks) -> dict[
     both = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=ranks.device)
     dist.all_reduce(both)
     return dict(zip(values, (both / ranks.world_size).tolist()))
-
-
-# ---- what each rank draws
-
-
-def rank_clips(clips: int, batch_size: int, step: int, ranks: Ranks, seed: int = 0) -> Int[Tensor, " b"]:
-    """The clips (numbers below `clips`) of this rank's batch at `step`: each epoch a new order, no clip twice.
-
-    The ranks' batches, one behind the other, are the batch that one rank of `batch_size` x world would draw: a run
-    sees the same clips in the same order on any number of ranks. What is left over of an epoch is not used.
-    Raises ValueError where the joined batch needs more clips than there are.
-    """
-    joined = batch_size * ranks.world_size
-    if not 1 <= joined <= clips:
-        raise ValueError(f"batch_size is {batch_size}, on {ranks.world_size} ranks together {joined} clips; it must be "
-                         f"at least 1 and they at most the {clips} there are")
-    epoch, step = divmod(step, clips // joined)
-    order = torch.randperm(clips, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    start = step * joined + ranks.rank * batch_size
-    return order[start:start + batch_size]
-
-
-def rank_generator(step_seed: int, ranks: Ranks) -> torch.Generator:
-    """Random numbers of this rank for one step: no two ranks alike, and on one rank those of `step_seed` itself."""
-    return torch.Generator().manual_seed(step_seed * ranks.world_size + ranks.rank)
-
-
-def draw_timesteps(b: int, T: int, ranks: Ranks, generator: torch.Generator | None = None,
-                   how: str = "rank") -> Int[Tensor, " b"]:
-    """This rank's b timesteps.
-
-    rank: explicit uniform sampling as published (paper 3.3), each rank from its own interval; plain on one rank.
-    stratified: ours, each rank's interval cut again into b parts with one draw from each: so also of use on one rank.
-    uniform: plain draws from all of 0 .. T-1.
-    """
-    if how not in ("rank", "stratified", "uniform"):
-        raise ValueError(f"how is {how!r}; it must be 'rank', 'stratified' or 'uniform'")
-    if how == "uniform":
-        return uniform_timesteps(b, T, generator)
-    if how == "rank":
-        return rank_timesteps(b, T, ranks.rank, ranks.world_size, generator)
-    low, high = rank_interval(T, ranks.rank, ranks.world_size)
-    return low + stratified_timesteps(b, high - low, generator)

@@ -12,10 +12,11 @@ from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.pipeline import OFS, Pipeline
 from minicogvx.training.cached_clips import CachedClips
-from minicogvx.training.distributed import Ranks, draw_timesteps, rank_generator
+from minicogvx.training.distributed import Ranks
 from minicogvx.training.image_condition import image_latents
 from minicogvx.training.joint_batch import parts
 from minicogvx.training.packed import mean_loss, packed_diffusion_loss
+from minicogvx.training.rank_draws import draw_timesteps, rank_generator
 from minicogvx.transformer.model import ExpertTransformer
 
 

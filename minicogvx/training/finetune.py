@@ -23,6 +23,8 @@ from minicogvx.training.run import Keep, Run
 from minicogvx.training.sharded_run import ShardedCheckpoints
 from minicogvx.transformer.model import ExpertTransformer
 
+LARGE = 10**9  # parameters of a transformer whose activations no GPU holds by default: the published sizes
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -43,10 +45,10 @@ class FineTuning:
     optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for the matrices of the blocks, at ten times the rate
     ema_decay: float = 0.0  # 0: the last weights are kept, not their average
     accumulate: int = 1  # passes that one batch is cut into
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None  # a third more time, far less memory; None: in models of LARGE or more
     compile: bool = False
-    timesteps: Literal["rank", "stratified", "uniform"] = "stratified"  # see training/distributed.py
-    sharding: Literal["replicate", "fsdp"] = "replicate"  # on several ranks; see training/distributed.py
+    timesteps: Literal["rank", "stratified", "uniform"] = "stratified"  # see training/rank_draws.py
+    sharding: Literal["replicate", "fsdp"] = "replicate"  # "fsdp": of use on several ranks, and with offload on one
     offload: bool = False  # under "fsdp": weights and optimizer state lie in the memory of the CPU
 
     def __post_init__(self):
@@ -77,6 +79,12 @@ class FineTuning:
         """LoRA's alpha."""
         return self.lora_alpha or self.lora_rank / 2
 
+    def recomputes(self, model: nn.Module) -> bool:
+        """Whether each block of `model` is computed again in the backward pass (activation checkpointing)."""
+        if self.gradient_checkpointing is None:
+            return sum(p.numel() for p in model.parameters()) >= LARGE
+        return self.gradient_checkpointing
+
 
 def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
     """Raises ValueError for a model that cannot be trained so.
@@ -106,7 +114,7 @@ def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
     model.requires_grad_(True)
     if tuning.lora_rank:
         add_lora(model, tuning.lora_rank, tuning.alpha)
-    model.gradient_checkpointing = tuning.gradient_checkpointing
+    model.gradient_checkpointing = tuning.recomputes(model)
     return model
 
 
@@ -146,7 +154,7 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
 def spread(model: ExpertTransformer, tuning: FineTuning, keep: Keep, ranks: Ranks) -> tuple[
         nn.Module, MasterWeights | OwnWeights, ShardedCheckpoints | None]:
     """What computes, what learns, and where checkpoints go: whole on every rank, or a part of it on each (FSDP2)."""
-    if tuning.sharding == "replicate" or ranks.world_size == 1:
+    if tuning.sharding == "replicate":
         if keep.folder:
             _refuse_others(keep.folder / "checkpoints", sharded=True, here="whole")
         return torch.compile(model) if tuning.compile else model, MasterWeights(model), None

@@ -4,10 +4,13 @@ import argparse
 import os
 from pathlib import Path
 
+from minicogvx.options import add_device_options, chosen
+
 
 def main(argv: list[str] | None = None) -> int:
     """Reads and encodes the clips once, trains, and writes a LoRA file or a whole pipeline folder."""
     arguments = _parser().parse_args(argv)
+    device, dtype = chosen(arguments, training=True)
     from minicogvx.training.command import use_threads
     from minicogvx.training.overrides import fields
     from minicogvx.training.run import Keep
@@ -19,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     keep = Keep(Path(arguments.out), tensorboard=arguments.tensorboard, checkpoint_every=arguments.checkpoint_every)
     use_threads(arguments.threads)
-    return _train(arguments, tuning, keep)
+    return _train(arguments, tuning, keep, device, dtype)
 
 
 def _tuning(arguments: argparse.Namespace):
@@ -76,25 +79,24 @@ def _world_size() -> int:
     return environment_number("WORLD_SIZE") if "RANK" in os.environ else 1
 
 
-def _train(arguments: argparse.Namespace, tuning, keep) -> int:
+def _train(arguments: argparse.Namespace, tuning, keep, device: str, dtype) -> int:
     import minicogvx
-    from minicogvx.compat import choose_dtype
     from minicogvx.data.video_folder import scan_folder
     from minicogvx.training.cache_plan import module_fingerprint
     from minicogvx.training.distributed import leave, ranks
     from minicogvx.training.finetune import finetune
     from minicogvx.training.overrides import write_down
 
-    _check(arguments, tuning)
-    out, here = keep.folder, ranks(timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
+    _check(arguments, tuning, device)
+    out, here = keep.folder, ranks(device, timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
     if here.first and arguments.stage == 4 and not arguments.list:
         print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
     found = scan_folder(arguments.folder, listing=arguments.list)
     if here.first:
         for problem in found.problems:
             print(f"left out {problem.name}: {problem.reason}")
-    in_parts = tuning.sharding == "fsdp" and here.world_size > 1  # FSDP2 brings each rank's part to its device
-    pipe = minicogvx.load(arguments.model, "cpu" if in_parts else here.device, choose_dtype(here.device.type))
+    at_first = "cpu" if tuning.sharding == "fsdp" else here.device  # FSDP2 brings each rank's part to its device
+    pipe = minicogvx.load(arguments.model, at_first, dtype)
     if here.first:
         write_down(out / "finetuning.json", tuning, arguments.seed,
                    {"weights of the model": module_fingerprint(pipe.transformer)})
@@ -109,10 +111,14 @@ def _train(arguments: argparse.Namespace, tuning, keep) -> int:
     return 0
 
 
-def _check(arguments, tuning) -> None:
-    """Refuses what the model cannot do before a film is opened."""
+def _check(arguments, tuning, device: str) -> None:
+    """Refuses what the model and the device cannot do before a film is opened."""
+    import torch
+
+    from minicogvx.training.distributed import check_sharding
     from minicogvx.training.finetune import check_model
 
+    check_sharding(tuning.sharding, torch.device(device))
     vae, transformer, _ = _configs(arguments.model)
     check_model(transformer, tuning)
     _settings(arguments, tuning).check(vae)
@@ -194,4 +200,5 @@ def _parser() -> argparse.ArgumentParser:
                         help="processor threads (default: all cores; under torchrun one a rank)")
     parser.add_argument("--checkpoint-every", type=int, default=200, metavar="STEPS")
     parser.add_argument("--tensorboard", action="store_true")
+    add_device_options(parser, training=True)
     return parser

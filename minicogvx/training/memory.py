@@ -1,5 +1,7 @@
 """How much memory a training step of the transformer needs on each GPU, worked out on the meta device from shapes.
 
+What making a video needs is in training/memory_generating.py.
+
 Weights are float32 and so are AdamW's two averages; forward and backward run in bfloat16 (paper, Table 6). Clips and
 captions are taken as encoded beforehand, so neither the VAE nor the text encoder is on the GPU. Not counted: CUDA's own
 half gigabyte or so, what a fragmented allocator wastes, messages under way, and an optimizer's temporaries, which fall
@@ -20,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minicogvx.presets import Preset, TransformerConfig
+from minicogvx.training.lora import add_lora
 from minicogvx.transformer.model import ExpertTransformer
 
 SHARDINGS = ("replicate", "replicate+checkpoint", "fsdp", "fsdp+checkpoint", "fsdp+checkpoint+offload")
@@ -111,6 +114,28 @@ def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
     return Memory(4 * shard + buffers, 4 * shard, 8 * shard, gathered, activations)
 
 
+def memory_of_lora(config: TransformerConfig, inputs: Inputs, rank: int, checkpointing: bool,
+                   dtype: torch.dtype = torch.bfloat16) -> Memory:
+    """Of a GPU that trains adapters of this rank, on one GPU or replicated on many; `dtype` is that of frozen weights.
+
+    Adapters are there in `dtype`, where they compute, and in float32, where they learn: only they have gradients and
+    AdamW's averages. Raises ValueError for a rank that does not fit the model, and without the peft package.
+    """
+    frozen, buffers = parameter_count(config), _weights(config)[2]
+    with torch.device("meta"):
+        model = ExpertTransformer(config)
+    add_lora(model, rank, rank / 2)
+    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    activations = activations_of(config, inputs, checkpointing, dtype, rank).peak
+    return Memory(dtype.itemsize * (frozen + adapters) + 4 * adapters + buffers, 4 * adapters, 8 * adapters, 0,
+                  activations)
+
+
+def parameter_count(config: TransformerConfig) -> int:
+    """Parameters of a transformer, without making one."""
+    return sum(shape.numel() for shape in _weights(config)[0])
+
+
 @functools.cache
 def _weights(config: TransformerConfig) -> tuple[list[torch.Size], list[torch.Size], int]:
     """The shapes of all parameters, of those in blocks, and the bytes of buffers, which are never cut."""
@@ -130,33 +155,39 @@ def _rows_of_first_rank(shape: torch.Size, ranks: int) -> int:
 
 @functools.cache
 def activations_of(config: TransformerConfig, inputs: Inputs, checkpointing: bool = False,
-                   dtype: torch.dtype = torch.bfloat16) -> Activations:
+                   dtype: torch.dtype = torch.bfloat16, lora_rank: int = 0) -> Activations:
     """Counted on the meta device in models of two and three blocks; each further block adds what the third did."""
-    two, three = (count_activations(replace(config, num_layers=layers), inputs, checkpointing, dtype)
-                  for layers in (2, 3))
+    two, three = (count_activations(replace(config, num_layers=layers), inputs, checkpointing, dtype,
+                                    lora_rank) for layers in (2, 3))
     more = config.num_layers - 2
     return Activations(*(a + more * (b - a) for a, b in ((two.kept, three.kept), (two.peak, three.peak))))
 
 
-def count_activations(config: TransformerConfig, inputs: Inputs, checkpointing: bool,
-                      dtype: torch.dtype) -> Activations:
+def count_activations(config: TransformerConfig, inputs: Inputs, checkpointing: bool, dtype: torch.dtype,
+                      lora_rank: int = 0) -> Activations:
     """One forward and backward pass on the meta device, with all layers; every tensor is counted while it lives.
 
-    Gradients of weights are counted elsewhere and dropped here as soon as they are there, which under FSDP2 they are.
+    With a `lora_rank` only adapters learn: a frozen layer need not keep what came in. Gradients of weights are counted
+    elsewhere and dropped here as soon as they are there, which under FSDP2 they are.
     """
     with torch.device("meta"):
-        model = ExpertTransformer(config).to(dtype)
+        model = ExpertTransformer(config)
+    if lora_rank:
+        add_lora(model, lora_rank, lora_rank / 2)
+    model = model.to(dtype)
     model.gradient_checkpointing = checkpointing
     for p in model.parameters():
-        p.register_post_accumulate_grad_hook(_drop)
-    with _flash_attention(), _LiveBytes(model) as live:
-        loss = model(*_empty(config, inputs, dtype)).float().square().mean()
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(_drop)
+    with flash_attention(), LiveBytes(model) as live:
+        loss = model(*empty_inputs(config, inputs, dtype)).float().square().mean()
         kept = live.now()
         loss.backward()
     return Activations(kept, live.peak)
 
 
-def _empty(config, inputs, dtype):
+def empty_inputs(config: TransformerConfig, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """Latents, timesteps, text features and `ofs` on the meta device."""
     with torch.device("meta"):
         latents = torch.empty(inputs.batch, config.in_channels, inputs.frames, inputs.height, inputs.width, dtype=dtype)
         text = torch.empty(inputs.batch, inputs.text, config.text_embed_dim, dtype=dtype)
@@ -169,7 +200,7 @@ def _drop(p: nn.Parameter) -> None:
     p.grad = None
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations make on the meta device and that are still alive."""
 
     def __init__(self, model: nn.Module):
@@ -177,7 +208,7 @@ class _LiveBytes(TorchDispatchMode):
         gc.collect()
         self.weights = {StorageWeakRef(p.untyped_storage()) for p in (*model.parameters(), *model.buffers())}
         self.sizes: dict[StorageWeakRef, int] = {}
-        self.peak = 0
+        self.most = self.peak = 0  # bytes: what would be alive if nothing had died since the last look; the most so far
 
     def __torch_dispatch__(self, func: Callable, types, args=(), kwargs=None):
         """Runs the operation and looks at what it returned; a view shares a storage that is known already."""
@@ -187,17 +218,20 @@ class _LiveBytes(TorchDispatchMode):
                 reference = StorageWeakRef(tensor.untyped_storage())
                 if reference not in self.weights and reference not in self.sizes:
                     self.sizes[reference] = tensor.untyped_storage().nbytes()
-        self.peak = max(self.peak, self.now())
+                    self.most += self.sizes[reference]
+        if self.most > self.peak:
+            self.peak = max(self.peak, self.now())
         return result
 
     def now(self) -> int:
         """Bytes alive at this moment."""
         self.sizes = {reference: size for reference, size in self.sizes.items() if not reference.expired()}
-        return sum(self.sizes.values())
+        self.most = sum(self.sizes.values())
+        return self.most
 
 
 @contextlib.contextmanager
-def _flash_attention() -> Iterator[None]:
+def flash_attention() -> Iterator[None]:
     """Has attention keep what a GPU's fused kernels keep: q, k, v, the output and one number a row, no scores.
 
     A TorchFunctionMode would not do: it is off inside `backward`, where checkpointing runs the blocks again.

@@ -1,14 +1,41 @@
-"""`minicogvx memory`: what a training step needs on each GPU, by number of GPUs and sharding."""
+"""`minicogvx memory`: what training, LoRA and making a video need on each GPU."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table, or with --check holds the arithmetic to a real step on this CPU."""
+    """Prints the tables, or with --check holds the arithmetic to a real step."""
+    arguments = _parser().parse_args(argv)
+    from minicogvx.presets import preset
+    from minicogvx.training.memory import inputs_for
+
+    import torch
+
+    sizes = preset(arguments.preset)
+    inputs = inputs_for(sizes, arguments.height, arguments.width, arguments.frames, arguments.batch)
+    for gpus in (*arguments.gpus, arguments.parts):
+        if gpus < 1:
+            raise ValueError(f"the number of GPUs is {gpus}; it must be 1 or more")
+    if not 1 <= arguments.lora <= sizes.transformer.width:
+        raise ValueError(f"lora is {arguments.lora}; it must be from 1 to {sizes.transformer.width}, the model's width")
+    dtype = getattr(torch, arguments.dtype or ("float32" if arguments.check else "bfloat16"))
+    if arguments.check:
+        return _check(sizes, inputs, _place(arguments.device, dtype), dtype)
+    if arguments.device:
+        raise ValueError(f"device is {arguments.device!r}; it goes with --check, as the tables are for any GPU")
+    _print_training(sizes, inputs, arguments.gpus, arguments.parts, dtype)
+    _print_lora(sizes, inputs, arguments.lora, dtype)
+    _print_generating(sizes, inputs, dtype)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minicogvx memory",
-                                     description="GiB on each GPU that training a transformer takes: worked out from "
-                                                 "shapes, in seconds, on any machine.")
+                                     description="GiB on each GPU that training a transformer, training adapters and "
+                                                 "making a video take: worked out from shapes, in seconds, on any "
+                                                 "machine.")
     parser.add_argument("preset", help="which size, such as 5b")
     parser.add_argument("--height", type=int, metavar="PIXELS")
     parser.add_argument("--width", type=int, metavar="PIXELS")
@@ -16,31 +43,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="clips on each GPU (default: 1)")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64], metavar="N")
     parser.add_argument("--parts", type=int, default=8, metavar="N", help="GPUs to show the parts for (default: 8)")
-    parser.add_argument("--check", action="store_true", help="no table, but one real float32 step on this CPU")
-    arguments = parser.parse_args(argv)
-    from minicogvx.presets import preset
-    from minicogvx.training.memory import inputs_for
-
-    sizes = preset(arguments.preset)
-    inputs = inputs_for(sizes, arguments.height, arguments.width, arguments.frames, arguments.batch)
-    for gpus in (*arguments.gpus, arguments.parts):
-        if gpus < 1:
-            raise ValueError(f"the number of GPUs is {gpus}; it must be 1 or more")
-    if arguments.check:
-        return _check(sizes, inputs)
-    _print_table(sizes, inputs, arguments.gpus, arguments.parts)
-    return 0
+    parser.add_argument("--lora", type=int, default=64, metavar="RANK", help="of the adapters (default: 64)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"),
+                        help="what networks compute in (default: bfloat16; with --check float32)")
+    parser.add_argument("--check", action="store_true", help="no tables, but one real step that is held against them")
+    parser.add_argument("--device", metavar="cpu|cuda", help="with --check: where (default: cpu)")
+    return parser
 
 
-def _print_table(sizes, inputs, gpus, parts) -> None:
+def _print_training(sizes, inputs, gpus, parts, dtype) -> None:
     from minicogvx.training.memory import SHARDINGS, memory
 
     config = sizes.transformer
-    table = {(sharding, n): memory(config, inputs, n, sharding) for sharding in SHARDINGS for n in {*gpus, parts}}
+    table = {(how, n): memory(config, inputs, n, how, dtype) for how in SHARDINGS for n in {*gpus, parts}}
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     tokens = inputs.frames * inputs.height * inputs.width // patch + inputs.text
     print(f"{sizes.name}: on each GPU {inputs.batch} x latents {config.in_channels}x{inputs.frames}x{inputs.height}x"
-          f"{inputs.width}, {tokens:,} tokens; weights and AdamW float32, computing in bfloat16\n")
+          f"{inputs.width}, {tokens:,} tokens; weights and AdamW float32, computing in {_name(dtype)}\n")
     print(f"{'GiB on each GPU':25}" + "".join(f"{n:>9}" for n in gpus) + "   GPUs")
     for sharding in SHARDINGS:
         print(f"{sharding:25}" + "".join(f"{_gib(table[sharding, n].total):>9}" for n in gpus))
@@ -52,24 +71,71 @@ def _print_table(sizes, inputs, gpus, parts) -> None:
 _PARTS = ("parameters", "gradients", "optimizer", "gathered", "activations", "host")
 
 
+def _print_lora(sizes, inputs, rank: int, dtype) -> None:
+    """The rows of LoRA, and whether `minicogvx finetune` recomputes activations without being told."""
+    from minicogvx.training.finetune import LARGE
+    from minicogvx.training.memory import memory_of_lora, parameter_count
+
+    of_lora = ("parameters", "gradients", "optimizer", "activations")
+    print(f"\n{f'LoRA, rank {rank}':25}{'GiB on each GPU':>17}" + "".join(f"{name:>12}" for name in of_lora))
+    if find_spec("peft") is None:
+        print("not counted: it needs the peft package (pip install peft)")
+        return
+    for name, checkpointing in (("lora", False), ("lora+checkpoint", True)):
+        need = memory_of_lora(sizes.transformer, inputs, rank, checkpointing, dtype)
+        print(f"{name:25}{_gib(need.total):>17}" + "".join(f"{_gib(getattr(need, part)):>12}" for part in of_lora))
+    large = parameter_count(sizes.transformer) >= LARGE
+    print(f"finetune recomputes activations of this model (+checkpoint) {'unless told' if large else 'if told to by'} "
+          f"--set gradient_checkpointing={not large}")
+
+
+def _print_generating(sizes, inputs, dtype) -> None:
+    from minicogvx.training.memory_generating import generating
+
+    need = generating(sizes, inputs, dtype)
+    print(f"\n{'making a video, GiB':25}{'weights':>12}{'at work':>12}")
+    for name, part in (("text encoder", need.text), ("transformer", need.transformer), ("VAE", need.vae),
+                       ("VAE, --tile", need.tiled)):
+        print(f"{name:25}{_gib(part.weights):>12}{_gib(part.work):>12}")
+    print(f"{'at the highest point':25}{'whole':>12}{'--tile':>12}")
+    for name, offload in (("all on the GPU", False), ("--offload", True)):
+        print(f"{name:25}" + "".join(f"{_gib(need.peak(tile, offload)):>12}" for tile in (False, True)))
+
+
 def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"
+    return f"{count / 2**30:.1f}" if count >= 2**30 or not count else f"{count / 2**30:.3f}"
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---- the check
 
 
-def _check(sizes, inputs) -> int:
-    from minicogvx.training.memory import activations_of, memory
+def _place(asked: str | None, dtype) -> str:
+    """Where the check computes. Raises ValueError for a device whose memory says nothing of a GPU's."""
+    from minicogvx.compat import choose_device, choose_dtype
 
-    import torch
+    device = choose_device(asked or "cpu")
+    choose_dtype(device, dtype)
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; with --check it must be 'cpu' or 'cuda', whose memory can be read")
+    if device == "cpu" and _name(dtype) != "float32":
+        raise ValueError(f"dtype is {_name(dtype)!r}; with --check on the processor it must be float32, as its kernels "
+                         f"keep other things in 16 bits than those of a GPU")
+    return device
 
-    expected = memory(sizes.transformer, inputs, 1, "replicate", torch.float32)
-    kept = activations_of(sizes.transformer, inputs, dtype=torch.float32).kept
-    real = real_step(sizes.transformer, inputs)
+
+def _check(sizes, inputs, device: str, dtype) -> int:
+    from minicogvx.training.memory import activations_of, parameter_count
+
+    count = parameter_count(sizes.transformer) * dtype.itemsize
+    kept = activations_of(sizes.transformer, inputs, dtype=dtype).kept
+    real = real_step(sizes.transformer, inputs, device, dtype)
     wrong = False
-    for name, worked_out in (("parameters", expected.parameters), ("gradients", expected.gradients),
-                             ("optimizer", expected.optimizer), ("activations kept", kept)):
+    for name, worked_out in (("parameters", count), ("gradients", count), ("optimizer", 2 * count),
+                             ("activations kept", kept)):
         tolerance = 0.05 if name == "activations kept" else 0.0
         off = real[name] / worked_out - 1
         wrong |= abs(off) > tolerance
@@ -78,9 +144,11 @@ def _check(sizes, inputs) -> int:
     return int(wrong)
 
 
-def real_step(config, inputs) -> dict[str, int]:
-    """Bytes of one step in float32 on the CPU: tensors by size, activations by what the process grows. Linux only."""
-    import ctypes
+def real_step(config, inputs, device: str = "cpu", dtype=None) -> dict[str, int]:
+    """Bytes of one step with all weights in `dtype` (None: float32): tensors by size, activations by what memory grows.
+
+    On the CPU that is the memory of the process, on Linux only; on CUDA what PyTorch has handed out.
+    """
     import gc
 
     import torch
@@ -88,29 +156,42 @@ def real_step(config, inputs) -> dict[str, int]:
     from minicogvx.training.memory import Inputs
     from minicogvx.transformer.model import ExpertTransformer
 
-    if not Path("/proc/self/status").exists():
-        raise ValueError("--check reads /proc/self/status; it must run on Linux")
-    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed blocks go back at once, so growth is what is held
-    model = ExpertTransformer(config)
+    used = _meter(device)
+    model = ExpertTransformer(config).to(device, dtype or torch.float32)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def loss(inputs: Inputs) -> torch.Tensor:
-        latents = torch.randn(inputs.batch, config.in_channels, inputs.frames, inputs.height, inputs.width)
-        ofs = torch.ones(inputs.batch) if config.ofs_embed_dim else None
-        text = torch.randn(inputs.batch, inputs.text, config.text_embed_dim)
-        return model(latents, torch.arange(inputs.batch), text, ofs).square().mean()
+        like = model.proj_out.weight
+        latents = like.new_empty(inputs.batch, config.in_channels, inputs.frames, inputs.height, inputs.width).normal_()
+        ofs = like.new_ones(inputs.batch) if config.ofs_embed_dim else None
+        text = like.new_empty(inputs.batch, inputs.text, config.text_embed_dim).normal_()
+        return model(latents, torch.arange(inputs.batch, device=device), text, ofs).square().mean()
 
     loss(inputs).backward()  # loads kernels, makes tables, and gradients, which the next pass keeps
     optimizer.step()
     gc.collect()
-    before = _resident()
+    before = used()
     value = loss(inputs)
-    kept = _resident() - before
+    kept = used() - before
     value.backward()
     state = [v for held in optimizer.state.values() for name, v in held.items() if name != "step"]
     grads = [p.grad for p in model.parameters()]
     sizes = (sum(tensor.nbytes for tensor in tensors) for tensors in (list(model.parameters()), grads, state))
     return dict(zip(("parameters", "gradients", "optimizer"), sizes)) | {"activations kept": kept}
+
+
+def _meter(device: str):
+    """A function that gives the bytes in use on `device`."""
+    if device != "cpu":
+        import torch
+
+        return lambda: torch.cuda.memory_allocated(device)
+    if not Path("/proc/self/status").exists():
+        raise ValueError("--check reads /proc/self/status; it must run on Linux, or with --device cuda")
+    import ctypes
+
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed blocks go back at once, so growth is what is held
+    return _resident
 
 
 def _resident() -> int:

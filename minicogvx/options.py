@@ -1,0 +1,56 @@
+"""`--device` and `--dtype`, alike in every command that computes: how they are added, and how they are checked.
+
+PyTorch is imported only where they are checked, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+
+from minicogvx import compat
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_device_options(parser: argparse.ArgumentParser, default: str = "the fastest here",
+                       dtype_default: str = "the fastest of the device", training: bool = False) -> None:
+    """Adds both options to `parser`; the two defaults are words for the help."""
+    formats = [name for name in DTYPES if not (training and name == "float16")]
+    parser.add_argument("--device", metavar="cpu|cuda|mps",
+                        help=f"where to compute (default: MINICOGVX_DEVICE, else {default})")
+    parser.add_argument("--dtype", metavar="|".join(formats),
+                        help=f"number format to compute in (default: MINICOGVX_DTYPE, else {dtype_default})")
+
+
+def chosen(arguments: argparse.Namespace, training: bool = False, device: str | None = None,
+           dtype: str | None = None) -> tuple:
+    """(name of the device, torch.dtype) that the options choose, else the environment, else `device` and `dtype`.
+
+    None is the fastest here. Call it before any work. Raises ValueError, in one sentence, for a device that is not here
+    and for a number format that it cannot compute in, or with `training` not train in.
+    """
+    device = compat.choose_device(_first(arguments.device, "MINICOGVX_DEVICE", device))
+    return device, compat.choose_dtype(device, _first(arguments.dtype, "MINICOGVX_DTYPE", dtype), training)
+
+
+def _first(option: str | None, variable: str, default: str | None) -> str | None:
+    """The option, or None where the environment decides, or the default."""
+    return default if option is None and not os.environ.get(variable) else option
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--tile` and `--offload`, which make a large model fit onto a small GPU."""
+    parser.add_argument("--tile", action="store_true",
+                        help="the VAE works on overlapping tiles of half the model's height and width: much less "
+                             "memory, for slightly different pixels")
+    parser.add_argument("--offload", action="store_true",
+                        help="text encoder, transformer and VAE take turns on the device, and wait in the memory of "
+                             "the processor: same video, less of the GPU's memory")
+
+
+def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
+    """The pipeline, on the device that `chosen` gave, as `--tile` and `--offload` ask for it."""
+    import minicogvx
+
+    pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload)
+    pipe.tile = arguments.tile
+    return pipe

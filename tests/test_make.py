@@ -1,0 +1,111 @@
+"""The Makefile, as far as it can be tried without installing anything."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("Makefile", "pyproject.toml", "setup.py", "constraints.txt")
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A folder in which nothing is installed yet."""
+    for name in NEEDED:
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs make without what an outer `make test` sets."""
+    clean = {name: value for name, value in os.environ.items()
+             if not name.startswith("MAKE") and name not in ("PYTHON", "TORCH_INDEX", "ARGS")}
+    return subprocess.run(["make", *arguments], cwd=folder, env=clean | environment, capture_output=True, text=True,
+                          timeout=60)
+
+
+def interpreter(folder: Path, name: str, version: str) -> str:
+    """A command that answers as a Python of that version does."""
+    major, minor, _ = version.split(".")
+    script = folder / name
+    script.write_text(f'''#!/bin/sh
+if [ "$1" = --version ]; then echo "Python {version}"; exit 0; fi
+if [ "$1" = -c ]; then exec "{sys.executable}" -c "import sys; sys.version_info = ({major}, {minor}, 0); $2"; fi
+echo "installed with {version}" >> "{folder}/log"
+''')
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_make_alone_lists_every_target(clone):
+    told = make(clone).stdout
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    targets = set(phony.replace("\\", " ").split())
+    assert targets >= {"setup", "doctor", "test-quick", "check-gpu", "clean"}
+    for target in targets - {"help", "chromium", "test-slow", "test-ranks", "test-notebooks"}:
+        assert re.search(rf"^make {target}\b ", told, re.MULTILINE), target
+    assert re.search(r"test-LEVEL .*slow, ranks or notebooks", told) and "TORCH_INDEX=https://" in told
+
+
+@pytest.mark.parametrize("version", ["3.10.13", "3.14.0", "2.7.18"])
+def test_another_python_is_refused_in_one_sentence(clone, version):
+    done = make(clone, "doctor", f"PYTHON={interpreter(clone, 'mine', version)}")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert done.returncode != 0 and len(lines) == 1, done.stderr
+    assert f"is Python {version}; minicogvx needs 3.11, 3.12 or 3.13" in lines[0]
+    assert not (clone / ".venv").exists() and not (clone / "log").exists()
+
+
+def test_a_python_that_is_not_there_is_named(clone):
+    done = make(clone, "demo", "PYTHON=python9")
+    assert done.returncode != 0 and "python9 is not there; install Python 3.11, 3.12 or 3.13" in done.stderr
+    nothing = clone / "nothing"
+    nothing.mkdir()
+    for name in ("sh", "make", "sed", "touch", "mkdir", "rm"):
+        (nothing / name).symlink_to(shutil.which(name))
+    done = make(clone, "demo", PATH=str(nothing))
+    assert done.returncode != 0 and "There is no Python 3.11, 3.12 or 3.13 here; install one" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["3.11.2", "3.12.1", "3.13.0"])
+def test_the_first_python_that_fits_is_taken(clone, version):
+    commands = clone / "commands"
+    commands.mkdir()
+    interpreter(commands, "python3.11", "3.10.1")  # a name is no promise
+    name = Path(interpreter(commands, "python3", version)).name
+    interpreter(commands, "python3.12", "3.14.0")
+    interpreter(commands, "python3.13", "2.7.1")
+    dry = make(clone, "--dry-run", "setup", PATH=f"{commands}:{os.environ['PATH']}")
+    assert f'"{name}" -m venv .venv' in dry.stdout, dry.stdout
+
+
+@pytest.mark.parametrize("index", ["", *(f"https://download.pytorch.org/whl/{kind}" for kind in ("cpu", "cu130"))])
+def test_torch_comes_from_the_index_that_is_named_and_all_else_from_the_ordinary_one(clone, index):
+    told = make(clone, "--dry-run", "setup", f"TORCH_INDEX={index}").stdout
+    pip = [line for line in told.splitlines() if " pip install " in line]
+    torch = [line for line in pip if "torch==2.13.0" in line]
+    assert len(torch) == 1 and len(pip) == 4
+    assert all("--constraint constraints.txt" in line for line in pip)
+    assert [line for line in pip if "--index-url" in line] == (torch if index else [])
+    if index:
+        assert f'--no-deps --index-url "{index}" torch==2.13.0 torchvision' in torch[0]
+    assert pip[0] == torch[0]  # before anything that would bring another torch
+
+
+def test_levels_are_chosen_by_their_markers(clone):
+    for level in ("quick", "slow", "ranks", "notebooks"):
+        told = make(clone, "--dry-run", f"test-{level}").stdout
+        assert f" -m {level} " in told and ("--nbval" in told) == (level == "notebooks")
+    whole = make(clone, "--dry-run", "test").stdout
+    assert "--nbval" in whole and not re.search(r"pytest.* -m ", whole)
+
+
+def test_check_gpu_hands_its_options_on(clone):
+    assert "python -m benchmarks.check_gpu --tiny" in make(clone, "--dry-run", "check-gpu", "ARGS=--tiny").stdout
