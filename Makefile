@@ -1,17 +1,33 @@
-# Every target alone does all set-up on a fresh machine with Python 3.11 and make.
+# Every target does all set-up by itself, in .venv, on a fresh machine with make and Python 3.11, 3.12 or 3.13.
+#   make setup                                 installs everything; the other targets do it, too
 #   make demo PROMPT="a blue star moves up"    a video from a caption, with the shipped model
-#   make test                                  every test and every notebook
-#   make test-browser                          a learner's way through a notebook, in JupyterLab in Chromium
 #   make lab                                   JupyterLab on the first notebook
-#   make notebooks                             builds and runs the notebooks from notebooks/source
-#   make train-micro                           a small model in a quarter of an hour, from nothing
+#   make doctor                                what this machine has, and the line that mends each problem
+#   make test                                  every test and every notebook
+#   make test-quick                            for somebody who changed a line: no training, no ranks, no notebooks
+#   make test-LEVEL                            one level alone: slow, ranks or notebooks
+#   make test-browser                          a learner's way through a notebook, in JupyterLab in Chromium
+#   make train-micro                           a small model from nothing
 #   make train-toy                             the shipped model anew, from nothing
+#   make notebooks                             builds and runs the notebooks from notebooks/source
 #   make bench                                 minicogvx against diffusers, on this machine
+#   make check-gpu                             the published sizes on one GPU: parity, seconds, memory
+#   make clean                                 removes .venv and what was built; keeps outputs/ and runs/
+# Words to add: ARGS="..." goes to the command, PYTHON=python3.12 names the interpreter, and
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu is where torch comes from (Linux without a GPU).
 
-PYTHON ?= python3.11
 PROMPT ?= a red circle moves right
 OUT ?= outputs/demo.mp4
 ARGS ?=
+# Empty: pip's ordinary index, which on Linux brings the CUDA libraries along (gigabytes).
+TORCH_INDEX ?=
+
+# Named by you, or the first that fits. A name alone says little: pyenv has commands for versions that are not there.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+ifndef PYTHON
+PYTHON = $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	"$$name" -c "$(FITS)" 2>/dev/null && echo "$$name" && break; done)
+endif
 
 # make's own shell quoting would stumble over a caption with a quotation mark: the shell reads both from the environment.
 export PROMPT OUT
@@ -24,19 +40,28 @@ BROWSER := .venv/.browser-installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser chromium train-micro train-toy lab notebooks bench doctor clean
+.PHONY: help setup demo test test-quick test-slow test-ranks test-notebooks test-browser chromium train-micro \
+	train-toy lab notebooks bench check-gpu doctor clean
 
 help:
-	@sed -n 's/^#   //p' Makefile
+	@sed -n -e 's/^#   //p' -e 's/^# \(Words to add\)/\1/p' -e 's/^# \(TORCH_INDEX=\)/\1/p' Makefile
 
 setup: $(FULL)
 
-# torch first and at its exact version: left to itself, pip takes the newest, with gigabytes of CUDA libraries.
-$(CORE): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; install Python 3.11, or name another: make PYTHON=python3" >&2; exit 1; }
+# torch first and at its exact version: left to itself, pip takes the newest. From an index of its own it comes without
+# dependencies, which that index has in other versions; the next line brings them. torchvision is of the same build.
+$(CORE): pyproject.toml setup.py constraints.txt
+	@python="$(PYTHON)"; refuse() { echo "$$1" >&2; exit 1; }; \
+	if [ -z "$$python" ]; then \
+		refuse "There is no Python 3.11, 3.12 or 3.13 here; install one, or name it: make PYTHON=/path/to/python"; \
+	elif ! command -v "$$python" >/dev/null; then \
+		refuse "$$python is not there; install Python 3.11, 3.12 or 3.13, or name another: make PYTHON=python3"; \
+	elif ! "$$python" -c "$(FITS)"; then \
+		refuse "$$python is $$("$$python" --version 2>&1); minicogvx needs 3.11, 3.12 or 3.13: make PYTHON=python3.11"; \
+	fi
 	@echo "Installing minicogvx into .venv (once; a few minutes)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) torch==2.13.0
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)" torch==2.13.0 torchvision,torch==2.13.0)
 	@$(PIP) --editable .
 	@touch $@
 
@@ -50,13 +75,31 @@ $(FULL): $(CORE)
 demo: $(CORE)
 	@$(BIN)/minicogvx generate --model toy --out "$$OUT" $(ARGS) -- "$$PROMPT"
 
+PYTEST := $(BIN)/python -m pytest
+SHAPES := --jaxtyping-packages=minicogvx,beartype.beartype
+NBVAL = MINICOGVX_PROGRESS=$$(mktemp -d)/progress.json \
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS)
+
 # Two processes, because nbval and the shape checks do not share one. Both always run; either can fail the target.
 test: $(FULL)
 	@status=0; \
-	$(BIN)/python -m pytest --jaxtyping-packages=minicogvx,beartype.beartype tests $(ARGS) || status=1; \
-	if [ -n "$(NOTEBOOKS)" ]; then \
-		MINICOGVX_PROGRESS=$$(mktemp -d)/progress.json $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS) || status=1; \
-	fi; \
+	$(PYTEST) $(SHAPES) tests $(ARGS) || status=1; \
+	if [ -n "$(NOTEBOOKS)" ]; then $(NBVAL) || status=1; fi; \
+	exit $$status
+
+# tests/conftest.py says which test is of which level. Together they are `make test`, which also holds every call to the
+# shapes of its annotations; quick tests take twice as long that way. Their tensors are too small for a second thread,
+# which beside other programs would make them several times slower.
+test-quick: $(FULL)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m quick --durations=5 tests $(ARGS)
+
+test-slow test-ranks: test-%: $(FULL)
+	@$(PYTEST) $(SHAPES) -m $* --durations=5 tests $(ARGS)
+
+test-notebooks: $(FULL)
+	@status=0; \
+	$(PYTEST) $(SHAPES) -m notebooks tests $(ARGS) || status=1; \
+	if [ -n "$(NOTEBOOKS)" ]; then $(NBVAL) || status=1; fi; \
 	exit $$status
 
 # Apart from `test`: it needs a browser.
@@ -83,7 +126,7 @@ chromium:
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-# A model from nothing in a quarter of an hour, in runs/micro/pipeline.
+# A small model from nothing, in runs/micro/pipeline.
 train-micro: $(FULL)
 	@$(KEEP_MEMORY) $(BIN)/minicogvx train micro --out runs/micro $(ARGS)
 
@@ -101,10 +144,14 @@ notebooks: $(FULL)
 bench: $(FULL)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# One JSON file and a table; at most 8 minutes on one GPU.
+check-gpu: $(FULL)
+	@$(BIN)/python -m benchmarks.check_gpu $(ARGS)
+
 doctor: $(CORE)
 	@$(BIN)/minicogvx doctor
 
 # Leaves outputs/ and runs/ alone: they hold what people made.
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -73,7 +73,7 @@ def test_a_wrong_path_or_value_is_one_sentence(assignment, message):
 def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["train", "micro", "--device", "cuda", "--out", str(tmp_path)]) == 2
-    assert "device is 'cuda', and PyTorch finds no GPU here" in capsys.readouterr().err
+    assert "device is 'cuda', and PyTorch finds no such device here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,46 @@
+"""Which test is of which level; `make test-LEVEL` runs one, `make test` all. What is not named here is quick.
+
+Quick is for somebody who changed a line: all quick tests together take less than 90 seconds on two processor cores. A
+name is that of a file, or of one function in it: `FILE::FUNCTION`.
+"""
+
+LEVELS = {
+    "ranks": (
+        "test_context_parallel.py", "test_distributed.py", "test_finetune_ranks.py", "test_rank_dies.py",
+        "test_train_context.py", "test_train_ranks.py",
+    ),
+    "notebooks": (
+        "test_solved_notebooks.py",
+        "test_notebooks.py::test_running_stores_counts_and_outputs",
+        "test_widgets.py::test_a_built_notebook_holds_the_still_picture_and_no_widget",
+        "test_widgets.py::test_nbval_finds_no_difference",
+    ),
+    "slow": (
+        "test_ablation.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py", "test_finetune.py",
+        "test_finetune_command.py", "test_memory.py", "test_older_processor.py", "test_run.py", "test_stages.py",
+        "test_stand_in.py", "test_train_options.py", "test_training.py", "test_wheel.py",
+        "test_aesthetics.py::test_curate_takes_a_predictor",
+        "test_compat.py::test_import_is_instant_and_torchvision_imports_after_it",
+        "test_doctor.py::test_every_main_job_is_really_tried",
+        "test_oracle.py::test_reads_true_clips",
+        "test_pipeline.py::test_tiles_are_those_of_tiled_decode",
+        "test_shape_films.py::test_shape_motion_and_count_survive",
+        "test_transformer_parity.py::test_published_size_runs_on_the_meta_device",
+        "test_vae_parity.py::test_values_and_gradients_are_theirs_at_half_the_published_frame_with_one_thread_and_two",
+        "test_widgets.py::test_a_still_picture_stands_above_the_widget",
+        "test_widgets.py::test_noise_grows_with_the_timestep_and_nothing_is_decoded_twice",
+        "test_widgets.py::test_the_picture_and_its_words_follow_every_slider",
+        "test_widgets.py::test_the_score_of_rope_depends_on_the_distance_alone",
+    ),
+}
+
+
+def level_of(file: str, function: str) -> str:
+    """The level of one test: "quick" where neither its file nor the function is named in LEVELS."""
+    return next((level for level, names in LEVELS.items() if file in names or f"{file}::{function}" in names), "quick")
+
+
+def pytest_itemcollected(item) -> None:
+    """Marks every test with its level, so that `-m LEVEL` chooses it; those in a browser have their own mark."""
+    if item.get_closest_marker("browser") is None:
+        item.add_marker(level_of(item.path.name, getattr(item, "originalname", None) or item.name))
