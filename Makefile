@@ -77,28 +77,34 @@ demo: $(CORE)
 
 PYTEST := $(BIN)/python -m pytest
 SHAPES := --jaxtyping-packages=minicogvx,beartype.beartype
+# Several tests at a time, each on one thread: their tensors are too small for a second one.
+SPREAD := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses=auto --maxprocesses=4 --dist=worksteal
 NBVAL = MINICOGVX_PROGRESS=$$(mktemp -d)/progress.json \
 	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS)
 
-# Two processes, because nbval and the shape checks do not share one. Both always run; either can fail the target.
+# Three runs: ranks are processes themselves, and notebooks take all cores, as a learner's do. All three always run; each
+# can fail the target. ARGS may choose tests of which one run has none.
 test: $(FULL)
-	@status=0; \
-	$(PYTEST) $(SHAPES) tests $(ARGS) || status=1; \
+	@status=0; run() { "$$@" || { code=$$?; [ $$code = 5 ] && [ -n '$(ARGS)' ] || status=1; }; }; \
+	run env $(SPREAD) $(SHAPES) -m "not ranks and not browser" tests $(ARGS); \
+	run $(PYTEST) $(SHAPES) -m ranks tests $(ARGS); \
 	if [ -n "$(NOTEBOOKS)" ]; then $(NBVAL) || status=1; fi; \
 	exit $$status
 
 # tests/conftest.py says which test is of which level. Together they are `make test`, which also holds every call to the
-# shapes of its annotations; quick tests take twice as long that way. Their tensors are too small for a second thread,
-# which beside other programs would make them several times slower.
+# shapes of its annotations; quick tests take twice as long that way.
 test-quick: $(FULL)
-	@OMP_NUM_THREADS=1 $(PYTEST) -m quick --durations=5 tests $(ARGS)
+	@$(SPREAD) -m quick --durations=5 tests $(ARGS)
 
-test-slow test-ranks: test-%: $(FULL)
-	@$(PYTEST) $(SHAPES) -m $* --durations=5 tests $(ARGS)
+test-slow: $(FULL)
+	@$(SPREAD) $(SHAPES) -m slow --durations=5 tests $(ARGS)
+
+test-ranks: $(FULL)
+	@$(PYTEST) $(SHAPES) -m ranks --durations=5 tests $(ARGS)
 
 test-notebooks: $(FULL)
 	@status=0; \
-	$(PYTEST) $(SHAPES) -m notebooks tests $(ARGS) || status=1; \
+	$(SPREAD) $(SHAPES) -m notebooks tests $(ARGS) || status=1; \
 	if [ -n "$(NOTEBOOKS)" ]; then $(NBVAL) || status=1; fi; \
 	exit $$status
 

@@ -13,6 +13,7 @@ from minicogvx import __version__, compat
 
 _MARKS = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}
 _GIGA = 1024**3
+_REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _try(name: str, package: str, state: str, remedy: str, attribute: str | None
 def _required(name: str, package: str) -> Finding:
     pinned = package.split("==")[0]
     attribute = "T5EncoderModel" if name == "transformers" else None
-    return _try(name, pinned, "broken", f"pip install -c constraints.txt {package}", attribute)
+    return _try(name, pinned, "broken", _pip(package), attribute)
 
 
 def _h264() -> Finding:
@@ -103,7 +104,7 @@ def _h264() -> Finding:
         return Finding("mp4 writer", "ok", "libx264 is there")
     except Exception as error:
         return Finding("mp4 writer", "broken", f"no libx264 in PyAV ({error})",
-                       "pip install --force-reinstall -c constraints.txt av")
+                       _pip("--force-reinstall av"))
 
 
 def _memory() -> Finding:
@@ -166,16 +167,23 @@ def _dtype() -> Finding:
 
 
 def _pip(package: str) -> str:
-    return f"pip install -c constraints.txt {package}"
+    """The line that installs a package: at the repository's version, or the newest where the package stands alone."""
+    pinned = " -c constraints.txt" if (_REPOSITORY / "constraints.txt").is_file() else ""
+    return f"pip install{pinned} {package}"
+
+
+def _pip_extra(name: str) -> str:
+    """The line that installs an optional part of minicogvx; double quotes, which every shell takes."""
+    return _pip(f'-e ".[{name}]"' if (_REPOSITORY / "constraints.txt").is_file() else f'"minicogvx[{name}]"')
 
 
 def _optional() -> Iterator[Finding]:
     yield _try("lpips", "lpips", "missing", _pip("lpips"))
     yield _lpips_weights()
     yield _try("diffusers", "diffusers", "missing", _pip("diffusers"), "AutoencoderKLCogVideoX")
-    yield _try("jupyterlab", "jupyterlab", "missing", "pip install -c constraints.txt -e '.[notebooks]'")
-    yield _try("matplotlib", "matplotlib", "missing", "pip install -c constraints.txt -e '.[notebooks]'")
-    yield _try("pytest", "pytest", "missing", "pip install -c constraints.txt -e '.[dev]'")
+    yield _try("jupyterlab", "jupyterlab", "missing", _pip_extra("notebooks"))
+    yield _try("matplotlib", "matplotlib", "missing", _pip_extra("notebooks"))
+    yield _try("pytest", "pytest", "missing", _pip_extra("dev"))
 
 
 def _lpips_weights() -> Finding:
@@ -215,4 +223,4 @@ def _jobs() -> Iterator[Finding]:
             yield Finding(estimate.job, "ok", str(estimate))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        yield Finding("main jobs", "broken", f"cannot run: {reason}", "pip install -c constraints.txt -e .")
+        yield Finding("main jobs", "broken", f"cannot run: {reason}", _pip("--force-reinstall torch"))

@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError
 from minicogvx.course import notebook_builder
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_SECONDS = 180  # the learner's 90, solutions, and what the stand-in costs
+CELL_SECONDS = 600  # on one thread, beside another test and on the stand-in; nbval holds a learner's cell to 120
 WITH_EXERCISES = [source for source in notebook_builder.sources() if "= check(" in source.read_text()]
 
 
@@ -48,11 +48,11 @@ def test_notebooks_with_exercises_are_found():
 def test_the_solutions_are_right_and_everything_runs_with_them(source, on_the_stand_in):
     asked = re.findall(r'= check\("(\d+\.\d+)"', source.read_text())
     notebook = on_the_stand_in(notebook_builder.build(source, solutions=True))
-    seconds = notebook_builder.execute(notebook)  # raises where a cell fails
+    notebook_builder.execute(notebook, cell_seconds=CELL_SECONDS)  # raises where a cell fails
     assert verdicts(notebook) == {number: "right" for number in asked} and len(asked) == len(set(asked)) >= 4
     wrong = [line for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
              for line in output.get("text", "").splitlines() if "not right yet" in line or "not tried" in line]
-    assert wrong == [] and seconds <= MAX_SECONDS
+    assert wrong == []
     operations = int(notebook.cells[-1].outputs[0].text.split()[0])
     assert operations > 1000  # it did compute there
 

@@ -214,6 +214,11 @@ def test_the_best_fifth_goes_on_from_the_averages_with_chosen_clips_alone(bench,
     assert after["all clips"][1].sharp_share == before.sharp_share < after["the best fifth"][1].sharp_share
 
 
+def differs(some, others) -> torch.Tensor:
+    """Which clips have other latents, by more than the rounding of another batch."""
+    return (some.mean.float() - others.mean.float()).abs().flatten(1).amax(1) > 0.01
+
+
 def test_exactly_four_fifths_have_the_flaw_and_the_others_are_untouched(clips_and_pipe):
     clips, pipe = clips_and_pipe
     for count in (40, 201):
@@ -226,10 +231,10 @@ def test_exactly_four_fifths_have_the_flaw_and_the_others_are_untouched(clips_an
     for (frames, side), latents in clips.train.items():
         _, sharp = encode_blurred(pipe.vae, scenes[:40], torch.zeros(40, dtype=torch.bool), frames, side, STUDY.blur,
                                   torch.float32, progress=False)
-        changed = (sharp.mean != latents.mean).flatten(1).any(1)
+        changed = differs(sharp, latents)
         assert torch.equal(changed, clips.flawed) and latents.scenes == scenes[:40]
     assert clips.held_back.scenes == clips.held_back_sharp.scenes == scenes[40:]
-    assert torch.equal((clips.held_back.mean != clips.held_back_sharp.mean).flatten(1).any(1), flawed[40:])
+    assert torch.equal(differs(clips.held_back, clips.held_back_sharp), flawed[40:])
 
 
 def test_blur_has_its_width_and_keeps_what_is_plain():

@@ -75,7 +75,7 @@ def one_rank(device: torch.device) -> Iterator[Ranks]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: str(value) for name, value in wanted.items()})
     try:
-        yield ranks(device.type, timeout=60)
+        yield ranks(device.type, timeout=60.0)
     finally:
         leave()
         for name, value in before.items():

@@ -65,8 +65,8 @@ def _clear_solutions(notebook) -> None:
     clear.preprocess(notebook, {})
 
 
-def execute(notebook, folder: Path = ROOT) -> float:
-    """Runs every cell in `folder`, in place; returns the seconds.
+def execute(notebook, folder: Path = ROOT, cell_seconds: int = CELL_SECONDS) -> float:
+    """Runs every cell in `folder`, in place; returns the seconds. No cell may take longer than `cell_seconds`.
 
     What differs from run to run without meaning anything (time stamps, widgets and their state) is taken out again;
     the static picture of a widget stays. Exercises that it solves do not count as the author's own progress. Raises
@@ -75,7 +75,7 @@ def execute(notebook, folder: Path = ROOT) -> float:
     from nbclient import NotebookClient
 
     start = time.perf_counter()
-    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name=KERNEL["name"], record_timing=False,
+    client = NotebookClient(notebook, timeout=cell_seconds, kernel_name=KERNEL["name"], record_timing=False,
                             store_widget_state=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(folder)}})
     with tempfile.TemporaryDirectory() as nowhere:
