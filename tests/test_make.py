@@ -104,7 +104,8 @@ def test_levels_are_chosen_by_their_markers(clone):
         told = make(clone, "--dry-run", f"test-{level}").stdout
         assert f" -m {level} " in told and ("--nbval" in told) == (level == "notebooks")
     whole = make(clone, "--dry-run", "test").stdout
-    assert "--nbval" in whole and not re.search(r"pytest.* -m ", whole)
+    chosen = re.findall(r"-m pytest.* -m (\"[^\"]*\"|\w+) ", whole)
+    assert "--nbval" in whole and chosen == ['"not ranks and not browser"', "ranks"]  # between them, every test once
 
 
 def test_check_gpu_hands_its_options_on(clone):
