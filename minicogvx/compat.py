@@ -130,8 +130,8 @@ def explain_dtype(device=None, asked=None, training: bool = False):
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     valid = [each for each in formats if _computes_in(torch, kind, each) and not (training and each == "float16")]
     if name not in valid:
-        why = ("is unknown" if name not in formats else "is too narrow for gradients" if name in formats and training
-               and name == "float16" else f"{_place(kind)} cannot compute in")
+        why = ("is unknown" if name not in formats else "is too narrow for gradients" if training and name == "float16"
+               else f"{_place(kind)} cannot compute in")
         raise ValueError(f"{source} is {name!r}, which {why}; it must be {' or '.join(valid)}")
     if kind == "cpu" and name == "bfloat16" and fastest != torch.bfloat16:
         return formats[name], "asked for; this CPU emulates it, about fifty times slower than float32"

@@ -83,6 +83,44 @@ def test_device_order(monkeypatch, cuda, mps, device):
     assert compat.choose_device() == device
 
 
+@pytest.mark.parametrize("asked, told", [
+    ("gpu", "is 'gpu', which is no device that PyTorch knows; it must be 'cpu'"),
+    ("cuda", "is 'cuda', and PyTorch finds no such device here; it must be 'cpu'"),
+    ("meta", "is 'meta', and PyTorch finds no such device here"), ("cpu:3", "the last device here is 'cpu:0'")])
+def test_a_device_that_is_not_here_is_refused_wherever_it_was_named(monkeypatch, asked, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("MINICOGVX_DEVICE", asked)
+    assert compat.choose_device("cpu") == "cpu"  # an argument goes before the variable
+    with pytest.raises(ValueError, match=f"^MINICOGVX_DEVICE {told}|^MINICOGVX_DEVICE.*{told}"):
+        compat.choose_device()
+    with pytest.raises(ValueError, match=f"^device .*{told.removeprefix('is ')}"):
+        compat.choose_device(asked)
+
+
+@pytest.mark.parametrize("asked, training, told", [
+    ("int8", False, "is 'int8', which is unknown; it must be float32 or bfloat16"),
+    ("float16", False, "is 'float16', which a processor cannot compute in; it must be float32 or bfloat16"),
+    ("float16", True, "is 'float16', which is too narrow for gradients; it must be float32 or bfloat16")])
+def test_a_number_format_that_will_not_do_is_refused_wherever_it_was_named(monkeypatch, asked, training, told):
+    monkeypatch.setenv("MINICOGVX_DTYPE", asked)
+    assert compat.choose_dtype("cpu", torch.float32) == torch.float32
+    with pytest.raises(ValueError, match=f"^MINICOGVX_DTYPE {told}"):
+        compat.choose_dtype("cpu", training=training)
+    with pytest.raises(ValueError, match=f"^dtype {told}"):
+        compat.choose_dtype("cpu", asked, training)
+
+
+@pytest.mark.parametrize("variable, value, older", [
+    ("ONEDNN_MAX_CPU_ISA", "AVX2", True), ("ONEDNN_MAX_CPU_ISA", "avx512_core", True), ("ATEN_CPU_CAPABILITY", "avx2", True),
+    ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", False), ("ATEN_CPU_CAPABILITY", "avx512", False)])
+def test_a_processor_may_stand_for_an_older_one(monkeypatch, variable, value, older):
+    for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    assert compat._limited_to_older_processors() == older
+
+
 def test_version_and_unknown_names():
     assert re.fullmatch(r"\d+\.\d+\.\d+", minicogvx.__version__)
     assert "load" in dir(minicogvx)
