@@ -10,6 +10,7 @@ import torch
 
 from minicogvx.diffusion.timesteps import rank_interval, stratified_timesteps
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.training import muon
 from minicogvx.training.distributed import Ranks, leave, ranks
 from minicogvx.training.joint_batch import Batch, own_part
 from minicogvx.training.latents import encode_world
@@ -27,7 +28,17 @@ TRAINING = TransformerTraining((TransformerStage(3, 8, latent_frames=1), Transfo
 
 
 def learn(folder: Path, here: Ranks) -> None:
-    """A VAE with a GAN, a transformer, and a VAE that meets a NaN on the last rank alone; each rank writes its own."""
+    """A VAE with a GAN, a transformer, and a VAE that meets a NaN on the last rank alone; each rank writes its own.
+
+    Muon iterates in float32 on every processor: in bfloat16 the rounding error of a gradient may turn bits of its
+    update, and two ranks that are right would be as far apart as two that are wrong by little.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muon, "_iterates_in", lambda device_type: torch.float32)
+        _learn(folder, here)
+
+
+def _learn(folder: Path, here: Ranks) -> None:
     keep = Keep(folder, log_every=1, checkpoint_every=2, progress=False)
     vae = train_vae(TINY.vae, STAGES, 0, torch.float32, keep, here)
     torch.manual_seed(0)
@@ -75,9 +86,8 @@ def test_two_ranks_learn_what_one_learns(both):
     initialise(vae)
     torch.manual_seed(0)
     nets = Networks(TINY, TRAINING, torch.float32, torch.device("cpu"))
-    # Muon computes in bfloat16: what was a rounding error of a gradient may turn a bit of its update.
-    for name, part, tolerance in (("vae", vae, 0.05), ("transformer", nets.master, 0.01),
-                                  ("text", nets.text.encoder, 0.01)):
+    for name, part, tolerance in (("vae", vae, 0.03), ("transformer", nets.master, 1e-4),
+                                  ("text", nets.text.encoder, 1e-4)):
         start = {f"{name}/{key}": p for key, p in part.named_parameters()}
         apart = sum((one[key] - two[key]).square().sum() for key in start).sqrt()
         learnt = sum((one[key] - p).square().sum() for key, p in start.items()).sqrt()
@@ -93,8 +103,8 @@ def test_figures_are_those_of_one_rank_and_written_once(both):
             assert a.keys() == b.keys()
             off = {key: abs(a[key] - b[key]) / (abs(a[key]) + 1e-3)
                    for key in a.keys() - {"seconds", "psnr", "swap_gain"}}
-            first = a["step"] == 0 and name != "vae_1"  # later Muon, see above
-            assert max(off.values()) < (1e-5 if first else 0.03), (name, a["step"], off)
+            close = 1e-5 if a["step"] == 0 and name == "vae_0" else 0.03 if name.startswith("vae") else 1e-4
+            assert max(off.values()) < close, (name, a["step"], off)
     assert [row["step"] for row in rows(two, "transformer") if "obeyed" in row] == [1, 3, 5]
     assert sorted(path.name for path in (two / "checkpoints").glob("vae_0*")) == ["vae_0_00000002.safetensors",
                                                                                "vae_0_00000004.safetensors"]
