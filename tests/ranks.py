@@ -2,7 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+import torch
+
+from minicogvx.training import muon
 
 
 def start_ranks(module: str, folder: Path, count: int) -> str:
@@ -12,3 +19,15 @@ def start_ranks(module: str, folder: Path, count: int) -> str:
                           cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
+
+
+@contextmanager
+def exact_muon() -> Iterator[None]:
+    """Muon iterates in float32 on every processor, so that runs which should agree can be held to a tight bound.
+
+    In bfloat16 the rounding error of a gradient turns bits of its update: two runs that are right are then as far
+    apart as two of which one is wrong by little.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muon, "_iterates_in", lambda device_type: torch.float32)
+        yield

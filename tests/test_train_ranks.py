@@ -10,7 +10,6 @@ import torch
 
 from minicogvx.diffusion.timesteps import rank_interval, stratified_timesteps
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
-from minicogvx.training import muon
 from minicogvx.training.distributed import Ranks, leave, ranks
 from minicogvx.training.joint_batch import Batch, own_part
 from minicogvx.training.latents import encode_world
@@ -19,7 +18,7 @@ from minicogvx.training.transformer import Networks, TransformerStage, Transform
 from minicogvx.training.vae import initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import PerceptualDistance
-from tests.ranks import start_ranks
+from tests.ranks import exact_muon, start_ranks
 from tests.test_training import GAN, STAGE, TINY
 
 STAGES = (replace(STAGE, steps=4, batch_size=4, loss=replace(GAN, gan_start=0)),
@@ -28,17 +27,7 @@ TRAINING = TransformerTraining((TransformerStage(3, 8, latent_frames=1), Transfo
 
 
 def learn(folder: Path, here: Ranks) -> None:
-    """A VAE with a GAN, a transformer, and a VAE that meets a NaN on the last rank alone; each rank writes its own.
-
-    Muon iterates in float32 on every processor: in bfloat16 the rounding error of a gradient may turn bits of its
-    update, and two ranks that are right would be as far apart as two that are wrong by little.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(muon, "_iterates_in", lambda device_type: torch.float32)
-        _learn(folder, here)
-
-
-def _learn(folder: Path, here: Ranks) -> None:
+    """A VAE with a GAN, a transformer, and a VAE that meets a NaN on the last rank alone; each rank writes its own."""
     keep = Keep(folder, log_every=1, checkpoint_every=2, progress=False)
     vae = train_vae(TINY.vae, STAGES, 0, torch.float32, keep, here)
     torch.manual_seed(0)
@@ -65,7 +54,8 @@ def _learn(folder: Path, here: Ranks) -> None:
 def both(tmp_path_factory):
     """Folders of one rank and of two, the latter's output, and the weights before training."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    learn(one, Ranks())
+    with exact_muon():
+        learn(one, Ranks())
     return one, two, start_ranks("tests.test_train_ranks", two, 2)
 
 
@@ -156,5 +146,6 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused_before_any_work(train):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    learn(Path(sys.argv[1]), ranks("cpu"))
+    with exact_muon():
+        learn(Path(sys.argv[1]), ranks("cpu"))
     leave()
