@@ -53,20 +53,22 @@ def test_a_model_of_six_layers_counts_as_two_and_three_say(checkpointing, dtype)
     assert activations_of(six, INPUTS, checkpointing, dtype) == count_activations(six, INPUTS, checkpointing, dtype)
 
 
-def test_what_is_kept_is_what_autograd_saves():
-    torch.manual_seed(0)
-    model, saved = ExpertTransformer(TINY), {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    inputs = torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)
+def bytes_saved(model: ExpertTransformer) -> int:
+    """Bytes that autograd keeps for the backward pass, beside the weights."""
+    saved, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(tensor):
         saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*inputs).square().mean()
-    real = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
-    kept = activations_of(TINY, INPUTS, dtype=torch.float32).kept
+        model(torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)).square().mean()
+    return sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
+
+
+def test_what_is_kept_is_what_autograd_saves():
+    torch.manual_seed(0)
+    real, kept = bytes_saved(ExpertTransformer(TINY)), activations_of(TINY, INPUTS, dtype=torch.float32).kept
     assert abs(real / kept - 1) < 0.05, (real, kept)
 
 
@@ -117,19 +119,9 @@ def test_lora_of_the_published_5b_by_hand():
 
 def test_what_lora_keeps_is_what_autograd_saves():
     torch.manual_seed(0)
-    model, saved = ExpertTransformer(TINY), {}
+    model = ExpertTransformer(TINY)
     add_lora(model, 2, 1.0)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    inputs = torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)
-
-    def pack(tensor):
-        saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*inputs).square().mean()
-    real = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
-    kept = activations_of(TINY, INPUTS, False, torch.float32, 2).kept
+    real, kept = bytes_saved(model), activations_of(TINY, INPUTS, False, torch.float32, 2).kept
     assert abs(real / kept - 1) < 0.05, (real, kept)
     assert kept < activations_of(TINY, INPUTS, dtype=torch.float32).kept  # frozen layers keep less
     low = ExpertTransformer(TINY).bfloat16()
