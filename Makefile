@@ -8,7 +8,7 @@
 #   make test-LEVEL                            one level alone: slow, ranks or notebooks
 #   make test-browser                          a learner's way through a notebook, in JupyterLab in Chromium
 #   make train-micro                           a small model from nothing
-#   make train-toy                             the shipped model anew, from nothing
+#   make train-toy                             the toy anew, from nothing, in runs/toy; SHIP=yes puts it into data/toy
 #   make notebooks                             builds and runs the notebooks from notebooks/source
 #   make bench                                 minicogvx against diffusers, on this machine
 #   make check-gpu                             the published sizes on one GPU: parity, seconds, memory
@@ -136,10 +136,14 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869
 train-micro: $(FULL)
 	@$(KEEP_MEMORY) $(BIN)/minicogvx train micro --out runs/micro $(ARGS)
 
-# The shipped model anew, from nothing, on the processor; what was cut off goes on from runs/toy.
+# The shipped model anew, from nothing, on the processor; what was cut off goes on from runs/toy. The course's own model
+# is replaced only where SHIP=yes says so.
 train-toy: $(FULL)
 	@$(KEEP_MEMORY) $(BIN)/minicogvx train toy --out runs/toy $(ARGS)
-	@rm -rf data/toy.new && mkdir -p data && cp -r runs/toy/pipeline data/toy.new && rm -rf data/toy && mv data/toy.new data/toy
+	@if [ "$(SHIP)" = yes ]; then \
+		rm -rf data/toy.new && mkdir -p data && cp -r runs/toy/pipeline data/toy.new && \
+		rm -rf data/toy && mv data/toy.new data/toy && echo "data/toy is now this model"; \
+	fi
 
 lab: $(FULL)
 	@$(BIN)/jupyter lab notebooks/00_first_video.ipynb

@@ -7,6 +7,8 @@ import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from minicogvx.suggest import did_you_mean
+
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -82,7 +84,8 @@ def choose_device(asked: str | None = None) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"{source} is {name!r}, which is no device that PyTorch knows; it must be {valid}") from None
+        raise ValueError(f"{source} is {name!r}, which is no device that PyTorch knows; it must be {valid}"
+                         f"{did_you_mean(name, there)}") from None
     if device.type == "meta" or not _is_available(torch, device.type):
         raise ValueError(f"{source} is {name!r}, and PyTorch finds no such device here; it must be {valid}")
     count = 1 if device.type in ("cpu", "mps") else torch.get_device_module(device.type).device_count()

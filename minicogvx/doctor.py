@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from minicogvx import __version__, compat
+from minicogvx.parsing import Parser
 
 _MARKS = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN "}
 _GIGA = 1024**3
@@ -24,6 +25,13 @@ class Finding:
     state: str
     detail: str
     remedy: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the report. Returns 1 where something required is broken, else 0."""
+    Parser(prog="minicogvx doctor", description="What this machine has, how long the main jobs take on it, and the "
+                                                "line that mends each problem.").parse_args(argv)
+    return doctor()
 
 
 def doctor(write: Callable[[str], None] = print) -> int:
@@ -208,7 +216,7 @@ def _shipped_model() -> Finding:
     if (folder / "model_index.json").is_file():
         return Finding("toy model", "ok", str(folder))
     return Finding("toy model", "missing", f"no model in {folder}",
-                   "in a clone of the repository: git checkout -- data, or: make train-toy; "
+                   "in a clone of the repository: git checkout -- data, or: make train-toy SHIP=yes; "
                    "installed: pip install --force-reinstall --no-deps of the repository or its wheel")
 
 

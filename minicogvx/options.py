@@ -5,8 +5,10 @@ PyTorch is imported only where they are checked, so that `--help` answers at onc
 
 import argparse
 import os
+from dataclasses import replace
 
 from minicogvx import compat
+from minicogvx.parsing import one_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,10 +49,18 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
                              "the processor: same video, less of the GPU's memory")
 
 
+def add_sampler_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--sampler`."""
+    parser.add_argument("--sampler", type=one_of(("ddim", "dpm")), metavar="ddim|dpm",
+                        help="how noise becomes a video: DDIM, or DPM-Solver++ (default: the model's own)")
+
+
 def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
-    """The pipeline, on the device that `chosen` gave, as `--tile` and `--offload` ask for it."""
+    """The pipeline, on the device that `chosen` gave, as `--tile`, `--offload` and `--sampler` ask for it."""
     import minicogvx
 
     pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload)
     pipe.tile = arguments.tile
+    if arguments.sampler:
+        pipe.schedule_config = replace(pipe.schedule_config, sampler=arguments.sampler)
     return pipe

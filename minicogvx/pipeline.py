@@ -7,30 +7,31 @@
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.diffusion.guidance import dynamic_guidance_scale, guide
-from minicogvx.diffusion.samplers import DDIMSampler, DPMSampler, draw_noise
+from minicogvx.diffusion.guidance import guidance_scales, guide
+from minicogvx.diffusion.samplers import SAMPLERS, Generators, check_finite, draw_noise, randn
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import start_index
-from minicogvx.presets import ScheduleConfig
+from minicogvx.presets import ScheduleConfig, video_size
+from minicogvx.ranges import check_number
+from minicogvx.request import Request, Tile, takes_image_channels
 from minicogvx.room import refuse_giants
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.tiling import tiled_decode, tiled_encode
+from minicogvx.vae.tiling import check_tile, tiled_decode, tiled_encode
 
 OFS = 2.0  # the constant that 1.5-5b-i2v was trained with
 Video = Float[Tensor, "t h w 3"]
-Tile = bool | tuple[int, int]  # False: the VAE sees whole frames; True: tiles of half its sample size; or their pixels
 
 
 class Pipeline:
@@ -51,6 +52,7 @@ class Pipeline:
                  fps: int = 8, unconditional: Literal["empty", "zeros"] = "empty", guidance_scale: float = 6.0):
         if unconditional not in ("empty", "zeros"):
             raise ValueError(f"unconditional is {unconditional!r}; it must be 'empty' or 'zeros'")
+        check_number("guidance_scale", guidance_scale, whole=False)
         self.vae, self.transformer, self.text = vae, transformer, text
         self.schedule_config, self.schedule = schedule, NoiseSchedule(schedule)
         self.fps, self.unconditional, self.guidance_scale = fps, unconditional, guidance_scale
@@ -58,22 +60,27 @@ class Pipeline:
     @property
     def num_frames(self) -> int:
         """Frames of a clip by default."""
-        return self.transformer.config.sample_frames
+        return self.size()[0]
 
     @property
     def height(self) -> int:
         """Height by default, in pixels."""
-        return self.transformer.config.sample_height * self.vae.config.spatial_compression_ratio
+        return self.size()[1]
 
     @property
     def width(self) -> int:
         """Width by default, in pixels."""
-        return self.transformer.config.sample_width * self.vae.config.spatial_compression_ratio
+        return self.size()[2]
+
+    def size(self, num_frames: int | None = None, height: int | None = None,
+             width: int | None = None) -> tuple[int, int, int]:
+        """Frames, height and width in pixels of a video; what is None is the model's own."""
+        return video_size(self.vae.config, self.transformer.config, num_frames, height, width)
 
     @property
     def takes_image_channels(self) -> bool:
         """Was the transformer trained to see an image latent beside the noisy one?"""
-        return self.transformer.config.in_channels == 2 * self.vae.config.latent_channels
+        return takes_image_channels(self.vae.config, self.transformer.config)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +91,7 @@ class Pipeline:
         """Moves all networks to a device or a dtype. A device ends what `offload` began."""
         if any(isinstance(part, (str, torch.device)) for part in target):
             self._turns_on = None
-        for part in self._parts:
+        for part in (self.vae, self.transformer, self.text):
             part.to(*target)
         return self
 
@@ -101,126 +108,164 @@ class Pipeline:
                  strength: float = 0.8, negative_prompt: str = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
                  guidance_scale: float | None = None, dynamic_guidance: str | None = None,
-                 seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None) -> Video:
+                 seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None,
+                 sampler: str | None = None) -> Float[Tensor, "_ h w 3"]:
         """A video of `prompt`, `t h w 3` in 0..1, float32 on the CPU. The same seed gives the same video.
 
         Args:
             image: first frame, in 0..1. A model with image channels sees its latent; for any other model the latent of
                 the first frame is put back at every step at the right noise level.
             video: a clip to change, in 0..1; noised to `strength` (0 keeps it, 1 forgets it) and denoised from there.
-            guidance_scale: 1 is no guidance, None the model's own. `dynamic_guidance`: None, "published" or "meant".
+            guidance_scale: 1 is no guidance, 0 ignores the caption, None: the model's own.
+            dynamic_guidance: None, "published" or "meant"; in video to video it counts the steps that are taken.
             on_step: called with (steps done, steps in all).
             tile: None is the pipeline's own; see `Tile`.
+            sampler: "ddim" or "dpm"; None is the model's own.
 
         Raises:
-            ValueError: before any work, with one sentence that names what does not fit.
+            ValueError: before any work, with one sentence that names what does not fit; later where a network's output
+                is not finite.
         """
-        latents = self.sample([prompt], image=None if image is None else image[None],
-                              video=None if video is None else video[None], strength=strength,
+        latents = self.sample([prompt], image=_batch_of_one(image), video=_batch_of_one(video), strength=strength,
                               negative_prompt=negative_prompt, num_frames=num_frames, height=height, width=width,
                               num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step, tile=tile)
+                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step, tile=tile, sampler=sampler)
         return self.decode(latents, tile)[0]
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], image: Float[Tensor, "b h w 3"] | None = None,
-               video: Float[Tensor, "b t h w 3"] | None = None, strength: float = 0.8, negative_prompt: str = "",
+    def sample(self, prompts: list[str], image: Float[Tensor, "_ h w 3"] | None = None,
+               video: Float[Tensor, "_ t h w 3"] | None = None, strength: float = 0.8, negative_prompt: str = "",
                num_frames: int | None = None, height: int | None = None, width: int | None = None,
                num_inference_steps: int = 50, guidance_scale: float | None = None,
-               dynamic_guidance: str | None = None, seed: int = 0,
+               dynamic_guidance: str | None = None, seed: int | Sequence[int] = 0,
                on_step: Callable[[int, int], None] | None = None,
-               latents: Float[Tensor, "b c lt lh lw"] | None = None,
-               tile: Tile | None = None) -> Float[Tensor, "b c _ lh lw"]:
+               latents: Float[Tensor, "b c _ lh lw"] | None = None, tile: Tile | None = None,
+               sampler: str | None = None) -> Float[Tensor, "b c _ lh lw"]:
         """Scaled latents of one video a prompt, all in one batch; the arguments of `__call__`, with a batch in front.
 
-        They lie where the pipeline computes. `latents`: starting noise, where it is not to be drawn from `seed`. Where
-        patches span two latent frames and the video's count is odd, one frame more is denoised in front (published) and
-        dropped at the end.
+        They lie where the pipeline computes. One image or video serves all prompts. `seed`: one for the batch, or one
+        for each prompt, whose video is then the same in any batch. `latents`: starting noise, where it is not to be
+        drawn from `seed`. Where patches span two latent frames and the video's count is odd, one frame more is denoised
+        in front (published) and dropped at the end.
         """
-        tile = self.tile if tile is None else tile
-        shape, front = self._latent_shape(prompts, image, video, num_frames, height, width, tile)
-        generator = torch.Generator().manual_seed(seed)
-        kind = {"ddim": DDIMSampler, "dpm": DPMSampler}[self.schedule_config.sampler]
-        sampler = kind(self.schedule, num_inference_steps)
-        start = start_index(strength, num_inference_steps) if video is not None else 0
-        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        scales = [dynamic_guidance_scale(guidance_scale, i, int(t), num_inference_steps, dynamic_guidance)
-                  for i, t in enumerate(sampler.timesteps)]
-        text = self._text_features(prompts, negative_prompt)                       # 2b n d_text: without, with caption
-        known = None if image is None else self._encode(image[:, None], generator, tile, still=True)
-        film = None if video is None else self._with_front(self._encode(video, generator, tile), front)
+        request = Request(self.vae.config, self.transformer.config, prompts, negative_prompt, image, video, latents,
+                          *self.size(num_frames, height, width), num_inference_steps, strength,
+                          self.guidance_scale if guidance_scale is None else guidance_scale, dynamic_guidance,
+                          self.schedule_config.sampler if sampler is None else sampler, seed,
+                          self.tile if tile is None else tile)
+        self._check(request)
+        steps, generator = SAMPLERS[request.sampler](self.schedule, num_inference_steps), request.generator()
+        text = self._text_features(request)                                        # 2b n d_text: without, with caption
+        first = self._latents_of(image, request, generator, still=True)            # b c 1 h w, or None
+        film = self._latents_of(video, request, generator)                         # b c t h w, or None
         if latents is None:
-            latents = draw_noise(shape, generator, self._dtype, self.device)       # b c t h w
-        noise = latents.to(self.device, self._dtype)
+            latents = draw_noise(request.shape, generator, self._dtype)            # b c t h w
         with self._at_work(self.transformer):
-            latents = self._denoise(noise, sampler, start, text, known, film, scales, front, generator, on_step)
-        return latents[:, :, front:]
+            latents = self._denoise(request, steps, latents.to(self.device, self._dtype), text, first, film, generator,
+                                    on_step)
+        return check_finite(latents[:, :, request.front:], "the clean latent")
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c lt lh lw"],
                tile: Tile | None = None) -> Float[Tensor, "b t h w 3"]:
-        """Pixels in 0..1 of scaled latents, float32 on the CPU, where they can be shown and written."""
+        """Pixels in 0..1 of scaled latents, float32 on the CPU, where they can be shown and written.
+
+        Raises ValueError for latents that are no `b c lt lh lw` of this VAE, and for NaN or infinity, in or out.
+        """
+        if latents.ndim != 5:
+            raise ValueError(f"the latents have the shape {tuple(latents.shape)}; it must be b c t h w")
         tile = self.tile if tile is None else tile
         with self._at_work(self.vae):
             weight = next(self.vae.parameters())
             latents = (latents.to(weight.device) / self.vae.config.scaling_factor).to(weight.dtype)
             video = tiled_decode(self.vae, latents, _size_of(tile)) if tile else self.vae.decode(latents)
-            return rearrange(video.cpu().float() / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
+            video = check_finite(video.cpu().float(), "the VAE's video")  # before the clamp, which would hide infinity
+            return rearrange(video / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
 
-    # ---- what the loop is made of
+    # ---- before the loop
 
-    def _denoise(self, noise, sampler, start, text, known, film, scales, front, generator, on_step):
-        """The loop: from noise, or from a noised film at step `start`, to clean latents."""
-        latents, x0, steps = noise, None, len(sampler.timesteps)
-        if film is not None:
-            latents = film if start == steps else self._noised(film, noise, sampler.timesteps[start])
-        for i in range(start, steps):
-            t = sampler.timesteps[i]
-            if known is not None and not self.takes_image_channels:
-                latents = self._put_back(latents, self._noised(known, noise[:, :, :1], t), front)
-            output = self._predict(latents, t, text, known, scales[i])
-            latents, x0 = sampler.step(output, i, latents, x0, generator)
-            if on_step:
-                on_step(i - start + 1, steps - start)
-        if known is not None and not self.takes_image_channels:
-            latents = self._put_back(latents, known, front)
-        return latents
+    def _check(self, request: Request) -> None:
+        """Raises ValueError for what cannot be made, of any model, of this one, or on this machine."""
+        request.check(self.text)
+        if request.tile:
+            check_tile(self.vae, _size_of(request.tile))
+        size = len(request.prompts), request.num_frames, request.height, request.width
+        refuse_giants(request.vae, request.transformer, size, self.device, self._dtype, bool(request.tile))
 
-    def _predict(self, latents, t, text, known, scale):
-        """The guided model output: unconditional first, both in one batch."""
-        if known is not None and self.takes_image_channels:
-            beside = torch.zeros_like(latents)
-            beside[:, :, :1] = known
-            latents = torch.cat([latents, beside], dim=1)
-        batch = len(latents)
-        if scale == 1:
-            text = text[batch:]
-        else:
-            latents = torch.cat([latents, latents])
-        t = t.to(latents.device).expand(len(latents))
-        ofs = torch.full_like(t, OFS, dtype=latents.dtype) if self.transformer.config.ofs_embed_dim else None
-        output = self.transformer(latents, t, text, ofs).float()
-        return output if scale == 1 else guide(*output.chunk(2), scale)
-
-    def _text_features(self, prompts, negative_prompt):
+    def _text_features(self, request):
+        prompts = list(request.prompts)
         for word in sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
             warnings.warn(f"this model has never seen the word {word!r}; it will not know what to show", stacklevel=3)
         with self._at_work(self.text):
-            features = self.text.encode([negative_prompt] * len(prompts) + prompts)
-        if self.unconditional == "zeros" and not negative_prompt:
+            features = self.text.encode([request.negative_prompt] * len(prompts) + prompts)
+        if self.unconditional == "zeros" and not request.negative_prompt:
             features[:len(prompts)] = 0
-        return features.to(self.device, self._dtype)
+        return check_finite(features, "the text encoder's output").to(self.device, self._dtype)
 
-    def _encode(self, video, generator, tile=False, still=False):
-        """Scaled latents of pixels `b t h w 3`, sampled from the posterior."""
+    def _latents_of(self, pixels, request, generator, still=False):
+        """Latents of the given picture or film for each prompt; the first of a film also fills what lies in front."""
+        if pixels is None:
+            return None
+        latents = self._encode(pixels[:, None] if still else pixels, generator, request.tile, still)
+        latents = latents.expand(len(request.prompts), -1, -1, -1, -1)
+        return latents if still else torch.cat([latents[:, :, :1]] * request.front + [latents], dim=2)
+
+    def _encode(self, video, generator: Generators, tile=False, still=False):
+        """Scaled latents of pixels `b t h w 3`, sampled from the posterior; of one video, one for each generator."""
         config = self.vae.config
         with self._at_work(self.vae):
             weight = next(self.vae.parameters())
             video = (rearrange(video, "b t h w c -> b c t h w") * 2 - 1).to(weight.device, weight.dtype)
             posterior = tiled_encode(self.vae, video, _size_of(tile)) if tile else self.vae.encode(video)
-        latents = posterior.sample(generator).to(self.device)
+        mean = posterior.mean
+        count = len(generator) if isinstance(generator, list) else len(mean)
+        latents = mean + posterior.std * randn((count, *mean.shape[1:]), generator, mean.dtype, mean.device)
+        check_finite(latents, "what the VAE makes of the given pixels")
         inverted = still and config.invert_scale_latents
-        return (latents / config.scaling_factor if inverted else latents * config.scaling_factor).to(self._dtype)
+        latents = latents / config.scaling_factor if inverted else latents * config.scaling_factor
+        return latents.to(self.device, self._dtype)
+
+    # ---- the loop
+
+    def _denoise(self, request, sampler, noise, text, first, film, generator, on_step):
+        """From noise, or from a noised film at the step where its strength begins, to clean latents."""
+        timesteps, x0 = sampler.timesteps.tolist(), None
+        n = len(timesteps)
+        start = 0 if film is None else start_index(request.strength, n)
+        scales = guidance_scales(request.guidance_scale, sampler.timesteps[start:], request.dynamic_guidance)
+        beside, known = (first, None) if self.takes_image_channels else (None, first)  # seen, or put back at each step
+        latents = noise
+        if film is not None:
+            latents = film if start == n else self.schedule.add_noise(film, noise, timesteps[start])
+        for i in range(start, n):
+            if known is not None:
+                as_noisy = self.schedule.add_noise(known, noise[:, :, :1], timesteps[i])
+                latents = self._put_back(latents, as_noisy, request.front)
+            output = self._predict(latents, timesteps[i], text, beside, scales[i - start])
+            latents, x0 = sampler.step(output, i, latents, x0, generator)
+            if on_step:
+                on_step(i - start + 1, n - start)
+        return latents if known is None else self._put_back(latents, known, request.front)
+
+    def _predict(self, latents, t, text, beside, scale):
+        """The guided model output: unconditional first, both in one batch."""
+        if beside is not None:  # the picture in frame 0, zeros after it
+            latents = torch.cat([latents, F.pad(beside, (0, 0, 0, 0, 0, latents.shape[2] - 1))], dim=1)
+        if scale == 1:
+            text = text[len(latents):]
+        else:
+            latents = torch.cat([latents, latents])
+        t = torch.full((len(latents),), t, device=latents.device)
+        ofs = torch.full_like(t, OFS, dtype=latents.dtype) if self.transformer.config.ofs_embed_dim else None
+        output = self.transformer(latents, t, text, ofs).float()
+        return output if scale == 1 else guide(*output.chunk(2), scale)
+
+    def _put_back(self, latents, known, front):
+        """The known first latent, in its place and in that of the frame that only fills a temporal patch."""
+        frames = 1 + front
+        return torch.cat([known.to(latents.dtype).expand(-1, -1, frames, -1, -1), latents[:, :, frames:]], dim=2)
+
+    # ---- where the networks are
 
     @contextmanager
     def _at_work(self, part) -> Iterator[None]:
@@ -234,64 +279,13 @@ class Pipeline:
                 part.to("cpu")
 
     @property
-    def _parts(self):
-        return self.vae, self.transformer, self.text
-
-    def _noised(self, latents, noise, t):
-        return self.schedule.add_noise(latents, noise, int(t))
-
-    def _put_back(self, latents, known, front):
-        """The known first latent, in its place and in that of the frame that only fills a temporal patch."""
-        frames = 1 + front
-        return torch.cat([known.to(latents.dtype).expand(-1, -1, frames, -1, -1), latents[:, :, frames:]], dim=2)
-
-    def _with_front(self, film, front):
-        return torch.cat([film[:, :, :1].expand(-1, -1, front, -1, -1), film], dim=2)
-
-    def _latent_shape(self, prompts, image, video, num_frames, height, width, tile):
-        """(b, c, t, h, w) of the latents and how many of the t lie in front of the video; checks every input."""
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError('the prompt is empty; say what to show, such as "a red circle moves right"')
-        self.text.tokens(prompts)  # raises for an overlong caption
-        if image is not None and video is not None:
-            raise ValueError("both an image and a video are given; pass one of them")
-        if self.takes_image_channels and image is None:
-            raise ValueError("this model makes videos from an image; pass one as image=")
-        time, space = self.vae.config.temporal_compression_ratio, self.vae.config.spatial_compression_ratio
-        frames, height, width = num_frames or self.num_frames, height or self.height, width or self.width
-        if frames % time != 1 % time:
-            low = max((frames - 1) // time * time + 1, 1)
-            raise ValueError(f"num_frames is {frames}; it must be {time}k + 1, such as {low} or {low + time}")
-        unit = space * self.transformer.config.patch_size
-        for name, size in (("height", height), ("width", width)):
-            if size % unit:
-                raise ValueError(f"{name} is {size}; it must be a multiple of {unit}")
-        refuse_giants(self.vae.config, self.transformer.config, (len(prompts), frames, height, width), self.device,
-                      self._dtype, bool(tile))
-        for name, given, want in (("image", image, (height, width)), ("video", video, (frames, height, width))):
-            if given is not None and tuple(given.shape[1:-1]) != want:
-                raise ValueError(f"the {name} is {'x'.join(map(str, given.shape[1:-1]))}; it must be "
-                                 f"{'x'.join(map(str, want))}")
-            if given is not None and not (torch.isfinite(given).all() and given.min() >= 0 and given.max() <= 1):
-                raise ValueError(f"the {name} holds values outside 0..1 or NaN; divide 8-bit pixels by 255")
-        latent_frames = (frames - 1) // time + 1
-        front = -latent_frames % (self.transformer.config.patch_size_t or 1)
-        channels = self.vae.config.latent_channels
-        return (len(prompts), channels, front + latent_frames, height // space, width // space), front
-
-    @property
     def _dtype(self) -> torch.dtype:
         return self.transformer.proj_out.weight.dtype
 
 
+def _batch_of_one(pixels):
+    return pixels[None] if isinstance(pixels, Tensor) else pixels  # whatever else it is, it will be refused by name
+
+
 def _size_of(tile: Tile) -> tuple[int, int] | None:
     return None if tile is True else tile
-
-
-def load(name_or_folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-         offload: bool = False) -> Pipeline:
-    """The shipped model ("toy") or any diffusers pipeline folder, ready to sample; see `interop.load`."""
-    from minicogvx.interop import load as load_folder
-
-    return load_folder(name_or_folder, device, dtype, offload)

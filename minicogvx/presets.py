@@ -1,11 +1,15 @@
 """Every size of the model as one frozen dataclass: from `micro`, trained in minutes, to the published 5B.
 
 Field names are those of the `diffusers` config files wherever both have the field. Fields below a
-"departures" comment are ours: each defaults to the published behaviour and exists for an ablation.
+"departures" comment are ours: each defaults to the published behaviour. Most exist for an ablation; two are better
+where the published one fails, and `micro`, `toy` and `small` set them: `first_frame` and `position_scaling`.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from minicogvx.ranges import check_fields
+from minicogvx.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class VAEConfig:
     # departures
     time_padding: Literal["first", "zeros"] = "first"  # what a causal convolution sees before frame 0
     norm_over: Literal["chunk", "frame"] = "chunk"  # whose statistics a group norm uses; "frame" never leaks the future
-    first_frame: Literal["start", "parity"] = "start"  # "parity": the published rule, which turns 5 frames into 8
+    first_frame: Literal["parity", "start"] = "parity"  # published: 5 frames come back as 8; "start": as 5
 
     @property
     def spatial_compression_ratio(self) -> int:
@@ -35,7 +39,10 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     def __post_init__(self):
+        check_fields(self)
         stages, ratio = len(self.block_out_channels), self.temporal_compression_ratio
+        if not 1 <= stages <= 8:
+            raise ValueError(f"block_out_channels has {stages} entries; it must have from 1 to 8, one a stage")
         if ratio not in (1, 2, 4, 8) or 2 ** (stages - 1) < ratio:
             raise ValueError(f"temporal_compression_ratio is {ratio}; with {stages} stages it must be a power of two "
                              f"up to {2 ** (stages - 1)}")
@@ -43,9 +50,6 @@ class VAEConfig:
             if width % self.norm_num_groups:
                 raise ValueError(f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} "
                                  f"does not divide")
-        _one_of("time_padding", self.time_padding, ("first", "zeros"))
-        _one_of("norm_over", self.norm_over, ("chunk", "frame"))
-        _one_of("first_frame", self.first_frame, ("start", "parity"))
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,22 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     def __post_init__(self):
-        _one_of("position", self.position, ("rope", "sincos", "learned", "rope+learned", "none"))
-        _one_of("position_scaling", self.position_scaling, ("interpolate", "extrapolate"))
-        _one_of("modulation", self.modulation, ("expert", "shared", "separate"))
-        _one_of("attention", self.attention, ("full", "factorised"))
+        check_fields(self)
         if "rope" in self.position and self.attention_head_dim % 16:
             raise ValueError(f"attention_head_dim is {self.attention_head_dim}; 3D RoPE splits it 2:3:3 over time, "
                              f"height and width, so it must be a multiple of 16")
         if self.position == "sincos" and self.width % 16:
             raise ValueError(f"width is {self.width}; the 3D sincos table needs a multiple of 16")
+        if self.width % 2:
+            raise ValueError(f"width is {self.width}; the timestep's sines and cosines need an even number")
+        if self.ofs_embed_dim not in (None, self.time_embed_dim) or self.ofs_embed_dim and self.ofs_embed_dim % 2:
+            raise ValueError(f"ofs_embed_dim is {self.ofs_embed_dim}; it is added to the time embedding, so it must be "
+                             f"{self.time_embed_dim}, and even")
+        for name in ("sample_height", "sample_width"):
+            size, learned = getattr(self, name), "learned" in self.position
+            if size < self.patch_size or learned and size % self.patch_size:
+                raise ValueError(f"{name} is {size}; it must be {'a multiple of' if learned else 'at least'} "
+                                 f"patch_size={self.patch_size}")
 
 
 @dataclass(frozen=True)
@@ -102,15 +113,19 @@ class ScheduleConfig:
     beta_end: float = 0.012
     snr_shift_scale: float = 1.0  # 3.0 in the 2B
     sampler: Literal["ddim", "dpm"] = "ddim"  # the published demos: DDIM for 2B, DPM for 5B
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"  # of the steps that sampling visits
     # departures
     rescale_betas_zero_snr: bool = True
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
 
     def __post_init__(self):
-        _one_of("sampler", self.sampler, ("ddim", "dpm"))
-        _one_of("prediction_type", self.prediction_type, ("v_prediction", "epsilon", "sample"))
-        if self.snr_shift_scale <= 0:
-            raise ValueError(f"snr_shift_scale is {self.snr_shift_scale}; it must be above 0")
+        check_fields(self)
+        if not self.beta_start < self.beta_end:
+            raise ValueError(f"beta_start is {self.beta_start} and beta_end {self.beta_end}; they must satisfy "
+                             f"0 < beta_start < beta_end < 1")
+        if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
+            raise ValueError("prediction_type is 'epsilon' with rescale_betas_zero_snr=True; the last timestep holds "
+                             "no signal to recover x0 from, so set rescale_betas_zero_snr=False or predict v")
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,10 @@ class TextConfig:
     num_layers: int = 24
     num_heads: int = 64
     vocab_size: int = 32128
-    feed_forward_proj: str = "gated-gelu"
+    feed_forward_proj: Literal["gated-gelu", "gated-silu", "gated-relu", "gelu", "silu", "relu"] = "gated-gelu"
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -138,25 +156,38 @@ class Preset:
     fps: int = 8
     image_to_video: bool = False
 
+    def __post_init__(self):
+        check_fields(self)
+
     @property
     def num_frames(self) -> int:
         """Frames of a default clip."""
-        return self.transformer.sample_frames
+        return video_size(self.vae, self.transformer)[0]
 
     @property
     def height(self) -> int:
         """Height of a default clip in pixels."""
-        return self.vae.sample_height
+        return video_size(self.vae, self.transformer)[1]
 
     @property
     def width(self) -> int:
         """Width of a default clip in pixels."""
-        return self.vae.sample_width
+        return video_size(self.vae, self.transformer)[2]
 
 
-def _one_of(name: str, value, valid: tuple) -> None:
-    if value not in valid:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, valid))}")
+def video_size(vae: VAEConfig, transformer: TransformerConfig, num_frames: int | None = None,
+               height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of a video; what is None is the model's own.
+
+    That is the VAE's sample size. The transformer's is the grid of its position tables, which in the 1.5 models, with
+    300 x 300 latents, is no video's; but where the table is learned, it fits no other size.
+    """
+    own = vae.sample_height, vae.sample_width
+    if "learned" in transformer.position:
+        space = vae.spatial_compression_ratio
+        own = transformer.sample_height * space, transformer.sample_width * space
+    return tuple(default if value is None else value
+                 for value, default in zip((num_frames, height, width), (transformer.sample_frames, *own)))
 
 
 _VAE_5B = VAEConfig(scaling_factor=0.7)
@@ -175,11 +206,11 @@ def _small_transformer(vae: VAEConfig, frames: int, text: TextConfig, **fields) 
 
 _TEXT_TOY = TextConfig(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, vocab_size=128)
 _VAE_MICRO = VAEConfig(latent_channels=8, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8,
-                       scaling_factor=1.0, sample_height=32, sample_width=32)
+                       scaling_factor=1.0, sample_height=32, sample_width=32, first_frame="start")
 _VAE_TOY = VAEConfig(latent_channels=16, block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8,
-                     scaling_factor=1.0, sample_height=64, sample_width=64)
+                     scaling_factor=1.0, sample_height=64, sample_width=64, first_frame="start")
 _VAE_SMALL = VAEConfig(latent_channels=16, block_out_channels=(64, 128, 128, 256), layers_per_block=2,
-                       norm_num_groups=16, scaling_factor=1.0, sample_height=128, sample_width=128)
+                       norm_num_groups=16, scaling_factor=1.0, sample_height=128, sample_width=128, first_frame="start")
 
 PRESETS = {preset.name: preset for preset in (
     Preset("micro", _VAE_MICRO,
@@ -210,5 +241,6 @@ PRESETS = {preset.name: preset for preset in (
 def preset(name: str) -> Preset:
     """The preset called `name`. Raises ValueError, with the names there are, if there is none."""
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}"
+                         f"{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

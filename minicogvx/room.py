@@ -73,7 +73,7 @@ def refuse_giants(vae: VAEConfig, transformer: TransformerConfig, size: tuple[in
     videos, frames, height, width = size
     tiles_help = not tiled and least_memory(vae, transformer, size, dtype.itemsize, tiled=True) <= there
     raise ValueError(f"{f'{videos} x ' if videos > 1 else ''}{frames} frames of {height}x{width} take more than "
-                     f"{least / _GIB:,.0f} GiB, and '{device}' has {there / _GIB:,.0f} GiB in all; ask for fewer "
+                     f"{least // _GIB:,} GiB, and '{device}' has {there // _GIB:,} GiB in all; ask for fewer "
                      f"frames or a smaller height and width{', or let the VAE work in tiles' if tiles_help else ''}")
 
 

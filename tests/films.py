@@ -1,11 +1,13 @@
 """Small films for the tests, written by PyAV: whole ones, and each kind of broken one."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from PIL import Image
 
 from minicogvx.data import video_files
 
@@ -28,6 +30,65 @@ def film(path: Path, video: torch.Tensor, times: list[float] | None = None, fps:
             frame.pts, frame.time_base = round(1000 * second), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def coded(path: Path, video: torch.Tensor, codec: str = "libx264", pix_fmt: str = "yuv420p", fps: int = 8,
+          prepare=lambda stream: None, container: dict | None = None, **options: str) -> Path:
+    """Writes `video` (t h w 3 or 4, 0..1) by any codec into any container; `prepare` may set up the stream further."""
+    with av.open(str(path), "w", **container or {}) as file:
+        stream = file.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt, stream.options = *video.shape[1:3], pix_fmt, options
+        prepare(stream)
+        for pixels in (video * 255).round().to(torch.uint8).contiguous().numpy():
+            frame = av.VideoFrame.from_ndarray(pixels, "rgba" if pixels.shape[2] == 4 else "rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def with_cover(path: Path) -> Path:
+    """Puts a cover into an mp4 where music players look for it, in front of the film: FFmpeg's stream 0."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 48), "red").save(buffer, "JPEG")
+    cover = _box(b"data", (13).to_bytes(4) + bytes(4) + buffer.getvalue())
+    head = _box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    extra = _box(b"udta", _box(b"meta", bytes(4) + head + _box(b"ilst", _box(b"covr", cover))))
+    data = path.read_bytes()
+    at = data.find(b"moov") - 4
+    end = at + int.from_bytes(data[at:at + 4])
+    first = at + 8 + int.from_bytes(data[at + 8:at + 12])  # behind the box that comes first
+    moov = bytearray(_box(b"moov", data[at + 8:first] + extra + data[first:end].replace(b"udta", b"free")))
+    table = moov.find(b"stco") + 8  # places in the file, of what moves back now
+    for place in range(table + 4, table + 4 + 4 * int.from_bytes(moov[table:table + 4]), 4):
+        moov[place:place + 4] = (int.from_bytes(moov[place:place + 4]) + len(extra)).to_bytes(4)
+    path.write_bytes(data[:at] + moov + data[end:])
+    return path
+
+
+def _box(kind: bytes, body: bytes) -> bytes:
+    return (len(body) + 8).to_bytes(4) + kind + body
+
+
+def call(path: Path, sizes: list[tuple[int, int]], each: int = 16, fps: int = 8) -> Path:
+    """A webm of a window over a still picture, `each` frames at every one of `sizes` (height, width) in turn."""
+    wide = texture(256, 512)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx", rate=fps)
+        (stream.height, stream.width), stream.pix_fmt = sizes[0], "yuv420p"
+        stream.options = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"}
+        encoder = stream
+        for part, (h, w) in enumerate(sizes):
+            if part:
+                encoder = av.CodecContext.create("libvpx", "w")
+                encoder.height, encoder.width, encoder.pix_fmt, encoder.options = h, w, "yuv420p", stream.options
+                encoder.time_base, encoder.framerate = Fraction(1, fps), fps
+            for k in range(each):
+                frame = av.VideoFrame.from_ndarray((wide[k:k + h, k:k + w] * 255).byte().numpy(), format="rgb24")
+                frame.pts, frame.time_base = part * each + k, Fraction(1, fps)
+                for packet in encoder.encode(frame):
+                    packet.stream = stream
+                    file.mux(packet)
     return path
 
 

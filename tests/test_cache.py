@@ -1,6 +1,9 @@
 """Clips encoded once: the same latents as the VAE gives, resumed after any cut, refused after any change."""
 
+import copy
 import json
+import shutil
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,10 +14,11 @@ from PIL import Image
 from minicogvx import cli
 from minicogvx.data import command
 from minicogvx.data.video_folder import read_clip, scan_folder
+from minicogvx.files import locked
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
 from minicogvx.training import cache
-from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
+from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips, is_cache, open_cache
 from minicogvx.training.cache_plan import file_fingerprint, plan_items, shard
 from minicogvx.vae import CausalVAE
 
@@ -150,13 +154,97 @@ def test_what_changed_is_named(folder, tmp_path, models):
         make(work, tmp_path / "out", models, replace(SETTINGS, fps=4))
     with pytest.raises(ValueError, match="the number format is another"):
         make(work, tmp_path / "out", models, dtype=torch.bfloat16)
-    (work / "a.txt").write_text("noise")
-    with pytest.raises(ValueError, match=r"the clips or captions are others than .* \(a.mp4\)"):
+
+
+@pytest.fixture
+def work(folder, tmp_path):
+    """A copy of the films."""
+    shutil.copytree(folder, tmp_path / "films")
+    return tmp_path / "films"
+
+
+def caption_other(work):
+    (work / "wide.txt").write_text("a pan of a picture")
+
+
+def add_film(work):
+    caption(mp4(work / "z.mp4", pan(9, 40, 40, seed=8)), "a pan of noise")
+
+
+def add_caption(work):
+    rows = [{"file_name": "b.mp4", "text": "a pan of noise"}, {"file_name": "b.mp4", "text": "noise"}]
+    (work / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("change, told, clips_more, texts_more", [
+    (caption_other, r"5 clips and now has 5: 1 with another caption \(wide.mp4\)$", 0, 1),
+    (add_film, r"now has 6: 1 new \(z.mp4\)$", 1, 0),
+    (add_caption, r"now has 6: 1 with another caption \(b.mp4\)$", 0, 1),
+    (lambda work: mp4(work / "b.mp4", pan(20, 40, 40, seed=7)), r"has 5: 1 with another film \(b.mp4\)$", 1, 0),
+    (lambda work: (work / "b.mp4").unlink(), r"now has 4: 1 gone \(b.mp4\)$", 0, 0),
+    (lambda work: [(work / f"b.{end}").rename(work / f"y.{end}") for end in ("mp4", "txt")],
+     r"1 new \(y.mp4\), 1 gone \(b.mp4\)$", 0, 0)])
+def test_a_cache_grows_by_what_is_new(work, tmp_path, models, change, told, clips_more, texts_more):
+    make(work, tmp_path / "out", models)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    change(work)
+    with pytest.warns(UserWarning, match=told):
+        grown = make(work, tmp_path / "out", models)
+    after = set((tmp_path / "out").glob("*.safetensors")) - before.keys()
+    assert len([path for path in after if path.name.startswith("clips")]) == clips_more
+    assert len([path for path in after if path.name.startswith("text")]) == texts_more
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    fresh = make(work, tmp_path / "fresh", models)
+    assert grown.captions == fresh.captions and [str(each) for each in grown.problems] == [
+        str(each) for each in fresh.problems]
+    for i in range(len(fresh)):
+        same = [each.draw([i], torch.Generator().manual_seed(i)) for each in (grown, fresh)]
+        assert torch.allclose(*same, atol=5e-3) and torch.equal(grown.text([i]), fresh.text([i]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         make(work, tmp_path / "out", models)
-    (work / "a.txt").write_text("a pan")
-    mp4(work / "b.mp4", pan(20, 40, 40, seed=7))
-    with pytest.raises(ValueError, match="b.mp4 has changed since"):
-        make(work, tmp_path / "out", models)
+
+
+def test_a_disk_that_was_away_is_asked_again(work, tmp_path, models, monkeypatch):
+    def away(clip, *rest):
+        if clip.name == "b.mp4":
+            raise OSError(5, "Input/output error")
+        return read_clip(clip, *rest)
+
+    monkeypatch.setattr(cache, "read_clip", away)
+    cached = make(work, tmp_path / "out", models)
+    assert len(cached) == 4 and "b.mp4: [Errno 5] Input/output error" in [str(each) for each in cached.problems]
+    monkeypatch.setattr(cache, "read_clip", read_clip)
+    with pytest.warns(UserWarning, match="1 new"):
+        assert len(make(work, tmp_path / "out", models)) == 5
+
+
+def test_copies_of_a_film_are_encoded_once(work, tmp_path, models):
+    for end in ("mp4", "txt"):
+        shutil.copy(work / f"b.{end}", work / f"copy.{end}")
+    cached = make(work, tmp_path / "out", models)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())["items"]
+    assert len(cached) == 6 and len({row["key"] for row in index}) == 5
+
+
+def test_one_run_at_a_time_writes(folder, tmp_path, models):
+    with locked(tmp_path / "out"), pytest.raises(ValueError, match="in use by another run"):
+        make(folder, tmp_path / "out", models)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_is_opened_for_the_models_that_made_it(folder, tmp_path, models):
+    vae, text = models
+    settings = replace(SETTINGS_PLAIN, windows=2, mixed_lengths=False, num_frames=5)
+    made = make(folder, tmp_path / "out", models, settings)
+    half = copy.deepcopy(vae).bfloat16()  # as a GPU holds it
+    assert is_cache(tmp_path / "out") and not is_cache(folder)
+    assert len(open_cache(tmp_path / "out", vae, text)) == len(open_cache(tmp_path / "out", half, text)) == len(made)
+    torch.manual_seed(9)
+    with pytest.raises(ValueError, match="made with another VAE"):
+        open_cache(tmp_path / "out", CausalVAE(CONFIG), text)
+    with pytest.raises(ValueError, match="made with another text encoder"):
+        open_cache(tmp_path / "out", vae, None)
 
 
 def test_a_fingerprint_sees_both_ends_of_a_file(tmp_path):
@@ -222,7 +310,7 @@ def test_damage_is_told_when_a_cache_is_read(folder, tmp_path, models):
 
 
 def test_the_command_encodes_with_the_shipped_model(folder, tmp_path, capsys):
-    arguments = ["cache", str(folder), "--out", str(tmp_path / "out"), "--num-frames", "5", "--no-text", "--one-size"]
+    arguments = ["cache", str(folder), "--out", str(tmp_path / "out"), "--num-frames", "5", "--one-size"]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "5 frames of 64x64: 4" in printed and printed.endswith("out: 5 clips, 3 captions\n")

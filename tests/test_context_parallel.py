@@ -17,7 +17,7 @@ from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.context_parallel import join_time, latent_shares, own_frames, own_latents, pool
 
 TINY = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
-                 sample_height=8, sample_width=8)
+                 sample_height=8, sample_width=8, first_frame="start")
 
 # name: frames, ranks, dtype, fields of the config, options, allowed relative error of outputs and gradients
 # (float64 agrees to 1e-6 because the one process sums norm gradients, and keeps posteriors, in float32 even then)
@@ -87,6 +87,31 @@ def compare(frames: int, group: dist.ProcessGroup, dtype: torch.dtype, config: d
     return errors
 
 
+def never_called(group: dist.ProcessGroup) -> list[str]:
+    """Modules with weights on which no hook fires where ranks share a clip."""
+    vae, called = tiny(torch.float32), set()
+    for module in vae.modules():
+        module.register_forward_hook(lambda module, *_: called.add(module))
+    frames = own_frames(normal(1, 3, 9, 8, 8, dtype=torch.float32), group=group)
+    context_parallel.decode(vae, context_parallel.encode(vae, frames, group).mean, group)
+    return [name for name, module in vae.named_modules()
+            if list(module.parameters(recurse=False)) and module not in called]
+
+
+def gathered_gradient(group: dist.ProcessGroup) -> str:
+    """What the second derivative of gathered statistics says; "written into" where the first changed its argument."""
+    x = torch.ones(3, 1, 2, requires_grad=True)
+    y = context_parallel._Gather.apply(x, group)
+    given = torch.ones_like(y)
+    y.backward(given)
+    gradient, = torch.autograd.grad(context_parallel._Gather.apply(x, group).square().sum(), x, create_graph=True)
+    try:
+        gradient.sum().backward()
+    except RuntimeError as error:
+        return str(error) if torch.equal(given, torch.ones_like(y)) else "written into"
+    return "differentiated twice"
+
+
 def refusals(group: dist.ProcessGroup, rank: int) -> dict[str, str]:
     """What each mistake is told as; all are found before anything is sent."""
     vae, told = tiny(torch.float32), {}
@@ -122,9 +147,11 @@ def work(out: Path) -> None:
     summed = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
     summed.grad = torch.full((2,), 1.0 + me.rank, dtype=torch.float64)
     average_gradients([summed], replace(me, context=me.world_size))
-    told = refusals(dist.group.WORLD, me.rank)
+    told, missed = refusals(dist.group.WORLD, me.rank), never_called(dist.group.WORLD)
+    gathered = gathered_gradient(dist.group.WORLD)
     if me.first:
-        out.write_text(json.dumps({"errors": result, "told": told, "sum": summed.grad.tolist()}))
+        out.write_text(json.dumps({"errors": result, "told": told, "sum": summed.grad.tolist(), "missed": missed,
+                                   "gathered": gathered}))
     leave()
 
 
@@ -153,6 +180,14 @@ def test_dropping_the_borrowed_gradient_changes_the_gradients_alone(result):
 def test_norms_that_are_not_gathered_see_each_rank_alone(result):
     errors = result["errors"]["norms over each rank's frames"]
     assert errors["encode"] > 1e-3 and errors["decode"] > 1e-3
+
+
+def test_hooks_fire_where_ranks_share_a_clip(result):
+    assert result["missed"] == []
+
+
+def test_gathering_leaves_the_gradient_that_it_is_given_alone_and_refuses_second_derivatives(result):
+    assert "differentiate twice" in result["gathered"]
 
 
 def test_gradients_of_parts_are_summed(result):

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import math
+import os
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 
 from minicogvx.data import command, shapes, video_files
 from minicogvx.data.curation import CurationThresholds, best_fraction, curate, read_kept
+from minicogvx.data.listing import write_lines
 from minicogvx.data.optical_flow import motion_strength, optical_flow
 from minicogvx.data.shots import (
     Shot, Track, content_change, find_cuts, find_shots, histogram_change, measure, sharpness,
@@ -310,3 +313,37 @@ def test_kept_shots_are_read_back(folder, tmp_path):
     result = curate(folder, tmp_path, progress=False)
     again = read_kept(folder, tmp_path / "kept.jsonl")
     assert [each.scores for each in again] == [each.scores for each in result.kept]
+
+
+def test_the_lists_of_curation_keep_what_others_wrote(folder, tmp_path, capsys):
+    row = {"file_name": "./two.mp4", "caption": "one\u2028two", "licence": "CC", "scores": {"own": 7}}
+    write_lines(folder / "metadata.jsonl", [row])
+    (folder / "notes.doc").touch()
+    assert command.main(["curate", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "passed over: 1 .doc\n" in capsys.readouterr().out
+    assert "passed over: 1 .doc" in Page((tmp_path / "out" / "report.html").read_text()).words
+    kept = tmp_path / "out" / "kept.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().split("\n") if "two.mp4" in line]
+    assert [(each["file_name"], each["text"], each["licence"]) for each in rows] == [("two.mp4", "one two", "CC")] * 2
+    assert all("caption" not in each and each["scores"].keys() >= {"motion"} for each in rows)
+    kept.write_bytes(b"\xef\xbb\xbf\r\n" + kept.read_bytes().replace(b"\n", b"\r\n"))
+    assert [each.scores for each in read_kept(folder, kept)][-2:] == [each["scores"] for each in rows]
+
+
+@pytest.mark.parametrize("scores", [{"motion": math.nan}, {"motion": True}, {"motion": "fast"}, [1],
+                                    {"motion": 10**400}])
+def test_scores_that_are_no_numbers_are_refused(tmp_path, scores):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    listing = write_lines(tmp_path / "kept.jsonl", [{"file_name": "a.png", "scores": scores}])
+    with pytest.raises(ValueError, match="line 1, on a.png, has .* must be a number"):
+        read_kept(tmp_path, listing)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no such names")
+def test_names_of_any_bytes_are_curated(tmp_path):
+    picture = Image.fromarray((texture(64, 64, grain=2).numpy() * 255).astype("uint8"))
+    picture.save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    result = curate(tmp_path, tmp_path / "out", progress=False)
+    assert [os.fsencode(each.clip.name) for each in read_kept(tmp_path, tmp_path / "out" / "kept.jsonl")] == [
+        b"caf\xe9.png"] and len(result.kept) == 1
+    assert "caf\\udce9.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -134,7 +134,7 @@ def test_tables_follow_the_inputs_to_their_device():
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"num_train_timesteps": 1}, "num_train_timesteps is 1; it must be at least 2"),
+    ({"num_train_timesteps": 1}, "num_train_timesteps is 1; it must be a whole number from 2"),
     ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start is 0.5 and beta_end 0.1"),
     ({"prediction_type": "epsilon"}, "set rescale_betas_zero_snr=False or predict v"),
 ])

@@ -12,7 +12,8 @@ import minicogvx
 from minicogvx.data.captions import vocabulary
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.data.styles import STYLES, render_styled
-from minicogvx.evaluation.adherence import judge, measure_adherence
+from minicogvx.diffusion.samplers import randn
+from minicogvx.evaluation.adherence import clip_seed, generate, judge, measure_adherence
 from minicogvx.evaluation.command import main
 from minicogvx.evaluation.comparison import write_comparison
 from minicogvx.evaluation.reconstruction import flicker, measure_reconstruction, psnr
@@ -87,16 +88,55 @@ def test_reconstruction_of_a_perfect_and_of_a_useless_vae():
     assert bad.share["all"] == 0.0 and bad.psnr < 20 and bad.flicker == 0.0
 
 
-def test_the_posterior_is_sampled_with_the_seed_of_the_measurement():
+def test_the_posterior_is_sampled_with_the_seed_of_each_clip():
     class Noisy(PerfectVAE):
         def encode(self, video):
             return DiagonalGaussian(torch.cat([video, torch.full_like(video, -4.0)], dim=1))
 
     found = measure_reconstruction(Noisy(), SCENES[:2], 17, seed=3, progress=False)
     true = render_batch(SCENES[:2], 17, 64, 64)
-    sampled = Noisy().encode(true.permute(0, 4, 1, 2, 3) * 2 - 1).sample(torch.Generator().manual_seed(3))
+    posterior = Noisy().encode(true.permute(0, 4, 1, 2, 3) * 2 - 1)
+    noise = randn(posterior.mean.shape, [torch.Generator().manual_seed(clip_seed(3, clip)) for clip in (0, 1)])
+    sampled = posterior.mean + posterior.std * noise
     back = (sampled.permute(0, 2, 3, 4, 1) / 2 + 0.5).clamp(0, 1)
-    assert found.psnr == sum(map(psnr, true, back)) / 2 and 15 < found.psnr < 40
+    assert found.psnr == pytest.approx(sum(map(psnr, true, back)) / 2) and 15 < found.psnr < 40
+    each = [measure_reconstruction(Noisy(), SCENES, 17, seed=3, batch_size=size, progress=False) for size in (1, 4, 6)]
+    assert each[0].psnr == pytest.approx(each[1].psnr) == pytest.approx(each[2].psnr)
+    assert each[0].psnr != measure_reconstruction(Noisy(), SCENES, 17, seed=4, progress=False).psnr
+
+
+def test_a_vae_that_makes_nan_has_no_score():
+    class Broken(PerfectVAE):
+        def decode(self, latents):
+            return latents / 0 * 0
+
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        measure_reconstruction(Broken(), SCENES, 17, progress=False)
+
+
+class Seeds(Perfect):
+    """Keeps the seeds that it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = []
+
+    def sample(self, captions, seed=0, **options):
+        self.seeds += seed
+        return super().sample(captions, **options)
+
+
+def test_the_seed_of_a_clip_depends_on_its_place_and_not_on_the_batch():
+    def asked(seed, batch):
+        pipe = Seeds()
+        captions = [caption for _, caption, _ in generate(pipe, SCENES, seed, batch_size=batch, progress=False)]
+        return pipe.seeds, captions
+
+    first = asked(0, 16)
+    assert asked(0, 4) == asked(0, 1) == asked(0, 5) == first and len(set(first[0])) == len(SCENES)
+    others = [asked(seed, 4)[0] for seed in (1, 2, 6, 16, 10**6, 2**63 - 1)]
+    assert len({seed for seeds in (first[0], *others) for seed in seeds}) == 7 * len(SCENES)
+    assert all(0 <= seed < 2**63 for seeds in others for seed in seeds)
 
 
 def test_flicker_is_in_grey_levels():
@@ -116,7 +156,7 @@ def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["--clips", "0"], "clips is 0"), (["--two-objects", "2"], "two-objects is 2.0"), (["--steps", "0"], "steps is 0"),
+    (["--clips", "0"], "clips is 0"), (["--two-objects", "2"], "two-objects is 2;"), (["--steps", "0"], "steps is 0"),
     (["--style", "noir"], "style is 'noir'; it must be one of plain, sepia, cyanotype"),
     (["--style", "sepia", "--two-objects", "0.5"], "two-objects is 0.5; with --style sepia it must be 0"),
     (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
@@ -124,11 +164,16 @@ def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     (["vae", "--offload"], "vae measures the VAE alone and whole; leave out --tile and --offload"),
     (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"), (["--device", "tpu"], "device is 'tpu'"),
     (["--strip", "a.gif"], "must end in .png"), (["--out", "a.txt"], "must end in .json"),
+    (["--clips", "1" + 23 * "0"], "clips is 1000"), (["--batch-size", "1" + 23 * "0"], "batch-size is 1000"),
+    (["--guidance-scale", "-1"], "guidance-scale is -1; it must be from 0 to 1000"),
+    (["--guidance-scale", "nan"], "guidance-scale is nan"), (["--seed", "-1"], "seed is -1"),
+    (["--sampler", "euler"], "sampler is 'euler'"), (["--out", "/dev/null/figures.json"], "cannot be written"),
+    (["--strip", "/dev/null/strip.png"], "cannot be written"), (["--lora", ""], "lora is empty"),
     (["--before", "toy"], "before is 'toy', and so is model; it must be another one, or give --lora"),
 ])
 def test_mistakes_are_one_sentence(monkeypatch, arguments, sentence):
     monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, OSError), match=sentence):
         main(arguments)
 
 
@@ -260,6 +305,27 @@ def test_a_model_that_takes_turns_scores_the_same(tmp_path, capsys, monkeypatch)
     cpu = torch.device("cpu")
     ways = ((False, None), (False, cpu), (True, None))
     assert seen == [(*way, clips) for way in ways for clips in (2, 1)]
+
+
+def test_the_strip_shows_the_clips_that_were_measured_whatever_the_batch(tmp_path, monkeypatch):
+    tiny_model(tmp_path)
+    made, real = [], Pipeline.decode
+
+    def decode(self, latents, tile=None):
+        made.append(real(self, latents, tile))
+        return made[-1]
+
+    monkeypatch.setattr(Pipeline, "decode", decode)
+    clips = []
+    for batch in ("1", "2", "4"):
+        made.clear()
+        assert main(["--model", str(tmp_path / "plain"), "--clips", "4", "--steps", "2", "--batch-size", batch,
+                     "--device", "cpu", "--sampler", "dpm", "--strip", str(tmp_path / "strip.png")]) == 0
+        clips.append(torch.cat(made))
+    for found in clips:  # four that are measured, and the first three again
+        assert len(found) == 7 and torch.allclose(found[:3], found[4:], atol=1e-4)
+        assert torch.allclose(found, clips[0], atol=1e-4)
+    assert not torch.allclose(clips[0][0], clips[0][1], atol=1e-2)
 
 
 def bad_lora(folder):

@@ -1,10 +1,12 @@
 """A model trained further on films: all its weights, and image to video. LoRA is in test_lora.py."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch.distributed.tensor import DTensor
 
 from minicogvx.data.captions import vocabulary
@@ -289,11 +291,102 @@ def test_what_does_not_go_together_is_refused(clips, tuning, message):
         finetune(tiny_pipe(), clips, tuning, keep=QUIET)
 
 
-def test_a_run_of_the_other_kind_of_checkpoints_is_not_begun_anew(clips, tmp_path):
-    keep = Keep(tmp_path, progress=False)
-    (tmp_path / "checkpoints" / "finetune_00000002").mkdir(parents=True)
-    with pytest.raises(ValueError, match="kept its weights in parts on each rank, and this one keeps them whole"):
-        finetune(tiny_pipe(), clips, FineTuning(steps=4), keep=keep)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_run_moves_between_whole_weights_and_parts_and_back(clips, tmp_path, lora_rank):
+    def run(steps, folder=None, **fields):
+        tuning = FineTuning(**{"steps": steps, "lora_rank": lora_rank, "learning_rate": 1e-3, "warmup": 0} | fields)
+        model = finetune(tiny_pipe(), clips, tuning, keep=Keep(folder, checkpoint_every=1, progress=False))
+        weights = whole_weights(model, Ranks())
+        leave()
+        return weights
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("minicogvx.training.finetune.warmup_cosine", lambda *_: 1.0)  # whatever the number of steps
+    try:
+        whole, parts = run(3), {"sharding": "fsdp", "offload": True}
+        run(1, tmp_path)
+        run(2, tmp_path, **parts)
+        moved = run(3, tmp_path)
+    finally:
+        monkey.undo()
+    rows = [json.loads(line)["step"] for line in (tmp_path / "finetune.jsonl").open()]
+    assert rows == [0, 1, 2]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "finetune_00000002", "finetune_00000003.safetensors"]
+    start = tiny_pipe().transformer.state_dict()
+    assert all(torch.allclose(whole[name], moved[name], atol=1e-5) for name in whole)
+    assert any(name not in start or not torch.allclose(start[name], moved[name], atol=1e-5) for name in moved)
+
+
+def test_a_checkpoint_in_parts_holds_what_learns_alone(clips, tmp_path):
+    tuning = FineTuning(steps=1, lora_rank=2, sharding="fsdp", offload=True)
+    finetune(tiny_pipe(), clips, tuning, keep=Keep(tmp_path, progress=False))
+    leave()
+    names = json.loads((tmp_path / "checkpoints" / "finetune_00000001" / "checkpoint.json").read_text())["tensors"]
+    assert names and all("lora_" in name for name in names if name.startswith("weights/"))
+    assert not [name for name in names if not name.startswith(("weights/", "optimizer/"))]
+
+
+def test_a_checkpoint_in_parts_of_another_model_is_refused_and_stays(clips, tmp_path):
+    parts = {"steps": 1, "sharding": "fsdp", "offload": True}
+    finetune(tiny_pipe(), clips, FineTuning(lora_rank=2, **parts), keep=Keep(tmp_path, progress=False))
+    for fields in (parts, {"steps": 1}):
+        with pytest.raises(ValueError, match="this run needs"):
+            finetune(tiny_pipe(), clips, FineTuning(lora_rank=4, **fields), keep=Keep(tmp_path, progress=False))
+    leave()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["finetune_00000001"]
+
+
+def test_fewer_steps_than_are_done_are_refused(clips, tmp_path):
+    finetune(tiny_pipe(), clips, FineTuning(steps=2), keep=Keep(tmp_path, progress=False))
+    with pytest.raises(ValueError, match="holds finetune after 2 steps; ask for at least as many, not 1"):
+        finetune(tiny_pipe(), clips, FineTuning(steps=1), keep=Keep(tmp_path, progress=False))
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("learning_rate", -1e-3), ("learning_rate", float("nan")), ("lora_alpha", -1.0), ("ema_decay", 2.0),
+    ("ema_decay", 1.0), ("clip", 0.0), ("weight_decay", float("inf")), ("text_dropout", 1.0), ("batch_size", 0),
+    ("timesteps", "even"), ("compile", 1), ("sharding", "ddp"), ("lora_from", "a.safetensors"),
+])
+def test_fields_that_cannot_be_meant_are_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field} is "):
+        FineTuning(**{field: value})
+
+
+def test_zero_is_not_none():
+    assert FineTuning(learning_rate=0.0).rate == FineTuning(learning_rate=0.0, lora_rank=4).rate == 0
+    assert FineTuning(lora_rank=4, lora_alpha=0.0).alpha == 0 and FineTuning(lora_rank=4).alpha == 2
+    with pytest.raises(ValueError, match="the alpha of LoRA is 0.0; it must be above 0"):
+        finetune(tiny_pipe(), None, FineTuning(lora_rank=4, lora_alpha=0.0))
+
+
+def test_a_picture_is_not_its_own_answer(films, tmp_path):
+    """In image to video, clips of one frame are never drawn; where there are no others, that is said."""
+    shutil.copytree(films, tmp_path / "films")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "films" / "a.png")
+    (tmp_path / "films" / "a.txt").write_text(CAPTIONS[0])
+    pipe, settings = tiny_pipe(), CacheSettings(num_frames=9, height=32, width=32, fps=8, first_frame=True)
+    found = scan_folder(tmp_path / "films").clips
+    clips = cache_clips(found, tmp_path / "all", pipe.vae, pipe.text, settings, torch.float32, progress=False)
+    assert len(clips) == 4 and len(clips.buckets()) == 2
+    draw = Draw(pipe, pipe.transformer, clips, FineTuning(image_to_video=True), Ranks(), seed=0)
+    assert [len(bucket) for bucket in draw.buckets] == [3]
+    assert sum(map(len, Draw(pipe, pipe.transformer, clips, FineTuning(), Ranks(), seed=0).buckets)) == 4
+    pictures = [clip for clip in found if clip.is_image]
+    alone = cache_clips(pictures, tmp_path / "one", pipe.vae, pipe.text, settings, torch.float32, progress=False)
+    with pytest.raises(ValueError, match="has clips of 1 frame alone"):
+        finetune(tiny_pipe(), alone, FineTuning(image_to_video=True), keep=QUIET)
+
+
+def test_clips_that_a_learned_table_does_not_fit_are_refused_before_the_first_step(clips):
+    pipe = tiny_pipe()
+    for change, right in (({}, True), ({"sample_height": 4}, False), ({"sample_frames": 5}, False)):
+        pipe.transformer = ExpertTransformer(replace(TINY.transformer, position="learned", **change))
+        if right:
+            finetune(pipe, clips, FineTuning(steps=1), keep=QUIET)
+        else:
+            with pytest.raises(ValueError, match="the learned position table of this model fits only"):
+                finetune(pipe, clips, FineTuning(steps=1), keep=QUIET)
 
 
 def test_a_dropped_caption_is_what_guidance_compares_with(clips):

@@ -1,5 +1,6 @@
 """`torchrun -m minicogvx finetune`: two processes, replicated and under FSDP2, killed and gone on."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -67,3 +68,7 @@ def test_adapters_learn_the_same_under_fsdp(home):
     for name in sharded:
         if "lora_B" in name and "to_k" not in name and "to_q" not in name:  # from zero: all of it was learnt
             assert (sharded[name] - replicated[name]).norm() <= 0.05 * replicated[name].norm() > 0, name
+    told = run(home, "lora", "--steps", "4", "--lora", "2", ranks=1)
+    for change in ("ranks=1 (was 2)", "sharding='replicate' (was 'fsdp')", "batch_size of all ranks=2 (was 4)"):
+        assert change in told
+    assert [json.loads(row)["step"] for row in (home / "lora" / "finetune.jsonl").open()] == [0, 2, 3]

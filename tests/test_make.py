@@ -108,5 +108,25 @@ def test_levels_are_chosen_by_their_markers(clone):
     assert "--nbval" in whole and chosen == ['"not ranks and not browser"', "ranks"]  # between them, every test once
 
 
+def test_a_caption_with_quotes_is_handed_on_whole(clone):
+    dry = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "demo", "PROMPT=a \"red\" 'star' $$(ls)")
+    assert dry.returncode == 0
+    assert dry.stdout.strip() == '.venv/bin/minicogvx generate --model toy --out "$OUT"  -- "$PROMPT"'
+
+
+@pytest.mark.parametrize("words, shipped", [([], False), (["SHIP=no"], False), (["SHIP=yes"], True)])
+def test_the_shipped_model_is_replaced_only_where_that_is_asked_for(clone, words, shipped):
+    trainer = clone / ".venv" / "bin" / "minicogvx"
+    trainer.parent.mkdir(parents=True)
+    trainer.write_text("#!/bin/sh\nmkdir -p runs/toy/pipeline && echo mine > runs/toy/pipeline/model\n")
+    trainer.chmod(0o755)
+    (clone / "data" / "toy").mkdir(parents=True)
+    (clone / "data" / "toy" / "model").write_text("theirs\n")
+    done = make(clone, "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "train-toy", *words)
+    assert done.returncode == 0, done.stderr
+    assert (clone / "data" / "toy" / "model").read_text() == ("mine\n" if shipped else "theirs\n")
+    assert [path.name for path in (clone / "data").iterdir()] == ["toy"]
+
+
 def test_check_gpu_hands_its_options_on(clone):
     assert "python -m benchmarks.check_gpu --tiny" in make(clone, "--dry-run", "check-gpu", "ARGS=--tiny").stdout

@@ -202,7 +202,7 @@ def test_the_command_prints_a_table(capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["huge"], "there is no preset 'huge'"), (["toy", "--gpus", "0"], "the number of GPUs is 0; it must be 1 or more"),
+    (["huge"], "there is no preset 'huge'"), (["toy", "--gpus", "0"], "--gpus is 0; it must be 1 or more"),
     (["toy", "--lora", "0"], "lora is 0; it must be from 1 to 256, the model's width"),
     (["toy", "--device", "cpu"], "device is 'cpu'; it goes with --check, as the tables are for any GPU"),
     (["toy", "--check", "--device", "tpu"], "device is 'tpu', which is no device that PyTorch knows"),

@@ -17,7 +17,7 @@ from minicogvx.vae import CausalVAE
 from minicogvx.vae.tiling import tiled_decode
 
 VAE = VAEConfig(latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=2,
-                scaling_factor=0.9, sample_height=16, sample_width=16)
+                scaling_factor=0.9, sample_height=16, sample_width=16, first_frame="start")
 TRANSFORMER = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4,
                                 out_channels=4, text_embed_dim=16, max_text_seq_length=12, time_embed_dim=8,
                                 sample_height=4, sample_width=4, sample_frames=9, position_scaling="extrapolate")

@@ -6,7 +6,8 @@ import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
 import pytest
 import torch
 from diffusers import (
-    CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline, CogVideoXPipeline, DiffusionPipeline,
+    CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline, CogVideoXPipeline,
+    CogVideoXVideoToVideoPipeline, DiffusionPipeline,
 )
 
 from minicogvx.interop.diffusers import export, load_pipeline
@@ -107,3 +108,57 @@ def test_departures_are_refused_by_diffusers_aloud(tmp_path):
     export(pipe, tmp_path / "ours", allow_departures=True)
     with pytest.raises((AttributeError, ValueError, ImportError)):
         CogVideoXPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """`opened(variant, kind)` is (our pipeline, diffusers'), both from one exported folder and told nothing more."""
+    folders = {}
+
+    def both(name: str, kind=CogVideoXPipeline):
+        if name not in folders:
+            folders[name] = export(shrunken(name), tmp_path_factory.mktemp("opened") / name, dtype=torch.float16)
+        reference = kind.from_pretrained(folders[name])
+        reference.set_progress_bar_config(disable=True)
+        return load_pipeline(folders[name], dtype=torch.float32), reference
+
+    return both
+
+
+@pytest.mark.parametrize(("name", "frames", "height", "width"), [
+    ("2b", 5, 48, 32), ("2b", 13, 64, 80), ("2b", 21, 16, 96), ("5b", 5, 96, 64), ("5b", 13, 32, 32),
+    ("5b", 21, 48, 80), ("5b", 85, 16, 32), ("1.5-5b", 5, 32, 48), ("1.5-5b", 13, 16, 32), ("1.5-5b", 21, 32, 16),
+])
+@pytest.mark.parametrize("task", ["text", "video"])
+def test_every_size_and_frame_count_that_diffusers_takes_gives_its_video(opened, name, frames, height, width, task):
+    """Also those whose first latent frame comes back as four frames and not as one: 8 for 5."""
+    size = {"height": height, "width": width}
+    call = {"negative_prompt": NEGATIVE, "num_inference_steps": 2, "guidance_scale": 4.0, **size}
+    theirs, film = {"generator": torch.Generator().manual_seed(5), "max_sequence_length": TEXT}, None
+    if task == "video":
+        film = torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(1))
+        pipe, reference = opened(name, CogVideoXVideoToVideoPipeline)
+        theirs |= {"video": film.permute(0, 3, 1, 2), "strength": 0.6}
+    else:
+        pipe, reference = opened(name)
+        theirs["num_frames"] = frames
+    expected = reference(prompt=PROMPT, output_type="pt", **call, **theirs).frames[0].permute(0, 2, 3, 1)
+    found = pipe(PROMPT, video=film, strength=0.6, num_frames=frames, seed=5, **call)
+    assert len(expected) > frames and relative(found, expected) < 2e-5
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("name", ["2b", "5b"])
+def test_schedulers_of_every_spacing_open_and_visit_the_same_steps(name, spacing, tmp_path):
+    pipe = shrunken(name)
+    pipe.schedule_config = replace(pipe.schedule_config, timestep_spacing=spacing)
+    export(pipe, tmp_path / "ours")
+    assert load_pipeline(tmp_path / "ours").schedule_config == pipe.schedule_config
+    reference, pipe = CogVideoXPipeline.from_pretrained(tmp_path / "ours"), load_pipeline(tmp_path / "ours")
+    reference.set_progress_bar_config(disable=True)
+    for steps in (1, 3, 7):
+        call = {"negative_prompt": NEGATIVE, "num_inference_steps": steps, "guidance_scale": 4.0, "num_frames": 5}
+        generator = torch.Generator().manual_seed(5)
+        expected = reference(prompt=PROMPT, **call, generator=generator, max_sequence_length=TEXT,
+                             output_type="latent").frames.transpose(1, 2)
+        assert relative(pipe.sample([PROMPT], seed=5, **call), expected) < 1e-5, steps

@@ -74,7 +74,7 @@ def test_published_text_encoder_is_t5_xxl(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_departure_from_the_published_system_is_never_a_published_preset(name):
     whole = preset(name)
-    assert (whole.vae.time_padding, whole.vae.norm_over, whole.vae.first_frame) == ("first", "chunk", "start")
+    assert (whole.vae.time_padding, whole.vae.norm_over, whole.vae.first_frame) == ("first", "chunk", "parity")
     assert (whole.transformer.modulation, whole.transformer.attention) == ("expert", "full")
     assert (whole.schedule.rescale_betas_zero_snr, whole.schedule.prediction_type) == (True, "v_prediction")
 
@@ -104,7 +104,7 @@ def test_the_parts_of_a_preset_fit_together(name):
      "block_out_channels has 250, which norm_num_groups=32 "),
     (VAEConfig(), {"time_padding": "reflect"}, "time_padding is 'reflect'; it must be one of 'first', 'zeros'"),
     (VAEConfig(), {"norm_over": "clip"}, "norm_over is 'clip'; it must be one of 'chunk', 'frame'"),
-    (VAEConfig(), {"first_frame": "never"}, "first_frame is 'never'; it must be one of 'start', 'parity'"),
+    (VAEConfig(), {"first_frame": "never"}, "first_frame is 'never'; it must be one of 'parity', 'start'"),
     (TransformerConfig(), {"attention_head_dim": 40}, "attention_head_dim is 40; 3D RoPE"),
     (TransformerConfig(position="sincos"), {"attention_head_dim": 5, "num_attention_heads": 3}, "width is 15; "),
     (TransformerConfig(), {"position": "alibi"}, "position is 'alibi'; it must be one of 'rope', "),
@@ -113,7 +113,7 @@ def test_the_parts_of_a_preset_fit_together(name):
     (TransformerConfig(), {"attention": "window"}, "attention is 'window'; it must be one of 'full', 'factorised'"),
     (ScheduleConfig(), {"sampler": "euler"}, "sampler is 'euler'; it must be one of 'ddim', 'dpm'"),
     (ScheduleConfig(), {"prediction_type": "flow"}, "prediction_type is 'flow'; it must be one of "),
-    (ScheduleConfig(), {"snr_shift_scale": 0.0}, "snr_shift_scale is 0.0; it must be above 0"),
+    (ScheduleConfig(), {"snr_shift_scale": 0.0}, "snr_shift_scale is 0.0; it must be a number from"),
 ])
 def test_a_config_that_cannot_work_is_refused_in_one_sentence(config, changed, sentence):
     broken = replace(config)
@@ -122,6 +122,11 @@ def test_a_config_that_cannot_work_is_refused_in_one_sentence(config, changed, s
     with pytest.raises(ValueError) as error:
         broken.__post_init__()
     assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+
+
+def test_the_models_that_are_trained_here_state_where_they_depart():
+    for name in EVERY[:3]:
+        assert (preset(name).vae.first_frame, preset(name).transformer.position_scaling) == ("start", "extrapolate")
 
 
 def test_position_none_needs_no_special_head_dimension():

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from minicogvx.training import checkpoints as checkpoints_module
@@ -92,7 +91,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_step(tmp_path, capsys, monkeypa
 
     def full(path, tensors, *rest):
         if "00000004" in path.name:
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
+            raise OSError(f"{path} cannot be written: I/O error: No space left on device (os error 28)")
         return real(path, tensors, *rest)
 
     monkeypatch.setattr(checkpoints_module, "write_tensors", full)

@@ -109,6 +109,16 @@ def test_noise_is_drawn_in_the_published_layout():
     assert draw_noise(SHAPE, seeded(7), torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_a_generator_for_each_video_draws_as_diffusers_does():
+    b, c, t, h, w = SHAPE
+    theirs = randn_tensor((b, t, c, h, w), generator=[seeded(7), seeded(3)])
+    ours = draw_noise(SHAPE, [seeded(7), seeded(3)])
+    assert torch.equal(ours, rearrange(theirs, "b t c h w -> b c t h w"))
+    assert torch.equal(ours[1:], draw_noise((1, c, t, h, w), seeded(3)))
+    with pytest.raises(ValueError, match="there are 3 generators; it must be one, or one for each of the 2 videos"):
+        draw_noise(SHAPE, [seeded(i) for i in range(3)])
+
+
 def test_single_draw_of_noise_is_an_option():
     schedule, noise = NoiseSchedule(ScheduleConfig()), draw_noise(SHAPE, seeded(1))
     twice, once = seeded(2), seeded(2)

@@ -36,6 +36,15 @@ def test_unknown_words_are_named(text):
     assert text.tokens(["dog"])[0, 0] == 2
 
 
+@pytest.mark.parametrize("caption, signs", [
+    ("\U0001f534 circle moves \u27a1\ufe0f", ["\U0001f534", "\u27a1"]), ("a red circle \u2192 right", ["\u2192"]),
+    ("a star \u00a9 on black", ["\u00a9"]), ("a \u201cred\u201d circle \u2014 it moves right; up\u2026", []),
+    ("a red circle ~ moves + right", []),
+])
+def test_signs_that_are_dropped_are_named_and_punctuation_is_not(text, caption, signs):
+    assert text.unknown_words(caption) == signs
+
+
 def test_overlong_caption_is_refused(text):
     with pytest.raises(ValueError, match="has 14 tokens; at most 12 fit"):
         text.tokens(["a " * 13])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 from minicogvx.diffusion import (
-    NoiseSchedule, dynamic_guidance_scale, guide, inference_timesteps, rank_interval, rank_timesteps, start_index,
-    stratified_timesteps, uniform_timesteps,
+    NoiseSchedule, dynamic_guidance_scale, guidance_scales, guide, inference_timesteps, rank_interval, rank_timesteps,
+    start_index, stratified_timesteps, uniform_timesteps,
 )
 from minicogvx.diffusion.timesteps import target_timesteps
 from minicogvx.presets import ScheduleConfig
@@ -174,6 +174,25 @@ def test_constant_guidance():
     assert dynamic_guidance_scale(6.0, 3, 939, 50, None) == 6.0
 
 
+def test_the_scales_of_a_video_count_its_own_steps():
+    left = inference_timesteps(NoiseSchedule(ScheduleConfig()), 50)[10:]  # strength 0.8
+    assert [round(s, 2) for s in guidance_scales(6.0, left, "published")[:5]] == [2.33, 2.18, 3.07, 3.16, 3.66]
+    meant = guidance_scales(6.0, left, "meant")
+    assert meant[0] == 1 and meant == sorted(meant) and len(meant) == 40
+    assert guidance_scales(6.0, left[:0], "meant") == []
+
+
+@pytest.mark.parametrize("mode", ["published", "meant"])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_dynamic_guidance_up_to_one_is_none(scale, mode):
+    assert guidance_scales(scale, torch.tensor([999, 499]), mode) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 6.0])
+def test_a_constant_scale_is_that_of_every_step(scale):
+    assert guidance_scales(scale, torch.tensor([999, 499]), None) == [scale, scale]
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: target_timesteps(NoiseSchedule(ScheduleConfig()), 7, "exact"), "target is 'exact'; it must be 'stride'"),
     (lambda: rank_interval(T, 0, 8, "v2"), "grouping is 'v2'; it must be 'paper' or 'v1.0'"),
@@ -183,3 +202,13 @@ def test_unknown_options(call, message):
     # Where jaxtyping checks the annotations it speaks first.
     with pytest.raises(Exception, match=f"{message}|Type-check error"):
         call()
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("T", [1000, 997, 50])
+def test_the_other_spacings_are_those_of_diffusers(spacing, T):
+    schedule = NoiseSchedule(ScheduleConfig(num_train_timesteps=T, timestep_spacing=spacing))
+    theirs = CogVideoXDDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
+    for n in range(1, T + 1):
+        theirs.set_timesteps(n)
+        assert torch.equal(inference_timesteps(schedule, n), theirs.timesteps), n

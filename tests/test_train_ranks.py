@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from minicogvx.diffusion.timesteps import rank_interval, stratified_timesteps
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
 from minicogvx.training.distributed import Ranks, leave, ranks
 from minicogvx.training.joint_batch import Batch, own_part
 from minicogvx.training.latents import encode_world
-from minicogvx.training.run import Keep
+from minicogvx.training.optim import MuonAdamW
+from minicogvx.training.run import Keep, Run
 from minicogvx.training.transformer import Networks, TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE
@@ -47,7 +49,23 @@ def learn(folder: Path, here: Ranks) -> None:
     parts = {"vae": vae, "transformer": transformer, "text": text.encoder, "poisoned": poisoned}
     write_tensors(folder / f"rank_{here.rank}.safetensors", {
         f"{name}/{key}": p.clone() for name, part in parts.items() for key, p in part.named_parameters()} | {
-        "latents/mean": latents.mean, "latents/std": latents.std, "latents/features": latents.features})
+        "latents/mean": latents.mean, "latents/std": latents.std, "latents/features": latents.features}
+        | resumed_apart(folder / f"disk_{here.rank}", here))
+
+
+def resumed_apart(disk: Path, here: Ranks) -> dict[str, torch.Tensor]:
+    """What a rank has after a restart when each sees a disk of its own, and the first one alone has written."""
+    for start in (0.0, 1.0):
+        net = nn.Linear(2, 2)
+        nn.init.constant_(net.weight, start + here.rank)
+        optimizer = MuonAdamW(net.named_parameters())
+        run = Run("apart", 2, Keep(disk, progress=False), here.first)
+        done = run.resume({"net": net}, {"optimizer": optimizer})
+        for _ in run:
+            net(torch.ones(1, 2)).sum().backward()
+            run.record(optimizer.step(1.0))
+    state = optimizer.adamw.state[net.bias]
+    return {"apart/done": torch.tensor([done]), "apart/net": net.weight.detach(), "apart/average": state["exp_avg"]}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +84,12 @@ def rows(folder, name):
 def test_both_ranks_end_in_the_same_bits(both):
     first, second = (read_tensors(both[1] / f"rank_{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_all_ranks_go_on_from_what_the_first_one_found(both):
+    first, second = (read_tensors(both[1] / f"rank_{rank}.safetensors") for rank in (0, 1))
+    assert first["apart/done"].item() == second["apart/done"].item() == 2 and first["apart/average"].abs().max() > 0
+    assert not (both[1] / "disk_1").exists()
 
 
 def test_two_ranks_learn_what_one_learns(both):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicogvx.presets import TransformerConfig, preset
 from minicogvx.transformer import attention
-from minicogvx.transformer.expert_norm import layer_norm
+from minicogvx.transformer.expert_norm import LayerNorm
 from minicogvx.transformer.model import Block, ExpertTransformer, flops
 from minicogvx.transformer.patchify import patchify, unpatchify
 from minicogvx.transformer.positions import rope_3d, rotate, rotations, sincos_3d
@@ -212,6 +212,17 @@ def test_all_ways_to_attend_are_one_function(q_len, k_len, block, monkeypatch):
         assert all(distance(a.float(), e) < 0.03 for a, e in zip(gradients, expected_gradients))
 
 
+def test_attention_in_blocks_can_be_differentiated_again(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_SCORES", 50)
+    torch.manual_seed(0)
+    inputs_, found = [torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (6, 9, 9)], []
+    for form in (attention.written_out, attention.BlockedAttention.apply):
+        gradients = torch.autograd.grad(form(*inputs_).square().sum(), inputs_, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs_))
+    for ours, expected in zip(*found):
+        assert distance(ours, expected) < 1e-5  # keys and values sum their gradients in float32
+
+
 @pytest.mark.parametrize("option", [{}, dict(modulation="separate", attention="factorised")], ids=str)
 def test_checkpointing_changes_no_number(option):
     config = replace(SMALL, **option)
@@ -316,10 +327,10 @@ def test_options_cost_what_they_say():
 
 def test_norm_gradients_are_summed_in_float32():
     torch.manual_seed(0)
-    norm, x, probe = torch.nn.LayerNorm(16), torch.randn(7000, 16).bfloat16(), (torch.randn(7000, 16) + 0.3).bfloat16()
+    norm, x, probe = LayerNorm(16), torch.randn(7000, 16).bfloat16(), (torch.randn(7000, 16) + 0.3).bfloat16()
     exact = torch.autograd.grad(norm(x.float()), list(norm.parameters()), probe.float())
-    for copy in (norm, torch.nn.LayerNorm(16).bfloat16()):
-        out = layer_norm(x, copy)
+    for copy in (norm, LayerNorm(16).bfloat16()):
+        out = copy(x)
         assert out.dtype == torch.bfloat16
         for ours, gradient in zip(torch.autograd.grad(out, list(copy.parameters()), probe), exact):
             assert distance(ours.float(), gradient) < 0.02

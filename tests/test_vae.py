@@ -7,12 +7,12 @@ import torch
 
 from minicogvx.presets import VAEConfig, preset
 from minicogvx.vae import CausalVAE, DiagonalGaussian
-from minicogvx.vae.autoencoder import chunk_sizes
+from minicogvx.vae.autoencoder import _check_chunk, _check_values, chunk_sizes
 from minicogvx.vae.blocks import halve_time
 from minicogvx.vae.tiling import OVERLAP, _tile_in_latents, blend, tiled_decode, tiled_encode
 
 TINY = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
-                 sample_height=32, sample_width=32)
+                 sample_height=32, sample_width=32, first_frame="start")
 
 
 def tiny(**changed) -> CausalVAE:
@@ -261,6 +261,37 @@ def test_shapes_at_full_size_come_from_the_meta_device():
     vae = tiny().to("meta")
     assert vae.encode(clip(9).to("meta")).mean.shape == (1, 4, 3, 2, 2)
     assert vae.decode(normal(1, 4, 3, 2, 2).to("meta")).shape == (1, 3, 9, 8, 8)
+
+
+@pytest.mark.parametrize("chunk", [0, -1, -2])
+def test_a_chunk_of_latents_below_one_is_refused(chunk):
+    z = normal(1, 4, 3, 4, 8)
+    for decode in (lambda: tiny().decode(z, chunk), lambda: tiled_decode(tiny(), z, (8, 8), chunk_latents=chunk)):
+        with pytest.raises(ValueError, match=f"^chunk_latents is {chunk}; it must be a whole number of at least 1"):
+            decode()
+
+
+@pytest.mark.parametrize("chunk", [2.0, "2", 0.5])
+def test_a_chunk_that_is_no_whole_number_is_refused(chunk):
+    for name, multiple in (("chunk_latents", 1), ("chunk_frames", 4)):
+        with pytest.raises(ValueError, match=f"^{name} is {chunk!r}; it must be a"):
+            _check_chunk(name, chunk, multiple, 8)
+
+
+@pytest.mark.parametrize(("x", "words"), [
+    (torch.zeros(3, 5, 8, 8), "must be .b, c, t, h, w."), (torch.zeros(1, 3, 5, 0, 8), "each at least 1"),
+    (torch.zeros(0, 3, 5, 8, 8), "each at least 1"), (torch.zeros(1, 3, 5, 8, 8, dtype=torch.uint8), "floating point"),
+])
+def test_what_is_no_video_is_refused_by_its_shape_and_format(x, words):
+    for what in ("video", "latents"):
+        with pytest.raises(ValueError, match=f"^{what} of .*{words}"):
+            _check_values(what, x)
+
+
+@pytest.mark.parametrize("rule", ["start", "parity"])
+def test_no_frames_are_refused(rule):
+    with pytest.raises(ValueError, match="^the video has 0 frames; it must have 4k . 1, such as 1 or 5"):
+        tiny(first_frame=rule).encode(torch.zeros(1, 3, 0, 8, 8))
 
 
 def test_no_latents_are_refused():

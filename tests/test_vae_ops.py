@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minicogvx.vae import ops
+from minicogvx.vae import norm_kernels
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
+from minicogvx.vae.norm_kernels import group_statistics, silu_of_norm
 from minicogvx.vae.ops import (
-    FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, group_statistics, norm_silu, pad_first, pad_front,
-    repeat_index, repeat_time, upsample_conv, upsample_weight,
+    FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_first, pad_front,
+    repeat_time, upsample_conv, upsample_weight,
 )
 
 EPS = 1e-6
@@ -16,14 +17,6 @@ EPS = 1e-6
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def plain_norm_silu(x, groups, gain, bias, scale=None, shift=None):
-    y = F.group_norm(x, groups, gain, bias, EPS)
-    if scale is not None:
-        size = x.shape[2:]
-        y = y * F.interpolate(scale, size=size) + F.interpolate(shift, size=size)
-    return F.silu(y)
 
 
 def norm_inputs(conditioned: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -37,13 +30,13 @@ def ours(x, gain, bias, *conditions):
 
 
 def plain(x, gain, bias, *conditions):
-    return plain_norm_silu(x, 2, gain, bias, *conditions)
+    return silu_of_norm(x, 2, EPS, gain, bias, *conditions)
 
 
 @pytest.fixture(params=[True, False], ids=["sums by hand", "PyTorch's kernel"])
 def both_ways(request, monkeypatch):
     """Statistics as on a CPU in float32, and as on GPUs and in 16 bits."""
-    monkeypatch.setattr(ops, "_needs_exact_sums", lambda x: request.param)
+    monkeypatch.setattr(norm_kernels, "_needs_exact_sums", lambda x: request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -103,7 +96,7 @@ def test_norm_silu_in_bfloat16_with_float32_parameters_is_near_the_formula(grad)
     with torch.set_grad_enabled(grad):
         y = norm_silu(half[0], 2, EPS, gain.requires_grad_(), bias.requires_grad_(), *half[1:])
     assert y.dtype == torch.bfloat16
-    assert (y.float() - plain_norm_silu(x, 2, gain, bias, scale, shift)).abs().max() < 0.1
+    assert (y.float() - plain(x, gain, bias, scale, shift)).abs().max() < 0.1
     if grad:
         y.float().sum().backward()
         assert gain.grad.dtype == torch.float32 and gain.grad.isfinite().all()
@@ -120,8 +113,8 @@ def test_pad_front_with_room_moves_nothing():
     x, gain, bias = norm_inputs(False)
     y = ours(x, gain, bias)
     past, want = normal(2, 4, 2, 4, 6, seed=5), y.clone()
-    padded = pad_front(y, past)
     assert y.front_room == FRONT_ROOM == 2
+    padded = pad_front(y, past)
     assert padded.data_ptr() == y.data_ptr() - 2 * y.stride(2) * y.element_size()
     assert torch.equal(padded, torch.cat([past, want], dim=2))
 
@@ -170,8 +163,12 @@ def test_downsample_conv_is_a_right_and_bottom_padded_strided_convolution():
     (3, 9, True, [0, 1, 1, 1, 1, 2, 2, 2, 2]), (3, 6, False, [0, 0, 1, 1, 2, 2]),
     (2, 9, True, [0, 1, 1, 1, 1, 1, 1, 1, 1]),
 ])
-def test_repeat_index(latents, frames, first_alone, index):
-    assert repeat_index(latents, frames, first_alone).tolist() == index
+def test_repeat_time_is_nearest_up_sampling(latents, frames, first_alone, index):
+    x = normal(2, 4, latents, 3, 3).requires_grad_()
+    y, expected = repeat_time(x, frames, first_alone), x[:, :, index]
+    assert torch.equal(y, expected)
+    cotangent = torch.randn_like(y)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x, cotangent)[0] for v in (y, expected)))
 
 
 def test_frames_fold_and_unfold_without_a_copy():
@@ -223,13 +220,85 @@ def test_conv3d_in_halves_is_conv3d(frames, shape):
         assert torch.allclose(a.grad, b.grad, atol=1e-4)
 
 
-@pytest.mark.parametrize("n, frames, alone", [(1, 1, True), (3, 3, True), (3, 5, True), (3, 9, True), (2, 8, False),
-                                              (1, 4, False)])
-def test_repeat_time_is_indexing(n, frames, alone):
+def test_room_in_front_is_given_away_once():
+    x, gain, bias = norm_inputs(False)
+    y = ours(x, gain, bias)
+    first = pad_front(y, normal(2, 4, 2, 4, 6, seed=5))
+    before = first.clone()
+    second = pad_first(y, 2)
+    assert torch.equal(first, before) and torch.equal(second[:, :, :2], y[:, :, :1].expand(-1, -1, 2, -1, -1))
+
+
+def test_room_in_front_serves_no_tensor_whose_gradient_is_asked_for():
+    x, gain, bias = norm_inputs(False)
+    y = ours(x, gain, bias).requires_grad_()  # a leaf: nothing may be written around it
+    weight = normal(2, 4, 4, 4, 6, seed=5)
+    (pad_front(y, torch.zeros_like(x[:, :, :2])) * weight).sum().backward()
+    assert torch.equal(y.grad, weight[:, :, 2:])
+
+
+def operations():
+    """Each operation with the inputs that it is differentiated by, in float64."""
+    x, gain, bias, scale, shift = (v.requires_grad_() for v in norm_inputs(True))
+    short = normal(2, 4, 1, 4, 6, seed=6).requires_grad_()
+    kernel, flat = (normal(*shape, seed=7).requires_grad_() for shape in ((3, 4, 3, 3, 3), (3, 4, 3, 3)))
+    out = normal(3, seed=8).requires_grad_()
+    return {
+        "norm_silu": (lambda *v: norm_silu(v[0], 2, EPS, *v[1:]), (x, gain, bias)),
+        "norm_silu, modulated": (lambda *v: norm_silu(v[0], 2, EPS, *v[1:]), (x, gain, bias, scale, shift)),
+        "norm_silu, weights frozen": (lambda *v: norm_silu(v[0], 2, EPS, gain.detach(), bias.detach(), *v[1:]),
+                                      (x, scale, shift)),
+        "pad_first": (lambda v: pad_first(v, 2), (x,)),
+        "pad_first of one frame": (lambda v: pad_first(v, 3), (short,)),
+        "pad_front": (pad_front, (x, short)),
+        "repeat_time": (lambda v: repeat_time(v, 3, True), (x,)),
+        "conv3d": (lambda *v: conv3d(pad_first(v[0], 2), *v[1:], padding=1), (x, kernel, out)),
+        "upsample_conv": (upsample_conv, (x, flat, out)),
+        "downsample_conv": (downsample_conv, (x, flat, out)),
+    }
+
+
+@pytest.mark.parametrize("name", operations())
+def test_a_backward_leaves_the_gradient_that_it_is_given_alone(name):
+    run, inputs = operations()[name]
+    y = run(*inputs)
+    given = torch.randn_like(y)
+    before = given.clone()
+    first, again = (torch.autograd.grad(y, inputs, given, retain_graph=True) for _ in range(2))
+    assert torch.equal(given, before) and all(map(torch.equal, first, again))
+    run(*inputs).sum().backward()  # the gradient of a sum is one number, expanded
+
+
+def test_pad_first_for_one_consumer_has_the_same_gradients_of_both_orders():
+    x, weight = normal(2, 2, 3, 2, 3).requires_grad_(), normal(2, 2, 5, 2, 3, seed=1)
+    gradients = [torch.autograd.grad(pad_first(x, 2, unseen).pow(3).sum(), x)[0] for unseen in (False, True)]
+    assert torch.equal(*gradients)
+    once, = torch.autograd.grad(pad_first(x, 2, unseen=True), x, weight.clone(), create_graph=True)
+    assert torch.equal(once, torch.autograd.grad(pad_first(x, 2), x, weight)[0])
+    assert torch.autograd.gradgradcheck(lambda v: pad_first(v, 2, unseen=True).pow(3), [x])
+
+
+@pytest.mark.parametrize("name", operations())
+def test_gradients_can_be_differentiated_again(name):
+    run, inputs = operations()[name]
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+    y = run(*inputs)
+    once, kept = (torch.autograd.grad(y.square().sum(), inputs, retain_graph=True, create_graph=create_graph)
+                  for create_graph in (False, True))
+    for a, b in zip(once, kept):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_gradient_penalty_through_a_causal_convolution_and_its_norm():
+    """The usual use of a second derivative: the gradient's own size is made small."""
     torch.manual_seed(0)
-    x = torch.randn(2, 4, n, 3, 3, requires_grad=True)
-    expected = x[:, :, repeat_index(n, frames, alone)]
-    y = repeat_time(x, frames, alone)
-    assert torch.equal(y, expected)
-    cotangent = torch.randn_like(y)
-    assert torch.allclose(*(torch.autograd.grad(v, x, cotangent)[0] for v in (y, expected)), atol=1e-6)
+    conv, (x, gain, bias) = CausalConv3d(4, 3).double(), [v.requires_grad_() for v in norm_inputs(False)]
+
+    def penalty(gain):
+        gradient, = torch.autograd.grad(conv(ours(x, gain, bias)).square().sum(), x, create_graph=True)
+        return gradient.square().sum()
+
+    found, = torch.autograd.grad(penalty(gain), gain)
+    step = 1e-5 * torch.eye(4, dtype=torch.float64)
+    expected = torch.stack([(penalty(gain + h) - penalty(gain - h)) / 2e-5 for h in step]).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

@@ -90,26 +90,35 @@ def test_eight_fold_compression_in_time_is_theirs():
     assert difference(mine.decode(latent), other.decode(latent).sample) <= 1e-5
 
 
-@pytest.mark.parametrize(("frames", "published"), [(5, 8), (13, 16)])
+@pytest.mark.parametrize(("frames", "published"), [(5, 8), (13, 16), (21, 24), (85, 88)])
 @torch.no_grad()
 def test_an_even_number_of_latents_comes_back_as_it_was_and_published_as_more(frames, published):
-    mine, other = pair(THREE)
+    by_parity, other = pair(THREE)
+    mine = CausalVAE(replace(THREE, first_frame="start"))
+    mine.load_state_dict(by_parity.state_dict())
     video = clip(frames)
     latent = other.encode(video).latent_dist
     assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
     assert mine.decode(latent.mean).shape[2] == frames
-    by_parity = CausalVAE(replace(THREE, first_frame="parity"))
-    by_parity.load_state_dict(mine.state_dict())
     their_video = other.decode(latent.mean).sample
     assert their_video.shape[2] == published
     assert difference(moments(by_parity.encode(video)), moments(latent)) <= 1e-5
     assert difference(by_parity.decode(latent.mean), their_video) <= 1e-5
 
 
+@torch.no_grad()
+def test_the_epsilon_of_the_config_is_that_of_their_encoders_blocks_alone():
+    mine, other = pair(replace(THREE, norm_eps=3e-2))
+    video = 0.1 * clip(9)
+    latent = other.encode(video).latent_dist
+    assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
+    assert difference(mine.decode(latent.mean), other.decode(latent.mean).sample) <= 1e-5
+
+
 @pytest.mark.parametrize("frames", [4, 8, 16])
 @torch.no_grad()
 def test_parity_takes_clips_without_a_first_frame_as_they_do(frames):
-    mine, other = pair(replace(THREE, first_frame="parity"))
+    mine, other = pair(THREE)
     video = clip(frames)
     latent = other.encode(video).latent_dist
     assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5

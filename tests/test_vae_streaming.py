@@ -11,7 +11,7 @@ from minicogvx.vae.causal_conv import ConvCache
 def tiny(**changed) -> CausalVAE:
     torch.manual_seed(0)
     return CausalVAE(VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
-                               sample_height=8, sample_width=8, **changed)).requires_grad_(False)
+                               sample_height=8, sample_width=8, first_frame="start", **changed)).requires_grad_(False)
 
 
 def normal(*shape: int) -> torch.Tensor:

@@ -51,7 +51,7 @@ def test_the_command_writes_metadata_that_can_be_scanned(world, capsys):
     assert rows["0.mp4"]["text"] == "mine" and rows["3.mp4"]["source"] == "drawn" and rows["gone.mp4"]["text"] == "kept"
     assert rows["1.mp4"] == {"file_name": "1.mp4", "text": caption_shapes(scan_folder(folder).clips[1])}
     assert [clip.name for clip in scan_folder(folder).clips] == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
-    assert not (folder / "metadata.jsonl.part").exists()
+    assert not list(folder.glob(".*"))
 
 
 def test_captioning_goes_on_where_it_was_cut_off(world, tmp_path):
@@ -68,11 +68,12 @@ def test_captioning_goes_on_where_it_was_cut_off(world, tmp_path):
     out = tmp_path / "captions.jsonl"
     with pytest.raises(KeyboardInterrupt):
         caption_clips(found, captioner, out, progress=False)
-    with (tmp_path / "captions.jsonl.part").open("a") as part:
-        part.write('{"file_name": "2.mp4", "te')  # cut off while it wrote
+    with (tmp_path / ".captions.jsonl.notes" / "captions.jsonl").open("a") as notes:
+        notes.write('{"clip": ["2.mp4", "te')  # cut off while it wrote
     caption_clips(found, lambda clip: asked.append(clip.name) or "later", out, progress=False)
     texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert asked == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"] and texts == ["film 0.mp4", "film 1.mp4", "later", "later"]
+    assert list(tmp_path.glob("*captions*")) == list(tmp_path.glob("*.jsonl")) == [out]
 
 
 def test_what_another_captioner_had_begun_is_not_taken(world, tmp_path):

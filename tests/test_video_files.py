@@ -166,14 +166,14 @@ def test_bad_output_is_refused_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path):
+def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path, monkeypatch):
     (tmp_path / "old.mp4").write_text("old")
 
-    def fails(target):
-        target.write_text("half")
+    def fails(container, packets):
         raise RuntimeError("disk full")
 
+    monkeypatch.setattr(video_files.av.container.OutputContainer, "mux", fails)
     with pytest.raises(RuntimeError, match="disk full"):
-        video_files._write_and_rename(tmp_path / "old.mp4", fails)
+        video_files.write_mp4(tmp_path / "old.mp4", clip(), fps=8)
     assert [file.name for file in tmp_path.iterdir()] == ["old.mp4"]
     assert (tmp_path / "old.mp4").read_text() == "old"

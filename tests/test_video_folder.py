@@ -8,7 +8,7 @@ import torch
 from films import caption, film, mp4, ramp, sound_only
 from PIL import Image
 
-from minicogvx.data import command, video_files
+from minicogvx.data import command, film_frames, video_files
 from minicogvx.data.video_folder import clip_bucket, clip_line, read_clip, scan_folder
 
 
@@ -75,7 +75,7 @@ def test_frames_come_from_the_second_asked_for(tmp_path):
 def test_a_seek_gives_the_frames_that_decoding_from_the_beginning_gives(tmp_path, monkeypatch):
     path = film(tmp_path / "long.mp4", ramp(160, 16, 16), fps=8)  # 20 seconds, a key frame every second
     sought = video_files.read_video(path, 9, 16, 16, fps=5, start=13.3)
-    monkeypatch.setattr(video_files, "_SEEK_FROM", float("inf"))
+    monkeypatch.setattr(film_frames, "_SEEK_FROM", float("inf"))
     assert torch.equal(sought, video_files.read_video(path, 9, 16, 16, fps=5, start=13.3))
     with pytest.raises(ValueError, match="long.mp4 lasts 20.00 s; 9 frames at 5 fps need 20.80 s"):
         video_files.read_video(path, 9, 16, 16, fps=5, start=19.0)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
+from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.options import add_device_options, chosen
+from minicogvx.parsing import THREADS, Parser, number, one_of, path_to, whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,18 +15,18 @@ def main(argv: list[str] | None = None) -> int:
 
     The file is written after each seed (stages: after each variant), so a run cut off leaves those done.
     """
-    from minicogvx.ablation.studies import STUDIES, StagesStudy
-
     arguments = _parser().parse_args(argv)
-    if arguments.name not in STUDIES:
-        raise ValueError(f"there is no study {arguments.name!r}; the studies are {', '.join(STUDIES)}")
+    from minicogvx.ablation.studies import STUDIES, StagesStudy
+    from minicogvx.files import check_writable
+    from minicogvx.training.command import use_threads
+
     timed = isinstance(STUDIES[arguments.name], StagesStudy)
     _check(arguments, timed)
     device, dtype = chosen(arguments, training=True)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     # Not into DATA: a first try would replace the course's own curves there, or write into an installed package.
     out = Path(arguments.out or f"runs/ablate/{arguments.name}.json")
+    check_writable(out)
     if timed:
         from minicogvx.ablation.stages_command import run
 
@@ -36,41 +36,38 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    from minicogvx.ablation.studies import STUDIES
-
-    parser = argparse.ArgumentParser(prog="minicogvx ablate", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description="Train the variants of one study on the same data.",
-                                     epilog="\n".join(f"{name}: {study.question}" for name, study in STUDIES.items()))
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)}")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many: 0 to N - 1 (default: 1)")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each variant (default: the study's own)")
+def _parser() -> Parser:
+    parser = Parser(prog="minicogvx ablate", formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description="Train the variants of one study on the same data.",
+                    epilog="\n".join(f"{name}: {question}" for name, question in QUESTIONS.items()))
+    parser.add_argument("name", type=one_of(QUESTIONS, "study", "studies"), metavar="NAME",
+                        help=f"one of {', '.join(QUESTIONS)}")
+    parser.add_argument("--seeds", type=whole(1, 1000), default=1, metavar="N",
+                        help="how many: 0 to N - 1 (default: 1)")
+    parser.add_argument("--steps", type=whole(1), metavar="N", help="of each variant (default: the study's own)")
     parser.add_argument("--go-on", action="store_true",
                         help="keep what the file has already, and train the rest; it must be of this code")
-    parser.add_argument("--minutes", type=float, metavar="X", help="stages: training of each variant (default: 6)")
-    parser.add_argument("--best-fifth", type=float, metavar="X",
+    parser.add_argument("--minutes", type=number(), metavar="X", help="stages: training of each variant (default: 6)")
+    parser.add_argument("--best-fifth", type=number(), metavar="X",
                         help="stages: minutes more on the best fifth of the clips; 0 leaves it out (default: 1)")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT",
                         help="stages: train this variant, may be repeated (default: all); with --go-on piece by piece")
-    parser.add_argument("--out", metavar="FILE.json", help="where to write (default: runs/ablate/NAME.json)")
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
+                        help="where to write (default: runs/ablate/NAME.json)")
+    parser.add_argument("--threads", type=THREADS, metavar="N", help="processor threads (default: all cores)")
     add_device_options(parser, training=True)
     return parser
 
 
 def _check(arguments: argparse.Namespace, timed: bool) -> None:
-    for option in ("seeds", "steps", "threads"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise ValueError(f"{option} is {value}; it must be 1 or more")
     for option in ("steps",) if timed else ("minutes", "best_fifth", "only"):
         if getattr(arguments, option) not in (None, []):
             raise ValueError(f"--{option.replace('_', '-')} does not go with {arguments.name}, which counts "
                              f"{'minutes' if timed else 'steps'}")
 
 
-def place(device: str, dtype: torch.dtype) -> str:
-    """The options that ask for this device and this number format."""
+def place(device: str, dtype) -> str:
+    """The options that ask for this device and this number format (a torch.dtype)."""
     return f"--device {device} --dtype {str(dtype).removeprefix('torch.')}"
 
 
@@ -81,12 +78,13 @@ def check_place(command: str, here: str, out: Path) -> None:
                          f"--go-on to make all anew")
 
 
-def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: torch.dtype) -> None:
+def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) -> None:
+    import torch
     from tqdm import tqdm
 
     from minicogvx.ablation.results import Results, write_results
 
-    seeds, steps = arguments.seeds, arguments.steps or study.steps
+    seeds, steps = arguments.seeds, study.steps if arguments.steps is None else arguments.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
     if arguments.go_on and out.exists():
         _keep_done(results, study, out, place(device, dtype))
@@ -128,7 +126,7 @@ def _keep_done(results, study, out: Path, here: str) -> None:
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes
 
 
-def comparison(study, device: str = "cpu", dtype: torch.dtype | None = None) -> Callable[
+def comparison(study, device: str = "cpu", dtype=None) -> Callable[
         [int, int, Callable[[str, int], None] | None], dict]:
     """`compare(steps, seed, on_step)` of a study, all else fixed; a study of transformers encodes its clips here.
 
@@ -152,9 +150,11 @@ def comparison(study, device: str = "cpu", dtype: torch.dtype | None = None) -> 
         on_step=on_step)
 
 
-def study_latents(study, device: str = "cpu", dtype: torch.dtype | None = None):
+def study_latents(study, device: str = "cpu", dtype=None):
     """The clips of a study of transformers, encoded by the shipped VAE; their means, as the shipped model had them."""
     from dataclasses import replace
+
+    import torch
 
     import minicogvx
     from minicogvx.training.latents import encode_world

@@ -32,10 +32,11 @@ from minicogvx.training.alignment import Alignment
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import average, warmup_cosine
 from minicogvx.training.transformer import (
-    TransformerTraining, draw_batch, draw_noise, initialise, update_master, v_loss)
+    TransformerStage, TransformerTraining, draw_batch, draw_noise, initialise, update_master, v_loss)
 from minicogvx.transformer.model import ExpertTransformer
 
-RECIPE = TransformerTraining((), ema_decay=0.995)  # a shorter average than the shipped model's: runs are shorter
+# A shorter average than the shipped model's, since runs are shorter; its stage is not used.
+RECIPE = TransformerTraining((TransformerStage(1),), ema_decay=0.995)
 _TICKS, _WARMUP = 10_000, 200  # a run in parts of its time; warm-up is its first fiftieth
 
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
 from minicogvx.vae.losses import VAELossConfig
 
@@ -155,7 +156,7 @@ class StagesStudy:
 # 2 heads of 64: 3D RoPE needs heads of a multiple of 16.
 TRANSFORMER = replace(preset("toy").transformer, num_attention_heads=2, num_layers=4)
 
-_POSITION = TransformerStudy("position", "how does a token know where it is? (paper figure 10a)", {
+_POSITION = TransformerStudy("position", QUESTIONS["position"], {
     "rope": TRANSFORMER,
     # The published scale 1.875 is left from training at a smaller size first, which there is none of here.
     "sincos": replace(TRANSFORMER, position="sincos", spatial_interpolation_scale=1.0),
@@ -165,16 +166,14 @@ _POSITION = TransformerStudy("position", "how does a token know where it is? (pa
 
 # Equal parameters. What "shared" saves in its modulations goes to a wider time embedding (120 for 64). "separate"
 # (MMDiT) has every weight twice and is narrower in return (2 heads of 48 for 2 of 64), with as many blocks.
-_MODULATION = TransformerStudy("modulation", "one modulation for text and video, one for each, or all weights apart? "
-                                             "(paper figures 8a and 10c)", {
+_MODULATION = TransformerStudy("modulation", QUESTIONS["modulation"], {
     "expert": TRANSFORMER,
     "shared": replace(TRANSFORMER, modulation="shared", time_embed_dim=120),
     "separate": replace(TRANSFORMER, modulation="separate", attention_head_dim=48),
 })
 
 # Equal parameters. A factorised block holds two attentions, so there are 3 blocks of it for 4 full ones.
-_ATTENTION = TransformerStudy("attention", "does every token see every token, or its own frame and then its own place? "
-                                           "(paper figures 8b and 10b)", {
+_ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "full": TRANSFORMER,
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
@@ -184,7 +183,7 @@ _ATTENTION = TransformerStudy("attention", "does every token see every token, or
 # As in Table 5, resolution grows before the clips do, and batches shrink: a step is always about 3000 tokens. Stages
 # that small cost more than their share of tokens, because every step also updates all weights.
 _GROWING = (TimedStage(0.2, 9, 32, 64), TimedStage(0.3, 9, 64, 32), TimedStage(0.5, 17, 64, 32))
-STAGES = StagesStudy("stages", "is growing in stages quicker than the full size at once? (paper 3.2, Table 5)", {
+STAGES = StagesStudy("stages", QUESTIONS["stages"], {
     "full size": (TRANSFORMER, (TimedStage(1.0, 17, 64, 32),)),
     # 2 x 2 patches a frame are at rows 0 and 1, which later are the first of 4.
     "progressive": (replace(TRANSFORMER, position_scaling="extrapolate"), _GROWING),
@@ -201,7 +200,7 @@ _LPIPS = replace(_L2, lpips_weight=0.1, lpips_net="alex", lpips_frames=2)
 _WEAK_KL = replace(_LPIPS, kl_weight=0.01)
 PIXELS = replace(_L2, kl_weight=0.1)  # what the shipped VAE was mostly trained with
 
-_LOSSES = VAEStudy("vae-losses", "what does each part of the loss do to the reconstruction? (paper 2.1)", {
+_LOSSES = VAEStudy("vae-losses", QUESTIONS["vae-losses"], {
     "L1": (VAE, _L1),
     "+L2": (VAE, _L2),
     "+LPIPS": (VAE, _LPIPS),
@@ -211,7 +210,7 @@ _LOSSES = VAEStudy("vae-losses", "what does each part of the loss do to the reco
     "+GAN": (VAE, replace(_WEAK_KL, gan_weight=0.3, gan_start=100)),
 }, steps=250)
 
-_KL = VAEStudy("vae-kl", "how strongly may the latent be pulled towards a standard normal?", {
+_KL = VAEStudy("vae-kl", QUESTIONS["vae-kl"], {
     f"{weight:g}": (VAE, replace(_L2, kl_weight=weight)) for weight in (0.0, 0.01, 0.1, 1.0, 10.0)
 }, steps=300)
 
@@ -222,7 +221,7 @@ def _compression(stages: int, temporal: int, channels: int) -> tuple[VAEConfig, 
     return config, PIXELS
 
 
-_COMPRESSION = VAEStudy("vae-compression", "how much may be thrown away, and do more channels help? (paper Table 1)", {
+_COMPRESSION = VAEStudy("vae-compression", QUESTIONS["vae-compression"], {
     f"{2**(stages - 1)}x{2**(stages - 1)}x{temporal}, {channels} channels": _compression(stages, temporal, channels)
     # the paper's own rows: its baseline without compression in time (there a 2D VAE), then A to E
     for stages, temporal, channels in ((4, 1, 4), (4, 4, 8), (4, 4, 16), (4, 4, 32), (4, 8, 32), (5, 8, 128))
@@ -231,7 +230,7 @@ _COMPRESSION = VAEStudy("vae-compression", "how much may be thrown away, and do 
 # Lengths and frame rates as published, in small: 17 frames at 8 or 16 a second there, then 161. About as many frames in
 # a step of either length.
 _SHORT, _LONG = VAEPart(1.0, 9, 4, frame_rates=(8, 16)), VAEPart(1.0, 33, 1)
-_VAE_STAGES = VAEStagesStudy("vae-stages", "short clips, long clips, or the one and then the other? (paper 2.1)", {
+_VAE_STAGES = VAEStagesStudy("vae-stages", QUESTIONS["vae-stages"], {
     "short": (_SHORT,),
     "short, then long": (replace(_SHORT, share=0.75), replace(_LONG, share=0.25)),
     "long": (_LONG,),

@@ -17,11 +17,12 @@ from minicogvx.text import TextEncoder
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.transformer import (
-    TransformerTraining, diffusion_step_loss, draw_batch, initialise, update_master)
+    TransformerStage, TransformerTraining, diffusion_step_loss, draw_batch, initialise, update_master)
 from minicogvx.transformer.model import ExpertTransformer
 
 HELD_BACK = 64  # clips at the end of a set that no variant is trained on
-_RECIPE = TransformerTraining(())  # learning rates and the share of empty captions, as the shipped model had them
+# Learning rates and the share of empty captions, as the shipped model had them; its stage is not used.
+_RECIPE = TransformerTraining((TransformerStage(1),))
 
 
 @dataclass

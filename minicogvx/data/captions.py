@@ -8,7 +8,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from .shapes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, Scene, ShapeObject
+from .scenes import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject
 
 MAX_WORDS = 30
 _MAX_WORDS_SHORT_ALONE = 19  # of a short caption of one object
@@ -37,6 +37,7 @@ MOTION_PHRASES = {motion: _direction_phrases(motion) for motion in DIRECTIONS} |
 }
 _BACKGROUND_PHRASES = ("on a {} background", "on {}", "in front of a {} wall", "against a {} background",
                        "over a {} background", "with a {} background")
+_SIZES, _PLACES = ("small", "large"), ("top", "bottom", "middle", "left", "right")
 _WHERE_PHRASES = ("near the {}", "at the {}")
 
 # {who} a noun with its article, {does} a verb phrase, {back} a background phrase, {colour} the background's colour.
@@ -115,8 +116,17 @@ def vocabulary() -> tuple[str, ...]:
     phrases = [*_SHORT, *_BARE, *_DENSE, *_SHORT_TWO, *_BARE_TWO, *_DENSE_TWO, *_BACKGROUND_PHRASES, *_WHERE_PHRASES,
                *(phrase for phrases in MOTION_PHRASES.values() for phrase in phrases)]
     words = {word for phrase in phrases for word in phrase.split() if "{" not in word}
-    return tuple(sorted(words | {"an", "small", "large", "top", "bottom", "middle", "left", "right",
-                                 *SHAPES, *COLOURS, *BACKGROUNDS}))
+    return tuple(sorted(words | {"an", *_SIZES, *_PLACES, *SHAPES, *COLOURS, *BACKGROUNDS}))
+
+
+def words_by_kind() -> dict[str, tuple[str, ...]]:
+    """The vocabulary for people: kind -> words, and for motions whole phrases. No word is left out."""
+    kinds = {"shapes": SHAPES, "colours": tuple(COLOURS), "backgrounds": tuple(BACKGROUNDS), "motions": MOTIONS,
+             "sizes": _SIZES, "places": _PLACES}
+    said = {word for phrases in kinds.values() for phrase in phrases for word in phrase.split()}
+    moving = {word for phrases in MOTION_PHRASES.values() for phrase in phrases for word in phrase.split()} - said
+    rest = set(vocabulary()) - said - moving
+    return kinds | {"also of motions": tuple(sorted(moving)), "other words": tuple(sorted(rest))}
 
 
 # ---- from words to what they ask for

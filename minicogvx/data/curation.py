@@ -5,15 +5,17 @@ last stage fine-tunes on the best 20 % of the data, which removes subtitles and 
 little at a slight loss of meaning (section 3.2 and Table 5). See data/shots.py for what is measured and what is not.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from minicogvx.data.listing import Problem, is_finite, write_lines
+from minicogvx.data.pictures import UnusableFile
 from minicogvx.data.shots import CurationThresholds, Scorer, Shot, find_shots
-from minicogvx.data.video_folder import Problem, clip_line, scan_folder, write_lines
+from minicogvx.data.video_folder import VideoClip, clip_line, scan_folder
+from minicogvx.files import check_writable
 
 __all__ = ["Curation", "CurationThresholds", "best_fraction", "curate", "read_kept"]
 
@@ -28,6 +30,7 @@ class Curation:
     thresholds: CurationThresholds
     shots: list[Shot]
     problems: list[Problem]
+    passed_over: str = ""  # the other files, counted by ending, in a sentence
 
     @property
     def kept(self) -> list[Shot]:
@@ -44,23 +47,26 @@ def curate(folder: str | Path, out: str | Path, thresholds: CurationThresholds =
            scorer: Scorer | None = None, listing: str | Path | None = None, progress: bool = True) -> Curation:
     """Cut the films of `folder` into shots, judge them, and write `out/kept.jsonl` and `out/report.html`.
 
-    A line of kept.jsonl has file_name, start, end, text and scores; `scan_folder(folder, listing=...)` takes it. Films
-    need no captions yet. `scorer` gives a picture its aesthetic score; without one that score is "not measured".
-    Raises ValueError where nothing in the folder can be used.
+    A line of kept.jsonl has file_name, start, end, text and scores, and what else a list said of the film;
+    `scan_folder(folder, listing=...)` takes it. Films need no captions yet. `scorer` gives a picture its aesthetic
+    score; without one that score is "not measured". Raises ValueError where nothing in the folder can be used.
     """
     from minicogvx.data.curation_report import write_report  # it needs Curation
 
+    check_writable(Path(out), folder=True)
     found = scan_folder(folder, thresholds.min_seconds, listing, need_captions=False, progress=progress)
     shots, problems = [], list(found.problems)
     for clip in tqdm(found.clips, desc="curating", disable=not progress):
         try:
             shots += find_shots(clip, thresholds, scorer)
-        except (ValueError, OSError) as error:
+        except UnusableFile as error:
+            problems.append(Problem(clip.name, error.reason))
+        except OSError as error:
             problems.append(Problem(clip.name, str(error).removeprefix(str(clip.path)).strip()))
     if not shots:
         first = f"; {problems[0]}" if problems else ""
         raise ValueError(f"{folder} holds no film or picture that can be used{first}")
-    result = Curation(Path(folder), thresholds, shots, problems)
+    result = Curation(Path(folder), thresholds, shots, problems, found.passed_over_sentence())
     write_lines(Path(out) / KEPT, [_line(shot) for shot in result.kept])
     write_report(Path(out) / REPORT, result)
     return result
@@ -96,11 +102,15 @@ def read_kept(folder: str | Path, listing: str | Path) -> list[Shot]:
     found = scan_folder(folder, 0.0, listing, need_captions=False)
     if found.problems:
         raise ValueError(f"{listing} cannot be used: {found.problems[0]}")
-    scores = {}
-    for line in Path(listing).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        scores[row["file_name"], row.get("start", 0.0)] = row.get("scores", {})
-    return [Shot(clip, scores[clip.name, clip.start]) for clip in found.clips]
+    return [Shot(clip, _scores(clip)) for clip in found.clips]
+
+
+def _scores(clip: VideoClip) -> dict[str, float | None]:
+    scores = clip.line.fields.get("scores") or {}
+    for name, value in scores.items() if isinstance(scores, dict) else [("scores", scores)]:
+        if value is not None and not is_finite(value):
+            raise ValueError(f"line {clip.line.number}, on {clip.name}, has {name}={value!r}; it must be a number")
+    return scores
 
 
 def write_best(out: str | Path, kept: Sequence[Shot], share: float) -> Path:

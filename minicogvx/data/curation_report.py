@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -10,7 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from minicogvx.data.curation import Curation
+from minicogvx.data.pictures import UnusableFile
 from minicogvx.data.shots import Shot, middle_frame
+from minicogvx.files import written_whole
 
 MOST_PICTURES = 200  # of the kept, and of the dropped shots; a page of thousands opens slowly
 _PICTURE_SIDE = 96  # pixels of the shorter side
@@ -39,12 +40,10 @@ ul.shots li{width:11rem;font-size:.8rem;overflow-wrap:anywhere}ul.shots img{max-
 
 def write_report(path: str | Path, curation: Curation) -> Path:
     """Write the page about `curation` to `path`, beside its place and then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(_page(curation), encoding="utf-8")
-    os.replace(beside, path)
-    return path
+    with written_whole(path) as part:
+        # Names can hold bytes that are no text: those are shown by their number.
+        part.write_text(_page(curation), encoding="utf-8", errors="backslashreplace")
+    return Path(path)
 
 
 def _page(curation: Curation) -> str:
@@ -135,18 +134,23 @@ def _item(shot: Shot, curation: Curation) -> str:
     why = "; ".join(f"{_REASONS[reason][0]}" for reason in shot.reasons)
     scores = ", ".join(f"{name} " + ("not measured" if value is None else f"{value:.3g}")
                        for name, value in shot.scores.items())
-    return (f'<li><img src="data:image/jpeg;base64,{_jpeg(shot)}" alt="{alt}">{escape(clip.name)}, {when}<br>'
+    return (f"<li>{_picture(shot, alt)}{escape(clip.name)}, {when}<br>"
             + (f'<span class="why">{escape(why)}</span><br>' if why else "") + f"{escape(scores)}</li>")
 
 
-def _jpeg(shot: Shot) -> str:
+def _picture(shot: Shot, alt: str) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(middle_frame(shot.clip, _PICTURE_SIDE).numpy()).save(buffer, format="JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
+    try:
+        frame = middle_frame(shot.clip, _PICTURE_SIDE)
+    except (UnusableFile, OSError) as error:  # it was measured, but may have been moved or changed since
+        return f"<p>no picture: {escape(str(error))}</p>"
+    Image.fromarray(frame.numpy()).save(buffer, format="JPEG", quality=80)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{alt}">'
 
 
 def _problems(curation: Curation) -> str:
     rows = "".join(f"<tr><td>{escape(problem.name)}</td><td>{escape(problem.reason)}</td></tr>"
                    for problem in curation.problems)
     table = f"<table><thead><tr><th>file</th><th>why</th></tr></thead><tbody>{rows}</tbody></table>"
-    return "<h2>Files that could not be used</h2>" + (table if rows else "<p>None.</p>")
+    others = f"<p>{escape(curation.passed_over)}</p>" if curation.passed_over else ""
+    return "<h2>Files that could not be used</h2>" + (table if rows else "<p>None.</p>") + others

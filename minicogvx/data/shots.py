@@ -9,7 +9,7 @@ screenshots are not recognised, nor are dissolves.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice, takewhile
 
 import torch
@@ -19,7 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from minicogvx.data.optical_flow import motion_strength, optical_flow
-from minicogvx.data.video_files import read_image, stream_frames
+from minicogvx.data.thresholds import CurationThresholds
+from minicogvx.data.video_files import UnusableFile, read_image, resize_and_crop, stream_frames
 from minicogvx.data.video_folder import VideoClip
 
 Scorer = Callable[[Float[Tensor, "h w 3"]], float]  # a picture in 0..1 -> its aesthetic score
@@ -31,31 +32,6 @@ _BATCH = 16  # frames at a time, whatever the film's length
 _DARK = 0.08  # brightness below which a pixel is black: codecs and cameras do not keep 0
 _BLACK_FRAME = 0.98  # share of black pixels
 _NEIGHBOURS = 4  # frame pairs on either side that say how much change is usual
-
-
-@dataclass(frozen=True)
-class CurationThresholds:
-    """What a shot must have to be kept. Only `min_aesthetic` was published (Table 6); the others are ours."""
-
-    fps: float = 8.0  # frames a second that are looked at; a cut is found to within one of them
-    # The next and `cut_ratio` are about what PySceneDetect's adaptive detector takes (15 of 255, and 3).
-    cut_content: float = 0.06  # a cut changes the colour channels by at least this on average, of 0..1 ...
-    cut_histogram: float = 0.5  # ... and either this share of the colour histogram
-    cut_ratio: float = 3.0  # ... or is this many times what changes between the frames around it
-    min_seconds: float = 1.0
-    max_black: float = 0.2  # share of black frames
-    # Frozen films have 0; the slowest of 14 clips of the shapes world had 0.006, three seconds of a real film 0.06.
-    min_motion: float = 0.005  # shorter sides that a pixel moves in a second, on average over the frame
-    # The same film has 0.13; blurred by 1, 2 and 4 of its 180 pixels 0.037, 0.018 and 0.013.
-    min_sharpness: float = 0.05  # of the brightness' contrast, what changes from one pixel to the next
-    min_aesthetic: float = 4.5
-
-    def __post_init__(self):
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not 0 <= value < float("inf") or (each.name == "fps" and not 0 < value <= 240):
-                right = "above 0, at most 240" if each.name == "fps" else "0 or more"
-                raise ValueError(f"{each.name} is {value}; it must be a number {right}")
 
 
 @dataclass(frozen=True)
@@ -90,8 +66,10 @@ def brightness(frames: UInt8[Tensor, "t h w 3"]) -> Float[Tensor, "t h w"]:
 def sharpness(grey: Float[Tensor, "t h w"]) -> Float[Tensor, " t"]:
     """Root mean square of the Laplacian over the standard deviation of the brightness: low for blur, 0 for one colour.
 
-    The contrast cancels, the size does not: compare frames of one size.
+    The contrast cancels, the size does not: compare frames of one size. Below 4 pixels there is nothing to compare.
     """
+    if min(grey.shape[1:]) < 4:
+        return torch.zeros(len(grey))
     x = grey[:, 1:-1, 1:-1]
     laplacian = (grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]) / 4 - x
     deviation = x.flatten(1).std(1)
@@ -115,7 +93,7 @@ def motion(grey: Float[Tensor, "t h w"], fps: float) -> Float[Tensor, " t-1"]:
     scale = min(1.0, _FLOW_SIDE / min(grey.shape[1:]))
     size = [round(side * scale) for side in grey.shape[1:]]
     small = F.interpolate(grey[:, None], size=size, mode="area")[:, 0]
-    if min(size) < 7:
+    if min(size) < 7 or len(small) < 2:
         return torch.zeros(len(small) - 1)
     return motion_strength(optical_flow(small[:-1], small[1:])) * fps
 
@@ -124,25 +102,57 @@ def measure(clip: VideoClip, fps: float) -> Track:
     """Every measure of every frame of `clip` that `fps` frames per second show, at constant memory."""
     track, before = Track(), None
     times = takewhile(lambda second: second < clip.end - 5e-4, (clip.start + k / fps for k in count()))
-    for batch in _batches(stream_frames(clip.path, times, _SIDE), _BATCH):
-        frames = torch.stack(batch)
+    for batch in _batches(_runs(stream_frames(clip.path, times, _SIDE)), _BATCH):
+        frames = torch.stack([_fitted(frame, batch[0][0] if before is None else before[0]) for frame, _ in batch])
+        stays = [moments for _, moments in batch]
         joined = frames if before is None else torch.cat([before, frames])
         both, before = brightness(joined), frames[-1:]
         grey = both[-len(frames):]
-        track.seconds += [clip.start + (len(track.seconds) + k) / fps for k in range(len(frames))]
-        track.black += (grey < _DARK).float().mean((1, 2)).tolist()
-        track.sharpness += sharpness(grey).tolist()
-        if len(joined) > 1:
-            track.histogram += histogram_change(joined).tolist()
-            track.content += content_change(joined).tolist()
-            track.motion += motion(both, fps).tolist()
+        begin = len(track.seconds)
+        track.seconds += [clip.start + (begin + k) / fps for k in range(sum(stays))]
+        track.black += _stretched((grey < _DARK).float().mean((1, 2)), stays)
+        track.sharpness += _stretched(sharpness(grey), stays)
+        track.histogram += _spread(histogram_change(joined), stays)
+        track.content += _spread(content_change(joined), stays)
+        track.motion += _spread(motion(both, fps), stays)
     return track
 
 
-def _batches(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+def _batches(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
+
+
+def _runs(frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
+    """Each picture, and for how many moments it is on screen: one that stays for minutes is measured once."""
+    shown, moments = None, 0
+    for frame in frames:
+        if shown is not None and frame is not shown:
+            yield shown, moments
+            moments = 0
+        shown, moments = frame, moments + 1
+    if shown is not None:
+        yield shown, moments
+
+
+def _fitted(frame: UInt8[Tensor, "h w 3"], first: UInt8[Tensor, "h2 w2 3"]) -> UInt8[Tensor, "h2 w2 3"]:
+    """`frame` at the size of the first one: in calls and joined films it changes."""
+    if frame.shape == first.shape:
+        return frame
+    return (resize_and_crop(frame[None], *first.shape[:2])[0] * 255).round().to(torch.uint8)
+
+
+def _stretched(values: Tensor, stays: list[int]) -> list[float]:
+    """The value of each picture, for every moment that it is on screen."""
+    return [value for value, moments in zip(values.tolist(), stays) for _ in range(moments)]
+
+
+def _spread(changes: Tensor, stays: list[int]) -> list[float]:
+    """The change to each picture from the one before, if there is one, and none while it stays."""
+    first = [[]] * (len(stays) - len(changes))
+    return [value for change, moments in zip(first + [[change] for change in changes.tolist()], stays)
+            for value in change + [0.0] * (moments - 1)]
 
 
 # ---- decisions
@@ -173,15 +183,15 @@ def find_shots(clip: VideoClip, thresholds: CurationThresholds = CurationThresho
                scorer: Scorer | None = None) -> list[Shot]:
     """The shots of `clip`, measured and judged. A picture is one shot; its motion is not measured.
 
-    Raises ValueError where the file cannot be read to its end.
+    Raises UnusableFile where the file cannot be read to its end.
     """
     if clip.is_image:
         return [_judge_image(clip, thresholds, scorer)]
     track = measure(clip, thresholds.fps)
     if len(track.seconds) < 2:
-        raise ValueError(f"has {len(track.seconds)} frames that can be decoded; at least 2 are needed")
+        raise UnusableFile(clip.path, f"has {len(track.seconds)} frames that can be decoded; at least 2 are needed")
     if track.seconds[-1] < clip.end - 1.5 / thresholds.fps - 0.1:
-        raise ValueError(f"cannot be decoded beyond second {track.seconds[-1]:.2f} of {clip.end:.2f}")
+        raise UnusableFile(clip.path, f"cannot be decoded beyond second {track.seconds[-1]:.2f} of {clip.end:.2f}")
     edges, shots = [0, *find_cuts(track, thresholds), len(track.seconds)], []
     for first, last in zip(edges, edges[1:]):
         # The cut lies somewhere before frame `last`; a millisecond keeps frame `last - 1` itself inside.
@@ -192,14 +202,14 @@ def find_shots(clip: VideoClip, thresholds: CurationThresholds = CurationThresho
 
 
 def middle_frame(clip: VideoClip, short_side: int = _SIDE) -> UInt8[Tensor, "h w 3"]:
-    """What is on screen in the middle of `clip`, shrunk to `short_side`. Raises ValueError where there is nothing."""
+    """What is on screen in the middle of `clip`, shrunk to `short_side`. Raises UnusableFile where nothing is."""
     if clip.is_image:
         scale = min(1.0, short_side / min(clip.height, clip.width))
         picture = read_image(clip.path, max(1, round(clip.height * scale)), max(1, round(clip.width * scale)))
         return (picture * 255).round().to(torch.uint8)
     for frame in stream_frames(clip.path, [clip.start + clip.seconds / 2], short_side):
         return frame.contiguous()
-    raise ValueError(f"{clip.name} has no frame at second {clip.start + clip.seconds / 2:.2f}")
+    raise UnusableFile(clip.path, f"has no frame at second {clip.start + clip.seconds / 2:.2f}")
 
 
 def _scores(track: Track, first: int, last: int, piece: VideoClip, scorer: Scorer | None) -> dict[str, float | None]:

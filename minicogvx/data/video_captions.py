@@ -6,11 +6,11 @@ At last all of it was taught to one model, CogVLM2-Caption. Here any vision-lang
 folder layout of transformers take these parts; the published prompt is GPT-4's, and ours is our own.
 """
 
-import json
-import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from minicogvx.data.caption_notes import notes_beside
 from minicogvx.data.captions import evaluation_caption
+from minicogvx.data.listing import Line, Listing, Problem, same_name, writable_list
 from minicogvx.data.oracle import read
 from minicogvx.data.shapes import Scene, ShapeObject
 from minicogvx.data.video_files import stream_frames
-from minicogvx.data.video_folder import Problem, VideoClip, clip_line, read_clip, write_lines
+from minicogvx.data.video_folder import VideoClip, clip_line, read_clip
 
 MAX_WORDS = 100
 EVERY_SECONDS = 2.0
@@ -150,52 +152,88 @@ def caption_shapes(clip: VideoClip, seed: int = 0) -> str:
 
 def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str | Path, overwrite: bool = False,
                   progress: bool = True, by: str = "") -> list[Problem]:
-    """Write `out`, lines as in metadata.jsonl, with a caption for each clip; those that have one keep it by default.
+    """Give every clip a caption in `out`, a list as metadata.jsonl; clips that have one, here or there, keep it.
 
-    What is done is noted in `out.part` as it goes: a run that was cut off goes on there, if `by`, which says who
-    captions and how, is the same. Clips that the captioner
-    cannot name are left out and returned with the reason. Where `out` is there already, its lines on other files and
-    its other fields, such as scores, stay.
+    A line of `out` on a clip gets the caption and keeps its other fields; clips without a line get one at the end; all
+    other lines stay as they are. `overwrite` gives every clip a new caption. What is done is noted in a hidden folder
+    beside `out` as it goes: a run that was cut off goes on there if `by`, which says who captions and how, is the
+    same.
+
+    Clips that the captioner cannot name are returned with the reason. Raises ValueError where `out` is something other
+    than a list, or another run is writing captions for it; both, and OSError, before the captioner is asked.
     """
-    out, problems = Path(out), []
-    part = out.with_name(out.name + ".part")
-    done = {key: row["text"] for key, row in _rows(part).items() if row.get("by") == by}
-    part.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with part.open("a", encoding="utf-8") as notes:
-        for clip in tqdm(clips, desc="captioning", disable=not progress):
-            row = clip_line(clip)
-            key = _key(row)
-            if clip.caption and not overwrite:
-                rows.append(row)
+    out, problems, captions = writable_list(out), [], {}
+    lines = _lines_of(clips, Listing(out, _folder_of(clips)), overwrite)
+    with notes_beside(out, by) as notes:
+        for i, key in enumerate(tqdm(_keys(clips), "captioning", disable=not progress)):
+            clip, there = clips[i], lines[i].text if lines[i] else ""
+            if (clip.caption or there) and not overwrite:
+                captions[i] = clip.caption or there
                 continue
-            if key not in done:
+            if key not in notes.done:
                 try:
-                    done[key] = captioner(clip)
-                except ValueError as error:
+                    text = _one_line(captioner(clip))
+                except (ValueError, OSError) as error:
                     problems.append(Problem(clip.name, str(error).removeprefix(str(clip.path)).strip()))
                     continue
-                notes.write(json.dumps(row | {"text": done[key], "by": by}, ensure_ascii=False) + "\n")
-                notes.flush()
-            rows.append(row | {"text": done[key]})
-    old, names = _rows(out), {clip.name for clip in clips}
-    write_lines(out, [old.get(_key(row), {}) | row for row in rows]
-                + [row for row in old.values() if row["file_name"] not in names])
-    os.remove(part)
+                notes.add(key, text)
+            captions[i] = notes.done[key]
+        _write_captions(out, clips, captions, overwrite)
     return problems
 
 
-def _key(row: dict) -> tuple[str, float]:
-    return row["file_name"], row.get("start") or 0.0
+def _one_line(text: str) -> str:
+    if not text.strip():
+        raise ValueError("got no caption: the captioner said nothing")
+    text.encode()  # raises ValueError for half a character, which no list can hold
+    return " ".join(text.split())
 
 
-def _rows(path: Path) -> dict[tuple[str, float], dict]:
-    """The lines of a listing, without those that are none: a run can be cut off in the middle of one."""
-    rows = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-            rows[_key(row)] = row
-        except (ValueError, TypeError, KeyError):
-            continue
-    return rows
+def _write_captions(out: Path, clips: Sequence[VideoClip], captions: dict[int, str], overwrite: bool) -> None:
+    listing = Listing(out, _folder_of(clips))  # read again: somebody may have changed it since the captioner began
+    lines = _lines_of(clips, listing, overwrite)
+    for i, text in captions.items():
+        line = lines[i]
+        if line is None:
+            listing.append(clip_line(replace(clips[i], caption=text)))
+        elif overwrite or not line.text:
+            listing.set_caption(line, text)
+    listing.write()
+
+
+def _folder_of(clips: Sequence[VideoClip]) -> Path:
+    """The folder that the names of the clips are seen from."""
+    return clips[0].path.parents[clips[0].name.count("/")] if clips else Path()
+
+
+def _keys(clips: Sequence[VideoClip]) -> list[tuple]:
+    """Name, seconds and, of several clips alike, the number of each: the same again in the next run."""
+    counts: Counter[tuple] = Counter()
+    keys = []
+    for clip in clips:
+        piece = (clip.name, round(clip.start, 3), round(clip.end, 3))
+        keys.append((*piece, counts[piece]))
+        counts[piece] += 1
+    return keys
+
+
+def _lines_of(clips: Sequence[VideoClip], listing: Listing, overwrite: bool) -> list[Line | None]:
+    """The line of `listing` that each clip is; no line is two clips.
+
+    First those that say the same in file, piece and caption, then those where one has no caption or it does not count.
+    """
+    free: dict[tuple, list[Line]] = {}
+    for line in listing.lines:
+        free.setdefault(line.piece, []).append(line)
+    rows = [clip_line(clip) for clip in clips]
+    groups = [free.get((same_name(clip.name), row.get("start", 0.0), row.get("end")), [])
+              for clip, row in zip(clips, rows)]
+    found: list[Line | None] = [None] * len(clips)
+    for same_caption in (True, False):
+        for i, (clip, group) in enumerate(zip(clips, groups)):
+            fits = [line for line in group if (line.text == clip.caption if same_caption else
+                                               overwrite or not line.text or not clip.caption)]
+            if found[i] is None and fits:
+                found[i] = fits[0]
+                group.remove(fits[0])
+    return found

@@ -4,9 +4,7 @@ Videos for people are `t h w 3`, float in 0..1. Every file is written beside its
 half-written is left behind. Every error is one sentence that names the file.
 """
 
-import os
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -16,10 +14,19 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-_SEEK_FROM = 5.0  # seconds: what begins later is sought by key frame instead of decoded from the first frame on
+from minicogvx.data.film_frames import film_moments, opened_film
+from minicogvx.data.pictures import (
+    IMAGES, Moment, UnusableFile, animation_moments, existing_file, opened_picture, to_tensor, upright_picture,
+)
+from minicogvx.files import written_whole
+
+__all__ = ["UnusableFile", "existing_file", "output_file", "read_image", "read_video", "resize_and_crop",
+           "stream_frames", "write_gif", "write_mp4", "write_strip"]
+
+_BT601 = 6  # FFmpeg's number of the matrix that its conversion from RGB takes
 
 
 def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float) -> Path:
@@ -34,18 +41,17 @@ def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
     frames = torch.cat([frames, frames[:, -1:]], dim=1) if height % 2 else frames
     frames = torch.cat([frames, frames[:, :, -1:]], dim=2) if width % 2 else frames
 
-    def write(target: Path) -> None:
-        """Encodes all frames into `target`."""
-        with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12", "preset": "medium"}
-            for frame in frames.numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-
-    return _write_and_rename(path, write)
+    with (written_whole(path) as part,
+          av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.colorspace = _BT601  # players take another one for large films that do not say
+        stream.options = {"crf": "12", "preset": "medium"}
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 def write_gif(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float, min_side: int = 192) -> Path:
@@ -60,13 +66,11 @@ def write_gif(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
     every = rearrange(frames[:: max(1, len(frames) // 8)], "t h w c -> (t h) w c")
     palette = Image.fromarray(every.numpy()).quantize(256, dither=Image.Dither.NONE)
     pages = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames.numpy()]
-
-    def write(target: Path) -> None:
+    with written_whole(path) as part:
         # A gif counts hundredths of a second, and browsers slow down anything under two of them.
-        pages[0].save(target, format="GIF", save_all=True, append_images=pages[1:], loop=0,
+        pages[0].save(part, format="GIF", save_all=True, append_images=pages[1:], loop=0,
                       duration=max(20, round(1000 / fps)), disposal=1, optimize=False)
-
-    return _write_and_rename(path, write)
+    return path
 
 
 def write_strip(path: str | Path, video: Float[Tensor, "t h w 3"], num_frames: int = 6, min_side: int = 128,
@@ -82,24 +86,20 @@ def write_strip(path: str | Path, video: Float[Tensor, "t h w 3"], num_frames: i
     chosen = torch.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().long()
     frames = F.pad(_enlarge(frames[chosen], min_side), (0, 0, 0, gap), value=255)
     strip = rearrange(frames, "t h w c -> h (t w) c")[:, : -gap or None]
-    return _write_and_rename(path, lambda target: Image.fromarray(strip.numpy()).save(target, format="PNG"))
+    with written_whole(path) as part:
+        Image.fromarray(strip.numpy()).save(part, format="PNG")
+    return path
 
 
 def read_image(path: str | Path, height: int, width: int) -> Float[Tensor, "h w 3"]:
     """The picture at `path` in 0..1: shorter side resized (antialiased), centre cropped to `height` x `width` pixels.
 
-    Raises FileNotFoundError if it is missing, ValueError if it is empty or no picture.
+    Raises FileNotFoundError if it is missing, UnusableFile if it is empty or no picture.
     """
     path = existing_file(path)
-    try:
-        with Image.open(path) as file:
-            # `convert` drops transparency on black; white is what people see behind a cut-out picture.
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a picture, or it is cut off; give a whole PNG or JPEG file") from error
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
-    return resize_and_crop(pixels[None], height, width)[0]
+    with opened_picture(path) as image:
+        picture = upright_picture(image, path)
+    return resize_and_crop(to_tensor(picture)[None], height, width)[0]
 
 
 def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: int | float,
@@ -107,7 +107,7 @@ def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: 
     """`num_frames` frames of the film at `path`, in 0..1, as `fps` frames per second show them from second `start` on.
 
     Resampled in time: frame k is the one on screen at second start + k / fps. Resized and cropped as in `read_image`.
-    Raises FileNotFoundError if it is missing, ValueError if it is empty, broken, too short or has no video stream.
+    Raises FileNotFoundError if it is missing, UnusableFile if it is empty, broken, too short or has no video stream.
     """
     path = existing_file(path)
     _check_fps(fps)
@@ -118,7 +118,7 @@ def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: 
     frames, seconds = _decode(path, [start + k / fps for k in range(num_frames)], height, width)
     if len(frames) < num_frames:
         needed = start + num_frames / fps
-        raise ValueError(f"{path} lasts {seconds:.2f} s; {num_frames} frames at {fps:g} fps need {needed:.2f} s")
+        raise UnusableFile(path, f"lasts {seconds:.2f} s; {num_frames} frames at {fps:g} fps need {needed:.2f} s")
     return torch.cat(frames)
 
 
@@ -129,28 +129,17 @@ def stream_frames(path: str | Path, times: Iterable[float],
     One decoded picture is in memory at a time, so a film may be of any length; films of variable rate are right too,
     because only time stamps count. `short_side` shrinks larger pictures to that many pixels. The generator's value
     is the film's length in seconds, or, where `times` end first, the second that was reached.
-    Raises FileNotFoundError if it is missing, ValueError if it is empty, broken or has no video stream.
+    Raises FileNotFoundError if it is missing, UnusableFile if it is empty, broken or has no video stream.
     """
-    path = existing_file(path)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video stream; give a file with pictures in it")
-            return (yield from _on_screen(container, container.streams.video[0], iter(times), short_side))
-    except (av.FFmpegError, EOFError) as error:
-        raise ValueError(f"{path} is not a video, or it is cut off; give a whole mp4 or gif file") from error
-
-
-def existing_file(path: str | Path) -> Path:
-    """`path`, if a file with something in it is there. Raises FileNotFoundError or ValueError."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} is a folder; give a file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; give a file with something in it")
-    return path
+    path, times = existing_file(path), iter(times)
+    begin = next(times, None)
+    if begin is None:
+        return 0.0
+    times = chain([begin], times)
+    if path.suffix.lower() in IMAGES:
+        return (yield from _on_screen(animation_moments(path), times, short_side))
+    with opened_film(path) as (container, stream):
+        return (yield from _on_screen(film_moments(path, container, stream, begin), times, short_side))
 
 
 def output_file(path: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -186,72 +175,24 @@ def _decode(path: Path, times: list[float], height: int, width: int) -> tuple[li
             return frames, end.value
 
 
-def _on_screen(container, stream, times: Iterator[float], short_side: int | None) -> Generator[Tensor, None, float]:
+def _on_screen(moments: Iterator[Moment], times: Iterator[float],
+               short_side: int | None) -> Generator[Tensor, None, float]:
     # A frame is on screen until the next begins, so one is handed out only once the next is known.
-    shown, last, wanted = None, 0.0, next(times, None)
-    if wanted is None:
-        return 0.0
-    step = float(1 / stream.average_rate) if stream.average_rate else 0.0
-    aspect = float(stream.sample_aspect_ratio or 1)
-    for second, frame in chain(_timed(container, stream, wanted, step), [(None, None)]):
-        last = last + step if frame is None else second
+    shown, pixels, end, wanted = None, None, 0.0, next(times)
+    for moment in chain(moments, [None]):
+        if moment is not None:
+            end = moment.second
+        elif shown is not None:
+            end = shown.second + shown.length
         # Half a millisecond of tolerance: containers round their time stamps.
-        while shown is not None and wanted < last - 5e-4:
-            yield _upright(shown, aspect, short_side)
+        while shown is not None and wanted < end - 5e-4:
+            pixels = shown.pixels(short_side) if pixels is None else pixels
+            yield pixels
             wanted = next(times, None)
             if wanted is None:
-                return last
-        shown = frame
-    return last
-
-
-def _timed(container, stream, begin: float, step: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames and their seconds, from the first on or, where `begin` is far, from the key frame before it."""
-    decoded = container.decode(stream)
-    first = next(decoded, None)
-    if first is None:
-        return
-    start, last = first.time or 0.0, -step
-    frames = chain([first], decoded)
-    if begin > _SEEK_FROM and first.time is not None:
-        frames = _sought(container, stream, start, begin)
-    for frame in frames:
-        last = last + step if frame.time is None else float(frame.time) - start
-        yield last, frame
-
-
-def _sought(container, stream, start: float, begin: float) -> Iterator[av.VideoFrame]:
-    for second in (start + begin, start):  # an index can be wrong: then from the beginning
-        container.seek(int(second / stream.time_base), stream=stream)
-        decoded = container.decode(stream)
-        frame = next(decoded, None)
-        if frame is not None and frame.time is not None and frame.time - start <= begin:
-            return chain([frame], decoded)
-    return iter(())
-
-
-def _upright(frame: av.VideoFrame, aspect: float, short_side: int | None) -> UInt8[Tensor, "h w 3"]:
-    width, height = round(frame.width * aspect), frame.height  # pixels of some films are not square
-    if short_side and short_side < min(width, height):
-        scale = short_side / min(width, height)
-        width, height = round(width * scale), round(height * scale)
-    resized = (width, height) != (frame.width, frame.height)
-    options = {"width": width, "height": height, "interpolation": "AREA"} if resized else {}
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24", **options))
-    return torch.rot90(pixels, round(frame.rotation / 90))  # telephones film sideways and note the angle
-
-
-def _write_and_rename(path: Path, write: Callable[[Path], None]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
+                return end
+        shown, pixels = moment, None
+    return end
 
 
 def _to_bytes(video: Tensor) -> UInt8[Tensor, "t h w 3"]:

@@ -1,27 +1,27 @@
 """A folder of films and pictures with captions: what is in it, what is wrong with it, and any piece of it as frames.
 
-A caption is `name.txt` beside the file, or a line of `metadata.jsonl` with `file_name` and `text`, which comes first
-where both are there. A line may also have `start` and `end` in seconds: then the clip is that piece of the file, and a
-file may have several lines. A bad file is reported by name, and the others are used.
+A caption is `name.txt` beside the file, or a line of a list such as `metadata.jsonl`, which comes first where both are
+there: data/listing.py has the kinds. A line may also have `start` and `end` in seconds: then the clip is that piece of
+the file, and a file may have several lines. A bad file is reported by name, and the others are used.
 """
 
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from minicogvx.data.buckets import Size, aspect_buckets, choose_bucket
+from minicogvx.data.folder_walk import walk_folder
+from minicogvx.data.listing import CAPTION_FIELDS, METADATA, Line, Problem, read_list, same_name
 from minicogvx.data.video_files import existing_file, read_image, read_video
-from minicogvx.data.video_probe import probe_film, probe_image
+from minicogvx.data.video_probe import FILMS, IMAGES, probe
 
-FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-METADATA = "metadata.jsonl"
 _ROUNDING = 5e-4  # seconds: containers round their time stamps
 
 
@@ -33,7 +33,7 @@ class VideoClip:
     name: str  # the path inside its folder, with slashes
     caption: str
     frames: int  # of the whole file
-    fps: float  # of a variable rate: the mean
+    fps: float  # of a variable rate: the mean; of a picture 0
     height: int  # pixels, upright
     width: int
     rotation: int = 0  # degrees counter-clockwise that turn the stored pictures upright
@@ -41,11 +41,12 @@ class VideoClip:
     start: float = 0.0  # seconds
     end: float = 0.0  # seconds, not included; of a picture 0
     film_seconds: float = 0.0  # of the whole file
+    line: Line | None = field(default=None, compare=False, repr=False)  # of the list it comes from, if one names it
 
     @property
     def is_image(self) -> bool:
-        """Whether this is a picture."""
-        return self.path.suffix.lower() in IMAGES
+        """Whether this is a picture; an animated one is a film."""
+        return self.fps == 0
 
     @property
     def seconds(self) -> float:
@@ -58,67 +59,66 @@ class VideoClip:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A file that cannot be used, and why."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class VideoFolder:
     """What a folder holds, in the order of names."""
 
     folder: Path
     clips: list[VideoClip]
     problems: list[Problem]
+    passed_over: dict[str, int] = field(default_factory=dict)  # how many other files there are, by ending
 
+    def passed_over_sentence(self) -> str:
+        """What `passed_over` counts, such as "passed over: 2 .md, 1 hidden"; empty where there is nothing."""
+        others = ", ".join(f"{number} {ending}" for ending, number in self.passed_over.items())
+        return f"passed over: {others}" if others else ""
 
-@dataclass(frozen=True)
-class _Line:
-    """One line of a listing; None where it says nothing."""
-
-    text: str | None = None
-    start: float = 0.0
-    end: float | None = None
+    def need_clips(self) -> None:
+        """Raises ValueError, with the first reason, where there is no clip that can be used."""
+        if not self.clips:
+            why = [str(self.problems[0])] if self.problems else []
+            why += [self.passed_over_sentence()] if self.passed_over else []
+            raise ValueError("; ".join([f"{self.folder} holds no clip that can be used", *why]))
 
 
 def scan_folder(folder: str | Path, min_seconds: int | float = 1.0, listing: str | Path | None = None,
                 need_captions: bool = True, progress: bool = False) -> VideoFolder:
-    """Every clip of `folder` and its subfolders, each file opened and its packets counted.
+    """Every clip of `folder` and its subfolders, linked ones too, each file opened and its packets counted.
 
     Args:
         min_seconds: shorter films are too short to train on.
-        listing: only what this file lists (lines as in metadata.jsonl, such as the kept.jsonl of `curate`); None takes
-            every film and picture, with what metadata.jsonl says of them.
+        listing: only what this file lists (JSON lines or a table, such as the kept.jsonl of `curate`), by names inside
+            `folder`; None takes every film and picture, with what the lists in the folders say of them.
         need_captions: report files without a caption instead of using them with an empty one.
 
-    Raises FileNotFoundError where folder or listing is missing, ValueError for a negative `min_seconds`.
+    Raises FileNotFoundError where folder or listing is missing, ValueError for a negative `min_seconds`, and for a
+    `listing` that is not UTF-8.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     if not min_seconds >= 0:
         raise ValueError(f"min_seconds is {min_seconds}; it must be 0 or more")
-    lines, problems = _listed(folder, folder / METADATA if listing is None else Path(listing), listing is not None)
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in FILMS + IMAGES
-             and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    if listing is not None and not Path(listing).is_file():
+        raise FileNotFoundError(f"there is no file {listing}; it must list clips, one JSON object a line")
+    walked = walk_folder(folder, FILMS + IMAGES)
+    if listing is None:
+        lines, problems = _listed(folder, walked.lists)
+        by_file = dict.fromkeys(walked.files, [None]) | _by_file(lines, walked.files)
+        problems, passed_over = walked.problems + problems, dict(sorted(walked.passed_over.items()))
+    else:
+        lines, problems = read_list(Path(listing), folder)
+        by_file, passed_over = _by_file(lines, walked.files), {}
     clips = []
-    for name in tqdm(sorted(lines.keys() if listing else found | lines.keys()), desc="scanning", disable=not progress):
+    for name in tqdm(sorted(by_file), desc="scanning", disable=not progress):
         try:
             whole = _whole_clip(folder, name)
         except (ValueError, OSError) as error:
             problems.append(Problem(name, str(error).removeprefix(str(folder / name)).strip()))
             continue
-        for line in lines.get(name, [_Line()]):
-            try:
-                clips.append(_piece(whole, line, min_seconds, need_captions))
-            except ValueError as error:
-                problems.append(Problem(name, str(error)))
-    return VideoFolder(folder, clips, problems)
+        found, wrong = _pieces(whole, by_file[name], min_seconds, need_captions)
+        clips += found
+        problems += wrong
+    return VideoFolder(folder, clips, problems, passed_over)
 
 
 def read_clip(clip: VideoClip, start_seconds: float, num_frames: int, fps: int | float, height: int,
@@ -143,65 +143,56 @@ def clip_bucket(clip: VideoClip, height: int, width: int, step: int = 16) -> Siz
     return choose_bucket(clip.height, clip.width, aspect_buckets(height, width, step))
 
 
-def write_lines(path: str | Path, rows: list[dict]) -> Path:
-    """Write one JSON object a line, beside its place and then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    beside.replace(path)
-    return path
+def clip_line(clip: VideoClip) -> dict[str, Any]:
+    """The line that lists `clip`; without start and end where it is the whole file.
 
-
-def clip_line(clip: VideoClip) -> dict:
-    """The line that lists `clip`; without start and end where it is the whole file."""
+    Of a clip that comes from a list, start and end are as they are there, and all its other fields stay.
+    """
     whole = clip.start == 0 and abs(clip.end - clip.film_seconds) < 1e-3
     piece = {} if whole else {"start": round(clip.start, 3), "end": round(clip.end, 3)}
-    return {"file_name": clip.name} | piece | {"text": clip.caption}
+    start, end = _seconds(clip.line, clip.film_seconds)
+    if clip.line and (clip.start, clip.end) == (start, min(end, clip.film_seconds)):
+        piece = {name: clip.line.fields[name] for name in ("start", "end") if clip.line.fields.get(name) is not None}
+    return {"file_name": clip.name} | piece | {"text": clip.caption} | (clip.line.other_fields if clip.line else {})
+
+
+def _seconds(line: Line | None, film_seconds: float) -> tuple[float, float]:
+    """From when to when, as the line says; the whole film where it says nothing."""
+    return (line.start if line else 0.0, film_seconds if line is None or line.end is None else line.end)
 
 
 # ---- listings
 
 
-def _listed(folder: Path, listing: Path, required: bool) -> tuple[dict[str, list[_Line]], list[Problem]]:
-    if not listing.is_file():
-        if required:
-            raise FileNotFoundError(f"there is no file {listing}; it must list clips, one JSON object a line")
-        return {}, []
-    lines: dict[str, list[_Line]] = {}
+def _listed(folder: Path, lists: Sequence[str]) -> tuple[list[Line], list[Problem]]:
+    """What all lists say. Of a piece that several lists caption, the first of them counts."""
+    known: dict[tuple, list[Line]] = {}
     problems = []
-    for where, text in _numbered(listing):
+    for name in lists:
         try:
-            name, line = _read_line(text)
-            if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"names {name!r}, which lies outside the folder")
-            lines.setdefault(Path(name).as_posix(), []).append(line)
-        except ValueError as error:
-            problems.append(Problem(where, str(error)))
-    return lines, problems
+            lines, wrong = read_list(folder / name, folder, posixpath.dirname(name))
+        except (ValueError, OSError) as error:
+            problems.append(Problem(name, str(error).removeprefix(str(folder / name)).strip()))
+            continue
+        problems += wrong
+        own: dict[tuple, list[Line]] = {}
+        for line in lines:
+            own.setdefault(line.piece, []).append(line)
+        for piece, group in own.items():
+            first = known.setdefault(piece, group)
+            if not any(line.text for line in first):
+                first[0] = replace(first[0], text=group[0].text)
+    return [line for group in known.values() for line in group], problems
 
 
-def _numbered(listing: Path) -> Iterator[tuple[str, str]]:
-    # Bytes that are no text become marks, so one bad line does not lose the others.
-    with listing.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{listing.name}, line {number}", line
-
-
-def _read_line(text: str) -> tuple[str, _Line]:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise ValueError("is no JSON; each line must be one JSON object") from error
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
-        raise ValueError("has no file_name; each line must have one")
-    words, start, end = row.get("text"), row.get("start", 0.0), row.get("end")
-    if words is not None and not isinstance(words, str):
-        raise ValueError(f"has text={words!r}; it must be a caption in quotation marks")
-    if type(start) not in (int, float) or type(end) not in (int, float, type(None)) or not 0 <= start < math.inf:
-        raise ValueError(f"has start={start!r} and end={end!r}; they must be seconds, 0 or more")
-    return row["file_name"], _Line(words, float(start), None if end is None else float(end))
+def _by_file(lines: Sequence[Line], files: Sequence[str]) -> dict[str, list[Line]]:
+    """The lines on each file, by the name that the file itself has where a line writes it in another way."""
+    there, alike = set(files), {same_name(name): name for name in files}
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        name = line.name if line.name in there else alike.get(same_name(line.name), line.name)
+        found.setdefault(name, []).append(line)
+    return found
 
 
 # ---- files
@@ -211,14 +202,17 @@ def _whole_clip(folder: Path, name: str) -> VideoClip:
     path = existing_file(folder / name)
     if path.suffix.lower() not in FILMS + IMAGES:
         raise ValueError(f"has the ending {path.suffix!r}; it must be one of {', '.join(FILMS + IMAGES)}")
-    facts = probe_image(path) if path.suffix.lower() in IMAGES else probe_film(path)
-    return VideoClip(path, name, _sidecar(path), facts.frames, facts.fps, facts.height, facts.width, facts.rotation,
+    facts = probe(path)
+    return VideoClip(path, name, "", facts.frames, facts.fps, facts.height, facts.width, facts.rotation,
                      facts.variable_rate, end=facts.seconds, film_seconds=facts.seconds)
 
 
 def _sidecar(path: Path) -> str:
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
+    for ending in (".txt", ".TXT", ".Txt"):
+        beside = path.with_suffix(ending)
+        if beside.is_file():
+            break
+    else:
         return ""
     try:
         return " ".join(beside.read_text(encoding="utf-8-sig").split())
@@ -226,17 +220,30 @@ def _sidecar(path: Path) -> str:
         raise ValueError(f"has a caption, {beside.name}, that is not UTF-8 text") from error
 
 
-def _piece(whole: VideoClip, line: _Line, min_seconds: int | float, need_captions: bool) -> VideoClip:
+def _pieces(whole: VideoClip, lines: Sequence[Line | None], min_seconds: int | float,
+            need_captions: bool) -> tuple[list[VideoClip], list[Problem]]:
+    clips, problems = [], []
+    for line in lines:
+        try:
+            clips.append(_piece(whole, line, min_seconds, need_captions))
+        except ValueError as error:
+            problems.append(Problem(whole.name, str(error)))
+    return clips, problems
+
+
+def _piece(whole: VideoClip, line: Line | None, min_seconds: int | float, need_captions: bool) -> VideoClip:
     """The part of the file that the line names, with its caption. Raises ValueError where it cannot be used."""
-    clip = replace(whole, caption=" ".join((line.text or "").split()) or whole.caption)
+    clip = replace(whole, caption=line.text if line and line.text else _sidecar(whole.path), line=line)
     if not clip.is_image:
-        end = whole.end if line.end is None else line.end
-        if end > whole.end + 0.05 or line.start >= end:
-            raise ValueError(f"is listed from second {line.start:g} to {end:g}; it lasts {whole.end:.2f} s")
-        clip = replace(clip, start=line.start, end=min(end, whole.end))
+        start, end = _seconds(line, whole.end)
+        if end > whole.end + 0.05 or start >= end:
+            raise ValueError(f"is listed from second {start:g} to {end:g}; it lasts {whole.end:.2f} s")
+        clip = replace(clip, start=start, end=min(end, whole.end))
         if clip.frames < 2 or clip.seconds < min_seconds - _ROUNDING:
             raise ValueError(f"is too short: {clip.frames} frames, {clip.seconds:.2f} s; "
                              f"it must last {min_seconds:g} s")
     if need_captions and not clip.caption:
-        raise ValueError(f"has no caption; put one into {whole.path.with_suffix('.txt').name} or {METADATA}")
+        others = ", ".join(line.other_fields)[:80] if line else ""
+        seen = f"; its line has {others}, and none of {', '.join(CAPTION_FIELDS)}" if others else ""
+        raise ValueError(f"has no caption; put one into {whole.path.with_suffix('.txt').name} or {METADATA}{seen}")
     return clip

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -36,3 +36,14 @@ def dynamic_guidance_scale(guidance_scale: float, i: int, timestep: int, num_inf
     n = num_inference_steps
     tau = timestep if mode == "published" else n - i
     return 1 + guidance_scale * (1 - math.cos(math.pi * ((n - tau) / n) ** 5)) / 2
+
+
+def guidance_scales(guidance_scale: float, timesteps: Int[Tensor, "n"], mode: str | None) -> list[float]:
+    """The scale of every step of a run over `timesteps`; in video to video these are the ones from its start on.
+
+    1 is no guidance, dynamic or not. A constant scale below 1 is what the formula makes of it: 0 is the unconditional
+    output. (diffusers leaves guidance off there.) Dynamic guidance of up to 1 is none, and n counts, as in diffusers.
+    """
+    if mode is not None and guidance_scale <= 1:
+        return [1.0] * len(timesteps)
+    return [dynamic_guidance_scale(guidance_scale, i, int(t), len(timesteps), mode) for i, t in enumerate(timesteps)]

@@ -21,6 +21,8 @@ from torch import Tensor
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import inference_timesteps, target_timesteps
 
+Generators = torch.Generator | list[torch.Generator]  # one for a whole batch, or one for each of its videos
+
 
 class DDIMSampler:
     """Deterministic: the same starting noise gives the same video (Song et al. 2021, eq. 12 with eta = 0).
@@ -34,7 +36,7 @@ class DDIMSampler:
         self.targets = target_timesteps(schedule, num_inference_steps, target)
 
     def step(self, model_output: Float[Tensor, "b c t h w"], i: int, latents: Float[Tensor, "b c t h w"],
-             x0_before: Float[Tensor, "b c t h w"] | None = None, generator: torch.Generator | None = None,
+             x0_before: Float[Tensor, "b c t h w"] | None = None, generator: Generators | None = None,
              ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
         """Step i of the run: the next latents, in the dtype of `latents`, and the clean ones it believes in (float32).
 
@@ -70,7 +72,7 @@ class DPMSampler:
         self.redraw_noise = redraw_noise
 
     def step(self, model_output: Float[Tensor, "b c t h w"], i: int, latents: Float[Tensor, "b c t h w"],
-             x0_before: Float[Tensor, "b c t h w"] | None = None, generator: torch.Generator | None = None,
+             x0_before: Float[Tensor, "b c t h w"] | None = None, generator: Generators | None = None,
              ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
         """Step i of the run: the next latents, in the dtype of `latents`, and the clean ones it believes in (float32).
 
@@ -103,17 +105,40 @@ class DPMSampler:
         return x.to(latents.dtype), x0
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32,
+SAMPLERS = {"ddim": DDIMSampler, "dpm": DPMSampler}
+
+
+def draw_noise(shape: tuple[int, ...], generator: Generators | None = None, dtype: torch.dtype = torch.float32,
                device: torch.device | str = "cpu") -> Float[Tensor, "b c t h w"]:
     """Standard normal noise of shape (b, c, t, h, w), drawn on the generator's device and moved to `device`.
 
     It is drawn frame by frame, as `b t c h w`: the layout of the published programs, whose seeds thus mean the same
-    noise here. A CPU generator gives the same video on every device.
+    noise here. A CPU generator gives the same video on every device; one for each video gives it in every batch.
+    Raises ValueError for a list that does not have b generators.
     """
     b, c, t, h, w = shape
+    return rearrange(randn((b, t, c, h, w), generator, dtype, device), "b t c h w -> b c t h w")
+
+
+def randn(shape: tuple[int, ...], generator: Generators | None = None, dtype: torch.dtype = torch.float32,
+          device: torch.device | str = "cpu") -> Float[Tensor, "*shape"]:
+    """Standard normal numbers, drawn where the generator is and moved to `device`. Of a list, each draws one row."""
+    if isinstance(generator, list):
+        if len(generator) != shape[0]:
+            raise ValueError(f"there are {len(generator)} generators; it must be one, or one for each of the "
+                             f"{shape[0]} videos")
+        return torch.cat([randn((1, *shape[1:]), one, dtype, device) for one in generator])
     drawn_on = generator.device if generator is not None else device
-    noise = torch.randn(b, t, c, h, w, generator=generator, dtype=dtype, device=drawn_on)
-    return rearrange(noise, "b t c h w -> b c t h w").to(device)
+    return torch.randn(*shape, generator=generator, dtype=dtype, device=drawn_on).to(device)
+
+
+def check_finite(values: Float[Tensor, "*shape"], what: str) -> Float[Tensor, "*shape"]:
+    """`values`. Raises ValueError, which names `what` they are, if there is NaN or infinity among them."""
+    # The sum of all is NaN or infinite where one of them is, and unlike a mask takes no memory.
+    if not torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
+        raise ValueError(f"{what} holds NaN or infinity; it must be finite, so look at the weights and, if they are "
+                         f"float16, use bfloat16 or float32")
+    return values
 
 
 def _half_log_snr(bar: float) -> float:
@@ -129,6 +154,4 @@ def _check_step(model_output: Tensor, i: int, latents: Tensor, timesteps: Tensor
     if model_output.shape != latents.shape:
         raise ValueError(f"the model output has shape {tuple(model_output.shape)}; "
                          f"it must be that of the latents, {tuple(latents.shape)}")
-    if not torch.isfinite(model_output).all():
-        raise ValueError(f"the model output of step {i} (timestep {int(timesteps[i])}) holds NaN or infinity; it must "
-                         f"be finite, so look at the weights and, if they are float16, use bfloat16 or float32")
+    check_finite(model_output, f"the model output of step {i} (timestep {int(timesteps[i])})")

@@ -22,7 +22,6 @@ class NoiseSchedule:
     """
 
     def __init__(self, config: ScheduleConfig):
-        _check(config)
         self.config = config
         alphas_cumprod = scaled_linear_alphas_cumprod(config.num_train_timesteps, config.beta_start, config.beta_end)
         alphas_cumprod = shift_snr(alphas_cumprod, config.snr_shift_scale)  # before the next line, not after
@@ -112,17 +111,6 @@ def rescale_to_zero_terminal_snr(alphas_cumprod: Float[Tensor, "T"]) -> Float[Te
 def _wide(x: Tensor) -> Tensor:
     """x in at least float32: noising and sampling never run in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _check(config: ScheduleConfig) -> None:
-    if config.num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps is {config.num_train_timesteps}; it must be at least 2")
-    if not 0 < config.beta_start < config.beta_end < 1:
-        raise ValueError(f"beta_start is {config.beta_start} and beta_end {config.beta_end}; "
-                         f"they must satisfy 0 < beta_start < beta_end < 1")
-    if config.prediction_type == "epsilon" and config.rescale_betas_zero_snr:
-        raise ValueError("prediction_type is 'epsilon' with rescale_betas_zero_snr=True; the last timestep holds no "
-                         "signal to recover x0 from, so set rescale_betas_zero_snr=False or predict v")
 
 
 def _check_timesteps(t: Tensor, num_train_timesteps: int) -> None:

@@ -12,9 +12,11 @@ from minicogvx.diffusion.schedule import NoiseSchedule
 # ---------------------------------------------------------------------------- sampling
 
 def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> Int[Tensor, "steps"]:
-    """The timesteps of a sampling run, falling, evenly spaced back from T ("trailing"), so the first is T - 1.
+    """The timesteps of a sampling run, falling; the schedule's `timestep_spacing` says where they lie.
 
-    t_i = round(T - i T / n) - 1:  for n = 50 and T = 1000 this is 999, 979, .., 19.
+    trailing (published): round(T - i T / n) - 1. For n = 50 and T = 1000 this is 999, 979, .., 19.
+    leading: (n - 1 - i) floor(T / n), here 980, 960, .., 0.   linspace: from T - 1 to 0 in equal steps, both included.
+    Only trailing and linspace begin at T - 1, where the noise is pure with zero terminal SNR.
 
     The rounding is that of the published code, to the last bit. There, 62 values of n up to 1000 (the least is 61)
     give one entry too many, a timestep -1 that a float error lets in; here there are always n.
@@ -23,6 +25,11 @@ def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> In
     T, n = schedule.num_train_timesteps, num_inference_steps
     if not 1 <= n <= T:
         raise ValueError(f"num_inference_steps is {n}; it must be from 1 to {T}")
+    if schedule.config.timestep_spacing == "leading":
+        return torch.arange(n - 1, -1, -1) * (T // n)
+    if schedule.config.timestep_spacing == "linspace":
+        step = (T - 1) / max(n - 1, 1)  # in float64, and half to even, as numpy rounds: one step starts at 0
+        return torch.tensor([round(i * step) for i in range(n - 1, -1, -1)])
     stride = (T - T / n) - T  # -T/n with the rounding error that numpy's arange has: it decides ties
     return torch.tensor([round(T + i * stride) - 1 for i in range(n)])
 

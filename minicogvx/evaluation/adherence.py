@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -43,6 +44,7 @@ def generate(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_s
              from_picture: bool = False) -> Iterator[Made]:
     """Each scene, its caption, and the clip that the model makes of it; the same seed, the same captions and clips.
 
+    A clip's noise depends on `seed` and its place among the scenes, so the batch size changes no more than roundings.
     `from_picture`: the model is also given the scene's true first frame.
     """
     words = random.Random(seed)
@@ -50,9 +52,20 @@ def generate(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_s
         batch = scenes[i:i + batch_size]
         captions = [evaluation_caption(scene, words) for scene in batch]
         pictures = render_batch(batch, pipe.num_frames, pipe.height, pipe.width)[:, 0] if from_picture else None
-        latents = pipe.sample(captions, image=pictures, seed=seed + i, num_inference_steps=num_inference_steps,
+        seeds = [clip_seed(seed, i + place) for place in range(len(batch))]
+        latents = pipe.sample(captions, image=pictures, seed=seeds, num_inference_steps=num_inference_steps,
                               guidance_scale=guidance_scale)
         yield from zip(batch, captions, pipe.decode(latents))
+
+
+def clip_seed(seed: int, clip: int) -> int:
+    """The seed of one clip of a measurement: no two measurements of up to a million clips share one but by chance."""
+    return (seed * 1_000_003 + clip) % 2**63
+
+
+def clip_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    """Generators, on the CPU, of `count` clips of a measurement from clip `first` on."""
+    return [torch.Generator().manual_seed(clip_seed(seed, clip)) for clip in range(first, first + count)]
 
 
 def judge(clip: Float[Tensor, "t h w 3"], scene: Scene, look: Style | None = None) -> tuple[dict[str, bool], str]:

@@ -4,10 +4,11 @@ import argparse
 import copy
 import dataclasses
 import json
-import os
 from pathlib import Path
 
-from minicogvx.options import add_device_options, add_memory_options, chosen, load_model
+from minicogvx.files import check_writable, written_whole
+from minicogvx.options import add_device_options, add_memory_options, add_sampler_option, chosen, load_model
+from minicogvx.parsing import GUIDANCE, SEED, SHARE, Parser, one_of, path_to, whole
 
 HELD_OUT_SEED = 1_000_003  # of the captions that the final figure is measured on
 STRIP = 3  # rows of the picture: the first captions, never chosen by what they show
@@ -34,32 +35,38 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minicogvx evaluate", description="Measure a model of the shapes world.")
-    parser.add_argument("what", nargs="?", choices=("captions", "vae"), default="captions",
+def _parser() -> Parser:
+    parser = Parser(prog="minicogvx evaluate", description="Measure a model of the shapes world.")
+    parser.add_argument("what", nargs="?", type=one_of(("captions", "vae")), default="captions",
+                        metavar="captions|vae",
                         help="captions: does it obey them? vae: what is left of a clip after a round trip? "
                              "(default: captions)")
-    parser.add_argument("--model", default="toy", metavar="toy|FOLDER")
-    parser.add_argument("--lora", metavar="FILE", help="measure the model without and with these adapters")
-    parser.add_argument("--before", metavar="toy|FOLDER", help="measure this model, too, before the other")
+    parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
+                        help="what to measure (default: toy)")
+    parser.add_argument("--lora", type=path_to(), metavar="FILE",
+                        help="measure the model without and with these adapters")
+    parser.add_argument("--before", type=path_to(), metavar="toy|FOLDER",
+                        help="measure this model, too, before the other")
     parser.add_argument("--style", default="plain", metavar="plain|sepia|cyanotype",
                         help="how many clips show this look, and are right in what it leaves readable")
     parser.add_argument("--image-to-video", action="store_true",
                         help="begin with the true first frame of scenes that training never saw")
-    parser.add_argument("--strip", metavar="FILE.png",
+    parser.add_argument("--strip", type=path_to(".png"), metavar="FILE.png",
                         help=f"also write frames of the first {STRIP} clips of each model and of the true ones")
-    parser.add_argument("--clips", type=int, default=500, metavar="N")
-    parser.add_argument("--split", choices=("held_out", "train"),
+    parser.add_argument("--clips", type=whole(1, 1_000_000), default=500, metavar="N", help="how many (default: 500)")
+    parser.add_argument("--split", type=one_of(("held_out", "train")), metavar="held_out|train",
                         help="held_out (default): combinations of shape, colour and motion that training never showed; "
                              "train (default with --image-to-video): other scenes of those it did")
-    parser.add_argument("--two-objects", type=float, default=0.0, metavar="SHARE", help="of scenes with two objects")
-    parser.add_argument("--steps", type=int, default=25, metavar="N")
-    parser.add_argument("--guidance-scale", type=float, metavar="W",
-                        help="default: the model's own")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N",
-                        help="clips at a time; another number draws other noise (default: 16)")
-    parser.add_argument("--out", metavar="FILE.json")
+    parser.add_argument("--two-objects", type=SHARE, default=0.0, metavar="SHARE",
+                        help="of scenes with two objects")
+    parser.add_argument("--steps", type=whole(1), default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W", help="default: the model's own")
+    add_sampler_option(parser)
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same clips (default: 0)")
+    parser.add_argument("--batch-size", type=whole(1, 65_536), default=16, metavar="N",
+                        help="clips at a time, which are the same whatever the number (default: 16)")
+    parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
+                        help="also write the figures, and every clip that was not right")
     add_device_options(parser)
     add_memory_options(parser)
     return parser
@@ -67,11 +74,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be checked before a model is loaded. Raises ValueError or FileNotFoundError."""
-    for option in ("clips", "steps", "batch_size"):
-        if getattr(arguments, option) < 1:
-            raise ValueError(f"{option.replace('_', '-')} is {getattr(arguments, option)}; it must be 1 or more")
-    if not 0 <= arguments.two_objects <= 1:
-        raise ValueError(f"two-objects is {arguments.two_objects}; it must be from 0 to 1")
     if arguments.what == "vae" and (arguments.lora or arguments.image_to_video or arguments.strip):
         raise ValueError("vae goes with none of --lora, --image-to-video and --strip; leave them out")
     if arguments.what == "vae" and (arguments.tile or arguments.offload):
@@ -85,10 +87,9 @@ def _check(arguments: argparse.Namespace) -> None:
                          f"oracle cannot tell two apart there")
     if arguments.before == arguments.model and not arguments.lora:
         raise ValueError(f"before is {arguments.before!r}, and so is model; it must be another one, or give --lora")
-    if arguments.strip:
-        video_files.output_file(arguments.strip, (".png",))
-    if arguments.out:
-        video_files.output_file(arguments.out, (".json",))
+    for path in (arguments.strip, arguments.out):
+        if path:
+            check_writable(path)
     if arguments.lora:
         from minicogvx.training.lora import FILE
 
@@ -102,11 +103,11 @@ def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
         models[arguments.before] = load_model(arguments.before, arguments, device, dtype)
     pipe = load_model(arguments.model, arguments, device, dtype)
     if arguments.lora:
-        from minicogvx.training.lora import merge_lora
+        from minicogvx.training.lora import use_lora
 
         taught = copy.copy(pipe)
         taught.transformer = copy.deepcopy(pipe.transformer)
-        merge_lora(taught.transformer, arguments.lora)  # before anything is measured: the file may not fit
+        use_lora(taught.transformer, arguments.lora)  # before anything is measured: the file may not fit
         models |= {} if arguments.before else {arguments.model: pipe}
         models[f"{arguments.model} with {arguments.lora}"] = taught
     else:
@@ -151,7 +152,5 @@ def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> P
 def _write_figures(out: Path, results: dict) -> None:
     """One model's figures as they are; of several, by their names."""
     figures = {label: dataclasses.asdict(result) for label, result in results.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".part")
-    beside.write_text(json.dumps(figures if len(figures) > 1 else next(iter(figures.values())), indent=1))
-    os.replace(beside, out)
+    with written_whole(out) as part:
+        part.write_text(json.dumps(figures if len(figures) > 1 else next(iter(figures.values())), indent=1))

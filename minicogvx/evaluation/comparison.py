@@ -1,6 +1,5 @@
 """One picture for comparing models: the frames of some clips before, after and as they should be, side by side."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minicogvx.data.video_files import output_file
+from minicogvx.files import written_whole
 
 _GAP, _BETWEEN, _MARGIN = 3, 18, 12  # pixels between frames, between columns, around everything
 _LABEL, _CAPTION = 18, 15  # sizes of letters in pixels
@@ -42,13 +42,8 @@ def write_comparison(path: str | Path, columns: dict[str, Sequence[Float[Tensor,
     for row, caption in enumerate(captions):
         draw.text((_MARGIN, _MARGIN + _LABEL + 10 + row * band), _fit(caption, _CAPTION, width - 2 * _MARGIN), _PALE,
                   ImageFont.load_default(_CAPTION))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with written_whole(path) as part:
         picture.save(part, format="PNG")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

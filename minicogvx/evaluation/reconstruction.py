@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from minicogvx.data.shapes import Scene
 from minicogvx.data.styles import Style, render_styled
-from minicogvx.evaluation.adherence import judge, say_parts
+from minicogvx.diffusion.samplers import check_finite, randn
+from minicogvx.evaluation.adherence import clip_generators, judge, say_parts
 from minicogvx.vae import CausalVAE
 
 
@@ -45,17 +46,19 @@ def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int,
                            progress: bool = True, look: Style | None = None) -> Reconstruction:
     """Sends true clips of the shapes world through encoder, sampled posterior and decoder, in the VAE's own dtype.
 
-    The noise is drawn on the CPU, so that a seed gives the same on every device.
-    `look`: the clips are drawn in this style (data/styles.py); the oracle then reads what the style leaves.
+    Each clip's noise is drawn on the CPU from `seed` and its place among the scenes, so that it is the same on every
+    device and in any batch. `look`: the clips are drawn in this style (data/styles.py); the oracle then reads what the
+    style leaves. Raises ValueError where the VAE makes NaN.
     """
     config, weight = vae.config, next(vae.parameters())
-    generator = torch.Generator().manual_seed(seed)
     total, flickers, flickers_of_true, right = 0.0, 0.0, 0.0, {}
     for i in tqdm(range(0, len(scenes), batch_size), desc="round trips", disable=not progress, mininterval=5):
         true = render_styled(scenes[i:i + batch_size], look, num_frames, config.sample_height, config.sample_width)
         video = rearrange(true, "b t h w c -> b c t h w") * 2 - 1
-        latents = vae.encode(video.to(weight.device, weight.dtype)).sample(generator)
-        decoded = vae.decode(latents.to(weight.dtype)).float().cpu()
+        posterior = vae.encode(video.to(weight.device, weight.dtype))
+        noise = randn(posterior.mean.shape, clip_generators(seed, i, len(true)), posterior.mean.dtype, weight.device)
+        decoded = vae.decode((posterior.mean + posterior.std * noise).to(weight.dtype)).float().cpu()
+        check_finite(decoded, "the VAE's video")
         back = (rearrange(decoded, "b c t h w -> b t h w c") / 2 + 0.5).clamp(0, 1)
         for scene, clip, again in zip(scenes[i:i + batch_size], true, back):
             total += psnr(clip, again)

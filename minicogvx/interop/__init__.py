@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from minicogvx.presets import PRESETS
+from minicogvx.suggest import did_you_mean
 
 
 def _data_folder() -> Path:
@@ -51,7 +52,8 @@ def find_folder(name_or_folder: str | Path) -> Path:
         way = "download them as diffusers has them" if published else "train the model first"
         raise ValueError(f"the weights of {name!r} are not shipped; {way}, then give their folder")
     known = " or ".join([*map(repr, shipped()), "an existing folder"])
-    raise ValueError(f"there is no model {name!r}; it must be {known} (the presets are {', '.join(PRESETS)})")
+    raise ValueError(f"there is no model {name!r}; it must be {known} (the presets are {', '.join(PRESETS)})"
+                     f"{did_you_mean(name, PRESETS)}")
 
 
 def shipped() -> list[str]:

@@ -2,21 +2,23 @@
 
 Most fields have one name in both. What differs: `position` is two booleans there, `position_scaling` follows from
 `patch_size_t`, `sampler` is the name of the scheduler's class, and our departures have no place at all. These go into
-a file of our own (`own_fields`); `departures` names those that diffusers would compute differently.
+a file of our own (`own_fields`). `departures` names those that diffusers computes differently, or, where they are
+among the `unsupported`, not at all.
 """
 
 import warnings
 from dataclasses import dataclass, fields, replace
-from typing import get_args
 
 from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
+from minicogvx.ranges import check_field, shown
 
 Config = VAEConfig | TransformerConfig | ScheduleConfig
 
 DIFFUSERS_VERSION = "0.42.1"  # whose files these are; it opens those of older versions, too
 SCHEDULERS = {"CogVideoXDDIMScheduler": "ddim", "CogVideoXDPMScheduler": "dpm"}
 _BOOLEANS = {"sincos": (False, False), "rope": (True, False), "rope+learned": (True, True)}  # (rotary, learned)
-_HARMLESS = {"first_frame", "position_scaling"}  # the same numbers at the sizes that diffusers' pipelines accept
+_BY_SIZE = {"first_frame", "position_scaling"}  # diffusers computes the same at some frame counts, at some sizes
+_BLOCKS = {"down_block_types": "CogVideoXDownBlock3D", "up_block_types": "CogVideoXUpBlock3D"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ _FORMATS = {
         ("AutoencoderKLCogVideoX",), ("time_padding", "norm_over", "first_frame"), VAEConfig(),
         {"act_fn": "silu", "latents_mean": None, "latents_std": None, "shift_factor": None, "use_quant_conv": False,
          "use_post_quant_conv": False},
-        {"force_upcast": True, "down_block_types": None, "up_block_types": None}),
+        {"force_upcast": True}),
     TransformerConfig: _Format(
         ("CogVideoXTransformer3DModel",), ("position", "position_scaling", "modulation", "attention"),
         TransformerConfig(num_attention_heads=30, num_layers=30, position="sincos"),
@@ -44,39 +46,46 @@ _FORMATS = {
         {"dropout": 0.0, "use_rotary_positional_embeddings": False, "use_learned_positional_embeddings": False}),
     ScheduleConfig: _Format(
         tuple(SCHEDULERS), ("sampler",),
-        ScheduleConfig(snr_shift_scale=3.0, rescale_betas_zero_snr=False, prediction_type="epsilon"),
-        {"beta_schedule": "scaled_linear", "trained_betas": None, "set_alpha_to_one": True, "steps_offset": 0,
-         "timestep_spacing": "trailing"},
+        ScheduleConfig(snr_shift_scale=3.0, rescale_betas_zero_snr=False, prediction_type="epsilon",
+                       timestep_spacing="leading"),
+        {"beta_schedule": "scaled_linear", "trained_betas": None, "set_alpha_to_one": True, "steps_offset": 0},
         {"clip_sample": False, "clip_sample_range": 1.0, "sample_max_value": 1.0}),
 }
 
 
-def from_diffusers(kind: type, values: dict, origin: str) -> Config:
-    """The config of class `kind` that a config.json says; a missing field has diffusers' default, not ours.
+def from_diffusers(kind: type, values: dict, origin: str, own: dict | None = None, own_origin: str = "") -> Config:
+    """The config of class `kind` that a config.json says, with what `own_fields` had saved beside it.
 
-    Raises ValueError, naming `origin`, for another class, a value of the wrong type, or an option we do not have.
+    A field that is missing has diffusers' default, not ours. Raises ValueError, naming the file (`origin` or
+    `own_origin`), for another class, a value that cannot be, or an option we do not have.
     """
     form = _FORMATS[kind]
     name = values.get("_class_name")
     if name not in form.class_names:
-        raise ValueError(f"{origin} is of the class {name!r}; it must be {' or '.join(form.class_names)}")
+        raise ValueError(f"{origin} is of the class {shown(name)}; it must be {' or '.join(form.class_names)}")
     _check_fixed(form, values, origin)
-    shared = {}
-    for field in fields(kind):
-        if field.name not in form.ours_only and field.name in values:
-            shared[field.name] = _typed(field, values[field.name], origin)
+    shared = _typed(kind, {name: value for name, value in values.items() if name not in form.ours_only}, origin)
     if kind is ScheduleConfig:
         shared["sampler"] = SCHEDULERS[name]
     if kind is TransformerConfig:
         shared |= _position(values, shared, origin)
-    known = {*form.fixed, *form.without_effect, *(field.name for field in fields(kind))}
+    names = {field.name for field in fields(kind)}
+    for name in own or {}:
+        if name not in names:
+            raise ValueError(f"{own_origin} sets {shown(name)}; a {kind.__name__} has no such field")
+    shared |= _typed(kind, own or {}, own_origin)
+    known = {*form.fixed, *form.without_effect, *names, *_BLOCKS}
     for extra in values:
         if extra not in known and not extra.startswith("_"):
-            warnings.warn(f"{origin} has a field {extra!r}, which is not known here and has no effect", stacklevel=2)
+            warnings.warn(f"{origin} has a field {shown(extra)}, which is not known here and has no effect",
+                          stacklevel=2)
     try:
-        return replace(form.defaults, **shared)
+        config = replace(form.defaults, **shared)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
+    if kind is VAEConfig:
+        _check_blocks(config, values, origin)
+    return config
 
 
 def to_diffusers(config: Config) -> dict:
@@ -89,55 +98,67 @@ def to_diffusers(config: Config) -> dict:
             value = getattr(config, field.name)
             values[field.name] = list(value) if isinstance(value, tuple) else value
     if isinstance(config, VAEConfig):
-        stages = len(config.block_out_channels)
-        values["down_block_types"] = ["CogVideoXDownBlock3D"] * stages
-        values["up_block_types"] = ["CogVideoXUpBlock3D"] * stages
+        values |= {name: [block] * len(config.block_out_channels) for name, block in _BLOCKS.items()}
     if isinstance(config, ScheduleConfig):
         values["_class_name"] = {sampler: name for name, sampler in SCHEDULERS.items()}[config.sampler]
     if isinstance(config, TransformerConfig):
         rotary, learned = _BOOLEANS.get(config.position, (False, False))
         values["use_rotary_positional_embeddings"], values["use_learned_positional_embeddings"] = rotary, learned
+        values["patch_bias"] = config.patch_size_t is None  # as published; where it is false it has no effect
     return values
 
 
 def own_fields(config: Config) -> dict:
-    """The fields that get lost on the way through `to_diffusers` and back, with their values."""
-    back = from_diffusers(type(config), to_diffusers(config), "config.json")
-    names = [field.name for field in fields(config)]
-    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(back, name)}
-
-
-def with_own_fields(config: Config, own: dict, origin: str) -> Config:
-    """`config` with what `own_fields` had saved."""
-    known = {field.name: field for field in fields(config)}
-    for name in own:
-        if name not in known:
-            raise ValueError(f"{origin} sets {name!r}; a {type(config).__name__} has no such field")
-    try:
-        return replace(config, **{name: _typed(known[name], value, origin) for name, value in own.items()})
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from error
+    """The fields that a config.json has no place for, with their values, where they are not what it implies."""
+    implied = {name: getattr(_FORMATS[type(config)].defaults, name) for name in _FORMATS[type(config)].ours_only}
+    if isinstance(config, TransformerConfig):
+        implied["position_scaling"] = "extrapolate" if config.patch_size_t else "interpolate"
+        if config.position in _BOOLEANS:
+            implied["position"] = config.position
+    if isinstance(config, ScheduleConfig):
+        implied["sampler"] = config.sampler  # the name of the class says it
+    return {name: getattr(config, name) for name, value in implied.items() if getattr(config, name) != value}
 
 
 def departures(config: Config) -> list[str]:
-    """Each option of `config` that diffusers does not have, as `name=value`; empty where it computes the same."""
-    found = [f"{name}={value!r}" for name, value in own_fields(config).items() if name not in _HARMLESS]
+    """Each option of `config` that diffusers computes differently, as `name=value`: at every size if it is among the
+    `unsupported`, else at some. Empty where every video is the same."""
+    own = own_fields(config)
+    if isinstance(config, TransformerConfig) and "rope" not in config.position:
+        own.pop("position_scaling", None)  # without effect
+    if isinstance(config, VAEConfig) and config.temporal_compression_ratio == 1:
+        own.pop("first_frame", None)  # likewise: no frame is paired with another
+    return unsupported(config) + [f"{name}={value!r}" for name, value in own.items() if name in _BY_SIZE]
+
+
+def unsupported(config: Config) -> list[str]:
+    """Those of the `departures` that diffusers does not have: it would compute other numbers for every video."""
+    found = [f"{name}={value!r}" for name, value in own_fields(config).items() if name not in _BY_SIZE]
     if isinstance(config, TransformerConfig) and config.patch_size_t and config.position in ("sincos", "rope+learned"):
         found.append(f"position={config.position!r} with patch_size_t={config.patch_size_t}")
     return found
 
 
 def _check_fixed(form: _Format, values: dict, origin: str) -> None:
+    if values.get("quantization_config") is not None:
+        raise ValueError(f"{origin} has a quantization_config; only weights that are plain floating-point numbers are "
+                         f"supported, so take the folder that it was made from")
     for name, only in form.fixed.items():
         if name == "patch_bias" and values.get("patch_size_t"):
             continue  # published 1.5 files say false, but the layer that has two frames a patch always has its bias
-        value = values.get(name, "leading" if name == "timestep_spacing" else only)
+        value = values.get(name, only)
         if value != only:
-            raise ValueError(f"{origin} has {name}={value!r}; only {only!r} is supported, as published")
-    for name in ("down_block_types", "up_block_types"):
-        for block in values.get(name) or ():
-            if block not in ("CogVideoXDownBlock3D", "CogVideoXUpBlock3D"):
-                raise ValueError(f"{origin} has a {block!r} in {name}; it must be a block of CogVideoX")
+            raise ValueError(f"{origin} has {name}={shown(value)}; only {only!r} is supported, as published")
+
+
+def _check_blocks(config: VAEConfig, values: dict, origin: str) -> None:
+    """diffusers builds one stage for each block that is named, four where none is."""
+    stages = len(config.block_out_channels)
+    for name, block in _BLOCKS.items():
+        blocks = values.get(name, [block] * 4)
+        if blocks not in ([block] * stages, (block,) * stages):
+            raise ValueError(f"{origin} has {name}={shown(blocks)}; it must be {block!r} {stages} times, once for each "
+                             f"of the block_out_channels")
 
 
 def _position(values: dict, shared: dict, origin: str) -> dict:
@@ -147,31 +168,25 @@ def _position(values: dict, shared: dict, origin: str) -> dict:
         if booleans == (rotary, learned):
             scaling = "extrapolate" if shared.get("patch_size_t") else "interpolate"
             return {"position": position, "position_scaling": scaling}
-    raise ValueError(f"{origin} has use_rotary_positional_embeddings={rotary!r} and "
-                     f"use_learned_positional_embeddings={learned!r}; learned positions need rotary ones beside them")
+    raise ValueError(f"{origin} has use_rotary_positional_embeddings={shown(rotary)} and "
+                     f"use_learned_positional_embeddings={shown(learned)}; learned positions need rotary ones beside "
+                     f"them")
 
 
-_KINDS = {int: "a whole number above 0", int | None: "a whole number above 0, or null", float: "a number",
-          bool: "true or false", tuple[int, ...]: "a list of whole numbers above 0"}
-
-
-def _typed(field, value, origin: str):
-    """`value` as JSON gives it, in the type of a dataclass field, or a ValueError."""
-    kind, given = field.type, value
-    if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)  # published VAE files write 4.0
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind == tuple[int, ...]:
-        value = tuple(value) if isinstance(value, list | tuple) else value
-        right = isinstance(value, tuple) and value and all(type(size) is int and size > 0 for size in value)
-    elif kind in (int, int | None):
-        right = type(value) is int and value > 0 or value is None and kind is not int
-    elif kind in (float, bool):
-        right = type(value) is kind and value == value  # not NaN
-    else:
-        right = value in get_args(kind)  # a Literal
-    if not right:
-        wanted = _KINDS.get(kind) or f"one of {', '.join(map(repr, get_args(kind)))}"
-        raise ValueError(f"{origin} has {field.name}={given!r}; it must be {wanted}")
-    return value
+def _typed(kind: type, values: dict, origin: str) -> dict:
+    """The fields of a config of class `kind` among `values`, from the types that JSON has. Raises ValueError."""
+    typed = {}
+    for field in fields(kind):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if field.type is not float and isinstance(value, float) and value.is_integer():
+            value = int(value)  # published VAE files write 4.0
+        if isinstance(value, list):
+            value = tuple(value)
+        try:
+            check_field(field, value)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+        typed[field.name] = float(value) if field.type is float else value
+    return typed

@@ -1,43 +1,26 @@
-"""Pipeline folders of diffusers: open one, write one.
-
-    model_index.json   scheduler/   text_encoder/   tokenizer/   transformer/   vae/   minicogvx.json
-
-The last is ours, and diffusers passes over it: frames per second, what the model takes for "no caption", its guidance
-scale, and the config fields that the other files have no place for. Where it is missing, the published behaviour holds.
-"""
+"""Pipeline folders of diffusers: open one, write one. `interop/folder_configs.py` says what lies in it."""
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
-from functools import reduce
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from minicogvx.interop.configs import (
-    DIFFUSERS_VERSION, SCHEDULERS, departures, from_diffusers, own_fields, to_diffusers, with_own_fields,
-)
+from minicogvx.files import locked
+from minicogvx.interop.configs import DIFFUSERS_VERSION, departures, own_fields, to_diffusers, unsupported
+from minicogvx.interop.folder_configs import INDEX, OWN, PARTS, read_config, read_configs, read_own
+from minicogvx.interop.lora import has_adapters
 from minicogvx.interop.safetensors_files import (
-    MAX_SHARD_BYTES, load_into, read_json, read_sharded, write_json, write_sharded,
+    MAX_SHARD_BYTES, common_dtype, load_into, read_json, read_sharded, write_json, write_sharded,
 )
-from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
-from minicogvx.room import is_out_of_memory
+from minicogvx.presets import TransformerConfig, VAEConfig
+from minicogvx.ranges import shown
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae.autoencoder import CausalVAE
-
-INDEX, OWN = "model_index.json", "minicogvx.json"
-PARTS = {"scheduler": (ScheduleConfig, "scheduler_config.json"), "transformer": (TransformerConfig, "config.json"),
-         "vae": (VAEConfig, "config.json")}
-_PIPELINES = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
-_CLASSES = {"scheduler": tuple(SCHEDULERS), "text_encoder": ("T5EncoderModel",),
-            "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
-            "transformer": ("CogVideoXTransformer3DModel", "ExpertTransformer"),
-            "vae": ("AutoencoderKLCogVideoX", "CausalVAE")}
-
-
-# ---- in
 
 
 def load_pipeline(folder: str | Path, device: torch.device | str | None = None,
@@ -51,78 +34,45 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None,
 
     folder = Path(folder)
     configs, own = read_configs(folder)
-    text = _load_text(folder, configs["transformer"], dtype)
-    vae = _load_module(CausalVAE, configs["vae"], folder / "vae", dtype)
-    transformer = _load_module(ExpertTransformer, configs["transformer"], folder / "transformer", dtype)
-    for module in (vae, transformer, text.encoder):
-        module.to(device or "cpu")
+    text = _load_text(folder, configs["transformer"], dtype).to(device or "cpu")
+    vae = _load_module(CausalVAE, configs["vae"], folder / "vae", device, dtype)
+    transformer = _load_module(ExpertTransformer, configs["transformer"], folder / "transformer", device, dtype)
     return Pipeline(vae, transformer, configs["scheduler"], text, own["fps"], own["unconditional"],
                     float(own["guidance_scale"]))
 
 
-def read_configs(folder: str | Path) -> tuple[dict, dict]:
-    """(the configs of scheduler, transformer and vae by these names, the values of minicogvx.json)."""
-    folder = Path(folder)
-    index = _read_index(folder)
-    configs = {name: from_diffusers(kind, read_json(folder / name / file), str(folder / name / file))
-               for name, (kind, file) in PARTS.items()}
-    configs["scheduler"] = replace(configs["scheduler"], sampler=SCHEDULERS[index["scheduler"][1]])  # the index decides
-    own = {"fps": 16 if configs["transformer"].patch_size_t else 8, "unconditional": "empty",
-           "guidance_scale": 6.0}
-    path = folder / OWN
-    if path.is_file():
-        own |= read_json(path)
-        for name in PARTS:
-            fields = own.pop(name, {})
-            if not isinstance(fields, dict):
-                raise ValueError(f"{path} has {name}={fields!r}; it must be an object of config fields")
-            configs[name] = with_own_fields(configs[name], fields, str(path))
-        _check_own(own, path)
-    return configs, own
+def load_vae(folder: str | Path, device: torch.device | str | None = None,
+             dtype: torch.dtype | None = None) -> CausalVAE:
+    """The VAE alone: of a pipeline folder, or in a folder of its own with config.json and weights.
+
+    Arguments and errors are those of `load_pipeline`.
+    """
+    return _load_alone(CausalVAE, "vae", Path(folder), device, dtype)
 
 
-def _read_index(folder: Path) -> dict:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; it must be a diffusers pipeline folder")
-    if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} has no {INDEX}; it must be a diffusers pipeline folder")
-    index = read_json(folder / INDEX)
-    if index.get("_class_name") not in _PIPELINES:
-        raise ValueError(f"{folder / INDEX} is of a {index.get('_class_name')!r}; "
-                         f"it must be of a {' or '.join(_PIPELINES)}")
-    for part, classes in _CLASSES.items():
-        entry = index.get(part)
-        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if name not in classes:
-            raise ValueError(f"{folder / INDEX} has {part}={name!r}; it must be {' or '.join(classes)}")
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"{folder} has no folder {part}; its {INDEX} promises one")
-        if name in ("ExpertTransformer", "CausalVAE") and not (folder / OWN).is_file():
-            raise FileNotFoundError(f"{folder} has no {OWN}, which says how its {part} departs from the published one")
-    return index
+def load_transformer(folder: str | Path, device: torch.device | str | None = None,
+                     dtype: torch.dtype | None = None) -> ExpertTransformer:
+    """The transformer alone, as `load_vae`."""
+    return _load_alone(ExpertTransformer, "transformer", Path(folder), device, dtype)
 
 
-def _check_own(own: dict, path: Path) -> None:
-    for name in own:
-        if name not in ("fps", "unconditional", "guidance_scale"):
-            raise ValueError(f"{path} sets {name!r}; it may set fps, unconditional, guidance_scale, {', '.join(PARTS)}")
-    if type(own["fps"]) is not int or own["fps"] < 1:
-        raise ValueError(f"{path} has fps={own['fps']!r}; it must be a whole number above 0")
-    if own["unconditional"] not in ("empty", "zeros"):
-        raise ValueError(f"{path} has unconditional={own['unconditional']!r}; it must be 'empty' or 'zeros'")
-    scale = own["guidance_scale"]
-    if type(scale) not in (int, float) or not 0 <= scale < float("inf"):
-        raise ValueError(f"{path} has guidance_scale={scale!r}; it must be a number, 0 or more")
+def _load_alone(make: Callable[..., nn.Module], name: str, folder: Path, device, dtype) -> nn.Module:
+    place = folder / name if (folder / INDEX).is_file() else folder
+    if not (place / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has neither {INDEX} nor config.json; it must be a diffusers pipeline folder "
+                                f"or the folder of one {name}")
+    own = read_own(place.parent) if (place.parent / INDEX).is_file() else {}
+    return _load_module(make, read_config(name, place, own), place, device, dtype)
 
 
 def _load_module(make: Callable[..., nn.Module], config: VAEConfig | TransformerConfig, folder: Path,
-                 dtype: torch.dtype | None) -> nn.Module:
+                 device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
     """Built without memory on the meta device; the tensors of the files then become its weights."""
     with torch.device("meta"):
         module = make(config)
     tensors = read_sharded(folder)
     load_into(module, tensors, folder)
-    return module.to(dtype or _common_dtype(tensors)).eval()
+    return module.to(device or "cpu", dtype or common_dtype(tensors)).eval()
 
 
 def _load_text(folder: Path, config: TransformerConfig, dtype: torch.dtype | None):
@@ -130,24 +80,9 @@ def _load_text(folder: Path, config: TransformerConfig, dtype: torch.dtype | Non
 
     width = read_json(folder / "text_encoder" / "config.json").get("d_model")
     if width != config.text_embed_dim:
-        raise ValueError(f"{folder / 'text_encoder'} has d_model={width!r}; the transformer takes text features of "
-                         f"width {config.text_embed_dim}")
-    tensors = read_sharded(folder / "text_encoder", "model")
-    try:
-        text = TextEncoder.from_folder(folder, config.max_text_seq_length, dtype or _common_dtype(tensors))
-    except Exception as error:  # whatever transformers raises: dozens of kinds, over many lines
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the tokenizer or text_encoder in {folder} does not open: {reason}") from error
-    for name, _ in text.encoder.named_parameters():
-        if name not in tensors and name not in ("shared.weight", "encoder.embed_tokens.weight"):
-            raise ValueError(f"{folder / 'text_encoder'} lacks the tensor {name}, which its T5EncoderModel needs")
-    return text
-
-
-def _common_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
-    return reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+        raise ValueError(f"{folder / 'text_encoder'} has d_model={shown(width)}; the transformer takes text features "
+                         f"of width {config.text_embed_dim}")
+    return TextEncoder.from_folder(folder, config.max_text_seq_length, dtype)
 
 
 # ---- out
@@ -163,29 +98,54 @@ def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch
         allow_departures: also write a model that diffusers cannot compute; only minicogvx then opens the folder.
         max_shard_bytes: weights above this size are cut into several files.
 
+    Where diffusers makes the same video only if it is told something, a warning says what (`same_in_diffusers`).
+
     Raises:
         ValueError: a folder in the way, a departure, or a weight that is not finite; nothing is left behind.
     """
     folder = Path(folder).absolute()
-    _tidy(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (overwrite and folder.is_dir()):
-        raise ValueError(f"{folder} is there already and is not an empty folder; name a new one or pass overwrite=True")
-    found = _departures(pipe)
+    if has_adapters(pipe.transformer):
+        raise ValueError("the transformer has LoRA adapters beside its weights, which have no place in this folder; "
+                         "load it in float32, where merge_lora keeps all of them")
+    found = _unsupported(pipe)
     if found and not allow_departures:
         raise ValueError(f"diffusers cannot compute {', '.join(found)}; export a model without it, or pass "
                          f"allow_departures=True for a folder that minicogvx alone opens")
-    part = _beside(folder, "part")
-    try:
-        part.mkdir(parents=True)
+    with _workplace(folder) as part:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (overwrite and folder.is_dir()):
+            raise ValueError(f"{folder} is there already and is not an empty folder; name a new one or pass "
+                             f"overwrite=True")
         _write_parts(pipe, part, dtype, max_shard_bytes)
         _move(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if not found and same_in_diffusers(pipe):
+        warnings.warn(same_in_diffusers(pipe), stacklevel=2)
     return folder
 
 
-def _departures(pipe) -> list[str]:
-    found = departures(pipe.vae.config) + departures(pipe.transformer.config) + departures(pipe.schedule_config)
+def same_in_diffusers(pipe: "minicogvx.pipeline.Pipeline") -> str:  # noqa: F821
+    """What a call in diffusers must say to make the same video as here, in one sentence; empty where it is nothing."""
+    vae, transformer = pipe.vae.config, pipe.transformer.config
+    space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
+    names = " ".join(departures(vae) + departures(transformer))
+    options, reasons = {}, []
+    if transformer.max_text_seq_length != 226:
+        options["max_sequence_length"] = transformer.max_text_seq_length
+    if pipe.guidance_scale != 6:
+        options["guidance_scale"] = pipe.guidance_scale
+    if "position_scaling" in names:
+        options |= {"height": transformer.sample_height * space, "width": transformer.sample_width * space}
+        reasons.append("scales positions at other sizes")
+    if "first_frame" in names:
+        options["num_frames"] = f"{2 * time}k + 1"
+        reasons.append("has another rule for the first frame at other counts")
+    if not options:
+        return ""
+    call = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"diffusers makes the same video when called with {call}" + f"; it {' and '.join(reasons)}" * bool(reasons)
+
+
+def _unsupported(pipe) -> list[str]:
+    found = unsupported(pipe.vae.config) + unsupported(pipe.transformer.config) + unsupported(pipe.schedule_config)
     return found + (["unconditional='zeros'"] if pipe.unconditional == "zeros" else [])
 
 
@@ -199,19 +159,8 @@ def _write_parts(pipe, folder: Path, dtype: torch.dtype | None, max_shard_bytes:
     write_json(folder / OWN, own)
     write_sharded(folder / "transformer", pipe.transformer.state_dict(), dtype=dtype, max_shard_bytes=max_shard_bytes)
     write_sharded(folder / "vae", pipe.vae.state_dict(), dtype=dtype, max_shard_bytes=max_shard_bytes)
-    pipe.text.save(folder)
-    if dtype:
-        _cast_text(folder / "text_encoder", dtype, max_shard_bytes)
+    pipe.text.save(folder, dtype, max_shard_bytes)
     write_json(folder / INDEX, _index(pipe))
-
-
-def _cast_text(folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
-    """Rewrites what `TextEncoder.save` wrote, in another number format."""
-    tensors = read_sharded(folder, "model")
-    for file in folder.glob("model*.safetensors*"):
-        file.unlink()  # mapped tensors outlive their file's name
-    write_sharded(folder, tensors, "model", dtype, max_shard_bytes)
-    write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def _index(pipe) -> dict:
@@ -223,20 +172,34 @@ def _index(pipe) -> dict:
             "scheduler": ["diffusers", to_diffusers(pipe.schedule_config)["_class_name"]],
             "text_encoder": ["transformers", "T5EncoderModel"],
             "tokenizer": ["transformers", "PreTrainedTokenizerFast" if pipe.text.whole_words else "T5Tokenizer"],
-            "transformer": ["minicogvx", "ExpertTransformer"] if departures(transformer) else their_transformer,
-            "vae": ["minicogvx", "CausalVAE"] if departures(vae) else their_vae}
+            "transformer": ["minicogvx", "ExpertTransformer"] if unsupported(transformer) else their_transformer,
+            "vae": ["minicogvx", "CausalVAE"] if unsupported(vae) else their_vae}
 
 
 def _beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{folder.name}.{kind}")
 
 
-def _tidy(folder: Path) -> None:
-    """Clears what an export left that was killed; if that was between its two renames, the old folder comes back."""
-    if _beside(folder, "old").exists() and not folder.exists():
-        os.replace(_beside(folder, "old"), folder)
-    for kind in ("part", "old"):
-        shutil.rmtree(_beside(folder, kind), ignore_errors=True)
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """Where a new `folder` is written: beside it, by one process at a time, and gone at the end.
+
+    First what a killed export left is cleared; if that was between its two renames, the old folder comes back.
+    """
+    home, old = _beside(folder, "part"), _beside(folder, "old")
+    try:
+        with locked(home):
+            if old.exists() and not folder.exists():
+                os.replace(old, folder)
+            for left in (old, *home.glob("*/")):
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                yield home / "new"
+            finally:
+                shutil.rmtree(home / "new", ignore_errors=True)
+    finally:
+        with suppress(OSError):  # it is gone, or the next export is in it
+            home.rmdir()
 
 
 def _move(part: Path, folder: Path) -> None:

@@ -4,14 +4,18 @@ A pickle can run code when it is opened, so none is opened here.
 """
 
 import json
-import os
+import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from minicogvx.files import written_whole
+from minicogvx.ranges import shown
 
 MAX_SHARD_BYTES = 5 * 10**9
 _INDEX = ".safetensors.index.json"
@@ -36,14 +40,27 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_sharded(folder: str | Path, stem: str = "diffusion_pytorch_model") -> dict[str, Tensor]:
-    """The tensors of `stem.safetensors`, or of all the shards that `stem.safetensors.index.json` names."""
-    folder = Path(folder)
-    index = folder / (stem + _INDEX)
-    if index.is_file():
-        return _read_shards(index)
-    whole = folder / f"{stem}.safetensors"
-    if whole.is_file():
-        return read_tensors(whole)
+    """The tensors of `stem.safetensors`, or of all the shards that `stem.safetensors.index.json` names.
+
+    Where neither is there, those of the one variant in the folder, such as `stem.fp16.safetensors`.
+    """
+    first = _first_file(Path(folder), stem)
+    return _read_shards(first) if first.suffix == ".json" else read_tensors(first)
+
+
+def _first_file(folder: Path, stem: str) -> Path:
+    """The index of the shards or the one file; a variant's only where there is no plain one, as in diffusers."""
+    index, whole = folder / (stem + _INDEX), folder / f"{stem}.safetensors"
+    for plain in (index, whole):
+        if plain.is_file():
+            return plain
+    pattern = re.compile(re.escape(stem) + r"\.(?:safetensors\.index\.(\w+)\.json|(\w+)\.safetensors)")
+    found = {path: match[1] or match[2] for path in sorted(folder.glob("*")) if (match := pattern.fullmatch(path.name))}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"{folder} holds its weights as the variants {' and '.join(sorted(set(found.values())))}; it "
+                         f"must hold one of them, or {whole.name}")
+    if found:
+        return max(found, key=lambda path: path.suffix == ".json")  # shards before a single file, as for plain ones
     pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
     if pickles:
         raise FileNotFoundError(f"{folder} holds its weights as a pickle, {pickles[0]}, which could run code and is "
@@ -57,8 +74,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index} has no weight_map; it must say in which file each tensor is")
     tensors = {}
     for file in sorted({str(file) for file in names.values()}):
-        if Path(file).name != file:
-            raise ValueError(f"{index} names the file {file!r}; it must be one beside it")
+        if Path(file).name != file or len(file.encode(errors="replace")) > 255:
+            raise ValueError(f"{index} names the file {shown(file)}; it must be one beside it")
         tensors |= read_tensors(index.parent / file)
     lost = [name for name in names if name not in tensors]
     if lost:
@@ -95,6 +112,12 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Pa
     module.load_state_dict(dict(tensors), strict=True, assign=on_meta)
 
 
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The narrowest number format to compute in that holds them all; for those of 8 bits this is bfloat16."""
+    formats = {torch.bfloat16 if tensor.dtype.itemsize == 1 else tensor.dtype for tensor in tensors.values()}
+    return reduce(torch.promote_types, formats)
+
+
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
@@ -121,7 +144,8 @@ def _what_it_is(path: Path) -> str:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """Write one safetensors file beside its place and move it there: nobody ever sees half of it.
 
-    Raises ValueError for a weight that is NaN or infinite, before anything is written.
+    Raises ValueError for a weight that is NaN or infinite, before anything is written, and OSError, which names the
+    file, where it cannot be written.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -129,13 +153,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; weights "
                              f"must be finite, so {path} was not written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path) as part:
+        try:
+            save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
     return path
 
 
@@ -170,11 +192,13 @@ def write_sharded(folder: str | Path, tensors: Mapping[str, Tensor], stem: str =
 def read_json(path: str | Path) -> dict:
     """A JSON object. Raises FileNotFoundError or ValueError with one sentence that names the file."""
     path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"there is no file {path}: it is a link that leads nowhere; copy or download it again")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; a diffusers folder must have it")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not even text
+    except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested thousands deep
         raise ValueError(f"{path} is no JSON; copy or download it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; it must hold a JSON object")
@@ -183,12 +207,6 @@ def read_json(path: str | Path) -> dict:
 
 def write_json(path: str | Path, values: dict) -> Path:
     """Write a JSON object beside its place and move it there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with written_whole(path) as part:
         part.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return Path(path)

@@ -5,15 +5,18 @@ The small models have a small T5 with a vocabulary of whole words; the published
 """
 
 from pathlib import Path
+from unicodedata import category
 
 import torch
 from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import logging
 
+from minicogvx.interop.safetensors_files import MAX_SHARD_BYTES, read_json, write_json, write_sharded
 from minicogvx.presets import TextConfig
+from minicogvx.text.folder import T5_ALWAYS, open_encoder, open_tokenizer
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 
@@ -45,25 +48,35 @@ class TextEncoder:
         """A new encoder with random weights and a vocabulary of `words`."""
         t5 = T5Config(vocab_size=max(config.vocab_size, len(words) + len(SPECIAL)), d_model=config.d_model,
                       d_kv=config.d_kv, d_ff=config.d_ff, num_layers=config.num_layers, num_heads=config.num_heads,
-                      dropout_rate=0.0, feed_forward_proj=config.feed_forward_proj, is_encoder_decoder=False,
-                      use_cache=False, pad_token_id=0, eos_token_id=1)
+                      feed_forward_proj=config.feed_forward_proj, **T5_ALWAYS)
         return cls(word_tokenizer(words), T5EncoderModel(t5), max_length)
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_length: int, dtype: torch.dtype | None = None) -> "TextEncoder":
-        """Opens `folder/tokenizer` and `folder/text_encoder` of a diffusers pipeline."""
+        """Opens `folder/tokenizer` and `folder/text_encoder` of a diffusers pipeline.
+
+        `dtype` None keeps the number format of the files. Raises what `open_encoder` and `open_tokenizer` raise.
+        """
         folder = Path(folder)
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True,
-                                                     use_safetensors=True, torch_dtype=dtype or torch.float32)
-        return cls(tokenizer, encoder.eval(), max_length)
+            encoder = open_encoder(folder / "text_encoder", dtype)
+            tokenizer = open_tokenizer(folder / "tokenizer", encoder.config.vocab_size, max_length)
+        return cls(tokenizer, encoder, max_length)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes `folder/tokenizer` and `folder/text_encoder`."""
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None,
+             max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        """Writes `folder/tokenizer` and `folder/text_encoder`; `dtype` None keeps the weights' number format."""
+        place = Path(folder) / "text_encoder"
+        tensors = {name: tensor for name, tensor in self.encoder.state_dict().items()
+                   if name != "encoder.embed_tokens.weight"}  # that is shared.weight
+        write_sharded(place, tensors, "model", dtype, max_shard_bytes)
+        self.encoder.config.save_pretrained(place)
+        # transformers opens T5 in the format that its config names, diffusers its own networks in float32, unless both
+        # are told the same: then all parts must come alike, whatever the files hold.
+        write_json(place / "config.json", read_json(place / "config.json")
+                   | {"architectures": ["T5EncoderModel"], "dtype": "float32"})
         with _quiet():
             self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-            self.encoder.save_pretrained(Path(folder) / "text_encoder", safe_serialization=True)
 
     def to(self, *target) -> "TextEncoder":
         """Moves the encoder to a device or dtype."""
@@ -85,11 +98,19 @@ class TextEncoder:
         return self.encoder(ids).last_hidden_state
 
     def unknown_words(self, caption: str) -> list[str]:
-        """Words of the caption that this model has never seen. Always empty for a sub-word vocabulary."""
+        """Words of the caption that this model has never seen, then signs such as emoji, which it drops.
+
+        Punctuation does not count. Always empty for a sub-word vocabulary.
+        """
         if not self.whole_words:
             return []
-        plain = self.tokenizer.backend_tokenizer.normalizer.normalize_str(caption)
-        return [word for word in plain.split() if word not in self.vocabulary]
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        plain = caption if normalizer is None else normalizer.normalize_str(caption)
+        signs = [sign for sign in caption
+                 if category(sign).startswith("S") and not sign.isascii() and sign not in plain]
+        # A selector of how an emoji looks is left over as a word of its own, which nobody wrote.
+        words = [word for word in plain.split() if not all(category(each).startswith("M") for each in word)]
+        return [word for word in words if word not in self.vocabulary] + signs
 
 
 class _quiet:

@@ -1,15 +1,17 @@
 """Latents and text features of real clips, encoded once and kept in files: training then opens no film.
 
-    plan.json              what is to be encoded, with fingerprints of models and files
-    clips-00000.safetensors   for each clip `i/mean` and `i/std` (c t h w, 16 bits), and `i/first_...` where asked for
-    text-00000.safetensors    for each caption `i` its features (n d, 16 bits); number 0 is the empty caption
-    index.json             written last: where everything is
+    plan.json              how is encoded: settings, and fingerprints of the models
+    clips-00000.safetensors   for each piece of a film `KEY/mean` and `KEY/std` (c t h w, 16 bits), and `KEY/first_...`
+    text-00000.safetensors    for each caption its features under its own key (n d, 16 bits)
+    index.json             written last: which clips there are, and where
 
-A run that was cut off goes on at the first file that is missing or not whole. Nothing here was published; the authors'
-fine-tuning code caches latents and text features, too.
+A key is made of the film's content and of what is taken of it. So a run that was cut off goes on with what is missing,
+and where films or captions are added or changed, only those are encoded. What no clip uses any more stays in its file.
+Nothing here was published; the authors' fine-tuning code caches latents and text features, too.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,22 +22,25 @@ from tqdm import tqdm
 
 from minicogvx.compat import choose_dtype
 from minicogvx.data.video_folder import Problem, VideoClip, read_clip
-from minicogvx.interop.safetensors_files import write_json, write_tensors
+from minicogvx.files import locked
+from minicogvx.interop.safetensors_files import read_json, write_json, write_tensors
 from minicogvx.training.cache_plan import (
-    CacheItem, CacheSettings, check_plan, digest, latent_shape, make_plan, plan_items, shard,
+    CacheItem, CacheSettings, changes, check_plan, digest, item_keys, latent_shape, make_plan, plan_items, shard,
+    text_mark, vae_mark,
 )
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.latents import STORED
 from minicogvx.vae import CausalVAE
 
-__all__ = ["CacheSettings", "CachedClips", "cache_clips"]
+__all__ = ["CacheSettings", "CachedClips", "cache_clips", "is_cache", "open_cache"]
 
 PLAN, INDEX = "plan.json", "index.json"
+Shapes = dict[str, tuple[int, ...]]  # by the end of a tensor's name
 
 
 def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, text, settings: CacheSettings,
                 dtype: torch.dtype | None = None, batch_size: int = 4, progress: bool = True) -> CachedClips:
-    """Encode `clips` into the folder `out`, or what is missing of them there.
+    """Encode `clips` into the folder `out`, or what is missing of them there. It warns where `out` held other clips.
 
     Args:
         text: the TextEncoder of the model; None where it is trained, too, and needs the captions themselves.
@@ -43,7 +48,8 @@ def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, tex
         batch_size: clips of one size at a time.
 
     Clips that are too short, whose caption is too long or that cannot be read are left out: see `CachedClips.problems`.
-    Raises ValueError where nothing is left, or where `out` was begun with other models, settings, captions or files.
+    Raises ValueError where nothing is left, where `out` was begun with other models or settings, or where another run
+    is writing to it.
     """
     out = Path(out)
     settings.check(vae.config)
@@ -53,23 +59,49 @@ def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, tex
     if not items:
         raise ValueError(f"none of {len(clips)} clips can be encoded{f'; {problems[0]}' if problems else ''}")
     dtype = choose_dtype(next(vae.parameters()).device, dtype)
-    plan = make_plan(items, settings, vae, text, dtype)
-    if (out / PLAN).is_file():
-        check_plan(out / PLAN, plan)
-    else:
-        write_json(out / PLAN, plan)
-    captions = list(dict.fromkeys(["", *(item.clip.caption for item in items)]))
-    places, unreadable = _write_clips(items, out, vae, settings, dtype, batch_size, digest(plan), progress)
-    problems += unreadable
-    if not places:
-        raise ValueError(f"none of {len(items)} pieces can be read; {problems[-1]}")
-    rows = [items[i].row() | {"shard": file, "key": str(i)} for i, file in places.items()]
-    written = _write_text(captions, out, text, settings.shard_bytes, digest(plan), progress) if text is not None else []
-    write_json(out / INDEX, {
-        "scaling_factor": vae.config.scaling_factor, "fps": settings.fps, "first_frame": settings.first_frame,
-        "items": rows, "captions": captions, "text_shards": written,
-        "problems": [[problem.name, problem.reason] for problem in problems]})
+    plan, keys = make_plan(settings, vae, text, dtype), item_keys(items)
+    with locked(out):
+        if (out / PLAN).is_file():
+            check_plan(out / PLAN, plan)
+        else:
+            write_json(out / PLAN, plan)
+        films = _Shards(out, "clips", digest(plan))
+        lost = _write_clips(dict(zip(keys, items)), films, vae, settings, dtype, batch_size, progress)
+        problems += [Problem(item.clip.name, lost[key]) for key, item in zip(keys, items) if key in lost]
+        rows = [item.row() | {"shard": films.places[key], "key": key} for key, item in zip(keys, items)
+                if key not in lost]
+        if not rows:
+            raise ValueError(f"none of {len(items)} pieces can be read; {problems[-1]}")
+        captions = list(dict.fromkeys(["", *(row["text"] for row in rows)]))
+        places = _write_text(captions, _Shards(out, "text", digest(plan)), text, settings.shard_bytes, progress)
+        _write_index(out, rows, {
+            "scaling_factor": vae.config.scaling_factor, "fps": settings.fps, "first_frame": settings.first_frame,
+            "captions": captions, "text_shards": list(places.values()), "text_keys": list(places),
+            "problems": [[problem.name, problem.reason] for problem in problems]})
     return CachedClips(out)
+
+
+def is_cache(folder: str | Path) -> bool:
+    """Whether `folder` is one that `cache_clips` wrote, or began."""
+    return (Path(folder) / PLAN).is_file()
+
+
+def open_cache(folder: str | Path, vae: CausalVAE, text) -> CachedClips:
+    """The clips in `folder`. Raises ValueError where they were encoded by another VAE or text encoder than these."""
+    clips, plan = CachedClips(folder), read_json(Path(folder) / PLAN)
+    for part, what, mark in (("vae", "VAE", vae_mark(vae)), ("text", "text encoder", text_mark(text))):
+        if plan.get(part) != mark:
+            raise ValueError(f"the cache in {folder} was made with another {what}; run `minicogvx data cache` with "
+                             f"this model")
+    return clips
+
+
+def _write_index(out: Path, rows: list[dict], rest: dict) -> None:
+    before = read_json(out / INDEX)["items"] if (out / INDEX).is_file() else rows
+    told = changes(before, rows)
+    if told:
+        warnings.warn(f"{out} held {len(before)} clips and now has {len(rows)}: {told}", stacklevel=3)
+    write_json(out / INDEX, rest | {"items": rows})
 
 
 def _captions_fit(clips: Sequence[VideoClip], text) -> tuple[list[VideoClip], list[Problem]]:
@@ -85,102 +117,132 @@ def _captions_fit(clips: Sequence[VideoClip], text) -> tuple[list[VideoClip], li
     return usable, problems
 
 
+# ---- files
+
+
+class _Shards:
+    """The files of one kind that are whole and of this plan, and which of them has which key."""
+
+    def __init__(self, folder: Path, stem: str, mark: str):
+        self.folder, self.stem, self._mark = folder, stem, mark
+        self.places: dict[str, str] = {}
+        self.lost: dict[str, str] = {}  # why a piece could not be encoded
+        self._shapes: dict[str, Shapes] = {}
+        self._used: set[str] = set()
+        for path in sorted(folder.glob(f"{stem}-*.safetensors")):
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        """Takes in a file; one that is cut off, or of another plan, counts as not there and will be overwritten."""
+        try:
+            with safe_open(path, "pt") as file:  # refuses a file that is shorter than its header says
+                notes = file.metadata() or {}
+                lost = json.loads(notes.get("lost", "{}"))
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except (SafetensorError, OSError, ValueError):
+            return
+        if notes.get("plan") == self._mark:
+            self._used.add(path.name)
+            self.lost |= lost
+            for name, shape in shapes.items():
+                key, _, part = name.partition("/")
+                self._shapes.setdefault(key, {})[part] = shape
+                self.places[key] = path.name
+
+    def lacks(self, key: str, shapes: Shapes) -> bool:
+        """Whether nothing is known of `key` yet."""
+        return key not in self.lost and self._shapes.get(key) != shapes
+
+    def write(self, tensors: dict[str, Tensor], keys: Sequence[str], lost: dict[str, str]) -> None:
+        """A new file with these tensors. `lost` is remembered."""
+        numbers = (name for i in range(len(self._used) + 1)
+                   if (name := f"{self.stem}-{i:05d}.safetensors") not in self._used)
+        name = next(numbers)
+        write_tensors(self.folder / name, tensors, {"plan": self._mark, "lost": json.dumps(lost)})
+        self._used.add(name)
+        self.lost |= lost
+        self.places |= {key: name for key in keys}
+
+
 # ---- clips
 
 
-def _write_clips(items: list[CacheItem], out: Path, vae: CausalVAE, settings: CacheSettings, dtype: torch.dtype,
-                 batch_size: int, mark: str, progress: bool) -> tuple[dict[int, str], list[Problem]]:
-    """The file of each item that could be read, by its number, and what is wrong with the others."""
-    shapes = [_shapes(item, vae, settings) for item in items]
-    sizes = [sum(torch.Size(shape).numel() * (1 if "pixels" in name else 2) for name, shape in each.items())
-             for each in shapes]
-    places, problems = {}, []
-    with tqdm(total=len(items), desc="encoding clips", disable=not progress) as bar:
-        for number, group in enumerate(shard(sizes, settings.shard_bytes)):
-            path = out / f"clips-{number:05d}.safetensors"
-            wanted = {f"{i}/{name}": shape for i in group for name, shape in shapes[i].items()}
-            lost = _read_whole(path, wanted, mark)
-            if lost is None:
-                tensors, lost = {}, {}
-                for batch in _batches(items, group, batch_size):
-                    _encode(batch, items, vae, settings, dtype, tensors, lost)
-                    bar.update(len(batch))
-                write_tensors(path, tensors, {"plan": mark, "lost": json.dumps(lost)})
-            else:
-                bar.update(len(group))
-            places |= {i: path.name for i in group if str(i) not in lost}
-            problems += [Problem(items[int(i)].clip.name, reason) for i, reason in lost.items()]
-    return places, problems
+def _write_clips(items: dict[str, CacheItem], shards: _Shards, vae: CausalVAE, settings: CacheSettings,
+                 dtype: torch.dtype, batch_size: int, progress: bool) -> dict[str, str]:
+    """Encodes the items that no file has. Returns why pieces are not there, by key."""
+    shapes = {key: _shapes(item, vae, settings) for key, item in items.items()}
+    missing = [key for key in items if shards.lacks(key, shapes[key])]
+    sizes = [sum(torch.Size(shape).numel() * (1 if "pixels" in name else 2) for name, shape in shapes[key].items())
+             for key in missing]
+    unreadable: dict[str, str] = {}  # in this run: a disk that is away now may be back in the next
+    with tqdm(total=len(items), initial=len(items) - len(missing), desc="encoding clips", disable=not progress) as bar:
+        for group in shard(sizes, settings.shard_bytes):
+            tensors, lost = {}, {}
+            for batch in _batches([missing[i] for i in group], items, batch_size):
+                _encode({key: items[key] for key in batch}, vae, settings, dtype, tensors, lost, unreadable)
+                bar.update(len(batch))
+            done = [missing[i] for i in group if missing[i] not in lost and missing[i] not in unreadable]
+            if done or lost:
+                shards.write(tensors, done, lost)
+    return {key: reason for key, reason in (shards.lost | unreadable).items() if key in items}
 
 
-def _shapes(item: CacheItem, vae: CausalVAE, settings: CacheSettings) -> dict[str, tuple[int, ...]]:
+def _shapes(item: CacheItem, vae: CausalVAE, settings: CacheSettings) -> Shapes:
     c, t, h, w = latent_shape(item, vae.config)
-    shapes: dict[str, tuple[int, ...]] = {"mean": (c, t, h, w), "std": (c, t, h, w)}
+    shapes: Shapes = {"mean": (c, t, h, w), "std": (c, t, h, w)}
     if settings.first_frame:
         shapes |= {"first_mean": (c, 1, h, w), "first_std": (c, 1, h, w),
                    "first_pixels": (3, 1, item.height, item.width)}
     return shapes
 
 
-def _batches(items: list[CacheItem], group: range, batch_size: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for i in group:
-        if batch and (len(batch) == batch_size or items[i].bucket != items[batch[0]].bucket):
+def _batches(keys: Sequence[str], items: dict[str, CacheItem], batch_size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for key in keys:
+        if batch and (len(batch) == batch_size or items[key].bucket != items[batch[0]].bucket):
             yield batch
             batch = []
-        batch.append(i)
+        batch.append(key)
     yield batch
 
 
 @torch.no_grad()
-def _encode(batch: list[int], items: list[CacheItem], vae: CausalVAE, settings: CacheSettings, dtype: torch.dtype,
-            tensors: dict[str, Tensor], lost: dict[str, str]) -> None:
-    """Adds the posteriors of the clips with the numbers in `batch` to `tensors`, or why there is none to `lost`."""
+def _encode(batch: dict[str, CacheItem], vae: CausalVAE, settings: CacheSettings, dtype: torch.dtype,
+            tensors: dict[str, Tensor], lost: dict[str, str], unreadable: dict[str, str]) -> None:
+    """Adds the posteriors of the items to `tensors`, or why there is none to `lost` or `unreadable`."""
     videos = {}
-    for i in batch:
-        item = items[i]
+    for key, item in batch.items():
         try:
             frames = read_clip(item.clip, item.start, item.frames, settings.fps, item.height, item.width)
-            videos[i] = frames.permute(3, 0, 1, 2) * 2 - 1
+            videos[key] = frames.permute(3, 0, 1, 2) * 2 - 1
         except (ValueError, OSError) as error:
-            lost[str(i)] = str(error).removeprefix(str(item.clip.path)).strip()
+            reasons = unreadable if isinstance(error, OSError) else lost
+            reasons[key] = str(error).removeprefix(str(item.clip.path)).strip()
     if not videos:
         return
     video = torch.stack(list(videos.values())).to(next(vae.parameters()).device, dtype)
     parts = {"": vae.encode(video)} | ({"first_": vae.encode(video[:, :, :1])} if settings.first_frame else {})
-    for row, i in enumerate(videos):
+    for row, (key, pixels) in enumerate(videos.items()):
         for prefix, posterior in parts.items():
-            tensors[f"{i}/{prefix}mean"] = posterior.mean[row].to(STORED).clone()
-            tensors[f"{i}/{prefix}std"] = posterior.std[row].to(STORED).clone()
+            tensors[f"{key}/{prefix}mean"] = posterior.mean[row].to(STORED).clone()
+            tensors[f"{key}/{prefix}std"] = posterior.std[row].to(STORED).clone()
         if settings.first_frame:
-            tensors[f"{i}/first_pixels"] = ((videos[i][:, :1] + 1) * 127.5).round().to(torch.uint8)
+            tensors[f"{key}/first_pixels"] = ((pixels[:, :1] + 1) * 127.5).round().to(torch.uint8)
 
 
 # ---- text
 
 
 @torch.no_grad()
-def _write_text(captions: list[str], out: Path, text, shard_bytes: int, mark: str, progress: bool) -> list[str]:
-    """The file of each caption."""
-    n, d = text.max_length, text.encoder.config.d_model
-    files, groups = [], shard([n * d * 2] * len(captions), shard_bytes)
-    for number, group in enumerate(tqdm(groups, desc="encoding captions", disable=not progress)):
-        path = out / f"text-{number:05d}.safetensors"
-        if _read_whole(path, {str(i): (n, d) for i in group}, mark) is None:
-            features = {str(i): text.encode([captions[i]])[0].to(STORED).clone() for i in group}
-            write_tensors(path, features, {"plan": mark, "lost": "{}"})
-        files += [path.name] * len(group)
-    return files
-
-
-def _read_whole(path: Path, wanted: dict[str, tuple[int, ...]], mark: str) -> dict[str, str] | None:
-    """What a finished shard says of the clips it lacks; None where it is missing, cut off, or of another plan."""
-    try:
-        with safe_open(path, "pt") as file:  # refuses a file that is shorter than its header says
-            notes = file.metadata() or {}
-            lost = json.loads(notes.get("lost", "{}"))
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError):
-        return None
-    kept = {name: tuple(shape) for name, shape in wanted.items() if name.split("/")[0] not in lost}
-    return lost if notes.get("plan") == mark and there == kept else None
+def _write_text(captions: list[str], shards: _Shards, text, shard_bytes: int, progress: bool) -> dict[str, str]:
+    """The file of each caption, by its key, in their order; encodes those that no file has."""
+    if text is None:
+        return {}
+    shape = (text.max_length, text.encoder.config.d_model)
+    keys = {caption: digest({"caption": caption}) for caption in captions}
+    missing = [caption for caption in captions if shards.lacks(keys[caption], {"": shape})]
+    groups = shard([shape[0] * shape[1] * 2] * len(missing), shard_bytes)
+    for group in tqdm(groups, desc="encoding captions", disable=not progress):
+        features = {keys[missing[i]]: text.encode([missing[i]])[0].to(STORED).clone() for i in group}
+        shards.write(features, list(features), {})
+    return {key: shards.places[key] for key in keys.values()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from minicogvx.data.video_folder import Problem, VideoClip, clip_bucket
 from minicogvx.interop.safetensors_files import read_json
 from minicogvx.presets import VAEConfig
+from minicogvx.ranges import RANGES
 
 _PEEK = 2**20  # bytes at both ends of a file that tell whether it is still the same
 
@@ -31,7 +32,11 @@ class CacheSettings:
     shard_bytes: int = 256 * 2**20
 
     def __post_init__(self):
-        for name in ("num_frames", "height", "width", "windows", "shard_bytes"):
+        for name, like in (("num_frames", "sample_frames"), ("height", "sample_height"), ("width", "sample_width")):
+            least, most = RANGES[like]
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from {least} to {most}")
+        for name in ("windows", "shard_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 < self.fps <= 240:
@@ -119,10 +124,11 @@ def shard(sizes: Sequence[int], limit: int) -> list[range]:
 # ---- fingerprints
 
 
-def module_fingerprint(module: nn.Module) -> str:
-    """A short hash of every weight."""
+def module_fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """A short hash of every weight; with `dtype` of what it is in that number format."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        value = value if dtype is None else value.to(dtype)
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(_bytes(value))
     return digest.hexdigest()[:16]
@@ -142,14 +148,21 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def make_plan(items: Sequence[CacheItem], settings: CacheSettings, vae: nn.Module, text, dtype: torch.dtype) -> dict:
-    """All that decides what the cache holds, as JSON."""
-    files = {item.clip.name: item.clip.path for item in items}
-    words = "" if text is None else (
-        f"{module_fingerprint(text.encoder)} {text.max_length} {digest(text.tokenizer.get_vocab())}")
-    return {"vae": f"{module_fingerprint(vae)} {vae.config}", "text": words, "settings": asdict(settings),
-            "dtype": str(dtype).removeprefix("torch."), "items": [item.row() for item in items],
-            "files": {name: file_fingerprint(path) for name, path in files.items()}}
+def make_plan(settings: CacheSettings, vae: nn.Module, text, dtype: torch.dtype) -> dict:
+    """All that decides how a clip or a caption is encoded, as JSON. Which ones are, may change."""
+    return {"vae": vae_mark(vae), "text": text_mark(text), "settings": asdict(settings),
+            "dtype": str(dtype).removeprefix("torch.")}
+
+
+def vae_mark(vae: nn.Module) -> str:
+    """What tells a VAE from others, whether its weights are held in float32 or bfloat16."""
+    return f"{module_fingerprint(vae, torch.bfloat16)} {vae.config}"
+
+
+def text_mark(text) -> str:
+    """What tells a text encoder from others; empty where there is none."""
+    return "" if text is None else (
+        f"{module_fingerprint(text.encoder, torch.bfloat16)} {text.max_length} {digest(text.tokenizer.get_vocab())}")
 
 
 def check_plan(path: Path, plan: dict) -> None:
@@ -162,15 +175,36 @@ def check_plan(path: Path, plan: dict) -> None:
     for part, what in (("vae", "VAE"), ("text", "text encoder"), ("dtype", "number format")):
         if old.get(part) != plan[part]:
             raise ValueError(f"the {what} is another than the one {out} was begun with; name a new folder")
-    for name, fingerprint in plan["files"].items():
-        if name in old.get("files", {}) and old["files"][name] != fingerprint:
-            raise ValueError(f"{name} has changed since {out} was begun; name a new folder")
-    if old.get("items") != plan["items"]:
-        before, now = ({json.dumps(row) for row in each.get("items", [])} for each in (old, plan))
-        other = json.loads(min(before ^ now))["file_name"] if before ^ now else "their order"
-        raise ValueError(f"the clips or captions are others than {out} was begun with ({other}); name a new folder")
+
+
+def item_keys(items: Sequence[CacheItem]) -> list[str]:
+    """For each item a name that is the same wherever its film lies, until the film or what is taken of it changes."""
+    films = {path: file_fingerprint(path) for path in {item.clip.path for item in items}}
+    return [digest({"film": films[item.clip.path], "from": round(item.clip.start + item.start, 4),
+                    "size": list(item.bucket)}) for item in items]
+
+
+def changes(before: Sequence[dict], now: Sequence[dict]) -> str:
+    """What the rows of an index say now and did not before, in a few words; empty where nothing changed."""
+    old, new = _by_piece(before), _by_piece(now)
+    both = [piece for piece in new if piece in old]
+    told = {"new": [piece for piece in new if piece not in old], "gone": [piece for piece in old if piece not in new],
+            "with another film": [piece for piece in both if set(old[piece]["key"]) != set(new[piece]["key"])],
+            "with another caption": [piece for piece in both if old[piece]["text"] != new[piece]["text"]]}
+    return ", ".join(f"{len(pieces)} {what} ({', '.join(dict.fromkeys(name for name, *_ in pieces[:3]))}"
+                     f"{', ...' if len(pieces) > 3 else ''})" for what, pieces in told.items() if pieces)
+
+
+def _by_piece(rows: Sequence[dict]) -> dict[tuple, dict[str, list]]:
+    """For each piece of a film its key and its captions, of which there can be several."""
+    found: dict[tuple, dict[str, list]] = {}
+    for row in rows:
+        piece = tuple(row[name] for name in ("file_name", "start", "frames", "height", "width"))
+        for name, values in found.setdefault(piece, {"key": [], "text": []}).items():
+            values.append(row[name])
+    return found
 
 
 def digest(values: dict) -> str:
-    """One short hash of what JSON can hold. That of the plan is in every shard."""
+    """One short hash of what JSON can hold, whatever the order of its keys. That of the plan is in every shard."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

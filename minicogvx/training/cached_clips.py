@@ -29,6 +29,7 @@ class CachedClips:
             raise FileNotFoundError(f"{self.folder} holds no cache; make one with `minicogvx data cache`")
         index = read_json(self.folder / "index.json")
         self._items, self._text_shards = index["items"], index["text_shards"]
+        self._text_keys = index.get("text_keys", [str(i) for i in range(len(self._text_shards))])
         self._caption_number = {caption: i for i, caption in enumerate(index["captions"])}
         self.captions: list[str] = [item["text"] for item in self._items]
         self.scaling_factor: float = index["scaling_factor"]
@@ -96,7 +97,7 @@ class CachedClips:
     def _features(self, numbers: list[int]) -> Tensor:
         if not self.has_text:
             raise ValueError(f"the cache in {self.folder} was made without a text encoder; use its captions")
-        return torch.stack([self._read(self._text_shards[i], str(i)) for i in numbers])
+        return torch.stack([self._read(self._text_shards[i], self._text_keys[i]) for i in numbers])
 
     def _need_first_frames(self) -> None:
         if not self.has_first_frames:

@@ -4,6 +4,7 @@ A run keeps the newest few. Each is written beside its place and renamed, and ca
 whole is where the run goes on.
 """
 
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.training.distributed import Ranks
 from minicogvx.training.optim import MuonAdamW
+from minicogvx.training.sharded_checkpoints import Damaged, load_sharded, optimizer_tensors
 
 Optimizers = Mapping[str, MuonAdamW]
 
@@ -34,10 +37,6 @@ class Files(Protocol):
         """Restores the newest whole one."""
 
 
-class Damaged(ValueError):
-    """A checkpoint that is cut short, or whose numbers are not those that were written."""
-
-
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run: `folder/NAME_00000500.safetensors` after 500 steps."""
@@ -49,7 +48,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Those that are there, the newest first."""
-        return sorted(self.folder.glob(f"{self.name}_*.safetensors"), reverse=True)
+        return checkpoint_files(self.folder, self.name)
 
     def save(self, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> Path:
         """Writes the state after `step` steps, then removes all files but the newest `keep` up to that step.
@@ -58,13 +57,8 @@ class Checkpoints:
         what was there before is there still.
         """
         path = self.folder / f"{self.name}_{step:08d}.safetensors"
-        try:
-            save_checkpoint(path, step, modules, optimizers)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"{path} could not be written: {error}") from error
-        kept = [file for file in self.files() if file <= path][:self.keep]
-        for old in set(self.files()) - set(kept):
-            old.unlink(missing_ok=True)
+        save_checkpoint(path, step, modules, optimizers)
+        keep_newest(self.files(), path, self.keep)
         return path
 
     def load(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> tuple[int, list[str]]:
@@ -82,38 +76,83 @@ class Checkpoints:
         return 0, passed_over
 
 
+def checkpoint_files(folder: Path, name: str) -> list[Path]:
+    """The checkpoints of the run `name`, the newest first: files, and folders of one that kept its weights in parts."""
+    step = "[0-9]" * 8
+    return sorted([*folder.glob(f"{name}_{step}.safetensors"), *folder.glob(f"{name}_{step}")], reverse=True)
+
+
+def keep_newest(files: list[Path], newest: Path, keep: int) -> None:
+    """Removes all of `files` but `newest` and the `keep` - 1 before it."""
+    kept = [file for file in files if file.stem <= newest.stem][:keep]
+    for old in set(files) - set(kept):
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
+
+
 def save_checkpoint(path: Path, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> None:
     """Writes weights, moving averages and optimizer state after `step` steps; beside the old file, then renamed."""
-    tensors = {"step": torch.tensor(step)} | dict(_kept(modules)) | {
-        f"{name}/{key}": value for name, optimizer in optimizers.items()
-        for key, value in optimizer.state_tensors().items()}
+    tensors = {"step": torch.tensor(step)} | state_tensors(modules, optimizers)
     write_tensors(path, tensors | {"checksum": torch.tensor(checksum(tensors))})
 
 
 @torch.no_grad()
 def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> int:
-    """Restores what `save_checkpoint` wrote and returns the steps done.
+    """Restores a file of `save_checkpoint`, or a folder of `save_sharded`, and returns the steps done.
 
-    Raises Damaged for a file that is not whole, ValueError for one of another model; nothing is changed then.
+    The run may keep its weights whole or in parts. Raises Damaged for a checkpoint that is not whole, ValueError for
+    one of another model; nothing is changed then.
     """
+    wanted = state_tensors(modules, optimizers)
+    if path.is_dir():
+        return int(load_sharded(path, wanted, Ranks())["step"])
+    tensors = read_checkpoint(path)
+    for name, tensor in wanted.items():
+        # A weight that had not learnt yet when an earlier version wrote the file has no optimizer state there.
+        if name not in tensors and name.partition("/")[0] in optimizers:
+            continue
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise ValueError(f"{name} in {path} is {found}; this run needs {tuple(tensor.shape)}: "
+                             f"move the file away to start anew")
+    for name in wanted.keys() & tensors.keys():
+        copy_into(wanted[name], tensors[name])
+    return int(tensors["step"])
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """What `save_checkpoint` wrote, by name. Raises Damaged for a file that is not whole."""
     try:
         tensors = read_tensors(path)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise Damaged(str(error)) from error
     stored = tensors.pop("checksum", torch.tensor(-1))
     if int(stored) != checksum(tensors):
         raise Damaged(f"{path} is damaged: its checksum does not fit its numbers")
-    for name, p in _kept(modules):
-        if name not in tensors or tensors[name].shape != p.shape:
-            found = tuple(tensors[name].shape) if name in tensors else "missing"
-            raise ValueError(f"{name} in {path} is {found}; this run needs {tuple(p.shape)}: "
-                             f"move the file away to start anew")
-    for name, p in _kept(modules):
-        p.copy_(tensors[name])
+    return tensors
+
+
+def copy_into(tensor: Tensor, whole: Tensor) -> None:
+    """Copies `whole`, or of a tensor that lies in parts on many ranks the own part of it, into `tensor`."""
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        part = distribute_tensor(whole.to(mesh.device_type), mesh, tensor.placements, src_data_rank=None)
+        tensor.to_local().copy_(part.to_local())
+    else:
+        tensor.copy_(whole)
+
+
+def state_tensors(modules: Mapping[str, nn.Module], optimizers: Optimizers) -> dict[str, Tensor]:
+    """All that a run has to keep, by name: the tensors themselves, so that what is written into them is used next."""
+    tensors = dict(_kept(modules))
     for name, optimizer in optimizers.items():
-        optimizer.load_state_tensors({key.removeprefix(f"{name}/"): value for key, value in tensors.items()
-                                      if key.startswith(f"{name}/")})
-    return int(tensors["step"])
+        for half, one, parameters in optimizer.halves():
+            numbered = [(str(i), p) for i, p in enumerate(parameters)]
+            tensors |= {f"{name}/{half}.{key.replace('/', '.')}": value
+                        for key, value in optimizer_tensors(one, numbered).items()}
+    return tensors
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -40,7 +40,10 @@ class Draw:
         self.tuning, self.ranks, self.seed = tuning, ranks, seed
         # Under `offload` the weights lie elsewhere than where is computed.
         self.device = ranks.device if tuning.offload else model.proj_out.weight.device
-        self.schedule, self.buckets = NoiseSchedule(pipe.schedule_config), list(clips.buckets().values())
+        # A picture given as the image is its own answer.
+        self.buckets = [numbers for bucket, numbers in clips.buckets().items()
+                        if not tuning.image_to_video or bucket[0] > 1]
+        self.schedule = NoiseSchedule(pipe.schedule_config)
         self.weights = [len(bucket) for bucket in self.buckets]
 
     def batches(self, step: int) -> list[Batch]:

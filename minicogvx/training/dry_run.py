@@ -5,14 +5,15 @@ A size that does not fit is so refused at once, and not after the stages before 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
+from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, VAEConfig
 from minicogvx.training.distributed import Ranks
-from minicogvx.training.transformer import TransformerStage
+from minicogvx.training.transformer import Networks, TransformerTraining
 from minicogvx.training.vae import VAEStage, check_stages
-from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
 
@@ -29,23 +30,26 @@ def check_vae(config: VAEConfig, stages: Sequence[VAEStage], here: Ranks = Ranks
 
 
 @torch.no_grad()
-def check_transformer(sizes: Preset, stages: Sequence[TransformerStage], here: Ranks = Ranks()) -> None:
+def check_transformer(sizes: Preset, training: TransformerTraining, here: Ranks = Ranks()) -> None:
     """Raises ValueError, with the stage's number, for what `train_transformer` could not do."""
-    with torch.device("meta"):
-        vae, model = CausalVAE(sizes.vae), ExpertTransformer(sizes.transformer)
-        text = torch.empty(1, sizes.transformer.max_text_seq_length, sizes.text.d_model)
-    for i, stage in enumerate(stages):
+    with torch.device("meta"), _named("transformer"):
+        vae = CausalVAE(sizes.vae)
+        nets = Networks(sizes, replace(training, compile=False), torch.float32, torch.device("meta"))
+        text = nets.text.encode([""])
+    with _named("transformer"):
+        Pipeline(vae, nets.working, sizes.schedule, nets.text)  # a schedule that sampling can use
+    for i, stage in enumerate(training.stages):
         with _named(f"transformer.stages.{i}"):
             here.part(stage.batch_size)
             frames, side = stage.num_frames or sizes.num_frames, stage.side or sizes.height
             video = torch.empty(1, sizes.vae.in_channels, frames, side, side, device="meta")
             latents = vae.encode(video).mean[:, :, :stage.latent_frames]
-            model(latents.to(text.dtype), torch.zeros(1, dtype=torch.long, device="meta"), text)
+            nets.working(latents.to(text.dtype), torch.zeros(1, dtype=torch.long, device="meta"), text)
 
 
 @contextmanager
 def _named(stage: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{stage} cannot be trained: {error}") from error

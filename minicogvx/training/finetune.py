@@ -4,7 +4,6 @@ The text encoder and the VAE stay as they are. Learning rates and the rest are t
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,11 +15,13 @@ from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.distributed import Ranks, mean_over_ranks, wrap
 from minicogvx.training.draws import Draw, PackedDraw
 from minicogvx.training.image_condition import ImageCondition, widen_for_image
-from minicogvx.training.lora import add_lora, check_lora
-from minicogvx.training.master_weights import MasterWeights, OwnWeights
+from minicogvx.training.limits import check_limits
+from minicogvx.training.lora import add_lora, check_lora, continue_lora
+from minicogvx.training.master_weights import MasterWeights
 from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.sharded_run import ShardedCheckpoints
+from minicogvx.transformer.embeddings import sample_latent_size
 from minicogvx.transformer.model import ExpertTransformer
 
 LARGE = 10**9  # parameters of a transformer whose activations no GPU holds by default: the published sizes
@@ -39,7 +40,8 @@ class FineTuning:
     clip: float = 1.0  # gradient norm
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
     lora_rank: int = 0  # 0: all weights learn; the released code has 128
-    lora_alpha: float | None = None  # None: half the rank
+    lora_alpha: float | None = None  # None: half the rank, or that of lora_from
+    lora_from: str | None = None  # a LoRA file whose adapters are trained further
     image_to_video: bool = False
     image: ImageCondition = field(default_factory=ImageCondition)
     optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for the matrices of the blocks, at ten times the rate
@@ -52,14 +54,11 @@ class FineTuning:
     offload: bool = False  # under "fsdp": weights and optimizer state lie in the memory of the CPU
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("lora_rank", 0), ("warmup", 0),
-                            ("sequence_length", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
-        if not 0 <= self.text_dropout < 1:
-            raise ValueError(f"text_dropout is {self.text_dropout}; it must be from 0 to below 1")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'adamw' or 'muon'")
+        check_limits(self, {"steps batch_size accumulate": "1 or more", "clip": "above 0",
+                            "sequence_length learning_rate warmup weight_decay lora_rank lora_alpha": "0 or more",
+                            "text_dropout ema_decay": "from 0 to below 1"})
+        if self.lora_from is not None and not self.lora_rank:
+            raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")
         if self.sharding == "fsdp" and (self.optimizer == "muon" or self.ema_decay or self.compile):
             raise ValueError("sharding is 'fsdp'; it goes with optimizer='adamw', ema_decay=0 and compile=False")
         if self.offload and self.sharding != "fsdp":
@@ -72,12 +71,14 @@ class FineTuning:
     @property
     def rate(self) -> float:
         """The learning rate."""
-        return self.learning_rate or (1e-3 if self.lora_rank else 2e-5)
+        if self.learning_rate is None:
+            return 1e-3 if self.lora_rank else 2e-5
+        return self.learning_rate
 
     @property
     def alpha(self) -> float:
         """LoRA's alpha."""
-        return self.lora_alpha or self.lora_rank / 2
+        return self.lora_rank / 2 if self.lora_alpha is None else self.lora_alpha
 
     def recomputes(self, model: nn.Module) -> bool:
         """Whether each block of `model` is computed again in the backward pass (activation checkpointing)."""
@@ -89,8 +90,8 @@ class FineTuning:
 def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
     """Raises ValueError for a model that cannot be trained so.
 
-    Such as an image-to-video model without images, and LoRA on a model whose image channels are new: they would stay
-    zero.
+    Such as an image-to-video model without images, LoRA on a model whose image channels are new (they would stay zero),
+    and adapters to train further that are of another model.
     """
     takes_image = config.in_channels != config.out_channels
     if takes_image and not tuning.image_to_video:
@@ -100,19 +101,24 @@ def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
                          f"weights with image_to_video=True first")
     if tuning.lora_rank:
         check_lora(config, tuning.lora_rank, tuning.alpha)
+    if tuning.lora_from is not None:
+        with torch.device("meta"):
+            continue_lora(ExpertTransformer(config), tuning.lora_from, tuning.lora_rank, tuning.alpha)
 
 
 def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
     """The transformer that will learn: widened for the image if need be, with adapters if asked for.
 
-    Raises what `check_model` raises.
+    Raises what `check_model` and `continue_lora` raise.
     """
     model = pipe.transformer
     check_model(model.config, tuning)
     if tuning.image_to_video and not pipe.takes_image_channels:
         model = widen_for_image(model)
     model.requires_grad_(True)
-    if tuning.lora_rank:
+    if tuning.lora_from is not None:
+        continue_lora(model, tuning.lora_from, tuning.lora_rank, tuning.alpha)
+    elif tuning.lora_rank:
         add_lora(model, tuning.lora_rank, tuning.alpha)
     model.gradient_checkpointing = tuning.recomputes(model)
     return model
@@ -152,26 +158,14 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
 
 
 def spread(model: ExpertTransformer, tuning: FineTuning, keep: Keep, ranks: Ranks) -> tuple[
-        nn.Module, MasterWeights | OwnWeights, ShardedCheckpoints | None]:
+        nn.Module, MasterWeights, ShardedCheckpoints | None]:
     """What computes, what learns, and where checkpoints go: whole on every rank, or a part of it on each (FSDP2)."""
     if tuning.sharding == "replicate":
-        if keep.folder:
-            _refuse_others(keep.folder / "checkpoints", sharded=True, here="whole")
         return torch.compile(model) if tuning.compile else model, MasterWeights(model), None
-    if keep.folder:
-        _refuse_others(keep.folder / "checkpoints", sharded=False, here="in parts")
     dtype = model.proj_out.weight.dtype
     network = wrap(model.float(), ranks, "fsdp", None if dtype == torch.float32 else dtype, tuning.offload)
     files = keep.folder and ShardedCheckpoints(keep.folder / "checkpoints", "finetune", ranks, keep.checkpoints)
-    return network, OwnWeights(model), files
-
-
-def _refuse_others(folder: Path, sharded: bool, here: str) -> None:
-    """A run begun in one way would otherwise begin anew in the other, and forget."""
-    for path in folder.glob("finetune_*"):
-        if path.is_dir() == sharded:
-            raise ValueError(f"{path} is of a run that kept its weights {'in parts' if sharded else 'whole'} on each "
-                             f"rank, and this one keeps them {here}; start it the same way, or name another folder")
+    return network, MasterWeights(model, own=True), files
 
 
 def check_clips(clips: CachedClips, pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning) -> None:
@@ -190,3 +184,16 @@ def check_clips(clips: CachedClips, pipe: Pipeline, model: ExpertTransformer, tu
     if width != model.config.text_embed_dim:
         raise ValueError(f"the cache in {clips.folder} has text features {width} wide; the model takes "
                          f"{model.config.text_embed_dim}")
+    _check_sizes(clips, model.config, tuning)
+
+
+def _check_sizes(clips: CachedClips, config: TransformerConfig, tuning: FineTuning) -> None:
+    if tuning.image_to_video and all(frames == 1 for frames, _, _ in clips.buckets()):
+        raise ValueError(f"the cache in {clips.folder} has clips of 1 frame alone; from an image a model learns to "
+                         f"make the frames after it")
+    size = sample_latent_size(config)
+    for i in range(len(clips)) if "learned" in config.position else ():
+        t, h, w = clips.latent_size(i)
+        if (-(-t // (config.patch_size_t or 1)) * (config.patch_size_t or 1), h, w) != size:
+            raise ValueError(f"clip {i} in {clips.folder} has latents of {t} x {h} x {w} (frames x height x width); "
+                             f"the learned position table of this model fits only {size[0]} x {size[1]} x {size[2]}")

@@ -1,10 +1,12 @@
 """`minicogvx finetune`: a model trained further on a folder of your own clips, in one command."""
 
 import argparse
+import hashlib
 import os
 from pathlib import Path
 
 from minicogvx.options import add_device_options, chosen
+from minicogvx.parsing import SEED, THREADS, Parser, number, path_to, whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     from minicogvx.training.overrides import fields
     from minicogvx.training.run import Keep
 
+    _check_cache_options(arguments)
     tuning = _tuning(arguments)
     of_stage = _fill_size(arguments) if arguments.stage is not None else {}
     if arguments.show:
@@ -23,6 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     keep = Keep(Path(arguments.out), tensorboard=arguments.tensorboard, checkpoint_every=arguments.checkpoint_every)
     use_threads(arguments.threads)
     return _train(arguments, tuning, keep, device, dtype)
+
+
+def _check_cache_options(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where clips that are encoded already are to be read in another way."""
+    from minicogvx.training.cache import is_cache
+
+    for name in ("list", "num_frames", "height", "width", "fps"):
+        if getattr(arguments, name) is not None and is_cache(arguments.folder):
+            raise ValueError(f"--{name.replace('_', '-')} says how films are read, and the clips in {arguments.folder} "
+                             f"are encoded already; leave it out")
 
 
 def _tuning(arguments: argparse.Namespace):
@@ -41,7 +54,25 @@ def _tuning(arguments: argparse.Namespace):
         given["steps"] = arguments.steps
     if arguments.batch_size is not None:
         given |= {"batch_size": arguments.batch_size, "accumulate": 1}
+    if arguments.lora_from is not None:
+        given |= _of_lora_file(arguments)
     return override(FineTuning(**given), *arguments.set)
+
+
+def _of_lora_file(arguments: argparse.Namespace) -> dict:
+    """Path, rank and alpha of the adapters to train further. Raises ValueError where the model or --lora differ."""
+    import torch
+
+    from minicogvx.training.lora import read_lora
+    from minicogvx.transformer.model import ExpertTransformer
+
+    with torch.device("meta"):
+        model = ExpertTransformer(_configs(arguments.model)[1])
+    _, rank, alpha = read_lora(model, arguments.lora_from)
+    if arguments.lora not in (0, rank):
+        raise ValueError(f"--lora is {arguments.lora}, and the adapters in {arguments.lora_from} have rank {rank}; "
+                         f"leave --lora out")
+    return {"lora_from": str(Path(arguments.lora_from)), "lora_rank": rank, "lora_alpha": alpha}
 
 
 def _fill_size(arguments: argparse.Namespace) -> dict:
@@ -80,125 +111,158 @@ def _world_size() -> int:
 
 
 def _train(arguments: argparse.Namespace, tuning, keep, device: str, dtype) -> int:
-    import minicogvx
-    from minicogvx.data.video_folder import scan_folder
-    from minicogvx.training.cache_plan import module_fingerprint
+    from minicogvx.files import check_writable, locked
     from minicogvx.training.distributed import leave, ranks
-    from minicogvx.training.finetune import finetune
-    from minicogvx.training.overrides import write_down
 
     _check(arguments, tuning, device)
-    out, here = keep.folder, ranks(device, timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
-    if here.first and arguments.stage == 4 and not arguments.list:
-        print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
-    found = scan_folder(arguments.folder, listing=arguments.list)
+    here = ranks(device, timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
     if here.first:
-        for problem in found.problems:
-            print(f"left out {problem.name}: {problem.reason}")
+        check_writable(keep.folder, folder=True)
+        with locked(keep.folder):
+            print(_run(arguments, tuning, keep, dtype, here))
+    else:
+        _run(arguments, tuning, keep, dtype, here)
+    leave()
+    return 0
+
+
+def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
+    """From films to the result; what to do next."""
+    import minicogvx
+    from minicogvx.training.finetune import finetune
+    from minicogvx.training.finetune_clips import clips_encoded_before, encoded_clips
+    from minicogvx.training.finetune_result import write_result
+
+    films = _scan(arguments, tuning, here)
     at_first = "cpu" if tuning.sharding == "fsdp" else here.device  # FSDP2 brings each rank's part to its device
     pipe = minicogvx.load(arguments.model, at_first, dtype)
     if here.first:
-        write_down(out / "finetuning.json", tuning, arguments.seed,
-                   {"weights of the model": module_fingerprint(pipe.transformer)})
-    clips = _cache(arguments, pipe, found.clips, out / "cache", here, tuning)
+        _write_down(arguments, tuning, keep.folder, dtype, here)
+    clips = (clips_encoded_before(pipe, arguments.model, Path(arguments.folder)) if films is None else
+             encoded_clips(pipe, arguments.model, films, keep.folder / "cache", _settings(arguments, tuning), here))
+    pipe.text.to("cpu")  # what training has no use for leaves the GPU
+    pipe.vae.to(here.device if tuning.image_to_video else "cpu")  # pictures are noised and encoded anew in every step
     for problem in clips.problems if here.first else ():
         print(f"left out {problem.name}: {problem.reason}")
     model = finetune(pipe, clips, tuning, arguments.seed, keep, here)
-    told = _write(pipe, model, tuning, out, arguments.model, arguments.fps, here)
+    return write_result(pipe, model, tuning, clips, keep.folder, arguments.model, here)
+
+
+def _scan(arguments, tuning, here):
+    """The films that can be used, with a line about each other one; None where they are encoded already."""
+    from minicogvx.data.video_folder import scan_folder
+    from minicogvx.training.cache import is_cache
+
+    if is_cache(arguments.folder):
+        return None
+    if here.first and arguments.stage == 4 and not arguments.list:
+        print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
+    found = scan_folder(arguments.folder, listing=arguments.list)
+    only_films = tuning.image_to_video or not _settings(arguments, tuning).mixed_lengths
+    left_out = [clip for clip in found.clips if clip.is_image and only_films]
     if here.first:
-        print(told)
-    leave()
-    return 0
+        for problem in found.problems:
+            print(f"left out {problem.name}: {problem.reason}")
+        for clip in left_out:
+            print(f"left out {clip.name}: a picture, and this model is trained on films alone")
+        if found.passed_over:
+            print(found.passed_over_sentence())
+    found.need_clips()
+    return [clip for clip in found.clips if clip not in left_out]
+
+
+def _write_down(arguments, tuning, out: Path, dtype, here) -> None:
+    """What is trained, and of what; in a folder that was begun with something else, this raises ValueError."""
+    from minicogvx.interop import find_folder
+    from minicogvx.interop.lora import FILE
+    from minicogvx.training.overrides import JOINT, forget_failed_start, surroundings, write_down
+
+    adapters = Path(tuning.lora_from or ".")
+    files = {"weights of the model": sorted((find_folder(arguments.model) / "transformer").glob("*.safetensors")),
+             "weights of lora_from": [adapters / FILE if adapters.is_dir() else adapters] if tuning.lora_from else []}
+    forget_failed_start(out / "finetuning.json")
+    write_down(out / "finetuning.json", tuning, arguments.seed, {name: _digest(paths) for name, paths in files.items()}
+               | surroundings(here, dtype) | {JOINT: tuning.batch_size * here.world_size})
+
+
+def _digest(paths: list[Path]) -> str:
+    """A short hash of what is in the files; in whatever number format they are then opened, it is the same."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _check(arguments, tuning, device: str) -> None:
     """Refuses what the model and the device cannot do before a film is opened."""
     import torch
 
+    from minicogvx.presets import video_size
     from minicogvx.training.distributed import check_sharding
     from minicogvx.training.finetune import check_model
 
     check_sharding(tuning.sharding, torch.device(device))
     vae, transformer, _ = _configs(arguments.model)
     check_model(transformer, tuning)
-    _settings(arguments, tuning).check(vae)
+    settings = _settings(arguments, tuning)
+    settings.check(vae)
+    if tuning.image_to_video and settings.num_frames == 1:
+        raise ValueError("num_frames is 1; to learn videos from an image, clips must be longer")
+    own, asked = video_size(vae, transformer), (settings.num_frames, settings.height, settings.width)
+    if "learned" in transformer.position and asked != own:
+        raise ValueError(f"{asked[0]} frames of {asked[1]}x{asked[2]} are asked for; the learned position table of "
+                         f"this model fits only {own[0]} frames of {own[1]}x{own[2]}")
 
 
 def _settings(arguments, tuning):
-    """How films are read, where the command line does not say as the model's own."""
+    """How films are read, where the command line does not say as the model's own.
+
+    A learned table of positions fits one size and length: films are cropped to it, and shorter ones left out.
+    """
+    from minicogvx.presets import video_size
     from minicogvx.training.cache import CacheSettings
 
     vae, transformer, fps = _configs(arguments.model)
-    return CacheSettings(num_frames=arguments.num_frames or transformer.sample_frames,
-                         height=arguments.height or transformer.sample_height * vae.spatial_compression_ratio,
-                         width=arguments.width or transformer.sample_width * vae.spatial_compression_ratio,
-                         fps=arguments.fps or fps, first_frame=tuning.image_to_video)
+    frames, height, width = video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width)
+    any_size = "learned" not in transformer.position
+    return CacheSettings(frames, height, width, fps if arguments.fps is None else arguments.fps, any_size, any_size,
+                         first_frame=tuning.image_to_video)
 
 
-def _cache(arguments, pipe, clips, folder, here, tuning):
-    """Encoded by the first rank; the others wait and read. What training has no use for then leaves the GPU."""
-    from minicogvx.training.cache import CachedClips, cache_clips
-    from minicogvx.training.distributed import barrier
-
-    if here.first:
-        for part in (pipe.vae, pipe.text):
-            part.to(here.device)
-        cache_clips(clips, folder, pipe.vae, pipe.text, _settings(arguments, tuning), next(pipe.vae.parameters()).dtype)
-    barrier(here)
-    pipe.text.to("cpu")
-    pipe.vae.to(here.device if tuning.image_to_video else "cpu")  # pictures are noised and encoded anew in every step
-    return CachedClips(folder)
-
-
-def _write(pipe, model, tuning, out: Path, model_name: str, fps: int | None, here) -> str:
-    """All ranks call it; the first one writes, and says what to do next. `fps`: of the films, if not the model's."""
-    from minicogvx.interop import diffusers
-    from minicogvx.pipeline import Pipeline
-    from minicogvx.training.lora import lora_tensors, write_lora
-    from minicogvx.training.sharded_checkpoints import whole_weights
-    from minicogvx.transformer.model import ExpertTransformer
-
-    weights = whole_weights(model, here)
-    if not here.first:
-        return ""
-    if tuning.lora_rank:
-        path = write_lora(out, lora_tensors(model, weights), tuning.lora_rank, tuning.alpha)
-        return f'{path}: minicogvx generate "..." --model {model_name} --lora {path}'
-    trained = ExpertTransformer(model.config).to(next(pipe.vae.parameters()).dtype)
-    trained.load_state_dict(weights)
-    whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, fps or pipe.fps, pipe.unconditional,
-                     pipe.guidance_scale)
-    diffusers.export(whole, out / "pipeline", overwrite=True)
-    return f'{out / "pipeline"}: minicogvx generate "..." --model {out / "pipeline"}'
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minicogvx finetune",
-                                     description="Train a model further on a folder of films with captions (NAME.txt "
-                                                 "beside each, or metadata.jsonl). The same command again goes on "
-                                                 "where the last one was cut off; torchrun spreads it over GPUs.")
-    parser.add_argument("folder", help="films and captions")
-    parser.add_argument("--model", default="toy", metavar="toy|FOLDER", help="what to start from (default: toy)")
-    parser.add_argument("--out", default="runs/finetune", metavar="FOLDER")
-    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank alone")
+def _parser() -> Parser:
+    parser = Parser(prog="minicogvx finetune",
+                    description="Train a model further on a folder of films with captions (NAME.txt beside each, or "
+                                "metadata.jsonl). The same command again resumes a run that was cut off; torchrun "
+                                "spreads it over GPUs.")
+    parser.add_argument("folder", metavar="FOLDER", type=path_to(),
+                        help="films and captions, or what `minicogvx data cache` made of them")
+    parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
+                        help="what to start from (default: toy)")
+    parser.add_argument("--out", type=path_to(), default="runs/finetune", metavar="FOLDER",
+                        help="where to write (default: runs/finetune)")
+    parser.add_argument("--lora", type=whole(0), default=0, metavar="RANK", help="train adapters of this rank alone")
+    parser.add_argument("--lora-from", type=path_to(), metavar="FILE",
+                        help="train the adapters of this LoRA file further; they bring their rank")
     parser.add_argument("--image-to-video", action="store_true", help="train it to begin with a picture")
-    parser.add_argument("--stage", type=int, metavar="1-4",
+    parser.add_argument("--stage", type=whole(1, 4), metavar="1-4",
                         help="size, length, steps and batch of a published stage (paper, Table 5); options change them")
-    parser.add_argument("--list", metavar="FILE.jsonl", help="the films to take, as `minicogvx data curate` writes it")
-    parser.add_argument("--steps", type=int, metavar="N", help="default: 1000, or the stage's")
-    parser.add_argument("--batch-size", type=int, metavar="N",
+    parser.add_argument("--list", type=path_to(), metavar="FILE.jsonl",
+                        help="the films to take, as `minicogvx data curate` writes it")
+    parser.add_argument("--steps", type=whole(1), metavar="N", help="default: 1000, or the stage's")
+    parser.add_argument("--batch-size", type=whole(1, 65_536), metavar="N",
                         help="of each rank; default: 2, or the stage's over all ranks, one clip a pass")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="default: 2e-5, or 1e-3 with --lora")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="at most; default: the model's, or the stage's")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--width", type=int, metavar="PIXELS")
-    parser.add_argument("--fps", type=int, metavar="N", help="frames a second that films are read at")
+    parser.add_argument("--learning-rate", type=number(0.0), metavar="X", help="default: 2e-5, or 1e-3 with --lora")
+    parser.add_argument("--num-frames", type=whole(), metavar="N", help="at most; default: the model's, or the stage's")
+    parser.add_argument("--height", type=whole(), metavar="PIXELS")
+    parser.add_argument("--width", type=whole(), metavar="PIXELS")
+    parser.add_argument("--fps", type=whole(), metavar="N", help="frames a second that films are read at")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other number: see --show")
     parser.add_argument("--show", action="store_true", help="print every number, and stop")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--threads", type=int, metavar="N",
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N")
+    parser.add_argument("--threads", type=THREADS, metavar="N",
                         help="processor threads (default: all cores; under torchrun one a rank)")
-    parser.add_argument("--checkpoint-every", type=int, default=200, metavar="STEPS")
+    parser.add_argument("--checkpoint-every", type=whole(1), default=200, metavar="STEPS")
     parser.add_argument("--tensorboard", action="store_true")
     add_device_options(parser, training=True)
     return parser

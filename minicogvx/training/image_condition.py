@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minicogvx.training.limits import check_limits
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
@@ -26,10 +27,7 @@ class ImageCondition:
     dropout: float = 0.05
 
     def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be from 0 to below 1")
-        if not self.log_sigma_std >= 0:
-            raise ValueError(f"log_sigma_std is {self.log_sigma_std}; it must be 0 or more")
+        check_limits(self, {"dropout": "from 0 to below 1", "log_sigma_std": "0 or more", "log_sigma_mean": "any"})
 
 
 @torch.no_grad()

@@ -5,21 +5,22 @@ model as it is. The published fine-tuning code adapts queries, keys, values and 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.interop.lora import FILE, METADATA, PREFIX, Adapter, merge_lora, read_adapters, use_lora
+from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.model import ExpertTransformer
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-_PREFIX, _METADATA = "transformer.", "lora_adapter_metadata"
+__all__ = ["FILE", "TARGETS", "add_lora", "check_lora", "continue_lora", "lora_tensors", "merge_lora", "read_lora",
+           "use_lora", "write_lora"]
 
 
 def check_lora(config: TransformerConfig, rank: int, alpha: float) -> None:
@@ -44,6 +45,39 @@ def add_lora(model: ExpertTransformer, rank: int, alpha: float) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS)), model)
 
 
+def read_lora(model: ExpertTransformer, path: str | Path) -> tuple[dict[str, Adapter], int, float]:
+    """The adapters in a file by the layers of `model` (which may be on the meta device), their rank and their alpha.
+
+    Raises FileNotFoundError, or ValueError for a file that does not fit the model or that `add_lora` has no place for:
+    it makes adapters of one rank and scale, without biases, on all `TARGETS`.
+    """
+    adapters = read_adapters(model, path)
+    kinds = {(len(adapter.a), adapter.scale, adapter.bias is None) for adapter in adapters.values()}
+    places = {name for name, _ in model.named_modules() if name.endswith(tuple(f".{end}" for end in TARGETS))}
+    if len(kinds) > 1 or not all(without for _, _, without in kinds) or adapters.keys() != places:
+        raise ValueError(f"{path} cannot be trained further: it must have adapters of one rank and alpha, without "
+                         f"biases, on {', '.join(TARGETS)} of every block")
+    (rank, scale, _), = kinds
+    return adapters, rank, scale * rank
+
+
+@torch.no_grad()
+def continue_lora(model: ExpertTransformer, path: str | Path, rank: int, alpha: float) -> None:
+    """As `add_lora`, but the adapters start as those in a file.
+
+    Raises what `read_lora` raises, and ValueError where the file has another rank or alpha.
+    """
+    adapters, own_rank, own_alpha = read_lora(model, path)
+    if own_rank != rank or not math.isclose(own_alpha, alpha):
+        raise ValueError(f"lora_rank is {rank} and lora_alpha {alpha}; the adapters in {path} have {own_rank} and "
+                         f"{own_alpha}")
+    add_lora(model, rank, alpha)
+    for name, adapter in adapters.items():
+        layer = model.get_submodule(name)
+        layer.lora_A["default"].weight.copy_(adapter.a)
+        layer.lora_B["default"].weight.copy_(adapter.b)
+
+
 def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The adapters by their names in the file: `transformer.transformer_blocks.0.attn1.to_q.lora_A.weight` and so on.
 
@@ -52,7 +86,7 @@ def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None 
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(model, None if weights is None else dict(weights))
-    return {_PREFIX + name: tensor.detach() for name, tensor in tensors.items()}
+    return {PREFIX + name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def write_lora(path: str | Path, tensors: dict[str, Tensor], rank: int, alpha: float) -> Path:
@@ -60,42 +94,5 @@ def write_lora(path: str | Path, tensors: dict[str, Tensor], rank: int, alpha: f
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / FILE
     # Without "alpha" in the header diffusers takes alpha = rank.
-    settings = {_PREFIX + "r": rank, _PREFIX + "lora_alpha": alpha, _PREFIX + "target_modules": sorted(TARGETS)}
-    return write_tensors(path, tensors, {_METADATA: json.dumps(settings, indent=2, sort_keys=True)})
-
-
-@torch.no_grad()
-def merge_lora(model: ExpertTransformer, path: str | Path, scale: float = 1.0) -> None:
-    """Adds `scale` times the adapters of a file to the weights, in place; the model then samples as fast as before.
-
-    Raises FileNotFoundError or ValueError, and changes nothing, for a file that does not fit the model.
-    """
-    path = Path(path)
-    path = path / FILE if path.is_dir() else path
-    tensors = read_tensors(path)
-    parameters = dict(model.named_parameters())
-    steps = {}
-    for name in tensors:
-        if not name.endswith((".lora_A.weight", ".lora_B.weight")) or not name.startswith(_PREFIX):
-            raise ValueError(f"{path} has a tensor {name}; a LoRA file of this family has only "
-                             f"{_PREFIX}....lora_A.weight and lora_B.weight")
-        if name.endswith(".lora_A.weight"):
-            stem = name.removesuffix("lora_A.weight")
-            weight, a, b = stem.removeprefix(_PREFIX) + "weight", tensors[name], tensors.get(stem + "lora_B.weight")
-            if weight not in parameters:
-                raise ValueError(f"{path} adapts {weight}, which this model does not have")
-            if b is None or (b.shape[0], a.shape[1]) != parameters[weight].shape or a.shape[0] != b.shape[1]:
-                raise ValueError(f"the adapter of {weight} in {path} does not fit its shape "
-                                 f"{tuple(parameters[weight].shape)}")
-            steps[weight] = scale * _alpha(path, len(a)) / len(a) * (b.float() @ a.float())
-    if not steps:
-        raise ValueError(f"{path} holds no adapter")
-    for weight, step in steps.items():
-        parameters[weight].copy_(parameters[weight].float() + step.to(parameters[weight].device))
-
-
-def _alpha(path: Path, rank: int) -> float:
-    """From the header; a file without it means alpha = rank, as in diffusers."""
-    with safe_open(path, "pt") as file:
-        settings = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    return float(settings.get(_PREFIX + "lora_alpha", rank))
+    settings = {PREFIX + "r": rank, PREFIX + "lora_alpha": alpha, PREFIX + "target_modules": sorted(TARGETS)}
+    return write_tensors(path, tensors, {METADATA: json.dumps(settings, indent=2, sort_keys=True)})

@@ -12,18 +12,19 @@ from minicogvx.training.distributed import Ranks, average_gradients
 
 
 class MasterWeights(nn.Module):
-    """The trainable weights of `model` in float32, by the model's own names; frozen ones are not copied.
+    """The trainable weights of `model` in float32, by the model's own names; frozen ones are not among them.
 
-    After each backward pass: `take_gradients`, a step of the optimizer on `named_weights`, `write_back`.
+    After each backward pass: `take_gradients`, a step of the optimizer on `named_weights`, `write_back`. `own`: they
+    are the model's own weights and no copies, where it is float32 itself, as FSDP2 keeps it.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, own: bool = False):
         super().__init__()
+        self.own, self.full = own, nn.ParameterDict()
         self.low = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.full = nn.ParameterDict()
         for name, p in self.low.items():  # one by one: from a dictionary it would take them sorted
             without_dots = name.replace(".", "/")  # none may be in it
-            self.full[without_dots] = nn.Parameter(p.detach().to(torch.float32, copy=True))
+            self.full[without_dots] = p if own else nn.Parameter(p.detach().to(torch.float32, copy=True))
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Each float32 weight by its name in the model."""
@@ -35,7 +36,12 @@ class MasterWeights(nn.Module):
 
     @torch.no_grad()
     def take_gradients(self, ranks: Ranks = Ranks()) -> None:
-        """Moves the model's gradients to the float32 weights, as the mean over ranks; a missing one counts as zero."""
+        """Moves the model's gradients to the float32 weights, as the mean over ranks; a missing one counts as zero.
+
+        Own weights have theirs already, and FSDP2 has averaged them.
+        """
+        if self.own:
+            return
         for (_, full), low in zip(self.named_weights(), self.low.values()):
             full.grad = torch.zeros_like(full) if low.grad is None else low.grad.float()
             low.grad = None
@@ -44,23 +50,5 @@ class MasterWeights(nn.Module):
     @torch.no_grad()
     def write_back(self, weights: "MasterWeights | None" = None) -> None:
         """Rounds the float32 weights (or those of `weights`, such as their moving average) into the model."""
-        for (_, full), low in zip((weights or self).named_weights(), self.low.values()):
+        for (_, full), low in () if self.own else zip((weights or self).named_weights(), self.low.values()):
             low.copy_(full)
-
-
-class OwnWeights(nn.Module):
-    """The same for a model that is float32 itself, as FSDP2 keeps it: nothing is copied."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Each weight that learns."""
-        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-
-    def take_gradients(self, ranks: Ranks = Ranks()) -> None:
-        """They are where they belong, and FSDP2 has averaged them."""
-
-    def write_back(self, weights: None = None) -> None:
-        """So are the weights."""

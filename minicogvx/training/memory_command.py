@@ -1,23 +1,24 @@
 """`minicogvx memory`: what training, LoRA and making a video need on each GPU."""
 
-import argparse
 from importlib.util import find_spec
 from pathlib import Path
+
+from minicogvx.parsing import Parser, one_of, whole
+from minicogvx.presets import PRESETS, preset
+from minicogvx.ranges import RANGES
+
+_SIDE, _GPUS = whole(*RANGES["sample_height"]), whole(1, 1_000_000)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables, or with --check holds the arithmetic to a real step."""
     arguments = _parser().parse_args(argv)
-    from minicogvx.presets import preset
-    from minicogvx.training.memory import inputs_for
-
     import torch
+
+    from minicogvx.training.memory import inputs_for
 
     sizes = preset(arguments.preset)
     inputs = inputs_for(sizes, arguments.height, arguments.width, arguments.frames, arguments.batch)
-    for gpus in (*arguments.gpus, arguments.parts):
-        if gpus < 1:
-            raise ValueError(f"the number of GPUs is {gpus}; it must be 1 or more")
     if not 1 <= arguments.lora <= sizes.transformer.width:
         raise ValueError(f"lora is {arguments.lora}; it must be from 1 to {sizes.transformer.width}, the model's width")
     dtype = getattr(torch, arguments.dtype or ("float32" if arguments.check else "bfloat16"))
@@ -31,20 +32,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minicogvx memory",
-                                     description="GiB on each GPU that training a transformer, training adapters and "
-                                                 "making a video take: worked out from shapes, in seconds, on any "
-                                                 "machine.")
-    parser.add_argument("preset", help="which size, such as 5b")
-    parser.add_argument("--height", type=int, metavar="PIXELS")
-    parser.add_argument("--width", type=int, metavar="PIXELS")
-    parser.add_argument("--frames", type=int, metavar="N", help="4k + 1 (default: the preset's own)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="clips on each GPU (default: 1)")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64], metavar="N")
-    parser.add_argument("--parts", type=int, default=8, metavar="N", help="GPUs to show the parts for (default: 8)")
-    parser.add_argument("--lora", type=int, default=64, metavar="RANK", help="of the adapters (default: 64)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"),
+def _parser() -> Parser:
+    parser = Parser(prog="minicogvx memory",
+                    description="GiB on each GPU that training a transformer, training adapters and making a video "
+                                "take: worked out from shapes, in seconds, on any machine.")
+    parser.add_argument("preset", type=one_of(PRESETS, "preset", "presets"), metavar="PRESET",
+                        help=f"which size: {', '.join(PRESETS)}")
+    parser.add_argument("--height", type=_SIDE, metavar="PIXELS", help="default: the preset's own")
+    parser.add_argument("--width", type=_SIDE, metavar="PIXELS", help="default: the preset's own")
+    parser.add_argument("--frames", type=whole(*RANGES["sample_frames"]), metavar="N",
+                        help="4k + 1 (default: the preset's own)")
+    parser.add_argument("--batch", type=whole(1, 65_536), default=1, metavar="N", help="clips on each GPU (default: 1)")
+    parser.add_argument("--gpus", type=_GPUS, nargs="+", default=[1, 2, 4, 8, 16, 64], metavar="N",
+                        help="numbers of GPUs, a column each (default: 1 2 4 8 16 64)")
+    parser.add_argument("--parts", type=_GPUS, default=8, metavar="N",
+                        help="GPUs to show the parts for (default: 8)")
+    parser.add_argument("--lora", type=whole(), default=64, metavar="RANK", help="of the adapters (default: 64)")
+    parser.add_argument("--dtype", type=one_of(("float32", "bfloat16")), metavar="float32|bfloat16",
                         help="what networks compute in (default: bfloat16; with --check float32)")
     parser.add_argument("--check", action="store_true", help="no tables, but one real step that is held against them")
     parser.add_argument("--device", metavar="cpu|cuda", help="with --check: where (default: cpu)")

@@ -4,7 +4,7 @@ Why Muon: at 200 small steps AdamW had learnt only the background of a clip wher
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -53,22 +53,6 @@ class MuonAdamW:
         for p in self.matrices + self.others:
             p.grad = None
         return norm
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """All that a later `step` depends on beside the weights, by name: what a checkpoint has to keep."""
-        return {f"{name}.{i}.{key}": value for name, optimizer, parameters in self.halves()
-                for i, p in enumerate(parameters) for key, value in optimizer.state.get(p, {}).items()}
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_tensors` gave; the parameters must be the same, in the same order."""
-        for name, optimizer, parameters in self.halves():
-            for i, p in enumerate(parameters):
-                start = f"{name}.{i}."
-                state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-                if state:
-                    # torch keeps the count of steps on the CPU, wherever the weights are
-                    optimizer.state[p] = {key: value.clone() if key == "step" else value.to(p.device, copy=True)
-                                          for key, value in state.items()}
 
     def _groups(self):
         return [group for _, optimizer, _ in self.halves() for group in optimizer.param_groups]

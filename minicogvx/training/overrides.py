@@ -3,12 +3,25 @@
 import ast
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
+
+from minicogvx import __version__
 from minicogvx.interop.safetensors_files import read_json, write_json
+from minicogvx.suggest import did_you_mean
+from minicogvx.training.distributed import Ranks
+
+# What of a run may be other when it is resumed, by the last name of its path: how a step is computed and kept. All else
+# is what is learnt. The number of steps may change, too (see `_last_steps`), and the batch where the ranks do.
+JOINT = "batch_size of all ranks"
+HOW = frozenset({"accumulate", "gradient_checkpointing", "compile", "sharding", "offload", "context_ranks",
+                 "sample_every", "dtype", "device", "ranks", JOINT, "torch", "minicogvx",
+                 "lora_from"})  # a path; its weights must be the same
 
 Change = tuple[list[str], Any, str]  # path, value, and the path as it was written
 
@@ -43,17 +56,44 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
 def write_down(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {}) -> None:
     """Writes what a run trains with, before it begins; what an earlier call wrote there must be the same.
 
-    A field that did not exist when the run was begun had its default. `also`: what else must stay as it was.
-    Raises ValueError, with the first number that differs.
+    What is in `HOW` may have changed, which is printed on one line. A field that did not exist when the run was begun
+    had its default. `also`: what else must stay as it was, or belongs to `HOW`.
+    Raises ValueError, with the first number that differs and must not.
     """
     numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
-    if path.exists():
-        before = json.loads(json.dumps(_defaults(config) | dict(also))) | read_json(path)
-        for name in {**before, **numbers}:
-            if before.get(name) != numbers.get(name):
-                raise ValueError(f"{path.parent} was begun with {name}={before.get(name)!r}, not "
-                                 f"{numbers.get(name)!r}; name another folder, or remove this one to start anew")
+    before = json.loads(json.dumps(_defaults(config) | dict(also)))
+    before |= read_json(path) if path.exists() else numbers
+    changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
+    free = HOW | {_last_steps(numbers)}
+    if JOINT in numbers and numbers[JOINT] == before[JOINT] and numbers["ranks"] != before["ranks"]:
+        free |= {"batch_size"}  # of one rank
+    for name in changed:
+        if name.rpartition(".")[2] not in free and name not in free:
+            raise ValueError(f"{path.parent} was begun with {name}={before.get(name)!r}, not "
+                             f"{numbers.get(name)!r}; name another folder, or remove this one to start anew")
     write_json(path, numbers)
+    if changed:
+        told = (f"{name}={numbers.get(name)!r} (was {before.get(name)!r})" for name in changed)
+        print(f"resuming with {', '.join(told)}")
+
+
+def surroundings(ranks: Ranks, dtype: torch.dtype) -> dict[str, Any]:
+    """What a run computes with, for `write_down`: of interest where two runs of the same numbers differ."""
+    return {"dtype": str(dtype).removeprefix("torch."), "device": ranks.device.type, "ranks": ranks.world_size,
+            "torch": str(torch.__version__), "minicogvx": __version__}
+
+
+def forget_failed_start(path: Path) -> None:
+    """Removes what `write_down` wrote at `path` for a run that has left no checkpoint and no result beside it."""
+    if not any(found for pattern in ("checkpoints/*", "*.safetensors", "pipeline") for found in
+               path.parent.glob(pattern)):
+        path.unlink(missing_ok=True)
+
+
+def _last_steps(numbers: Mapping[str, Any]) -> str:
+    """The path of the number of steps that may grow: of the stage behind which there is none."""
+    stages = [path for path in numbers if re.fullmatch(r"transformer\.stages\.\d+\.steps", path)]
+    return max(stages, key=lambda path: int(path.split(".")[2]), default="steps")
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -100,7 +140,8 @@ def _name(config: Any, head: str, whole: str) -> str | int:
         raise ValueError(f"{whole} leads nowhere: there is nothing below {type(config).__name__} {config!r}")
     names = [f.name for f in dataclasses.fields(config)]
     if head not in names:
-        raise ValueError(f"{whole} leads nowhere: {head!r} must be one of {', '.join(names)}")
+        raise ValueError(f"{whole} leads nowhere: {head!r} must be one of {', '.join(names)}"
+                         f"{did_you_mean(head, names)}")
     return head
 
 

@@ -1,6 +1,5 @@
 """The recipes of the models that this repository trains: every number of the shipped model's training, in one place."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +8,17 @@ import torch
 
 from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import sample_scenes
+from minicogvx.files import check_writable, locked
 from minicogvx.interop import diffusers
-from minicogvx.interop.safetensors_files import load_into, read_tensors, write_json, write_tensors
+from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, preset
-from minicogvx.training.distributed import Ranks, barrier
+from minicogvx.training.agreement import from_first
+from minicogvx.training.distributed import Ranks, broadcast_weights
 from minicogvx.training.dry_run import check_transformer, check_vae
 from minicogvx.training.latents import LatentSet, encode_world
-from minicogvx.training.overrides import write_down
+from minicogvx.training.limits import check_limits
+from minicogvx.training.overrides import forget_failed_start, surroundings, write_down
 from minicogvx.training.run import Keep
 from minicogvx.training.samples import Samples
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, check_captions, train_transformer
@@ -40,6 +42,20 @@ class Recipe:
     transformer: TransformerTraining
     guidance_scale: float = 3.0  # what the model samples with by default; 3 obeyed more training captions than 6
     sizes: Preset | None = None  # None: those of the preset
+
+    def __post_init__(self):
+        if not self.vae:
+            raise ValueError("vae is (); it must hold at least one stage")
+        check_limits(self, {"clips": "1 or more", "two_objects": "from 0 to 1"})
+
+    def check(self, seed: int = 0, here: Ranks = Ranks()) -> None:
+        """Raises ValueError, before any work, for what `train_recipe` would stop at late."""
+        sizes = self.sizes or preset(self.preset)
+        check_vae(sizes.vae, self.vae, here)
+        check_transformer(sizes, self.transformer, here)
+        if self.clips < here.world_size:
+            raise ValueError(f"clips is {self.clips}; it must be at least {here.world_size}, the number of ranks")
+        check_captions(sizes, self.transformer, sample_scenes(self.clips, seed + 1, "train", self.two_objects))
 
 
 RECIPES = {recipe.preset: recipe for recipe in (
@@ -74,18 +90,23 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype | 
     `out/recipe.json` holds every number of the recipe, `out/minutes.json` the minutes of each part. A second call with
     the same `out` goes on where the first was cut off: the finished VAE is in `out/vae.safetensors`, the state of a
     part under way in `out/checkpoints`. Many ranks share the work and the first of them writes. Raises ValueError if
-    `out` was begun with other numbers, for sizes that do not fit each other, for a batch that the ranks do not divide,
-    for fewer clips than ranks, and for captions that may be too long.
+    `out` was begun with other numbers (overrides.HOW may change) or is in use, for sizes that do not fit each other,
+    for a batch that the ranks do not divide, for fewer clips than ranks, and for captions that may be too long;
+    OSError where `out` cannot be written.
     """
-    sizes = recipe.sizes or preset(recipe.preset)
-    check_vae(sizes.vae, recipe.vae, here)
-    check_transformer(sizes, recipe.transformer.stages, here)  # better now than after the VAE, and so the next two
-    if recipe.clips < here.world_size:
-        raise ValueError(f"clips is {recipe.clips}; it must be at least {here.world_size}, the number of ranks")
-    check_captions(sizes, recipe.transformer, sample_scenes(recipe.clips, seed + 1, "train", recipe.two_objects))
+    recipe.check(seed, here)
     dtype = choose_dtype(here.device, dtype, training=True)
-    if here.first:
-        write_down(out / "recipe.json", recipe, seed)
+    if not here.first:
+        return _train(recipe, out, seed, dtype, keep, here)
+    check_writable(out, folder=True)
+    with locked(out):
+        forget_failed_start(out / "recipe.json")
+        write_down(out / "recipe.json", recipe, seed, surroundings(here, dtype))
+        return _train(recipe, out, seed, dtype, keep, here)
+
+
+def _train(recipe: Recipe, out: Path, seed: int, dtype: torch.dtype, keep: Keep, here: Ranks) -> Pipeline:
+    sizes = recipe.sizes or preset(recipe.preset)
     keep, minutes = replace(keep, folder=out), _Minutes(out / "minutes.json", here)
     vae = finished_vae(recipe, sizes, out, seed, dtype, keep, here)
     minutes.write("vae")
@@ -96,7 +117,7 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype | 
     minutes.write("transformer")
     pipe = Pipeline(vae, transformer, sizes.schedule, text, fps=sizes.fps, guidance_scale=recipe.guidance_scale)
     if here.first:
-        diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True)
+        diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True, allow_departures=True)
     return pipe
 
 
@@ -104,17 +125,17 @@ def finished_vae(recipe: Recipe, sizes: Preset, out: Path, seed: int, dtype: tor
                  here: Ranks = Ranks()) -> CausalVAE:
     """The VAE in `out/vae.safetensors`, or one trained now and written there."""
     file = out / "vae.safetensors"
-    finished = file.exists()
-    barrier(here)  # the first rank must not write it before all have looked
-    if not finished:
+    if not from_first(file.exists(), here):
         often = replace(keep, checkpoint_every=min(keep.checkpoint_every, 200), log_every=min(keep.log_every, 10))
         vae = train_vae(sizes.vae, recipe.vae, seed, dtype, often, here)
         if here.first:
             write_tensors(file, vae.state_dict())
         return vae
     vae = CausalVAE(sizes.vae)
-    load_into(vae, read_tensors(file), file)
-    return vae.to(here.device)
+    if here.first:  # whose disk may be the only one that has it
+        load_into(vae, read_tensors(file), file)
+    broadcast_weights(vae.to(here.device), here)
+    return vae
 
 
 def encode_stages(vae: CausalVAE, recipe: Recipe, sizes: Preset, seed: int, dtype: torch.dtype, progress: bool,
@@ -135,7 +156,7 @@ class _Minutes:
 
     def __init__(self, path: Path, here: Ranks):
         self.path, self.here, self.start = path, here, time.perf_counter()
-        self.parts = json.loads(path.read_text()) if path.exists() else {}
+        self.parts = read_json(path) if path.exists() else {}
 
     def write(self, part: str) -> None:
         now = time.perf_counter()

@@ -7,13 +7,14 @@
         run.record(grad_norm, loss=loss)
 
 It begins where the newest whole checkpoint ends, writes checkpoints and figures while the loop turns, and ends a run
-whose gradients are no numbers any more.
+whose gradients are no numbers any more. Ctrl-C ends it at the end of a step, with a checkpoint.
 """
 
 import json
 import math
-import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minicogvx.training.checkpoints import Checkpoints, Files, Optimizers
+from minicogvx.files import remove_parts, written_whole
+from minicogvx.training.agreement import any_rank, share_from_first
+from minicogvx.training.checkpoints import Checkpoints, Files, Optimizers, state_tensors
+from minicogvx.training.limits import check_limits
 
 BAD_STEPS = 20  # in a row; one is skipped and forgotten
 
@@ -40,9 +44,7 @@ class Keep:
     progress: bool = True
 
     def __post_init__(self):
-        for name in ("checkpoint_every", "checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        check_limits(self, {"checkpoint_every checkpoints log_every": "1 or more"})
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed; pip install tensorboard, or leave it out")
 
@@ -67,28 +69,41 @@ class Run:
     def resume(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> int:
         """Takes back the newest whole checkpoint, if there is one, and returns the steps done.
 
-        What is given here is what later checkpoints hold. Raises ValueError for a checkpoint of another model.
+        What is given here is what later checkpoints hold. All ranks go on from what the first one found. Raises
+        ValueError for a checkpoint of another model, and for one of more steps than are asked for.
         """
         self.modules, self.optimizers = modules, optimizers
-        if self.files:
+        if not self.files:
+            return 0
+        if self.leader:
+            remove_parts(self.files.folder)
+        if self.leader or self.files.of_every_rank:
             self.done, passed_over = self.files.load(modules, optimizers)
             for sentence in passed_over:
                 self.say(sentence)
-            if self.leader:
-                _forget_rows(self.keep.folder / f"{self.name}.jsonl", self.done)
+        if not self.files.of_every_rank:
+            self.done = share_from_first(self.done, lambda: state_tensors(modules, optimizers).values())
+        if self.done > self.total:
+            raise ValueError(f"{self.files.folder} holds {self.name} after {self.done} steps; ask for at least as "
+                             f"many, not {self.total}, or name another folder")
+        if self.leader:
+            _forget_rows(self.keep.folder / f"{self.name}.jsonl", self.done)
         return self.done
 
     def __iter__(self) -> Iterator[int]:
-        """The steps that are left, counted from 0."""
+        """The steps that are left, counted from 0. Raises KeyboardInterrupt between two of them after Ctrl-C."""
         with tqdm(total=self.total, initial=self.done, desc=self.name, mininterval=5,
-                  disable=not (self.keep.progress and self.leader)) as self.bar:
+                  disable=not (self.keep.progress and self.leader)) as self.bar, _Stop(self) as stop:
             for step in range(self.done, self.total):
                 self.started = time.perf_counter()
                 yield step
                 self.done = step + 1
                 self.bar.update()
-                if self.done % self.keep.checkpoint_every == 0 or self.done == self.total:
+                stopped = stop.asked()
+                if stopped or self.done % self.keep.checkpoint_every == 0 or self.done == self.total:
                     self._save()
+                if stopped:
+                    raise KeyboardInterrupt(f"stopped after step {self.done}; run the same command again to resume")
         if self.board:
             self.board.close()
 
@@ -136,7 +151,7 @@ class Run:
         except OSError as error:
             if self.done == self.total:
                 raise
-            self.say(f"no checkpoint at step {self.done}: {error}; training goes on")
+            self.say(f"no checkpoint at step {self.done}: {error}; the one before stays")
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         line = json.dumps({"step": step} | {name: _json(value) for name, value in row.items()}) + "\n"
@@ -147,7 +162,7 @@ class Run:
                 self._to_tensorboard(step, row)
         except OSError as error:  # a full disk costs figures, not the run
             if self.writes:
-                self.say(f"figures are missing from step {step} on: {error}; training goes on")
+                self.say(f"figures are missing from step {step} on: {error}, in {self.keep.folder}; training goes on")
             self.writes = False
 
     def _to_tensorboard(self, step: int, row: Mapping[str, float]) -> None:
@@ -159,6 +174,33 @@ class Run:
             self.board.add_scalar(name, value, step)
 
 
+class _Stop:
+    """Ctrl-C during a run that keeps checkpoints: noted, and asked for at the end of the step. A second one ends it."""
+
+    def __init__(self, run: Run):
+        self.run, self.noted, self.before = run, False, None
+
+    def __enter__(self) -> "_Stop":
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # by a shell that has put us into the background
+        if self.run.files and not ignored and threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._note) or signal.default_int_handler
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.before is not None and signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, self.before)
+
+    def asked(self) -> bool:
+        """Whether a rank was told to stop; alike on all ranks, which stop after the same step."""
+        return bool(self.run.files) and any_rank(self.noted)
+
+    def _note(self, *_) -> None:
+        self.noted = True
+        signal.signal(signal.SIGINT, self.before)
+        if self.run.leader:
+            self.run.say("stopping at the end of this step; Ctrl-C again stops at once")
+
+
 def _json(value: float) -> float | str:
     """JSON has no NaN."""
     return value if math.isfinite(value) else str(value)
@@ -168,13 +210,13 @@ def _forget_rows(path: Path, done: int) -> None:
     """Drops the rows of steps that will be taken again, and a last line that a crash has cut."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    lines, kept = path.read_bytes().splitlines(keepends=True), []
+    for line in lines:
         try:
-            if json.loads(line)["step"] < done:
-                kept.append(line + "\n")
+            if json.loads(line)["step"] < done and line.endswith(b"\n"):
+                kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    beside = path.with_suffix(".part")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
+    if kept != lines:  # where there is nothing to drop, a full disk is no matter
+        with written_whole(path) as part:
+            part.write_bytes(b"".join(kept))

@@ -23,7 +23,10 @@ from minicogvx.interop.safetensors_files import read_json, write_json
 from minicogvx.training.distributed import Ranks
 
 _INDEX = "checkpoint.json"
-_SLOTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+
+
+class Damaged(ValueError):
+    """A checkpoint that is cut short, or whose numbers are not those that were written."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[
@@ -32,7 +35,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named_parameters: Iterab
 
     They are the optimizer's own tensors: what `load_sharded` writes into them is what the next step uses.
     """
-    slots, tensors = _SLOTS[type(optimizer)], {}
+    slots = ("momentum_buffer",) if isinstance(optimizer, torch.optim.Muon) else ("exp_avg", "exp_avg_sq")
+    tensors = {}
     names = {p: name for name, p in named_parameters}
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         state = optimizer.state[p]
@@ -94,22 +98,40 @@ def load_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> d
     """Fills `tensors` in place from a folder that any number of ranks wrote, and returns its notes.
 
     Every rank reads only the slices it holds. Before anything is changed, names, shapes and the checksum of every file
-    are known to be right. Raises FileNotFoundError or ValueError, on every rank, that says in one sentence what is not.
+    are known to be right. Raises FileNotFoundError where there is none, Damaged for a folder that is not whole and
+    ValueError for one of another model: on every rank, in one sentence.
     """
     folder = Path(folder)
-    index = read_json(folder / _INDEX)
+    index = _index(folder, ranks)
     shapes = index["tensors"]
     for name, tensor in tensors.items():
         if shapes.get(name) != list(tensor.shape):
             found = tuple(shapes[name]) if name in shapes else "missing"
-            raise ValueError(f"{name} in {folder} is {found}; this run needs {tuple(tensor.shape)}")
+            raise ValueError(f"{name} in {folder} is {found}; this run needs {tuple(tensor.shape)}: "
+                             f"move the folder away to start anew")
     mine = sorted(index["files"])[ranks.rank::ranks.world_size]
     wrong = [problem for name in mine if (problem := _problem(folder / name, *index["files"][name]))]
     wrong = [problem for problems in _gather({ranks.rank: wrong}, ranks).values() for problem in problems]
     if wrong:
-        raise ValueError(f"{wrong[0]}; take an older checkpoint")
+        raise Damaged(f"{wrong[0]}; take an older checkpoint")
     read_slices(folder, tensors, ranks)
     return index["notes"]
+
+
+def _index(folder: Path, ranks: Ranks) -> dict:
+    """As the first rank reads it: what only one rank cannot read would keep the others waiting."""
+    found, problem = {}, None
+    if ranks.first:
+        try:
+            found = read_json(folder / _INDEX)
+        except (FileNotFoundError, ValueError) as error:
+            problem = error
+    (found, problem), = _gather({0: (found, problem)} if ranks.first else {}, ranks).values()
+    if isinstance(problem, FileNotFoundError):
+        raise problem
+    if problem or not {"tensors", "files", "notes"} <= found.keys():
+        raise Damaged(f"{folder / _INDEX} is damaged") from problem
+    return found
 
 
 @torch.no_grad()

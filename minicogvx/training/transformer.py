@@ -25,6 +25,7 @@ from minicogvx.training.alignment import Alignment, check_kinds
 from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks
 from minicogvx.training.joint_batch import Batch, own_part, parts
 from minicogvx.training.latents import LatentSet
+from minicogvx.training.limits import check_limits
 from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.transformer.attention import Attention
@@ -43,9 +44,7 @@ class TransformerStage:
     side: int | None = None  # height and width in pixels; None: the preset's
 
     def __post_init__(self):
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        check_limits(self, {"steps batch_size latent_frames num_frames side": "1 or more"})
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,10 @@ class TransformerTraining:
     timesteps: Literal["stratified", "uniform"] = "stratified"  # explicit uniform sampling (paper 3.3), or plain draws
 
     def __post_init__(self):
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'muon' or 'adamw'")
-        if self.timesteps not in ("stratified", "uniform"):
-            raise ValueError(f"timesteps is {self.timesteps!r}; it must be 'stratified' or 'uniform'")
-        for name, least in (("accumulate", 1), ("sample_every", 0), ("warmup", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if not self.stages:
+            raise ValueError("stages is (); it must hold at least one stage")
+        check_limits(self, {"accumulate": "1 or more", "clip": "above 0", "text_dropout ema_decay": "from 0 to below 1",
+                            "muon_lr adamw_lr warmup alignment_weight weight_decay sample_every": "0 or more"})
         check_kinds(self.alignment_kinds)
 
     def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:

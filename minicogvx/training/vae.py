@@ -19,6 +19,7 @@ from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic, mark_if_not_finite
 from minicogvx.training.distributed import Ranks, average_gradients, broadcast_weights, mean_over_ranks
 from minicogvx.training.joint_batch import form_team, joint_gradient
+from minicogvx.training.limits import check_limits
 from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
 from minicogvx.training.recompute import recomputed_blocks
 from minicogvx.training.run import Keep, Run
@@ -57,13 +58,9 @@ class VAEStage:
     gradient_checkpointing: bool = False  # compute residual blocks again in the backward pass: more time, less memory
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "num_frames", "height", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; it must be from 0 to below 1")
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'muon' or 'adamw'")
+        check_limits(self, {"steps batch_size num_frames height width chunk_frames context_ranks": "1 or more",
+                            "muon_lr adamw_lr warmup weight_decay": "0 or more", "clip": "above 0",
+                            "ema_decay": "from 0 to below 1"})
         if not self.frame_rates or any(rate % WORLD_FPS or rate < WORLD_FPS for rate in self.frame_rates):
             raise ValueError(f"frame_rates is {self.frame_rates}; it must hold multiples of {WORLD_FPS}")
         if not 1 <= self.accumulate <= self.batch_size:

@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from minicogvx.transformer.expert_norm import by_modality, layer_norm
+from minicogvx.transformer.expert_norm import LayerNorm, by_modality
 from minicogvx.transformer.positions import rotate
 
 
@@ -27,8 +27,8 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.norm_q = nn.LayerNorm(width // heads, eps=1e-6)  # shared by the heads
-        self.norm_k = nn.LayerNorm(width // heads, eps=1e-6)
+        self.norm_q = LayerNorm(width // heads, eps=1e-6)  # shared by the heads
+        self.norm_k = LayerNorm(width // heads, eps=1e-6)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.text = Attention(width, heads) if own_text_weights else None  # only its weights are used
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         """Queries, keys and values; queries and keys normalised."""
         q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                    for project in (self.to_q, self.to_k, self.to_v))
-        return layer_norm(q, self.norm_q), layer_norm(k, self.norm_k), v
+        return self.norm_q(q), self.norm_k(k), v
 
 
 def attend_within_frames(q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads n d"],

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
@@ -29,15 +30,24 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, timestep: Num[Tensor, " b"]) -> Float[Tensor, "b dim"]:
-        sinusoid = timestep_sinusoid(timestep, self.in_dim).to(self.linear_1.weight.dtype)
+        sinusoid = timestep_sinusoid(timestep, self.in_dim).to(next(self.parameters()).dtype)
         return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution whose stride is its kernel, computed as what it is: one matrix product a patch."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        p, q = self.kernel_size
+        patches = rearrange(x, "n c (h p) (w q) -> n h w (c p q)", p=p, q=q)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class PatchEmbed(nn.Module):
     """Patches of latents and text features, projected to the model's width and joined, text first.
 
-    `proj` is stored as the published models store it: a Conv2d where a patch has one frame (1.0), a Linear where
-    it has two (1.5). A convolution whose stride is its kernel is one matrix product a patch, so both run as a Linear.
+    `proj` is what the published models have: a Conv2d of every frame where a patch has one (1.0), a Linear of patches
+    where it has two (1.5).
 
     `pos_embedding` is the learned table of absolute positions, text rows first. In "learned" it is a parameter.
     In "rope+learned" it is a buffer, as `diffusers` has it: loaded and saved, close to zero, not trained.
@@ -46,9 +56,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         c, p, d = config.in_channels, config.patch_size, config.width
-        self.patch, self.patch_t = p, config.patch_size_t or 1
-        if config.patch_size_t is None:
-            self.proj = nn.Conv2d(c, d, kernel_size=p, stride=p)
+        self.patch, self.patch_t, self.by_frame = p, config.patch_size_t or 1, config.patch_size_t is None
+        if self.by_frame:
+            self.proj = PatchConv2d(c, d, kernel_size=p, stride=p)
         else:
             self.proj = nn.Linear(c * self.patch_t * p * p, d)
         self.text_proj = nn.Linear(config.text_embed_dim, d)
@@ -72,8 +82,11 @@ class PatchEmbed(nn.Module):
     def forward(self, latents: Float[Tensor, "b c t h w"], text: Float[Tensor, "b n_text d_text"],
                 sincos: Float[Tensor, "n_video d"] | None) -> Float[Tensor, "b n d"]:
         """`sincos` is the fixed table to add to the video tokens, if the model has one; the text gets no position."""
-        patches = patchify(latents, self.patch_t, self.patch)                       # b n_video c*p_t*p*p
-        video = F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)      # b n_video d
+        if self.by_frame:
+            video = self.proj(rearrange(latents, "b c t h w -> (b t) c h w"))       # bt d h/p w/p
+            video = rearrange(video, "(b t) d h w -> b (t h w) d", b=len(latents))  # b n_video d
+        else:
+            video = self.proj(patchify(latents, self.patch_t, self.patch))          # b n_video d
         text = self.text_proj(text)                                                 # b n_text d
         if sincos is not None:
             video = video + sincos.to(video.dtype)

@@ -16,15 +16,17 @@ def by_modality(x: Float[Tensor, "b n d"], num_text: int) -> tuple[
     return text, video
 
 
-def layer_norm(x: Float[Tensor, "*rows d"], norm: nn.LayerNorm) -> Float[Tensor, "*rows d"]:
-    """`norm(x)`.
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, with the gradients of weight and bias right in 16 bits on a CPU.
 
-    On a CPU, PyTorch's backward pass sums the gradients of weight and bias in 16 bits if x has 16: wrong by 7 to 50 %
-    over 7,000 rows. There the weight and bias are applied apart, where the sums are made in float32.
+    There PyTorch sums them in 16 bits: wrong by 7 to 50 % over 7,000 rows. Applied apart from the norm, weight and bias
+    have sums in float32.
     """
-    if x.device.type != "cpu" or x.element_size() != 2:
-        return norm(x)
-    return torch.addcmul(norm.bias, F.layer_norm(x, x.shape[-1:], eps=norm.eps), norm.weight).to(x.dtype)
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        if x.device.type != "cpu" or x.element_size() != 2:
+            return super().forward(x)
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight).to(x.dtype)
 
 
 def modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"],
@@ -52,8 +54,8 @@ class ExpertNorm(nn.Module):
     def __init__(self, width: int, time_dim: int, eps: float, experts: bool = True, own_text_norm: bool = False):
         super().__init__()
         self.linear = nn.Linear(time_dim, (6 if experts else 3) * width)
-        self.norm = nn.LayerNorm(width, eps)
-        self.text_norm = nn.LayerNorm(width, eps) if own_text_norm else None
+        self.norm = LayerNorm(width, eps)
+        self.text_norm = LayerNorm(width, eps) if own_text_norm else None
         nn.init.zeros_(self.linear.weight)  # AdaLN-Zero: every gate starts at 0, so every block as the identity
         nn.init.zeros_(self.linear.bias)
 
@@ -64,10 +66,10 @@ class ExpertNorm(nn.Module):
         shift, scale, gate = modulation[:3]
         text_shift, text_scale, text_gate = modulation[-3:]
         if self.text_norm is None:
-            text, video = by_modality(layer_norm(x, self.norm), num_text)
+            text, video = by_modality(self.norm(x), num_text)
         else:
             text, video = by_modality(x, num_text)
-            text, video = layer_norm(text, self.text_norm), layer_norm(video, self.norm)
+            text, video = self.text_norm(text), self.norm(video)
         y = torch.cat([modulate(text, text_shift, text_scale), modulate(video, shift, scale)], dim=1)
         return y, text_gate, gate
 
@@ -78,8 +80,8 @@ class OutputNorm(nn.Module):
     def __init__(self, width: int, time_dim: int, eps: float):
         super().__init__()
         self.linear = nn.Linear(time_dim, 2 * width)
-        self.norm = nn.LayerNorm(width, eps)
+        self.norm = LayerNorm(width, eps)
 
     def forward(self, x: Float[Tensor, "b n d"], time: Float[Tensor, "b d_time"]) -> Float[Tensor, "b n d"]:
         shift, scale = self.linear(time)[:, None].chunk(2, dim=-1)
-        return modulate(layer_norm(x, self.norm), shift, scale)
+        return modulate(self.norm(x), shift, scale)

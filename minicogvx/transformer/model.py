@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.embeddings import PatchEmbed, TimeEmbedding, sample_latent_size
-from minicogvx.transformer.expert_norm import ExpertNorm, OutputNorm, add_gated, by_modality, layer_norm
+from minicogvx.transformer.expert_norm import ExpertNorm, LayerNorm, OutputNorm, add_gated, by_modality
 from minicogvx.transformer.patchify import unpatchify
 from minicogvx.transformer.positions import rope_3d, rotations, sincos_3d
 
@@ -26,15 +26,13 @@ class ExpertTransformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        d, d_time, ofs_dim = config.width, config.time_embed_dim, config.ofs_embed_dim
-        if ofs_dim not in (None, d_time):
-            raise ValueError(f"ofs_embed_dim is {ofs_dim}; it is added to the time embedding, so it must be {d_time}")
+        d, d_time = config.width, config.time_embed_dim
         self.patch = (config.patch_size_t or 1, config.patch_size, config.patch_size)
         self.patch_embed = PatchEmbed(config)
         self.time_embedding = TimeEmbedding(d, d_time)
-        self.ofs_embedding = TimeEmbedding(d_time, d_time) if ofs_dim else None
+        self.ofs_embedding = TimeEmbedding(d_time, d_time) if config.ofs_embed_dim else None
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
-        self.norm_final = nn.LayerNorm(d, config.norm_eps)
+        self.norm_final = LayerNorm(d, config.norm_eps)
         self.norm_out = OutputNorm(d, d_time, config.norm_eps)
         self.proj_out = nn.Linear(d, self.patch[0] * config.patch_size**2 * config.out_channels)
         nn.init.xavier_uniform_(self.proj_out.weight)
@@ -72,7 +70,7 @@ class ExpertTransformer(nn.Module):
             else:
                 x = block(x, num_text, grid[0], time, rope)     # b n d
         x = x[:, num_text:]                                     # b n_video d
-        x = layer_norm(x, self.norm_final)                      # b n_video d
+        x = self.norm_final(x)                                  # b n_video d
         x = self.norm_out(x, time)                              # b n_video d: two norms in a row, as published
         x = self.proj_out(x)                                    # b n_video c_out*p_t*p*p
         return unpatchify(x, grid, self.patch[0], self.patch[1])  # b c_out t h w
@@ -118,14 +116,14 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], num_text: int, frames: int, time: Float[Tensor, "b d_time"],
                 rope: Complex[Tensor, "n half_dim"] | None) -> Float[Tensor, "b n d"]:
         """`x` is text, then video; `time` is the time embedding after its SiLU."""
-        y, *gates = self.norm1(x, num_text, time)               # b n d, and b 1 d for text and for video
+        y, text_gate, gate = self.norm1(x, num_text, time)      # b n d; b 1 d for text and for video
         y = self.attn1(y, num_text, frames, rope)               # b n d
-        x = add_gated(x, y, *gates, num_text)                   # b n d
+        x = add_gated(x, y, text_gate, gate, num_text)          # b n d: x + gate y
         if self.attn_time is not None:
             x = self.attend_over_time(x, num_text, frames, time, rope)
-        y, *gates = self.norm2(x, num_text, time)
+        y, text_gate, gate = self.norm2(x, num_text, time)      # b n d; b 1 d for text and for video
         y = self.feed_forward(y, num_text)                      # b n d
-        return add_gated(x, y, *gates, num_text)                # b n d
+        return add_gated(x, y, text_gate, gate, num_text)       # b n d: x + gate y
 
     def feed_forward(self, y: Float[Tensor, "b n d"], num_text: int) -> Float[Tensor, "b n d"]:
         """The same weights for both modalities; with modulation="separate" the text has its own."""

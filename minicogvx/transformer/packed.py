@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.attention import Attention, attend
-from minicogvx.transformer.expert_norm import add_gated, layer_norm
+from minicogvx.transformer.expert_norm import add_gated
 from minicogvx.transformer.model import Block, ExpertTransformer, check_inputs
 from minicogvx.transformer.patchify import unpatchify
 from minicogvx.transformer.positions import rotate
@@ -151,7 +151,7 @@ def _residual(x, y, gates, layout):
 
 
 def _head(model, x, time, batch):
-    x = layer_norm(x[:, batch.num_text:], model.norm_final)     # b n_video d
+    x = model.norm_final(x[:, batch.num_text:])                 # b n_video d
     return model.proj_out(model.norm_out(x, time)).split(1)     # 1 n_video patch_values each
 
 

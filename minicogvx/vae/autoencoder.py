@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, cache)
         x = self.mid_block(x, None, cache)
-        return self.conv_out(self.norm_out(x, cache), cache)
+        return self.conv_out(self.norm_out(x, None, cache), cache)
 
 
 class Decoder(nn.Module):
@@ -112,17 +112,19 @@ class CausalVAE(nn.Module):
         see one chunk, changes the numbers a little (not with `norm_over="frame"`).
         Raises ValueError for a frame count that is not 4k+1, a size that does not divide, or NaN.
         """
+        _check_chunk("chunk_frames", chunk_frames, self.config.temporal_compression_ratio, 8)
         self._check_video(video)
-        ratio = self.config.temporal_compression_ratio
-        if chunk_frames is not None and (chunk_frames < 1 or chunk_frames % ratio):
-            raise ValueError(f"chunk_frames is {chunk_frames}; it must be a multiple of {ratio}, such as "
-                             f"{max(ratio, 8)}, or None")
         pieces = video.split(chunk_sizes(video.shape[2], chunk_frames), dim=2)
         return DiagonalGaussian(torch.cat(list(_run(self.encoder, pieces)), dim=2))
 
     def decode(self, latents: Float[Tensor, "b c lt lh lw"],
                chunk_latents: int | None = 2) -> Float[Tensor, "b o t h w"]:
-        """Video `b 3 4(lt-1)+1 8lh 8lw` in about -1..1 from unscaled latents, 2 latent frames at a time (published)."""
+        """Video `b 3 4(lt-1)+1 8lh 8lw` in about -1..1 from unscaled latents.
+
+        `chunk_latents`: latent frames that pass at a time, 2 as published, None for all; see `encode`.
+        Raises ValueError for a chunk below 1, another number of channels, no frames, or NaN.
+        """
+        _check_chunk("chunk_latents", chunk_latents, 1, 2)
         self._check_latents(latents)
         pieces = latents.split(chunk_sizes(latents.shape[2], chunk_latents), dim=2)
         return torch.cat(list(_run(self.decoder, pieces)), dim=2)
@@ -145,21 +147,22 @@ class CausalVAE(nn.Module):
     def _whole_groups(self, pieces):
         ratio, start = self.config.temporal_compression_ratio, 1
         for piece in pieces:
+            self._check_pixels(piece)
             if (piece.shape[2] - start) % ratio:
                 raise ValueError(f"a piece has {piece.shape[2]} frames; the first must have {ratio}k + 1 and the later "
                                  f"ones {ratio}k")
             start = 0
-            self._check_pixels(piece)
             yield piece
 
     def _check_video(self, video):
+        self._check_pixels(video)
         time, frames = self.config.temporal_compression_ratio, video.shape[2]
-        if self.config.first_frame == "start" and (frames < 1 or (frames - 1) % time):
+        if frames < 1 or self.config.first_frame == "start" and (frames - 1) % time:
             low = max((frames - 1) // time * time + 1, 1)
             raise ValueError(f"the video has {frames} frames; it must have {time}k + 1, such as {low} or {low + time}")
-        self._check_pixels(video)
 
     def _check_pixels(self, video):
+        _check_values("video", video)
         channels, space, (height, width) = video.shape[1], self.config.spatial_compression_ratio, video.shape[3:]
         if channels != self.config.in_channels:
             raise ValueError(f"the video has {channels} channels; this VAE takes {self.config.in_channels}")
@@ -169,6 +172,7 @@ class CausalVAE(nn.Module):
             raise ValueError("the video holds NaN or infinite values; pixels must be numbers in -1..1")
 
     def _check_latents(self, latents):
+        _check_values("latents", latents)
         if latents.shape[1] != self.config.latent_channels:
             raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes "
                              f"{self.config.latent_channels}")
@@ -177,6 +181,22 @@ class CausalVAE(nn.Module):
         if not latents.is_meta and not torch.isfinite(latents).all():
             raise ValueError("the latents hold NaN or infinite values; the sampler that made them has diverged")
         return latents
+
+
+def _check_chunk(name: str, chunk: object, multiple: int, usual: int) -> None:
+    """ValueError unless `chunk` is None or a positive multiple of `multiple`."""
+    if chunk is None or isinstance(chunk, int) and chunk > 0 and chunk % multiple == 0:
+        return
+    least = f"a multiple of {multiple}" if multiple > 1 else "a whole number of at least 1"
+    raise ValueError(f"{name} is {chunk!r}; it must be {least}, such as {max(multiple, usual)}, or None")
+
+
+def _check_values(name: str, x: Tensor) -> None:
+    """ValueError unless `x` is `b c t h w` of floating point, with at least one pixel."""
+    if x.ndim != 5 or 0 in (x.shape[0], *x.shape[3:]):
+        raise ValueError(f"{name} of shape {tuple(x.shape)}: it must be (b, c, t, h, w), each at least 1")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} of {x.dtype}: the VAE takes floating point, such as torch.float32")
 
 
 def _run(network: nn.Module, pieces: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -3,16 +3,19 @@
 Shapes: `b c t h w`. A latent `z` enters each decoder block a second time, through the norm (`SpatialNorm`).
 """
 
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.presets import VAEConfig
-from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
+from minicogvx.vae.causal_conv import CausalConv3d, Conv3d, ConvCache, add
 from minicogvx.vae.ops import (
     as_frames, channels_last, downsample_conv, from_frames, norm_silu, repeat_time, upsample_conv,
 )
+
+Modulation = tuple[Float[Tensor, "b c t lh lw"], Float[Tensor, "b c t lh lw"]]  # scale and shift, at the latent's size
 
 
 def first_frame_alone(frames: int, cache: ConvCache | None, rule: str) -> bool:
@@ -25,14 +28,26 @@ def first_frame_alone(frames: int, cache: ConvCache | None, rule: str) -> bool:
 
 
 class GroupNorm(nn.GroupNorm):
-    """silu(group norm). Statistics run over all frames of the chunk (published) or over each frame alone."""
+    """silu(group_norm(x)), or silu(group_norm(x) * scale + shift) where the latent chooses a scale and a shift.
 
-    def __init__(self, channels: int, config: VAEConfig):
-        super().__init__(config.norm_num_groups, channels, eps=config.norm_eps)
+    Statistics run over all frames of the chunk (published) or over each frame alone.
+    """
+
+    def __init__(self, channels: int, config: VAEConfig, eps: float = 1e-6):
+        super().__init__(config.norm_num_groups, channels, eps)
         self.over = config.norm_over
 
-    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
-        return _norm(self, self.over, x, cache)
+    def forward(self, x: Float[Tensor, "b c t h w"], modulation: Modulation | None = None,
+                cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
+        """`modulation` is (scale, shift); they may be smaller than x and are then nearest-upsampled to it."""
+        scale, shift = modulation or (None, None)
+        if self.over == "chunk":
+            compute = norm_silu if cache is None else cache.norm_silu
+            return compute(x, self.num_groups, self.eps, self.weight, self.bias, scale, shift)
+        # a frame becomes a clip of its own
+        frames = [v if v is None else as_frames(channels_last(v)).unsqueeze(2) for v in (x, scale, shift)]
+        y = norm_silu(frames[0], self.num_groups, self.eps, self.weight, self.bias, *frames[1:])
+        return from_frames(y.squeeze(2), x.shape[0])
 
 
 class SpatialNorm(nn.Module):
@@ -43,49 +58,58 @@ class SpatialNorm(nn.Module):
 
     def __init__(self, channels: int, config: VAEConfig):
         super().__init__()
-        self.norm_layer = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.norm_layer = GroupNorm(channels, config)
         self.conv_y = CausalConv3d(config.latent_channels, channels, kernel=1)
         self.conv_b = CausalConv3d(config.latent_channels, channels, kernel=1)
-        self.over, self.rule = config.norm_over, config.first_frame
+        self.rule = config.first_frame
 
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"],
                 cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
         frames = x.shape[2]
         alone = first_frame_alone(frames, cache, self.rule)
-        scale, shift = (repeat_time(conv(z), frames, alone) for conv in (self.conv_y, self.conv_b))  # b c t lh lw
-        return _norm(self.norm_layer, self.over, x, cache, scale, shift)
-
-
-def _norm(norm: nn.GroupNorm, over: str, x: Tensor, cache: ConvCache | None, scale: Tensor | None = None,
-          shift: Tensor | None = None) -> Tensor:
-    batch, compute = x.shape[0], norm_silu if cache is None or over == "frame" else cache.norm_silu
-    if over == "frame":  # a frame becomes a clip of its own
-        x, scale, shift = (v if v is None else as_frames(channels_last(v)).unsqueeze(2) for v in (x, scale, shift))
-    y = compute(x, norm.num_groups, norm.eps, norm.weight, norm.bias, scale, shift)
-    return from_frames(y.squeeze(2), batch) if over == "frame" else y
+        scale = repeat_time(self.conv_y(z), frames, alone)      # b c t lh lw
+        shift = repeat_time(self.conv_b(z), frames, alone)      # b c t lh lw
+        return self.norm_layer(x, (scale, shift), cache)        # b c t h w: silu(group_norm(x) * scale + shift)
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(norm(conv(norm(x)))). With `conditioned`, both norms read the latent: the decoder's block."""
+    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))). With `conditioned`, both norms read the latent: the decoder's.
+
+    Each norm ends in its SiLU, so that the two together pass the activations once.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, conditioned: bool):
         super().__init__()
-        norm = SpatialNorm if conditioned else GroupNorm
+        # norm_eps is of these norms of the encoder alone, as in diffusers; all others have 1e-6
+        norm = SpatialNorm if conditioned else partial(GroupNorm, eps=config.norm_eps)
         self.norm1 = norm(in_channels, config)
         self.conv1 = CausalConv3d(in_channels, out_channels, time_padding=config.time_padding)
         self.norm2 = norm(out_channels, config)
         self.conv2 = CausalConv3d(out_channels, out_channels, time_padding=config.time_padding)
-        self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv_shortcut = Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"] | None = None,
                 cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
-        """x plus two rounds of norm, SiLU and causal convolution; `z` is the latent that a conditioned block reads."""
-        conditions = (cache,) if z is None else (z, cache)
-        h = self.conv1(self.norm1(x, *conditions), cache)
-        h = self.conv2(self.norm2(h, *conditions), cache)
+        """`z` is the latent that a conditioned block reads; None in the encoder."""
+        h = self.conv1(self.norm1(x, z, cache), cache)      # b o t h w: conv(silu(norm(x)))
+        h = self.conv2(self.norm2(h, z, cache), cache)      # b o t h w: conv(silu(norm(h)))
         if self.conv_shortcut is not None:
-            x = F.conv3d(x, self.conv_shortcut.weight.to(x.dtype), self.conv_shortcut.bias.to(x.dtype))
-        return h.add_(x) if not torch.is_grad_enabled() else h + x
+            x = self.conv_shortcut(x)                       # b o t h w
+        return add(x, h, self.conv2)                        # b o t h w: x + h
+
+
+class DownConv2d(nn.Conv2d):
+    """conv2d(pad(x)) of every frame: the convolution of stride 2 behind one row below and one column to the right."""
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t h2 w2"]:
+        return downsample_conv(x, self.weight, self.bias)
+
+
+class UpConv2d(nn.Conv2d):
+    """conv2d(nearest_x2(x)) of every frame."""
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t h2 w2"]:
+        return upsample_conv(x, self.weight, self.bias)
 
 
 class Downsample(nn.Module):
@@ -93,13 +117,13 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, time: bool, rule: str):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = DownConv2d(channels, channels, 3, stride=2)
         self.time, self.rule = time, rule
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t2 h2 w2"]:
         if self.time:
             x = halve_time(x, first_frame_alone(x.shape[2], cache, self.rule))
-        return downsample_conv(x, self.conv.weight, self.conv.bias)
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
@@ -110,13 +134,13 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, time: bool, rule: str):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpConv2d(channels, channels, 3, padding=1)
         self.time, self.rule = time, rule
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b c t2 h2 w2"]:
         """Twice the height and width; with `time` 2t - 1 frames where the piece begins the video, else 2t."""
         frames = x.shape[2]
-        x = upsample_conv(x, self.conv.weight, self.conv.bias)
+        x = self.conv(x)
         if self.time:
             alone = first_frame_alone(frames, cache, self.rule)
             x = repeat_time(x, 2 * frames - alone, alone)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from minicogvx.vae.autoencoder import CausalVAE, DiagonalGaussian
@@ -190,8 +191,9 @@ class _Gather(torch.autograd.Function):
         return _all_gather(x, group)
 
     @staticmethod
+    @once_differentiable  # what is said between ranks is not recorded
     def backward(ctx, grad):
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # the sum is written into it; others may read `grad`
         dist.all_reduce(grad, group=ctx.group)
         return grad[dist.get_rank(ctx.group)], None
 
@@ -210,6 +212,7 @@ class _Join(torch.autograd.Function):
         return torch.cat([whole[:, :, :size] for whole, size in zip(_all_gather(widest, group), sizes)], dim=2)
 
     @staticmethod
+    @once_differentiable  # what is said between ranks is not recorded
     def backward(ctx, grad):
         return grad[:, :, ctx.own], None
 
@@ -236,6 +239,7 @@ class _Borrow(torch.autograd.Function):
         return past
 
     @staticmethod
+    @once_differentiable  # what is said between ranks is not recorded
     def backward(ctx, grad):
         """The gradient of what was borrowed goes back to the rank that lent it."""
         lost, of_lent = ctx.wanted - ctx.own, None

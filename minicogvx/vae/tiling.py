@@ -55,6 +55,11 @@ def tiled_decode(vae: CausalVAE, latents: Float[Tensor, "b c lt lh lw"], tile: t
                      (shared[0] * space, shared[1] * space))
 
 
+def check_tile(vae: CausalVAE, tile: tuple[int, int] | None) -> None:
+    """Raises ValueError for a tile, in pixels, that `tiled_encode` and `tiled_decode` would refuse."""
+    _tile_in_latents(vae, tile, OVERLAP)
+
+
 def _by_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int], step: tuple[int, int],
               shared: tuple[int, int]) -> Tensor:
     """Runs every tile and joins the results. `tile` and `step` count pixels of x, `shared` those of the result."""

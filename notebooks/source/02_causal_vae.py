@@ -159,7 +159,7 @@ print("and so does your padding:     ", torch.allclose(padded, conv_in(pixels), 
 show_source(CausalConv3d)
 
 # %% [markdown]
-# Two functions do the work: `pad_first`, which is your `pad_past`, and `conv3d`, which is PyTorch's. The
+# `pad_first` is your `pad_past`, and `self.conv` is PyTorch's convolution. The
 # `cache` is the subject of section 4.
 #
 # ## 2. The first frame

@@ -1,0 +1,164 @@
+"""`minicogvx generate`: a video from a caption, and from a picture or a film if there is one."""
+
+import argparse
+import re
+import warnings
+from pathlib import Path
+
+from minicogvx.options import add_device_options, add_memory_options, add_sampler_option, chosen, load_model
+from minicogvx.parsing import GUIDANCE, SEED, Parser, number, path_to, whole
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes an mp4, a gif and a strip of frames, and says what the oracle sees. Raises ValueError or OSError."""
+    arguments = _parser().parse_args(argv)
+    arguments.prompt = _one_caption(arguments.prompt)
+    out = _check(arguments)
+    device, dtype = chosen(arguments)
+    _check_model(arguments, device, dtype)
+    pipe = load_model(arguments.model, arguments, device, dtype)
+    if arguments.lora:
+        from minicogvx.training.lora import use_lora
+
+        use_lora(pipe.transformer, arguments.lora)
+    _note_two_objects(arguments.prompt, pipe)
+    video = _sample(pipe, arguments)
+    for path in _write_all(out, video, pipe.fps):
+        print(path)
+    _tell_what_it_shows(arguments.prompt, video)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="minicogvx generate", description="Make a video from a caption.")
+    parser.gathers = "prompt"
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT",
+                        help='the caption, for example "a red circle moves right"; its words need no quotation marks')
+    parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
+                        help="the shipped model or a diffusers pipeline folder (default: toy)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--image", type=path_to(), metavar="FILE", help="a picture to start from")
+    source.add_argument("--video", type=path_to(), metavar="FILE", help="a film to change")
+    parser.add_argument("--strength", type=number(above=0.0, most=1.0), metavar="S",
+                        help="with --video: how much to change, above 0 up to 1 (default: 0.8)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same video (default: 0)")
+    parser.add_argument("--steps", type=whole(1), default=50, metavar="N", help="denoising steps (default: 50)")
+    parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W",
+                        help="how hard to follow the caption; 1 is no guidance, 0 ignores the caption (default: the "
+                             "model's own, 3 for toy)")
+    add_sampler_option(parser)
+    parser.add_argument("--lora", type=path_to(), metavar="FILE",
+                        help="adapters to add to the model: a file or its folder")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to show")
+    parser.add_argument("--num-frames", type=whole(1), metavar="N", help="4k + 1 frames (default: the model's own)")
+    parser.add_argument("--height", type=whole(1), metavar="PIXELS", help="default: the model's own")
+    parser.add_argument("--width", type=whole(1), metavar="PIXELS", help="default: the model's own")
+    parser.add_argument("--out", type=path_to(".mp4"), metavar="FILE.mp4",
+                        help="where to write; a gif and a png strip of the same name appear beside it "
+                             "(default: the caption's words and the seed, in outputs)")
+    add_device_options(parser)
+    add_memory_options(parser)
+    return parser
+
+
+def _one_caption(words: list[str]) -> str:
+    """The caption. Its words may come one by one, from a shell that saw no quotation marks."""
+    if len(words) > 1 and any(" " in word.strip() for word in words):
+        raise ValueError(f"{len(words)} captions are given, the second of them {words[1]!r}; give one, in quotation "
+                         f"marks")
+    caption = " ".join(words)
+    if not caption.strip():
+        raise ValueError('the prompt is empty; say what to show, such as "a red circle moves right"')
+    return caption
+
+
+def _check(arguments: argparse.Namespace) -> Path:
+    """Everything that can be checked before the model is looked at. Returns the mp4 to write."""
+    if arguments.strength is not None and not arguments.video:
+        raise ValueError("--strength belongs to --video, which is not given; leave it out or name a film")
+    from minicogvx.data import video_files
+    from minicogvx.files import check_writable
+
+    if arguments.image:
+        video_files.read_image(arguments.image, 8, 8)
+    if arguments.video:
+        video_files.read_video(arguments.video, 1, 8, 8, fps=1)
+    out = Path(arguments.out or _default_out(arguments))
+    for ending in (".mp4", ".gif", ".png"):
+        check_writable(out.with_suffix(ending))
+    return out
+
+
+def _check_model(arguments: argparse.Namespace, device: str, dtype) -> None:
+    """Raises ValueError, before weights are read, for what the model cannot make or no memory here could hold."""
+    from minicogvx.interop import diffusers, find_folder
+    from minicogvx.presets import video_size
+    from minicogvx.room import refuse_giants
+
+    configs, _ = diffusers.read_configs(find_folder(arguments.model))
+    vae, transformer = configs["vae"], configs["transformer"]
+    if transformer.in_channels == 2 * vae.latent_channels and not arguments.image:
+        raise ValueError(f"{arguments.model} makes videos from a picture; name one with --image")
+    size = video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width)
+    refuse_giants(vae, transformer, (1, *size), device, dtype, arguments.tile)
+
+
+def _default_out(arguments: argparse.Namespace) -> Path:
+    words = re.sub(r"[^a-z0-9]+", "-", arguments.prompt.lower()).strip("-")[:60].strip("-")
+    return Path("outputs") / f"{words or 'video'}-{arguments.seed}.mp4"
+
+
+def _note_two_objects(prompt: str, pipe) -> None:
+    """A note, as for unknown words, where a model of the shapes world is asked for what it seldom gets right."""
+    from minicogvx.data.captions import parse_caption
+
+    if pipe.text.whole_words and len(parse_caption(prompt).objects) > 1:
+        warnings.warn("the caption names more than one object, which models this small hardly ever get right: shapes "
+                      "and colours melt into each other", stacklevel=2)
+
+
+def _sample(pipe, arguments: argparse.Namespace):
+    from tqdm import tqdm
+
+    from minicogvx.data import video_files
+
+    frames, height, width = pipe.size(arguments.num_frames, arguments.height, arguments.width)
+    image = video_files.read_image(arguments.image, height, width) if arguments.image else None
+    film = video_files.read_video(arguments.video, frames, height, width, pipe.fps) if arguments.video else None
+    with tqdm(total=arguments.steps, desc="denoising", unit="step") as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total  # video to video takes fewer steps than were asked for
+            bar.update(done - bar.n)
+
+        return pipe(arguments.prompt, image=image, video=film,
+                    strength=0.8 if arguments.strength is None else arguments.strength,
+                    negative_prompt=arguments.negative_prompt, num_frames=frames, height=height, width=width,
+                    num_inference_steps=arguments.steps, guidance_scale=arguments.guidance_scale,
+                    seed=arguments.seed, on_step=on_step)
+
+
+def _write_all(out: Path, video, fps: int) -> list[Path]:
+    from minicogvx.data import video_files
+
+    return [video_files.write_mp4(out, video, fps), video_files.write_gif(out.with_suffix(".gif"), video, fps),
+            video_files.write_strip(out.with_suffix(".png"), video)]
+
+
+def _tell_what_it_shows(prompt: str, video) -> None:
+    """For a caption of the shapes world: what the oracle reads from the pixels, and whether that was asked for."""
+    from minicogvx.data import captions, oracle
+
+    wanted = captions.parse_caption(prompt)
+    if not wanted.objects or len(video) < 2 or min(video.shape[1:3]) > 256:
+        return  # not about the shapes world, or not from a model of it
+    seen = oracle.read(video)
+    verdict = oracle.matches(seen, wanted)
+    wrong = [part for part, right in verdict.items() if not right and part != "all"]
+    print(f"the oracle sees {_describe(seen)}: {'not as asked (' + ', '.join(wrong) + ')' if wrong else 'as asked'}")
+
+
+def _describe(seen) -> str:
+    """One phrase for an oracle's reading; a question mark where it could not tell."""
+    things = [f"a {thing.colour or '?'} {thing.shape or '?'} that {thing.motion or '?'}" for thing in seen.objects]
+    return f"{' and '.join(things) or 'no object'} on {seen.background or '?'}"

@@ -1,0 +1,99 @@
+"""What the JSON files of a pipeline folder say, read and checked before any weight is.
+
+    model_index.json   scheduler/   text_encoder/   tokenizer/   transformer/   vae/   minicogvx.json
+
+The last is ours, and diffusers passes over it: frames per second, what the model takes for "no caption", its guidance
+scale, and the config fields that the other files have no place for. What it does not say is as published.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from minicogvx.interop.configs import SCHEDULERS, from_diffusers
+from minicogvx.interop.safetensors_files import read_json
+from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
+from minicogvx.ranges import check_choice, check_number, shown
+
+INDEX, OWN = "model_index.json", "minicogvx.json"
+PARTS = {"scheduler": (ScheduleConfig, "scheduler_config.json"), "transformer": (TransformerConfig, "config.json"),
+         "vae": (VAEConfig, "config.json")}
+_PIPELINES = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
+_CLASSES = {"scheduler": tuple(SCHEDULERS), "text_encoder": ("T5EncoderModel",),
+            "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+            "transformer": ("CogVideoXTransformer3DModel", "ExpertTransformer"),
+            "vae": ("AutoencoderKLCogVideoX", "CausalVAE")}
+
+
+def read_configs(folder: str | Path) -> tuple[dict, dict]:
+    """(the configs of scheduler, transformer and vae by these names, the values of minicogvx.json)."""
+    folder = Path(folder)
+    index = _read_index(folder)
+    own = read_own(folder)
+    configs = {name: read_config(name, folder / name, own) for name in PARTS}
+    configs["scheduler"] = replace(configs["scheduler"], sampler=SCHEDULERS[index["scheduler"][1]])  # the index decides
+    _check_together(configs, folder)
+    fps = 16 if configs["transformer"].patch_size_t else 8
+    own = {"fps": fps, "unconditional": "empty", "guidance_scale": 6.0} | own
+    return configs, {name: value for name, value in own.items() if name not in PARTS}
+
+
+def _read_index(folder: Path) -> dict:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; it must be a diffusers pipeline folder")
+    if not (folder / INDEX).is_file():
+        alone = " (one network alone opens with interop.diffusers.load_vae or load_transformer)"
+        raise FileNotFoundError(f"{folder} has no {INDEX}; it must be a diffusers pipeline folder"
+                                + alone * (folder / "config.json").is_file())
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") not in _PIPELINES:
+        raise ValueError(f"{folder / INDEX} is of a {shown(index.get('_class_name'))}; "
+                         f"it must be of a {' or '.join(_PIPELINES)}")
+    for part, classes in _CLASSES.items():
+        entry = index.get(part)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if name not in classes:
+            raise ValueError(f"{folder / INDEX} has {part}={shown(name)}; it must be {' or '.join(classes)}")
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"{folder} has no folder {part}; its {INDEX} promises one")
+        if name in ("ExpertTransformer", "CausalVAE") and not (folder / OWN).is_file():
+            raise FileNotFoundError(f"{folder} has no {OWN}, which says how its {part} departs from the published one")
+    return index
+
+
+def read_own(folder: Path) -> dict:
+    """What minicogvx.json says, checked; nothing where there is none."""
+    path = folder / OWN
+    if not os.path.lexists(path):  # a link that leads nowhere is there
+        return {}
+    own = read_json(path)
+    try:
+        for name, value in own.items():
+            check_choice("a field", name, ("fps", "guidance_scale", "unconditional", *PARTS))
+            if name in PARTS and not isinstance(value, dict):
+                raise ValueError(f"{name} is {shown(value)}; it must be an object of config fields")
+            if name in ("fps", "guidance_scale"):
+                check_number(name, value, whole=name == "fps")
+            if name == "unconditional":
+                check_choice(name, value, ("empty", "zeros"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return own
+
+
+def read_config(name: str, folder: Path, own: dict) -> VAEConfig | TransformerConfig | ScheduleConfig:
+    """The config of one part in its folder, with the fields that minicogvx.json adds to it."""
+    kind, file = PARTS[name]
+    return from_diffusers(kind, read_json(folder / file), str(folder / file), own.get(name), str(folder.parent / OWN))
+
+
+def _check_together(configs: dict, folder: Path) -> None:
+    """Raises ValueError for a VAE and a transformer that cannot work on the same latents."""
+    vae, transformer = configs["vae"], configs["transformer"]
+    latents = vae.latent_channels
+    for name, valid in (("in_channels", (latents, 2 * latents)), ("out_channels", (latents,)),
+                        ("temporal_compression_ratio", (vae.temporal_compression_ratio,))):
+        value = getattr(transformer, name)
+        if value not in valid:
+            raise ValueError(f"{folder / 'transformer'} has {name}={value}; with the VAE beside it, it must be "
+                             f"{' or '.join(map(str, valid))}")

@@ -1,0 +1,99 @@
+"""A tokenizer and a T5 encoder out of the folders of a diffusers pipeline, checked as strictly as the other networks.
+
+`transformers` itself draws at random what a file lacks and passes over what it does not know.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+from minicogvx.interop.safetensors_files import common_dtype, load_into, read_json, read_sharded
+from minicogvx.presets import TextConfig
+from minicogvx.ranges import check_choice, check_number, shown
+from minicogvx.room import is_out_of_memory
+
+T5_ALWAYS = {"dropout_rate": 0.0, "is_encoder_decoder": False, "use_cache": False, "pad_token_id": 0, "eos_token_id": 1}
+_NUMBERS = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
+            "relative_attention_max_distance", "layer_norm_epsilon")
+_TABLES = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
+
+
+def open_encoder(folder: Path, dtype: torch.dtype | None = None) -> T5EncoderModel:
+    """The T5 encoder in `folder`, ready to encode; `dtype` None keeps the number format of the files.
+
+    Raises FileNotFoundError or ValueError, one sentence, for a config that cannot be built and for a tensor that is
+    missing, not known, of another shape or of whole numbers.
+    """
+    config = _t5_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    with torch.device("meta"):
+        encoder = T5EncoderModel(config)
+    tensors = read_sharded(folder, "model")
+    tables = [tensors[name] for name in _TABLES if name in tensors]
+    if len(tables) == 2 and not torch.equal(*tables):
+        raise ValueError(f"{folder} has two different tables {' and '.join(_TABLES)}; T5 has one table of words")
+    load_into(encoder, tensors | dict.fromkeys(_TABLES, tables[0]) if tables else tensors, folder)
+    encoder.tie_weights()
+    encoder.to(dtype or common_dtype(tensors))
+    for name, module in encoder.named_modules():
+        if name.endswith(".wo") and module.weight.dtype == torch.float16:
+            module.float()  # its sums overflow float16 in T5 XXL; transformers does the same
+    return encoder.eval()
+
+
+def _t5_config(values: dict, origin: str) -> T5Config:
+    """The config that a T5's config.json says, from the fields that change what its encoder computes."""
+    known = {name: values.get(name, getattr(T5Config, name)) for name in (*_NUMBERS, "feed_forward_proj")}
+    try:
+        for name in _NUMBERS:
+            check_number(name, known[name], whole=name != "layer_norm_epsilon")
+        check_choice("feed_forward_proj", known["feed_forward_proj"],
+                     get_args(get_type_hints(TextConfig)["feed_forward_proj"]))
+        exact = known["relative_attention_num_buckets"] // 4  # distances with a bucket of their own, on each side
+        if known["relative_attention_max_distance"] <= exact:
+            raise ValueError(f"relative_attention_max_distance is {known['relative_attention_max_distance']}; with "
+                             f"{known['relative_attention_num_buckets']} buckets it must be above {exact}")
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    config = T5Config(**known, **T5_ALWAYS)
+    fixed = {"model_type": "t5", "is_decoder": False, "quantization_config": None, "dense_act_fn": config.dense_act_fn,
+             "is_gated_act": config.is_gated_act}
+    for name, only in fixed.items():
+        if values.get(name, only) != only:
+            raise ValueError(f"{origin} has {name}={shown(values[name])}; a T5 encoder like this must have {only!r}")
+    return config
+
+
+def open_tokenizer(folder: Path, vocab_size: int, max_length: int):
+    """The tokenizer in `folder`, for an encoder that knows `vocab_size` words and reads `max_length` of them.
+
+    Raises ValueError, one sentence, for one that does not open, cannot pad, or gives ids that the encoder lacks.
+    """
+    missing = [package for name, package in (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
+               if not _is_installed(name)]
+    if missing and (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} holds its tokenizer as spiece.model, which needs the package {missing[0]}; install "
+                         f"it with `pip install {' '.join(missing)}`")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(["a red circle", ""], padding="max_length", max_length=max_length, truncation=False)
+    except BaseException as error:  # whatever transformers raises: dozens of kinds, over many lines
+        panic = type(error).__name__ == "PanicException"  # of the tokenizers library, and no Exception
+        if not (isinstance(error, Exception) or panic) or is_out_of_memory(error):
+            raise
+        raise ValueError(f"the tokenizer in {folder} does not open: {' '.join(str(error).split())[:200]}") from error
+    words = tokenizer.get_vocab()
+    word = max(words, key=words.get, default=None)
+    if word is None or not 0 <= words[word] < vocab_size:
+        raise ValueError(f"the tokenizer in {folder} gives {shown(word)} the id {words.get(word)}; the text encoder "
+                         f"beside it has vocab_size={vocab_size}, so ids must be from 0 to {vocab_size - 1}")
+    return tokenizer
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False

@@ -1,0 +1,48 @@
+"""The encoded clips that a fine-tuning reads: made now, resumed, or those of `minicogvx data cache`."""
+
+from pathlib import Path
+
+import torch
+
+import minicogvx
+from minicogvx.data.video_folder import VideoClip
+from minicogvx.files import remove_parts
+from minicogvx.interop.safetensors_files import read_json
+from minicogvx.pipeline import Pipeline
+from minicogvx.training.cache import PLAN, CachedClips, CacheSettings, cache_clips, is_cache, open_cache
+from minicogvx.training.distributed import Ranks, barrier
+
+
+def encoded_clips(pipe: Pipeline, model_name: str, clips: list[VideoClip], folder: Path, settings: CacheSettings,
+                  ranks: Ranks) -> CachedClips:
+    """`clips` in the cache `folder`: the first rank encodes what is missing, while the others wait.
+
+    Raises what `cache_clips` raises.
+    """
+    if ranks.first:
+        remove_parts(folder)
+        if not any(folder.glob("*.safetensors")):
+            (folder / PLAN).unlink(missing_ok=True)  # of a start that came to nothing
+        encoder = _as_begun(pipe, model_name, folder)
+        for part in (encoder.vae, encoder.text):
+            part.to(ranks.device)
+        cache_clips(clips, folder, encoder.vae, encoder.text, settings, next(encoder.vae.parameters()).dtype)
+    barrier(ranks)
+    return CachedClips(folder)
+
+
+def clips_encoded_before(pipe: Pipeline, model_name: str, folder: Path) -> CachedClips:
+    """What `minicogvx data cache` encoded. Raises what `open_cache` raises."""
+    encoder = _as_begun(pipe, model_name, folder)
+    return open_cache(folder, encoder.vae, encoder.text)
+
+
+def _as_begun(pipe: Pipeline, model_name: str, folder: Path) -> Pipeline:
+    """`pipe`, or the same model in the number format that the cache in `folder` was begun with.
+
+    Training may move to another format; clips that are encoded already stay as they are.
+    """
+    begun = getattr(torch, str(read_json(folder / PLAN).get("dtype")), None) if is_cache(folder) else None
+    if not isinstance(begun, torch.dtype) or begun == next(pipe.vae.parameters()).dtype:
+        return pipe
+    return minicogvx.load(model_name, "cpu", begun)

@@ -1,0 +1,50 @@
+"""What a fine-tuning leaves: a LoRA file or a whole pipeline folder, and the command that tries it."""
+
+import shlex
+from pathlib import Path
+
+from PIL import Image
+
+from minicogvx.files import written_whole
+from minicogvx.interop import diffusers
+from minicogvx.pipeline import Pipeline
+from minicogvx.training.cached_clips import CachedClips
+from minicogvx.training.distributed import Ranks
+from minicogvx.training.finetune import FineTuning
+from minicogvx.training.lora import lora_tensors, write_lora
+from minicogvx.training.sharded_checkpoints import whole_weights
+from minicogvx.transformer.model import ExpertTransformer
+
+
+def write_result(pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning, clips: CachedClips, out: Path,
+                 model_name: str, ranks: Ranks) -> str:
+    """All ranks call it; the first one writes to `out`. Returns where the result is and a command that runs as it is.
+
+    `model_name`: what `--model` was given, which a LoRA file needs beside it.
+    """
+    weights = whole_weights(model, ranks)
+    if not ranks.first:
+        return ""
+    if tuning.lora_rank:
+        made = write_lora(out, lora_tensors(model, weights), tuning.lora_rank, tuning.alpha)
+        options = ["--model", model_name, "--lora", str(made)]
+    else:
+        trained = ExpertTransformer(model.config).to(next(pipe.vae.parameters()).dtype)
+        trained.load_state_dict(weights)
+        whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, round(clips.fps), pipe.unconditional,
+                         pipe.guidance_scale)
+        made = diffusers.export(whole, out / "pipeline", overwrite=True, allow_departures=True)
+        options = ["--model", str(out / "pipeline")]
+    number = next((i for i in range(len(clips)) if clips.bucket(i)[0] > 1), 0)
+    if tuning.image_to_video:
+        options += ["--image", str(_write_picture(clips, number, out / "first_frame.png"))]
+    words = ["minicogvx", "generate", clips.captions[number] or "...", *options]
+    return f"{made}: {shlex.join(words)}"
+
+
+def _write_picture(clips: CachedClips, number: int, path: Path) -> Path:
+    """The first frame of a clip: a picture to try the model with."""
+    pixels = ((clips.first_pixels([number])[0, :, 0].permute(1, 2, 0) + 1) * 127.5).round().byte()
+    with written_whole(path) as part:
+        Image.fromarray(pixels.numpy()).save(part)
+    return path

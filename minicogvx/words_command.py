@@ -1,0 +1,18 @@
+"""`minicogvx words`: what the shipped model can be asked for."""
+
+from minicogvx.data.captions import vocabulary, words_by_kind
+from minicogvx.parsing import Parser
+
+EXAMPLES = ("a red circle moves right", "a small yellow star near the top left bounces on a navy background")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the words, a line for each kind, and two captions made of them."""
+    Parser(prog="minicogvx words", description="The words that the shipped model knows, by kind.").parse_args(argv)
+    print(f"toy knows {len(vocabulary())} words; capital letters and punctuation do not matter to it\n")
+    for kind, words in words_by_kind().items():
+        print(f"{kind:<15}  {', '.join(words)}")
+    print("\nA caption is best about one object:")
+    for caption in EXAMPLES:
+        print(f"  minicogvx generate \"{caption}\"")
+    return 0

@@ -1,0 +1,151 @@
+"""The command as a whole: which commands there are, their help, and what is said of a mistake."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import minicogvx
+from minicogvx import cli, room, words_command
+from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.studies import STUDIES
+from minicogvx.data import captions
+from minicogvx.data.command import COMMANDS as DATA_COMMANDS
+from minicogvx.training.command import RECIPE_NAMES
+
+EVERY = [[], *([name] for name in cli.COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
+HEAVY = ("torch", "numpy", "av", "PIL", "transformers", "diffusers", "tokenizers", "scipy", "matplotlib", "tqdm")
+
+
+def run(*argv: str, **how) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=60, **how)
+
+
+def test_help_and_mistakes_of_every_command_import_nothing_heavy():
+    # One process for all: what one of them imports, the others would show, too.
+    code = ("import sys\nfrom minicogvx.cli import main\n"
+            f"for command in {EVERY!r}:\n"
+            "    for more in (['--help'], ['--no-such-option']):\n"
+            "        try:\n            main([*command, *more])\n        except SystemExit:\n            pass\n"
+            f"    print('IMPORTED', command, [name for name in {HEAVY!r} if name in sys.modules])")
+    done = run("-c", code)
+    told = re.findall(r"^IMPORTED \[.*?\] (.*)$", done.stdout, re.MULTILINE)
+    assert told == ["[]"] * len(EVERY), done.stdout[-2000:]
+    assert done.stderr.count("\n") == done.stderr.count("minicogvx: ") == len(EVERY)
+    assert "--guidance-scale W" in done.stdout and "--min-sharpness X" in done.stdout
+
+
+def test_words_are_listed_without_waiting_for_pytorch():
+    code = "import sys\nfrom minicogvx.cli import main\nmain(['words'])\nprint('torch' in sys.modules)"
+    assert run("-c", code).stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_gets_its_own_words(monkeypatch, command):
+    seen = []
+    module = types.SimpleNamespace(main=lambda arguments: seen.append(arguments))
+    monkeypatch.setitem(sys.modules, cli.COMMANDS[command][0], module)
+    assert cli.main([command, "micro", "--out", "runs/a", "--help"]) == 0
+    assert cli.main(["help", command]) == 0
+    assert seen == [["micro", "--out", "runs/a", "--help"], ["--help"]]
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minicogvx", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"minicogvx {minicogvx.__version__}\n"
+
+
+def test_the_version_is_a_command_too(capsys):
+    assert cli.main(["version"]) == cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"minicogvx {minicogvx.__version__}\n" * 2
+
+
+@pytest.mark.parametrize("argv", [[], ["help"], ["--help"], ["-h"], ["--traceback"]])
+def test_the_command_alone_shows_every_command(capsys, argv):
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr()
+    assert all(f"  {name} " in printed.out for name in cli.COMMANDS) and printed.err == ""
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["generat", "x"], "there is no command 'generat'; did you mean generate? (see minicogvx --help)"),
+    (["a", "red", "circle"], 'write: minicogvx generate "a red circle"'),
+    (["a red circle moves right"], 'write: minicogvx generate "a red circle moves right"'),
+    (["--seed", "3", "generate"], "--seed stands in front of the command"),
+    (["data", "scann", "x"], "did you mean scan? (see minicogvx data --help)"),
+    (["data", "scan", "x", "--lits", "y"], "no option --lits; did you mean --list? (see minicogvx data scan --help)"),
+    (["ablate", "positoin"], "did you mean position? (see minicogvx ablate --help)"),
+    (["memory", "smal"], "the presets are micro, toy, small"), (["train", "micor"], "did you mean micro?"),
+    (["train", "small"], "there is no recipe 'small'; the recipes are micro, toy"),
+    (["finetune", "films", "--learning_rate", "1"], "did you mean --learning-rate?"),
+    (["evaluate", "vea"], "it must be captions or vae"), (["export", "x", "--dtype", "int8"], "--dtype is 'int8'"),
+    (["doctor", "all"], "'all' is one word too many"), (["words", "--all"], "there is no option --all"),
+    (["generate", "x", "--model", "tyo"], "there is no model 'tyo'"),
+    (["generate", "x", "--device", "cpuu"], "did you mean cpu?"),
+])
+def test_a_mistake_is_one_line_that_says_what_was_meant(monkeypatch, tmp_path, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("minicogvx: ") and message in told and told.count("\n") == 1
+
+
+def test_words_lists_every_word_by_kind(capsys):
+    assert cli.main(["words"]) == 0
+    told = capsys.readouterr().out
+    assert set(captions.vocabulary()) <= set(re.findall("[a-z]+", told))
+    listed = {line.split("  ")[0]: line for line in told.splitlines()}
+    assert "cyan" in listed["colours"] and "navy" in listed["backgrounds"] and "moves in a circle" in listed["motions"]
+    for example in words_command.EXAMPLES:
+        assert f'generate "{example}"' in told and set(example.split()) <= set(captions.vocabulary())
+        assert len(captions.parse_caption(example).objects) == 1
+    assert len(words_command.EXAMPLES) == 2
+
+
+def test_what_every_command_can_be_asked_for_is_what_there_is():
+    assert QUESTIONS == {name: study.question for name, study in STUDIES.items()}
+    assert RECIPE_NAMES == tuple(importlib.import_module("minicogvx.training.recipe").RECIPES)
+
+
+@pytest.mark.parametrize("argv", [["help"], ["generate", "--help"], ["words"]], ids=" ".join)
+def test_a_reader_that_has_enough_is_no_mistake(argv):
+    # `| head -1` closes its end of the pipe; what the command then writes has no reader.
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "minicogvx", *argv], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == b""
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing():
+    code = "from minicogvx.cli import main, _print_any_name\n_print_any_name()\nprint('caf\\udce9 \\u2603')"
+    done = run("-c", code, env=os.environ | {"PYTHONIOENCODING": "ascii:strict"})
+    assert done.returncode == 0 and done.stdout == "caf\\udce9 \\u2603\n"
+
+
+def test_what_a_stop_says_is_told(monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt("stopped after step 3")
+
+    monkeypatch.setitem(sys.modules, cli.COMMANDS["words"][0], types.SimpleNamespace(main=stop))
+    assert cli.main(["words"]) == 130
+    assert capsys.readouterr().err == "minicogvx: stopped after step 3\n"
+
+
+@pytest.mark.parametrize("argv, helps", [
+    (["finetune", "films", "--lora", "64"], ["a smaller --batch-size", "--set gradient_checkpointing=True"]),
+    (["finetune", "films"], ["--lora 64"]),
+    (["train", "micro", "--set", "transformer.accumulate=2"], ["--set transformer.gradient_checkpointing=True"]),
+    (["data", "cache", "films"], ["a smaller --batch-size"]), (["data", "caption", "films"], ["a smaller model"]),
+    (["export", "folder"], []), ([], []),
+])
+def test_what_helps_depends_on_the_command_and_on_what_it_does_already(argv, helps):
+    told = room.out_of_memory_sentence(torch.OutOfMemoryError("CUDA out of memory."), argv)
+    assert all(words in told for words in [*helps, "--device cpu"])
+    assert ("--lora 64" in told) == (argv == ["finetune", "films"]) and "transformer.accumulate" not in told

@@ -1,0 +1,145 @@
+"""Files written whole or not at all, and places tried before work."""
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from minicogvx.files import check_writable, locked, remove_parts, written_whole
+
+
+def test_what_is_written_is_there_whole_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "below" / "film.mp4"
+    with written_whole(path) as part:
+        assert part.parent == path.parent and part.suffix == ".mp4" and part.name.startswith(".")
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole" and os.listdir(path.parent) == ["film.mp4"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_where_it_fails_the_old_file_stays_and_no_part(tmp_path, error):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(OSError if isinstance(error, OSError) else type(error)) as told:
+        with written_whole(path) as part:
+            part.write_text("half")
+            raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+    if isinstance(error, OSError):
+        assert str(told.value) == f"{path} cannot be written: No space left"
+
+
+def test_errors_about_other_files_are_told_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other.txt"), written_whole(tmp_path / "a.json"):
+        (tmp_path / "other.txt").read_text()
+
+
+def test_many_at_once_do_not_mix(tmp_path):
+    def write(i):
+        with written_whole(tmp_path / "a.txt") as part:
+            part.write_text(str(i) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(set((tmp_path / "a.txt").read_text())) == 1 and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_names_of_the_greatest_length_can_be_written(tmp_path):
+    path = tmp_path / ("x" * 250 + ".json")
+    check_writable(path)
+    with written_whole(path) as part:
+        part.write_text("{}")
+    assert path.exists()
+
+
+def _places(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing" / "x")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name,folder", [("a.mp4", False), ("new/a.mp4", False), ("file", False), ("new/run", True),
+                                         ("folder", True), ("folder/new", True), ("nowhere", False)])
+def test_a_place_that_can_be_written_stays_as_it_is(tmp_path, name, folder):
+    before = sorted(os.walk(_places(tmp_path)))
+    check_writable(tmp_path / name, folder)
+    assert sorted(os.walk(tmp_path)) == before and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name,folder,why", [
+    ("folder", False, "is a folder"), ("file", True, "is no folder"), ("file/a.mp4", False, "is no folder"),
+    ("file/deep/run", True, "is no folder"), ("nowhere/a.mp4", False, "is no folder"), ("x" * 300, False, "too long"),
+    ("x" * 300, True, "too long"), (f"new/{'x' * 300}/a.mp4", False, "too long"), ("/dev/null", False, "a device"),
+    ("/proc/minicogvx/a.mp4", False, "No such file")])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, name, folder, why):
+    path = _places(tmp_path) / name
+    with pytest.raises(OSError, match=why) as told:
+        check_writable(path, folder)
+    assert str(told.value).startswith(f"{path} cannot be written: ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+def test_a_device_is_not_renamed_away():
+    with pytest.raises(OSError, match="a device"), written_whole("/dev/full"):
+        raise AssertionError("the block must not begin")
+
+
+# ---- one run at a time
+
+
+HOLD = """
+import sys, time
+from minicogvx.files import locked
+with locked(sys.argv[1]):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_kept_for_one_process_and_free_once_it_is_dead(tmp_path):
+    out = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match=rf"{out} is in use by another run \(process {holder.pid} on .*\)"):
+            with locked(out):
+                raise AssertionError("two at once")
+    finally:
+        holder.kill()  # as if by kill -9: the lock file stays
+        holder.wait()
+    assert (out / ".lock").exists()
+    with locked(out):
+        pass
+
+
+def test_a_lock_leaves_what_was_there_and_nothing_else(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new/below"):
+        with pytest.raises(KeyError), locked(tmp_path / name):
+            raise KeyError
+    assert os.listdir(tmp_path / "old") == [] and not (tmp_path / "new" / "below").exists()
+    with locked(tmp_path / "new" / "below"):
+        (tmp_path / "new" / "below" / "mine").touch()
+    assert os.listdir(tmp_path / "new" / "below") == ["mine"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/run cannot be written"), locked(tmp_path / "file" / "run"):
+        raise AssertionError("there is no folder")
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".a.0123abcd.part.safetensors", ".tmpA1b2C3", ".x.89abcdef.part"):
+        (tmp_path / name).touch()
+    mine = {".part", ".tmp", ".tmp-folder", "a.part", ".a.part.txt", ".tmp-notes", "b.safetensors", ".a.0123abc.part"}
+    for name in mine:
+        (tmp_path / name).touch()
+    remove_parts(tmp_path)
+    assert set(os.listdir(tmp_path)) == mine
+    remove_parts(tmp_path / "missing")

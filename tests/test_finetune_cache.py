@@ -1,0 +1,51 @@
+"""What `data cache` encodes, `finetune` trains on: pieces, one size, one length, other rates."""
+
+import pytest
+
+import minicogvx
+from minicogvx import cli
+from minicogvx.interop import diffusers
+from tests.test_finetune import films_and_model, tiny_pipe
+
+CACHE = ["--num-frames", "5", "--height", "32", "--width", "32", "--windows", "2", "--one-size", "--one-length",
+         "--fps", "12"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder of films, a model, and the cache that the model made of the films."""
+    home = films_and_model(tmp_path_factory.mktemp("home"))
+    assert cli.main(["data", "cache", str(home / "films"), "--model", str(home / "model"), *CACHE, "--out",
+                     str(home / "cache")]) == 0
+    return home
+
+
+def test_a_model_is_trained_on_a_cache(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    assert cli.main(["finetune", str(home / "cache"), "--model", str(home / "model"), "--steps", "1", "--out",
+                     str(tmp_path / "x")]) == 0, capsys.readouterr().err
+    assert minicogvx.load(tmp_path / "x" / "pipeline").fps == 12 and not (tmp_path / "x" / "cache").exists()
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--height", "32"], "--height says how films are read"), (["--list", "kept.jsonl"], "--list says how films"),
+    (["--image-to-video"], "has no first frames; make it with --first-frame")])
+def test_what_a_cache_cannot_give_is_refused(home, tmp_path, capsys, options, words):
+    assert cli.main(["finetune", str(home / "cache"), "--model", str(home / "model"), "--steps", "1", "--out",
+                     str(tmp_path / "x"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_cache_of_another_model_is_refused(home, tmp_path, capsys):
+    diffusers.export(tiny_pipe(seed=5), tmp_path / "other")
+    assert cli.main(["finetune", str(home / "cache"), "--model", str(tmp_path / "other"), "--steps", "1", "--out",
+                     str(tmp_path / "x")]) == 2
+    assert "was made with another VAE" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_clip_says_why(home, tmp_path, capsys):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.doc").touch()
+    assert cli.main(["finetune", str(tmp_path / "films"), "--model", str(home / "model"), "--out",
+                     str(tmp_path / "x")]) == 2
+    assert "holds no clip that can be used; passed over: 1 .doc" in capsys.readouterr().err

@@ -1,0 +1,178 @@
+"""Folders as people have them: variants, 8-bit weights, one network alone, no dtype given; and what export says."""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace as Part
+
+import minicogvx
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from minicogvx.files import locked
+from minicogvx.interop import find_folder
+from minicogvx.interop.diffusers import export, load_pipeline, load_transformer, load_vae, same_in_diffusers
+from minicogvx.interop.safetensors_files import read_sharded, read_tensors, write_sharded
+from minicogvx.presets import preset
+from tests.test_interop import same, tiny_pipeline, weights
+
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A pipeline folder for reading only; its VAE keeps the first frame by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export(tiny_pipeline(vae={"first_frame": "start"}), tmp_path_factory.mktemp("open") / "tiny")
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+# ---- variants and number formats
+
+
+@pytest.mark.parametrize("room", [10**9, 2000], ids=["whole", "shards"])
+def test_a_folder_of_one_variant_opens(folder, tmp_path, room):
+    theirs = AutoencoderKLCogVideoX.from_pretrained(folder / "vae").to(torch.float16)
+    theirs.save_pretrained(tmp_path / "fp16", variant="fp16", max_shard_size=room)
+    assert len(list((tmp_path / "fp16").glob("*.safetensors"))) > 1 or room > 2000
+    assert same(load_vae(tmp_path / "fp16").state_dict(), theirs.state_dict())
+
+
+def test_plain_weights_go_before_variants_and_several_variants_are_named(tmp_path):
+    tensors = {"a": torch.ones(2)}
+    for variant in ("fp16", "ema", "non_ema"):
+        save_file({"a": torch.zeros(2)}, tmp_path / f"{STEM}.{variant}.safetensors")
+    with pytest.raises(ValueError, match="the variants ema and fp16 and non_ema; it must hold one of them"):
+        read_sharded(tmp_path)
+    write_sharded(tmp_path, tensors)
+    assert same(read_sharded(tmp_path), tensors)
+    save_file({"b": torch.ones(1)}, tmp_path / "x.fp16-00001-of-00002.safetensors")
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        read_sharded(tmp_path, "x")  # a shard without its index
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_8_bit_weights_are_widened_without_loss(copy, dtype):
+    path = copy / "transformer" / f"{STEM}.safetensors"
+    narrow = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(narrow, path)
+    for asked, wanted in ((None, torch.bfloat16), (torch.float32, torch.float32)):
+        opened = load_transformer(copy, dtype=asked).state_dict()
+        assert same(opened, {name: tensor.to(wanted) for name, tensor in narrow.items()})
+    scaled = narrow | {"proj_out.weight_scale": torch.ones(1)}
+    save_file(scaled, path)
+    with pytest.raises(ValueError, match="has a tensor proj_out.weight_scale"):
+        load_transformer(copy)
+
+
+# ---- one network alone
+
+
+def test_a_network_alone_opens_from_its_folder_or_the_pipelines(folder, tmp_path):
+    pipe = load_pipeline(folder)
+    for load, name, part in ((load_vae, "vae", pipe.vae), (load_transformer, "transformer", pipe.transformer)):
+        for place in (folder, folder / name, str(folder / name)):
+            opened = load(place, "cpu", torch.float32)
+            assert opened.config == part.config and same(opened.state_dict(), part.state_dict()) and not opened.training
+        alone = Path(shutil.copytree(folder / name, tmp_path / name))
+        published = load(alone).config  # what minicogvx.json said is gone, so the published behaviour holds
+        assert published == replace(part.config, **{"first_frame": "parity"} if name == "vae" else {
+            "position_scaling": "interpolate"})
+    with pytest.raises(FileNotFoundError, match="neither model_index.json nor config.json"):
+        load_vae(tmp_path)
+    with pytest.raises(ValueError, match="is of the class 'CogVideoXTransformer3DModel'; it must be AutoencoderKL"):
+        load_vae(folder / "transformer")
+    with pytest.raises(FileNotFoundError, match="no model_index.json.*load_vae or load_transformer"):
+        minicogvx.load(folder / "vae")
+
+
+def test_what_diffusers_saves_alone_opens(tmp_path):
+    torch.manual_seed(0)
+    theirs = CogVideoXTransformer3DModel(
+        num_attention_heads=1, attention_head_dim=32, in_channels=4, out_channels=4, num_layers=1, text_embed_dim=8,
+        time_embed_dim=8, sample_width=4, sample_height=4, sample_frames=9, max_text_seq_length=4)
+    theirs.save_pretrained(tmp_path)
+    assert same(load_transformer(tmp_path).state_dict(), theirs.state_dict())
+
+
+# ---- export and its word
+
+
+def test_the_shipped_toy_samples_in_diffusers_without_a_word_about_formats():
+    """Asked as a user asks: from_pretrained and a prompt; with what export says, the same video as here."""
+    theirs = CogVideoXPipeline.from_pretrained(find_folder("toy"))
+    theirs.set_progress_bar_config(disable=True)
+    assert {part.dtype for part in (theirs.vae, theirs.transformer, theirs.text_encoder)} == {torch.float32}
+    pipe = minicogvx.load("toy", "cpu", "float32")
+    call = {"num_inference_steps": 2, "num_frames": 9, "guidance_scale": 3.0}
+    video = theirs("a red circle moves right", **call, generator=torch.Generator().manual_seed(4), output_type="pt",
+                   max_sequence_length=32).frames[0].permute(0, 2, 3, 1)
+    assert torch.allclose(pipe("a red circle moves right", **call, seed=4), video, atol=1e-4)
+
+
+def test_the_toys_files_are_those_of_its_export(tmp_path):
+    toy = find_folder("toy")
+    with pytest.warns(UserWarning, match="max_sequence_length=32, guidance_scale=3.0, height=64, width=64"):
+        export(load_pipeline(toy), tmp_path / "toy", dtype=torch.float16)
+    for path in sorted(toy.rglob("*")):
+        again = tmp_path / "toy" / path.relative_to(toy)
+        if path.suffix == ".safetensors":
+            assert same(read_tensors(path), read_tensors(again)), path
+        elif path.is_file():
+            ours, theirs = json.loads(path.read_text()), json.loads(again.read_text())
+            if path.name == "tokenizer_config.json":  # there transformers also notes how it was opened
+                theirs = {name: value for name, value in theirs.items() if name in ours}
+            assert ours | {"transformers_version": 0} == theirs | {"transformers_version": 0}, path
+
+
+@pytest.mark.parametrize(("name", "sentence"), [
+    ("toy", "max_sequence_length=32, height=64, width=64, num_frames=8k + 1; it scales positions at other sizes and "
+            "has another rule for the first frame at other counts"),
+    ("small", "max_sequence_length=64, height=128, width=128, num_frames=8k + 1; it"),
+    ("2b", ""), ("5b-i2v", ""), ("1.5-5b", ""), ("1.5-5b-i2v", ""),
+])
+def test_what_a_call_in_diffusers_must_say(name, sentence):
+    sizes = preset(name)
+    pipe = Part(vae=Part(config=sizes.vae), transformer=Part(config=sizes.transformer), guidance_scale=6.0)
+    said = same_in_diffusers(pipe)
+    assert sentence in said and bool(said) == bool(sentence) and "\n" not in said
+    pipe.guidance_scale = 3.5
+    assert "guidance_scale=3.5" in same_in_diffusers(pipe)
+    pipe.vae.config = replace(sizes.vae, temporal_compression_ratio=2, first_frame="start")
+    assert "num_frames=4k + 1" in same_in_diffusers(pipe)
+
+
+def test_a_folder_is_published_where_it_does_not_say_otherwise(copy):
+    assert load_pipeline(copy).vae.config.first_frame == "start"
+    (copy / "minicogvx.json").unlink()
+    pipe = load_pipeline(copy)
+    assert (pipe.vae.config.first_frame, pipe.transformer.config.position_scaling) == ("parity", "interpolate")
+    assert (pipe.fps, pipe.guidance_scale, pipe.unconditional) == (8, 6.0, "empty")
+
+
+def test_two_exports_to_one_place_do_not_mix(tmp_path):
+    pipe = tiny_pipeline()
+    with locked(tmp_path / ".out.part"):
+        with pytest.raises(ValueError, match="is in use by another run"):
+            export(pipe, tmp_path / "out")
+    export(pipe, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert same(weights(load_pipeline(tmp_path / "out")), weights(pipe))
+
+
+def test_a_text_encoder_that_is_not_finite_is_not_written(tmp_path):
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.text.encoder.shared.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="shared.weight holds NaN"):
+        export(pipe, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,102 @@
+"""Configs that cannot be built are refused where they are made, in one sentence that says what would do."""
+
+import json
+import math
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+
+from minicogvx.interop.configs import from_diffusers, to_diffusers
+from minicogvx.presets import PRESETS, ScheduleConfig, TextConfig, TransformerConfig, VAEConfig
+from minicogvx.ranges import RANGES, check_fields, check_number, shown
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
+
+CONFIGS = (VAEConfig(), TransformerConfig(), ScheduleConfig(), TextConfig())
+
+
+def refused(config, name: str, value) -> str:
+    """The sentence about one field; past __init__, where the shape checks of the test run would speak first."""
+    broken = replace(config)
+    object.__setattr__(broken, name, value)
+    with pytest.raises(ValueError) as error:
+        broken.__post_init__()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 250
+    return str(error.value)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_no_number_may_be_absurd(config):
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float, tuple, type(None))):
+            continue
+        for odd in (0, -1, 2**70, 10**400, math.nan, math.inf, -math.inf, "4", True, [8], {}):
+            if odd == 0 and RANGES[field.name][0] == 0:
+                continue
+            odd = (odd,) if isinstance(value, tuple) else odd
+            assert refused(config, field.name, odd).startswith(f"{field.name} is ")
+
+
+def test_every_number_of_a_config_has_a_range_and_the_presets_lie_in_it():
+    numbers = {field.name for config in CONFIGS for field in fields(config)
+               if field.type in (int, float, int | None, tuple[int, ...])}
+    assert numbers <= set(RANGES)
+    for preset in PRESETS.values():
+        for part in (preset, preset.vae, preset.transformer, preset.schedule, preset.text):
+            check_fields(part)
+
+
+@pytest.mark.parametrize(("config", "name", "value", "sentence"), [
+    (VAEConfig(), "block_out_channels", (), "block_out_channels is (); it must be a list"),
+    (VAEConfig(), "block_out_channels", (32,) * 9, "block_out_channels has 9 entries"),
+    (VAEConfig(), "block_out_channels", (32, 48, 64, 64), "block_out_channels has 48, which norm_num_groups=32"),
+    (VAEConfig(), "invert_scale_latents", 1, "invert_scale_latents is 1; it must be true or false"),
+    (TransformerConfig(position="none", num_attention_heads=1), "attention_head_dim", 7, "width is 7; the timestep's"),
+    (TransformerConfig(), "patch_size", 64, "sample_height is 60; it must be at least patch_size=64"),
+    (TransformerConfig(position="rope+learned"), "patch_size", 7, "sample_height is 60; it must be a multiple of"),
+    (TransformerConfig(position="learned"), "sample_width", 91, "sample_width is 91; it must be a multiple of"),
+    (TransformerConfig(), "ofs_embed_dim", 256, "ofs_embed_dim is 256; it is added to the time embedding"),
+    (ScheduleConfig(), "beta_end", 0.0001, "beta_start is 0.00085 and beta_end 0.0001"),
+    (ScheduleConfig(), "prediction_type", "epsilon", "prediction_type is 'epsilon' with rescale_betas_zero_snr=True"),
+    (TextConfig(), "feed_forward_proj", "gated-tanh", "feed_forward_proj is 'gated-tanh'; it must be one of"),
+    (PRESETS["toy"], "fps", 10**9, "fps is 1000000000; it must be a whole number from 1 to 1000"),
+])
+def test_values_that_do_not_go_together(config, name, value, sentence):
+    assert refused(config, name, value).startswith(sentence)
+
+
+def test_the_largest_sizes_can_still_be_refused_by_their_weights():
+    """On the meta device nothing overflows: what is in range becomes a module, whose shapes the weights do not fit."""
+    most = {name: high for name, (_, high) in RANGES.items()}
+    huge = {name: most[name] for name in ("attention_head_dim", "num_attention_heads", "text_embed_dim", "patch_size",
+                                          "sample_height", "sample_width", "sample_frames", "max_text_seq_length")}
+    with torch.device("meta"):
+        model = ExpertTransformer(TransformerConfig(
+            **huge, num_layers=1, in_channels=65_536, out_channels=65_536, position="rope+learned"))
+        vae = CausalVAE(VAEConfig(block_out_channels=(65_536, 65_536), temporal_compression_ratio=2, norm_num_groups=1,
+                                  latent_channels=65_536, layers_per_block=1))
+    assert model.patch_embed.pos_embedding.is_meta and vae.encoder.conv_in.conv.weight.is_meta
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: type(config).__name__)
+def test_a_config_file_is_refused_for_the_same_numbers(config):
+    values = to_diffusers(config)
+    for name in set(values) & set(RANGES):
+        for odd in (-1, 10**400, float("nan"), None, "x"):
+            if odd is None and "None" in str(type(config).__dataclass_fields__[name].type):
+                continue
+            given = json.loads(json.dumps(values | {name: [odd] if isinstance(values[name], list) else odd}))
+            with pytest.raises(ValueError, match=f"here: {name} is ") as error:
+                from_diffusers(type(config), given, "here")
+            assert "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+def test_numbers_by_themselves():
+    check_number("fps", 24)
+    check_number("guidance_scale", 6, whole=False)
+    with pytest.raises(ValueError, match="fps is 24.0; it must be a whole number from 1 to 1000"):
+        check_number("fps", 24.0)
+    assert shown("a\nb") == "'a\\nb'" and shown("x" * 99).endswith("(101 characters)")
+    assert asdict(VAEConfig())["first_frame"] == "parity"

@@ -1,0 +1,208 @@
+"""What a pipeline refuses before any work, what it takes for a whole batch, and what never leaves it."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_pipeline import PROMPT, RUN, TRANSFORMER, VAE, make
+
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import PRESETS, preset, video_size
+
+PAIR = [PROMPT, "a blue star grows"]
+IMAGE, FILM = torch.rand(1, 16, 16, 3), torch.rand(1, 9, 16, 16, 3)
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make()
+
+
+@pytest.fixture
+def idle(pipe, monkeypatch):
+    """A pipeline none of whose networks may be at work."""
+    for part in (pipe.transformer, pipe.vae.encoder, pipe.text.encoder):
+        monkeypatch.setattr(part, "forward", lambda *_, **__: pytest.fail("work has begun"))
+    return pipe
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize("given, sentence", [
+    ({"prompts": []}, "it must be a list of captions, one at least"),
+    ({"prompts": PROMPT}, "it must be a list of captions"),
+    ({"prompts": [PROMPT, " "]}, "the prompt is empty"),
+    ({"prompts": [PROMPT, 5]}, "a prompt is 5; it must be text"),
+    ({"prompts": ["a caf\udce9"]}, "is not UTF-8"),
+    ({"negative_prompt": None}, "a prompt is None; it must be text"),
+    ({"negative_prompt": "a " * 40}, "has 41 tokens; at most 12 fit"),
+    ({"prompts": [PROMPT], "image": IMAGE.repeat(2, 1, 1, 1)}, "2 images are given for 1 prompt; give one"),
+    ({"image": IMAGE.repeat(3, 1, 1, 1)}, "3 images are given for 2 prompts; give one for all of them"),
+    ({"video": FILM.repeat(4, 1, 1, 1, 1)}, "4 videos are given for 2 prompts"),
+    ({"image": IMAGE[:0]}, "0 images are given"),
+    ({"image": IMAGE[..., :1]}, "the image is 16x16x1; it must be height x width x 3, here 16x16x3"),
+    ({"image": IMAGE[0]}, "it must be height x width x 3"),
+    ({"video": FILM[0]}, "it must be frames x height x width x 3"),
+    ({"video": FILM[:, :5]}, "the video is 5x16x16; it must be 9x16x16"),
+    ({"image": (255 * IMAGE).byte()}, "the image is torch.uint8; it must be a tensor of floating point"),
+    ({"image": torch.zeros(1, 16, 16, 3, dtype=torch.uint8)}, "divide 8-bit pixels by 255"),
+    ({"video": FILM.bool()}, "the video is torch.bool"),
+    ({"image": IMAGE.numpy()}, "the image is ndarray; it must be a tensor"),
+    ({"image": -IMAGE}, "values outside 0..1 or NaN"),
+    ({"video": FILM * NAN}, "values outside 0..1 or NaN"),
+    ({"latents": torch.randn(2, 4, 5, 8, 8)}, "for 9 frames of 16x16 and 2 prompts it must be \\(2, 4, 3, 4, 4\\)"),
+    ({"latents": torch.randn(1, 4, 3, 4, 4)}, "and 2 prompts it must be \\(2, 4, 3, 4, 4\\)"),
+    ({"latents": torch.randn(2, 4, 2, 4, 4)}, "latents has the shape \\(2, 4, 2, 4, 4\\)"),
+    ({"latents": torch.full((2, 4, 3, 4, 4), NAN)}, "latents holds NaN"),
+    ({"latents": torch.ones(2, 4, 3, 4, 4, dtype=torch.int64)}, "floating point"),
+    ({"num_frames": 0}, "num_frames is 0; it must be 4k \\+ 1, such as 1 or 5"),
+    ({"num_frames": -3}, "num_frames is -3"), ({"num_frames": 9.0}, "num_frames is 9.0; it must be a whole number"),
+    ({"num_frames": True}, "num_frames is True"), ({"num_frames": 10}, "such as 9 or 13"),
+    ({"height": 0}, "height is 0; it must be a multiple of 8, at least 8"), ({"height": -16}, "height is -16"),
+    ({"width": 0}, "width is 0"), ({"width": 12}, "width is 12; it must be a multiple of 8"),
+    ({"width": 10**23}, "width is 1000"), ({"height": 10**30}, "height is 1000"),
+    ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"), ({"num_inference_steps": 1001}, "from 1 to"),
+    ({"guidance_scale": NAN}, "guidance_scale is nan; it must be a number from 0"),
+    ({"guidance_scale": float("inf")}, "guidance_scale is inf"), ({"guidance_scale": -1}, "guidance_scale is -1"),
+    ({"guidance_scale": "6"}, "guidance_scale is '6'"),
+    ({"strength": 5.0}, "strength is 5.0; it must be from 0 to 1"), ({"strength": NAN}, "strength is nan"),
+    ({"strength": "0.5"}, "strength is '0.5'"), ({"strength": None}, "strength is None"),
+    ({"dynamic_guidance": "wild"}, "dynamic_guidance is 'wild'; it must be None, 'published' or 'meant'"),
+    ({"sampler": "euler"}, "sampler is 'euler'; it must be 'ddim' or 'dpm'"),
+    ({"seed": -1}, "seed is -1"), ({"seed": 2**64}, "seed is 18446744073709551616"), ({"seed": 0.5}, "seed is 0.5"),
+    ({"seed": [1, 2, 3]}, "seed has 3 numbers for 2 prompts; it must be one"), ({"seed": [1, None]}, "seed is None"),
+    ({"tile": (10, 8)}, "tile is 10x8 pixels"), ({"tile": 8}, "tile is 8; it must be True, False, or height and width"),
+])
+def test_refused_in_one_sentence_before_any_work(idle, given, sentence):
+    # Where jaxtyping checks the annotations it speaks first.
+    with pytest.raises((ValueError, TypeError), match=f"{sentence}|[Tt]ype-check") as caught:
+        idle.sample(**{"prompts": PAIR, **given, **({} if "num_inference_steps" in given else RUN)})
+    assert isinstance(caught.value, ValueError) or "ype-check" in str(caught.value)
+
+
+def test_one_call_refuses_what_is_no_tensor(idle):
+    for image in ("a.png", np.zeros((16, 16, 3)), [[0.5]]):
+        with pytest.raises((ValueError, TypeError), match="it must be a tensor|[Tt]ype-check"):
+            idle(PROMPT, image=image, **RUN)
+    with pytest.raises((ValueError, TypeError), match="it must be text|[Tt]ype-check"):
+        idle([PROMPT], **RUN)
+
+
+def test_noise_of_a_filled_temporal_patch_counts_the_frame_in_front():
+    pipe = make(in_channels=8, patch_t=2)
+    with pytest.raises(ValueError, match=r"it must be \(1, 4, 4, 4, 4\)"):
+        pipe.sample([PROMPT], image=IMAGE, latents=torch.randn(1, 4, 3, 4, 4), **RUN)
+    assert pipe.sample([PROMPT], image=IMAGE, latents=torch.randn(1, 4, 4, 4, 4), **RUN).shape == (1, 4, 3, 4, 4)
+
+
+def test_learned_positions_are_told_before_any_work(pipe):
+    config = replace(TRANSFORMER, position="learned", sample_height=6, sample_width=4)
+    learned = Pipeline(pipe.vae, type(pipe.transformer)(config), pipe.schedule_config, pipe.text)
+    learned.text.encode = lambda *_: pytest.fail("work has begun")
+    assert (learned.num_frames, learned.height, learned.width) == (9, 24, 16)  # not the VAE's 16x16
+    for size in ({"height": 16}, {"num_frames": 5}, {"width": 24}):
+        with pytest.raises(ValueError, match="has learned its positions, and makes 9 frames of 24x16 alone"):
+            learned.sample([PROMPT], **size, **RUN)
+    del learned.text.encode
+    assert learned(PROMPT, **RUN).shape == (9, 24, 16, 3)
+
+
+def test_a_pipeline_with_a_guidance_of_its_own_that_is_no_number_is_not_made(pipe):
+    for scale in (NAN, -0.5, float("inf")):
+        with pytest.raises(ValueError, match="guidance_scale is"):
+            make(guidance_scale=scale)
+
+
+# ---- defaults
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_default_size_is_one(name):
+    """In pixels, not of the transformer's position grid, which is 2400 x 2400 in the 1.5 models."""
+    whole, found = preset(name), Pipeline.__new__(Pipeline)  # the weights of the large ones fit nowhere
+    found.vae, found.transformer = SimpleNamespace(config=whole.vae), SimpleNamespace(config=whole.transformer)
+    assert found.size() == (found.num_frames, found.height, found.width)
+    assert found.size() == (whole.num_frames, whole.height, whole.width)
+    assert found.size(5, 0, 32) == (5, 0, 32)  # 0 was said, and will be refused
+    assert name[:3] != "1.5" or found.size() == (81, 768, 1360)
+
+
+def test_the_size_of_a_learned_table_goes_before_that_of_the_vae():
+    wide = replace(TRANSFORMER, position="rope+learned", sample_width=6)
+    assert video_size(VAE, wide) == (9, 16, 24) and video_size(VAE, replace(wide, position="rope")) == (9, 16, 16)
+
+
+def test_a_sampler_may_be_chosen_for_one_call(pipe):
+    dpm = make(schedule=replace(pipe.schedule_config, sampler="dpm"))
+    assert torch.equal(pipe(PROMPT, sampler="dpm", **RUN), dpm(PROMPT, **RUN))
+    assert torch.equal(pipe(PROMPT, **RUN), dpm(PROMPT, sampler="ddim", **RUN))
+    assert not torch.equal(pipe(PROMPT, **RUN), dpm(PROMPT, **RUN))
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("options", [{}, {"in_channels": 8}, {"in_channels": 8, "patch_t": 2}, {"patch_t": 2}])
+def test_one_image_serves_all_prompts(options):
+    pipe = make(**options)
+    both = pipe.sample(PAIR, image=IMAGE, seed=[3, 3], **RUN)
+    twice = pipe.sample(PAIR, image=IMAGE.repeat(2, 1, 1, 1), seed=[3, 3], **RUN)
+    assert both.shape == (2, 4, 3, 4, 4) and torch.allclose(both, twice, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.8])
+def test_one_video_serves_all_prompts_at_any_strength(pipe, strength):
+    both = pipe.sample(PAIR, video=FILM, strength=strength, **RUN)  # a strength of 0.1 leaves no step to take
+    assert both.shape == (2, 4, 3, 4, 4)
+    assert torch.allclose(both[:1], pipe.sample(PAIR, video=FILM, strength=strength, **RUN)[:1])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("given", ["text", "image", "video"])
+def test_with_a_seed_for_each_a_video_is_the_same_in_any_batch(pipe, sampler, given):
+    def made(chosen):
+        pixels = {"text": {}, "image": {"image": images[chosen]}, "video": {"video": films[chosen]}}[given]
+        return pipe.sample([prompts[i] for i in chosen], seed=[seeds[i] for i in chosen], sampler=sampler, **pixels,
+                           **RUN)
+
+    prompts, seeds = [*PAIR, PROMPT], [4, 11, 4]
+    images, films = torch.rand(3, 16, 16, 3), torch.rand(3, 9, 16, 16, 3)
+    whole = made([0, 1, 2])
+    for chosen in ([0], [1, 2], [2, 0]):
+        assert torch.allclose(made(chosen), whole[chosen], atol=1e-4)
+    alone = pipe.sample([prompts[1]], seed=11, sampler=sampler, **RUN)
+    assert given != "text" or torch.allclose(alone, whole[1:2], atol=1e-4)
+
+
+# ---- a NaN never leaves
+
+
+def broken(part: str, value: float) -> Pipeline:
+    """A pipeline with one bad weight at the end of one network."""
+    pipe = make()
+    weight = {"text": pipe.text.encoder.encoder.final_layer_norm.weight,
+              "transformer": pipe.transformer.proj_out.weight,
+              "encoder": pipe.vae.encoder.conv_out.conv.weight, "decoder": pipe.vae.decoder.conv_out.conv.bias}[part]
+    weight.data.view(-1)[0] = value
+    return pipe
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("part, sentence", [
+    ("text", "the text encoder's output holds NaN or infinity"), ("transformer", "the model output of step 0"),
+    ("encoder", "what the VAE makes of the given pixels holds"), ("decoder", "the VAE's video holds NaN or infinity")])
+def test_a_bad_weight_is_named_by_its_network(part, value, sentence):
+    with pytest.raises(ValueError, match=f"{sentence}.* look at the weights"):
+        broken(part, value)(PROMPT, image=IMAGE[0], **RUN)
+
+
+def test_latents_that_are_no_numbers_are_not_decoded(pipe):
+    for value in (NAN, float("inf")):
+        with pytest.raises(ValueError, match="the latents hold NaN or infinite"):
+            pipe.decode(torch.full((1, 4, 3, 4, 4), value))
+    with pytest.raises((ValueError, TypeError), match="it must be b c t h w|[Tt]ype-check"):
+        pipe.decode(torch.zeros(4, 3, 4, 4))

@@ -1,0 +1,165 @@
+"""Text encoders from folders: every tensor and every id fits, or the folder is refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import minicogvx  # noqa: F401  first: it mends torchvision for transformers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel
+
+from minicogvx.presets import TextConfig
+from minicogvx.text import TextEncoder
+
+TINY = TextConfig(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=16)
+CAPTION = "a red ring moves"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """For reading only."""
+    torch.manual_seed(0)
+    text = TextEncoder.from_config(TINY, tuple(CAPTION.split()), 8)
+    place = tmp_path_factory.mktemp("text") / "tiny"
+    text.save(place)
+    return place
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def change_tensors(folder: Path, change) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+def change_json(path: Path, change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        TextEncoder.from_folder(folder, 8)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    return str(error.value)
+
+
+def test_transformers_opens_what_is_saved_and_computes_the_same(folder):
+    ours = TextEncoder.from_folder(folder, 8)
+    theirs = T5EncoderModel.from_pretrained(folder / "text_encoder")
+    with torch.no_grad():
+        expected = theirs(ours.tokens([CAPTION])).last_hidden_state
+        assert torch.equal(ours.encode([CAPTION]), expected)
+    assert {name: tensor.dtype for name, tensor in theirs.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in ours.encoder.state_dict().items()}
+    assert ours.encoder.shared.weight is ours.encoder.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_whatever_the_format_in_the_file_transformers_takes_float32_and_we_what_is_asked(folder, tmp_path, dtype):
+    TextEncoder.from_folder(folder, 8).save(tmp_path, dtype if dtype.itemsize > 1 else torch.float32)
+    if dtype.itemsize == 1:
+        change_tensors(tmp_path, lambda t: t.update({name: tensor.to(dtype) for name, tensor in t.items()}))
+    assert T5EncoderModel.from_pretrained(tmp_path / "text_encoder").dtype == torch.float32
+    opened = TextEncoder.from_folder(tmp_path, 8).encoder
+    wanted = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    formats = {name: tensor.dtype for name, tensor in opened.state_dict().items()}
+    wide = {name for name, found in formats.items() if found != wanted}
+    assert wide == ({name for name in formats if name.endswith("wo.weight")} if dtype == torch.float16 else set())
+    full = TextEncoder.from_folder(tmp_path, 8, torch.float32).encoder
+    assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
+
+
+def test_the_table_of_words_may_have_either_name_or_both_if_they_agree(copy):
+    expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
+    change_tensors(copy, lambda t: t.update({"encoder.embed_tokens.weight": t["shared.weight"].clone()}))
+    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+    change_tensors(copy, lambda t: t.pop("shared.weight"))
+    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+    change_tensors(copy, lambda t: t.update({"shared.weight": t["encoder.embed_tokens.weight"] + 1}))
+    assert "two different tables" in refused(copy)
+
+
+FF = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.pop("shared.weight"), "lacks the tensor shared.weight"),
+    (lambda t: t.pop("encoder.final_layer_norm.weight"), "lacks the tensor encoder.final_layer_norm.weight"),
+    (lambda t: [t.pop(name) for name in list(t) if ".block.1." in name], "lacks the tensor encoder.block.1"),
+    (lambda t: t.update({"decoder.final_layer_norm.weight": torch.ones(16)}), "has a tensor decoder.final"),
+    (lambda t: t.update({"encoder.block.2.layer.0.layer_norm.weight": torch.ones(16)}), "has a tensor encoder.block.2"),
+    (lambda t: t.update({FF: t[FF].to(torch.int8)}), "holds int8; weights must be"),
+    (lambda t: t.update({FF: t[FF][:, :-1].contiguous()}), "has the shape (16, 31)"),
+    (lambda t: t.update({"shared.weight": t["shared.weight"][:-1].contiguous()}), "has the shape (15, 16)"),
+])
+def test_a_tensor_that_is_missing_extra_whole_or_misshapen(copy, change, message):
+    change_tensors(copy, change)
+    assert message in refused(copy)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"num_layers": 0}, "num_layers is 0"), ({"num_layers": 10**6}, "num_layers is 1000000"),
+    ({"num_heads": -2}, "num_heads is -2"), ({"d_kv": 2.5}, "d_kv is 2.5"), ({"d_ff": "many"}, "d_ff is 'many'"),
+    ({"vocab_size": 10**400}, "vocab_size is 1000"), ({"layer_norm_epsilon": -1}, "layer_norm_epsilon is -1"),
+    ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+    ({"relative_attention_max_distance": 0}, "relative_attention_max_distance is 0"),
+    ({"relative_attention_max_distance": 8}, "relative_attention_max_distance is 8; with 32 buckets"),
+    ({"relative_attention_num_buckets": 2}, "relative_attention_num_buckets is 2"),
+    ({"feed_forward_proj": "gated-nothing"}, "feed_forward_proj is 'gated-nothing'"),
+    ({"dense_act_fn": "relu"}, "dense_act_fn='relu'"), ({"is_decoder": True}, "is_decoder=True"),
+    ({"model_type": "bert"}, "model_type='bert'"), ({"quantization_config": {"bits": 4}}, "quantization_config="),
+])
+def test_a_config_that_cannot_be_or_computes_something_else(copy, change, message):
+    change_json(copy / "text_encoder" / "config.json", lambda values: values.update(change))
+    assert message in refused(copy)
+
+
+def test_fields_without_effect_may_hold_anything(copy):
+    expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
+    change_json(copy / "text_encoder" / "config.json", lambda values: values.update(
+        torch_dtype="float16", dropout_rate=0.5, id2label=5, num_decoder_layers=-1, tie_word_embeddings=False))
+    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+
+
+def test_ids_beyond_the_vocabulary(copy):
+    path = copy / "tokenizer" / "tokenizer.json"
+    change_json(path, lambda values: values["model"]["vocab"].update(ring=16))
+    assert "gives 'ring' the id 16; the text encoder beside it has vocab_size=16" in refused(copy)
+    change_json(path, lambda values: values["model"]["vocab"].update(ring=15))
+    TextEncoder.from_folder(copy, 8).encode(["a red ring"])
+
+
+@pytest.mark.parametrize("change", [
+    lambda values: values["model"].update(vocab={}), lambda values: values["model"].update(vocab=5),
+    lambda values: values.update(model=None), lambda values: values.update(pre_tokenizer={"type": "Nothing"}),
+    lambda values: values["post_processor"].update(special_tokens={}),  # in which the library itself panics
+])
+def test_tokenizers_that_cannot_work(copy, change):
+    change_json(copy / "tokenizer" / "tokenizer.json", change)
+    assert "tokenizer" in refused(copy)
+
+
+def test_a_tokenizer_without_padding_is_refused_and_one_without_normalizer_works(copy):
+    change_json(copy / "tokenizer" / "tokenizer.json", lambda values: values.update(normalizer=None))
+    text = TextEncoder.from_folder(copy, 8)
+    assert text.unknown_words("a red dog") == ["dog"] and text.tokens(["a red ring"]).shape == (1, 8)
+    change_json(copy / "tokenizer" / "tokenizer_config.json", lambda values: values.pop("pad_token"))
+    assert "does not open" in refused(copy)
+
+
+def test_a_missing_package_is_named(copy, monkeypatch):
+    from minicogvx.text import folder
+
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    (copy / "tokenizer" / "spiece.model").write_bytes(b"")
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
+    assert "needs the package sentencepiece; install it with `pip install sentencepiece protobuf`" in refused(copy)
