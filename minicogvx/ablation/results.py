@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.transformers import Curve
 from minicogvx.ablation.vaes import VAECurve
+from minicogvx.files import written_whole
 from minicogvx.interop import DATA
 
 _KINDS = {"transformer": Curve, "vae": VAECurve, "stages": StagesCurve}
@@ -71,10 +71,8 @@ def write_results(path: str | Path, results: Results) -> None:
     content = {field.name: getattr(results, field.name) for field in dataclasses.fields(results)}
     content = {name: value for name, value in content.items() if value is not None or name == "steps"}
     content = {"kind": kind} | content | {"curves": [_fields(curve) for curve in results.curves]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(_one_line_a_list(content) + "\n")
-    os.replace(beside, path)
+    with written_whole(path) as part:
+        part.write_text(_one_line_a_list(content) + "\n", encoding="utf-8")
 
 
 def _fields(curve: Curve | VAECurve | StagesCurve) -> dict:

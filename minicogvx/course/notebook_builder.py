@@ -16,6 +16,7 @@ from pathlib import Path
 from minicogvx.course.exercises.exercise import STUB_MESSAGE
 from minicogvx.course.exercises.solutions import BEGIN
 from minicogvx.course.widgets import WIDGET_VIEW
+from minicogvx.files import written_whole
 
 ROOT = Path(__file__).resolve().parents[2] / "notebooks"
 SOURCES = ROOT / "source"
@@ -94,9 +95,8 @@ def write(notebook, path: Path) -> None:
     import nbformat
 
     nbformat.validate(notebook)
-    beside = path.with_suffix(".part")
-    beside.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with written_whole(path) as part:
+        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:

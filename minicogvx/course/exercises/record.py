@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from minicogvx.files import written_whole
+
 
 def record_path() -> Path:
     """Where the file lies."""
@@ -28,13 +30,11 @@ def save(number: str) -> None:
         return
     days[number] = datetime.date.today().isoformat()
     path = record_path()
-    beside = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(days, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        with written_whole(path) as part:
+            part.write_text(json.dumps(days, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        print(f"Your progress could not be saved in {path} ({error.strerror}); the exercise is right all the same.")
+        print(f"Your progress could not be saved: {error}. The exercise is right all the same.")
 
 
 def _read() -> dict[str, str] | None:
