@@ -37,10 +37,10 @@ class TimeEmbedding(nn.Module):
 class PatchConv2d(nn.Conv2d):
     """A convolution whose stride is its kernel, computed as what it is: one matrix product a patch."""
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+    def forward(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n d h2 w2"]:
         p, q = self.kernel_size
-        patches = rearrange(x, "n c (h p) (w q) -> n h w (c p q)", p=p, q=q)
-        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        patches = rearrange(x, "... c (h p) (w q) -> ... h w (c p q)", p=p, q=q)
+        return F.linear(patches, self.weight.flatten(1), self.bias).movedim(-1, -3)
 
 
 class PatchEmbed(nn.Module):
