@@ -17,7 +17,7 @@ def read(reader, text: str):
 
 @pytest.mark.parametrize("reader, text, value", [
     (whole(), "-3", -3), (whole(1, 4), "4", 4), (whole(0), str(2**63 - 1), 2**63 - 1), (whole(0), " +7 ", 7),
-    (number(0, most=1), "1", 1.0), (number(above=0), "1e-9", 1e-9), (number(), "-2.5", -2.5),
+    (number(0.0, most=1.0), "1", 1.0), (number(above=0.0), "1e-9", 1e-9), (number(), "-2.5", -2.5),
     (one_of(("a", "b")), "b", "b"), (path_to(), "runs/a b", "runs/a b"), (path_to(".mp4"), "A.MP4", "A.MP4"),
     (path_to(), "./~x", "./~x"), (path_to(), "./toy", "./toy"),
 ])
@@ -34,10 +34,10 @@ def test_what_is_right_is_taken_as_it_is(reader, text, value):
     (whole(0), str(2**63), f"is {2**63}; it must be from 0 to {2**63 - 1}"),
     (whole(1), "9" * 5000, "is a number of 5000 digits; it must be from 1 to"),
     (whole(1), "-" + "9" * 5000, "1 or more"), (whole(), "9" * 39, f"from {1 - 2**63} to"),
-    (number(0), "-0.5", "--value is -0.5; it must be 0 or more"), (number(0), "nan", "is nan; it must be 0 or more"),
+    (number(0.0), "-0.5", "--value is -0.5; it must be 0 or more"), (number(0.0), "nan", "is nan; it must be 0 or more"),
     (number(), "inf", "a finite number"), (number(), "1e400", "a finite number"),
-    (number(above=0, most=1), "0", "above 0, at most 1"),
-    (number(0, most=1), "1.5", "is 1.5; it must be from 0 to 1"), (number(), "half", "is 'half'; it must be a number"),
+    (number(above=0.0, most=1.0), "0", "above 0, at most 1"),
+    (number(0.0, most=1.0), "1.5", "is 1.5; it must be from 0 to 1"), (number(), "half", "is 'half'; it must be a number"),
     (one_of(("ddim", "dpm", "euler")), "plms", "is 'plms'; it must be ddim, dpm or euler"),
     (one_of(("tiny", "large"), "size", "sizes"), "lage",
      "there is no size 'lage'; the sizes are tiny, large; did you mean large?"),
