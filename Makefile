@@ -139,6 +139,9 @@ train-micro: $(FULL)
 # The shipped model anew, from nothing, on the processor; what was cut off goes on from runs/toy. The course's own model
 # is replaced only where SHIP=yes says so.
 train-toy: $(FULL)
+	@if [ "$(SHIP)" = yes ] && [ -n "$(findstring --out,$(ARGS))$(findstring --show,$(ARGS))" ]; then \
+		echo "SHIP=yes ships runs/toy; leave --out and --show out of ARGS"; exit 2; \
+	fi
 	@$(KEEP_MEMORY) $(BIN)/minicogvx train toy --out runs/toy $(ARGS)
 	@if [ "$(SHIP)" = yes ]; then \
 		rm -rf data/toy.new && mkdir -p data && cp -r runs/toy/pipeline data/toy.new && \

@@ -5,7 +5,9 @@ read its options, so that `--help` and a misspelt option answer at once.
 """
 
 import importlib
+import itertools
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -71,8 +73,9 @@ def _run(argv: list[str]) -> int:
         print(f"minicogvx {__version__}")
         return 0
     if argv and argv[0] not in COMMANDS and (" " in argv[0].strip() or argv[0].lower() in _ARTICLES):
-        raise ValueError(f"there is no command {argv[0]!r}; for a video of a caption, write: minicogvx generate "
-                         f"\"{' '.join(argv)}\"")
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+        command = shlex.join(["minicogvx", "generate", " ".join(words), *argv[len(words):]])
+        raise ValueError(f"there is no command {argv[0]!r}; for a video of a caption, write: {command}")
     chosen = choose_command("minicogvx", _ABOUT, {name: words for name, (_, words) in COMMANDS.items()}, argv)
     if chosen is None:
         return 0

@@ -4,10 +4,11 @@ import os
 import re
 import secrets
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -26,21 +27,25 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it where the block ends well: nobody ever sees half of a file.
 
     The temporary name is hidden, no other process or thread has it, and it ends as `path` does, for writers that go by
-    the ending. Missing folders are made. Where the block fails, the temporary file is removed and what was at `path`
-    stays. Raises OSError that names `path` where there is no room, no right to write, or something other than a file.
+    the ending. Missing folders are made. The file keeps its permissions, and a new one gets the usual ones. Where the
+    block fails, the temporary file is removed and what was at `path` stays. Raises OSError that names `path` where
+    there is no room, no right to write, or something other than a file.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         _refuse_all_but_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not the whole name: with the additions it could be longer than the file system allows.
     part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix[:20]}")
     try:
-        with _naming(path, part):
+        with naming(path, part):
+            mode = _permissions(path, part)
             yield part
+            with suppress(OSError):  # some file systems know no permissions
+                os.chmod(part, mode)
             os.replace(part, path)
     finally:
-        with _naming(path, part):
+        with naming(path, part):
             part.unlink(missing_ok=True)
 
 
@@ -51,14 +56,14 @@ def check_writable(path: str | Path, folder: bool = False) -> None:
     the nearest one above that exists, and removed; what is there already stays as it is, and nothing else is made.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         if not folder:
             _refuse_all_but_files(path)
         place = path if folder else path.parent
-        while not _exists(place):
+        while not _exists(place) and place != place.parent:
             place = place.parent
         if not place.is_dir():
-            raise OSError(f"{path} cannot be written: {place} is no folder")
+            raise OSError(f"{path} cannot be written: {place} is {'no folder' if _exists(place) else 'not there'}")
         for part in path.relative_to(place).parts:
             _exists(place / part)  # for names that no file can have
         with tempfile.TemporaryFile(dir=place) as trial:
@@ -84,15 +89,19 @@ def locked(folder: str | Path, instead: str = "name another folder") -> Iterator
     """
     folder = Path(folder)
     made = not folder.exists()
-    with _naming(folder):
+    with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked_file(folder / _LOCK, folder, instead)
     try:
         yield
     finally:
-        if sys.platform != "win32":  # where an open file cannot be removed
+        if sys.platform == "win32":  # where an open file cannot be removed, nor one that the next run has taken
+            os.close(handle)
+            with suppress(OSError):
+                (folder / _LOCK).unlink()
+        else:
             (folder / _LOCK).unlink(missing_ok=True)
-        os.close(handle)
+            os.close(handle)
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -100,7 +109,7 @@ def locked(folder: str | Path, instead: str = "name another folder") -> Iterator
 def _locked_file(path: Path, folder: Path, instead: str) -> int:
     """A handle of the lock file that is there now: the one before may have been removed while it was waited for."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _take(handle)
         except (BlockingIOError, PermissionError) as error:  # POSIX, Windows
@@ -134,8 +143,20 @@ def _exists(path: Path) -> bool:
     return True
 
 
+def _permissions(path: Path, part: Path) -> int:
+    """Those of the file at `path`, or what a new one gets there: some writers make files that only they may read."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(path.stat().st_mode)
+    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        part.unlink()
+
+
 @contextmanager
-def _naming(path: Path, part: Path | None = None) -> Iterator[None]:
+def naming(path: Path, part: Path | None = None) -> Iterator[None]:
     """Lets what the system says of `part`, or of no file, say `path`; a sentence of somebody's own stays as it is."""
     try:
         yield

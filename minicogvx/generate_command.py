@@ -84,8 +84,12 @@ def _check(arguments: argparse.Namespace) -> Path:
     if arguments.video:
         video_files.read_video(arguments.video, 1, 8, 8, fps=1)
     out = Path(arguments.out or _default_out(arguments))
-    for ending in (".mp4", ".gif", ".png"):
-        check_writable(out.with_suffix(ending))
+    for path in (out, out.with_suffix(".gif"), out.with_suffix(".png")):
+        check_writable(path)
+        for given in filter(None, (arguments.image, arguments.video)):
+            if path.exists() and path.samefile(given):
+                raise ValueError(f"{path} is to be written, and it is what --image or --video names; name another file "
+                                 f"with --out")
     return out
 
 

@@ -149,6 +149,7 @@ def path_to(*endings: str) -> Callable[[str], str]:
 
 
 SEED = whole(0)
+TRAINING_SEED = whole(0, 2**32 - 1)  # a step's own seed is made of it
 THREADS = whole(1, 1024)
 SHARE = number(0.0, most=1.0)
 GUIDANCE = number(RANGES["guidance_scale"][0], most=float(RANGES["guidance_scale"][1]))

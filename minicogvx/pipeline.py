@@ -23,7 +23,7 @@ from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import start_index
 from minicogvx.presets import ScheduleConfig, video_size
 from minicogvx.ranges import check_number
-from minicogvx.request import Request, Tile, takes_image_channels
+from minicogvx.request import Request, Tile, check_tile_kind, takes_image_channels
 from minicogvx.room import refuse_giants
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
@@ -52,10 +52,11 @@ class Pipeline:
                  fps: int = 8, unconditional: Literal["empty", "zeros"] = "empty", guidance_scale: float = 6.0):
         if unconditional not in ("empty", "zeros"):
             raise ValueError(f"unconditional is {unconditional!r}; it must be 'empty' or 'zeros'")
+        check_number("fps", fps)
         check_number("guidance_scale", guidance_scale, whole=False)
         self.vae, self.transformer, self.text = vae, transformer, text
         self.schedule_config, self.schedule = schedule, NoiseSchedule(schedule)
-        self.fps, self.unconditional, self.guidance_scale = fps, unconditional, guidance_scale
+        self.fps, self.unconditional, self.guidance_scale = int(fps), unconditional, float(guidance_scale)
 
     @property
     def num_frames(self) -> int:
@@ -170,11 +171,13 @@ class Pipeline:
                tile: Tile | None = None) -> Float[Tensor, "b t h w 3"]:
         """Pixels in 0..1 of scaled latents, float32 on the CPU, where they can be shown and written.
 
-        Raises ValueError for latents that are no `b c lt lh lw` of this VAE, and for NaN or infinity, in or out.
+        Raises ValueError for latents that are no `b c lt lh lw` of this VAE, for a tile that cannot be, and for NaN or
+        infinity, in or out.
         """
         if latents.ndim != 5:
             raise ValueError(f"the latents have the shape {tuple(latents.shape)}; it must be b c t h w")
         tile = self.tile if tile is None else tile
+        check_tile_kind(tile)
         with self._at_work(self.vae):
             weight = next(self.vae.parameters())
             latents = (latents.to(weight.device) / self.vae.config.scaling_factor).to(weight.dtype)
@@ -221,7 +224,7 @@ class Pipeline:
         count = len(generator) if isinstance(generator, list) else len(mean)
         latents = mean + posterior.std * randn((count, *mean.shape[1:]), generator, mean.dtype, mean.device)
         check_finite(latents, "what the VAE makes of the given pixels")
-        inverted = still and config.invert_scale_latents
+        inverted = still and config.invert_scale_latents and self.takes_image_channels
         latents = latents / config.scaling_factor if inverted else latents * config.scaling_factor
         return latents.to(self.device, self._dtype)
 

@@ -5,6 +5,7 @@ size of a tensor or takes minutes to refuse.
 """
 
 from dataclasses import Field, fields
+from numbers import Integral, Real
 from typing import Literal, get_args, get_origin
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -60,12 +61,12 @@ def check_choice(name: str, value, valid: tuple) -> None:
 def check_number(name: str, value, whole: bool = True) -> None:
     """Raises ValueError, with what would be valid, unless `value` lies in the range of `name`, as NaN never does."""
     low, high = RANGES[name]
-    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not (right and low <= value <= high):
         raise ValueError(f"{name} is {shown(value)}; it must be a {'whole ' * whole}number from {low} to {high}")
 
 
 def shown(value) -> str:
     """`value` for a sentence about it: on one line, and cut where it is long."""
-    text = repr(value)
+    text = " ".join(line.strip() for line in repr(value).splitlines())
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

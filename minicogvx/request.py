@@ -43,7 +43,7 @@ class Request:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """b, c, t, h, w of the latents; `front` of the t frames among them."""
+        """b, c, t, h, w of the latents; the first `front` of the t frames only fill a patch."""
         space = self.vae.spatial_compression_ratio
         return (len(self.prompts), self.vae.latent_channels, self.front + self._latent_frames, self.height // space,
                 self.width // space)
@@ -100,12 +100,12 @@ class Request:
         if not isinstance(self.strength, Real) or isinstance(self.strength, bool):
             raise ValueError(f"strength is {shown(self.strength)}; it must be a number from 0 to 1")
         start_index(self.strength, self.num_inference_steps)  # raises for one outside
-        several = isinstance(self.seed, (list, tuple))
-        for seed in self.seed if several else (self.seed,):
-            _check_whole("seed", seed, 0)
+        several = isinstance(self.seed, Sequence) and not isinstance(self.seed, (str, bytes))
         if several and len(self.seed) != len(self.prompts):
             raise ValueError(f"seed has {len(self.seed)} numbers for {self._prompts()}; it must be one for all of "
                              f"them, or one for each")
+        for seed in self.seed if several else (self.seed,):
+            _check_whole("seed", seed, 0)
 
     def _check_choices(self) -> None:
         if self.sampler not in tuple(SAMPLERS):
@@ -113,9 +113,7 @@ class Request:
         if self.dynamic_guidance not in (None, "published", "meant"):
             raise ValueError(f"dynamic_guidance is {shown(self.dynamic_guidance)}; it must be None, 'published' or "
                              f"'meant'")
-        pair = isinstance(self.tile, (tuple, list)) and len(self.tile) == 2 and all(map(_is_whole, self.tile))
-        if not (isinstance(self.tile, bool) or pair):
-            raise ValueError(f"tile is {shown(self.tile)}; it must be True, False, or height and width in pixels")
+        check_tile_kind(self.tile)
 
     def _check_size(self) -> None:
         time, space = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
@@ -160,6 +158,13 @@ class Request:
                              f"{self.height}x{self.width} and {self._prompts()} it must be {self.shape}")
         if not torch.isfinite(self.latents).all():
             raise ValueError("latents holds NaN or infinity; noise must be finite")
+
+
+def check_tile_kind(tile: Tile) -> None:
+    """Raises ValueError for what is neither True nor False nor a height and a width."""
+    pair = isinstance(tile, (tuple, list)) and len(tile) == 2 and all(map(_is_whole, tile))
+    if not (isinstance(tile, bool) or pair):
+        raise ValueError(f"tile is {shown(tile)}; it must be True, False, or height and width in pixels")
 
 
 def takes_image_channels(vae: VAEConfig, transformer: TransformerConfig) -> bool:

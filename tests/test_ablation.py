@@ -14,6 +14,7 @@ from minicogvx.ablation import (
 from minicogvx.ablation.results import Results, read_results, write_results
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEPart, VAEStagesStudy, VAEStudy
 from minicogvx.data.shapes import is_held_out, sample_scenes
+from minicogvx.files import locked
 from minicogvx.presets import preset
 from minicogvx.training.alignment import FEATURES
 from minicogvx.training.latents import LatentSet
@@ -349,7 +350,7 @@ def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, 
     assert "--seeds 2" in read_results(out).command  # as before: both are still there
     capsys.readouterr()
     assert cli.main(["ablate", "vae-kl", "--steps", "2", "--out", out, "--go-on"]) == 2
-    assert "was made with steps=1, this run has 2; leave out --go-on" in capsys.readouterr().err
+    assert "was made with steps=1, this run has 2; name another file with --out" in capsys.readouterr().err
     content = json.loads(Path(out).read_text())
     Path(out).write_text(json.dumps(content | {"command": content["command"].replace("--device cpu", "--device cuda")}))
     assert cli.main([*base, "--seeds", "2", "--go-on"]) == 2
@@ -366,8 +367,8 @@ def test_a_study_computes_where_and_in_the_format_that_is_asked_for(tmp_path, mo
         return real(vae, objective, video, step, seed, dtype)
 
     monkeypatch.setattr(vaes, "backward", watched)
-    out = tmp_path / "kl.json"
     for dtype in ("float32", "bfloat16"):
+        out = tmp_path / f"{dtype}.json"
         assert cli.main(["ablate", "vae-kl", "--steps", "1", "--out", str(out), "--dtype", dtype]) == 0
         assert read_results(out).command.endswith(f"--device cpu --dtype {dtype}")
     assert seen == [torch.float32, torch.bfloat16]
@@ -388,6 +389,24 @@ def test_left_to_itself_a_study_is_written_where_the_user_is(tmp_path, monkeypat
     assert cli.main(["ablate", "position", "--steps", "4"]) == 0
     assert read_results("runs/ablate/position.json").steps == 4
     assert results.default_file("position").read_bytes() == shipped
+
+
+def test_results_that_are_there_and_a_file_in_use_are_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minicogvx.ablation.command.comparison", lambda *_: pytest.fail("something was trained"))
+    monkeypatch.setattr("minicogvx.ablation.stages_command.run", lambda *_: pytest.fail("something was trained"))
+    for study in ("attention", "stages"):
+        out = tmp_path / f"{study}.json"
+        out.write_text("mine")
+        assert cli.main(["ablate", study, "--out", str(out)]) == 2
+        told = capsys.readouterr().err
+        assert f"{out} is there already; add --go-on, or name another with --out" in told and out.read_text() == "mine"
+        out.unlink()
+        with locked(tmp_path / f".{study}.json.run"):
+            assert cli.main(["ablate", study, "--out", str(out), "--go-on"]) == 2
+        told += capsys.readouterr().err
+        assert "is in use by another run" in told and "or name another file with --out" in told
+        assert told.count("\n") == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_study_cut_off_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from PIL import Image
 
 import minicogvx
 from minicogvx import cli, room, words_command
@@ -16,6 +17,7 @@ from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.data import captions
 from minicogvx.data.command import COMMANDS as DATA_COMMANDS
+from minicogvx.data.video_files import write_mp4
 from minicogvx.training.command import RECIPE_NAMES
 
 EVERY = [[], *([name] for name in cli.COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
@@ -75,8 +77,10 @@ def test_the_command_alone_shows_every_command(capsys, argv):
 
 @pytest.mark.parametrize("argv, message", [
     (["generat", "x"], "there is no command 'generat'; did you mean generate? (see minicogvx --help)"),
-    (["a", "red", "circle"], 'write: minicogvx generate "a red circle"'),
-    (["a red circle moves right"], 'write: minicogvx generate "a red circle moves right"'),
+    (["a", "red", "circle"], "write: minicogvx generate 'a red circle'"),
+    (["a red circle moves right"], "write: minicogvx generate 'a red circle moves right'"),
+    (["the", "blue", "star", "--out", "my star.mp4", "--tile"],
+     "write: minicogvx generate 'the blue star' --out 'my star.mp4' --tile"),
     (["--seed", "3", "generate"], "--seed stands in front of the command"),
     (["data", "scann", "x"], "did you mean scan? (see minicogvx data --help)"),
     (["data", "scan", "x", "--lits", "y"], "no option --lits; did you mean --list? (see minicogvx data scan --help)"),
@@ -149,3 +153,22 @@ def test_what_helps_depends_on_the_command_and_on_what_it_does_already(argv, hel
     told = room.out_of_memory_sentence(torch.OutOfMemoryError("CUDA out of memory."), argv)
     assert all(words in told for words in [*helps, "--device cpu"])
     assert ("--lora 64" in told) == (argv == ["finetune", "films"]) and "transformer.accumulate" not in told
+
+
+@pytest.mark.parametrize("given, out", [
+    (["--image", "cat.png"], "cat.mp4"), (["--image", "new/../cat.png"], "cat.mp4"),
+    (["--image", "cat.png"], "new.mp4"), (["--video", "film.mp4"], "film.mp4"), (["--video", "film.gif"], "film.mp4"),
+])
+def test_what_a_video_is_made_of_is_not_written_over(monkeypatch, tmp_path, capsys, given, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    pictures[0].save("cat.png")
+    (tmp_path / "new.png").symlink_to("cat.png")
+    pictures[0].save("film.gif", save_all=True, append_images=pictures[1:])
+    write_mp4("film.mp4" if given[-1] == "film.mp4" else "other.mp4", torch.rand(2, 16, 16, 3), 8)
+    before = (tmp_path / given[-1]).read_bytes()
+    assert cli.main(["generate", "x", *given, "--out", out]) == 2
+    told = capsys.readouterr().err
+    assert "is to be written, and it is what --image or --video names" in told and told.count("\n") == 1
+    assert (tmp_path / given[-1]).read_bytes() == before

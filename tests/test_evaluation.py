@@ -139,6 +139,64 @@ def test_the_seed_of_a_clip_depends_on_its_place_and_not_on_the_batch():
     assert all(0 <= seed < 2**63 for seeds in others for seed in seeds)
 
 
+@pytest.mark.parametrize(("frames", "ratio", "fits"), [
+    (1, 4, True), (8, 4, True), (17, 4, True), (5, 4, False), (13, 4, False), (11, 4, False), (3, 2, False),
+    (13, 2, True), (9, 8, False), (33, 8, True), (2, 1, True)])
+def test_a_vae_of_the_published_rule_is_measured_on_clips_that_keep_their_length(frames, ratio, fits):
+    torch.manual_seed(0)
+    vae = CausalVAE(VAEConfig(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, sample_height=64,
+                              sample_width=64, temporal_compression_ratio=ratio))
+    if fits:
+        with torch.no_grad():
+            assert measure_reconstruction(vae, SCENES[:1], frames, progress=False).clips == 1
+    else:
+        with pytest.raises(ValueError, match=f"^num_frames is {frames}, .*; it must be {2 * ratio}k . 1, such as "):
+            measure_reconstruction(vae, SCENES[:1], frames, progress=False)
+
+
+@pytest.mark.parametrize("measure", [
+    lambda: measure_adherence(Perfect(), []), lambda: measure_style(Perfect(), [], STYLES["sepia"]),
+    lambda: measure_image_to_video(Perfect(), []), lambda: measure_reconstruction(PerfectVAE(), [], 17)])
+def test_no_scenes_have_no_score(measure):
+    with pytest.raises(ValueError, match="^scenes is empty; it must have one scene at least$"):
+        measure()
+
+
+class Still(Perfect):
+    """Makes single frames."""
+
+    num_frames = 1
+
+    def sample(self, captions, **options):
+        return super().sample(captions, **options)[:, :1]
+
+
+def test_a_model_of_single_frames_has_no_step_and_no_flicker(monkeypatch, tmp_path):
+    result = measure_image_to_video(Still(), SCENES, progress=False)
+    assert result.step == result.step_of_true == 0.0 and result.psnr == pytest.approx(100)
+    result = measure_reconstruction(PerfectVAE(), SCENES, 1, progress=False)
+    assert result.flicker == result.flicker_of_true == 0.0
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Still())
+    monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
+    out = tmp_path / "a.json"
+    assert main(["--image-to-video", "--clips", "6", "--out", str(out)]) == 0
+    assert json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))["step"] == 0.0
+
+
+def test_the_figures_are_written_before_the_strip_is_made(monkeypatch, tmp_path):
+    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Perfect())
+    monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("minicogvx.evaluation.command._write_strip", fail)
+    out = tmp_path / "a.json"
+    with pytest.raises(MemoryError):
+        main(["--clips", "6", "--out", str(out), "--strip", str(tmp_path / "a.png")])
+    assert json.loads(out.read_text())["clips"] == 6
+
+
 def test_flicker_is_in_grey_levels():
     video = torch.zeros(3, 2, 2, 3)
     video[1] = 10 / 255
@@ -162,6 +220,9 @@ def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
     (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
     (["vae", "--offload"], "vae measures the VAE alone and whole; leave out --tile and --offload"),
+    (["vae", "--steps", "25"], "vae measures the VAE alone, without a sampler; leave out --steps"),
+    (["vae", "--guidance-scale", "0"], "leave out --guidance-scale"),
+    (["--sampler", "dpm", "vae"], "leave out --sampler"),
     (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"), (["--device", "tpu"], "device is 'tpu'"),
     (["--strip", "a.gif"], "must end in .png"), (["--out", "a.txt"], "must end in .json"),
     (["--clips", "1" + 23 * "0"], "clips is 1000"), (["--batch-size", "1" + 23 * "0"], "batch-size is 1000"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from films import coded, pan, ramp
 
+from minicogvx.data import file_ends, film_frames
 from minicogvx.data.pictures import UnusableFile
 from minicogvx.data.video_files import write_gif
 from minicogvx.data.video_probe import probe
@@ -18,13 +19,12 @@ def gif(path):
 
 
 MAKERS = {
-    "a.gif": gif, "a.mkv": coded, "a.ts": coded, "a.mp4": coded, "a.mov": coded, "a.avi": coded,
+    "a.gif": gif, "a.mkv": coded, "a.mp4": coded, "a.mov": coded, "a.avi": coded,
     "a.webm": lambda path, video: coded(path, video, "libvpx", **{"cpu-used": "8", "deadline": "realtime"}),
     "a.ogv": lambda path, video: coded(path, video, "libvpx", container={"format": "ogg"},
                                        **{"cpu-used": "8", "deadline": "realtime"}),
     "a.flv": lambda path, video: coded(path, video, "flv"),
     "a.wmv": lambda path, video: coded(path, video, "wmv2", container={"format": "asf"}),
-    "a.m2ts": lambda path, video: coded(path, video, container={"options": {"mpegts_m2ts_mode": "1"}}),
     "pieces.mp4": lambda path, video: coded(path, video, container={"options": {
         "movflags": "frag_keyframe+empty_moov+default_base_moof"}}, g="8"),
 }
@@ -52,3 +52,36 @@ def test_what_stands_behind_a_film_is_no_harm(tmp_path):
         path = write_gif(tmp_path / name, pan(16), 8, 32) if name == "a.gif" else coded(tmp_path / name, ramp(16))
         path.write_bytes(path.read_bytes() + bytes(1000))
         assert probe(path).frames == 16
+
+
+@pytest.mark.parametrize("left", [6, 10, 12])
+def test_a_gif_of_a_few_bytes_is_named(tmp_path, left):
+    path = gif(tmp_path / "a.gif")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UnusableFile, match="a.gif is "):
+        probe(path)
+    with path.open("rb") as file:
+        assert not file_ends._gif(file, left)
+
+
+def test_the_end_of_a_broadcast_and_of_a_film_without_a_mark_is_no_harm(tmp_path):
+    path = coded(tmp_path / "a.m2ts", noise(), container={"options": {"mpegts_m2ts_mode": "1"}})
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:100])
+    assert probe(path).frames == 40
+    path = MAKERS["a.ogv"](tmp_path / "a.ogv", noise())
+    data = bytearray(path.read_bytes())
+    data[data.rfind(b"OggS") + 5] &= ~4
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert file_ends.is_whole(path, "ogg") and file_ends._ogg(file, len(data))
+
+
+@pytest.mark.parametrize("fails, kind, words", [(False, UnusableFile, "is not a video"),
+                                                (True, OSError, "cannot be read: Input/output error")])
+def test_a_short_file_is_not_taken_for_a_disk_that_fails(tmp_path, monkeypatch, fails, kind, words):
+    path = coded(tmp_path / "a.mkv", noise())
+    path.write_bytes(path.read_bytes()[:200])  # FFmpeg says of this what it says of a disk that fails
+    if fails:
+        monkeypatch.setattr(film_frames, "_can_be_read", lambda path: False)
+    with pytest.raises(kind, match=f"a.mkv {words}"):
+        probe(path)

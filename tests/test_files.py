@@ -2,12 +2,14 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from minicogvx import files
 from minicogvx.files import check_writable, locked, remove_parts, written_whole
 
 
@@ -143,3 +145,23 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     remove_parts(tmp_path)
     assert set(os.listdir(tmp_path)) == mine
     remove_parts(tmp_path / "missing")
+
+
+def test_a_place_below_no_root_ends_the_search(monkeypatch):
+    monkeypatch.setattr(files, "_exists", lambda path: False)  # as a drive that is not there
+    monkeypatch.setattr(files.Path, "is_dir", lambda path: False)
+    for path in ("/films/new/a.mp4", "films/a.mp4"):
+        with pytest.raises(OSError, match=f"{path} cannot be written: .* is not there"):
+            check_writable(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_permissions_are_those_of_the_old_file_or_the_usual_ones(tmp_path):
+    (tmp_path / "plain").touch()
+    (tmp_path / "old").touch()
+    (tmp_path / "old").chmod(0o640)
+    for name in ("new", "old"):
+        with written_whole(tmp_path / name) as part:
+            part.touch(0o600)  # as writers do that make their own temporary file
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"plain": modes["plain"], "new": modes["plain"], "old": 0o640}

@@ -1,5 +1,7 @@
 """Films of every kind are read as a player shows them, or named."""
 
+import errno
+import os
 import struct
 from fractions import Fraction
 
@@ -279,3 +281,16 @@ def test_a_film_without_a_film_is_named(tmp_path):
     with pytest.raises(UnusableFile, match="has no video stream"):
         probe(path)
     assert issubclass(UnusableFile, ValueError)
+
+
+@pytest.mark.parametrize("code, kind", [(errno.ESTALE, OSError), (errno.ENOTCONN, OSError), (errno.EPERM, UnusableFile),
+                                        (errno.ENOMEM, UnusableFile)])
+def test_a_disk_that_fails_says_nothing_of_the_film(tmp_path, monkeypatch, code, kind):
+    def broken(*_, **__):
+        raise av.error.classes[code](code, os.strerror(code))
+
+    path = mp4(tmp_path / "a.mp4", ramp(16))
+    monkeypatch.setattr(av, "open", broken)
+    with pytest.raises(kind, match="a.mp4 " + ("cannot be read: " if kind is OSError else "is not a video")) as told:
+        probe(path)
+    assert type(told.value) is kind

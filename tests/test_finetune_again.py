@@ -54,8 +54,11 @@ def test_a_run_is_made_longer_and_computed_in_other_ways(home, tmp_path, capsys)
         assert change in line
     assert [json.loads(row)["step"] for row in (out / "finetune.jsonl").open()] == [0, 1, 3]
     assert read_json(out / "finetuning.json")["dtype"] == "bfloat16"
+    written = (out / "finetuning.json").read_text()
     assert command(home, out, "--steps", 3) == 2
-    assert "after 4 steps; ask for at least as many, not 3" in resumed(capsys)[1]
+    line, told = resumed(capsys)
+    assert "after 4 steps; ask for at least as many, not 3" in told and not line
+    assert (out / "finetuning.json").read_text() == written
     assert command(home, out, "--steps", 4, "--batch-size", 1) == 2
     assert "was begun with batch_size=2, not 1" in resumed(capsys)[1]
 
@@ -170,10 +173,10 @@ def test_adapters_are_trained_further_under_another_name(home, tmp_path, capsys)
     assert command(home, tmp_path / "three", *moved) == 0 and "resuming with lora_from=" in capsys.readouterr().out
     write_lora(tmp_path / "moved", {name: 2 * value for name, value in first.items()}, 2, 1.0)
     assert command(home, tmp_path / "three", *moved) == 2
-    assert "was begun with weights of lora_from=" in capsys.readouterr().err
+    assert "was begun with other adapters: lora_from was " in capsys.readouterr().err
     assert command(home, tmp_path / "three", "--steps", 2, "--lora", 2, "--learning-rate", 1e-2, "--set",
                    "lora_alpha=1.0") == 2
-    assert "was begun with weights of lora_from=" in capsys.readouterr().err
+    assert "was begun with other adapters: lora_from was " in capsys.readouterr().err
 
 
 def test_adapters_that_cannot_be_trained_further_are_refused_before_a_film_is_read(home, tmp_path, capsys,
@@ -256,3 +259,40 @@ def test_pictures_are_left_out_by_name_where_the_image_is_given(home, tmp_path, 
     assert "left out" not in capsys.readouterr().out
     assert command(home, tmp_path / "one", "--image-to-video", "--num-frames", 1, films=films) == 2
     assert "num_frames is 1; to learn videos from an image" in capsys.readouterr().err
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("a.png", "a.txt"):
+        shutil.copy(films / name, alone)
+    assert command(home, tmp_path / "none", "--image-to-video", "--steps", 1, films=alone) == 2
+    assert "holds pictures alone, and this model is trained on films alone" in capsys.readouterr().err
+
+
+# ---- where it writes, and what it refuses before anything is encoded
+
+
+@pytest.mark.parametrize("made", ["pipeline/model_index.json", FILE, "cats.safetensors"])
+def test_a_folder_with_somebodys_results_is_left_alone(home, tmp_path, capsys, made):
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).write_text("mine")
+    assert command(home, tmp_path, "--steps", 1) == 2
+    told = capsys.readouterr().err
+    assert "which this run did not make and would write over; name another folder" in told and told.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / made]
+    assert (tmp_path / made).read_text() == "mine"
+
+
+def test_a_folder_may_be_called_as_files_are(home, tmp_path, capsys):
+    out = tmp_path / "cats.safetensors"
+    for _ in range(2):
+        assert command(home, out, "--steps", 1, "--lora", 4) == 0
+        assert (out / FILE).is_file() and f"--lora {out / FILE}" in capsys.readouterr().out
+
+
+def test_sequences_too_short_for_a_clip_are_refused_before_one_is_encoded(home, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("minicogvx.vae.CausalVAE.encode", lambda *_, **__: pytest.fail("a film was encoded"))
+        assert command(home, tmp_path / "run", "--set", "sequence_length=67", "--steps", 1) == 2
+    told = capsys.readouterr().err
+    assert "sequence_length is 67; it must be at least 68, the tokens of the longest clip" in told
+    assert told.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert command(home, tmp_path / "run", "--set", "sequence_length=68", "--steps", 1) == 0

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from films import caption, mp4, ramp
@@ -111,13 +112,23 @@ def test_everything_else_is_counted(folder, capsys):
     (folder / ".git").mkdir()
     (folder / ".git" / "z.mp4").touch()
     found = walk_folder(folder, ENDINGS)
-    assert found.passed_over == {".txt": 2, ".xyz": 2, "without an ending": 1, "hidden": 1, ".parquet": 1}
+    assert found.passed_over == {".txt": 2, ".xyz": 2, "without an ending": 1, "hidden": 1, ".parquet": 1,
+                                 "hidden folder(s)": 1}
     assert found.lists == ["metadata.jsonl", "videos.txt"] and found.files == ["a.mp4", "deep/b.PNG"]
     assert command.main(["scan", str(folder)]) == 0
-    assert "passed over: 1 .parquet, 2 .txt, 2 .xyz, 1 hidden, 1 without an ending\n" in capsys.readouterr().out
+    told = "passed over: 1 .parquet, 2 .txt, 2 .xyz, 1 hidden, 1 hidden folder(s), 1 without an ending\n"
+    assert told in capsys.readouterr().out
 
 
 def test_an_empty_scan_says_what_it_saw(tmp_path):
     (tmp_path / "a.doc").touch()
     with pytest.raises(ValueError, match="holds no clip that can be used; passed over: 1 .doc"):
         scan_folder(tmp_path).need_clips()
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_says_so(folder, monkeypatch):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "deep" and real(path, mode))
+    found = walk_folder(folder, ENDINGS)
+    assert found.files == ["a.mp4"]
+    assert problems(found) == {"deep": "is a folder that cannot be opened: you have no right to enter it"}

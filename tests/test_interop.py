@@ -1,6 +1,7 @@
 """Files of weights, config files and pipeline folders: what fits is read to the bit, what does not is refused."""
 
 import json
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -252,6 +253,8 @@ BAD = [
     (TransformerConfig(), {"num_layers": True}, "num_layers is True"),
     (TransformerConfig(), {"patch_size_t": 0.5}, "patch_size_t is 0.5; it must be a whole number from 1 to"),
     (TransformerConfig(), {"attention_head_dim": 40}, "here: attention_head_dim is 40"),
+    (TransformerConfig(), {"use_rotary_positional_embeddings": 1}, "embeddings=1; it must be true or false"),
+    (TransformerConfig(), {"use_learned_positional_embeddings": "no"}, "embeddings='no'; it must be true or false"),
     (TransformerConfig(), {"activation_fn": "gelu"}, "only 'gelu-approximate' is supported"),
     (TransformerConfig(), {"patch_bias": False}, "patch_bias=False"),
     (TransformerConfig(position="sincos"), {"use_learned_positional_embeddings": True}, "positions need rotary"),
@@ -385,18 +388,60 @@ def test_export_replaces_only_what_it_may(tmp_path):
 
 
 def test_what_a_killed_export_left_is_cleared_by_the_next(tmp_path):
-    pipe, place, part, old = tiny_pipeline(), tmp_path / "out", tmp_path / ".out.part", tmp_path / ".out.old"
+    pipe, place, part = tiny_pipeline(), tmp_path / "out", tmp_path / ".out.part"
+    old = part / "old"
     export(pipe, place)
     for left in (part / "new", old):
         (left / "vae").mkdir(parents=True)
     export(pipe, place, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    place.rename(old)  # killed between the two renames
     part.mkdir()
+    place.rename(old)  # killed between the two renames
     with pytest.raises(ValueError, match="out is there already"):
         export(tiny_pipeline({"position": "sincos"}), place)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert same(weights(load_pipeline(place)), weights(pipe))
+
+
+def test_what_is_not_the_exports_own_stays(tmp_path):
+    pipe, place = tiny_pipeline(), tmp_path / "out"
+    mine = (tmp_path / ".out.old", tmp_path / ".out.part" / "mine")
+    for folder in mine:
+        folder.mkdir(parents=True)
+        (folder / "note").write_text("mine")
+    export(pipe, place)
+    export(pipe, place, overwrite=True)
+    assert all((folder / "note").read_text() == "mine" for folder in mine)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.old", ".out.part", "out"]
+    assert [path.name for path in (tmp_path / ".out.part").iterdir()] == ["mine"]
+
+
+def test_an_interrupted_replacement_gives_the_old_folder_back(tmp_path, monkeypatch):
+    place, real = tmp_path / "out", os.replace
+    export(tiny_pipeline(), place)
+
+    def interrupted(source, target):
+        if Path(source).name == "new":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny_pipeline({"position": "sincos"}), place, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load_pipeline(place).transformer.config.position == "rope"
+
+
+def test_a_linked_folder_stays_a_link_and_is_named_as_written(tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    assert export(tiny_pipeline(), link) == link and link.is_symlink()
+    with pytest.raises(ValueError, match=f"^{link} is there already"):
+        export(tiny_pipeline(), link)
+    export(tiny_pipeline({"position": "sincos"}), link, overwrite=True)
+    assert link.is_symlink() and load_pipeline(real).transformer.config.position == "sincos"
+    assert [path.name for path in real.parent.iterdir()] == ["real"]
 
 
 @pytest.mark.parametrize("change, found", [
@@ -436,7 +481,14 @@ BROKEN = {
     "minicogvx.json: fps is 1000000000": lambda f: change_json(f / "minicogvx.json", fps=10**9),
     "minicogvx.json: guidance_scale is 'much'": lambda f: change_json(f / "minicogvx.json", guidance_scale="much"),
     "minicogvx.json: guidance_scale is -1": lambda f: change_json(f / "minicogvx.json", guidance_scale=-1),
-    "minicogvx.json: a field is 'speed'": lambda f: change_json(f / "minicogvx.json", speed=1),
+    "minicogvx.json has a field 'speed'; the fields are version, fps": lambda f: change_json(
+        f / "minicogvx.json", speed=1),
+    "minicogvx.json: version is 2; it must be 1, the only one": lambda f: change_json(f / "minicogvx.json", version=2),
+    "minicogvx.json: version is None": lambda f: change_json(f / "minicogvx.json", version=None),
+    "minicogvx.json: attention_head_dim is 18": lambda f: (
+        change_json(f / "minicogvx.json", transformer={"position": "rope"}),
+        change_json(f / "transformer" / "config.json", attention_head_dim=18, num_attention_heads=8,
+                    use_rotary_positional_embeddings=False)),
     "minicogvx.json: vae is 5": lambda f: change_json(f / "minicogvx.json", vae=5),
     "minicogvx.json: modulation is 'soft'": lambda f: change_json(
         f / "minicogvx.json", transformer={"modulation": "soft"}),
@@ -479,7 +531,7 @@ def test_names_and_folders(folder, tmp_path, monkeypatch):
     for name, message in [("5b", "weights of '5b' are not shipped; download"),
                           ("small", "'small' are not shipped; train"),
                           ("tony", "no model 'tony'; it must be 'tiny' or an existing folder .*1.5-5b-i2v"),
-                          ("", "no model ''")]:
+                          ("~no-such-user/model", "no model '~no-such-user/model'"), ("", "no model ''")]:
         with pytest.raises(ValueError, match=message) as error:
             minicogvx.load(name)
         one_sentence(error)

@@ -5,7 +5,7 @@ import torch
 
 from minicogvx.interop import diffusers
 from minicogvx.training.finetune import FineTuning, finetune, prepare
-from minicogvx.training.lora import FILE, add_lora, lora_tensors, merge_lora, write_lora
+from minicogvx.training.lora import FILE, add_lora, lora_tensors, merge_lora, trained_alpha, write_lora
 from tests.test_finetune import QUIET, clips, films, outputs, tiny_pipe  # noqa: F401: clips and films are fixtures
 
 
@@ -85,3 +85,16 @@ def test_a_foreign_lora_file_is_refused_and_changes_nothing(tmp_path, change, me
     for rank, alpha in ((0, 1.0), (33, 1.0), (2, 0.0)):
         with pytest.raises(ValueError, match="of LoRA is"):
             add_lora(tiny_pipe().transformer, rank, alpha)
+
+
+def test_adapters_that_are_trained_further_keep_the_alpha_of_their_file(tmp_path):
+    model = tiny_pipe().transformer
+    add_lora(model, 2, 7.0)
+    tensors = {name: torch.full_like(value, 0.02) for name, value in lora_tensors(model).items()}
+    path = write_lora(tmp_path, tensors, 2, 7.0)
+    further = prepare(tiny_pipe(), FineTuning(lora_rank=2, lora_from=str(path)))
+    merged = tiny_pipe().transformer
+    merge_lora(merged, path)
+    assert trained_alpha(further) == 7.0 and torch.allclose(outputs(further), outputs(merged), atol=1e-5)
+    with pytest.raises(ValueError, match="lora_alpha 1.0; the adapters in .* have 2 and 7.0"):
+        prepare(tiny_pipe(), FineTuning(lora_rank=2, lora_from=str(path), lora_alpha=1.0))

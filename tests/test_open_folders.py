@@ -95,6 +95,25 @@ def test_a_network_alone_opens_from_its_folder_or_the_pipelines(folder, tmp_path
         minicogvx.load(folder / "vae")
 
 
+def test_a_network_alone_opens_from_within_its_folder(folder, monkeypatch):
+    for name, load in (("vae", load_vae), ("transformer", load_transformer)):
+        monkeypatch.chdir(folder / name)
+        assert load(".").config == load(folder).config
+    monkeypatch.chdir(folder)
+    assert load_vae("vae").config.first_frame == load_vae(".").config.first_frame == "start"
+
+
+def test_a_network_alone_is_refused_without_the_file_that_its_index_needs(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"transformer": ["minicogvx", "ExpertTransformer"]}))
+    load_transformer(copy / "transformer")
+    (copy / "minicogvx.json").unlink()
+    for load in (load_transformer, load_pipeline):
+        with pytest.raises(FileNotFoundError, match="has no minicogvx.json, which says how its transformer departs"):
+            load(copy)
+    load_vae(copy)  # of a published class
+
+
 def test_what_diffusers_saves_alone_opens(tmp_path):
     torch.manual_seed(0)
     theirs = CogVideoXTransformer3DModel(
@@ -138,15 +157,22 @@ def test_the_toys_files_are_those_of_its_export(tmp_path):
     ("toy", "max_sequence_length=32, height=64, width=64, num_frames=8k + 1; it scales positions at other sizes and "
             "has another rule for the first frame at other counts"),
     ("small", "max_sequence_length=64, height=128, width=128, num_frames=8k + 1; it"),
-    ("2b", ""), ("5b-i2v", ""), ("1.5-5b", ""), ("1.5-5b-i2v", ""),
+    ("2b", ""), ("5b-i2v", ""), ("1.5-5b", "called with height=768, width=1360"),
+    ("1.5-5b-i2v", "called with height=768, width=1360, num_frames=81"),
 ])
 def test_what_a_call_in_diffusers_must_say(name, sentence):
     sizes = preset(name)
     pipe = Part(vae=Part(config=sizes.vae), transformer=Part(config=sizes.transformer), guidance_scale=6.0)
     said = same_in_diffusers(pipe)
-    assert sentence in said and bool(said) == bool(sentence) and "\n" not in said
+    assert said.endswith(sentence) or "; it" in said and sentence in said
+    assert bool(said) == bool(sentence) and "\n" not in said
     pipe.guidance_scale = 3.5
     assert "guidance_scale=3.5" in same_in_diffusers(pipe)
+    pipe.transformer.config = replace(sizes.transformer, sample_frames=25)
+    assert ("num_frames=25" in same_in_diffusers(pipe)) == sizes.image_to_video  # whose default is 49 there
+    pipe.vae.config = replace(sizes.vae, sample_height=64 + sizes.vae.sample_height)
+    fixed = "learned" in sizes.transformer.position or name in ("toy", "small")  # to the size of their positions
+    assert (f"height={64 + sizes.vae.sample_height}, width=" in same_in_diffusers(pipe)) != fixed
     pipe.vae.config = replace(sizes.vae, temporal_compression_ratio=2, first_frame="start")
     assert "num_frames=4k + 1" in same_in_diffusers(pipe)
 
@@ -157,6 +183,19 @@ def test_a_folder_is_published_where_it_does_not_say_otherwise(copy):
     pipe = load_pipeline(copy)
     assert (pipe.vae.config.first_frame, pipe.transformer.config.position_scaling) == ("parity", "interpolate")
     assert (pipe.fps, pipe.guidance_scale, pipe.unconditional) == (8, 6.0, "empty")
+
+
+@pytest.mark.parametrize(("vae", "rule"), [(None, "start"), ({}, "start"), ({"norm_over": "frame"}, "start"),
+                                         ({"first_frame": "parity"}, "parity")])
+def test_a_file_without_a_version_is_from_when_the_first_frame_was_kept_by_default(copy, vae, rule):
+    path = copy / "minicogvx.json"
+    own = json.loads(path.read_text())
+    assert own.pop("version") == 1 and own.pop("vae") == {"first_frame": "start"}
+    own |= {} if vae is None else {"vae": vae}
+    path.write_text(json.dumps(own))
+    assert load_vae(copy).config.first_frame == load_pipeline(copy).vae.config.first_frame == rule
+    path.write_text(json.dumps(own | {"version": 1}))
+    assert load_vae(copy / "vae").config.first_frame == "parity"
 
 
 def test_two_exports_to_one_place_do_not_mix(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import fields as dataclass_fields
 import pytest
 
 from minicogvx import cli
+from minicogvx.training.finetune import FineTuning
 from minicogvx.training.overrides import fields, override
 from minicogvx.training.recipe import RECIPES
 
@@ -81,3 +82,18 @@ def test_the_command_shows_what_it_would_train(capsys):
     assert cli.main(["train", "micro", "--set", "transformer.stages.0.steps=3", "--show"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "transformer.stages.0.steps=3" in lines and "preset='micro'" in lines
+
+
+@pytest.mark.parametrize(("assignment", "value"), [("lora_alpha=16", 16.0), ("learning_rate=0", 0.0), ("clip=2", 2.0)])
+def test_a_whole_number_does_where_any_is_wanted(assignment, value):
+    changed = getattr(override(FineTuning(), assignment), assignment.partition("=")[0])
+    assert changed == value and type(changed) is float
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "-" + "9" * 5000, "{[1]}", "(" * 500 + ")" * 500, "[" * 90 + "]" * 90],
+                         ids=["400 digits", "5000 digits", "unhashable", "nested", "nested lists"])
+@pytest.mark.parametrize("name", ["clips", "transformer.muon_lr", "transformer.compile", "transformer.optimizer"])
+def test_what_is_no_value_is_one_short_sentence(name, text):
+    with pytest.raises(ValueError, match=name.rpartition(".")[2] + " is ") as error:
+        override(TOY, f"{name}={text}")
+    assert "it must be " in str(error.value) and len(str(error.value)) < 200 and "\n" not in str(error.value)

@@ -1,5 +1,8 @@
 """Pictures of every kind look as a viewer shows them, as pictures to train on and to start from."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -162,3 +165,34 @@ def test_every_ending_is_seen_in_any_case(tmp_path):
         Image.new("RGB", (32, 32), "red").save(caption(tmp_path / f"{ending[1:]}{ending.upper()}"),
                                                kinds.get(ending, Image.registered_extensions().get(ending)))
     assert {clip.path.suffix.lower() for clip in scan_folder(tmp_path).clips} == set(IMAGES)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("decoder failed"), NotImplementedError("a corner of the format")])
+def test_whatever_a_reader_says_of_a_damaged_picture_is_a_problem_of_it(tmp_path, monkeypatch, error):
+    for name in ("a.avif", "b.png"):
+        Image.new("RGB", (16, 16), "red").save(caption(tmp_path / name))
+
+    real = pictures.upright_picture
+
+    def upright(image, path):
+        if image.format == "AVIF":
+            raise error
+        return real(image, path)
+
+    monkeypatch.setattr("minicogvx.data.video_probe.upright_picture", upright)
+    found = scan_folder(tmp_path)
+    assert [clip.name for clip in found.clips] == ["b.png"]
+    assert [str(problem) for problem in found.problems] == [
+        "a.avif: is not a picture, or it is cut off; give a whole PNG or JPEG file"]
+
+
+@pytest.mark.parametrize("code, kind", [(errno.ESTALE, OSError), (errno.ENFILE, OSError), (errno.EINVAL, UnusableFile)])
+def test_a_disk_that_fails_says_nothing_of_the_picture(tmp_path, monkeypatch, code, kind):
+    def broken(path):
+        raise OSError(code, os.strerror(code))
+
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(kind, match="a.png " + ("cannot be read: " if kind is OSError else "is not a picture")) as told:
+        read_image(tmp_path / "a.png", 8, 8)
+    assert type(told.value) is kind

@@ -94,6 +94,14 @@ def test_image_is_the_first_latent_of_a_model_without_image_channels(pipe):
     assert pipe(PROMPT, image=image, **RUN).shape == (9, 16, 16, 3)
 
 
+@pytest.mark.parametrize("channels, factor", [(4, 1.0), (8, VAE.scaling_factor**-2)])
+def test_only_for_image_channels_is_the_scale_of_an_image_inverted(channels, factor):
+    pipe, image = make(in_channels=channels), torch.rand(1, 1, 16, 16, 3)
+    plain = pipe._encode(image, torch.Generator().manual_seed(0), still=True)
+    pipe.vae.config = replace(VAE, invert_scale_latents=True)
+    assert torch.allclose(pipe._encode(image, torch.Generator().manual_seed(0), still=True), factor * plain, atol=1e-6)
+
+
 @pytest.mark.parametrize("patch_t, ofs", [(None, None), (2, None), (2, 8)])
 def test_image_channels(patch_t, ofs):
     pipe = make(in_channels=8, patch_t=patch_t, ofs=ofs)

@@ -3,7 +3,9 @@
 import json
 import math
 from dataclasses import asdict, fields, replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,5 +100,17 @@ def test_numbers_by_themselves():
     check_number("guidance_scale", 6, whole=False)
     with pytest.raises(ValueError, match="fps is 24.0; it must be a whole number from 1 to 1000"):
         check_number("fps", 24.0)
+    for number in (np.int64(24), np.uint8(24)):
+        check_number("fps", number)
+    for number in (np.float32(6), np.int16(6), Fraction(13, 2)):
+        check_number("guidance_scale", number, whole=False)
+    for odd in (np.float64(24), np.True_, "24", 24j, np.array([24])):
+        with pytest.raises(ValueError, match="^fps is .*; it must be a whole number"):
+            check_number("fps", odd)
+    with pytest.raises(ValueError, match="^guidance_scale is .*nan"):
+        check_number("guidance_scale", np.float32("nan"), whole=False)
+    for value in (torch.eye(3), np.eye(2), type("Odd", (), {"__repr__": lambda self: "a\n  b"})()):
+        assert "\n" not in shown(value)
+    assert shown(np.eye(2)) == "array([[1., 0.], [0., 1.]])"
     assert shown("a\nb") == "'a\\nb'" and shown("x" * 99).endswith("(101 characters)")
     assert asdict(VAEConfig())["first_frame"] == "parity"

@@ -1,5 +1,6 @@
 """What a pipeline refuses before any work, what it takes for a whole batch, and what never leaves it."""
 
+from array import array
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,6 +76,8 @@ def idle(pipe, monkeypatch):
     ({"sampler": "euler"}, "sampler is 'euler'; it must be 'ddim' or 'dpm'"),
     ({"seed": -1}, "seed is -1"), ({"seed": 2**64}, "seed is 18446744073709551616"), ({"seed": 0.5}, "seed is 0.5"),
     ({"seed": [1, 2, 3]}, "seed has 3 numbers for 2 prompts; it must be one"), ({"seed": [1, None]}, "seed is None"),
+    ({"seed": range(3)}, "seed has 3 numbers for 2 prompts"), ({"seed": range(-1, 1)}, "seed is -1"),
+    ({"seed": "12"}, "seed is '12'"), ({"seed": b"12"}, "seed is b'12'"),
     ({"tile": (10, 8)}, "tile is 10x8 pixels"), ({"tile": 8}, "tile is 8; it must be True, False, or height and width"),
 ])
 def test_refused_in_one_sentence_before_any_work(idle, given, sentence):
@@ -109,6 +112,23 @@ def test_learned_positions_are_told_before_any_work(pipe):
             learned.sample([PROMPT], **size, **RUN)
     del learned.text.encode
     assert learned(PROMPT, **RUN).shape == (9, 24, 16, 3)
+
+
+@pytest.mark.parametrize("tile", [8, "8x8", (8,), (8, 8.0), (8, 8, 8), [True, 8]])
+def test_a_tile_that_cannot_be_is_told_by_decode_too(idle, tile):
+    for given in ({"tile": tile}, {}):
+        idle.tile = False if given else tile
+        try:
+            with pytest.raises((ValueError, TypeError), match="^tile is .*; it must be True, False|[Tt]ype-check"):
+                idle.decode(torch.zeros(1, 4, 3, 4, 4), **given)
+        finally:
+            del idle.tile
+
+
+@pytest.mark.parametrize("fps", [0, -8, 24.0, "24", True, 10**9, None])
+def test_a_pipeline_with_impossible_frames_a_second_is_not_made(fps):
+    with pytest.raises((ValueError, TypeError), match="^fps is .*; it must be a whole number|[Tt]ype-check"):
+        make(fps=fps)
 
 
 def test_a_pipeline_with_a_guidance_of_its_own_that_is_no_number_is_not_made(pipe):
@@ -176,6 +196,11 @@ def test_with_a_seed_for_each_a_video_is_the_same_in_any_batch(pipe, sampler, gi
         assert torch.allclose(made(chosen), whole[chosen], atol=1e-4)
     alone = pipe.sample([prompts[1]], seed=11, sampler=sampler, **RUN)
     assert given != "text" or torch.allclose(alone, whole[1:2], atol=1e-4)
+
+
+def test_seeds_may_come_as_any_sequence(pipe):
+    assert torch.equal(pipe.sample(PAIR, seed=range(4, 6), **RUN), pipe.sample(PAIR, seed=[4, 5], **RUN))
+    assert torch.equal(pipe.sample(PAIR, seed=array("q", [4, 5]), **RUN), pipe.sample(PAIR, seed=(4, 5), **RUN))
 
 
 # ---- a NaN never leaves

@@ -8,10 +8,15 @@ import torch
 from minicogvx.interop.safetensors_files import read_json
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.finetune import FineTuning
-from minicogvx.training.overrides import JOINT, forget_failed_start, override, surroundings, write_down
+from minicogvx.training.overrides import ADAPTERS, JOINT, compare, forget_failed_start, override, surroundings
 from minicogvx.training.recipe import RECIPES
 
 TUNING, MICRO = FineTuning(batch_size=4), RECIPES["micro"]
+
+
+def write_down(*given):
+    """As a run that is accepted."""
+    compare(*given)()
 
 
 @pytest.mark.parametrize(("config", "assignment"), [
@@ -19,7 +24,7 @@ TUNING, MICRO = FineTuning(batch_size=4), RECIPES["micro"]
     (TUNING, "sharding=fsdp"), (TUNING, "steps=1500"), (TUNING, "steps=900"),
     (MICRO, "transformer.accumulate=2"), (MICRO, "transformer.compile=True"), (MICRO, "transformer.sample_every=100"),
     (MICRO, "transformer.gradient_checkpointing=True"), (MICRO, "vae.1.gradient_checkpointing=True"),
-    (MICRO, "vae.0.accumulate=2"), (MICRO, "transformer.stages.1.steps=2000"),
+    (MICRO, "vae.0.accumulate=2"), (MICRO, "transformer.stages.1.steps=2000"), (MICRO, "guidance_scale=2.0"),
 ])
 def test_how_a_step_is_computed_may_change_and_is_told_in_one_line(tmp_path, capsys, config, assignment):
     write_down(tmp_path / "run.json", config, 0)
@@ -38,7 +43,7 @@ def test_how_a_step_is_computed_may_change_and_is_told_in_one_line(tmp_path, cap
     (TUNING, "text_dropout=0.2"), (TUNING, "image.dropout=0.0"), (TUNING, "ema_decay=0.5"), (TUNING, "optimizer=muon"),
     (MICRO, "clips=9"), (MICRO, "vae.0.steps=2000"), (MICRO, "vae.1.batch_size=8"), (MICRO, "vae.0.chunk_frames=4"),
     (MICRO, "transformer.stages.0.steps=600"), (MICRO, "transformer.stages.1.batch_size=16"),
-    (MICRO, "transformer.stages.1.latent_frames=2"), (MICRO, "guidance_scale=2.0"),
+    (MICRO, "transformer.stages.1.latent_frames=2"), (MICRO, "two_objects=0.5"),
 ])
 def test_what_is_learnt_may_not(tmp_path, config, assignment):
     write_down(tmp_path / "run.json", config, 0)
@@ -98,3 +103,35 @@ def test_a_start_that_came_to_nothing_is_forgotten_and_another_is_not(tmp_path, 
         (tmp_path / left).touch()
     forget_failed_start(tmp_path / "run.json")
     assert (tmp_path / "run.json").exists() == bool(left)
+
+
+def test_nothing_is_written_or_told_until_a_run_is_accepted(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    first = compare(path, TUNING, 0)
+    assert not path.exists()
+    first()
+    before = path.read_text()
+    longer = compare(path, override(TUNING, "steps=1200"), 0)
+    assert path.read_text() == before and capsys.readouterr().out == ""
+    longer()
+    longer()
+    assert read_json(path)["steps"] == 1200
+    assert capsys.readouterr().out == "resuming with steps=1200 (was 1000)\n"
+
+
+def test_other_adapters_are_named_by_their_files_and_not_by_hashes(tmp_path):
+    path, tuning = tmp_path / "run.json", FineTuning(lora_rank=2, lora_from="cats.safetensors")
+    write_down(path, tuning, 0, {ADAPTERS: "0a1b"})
+    with pytest.raises(ValueError, match="was begun with other adapters: lora_from was 'cats.safetensors' and is now "
+                                         "'dogs.safetensors'; name another folder") as error:
+        compare(path, override(tuning, "lora_from=dogs.safetensors"), 0, {ADAPTERS: "2c3d"})
+    assert "0a1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("made", ["pipeline/transformer/config.json", "cats.safetensors"])
+def test_results_that_no_run_wrote_down_are_not_written_over(tmp_path, made):
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {made.split('/')[0]}, which this run did not make"):
+        forget_failed_start(tmp_path / "run.json")
+    assert (tmp_path / made).read_text() == "mine"

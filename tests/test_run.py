@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.training import checkpoints as checkpoints_module
 from minicogvx.training.checkpoints import Checkpoints, Damaged, checksum, load_checkpoint
 from minicogvx.training.optim import MuonAdamW
@@ -77,6 +78,39 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys, damage)
     assert same(train(quiet(tmp_path)), whole)
     told = capsys.readouterr().err
     assert "linear_00000006.safetensors" in told and "going on from an earlier one" in told
+
+
+def test_checkpoints_without_their_step_or_their_index_are_passed_over_too(tmp_path, capsys):
+    whole = train(quiet(tmp_path))
+    folder = tmp_path / "checkpoints"
+    tensors = {"net/bias": torch.ones(4)}
+    write_tensors(folder / "linear_00000007.safetensors", tensors | {"checksum": torch.tensor(checksum(tensors))})
+    (folder / "linear_00000008").mkdir()
+    (folder / "linear_00000009").mkdir()
+    (folder / "linear_00000009" / "checkpoint.json").write_text('{"files": {}, "tensors": {}}')
+    capsys.readouterr()
+    assert same(train(quiet(tmp_path)), whole)
+    assert capsys.readouterr().err.count("going on from an earlier one") == 3
+
+
+def test_what_a_run_that_saved_in_parts_left_is_cleared_by_one_that_does_not(tmp_path):
+    train(quiet(tmp_path), steps=2)
+    folder = tmp_path / "checkpoints"
+    for name in (".linear_00000004.part", ".linear_00000003.old"):
+        (folder / name).mkdir()
+        (folder / name / "shard-00001-model.safetensors").touch()
+    (folder / "linear_00000003").mkdir()  # which took the place of the old one
+    assert same(train(quiet(tmp_path)), train(Keep(progress=False)))
+    assert files(tmp_path) == ["linear_00000004.safetensors", "linear_00000006.safetensors"]
+
+
+@pytest.mark.parametrize("leader, stop", [(True, KeyboardInterrupt), (False, SystemExit)])
+def test_of_many_ranks_that_stop_the_first_one_says_so(tmp_path, monkeypatch, leader, stop):
+    monkeypatch.setattr("minicogvx.training.run.any_rank", lambda noted: True)
+    run = Run("linear", 2, quiet(tmp_path), leader)
+    run.resume({}, {})
+    with pytest.raises(stop, match="stopped after step 1" if leader else "130"):
+        list(run)
 
 
 def test_where_every_checkpoint_is_damaged_the_run_begins_anew(tmp_path):

@@ -394,7 +394,7 @@ def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tin
     assert "--seeds 5" in read_results(out).command and read_results(out).seeds == [0, 4]
     capsys.readouterr()
     assert cli.main([*command, "--minutes", "0.04", "--go-on"]) == 2
-    assert "was made with minutes_each=0.03, this run has 0.04; leave out --go-on" in capsys.readouterr().err
+    assert "was made with minutes_each=0.03, this run has 0.04; name another file with --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -405,7 +405,8 @@ def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tin
     (["stages", "--best-fifth", "-1"], "best_fifth is -1.0; it must be 0 or more"),
     (["stages", "--only", "growing"], "only is 'growing'; the variants of stages are full size; progressive; "),
 ])
-def test_mistakes_are_told_in_one_line(capsys, arguments, message):
+def test_mistakes_are_told_in_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["ablate", *arguments]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1

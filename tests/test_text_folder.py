@@ -78,6 +78,25 @@ def test_whatever_the_format_in_the_file_transformers_takes_float32_and_we_what_
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
 
 
+def test_moved_to_float16_the_sums_that_overflow_stay_float32(folder):
+    text = TextEncoder.from_folder(folder, 8)
+    before = {name: tensor.clone() for name, tensor in text.encoder.state_dict().items()}
+    assert text.to("cpu", torch.float16) is text
+    for name, tensor in text.encoder.state_dict().items():
+        wide = name.endswith("wo.weight")
+        assert torch.equal(tensor, before[name] if wide else before[name].half()) and (
+            tensor.dtype == torch.float32) == wide
+    text.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in text.encoder.parameters()} == {torch.bfloat16}
+
+
+def test_a_config_that_leaves_fields_out_has_the_defaults_of_t5(copy):
+    expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
+    change_json(copy / "text_encoder" / "config.json", lambda values: [values.pop(name) for name in (
+        "relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon")])
+    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+
+
 def test_the_table_of_words_may_have_either_name_or_both_if_they_agree(copy):
     expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
     change_tensors(copy, lambda t: t.update({"encoder.embed_tokens.weight": t["shared.weight"].clone()}))
@@ -136,6 +155,28 @@ def test_ids_beyond_the_vocabulary(copy):
     assert "gives 'ring' the id 16; the text encoder beside it has vocab_size=16" in refused(copy)
     change_json(path, lambda values: values["model"]["vocab"].update(ring=15))
     TextEncoder.from_folder(copy, 8).encode(["a red ring"])
+
+
+@pytest.mark.parametrize(("number", "fits"), [(15, True), (16, False), (4000, False)])
+def test_ids_that_only_the_end_of_a_caption_has(copy, number, fits):
+    change_json(copy / "tokenizer" / "tokenizer.json", lambda values: values["post_processor"]["special_tokens"].update(
+        {"</s>": {"id": "</s>", "ids": [number], "tokens": ["</s>"]}}))
+    if fits:
+        assert TextEncoder.from_folder(copy, 8).tokens(["a"])[0, 1] == number
+    else:
+        assert f"gives a special token the id {number}; the text encoder beside it has vocab_size=16" in refused(copy)
+
+
+def test_code_beside_a_tokenizer_is_never_run(copy, tmp_path, monkeypatch):
+    (copy / "tokenizer" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    change_json(copy / "tokenizer" / "tokenizer_config.json", lambda values: values.update(
+        tokenizer_class="Mine", auto_map={"AutoTokenizer": [None, "mine.Mine"]}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    try:
+        TextEncoder.from_folder(copy, 8)
+    except ValueError as error:
+        assert "does not open" in str(error)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("change", [

@@ -9,12 +9,14 @@ import torch
 
 from minicogvx import cli
 from minicogvx.files import locked
-from minicogvx.interop.safetensors_files import read_sharded
+from minicogvx.interop.safetensors_files import read_json, read_sharded, write_json
 from minicogvx.training import recipe as recipes
 from minicogvx.training.recipe import Recipe, train_recipe
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.transformer import TransformerStage, TransformerTraining
-from tests.test_training import STAGE, TINY
+from minicogvx.training.vae import check_stages
+from minicogvx.vae.discriminator import DiscriminatorConfig
+from tests.test_training import GAN, STAGE, TINY
 
 RECIPE = Recipe("micro", vae=(replace(STAGE, steps=2),), clips=4, two_objects=0.0,
                 transformer=TransformerTraining((TransformerStage(1, 2, latent_frames=1), TransformerStage(2, 2))))
@@ -30,6 +32,10 @@ QUIET = Keep(progress=False)
     "transformer.stages.0.num_frames=0", "transformer.stages.0.side=0", "transformer.stages.1.latent_frames=0",
     "vae.0.chunk_frames=0", "vae.0.context_ranks=0", "vae.0.warmup=-1", "vae.0.adamw_lr=-1.0", "clips=0",
     "two_objects=1.5", "two_objects=-0.1", "transformer.alignment_weight=-1.0", "vae.0.frame_rates=(0,)",
+    "transformer.caption_style=rhymed", "transformer.alignment_kinds=()", "vae.1.height=24", "vae.1.width=30",
+    "guidance_scale=-1", "guidance_scale=nan", "vae.0.width=8208", "vae.0.height=1" + 20 * "0", "clips=20000000",
+    "vae.0.steps=200000000", "vae.1.batch_size=65540", "vae.0.num_frames=10001", "transformer.stages.0.side=8200",
+    "transformer.stages.1.num_frames=1" + 300 * "0",
 ])
 def test_what_cannot_be_trained_is_refused_before_anything_is(tmp_path, capsys, monkeypatch, assignment):
     monkeypatch.setattr(recipes, "train_vae", lambda *_, **__: pytest.fail("the VAE was trained"))
@@ -38,6 +44,34 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(tmp_path, capsys, 
     assert told.startswith("minicogvx: ") and told.count("\n") == 1 and not (tmp_path / "run").exists()
     name = assignment.partition("=")[0].rpartition(".")[2]
     assert name in told or name == "d_model" and "text features are 64 wide" in told
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"width": 14, "loss": replace(STAGE.loss, lpips_weight=0.5, lpips_net="vgg")},
+     "vae.1.width is 14; it must be at least 16"),
+    ({"height": 15, "loss": replace(STAGE.loss, lpips_weight=0.5, lpips_net="alex", lpips_upscale=2)}, "at least 16"),
+    ({"height": 16, "loss": replace(STAGE.loss, lpips_weight=0.5, lpips_net="alex", lpips_upscale=2)}, None),
+    ({"height": 24, "discriminator": DiscriminatorConfig(stages=5), "loss": GAN},
+     "vae.1.height is 24; it must be at least 32"),
+    ({"height": 24, "discriminator": DiscriminatorConfig(stages=5)}, None),
+    ({"discriminator": DiscriminatorConfig(stages=10**6), "loss": GAN}, "which is what the discriminator needs"),
+])
+def test_frames_too_small_for_a_loss(monkeypatch, change, message):
+    monkeypatch.setattr("minicogvx.training.vae.check_lpips", lambda net: None)
+    stages = STAGE, replace(STAGE, **change)
+    if message is None:
+        check_stages(TINY.vae, stages)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_stages(TINY.vae, stages)
+
+
+@pytest.mark.parametrize("command", [["train", "micro"], ["finetune", "films"]], ids=" ".join)
+def test_a_seed_of_training_has_32_bits(tmp_path, capsys, command):
+    assert cli.main([*command, "--out", str(tmp_path / "run"), "--seed", str(2**32)]) == 2
+    told = capsys.readouterr().err
+    assert "--seed is 4294967296; it must be from 0 to 4294967295" in told and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_places_that_cannot_be_written_and_a_folder_in_use(tmp_path, capsys):
@@ -74,8 +108,11 @@ def test_the_last_stage_is_made_longer_in_another_format_and_an_earlier_one_is_n
     shifted = replace(RECIPE, transformer=replace(RECIPE.transformer, stages=(replace(stages[0], steps=2), stages[1])))
     with pytest.raises(ValueError, match=r"was begun with transformer.stages.0.steps=1, not 2"):
         train_recipe(shifted, tmp_path, keep=QUIET)
+    written = (tmp_path / "recipe.json").read_text()
+    capsys.readouterr()
     with pytest.raises(ValueError, match="holds transformer after 5 steps; ask for at least as many, not 3"):
         train_recipe(RECIPE, tmp_path, keep=QUIET)
+    assert (tmp_path / "recipe.json").read_text() == written and capsys.readouterr().out == ""
 
 
 def test_a_start_that_failed_does_not_block_the_next(tiny, tmp_path, monkeypatch):
@@ -128,3 +165,35 @@ def test_a_run_in_a_thread_or_without_a_folder_leaves_ctrl_c_alone(tiny, tmp_pat
     thread.start()
     thread.join()
     assert seen == [before] * 4
+
+
+def test_a_size_that_changed_is_named_with_its_value(tiny, tmp_path):
+    train_recipe(RECIPE, tmp_path, keep=QUIET)
+    deeper = replace(RECIPE, sizes=replace(TINY, transformer=replace(TINY.transformer, num_layers=3)))
+    path, numbers = tmp_path / "recipe.json", read_json(tmp_path / "recipe.json")
+    assert numbers["sizes.transformer.num_layers"] == 1
+    older = {name: value for name, value in numbers.items() if not name.startswith("sizes.")} | {"sizes": None}
+    for record in (numbers, older):
+        write_json(path, record)
+        with pytest.raises(ValueError, match=r"was begun with sizes\.transformer\.num_layers=1, not 3"):
+            train_recipe(deeper, tmp_path, keep=QUIET)
+        train_recipe(RECIPE, tmp_path, keep=QUIET)
+
+
+@pytest.mark.parametrize("made", ["pipeline/model_index.json", "cats.safetensors"])
+def test_a_folder_with_somebodys_results_is_left_alone(tiny, tmp_path, made):
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).write_text("mine")
+    with pytest.raises(ValueError, match="which this run did not make and would write over; name another folder"):
+        train_recipe(RECIPE, tmp_path, keep=QUIET)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / made]
+    assert (tmp_path / made).read_text() == "mine"
+
+
+def test_a_run_that_fails_leaves_its_group_too(tmp_path, monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr("minicogvx.training.distributed.leave", lambda: left.append(True))
+    monkeypatch.setattr(recipes, "train_recipe", lambda *_: (_ for _ in ()).throw(ValueError("no")))
+    assert cli.main(["train", "micro", "--out", str(tmp_path / "run")]) == 2 and left == [True]
+    assert cli.main(["finetune", str(tmp_path), "--out", str(tmp_path / "run")]) == 2 and left == [True] * 2
+    assert "holds no clip that can be used" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes, vae as vae_training
 from minicogvx.training.critic import Critic
 from minicogvx.training.optim import warmup_cosine
-from minicogvx.training.overrides import override, write_down
+from minicogvx.training.overrides import override
 from minicogvx.training.recipe import RECIPES, train_recipe
 from minicogvx.training.recompute import recomputed_blocks
 from minicogvx.training.run import Keep
@@ -23,6 +23,7 @@ from minicogvx.training.transformer import TransformerStage, TransformerTraining
 from minicogvx.training.vae import train_vae, world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELoss
+from tests.test_resume import write_down
 from tests.test_training import GAN, QUIET, STAGE, TINY, equal, world
 
 # ---- the VAE
@@ -175,7 +176,8 @@ def test_every_size_can_be_changed_on_the_command_line(tmp_path, capsys, monkeyp
 def test_a_run_begun_before_a_field_was_there_had_its_default(tmp_path):
     path = tmp_path / "recipe.json"
     write_down(path, RECIPES["micro"], 0)
-    older = {name: value for name, value in read_json(path).items() if not name.endswith("context_ranks") and name != "vae.1.ema_decay"}
+    older = {name: value for name, value in read_json(path).items()
+             if not name.endswith("context_ranks") and name != "vae.1.ema_decay"}
     path.write_text(json.dumps(older))
     with pytest.raises(ValueError, match="was begun with vae.1.ema_decay=0.0, not 0.5"):
         write_down(path, override(RECIPES["micro"], "vae.1.ema_decay=0.5"), 0)

@@ -1,7 +1,10 @@
 """A folder of films: what can be used, what cannot and why, and the right frame at the right second."""
 
+import errno
 import json
+import os
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +175,21 @@ def test_a_long_film_is_read_at_constant_memory(tmp_path):
     assert len(seen) == 400 and seen[0][0] == (8, 8, 3) and seen[-1][1] > 0.85
     long = video_files.stream_frames(tmp_path / "long.mp4", iter([0.0]))
     assert next(long).shape == (16, 16, 3) and next(long, None) is None
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.ENXIO])
+def test_a_caption_that_cannot_be_read_is_a_problem_of_its_film(tmp_path, monkeypatch, code):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (16, 16), "red").save(caption(tmp_path / name))
+    real = Path.read_text
+
+    def read_text(path, *rest, **options):
+        if path.name == "a.txt":
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    found = scan_folder(tmp_path)
+    assert [clip.name for clip in found.clips] == ["b.png"]
+    assert [str(problem) for problem in found.problems] == [
+        f"a.png: has a caption, a.txt, that cannot be read: {os.strerror(code)}"]

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     from minicogvx.ablation.studies import STUDIES, StagesStudy
-    from minicogvx.files import check_writable
+    from minicogvx.files import check_writable, locked
     from minicogvx.training.command import use_threads
 
     timed = isinstance(STUDIES[arguments.name], StagesStudy)
@@ -29,10 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     check_writable(out)
     if timed:
         from minicogvx.ablation.stages_command import run
-
+    else:
+        run = _run
+    with locked(out.with_name(f".{out.name}.run"), instead="name another file with --out"):
+        if out.exists() and not arguments.go_on:
+            raise ValueError(f"{out} is there already; add --go-on, or name another with --out")
         run(STUDIES[arguments.name], arguments, out, device, dtype)
-        return 0
-    _run(STUDIES[arguments.name], arguments, out, device, dtype)
     return 0
 
 
@@ -74,8 +76,8 @@ def place(device: str, dtype) -> str:
 def check_place(command: str, here: str, out: Path) -> None:
     """Raises ValueError where the command that made `out` says another place than `here`; older files say none."""
     if "--device" in command and here not in command:
-        raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; leave out "
-                         f"--go-on to make all anew")
+        raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; name "
+                         f"another file with --out to make all anew")
 
 
 def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) -> None:
@@ -117,12 +119,12 @@ def _keep_done(results, study, out: Path, here: str) -> None:
     for name in ("name", "steps", "torch", "threads"):
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
-                             f"{getattr(results, name)!r}; leave out --go-on to make all seeds anew")
+                             f"{getattr(results, name)!r}; name another file with --out to make all seeds anew")
     check_place(done.command, here, out)
     variants = list(dict.fromkeys(curve.name for curve in done.curves))
     if variants != [name + behind for name in study.variants for behind in getattr(study, "judged", ("",))]:
-        raise ValueError(f"{out} has the variants {', '.join(variants)}, this study {', '.join(study.variants)}; leave "
-                         f"out --go-on to make all seeds anew")
+        raise ValueError(f"{out} has the variants {', '.join(variants)}, this study {', '.join(study.variants)}; name "
+                         f"another file with --out to make all seeds anew")
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes
 
 

@@ -59,7 +59,7 @@ def read_results(path: str | Path) -> Results:
         return Results(**content | {"curves": [curve(**fields) for fields in content["curves"]]})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole file of results ({type(error).__name__}: {error}); "
-                         f"`minicogvx ablate {path.stem} --out {path}` makes it anew") from error
+                         f"move it away, and `minicogvx ablate {path.stem} --out {path}` makes it anew") from error
 
 
 def write_results(path: str | Path, results: Results) -> None:

@@ -119,6 +119,6 @@ def _keep_done(results, out: Path, here: str) -> None:
     for name in ("name", "minutes_each", "best_fifth", "torch", "threads"):
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
-                             f"{getattr(results, name)!r}; leave out --go-on to make all anew")
+                             f"{getattr(results, name)!r}; name another file with --out to make all anew")
     check_place(done.command, here, out)
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes

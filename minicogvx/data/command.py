@@ -80,7 +80,7 @@ def _add_caption(parser: Parser) -> None:
                         help="shapes: read the shapes world from its pixels; or a transformers folder")
     parser.add_argument("--summary", type=path_to(), metavar="FOLDER",
                         help="a transformers folder that sums the descriptions up (default: they are joined plainly)")
-    parser.add_argument("--every", type=number(above=0.0), default=2.0, metavar="S",
+    parser.add_argument("--every", type=number(above=0.0), metavar="S",
                         help="one frame every S seconds (default: 2)")
     parser.add_argument("--overwrite", action="store_true", help="also clips that have a caption")
     parser.add_argument("--out", type=path_to(), metavar="FILE.jsonl",
@@ -135,12 +135,13 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 def _curate(arguments: argparse.Namespace) -> int:
     device, dtype = chosen(arguments, dtype="float32")
-    from minicogvx.data.curation import KEPT, REPORT, curate, write_best
+    from minicogvx.data.curation import BEST, KEPT, REPORT, check_place, curate, write_best
 
     thresholds = CurationThresholds(**{name: getattr(arguments, name) for name in vars(CurationThresholds())})
     if thresholds.min_aesthetic != CurationThresholds().min_aesthetic and not arguments.aesthetic:
         raise ValueError(f"min-aesthetic is {thresholds.min_aesthetic}, and nothing measures it; name a predictor with "
                          f"--aesthetic")
+    check_place(arguments.out, arguments.best is not None)
     scorer = None
     if arguments.aesthetic:
         from minicogvx.data.aesthetics import AestheticScorer
@@ -155,7 +156,7 @@ def _curate(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     print(out / KEPT)
     if arguments.best is not None:
-        print(write_best(out / "best.jsonl", result.kept, arguments.best))
+        print(write_best(out / BEST, result.kept, arguments.best))
     print(out / REPORT)
     return 0
 
@@ -163,15 +164,19 @@ def _curate(arguments: argparse.Namespace) -> int:
 def _caption(arguments: argparse.Namespace) -> int:
     device, dtype = chosen(arguments)
     from minicogvx.data.listing import METADATA, writable_list
-    from minicogvx.data.video_captions import DenseCaptioner, caption_clips, caption_shapes
+    from minicogvx.data.video_captions import EVERY_SECONDS, DenseCaptioner, caption_clips, caption_shapes
     from minicogvx.data.video_folder import scan_folder
 
+    given = [f"--{name}" for name in ("summary", "every") if getattr(arguments, name) is not None]
+    if given and arguments.captioner == "shapes":
+        raise ValueError(f"{given[0]} is for a captioner in a folder; --captioner shapes takes none")
+    every = EVERY_SECONDS if arguments.every is None else arguments.every
     out = writable_list(arguments.out or arguments.list or Path(arguments.folder) / METADATA)
+    captioner = caption_shapes if arguments.captioner == "shapes" else DenseCaptioner.from_folder(
+        arguments.captioner, arguments.summary, every, device, dtype)
     found = scan_folder(arguments.folder, 0.0, arguments.list, need_captions=False, progress=True)
     found.need_clips()
-    captioner = caption_shapes if arguments.captioner == "shapes" else DenseCaptioner.from_folder(
-        arguments.captioner, arguments.summary, arguments.every, device, dtype)
-    by = f"{arguments.captioner} {arguments.summary} {arguments.every:g}"
+    by = f"{arguments.captioner} {arguments.summary} {every:g}"
     _print_left_out(found, caption_clips(found.clips, captioner, out, arguments.overwrite, by=by))
     print(out)
     return 0
@@ -194,9 +199,9 @@ def _cache(arguments: argparse.Namespace) -> int:
         arguments.windows, arguments.first_frame)
     settings.check(vae)
     check_writable(arguments.out, folder=True)
+    encoder, text = _open_models(folder, configs, device, dtype)
     found = scan_folder(arguments.folder, 0.0, arguments.list, progress=True)
     found.need_clips()
-    encoder, text = _open_models(folder, configs, device, dtype)
     cached = cache_clips(found.clips, arguments.out, encoder, text, settings, dtype, arguments.batch_size)
     _print_left_out(found, cached.problems)
     for (frames, height, width), index in cached.buckets().items():
@@ -232,5 +237,5 @@ COMMANDS = {  # name -> (what it does, what adds its arguments, what runs it)
     "scan": ("what a folder holds, and which files cannot be used", _add_scan, _scan),
     "curate": ("cut films into shots, drop the bad ones, write kept.jsonl and report.html", _add_curate, _curate),
     "caption": ("write captions for the clips that have none", _add_caption, _caption),
-    "cache": ("encode every clip and caption once; the same command again goes on", _add_cache, _cache),
+    "cache": ("encode every clip and caption once; run it again to resume", _add_cache, _cache),
 }

@@ -5,21 +5,22 @@ last stage fine-tunes on the best 20 % of the data, which removes subtitles and 
 little at a slight loss of meaning (section 3.2 and Table 5). See data/shots.py for what is measured and what is not.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minicogvx.data.listing import Problem, is_finite, write_lines
-from minicogvx.data.pictures import UnusableFile
+from minicogvx.data.kept_lists import lines_before, write_over
+from minicogvx.data.listing import Problem, is_finite, writable_list
 from minicogvx.data.shots import CurationThresholds, Scorer, Shot, find_shots
-from minicogvx.data.video_folder import VideoClip, clip_line, scan_folder
+from minicogvx.data.video_folder import VideoClip, clip_line, failed, scan_folder
 from minicogvx.files import check_writable
 
 __all__ = ["Curation", "CurationThresholds", "best_fraction", "curate", "read_kept"]
 
-KEPT, REPORT = "kept.jsonl", "report.html"
+KEPT, BEST, REPORT = "kept.jsonl", "best.jsonl", "report.html"
 
 
 @dataclass(frozen=True)
@@ -49,27 +50,41 @@ def curate(folder: str | Path, out: str | Path, thresholds: CurationThresholds =
 
     A line of kept.jsonl has file_name, start, end, text and scores, and what else a list said of the film;
     `scan_folder(folder, listing=...)` takes it. Films need no captions yet. `scorer` gives a picture its aesthetic
-    score; without one that score is "not measured". Raises ValueError where nothing in the folder can be used.
+    score; without one that score is "not measured". Captions that the lists in `out` have got stay: see `write_over`.
+    Raises ValueError where nothing in the folder can be used, or where such captions would be lost.
     """
     from minicogvx.data.curation_report import write_report  # it needs Curation
 
-    check_writable(Path(out), folder=True)
+    check_place(out)
     found = scan_folder(folder, thresholds.min_seconds, listing, need_captions=False, progress=progress)
     shots, problems = [], list(found.problems)
     for clip in tqdm(found.clips, desc="curating", disable=not progress):
         try:
             shots += find_shots(clip, thresholds, scorer)
-        except UnusableFile as error:
-            problems.append(Problem(clip.name, error.reason))
-        except OSError as error:
-            problems.append(Problem(clip.name, str(error).removeprefix(str(clip.path)).strip()))
+        except (ValueError, OSError, RuntimeError) as error:
+            problems.append(failed(clip, error))
     if not shots:
         first = f"; {problems[0]}" if problems else ""
         raise ValueError(f"{folder} holds no film or picture that can be used{first}")
     result = Curation(Path(folder), thresholds, shots, problems, found.passed_over_sentence())
-    write_lines(Path(out) / KEPT, [_line(shot) for shot in result.kept])
+    own = listing is None or not _same_file(listing, Path(out) / KEPT)
+    write_over(Path(out) / KEPT, [_line(shot) for shot in result.kept], result.shots if own else ())
     write_report(Path(out) / REPORT, result)
     return result
+
+
+def check_place(out: str | Path, best: bool = False) -> None:
+    """Raises ValueError or OSError where the files of a curation cannot be written to `out`. For its start.
+
+    A list that is there already must be one that can be read, as its captions are taken over.
+    """
+    for name in (KEPT, BEST) if best else (KEPT,):
+        lines_before(writable_list(Path(out) / name))
+    check_writable(Path(out) / REPORT)
+
+
+def _same_file(path: str | Path, other: Path) -> bool:
+    return other.exists() and os.path.samefile(path, other)
 
 
 def best_fraction(kept: Sequence[Shot], share: float = 0.2) -> list[Shot]:
@@ -106,16 +121,21 @@ def read_kept(folder: str | Path, listing: str | Path) -> list[Shot]:
 
 
 def _scores(clip: VideoClip) -> dict[str, float | None]:
-    scores = clip.line.fields.get("scores") or {}
-    for name, value in scores.items() if isinstance(scores, dict) else [("scores", scores)]:
+    scores = clip.line.fields.get("scores")
+    if scores is None:
+        return {}
+    if not isinstance(scores, dict):
+        raise ValueError(f"line {clip.line.number}, on {clip.name}, has scores={scores!r:.80}; it must hold a "
+                         f"number for each name")
+    for name, value in scores.items():
         if value is not None and not is_finite(value):
             raise ValueError(f"line {clip.line.number}, on {clip.name}, has {name}={value!r}; it must be a number")
     return scores
 
 
 def write_best(out: str | Path, kept: Sequence[Shot], share: float) -> Path:
-    """Write the best `share` of the shots as `out`, lines as in kept.jsonl."""
-    return write_lines(out, [_line(shot) for shot in best_fraction(kept, share)])
+    """Write the best `share` of the shots as `out`, lines as in kept.jsonl. Raises what `write_over` raises."""
+    return write_over(Path(out), [_line(shot) for shot in best_fraction(kept, share)], kept)
 
 
 def _line(shot: Shot) -> dict:

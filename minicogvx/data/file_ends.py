@@ -7,18 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-_SYNC = 0x47  # begins every packet of a transport stream
-_TS_PACKETS = (188, 192, 204)  # bytes: plain, with a time stamp, with error correction
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that holds the file's size
 _ASF_LIVE = 1  # flag: its size was not known
 _BEGINNING, _TAIL = 1 << 16, 1 << 17  # bytes that are searched at either end
 
 
 def is_whole(path: Path, formats: str) -> bool:
-    """Whether the film at `path` goes on to where its own format says that it ends.
+    """Whether the film at `path` is as long as its own format says.
 
-    `formats` is FFmpeg's name of the format, such as "matroska,webm". Of those that do not say, and of films that were
-    written live, nothing is known: then True.
+    `formats` is FFmpeg's name of the format, such as "matroska,webm". Of those that do not say, of films that were
+    written live, and of broadcasts, which end anywhere, nothing is known: then True.
     """
     asked = _WHOLE.get(formats.split(",")[0])
     if asked is None:
@@ -30,6 +28,8 @@ def is_whole(path: Path, formats: str) -> bool:
 def _gif(file: BinaryIO, size: int) -> bool:
     """It is a chain of blocks, and the last one says so."""
     head = file.read(13)
+    if len(head) < 13:
+        return False
     _skip_colours(file, head[10])
     while mark := file.read(1):
         if mark == b";":
@@ -71,27 +71,15 @@ def _vint(file: BinaryIO) -> int | None:
     return None if value == (1 << 7 * (more + 1)) - 1 else value
 
 
-def _transport_stream(file: BinaryIO, size: int) -> bool:
-    """Packets of one length."""
-    data = file.read(_BEGINNING)
-    for length in _TS_PACKETS:
-        for begin in range(length):
-            syncs = data[begin::length]
-            if len(syncs) > 2 and set(syncs) == {_SYNC}:
-                begin -= 4 if length == 192 else 0
-                return (size - begin) % length == 0
-    return True
-
-
 def _ogg(file: BinaryIO, size: int) -> bool:
-    """Pages, of which the last one is whole and marked."""
+    """Pages, of which the last one is whole. Some programs leave out its mark of the end."""
     file.seek(max(0, size - _TAIL))
     data = file.read()
     at = data.rfind(b"OggS")
     if at < 0 or at + 27 > len(data):
         return False
     segments = data[at + 27:at + 27 + data[at + 26]]
-    return bool(data[at + 5] & 4) and at + 27 + data[at + 26] + sum(segments) <= len(data)
+    return at + 27 + data[at + 26] + sum(segments) <= len(data)
 
 
 def _flash(file: BinaryIO, size: int) -> bool:
@@ -137,5 +125,5 @@ def _boxes(file: BinaryIO, size: int) -> bool:
 
 
 _WHOLE: dict[str, Callable[[BinaryIO, int], bool]] = {
-    "gif": _gif, "matroska": _matroska, "mpegts": _transport_stream, "ogg": _ogg, "flv": _flash, "asf": _windows_media,
+    "gif": _gif, "matroska": _matroska, "ogg": _ogg, "flv": _flash, "asf": _windows_media,
     "avi": _riff, "mov": _boxes}

@@ -3,6 +3,7 @@
 FFmpeg hands out pictures as they are stored. How they are meant stands beside them, in the container or the codec.
 """
 
+import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,23 +24,23 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from minicogvx.data.file_ends import is_whole
-from minicogvx.data.pictures import Moment, UnusableFile, check_size, shrunk_size
+from minicogvx.data.pictures import Moment, UnusableFile, check_at_hand, check_size, shrunk_size
 
 BROKEN = "is not a video, or it is cut off; give a whole mp4 or gif file"
 
 _SEEK_FROM = 5.0  # seconds: what begins later is sought by key frame instead of decoded from the first frame on
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
 _DEFAULT = 5_000_000  # pixels: so much does the mark "default" count in FFmpeg's own choice of a stream
-_BACK = 0.1  # seconds that a time stamp may go back before it counts as beginning anew: some cameras' clocks tremble
+_BACK = 0.1  # seconds that a time stamp may go back before it counts as a restart: some cameras' clocks tremble
 _LEAP, _LONGEST_STILL = 10.0, 3600.0  # seconds between two frames: in broadcasts, in other films
-_SUMMED = ("mov", "avi", "gif", "mxf")  # here a time stamp is a sum of lengths, and cannot begin anew
+_SUMMED = ("mov", "avi", "gif", "mxf")  # here a time stamp is a sum of lengths, and cannot restart
 _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ, and HLG as telephones record it
 _UNKNOWN_MATRIX = 2  # of FFmpeg's colour spaces
 _TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave transparency out
 
 
 class Clock:
-    """Turns time stamps into seconds of the film: they may be missing, begin anew or leap, as where films were joined.
+    """Turns time stamps into seconds of the film: they may be missing, restart or leap, as where films were joined.
 
     `step` seconds lie between two frames. `zero` is the stamp at which the film begins.
     """
@@ -48,22 +49,22 @@ class Clock:
         self._leap = _LEAP if container.format.flags & Flags.ts_discont.value else _LONGEST_STILL
         self._step, self._zero, self._shift, self._last = step, zero, 0.0, None
 
-    def second(self, stamp: float | None, anew: bool = True) -> float:
-        """The second of the next frame or packet; time can begin anew or leap there only if `anew`."""
+    def second(self, stamp: float | None, may_restart: bool = True) -> float:
+        """The second of the next frame or packet; time can restart or leap there only if `may_restart`."""
         last = self._last
         if stamp is None:
             second = 0.0 if last is None else last + self._step
         else:
             second = stamp - self._zero + self._shift
-            if anew and last is not None and not last - _BACK <= second <= last + self._leap:
+            if may_restart and last is not None and not last - _BACK <= second <= last + self._leap:
                 self._shift += last + self._step - second
                 second = last + self._step
         self._last = second if last is None else max(last, second)
         return second
 
     @property
-    def began_anew(self) -> bool:
-        """Whether stamps began anew or leapt so far."""
+    def restarted(self) -> bool:
+        """Whether stamps restarted or leapt so far."""
         return self._shift != 0
 
 
@@ -72,6 +73,7 @@ def opened_film(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container at `path`, and the stream that is the film. Raises UnusableFile, also for what fails in the block.
 
     Of several streams it is FFmpeg's choice, the largest, and never a cover, a preview or a part of another one.
+    Raises OSError where the disk fails.
     """
     try:
         # FFmpeg takes what stands before a colon for a protocol. Titles of films are in any encoding.
@@ -80,7 +82,20 @@ def opened_film(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             check_size(path, stream.height, stream.width)
             yield container, stream
     except (av.FFmpegError, EOFError) as error:
+        if getattr(error, "errno", None) != errno.EIO or not _can_be_read(path):  # FFmpeg says EIO of short files, too
+            check_at_hand(path, error)
         raise UnusableFile(path, BROKEN) from error
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether the disk gives every byte of the file."""
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def film_moments(path: Path, container: InputContainer, stream: VideoStream, begin: float) -> Iterator[Moment]:
@@ -185,7 +200,7 @@ def _stamps_run_on(path: Path, size: int, modified: int) -> bool:
         for packet in container.demux(stream):
             if packet.pts is not None:
                 clock.second(float(packet.pts * stream.time_base), packet.is_keyframe)
-        return not clock.began_anew
+        return not clock.restarted
 
 
 # ---- pixels

@@ -1,5 +1,6 @@
 """Which files lie in a folder and its subfolders, linked ones too, with everything that is passed over counted."""
 
+import errno
 import os
 from collections import Counter, deque
 from collections.abc import Collection
@@ -9,7 +10,7 @@ from pathlib import Path
 from minicogvx.data.list_kinds import NAME_FILES, TABLE, pair_of
 from minicogvx.data.listing import METADATA, Problem
 
-HIDDEN, NO_ENDING = "hidden", "without an ending"
+HIDDEN, HIDDEN_FOLDERS, NO_ENDING = "hidden", "hidden folder(s)", "without an ending"
 
 
 @dataclass
@@ -18,15 +19,15 @@ class Walk:
 
     files: list[str] = field(default_factory=list)  # with one of the endings that were asked for
     lists: list[str] = field(default_factory=list)  # of captions; those of outer folders first
-    passed_over: Counter[str] = field(default_factory=Counter)  # files by ending
+    passed_over: Counter[str] = field(default_factory=Counter)  # files by ending, and hidden folders
     problems: list[Problem] = field(default_factory=list)
 
 
 def walk_folder(folder: Path, endings: Collection[str]) -> Walk:
     """Goes through `folder` and all below it, each real folder once, whatever links lead to it.
 
-    Names that begin with a dot are passed over. Links that lead nowhere, or back to a folder they lie in, and folders
-    that cannot be opened are problems. Raises OSError where `folder` itself cannot be opened.
+    Names that begin with a dot are passed over and counted. Links that lead nowhere, or back to a folder they lie in,
+    and folders that cannot be opened are problems. Raises OSError where `folder` itself cannot be opened.
     """
     found, seen = Walk(), {}
     # A folder that both a link and its own name lead to is taken by its own name: links wait.
@@ -63,11 +64,15 @@ def _look_into(folder: Path, inside: str, endings: Collection[str], found: Walk,
     others = []
     with os.scandir(folder / inside) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
+    if not os.access(folder / inside, os.X_OK):  # its names could be read, and nothing else
+        raise PermissionError(errno.EACCES, "you have no right to enter it", str(folder / inside))
     stems = {os.path.splitext(entry.name)[0] for entry in listed if _ending(entry.name) in endings}
     for entry in listed:
         name = f"{inside}/{entry.name}" if inside else entry.name
         if entry.name.startswith("."):
-            if _ending(entry.name) in endings:
+            if os.path.isdir(entry.path):
+                found.passed_over[HIDDEN_FOLDERS] += 1
+            elif _ending(entry.name) in endings:
                 found.passed_over[HIDDEN] += 1
         elif os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
             (linked if entry.is_symlink() else own).append(name)

@@ -33,7 +33,8 @@ def table_rows(path: Path) -> Iterator[tuple[int, Any]]:
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), restval="",
                            skipinitialspace=True)
     try:
-        if "file_name" not in (table.fieldnames or ()):
+        table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+        if "file_name" not in table.fieldnames:
             yield 1, ValueError("has no column file_name; the first line must name the columns, such as file_name,text")
             return
         for row in table:
@@ -58,6 +59,9 @@ def pair_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if beside is None:
         raise FileNotFoundError(f"there is no {CAPTION_FILES[0]} beside {path}; it must hold the captions, one a line")
     names, captions = _text_lines(path), _text_lines(beside)
+    for longer, other in ((names, captions), (captions, names)):
+        while len(longer) > len(other) and not longer[-1]:
+            longer.pop()  # blank lines at the end
     if len(names) != len(captions):
         yield 0, ValueError(f"has {len(names)} lines, and {beside.name} has {len(captions)}; line k of it must be the "
                             f"caption of file k")

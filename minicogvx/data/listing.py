@@ -12,6 +12,7 @@ import codecs
 import json
 import os
 import posixpath
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from minicogvx.files import check_writable, written_whole
 CAPTION_FIELDS = ("text", "caption", "prompt")  # the first one with words in it counts
 METADATA = "metadata.jsonl"
 _WRITTEN = (".jsonl", ".ndjson", ".json")  # of lists that are written
+_GAP = re.compile(r"[\s,:]*")  # between the fields of an object, and between name and value
+_DECODE = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,16 @@ class Listing:
         self.path = Path(path)
         self._raw = _json_lines(self.path) if self.path.exists() else []
         self.lines, self.problems = _usable(enumerate(self._raw, 1), self.path.name, folder, "")
-        if not self.lines and self.problems and not any(_is_object(raw) for raw in self._raw):
+        if not self.lines and self.problems and not any(_names_file(raw) for raw in self._raw):
             raise ValueError(f"{self.path} holds something other than a list of clips; name another file to write")
 
     def set_caption(self, line: Line, text: str) -> None:
-        """Gives a line of this list a caption; its other fields stay."""
+        """Gives a line of this list a caption; its other fields stay to the byte."""
         if text == line.text:
             return
         field = line.caption_field or next((name for name in CAPTION_FIELDS if name in line.fields), "text")
         raw = self._raw[line.number - 1]
-        mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
-        self._raw[line.number - 1] = mark + _dump(line.fields | {field: text}) + (b"\r" if raw.endswith(b"\r") else b"")
+        self._raw[line.number - 1] = _with_field(raw.decode("utf-8", "surrogateescape"), field, text)
 
     def append(self, fields: dict[str, Any]) -> None:
         """Adds a line at the end."""
@@ -199,6 +201,10 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return row
 
 
+def _names_file(raw: bytes) -> bool:
+    return _is_object(raw) and "file_name" in (_parse(raw) or {})
+
+
 def _is_object(raw: bytes) -> bool:
     try:
         return _parse(raw) is not None
@@ -244,10 +250,13 @@ def _seconds(fields: dict[str, Any], name: str) -> float | None:
 
 
 def _inside(name: str, folder: Path, inside: str) -> str:
-    """`name` seen from `folder`, in one way to write it. It is asked what is written, not where links lead."""
+    """`name` seen from `folder`, in one way to write it. What is written counts, not where links lead, but for the
+    folder itself: a list may name it by either path."""
     plain = name.replace("\\", "/") if os.sep == "\\" else name
     if os.path.isabs(plain):
-        plain = os.path.relpath(plain, os.path.abspath(folder)).replace(os.sep, "/")
+        seen = [os.path.relpath(plain, root).replace(os.sep, "/")
+                for root in (os.path.abspath(folder), os.path.realpath(folder))]
+        plain = next((name for name in seen if not name.startswith("../")), seen[0])
     else:
         plain = posixpath.normpath(posixpath.join(inside, plain))
     if plain == ".." or plain.startswith(("../", "/")) or os.path.splitdrive(plain)[0]:
@@ -257,6 +266,21 @@ def _inside(name: str, folder: Path, inside: str) -> str:
 
 def _short(value: Any) -> str:
     return f"{value!r:.80}"
+
+
+def _with_field(text: str, field: str, value: str) -> bytes:
+    """The object in a line with this value for a field, all else to the byte: numbers read and written would change."""
+    at, found = text.index("{") + 1, None
+    while text[at := _GAP.match(text, at).end()] != "}":
+        name, at = _DECODE(text, at)
+        begin = _GAP.match(text, at).end()
+        _, at = _DECODE(text, begin)
+        found = (begin, at) if name == field else found  # of several the last one counts
+    new = json.dumps(value, ensure_ascii=False)
+    if found is None:
+        end = len(text[:at].rstrip(" \t"))
+        found, new = (end, end), f', {json.dumps(field)}: {new}'
+    return (text[:found[0]] + new + text[found[1]:]).encode("utf-8", "surrogateescape")
 
 
 def _dump(fields: dict[str, Any]) -> bytes:

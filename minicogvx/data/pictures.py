@@ -4,6 +4,7 @@ Pillow reads them, and leaves to its caller what a viewer does next: the way up 
 and levels that are no bytes.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -28,7 +29,11 @@ _MOVING = ("PNG", "WEBP", "AVIF")  # formats of pictures whose pages are one fil
 _QUICKEST, _USUAL = 0.011, 0.1  # seconds: browsers show frames that are marked to be shorter for the usual time
 # What Pillow's readers raise on damaged files: each trusts some length or number that it finds there.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, MemoryError,
-            struct.error, zlib.error, Image.DecompressionBombError)
+            RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
+
+# What systems say of a disk or a network, and never of what a file holds. FFmpeg says EPERM of damaged films, too.
+_AWAY = (errno.EIO, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ESTALE, errno.ENOENT, errno.ENXIO,
+         errno.ENODEV, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class UnusableFile(ValueError):
@@ -62,6 +67,12 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
+def check_at_hand(path: Path, error: Exception) -> None:
+    """Raises OSError where `error` says that the disk fails, and nothing of the file: it may be whole another time."""
+    if isinstance(error, OSError) and error.errno in _AWAY:
+        raise OSError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
+
+
 def check_size(path: Path, height: int, width: int) -> None:
     """Raises UnusableFile for more than MOST_PIXELS: a small file can claim a picture that no memory holds."""
     if height * width > MOST_PIXELS:
@@ -77,7 +88,10 @@ def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 @contextmanager
 def opened_picture(path: Path) -> Iterator[Image.Image]:
-    """The picture at `path`, its pixels not yet decoded. Raises UnusableFile, also for what fails in the block."""
+    """The picture at `path`, its pixels not yet decoded.
+
+    Raises UnusableFile, also for what fails in the block, and OSError where the disk fails.
+    """
     try:
         with Image.open(path) as image:
             check_size(path, image.height, image.width)
@@ -85,6 +99,7 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
     except UnusableFile:
         raise
     except _DAMAGED as error:
+        check_at_hand(path, error)
         raise UnusableFile(path, "is not a picture, or it is cut off; give a whole PNG or JPEG file") from error
 
 

@@ -2,7 +2,7 @@
 
     shape-00000.mp4   and so on, H.264
     shape-00000.txt   its caption, short or dense
-    films.json        what the folder was made with, so that the same command goes on where it was cut off
+    films.json        what the folder was made with, so that the same command, run again, resumes
 
 So fine-tuning and everything before it can be tried, and measured, without a film at hand.
 """
@@ -17,6 +17,7 @@ from minicogvx.data.captions import caption
 from minicogvx.data.shapes import Scene, sample_scenes
 from minicogvx.data.styles import PLAIN, render_styled, style
 from minicogvx.data.video_files import write_mp4
+from minicogvx.files import naming
 from minicogvx.interop.safetensors_files import read_json, write_json
 
 FPS = 8  # of the shipped model
@@ -68,7 +69,9 @@ def write_shape_films(folder: str | Path, films: ShapeFilms, progress: bool = Tr
         for start in range(0, len(missing), _AT_ONCE):
             some = missing[start:start + _AT_ONCE]
             for i, video in zip(some, _draw([scenes[i] for i in some], films)):
-                (folder / f"{names[i]}.txt").write_text(captions[i] + "\n", encoding="utf-8")
+                words = folder / f"{names[i]}.txt"
+                with naming(words):
+                    words.write_text(captions[i] + "\n", encoding="utf-8")
                 write_mp4(folder / f"{names[i]}.mp4", video, FPS)
                 bar.update()
     return len(missing)

@@ -24,7 +24,7 @@ from minicogvx.data.listing import Line, Listing, Problem, same_name, writable_l
 from minicogvx.data.oracle import read
 from minicogvx.data.shapes import Scene, ShapeObject
 from minicogvx.data.video_files import stream_frames
-from minicogvx.data.video_folder import VideoClip, clip_line, read_clip
+from minicogvx.data.video_folder import VideoClip, clip_line, failed, read_clip
 
 MAX_WORDS = 100
 EVERY_SECONDS = 2.0
@@ -156,8 +156,7 @@ def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str
 
     A line of `out` on a clip gets the caption and keeps its other fields; clips without a line get one at the end; all
     other lines stay as they are. `overwrite` gives every clip a new caption. What is done is noted in a hidden folder
-    beside `out` as it goes: a run that was cut off goes on there if `by`, which says who captions and how, is the
-    same.
+    beside `out` as it goes: a run that was cut off resumes there if `by`, which says who captions and how, is the same.
 
     Clips that the captioner cannot name are returned with the reason. Raises ValueError where `out` is something other
     than a list, or another run is writing captions for it; both, and OSError, before the captioner is asked.
@@ -173,8 +172,8 @@ def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str
             if key not in notes.done:
                 try:
                     text = _one_line(captioner(clip))
-                except (ValueError, OSError) as error:
-                    problems.append(Problem(clip.name, str(error).removeprefix(str(clip.path)).strip()))
+                except (ValueError, OSError, RuntimeError) as error:
+                    problems.append(failed(clip, error))
                     continue
                 notes.add(key, text)
             captions[i] = notes.done[key]
@@ -222,12 +221,15 @@ def _lines_of(clips: Sequence[VideoClip], listing: Listing, overwrite: bool) -> 
 
     First those that say the same in file, piece and caption, then those where one has no caption or it does not count.
     """
+    names = {clip.name for clip in clips}
+    alike = {same_name(name): name for name in names}
     free: dict[tuple, list[Line]] = {}
     for line in listing.lines:
-        free.setdefault(line.piece, []).append(line)
+        # Two files can have names that only their bytes tell apart.
+        name = line.name if line.name in names else alike.get(same_name(line.name), line.name)
+        free.setdefault((name, line.start, line.end), []).append(line)
     rows = [clip_line(clip) for clip in clips]
-    groups = [free.get((same_name(clip.name), row.get("start", 0.0), row.get("end")), [])
-              for clip, row in zip(clips, rows)]
+    groups = [free.get((clip.name, row.get("start", 0.0), row.get("end")), []) for clip, row in zip(clips, rows)]
     found: list[Line | None] = [None] * len(clips)
     for same_caption in (True, False):
         for i, (clip, group) in enumerate(zip(clips, groups)):

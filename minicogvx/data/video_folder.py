@@ -21,6 +21,7 @@ from minicogvx.data.folder_walk import walk_folder
 from minicogvx.data.listing import CAPTION_FIELDS, METADATA, Line, Problem, read_list, same_name
 from minicogvx.data.video_files import existing_file, read_image, read_video
 from minicogvx.data.video_probe import FILMS, IMAGES, probe
+from minicogvx.room import is_out_of_memory
 
 _ROUNDING = 5e-4  # seconds: containers round their time stamps
 
@@ -156,6 +157,14 @@ def clip_line(clip: VideoClip) -> dict[str, Any]:
     return {"file_name": clip.name} | piece | {"text": clip.caption} | (clip.line.other_fields if clip.line else {})
 
 
+def failed(clip: VideoClip, error: Exception) -> Problem:
+    """The problem of `clip` that `error` tells of, on one line. Raises `error` itself where memory did not suffice."""
+    if is_out_of_memory(error):
+        raise error
+    reason = " ".join(str(error).removeprefix(str(clip.path)).split())[:300]
+    return Problem(clip.name, reason if isinstance(error, (ValueError, OSError)) else f"failed: {reason}")
+
+
 def _seconds(line: Line | None, film_seconds: float) -> tuple[float, float]:
     """From when to when, as the line says; the whole film where it says nothing."""
     return (line.start if line else 0.0, film_seconds if line is None or line.end is None else line.end)
@@ -210,14 +219,14 @@ def _whole_clip(folder: Path, name: str) -> VideoClip:
 def _sidecar(path: Path) -> str:
     for ending in (".txt", ".TXT", ".Txt"):
         beside = path.with_suffix(ending)
-        if beside.is_file():
-            break
-    else:
-        return ""
-    try:
-        return " ".join(beside.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"has a caption, {beside.name}, that is not UTF-8 text") from error
+        try:
+            if beside.is_file():
+                return " ".join(beside.read_text(encoding="utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"has a caption, {beside.name}, that is not UTF-8 text") from error
+        except OSError as error:
+            raise ValueError(f"has a caption, {beside.name}, that cannot be read: {error.strerror}") from error
+    return ""
 
 
 def _pieces(whole: VideoClip, lines: Sequence[Line | None], min_seconds: int | float,

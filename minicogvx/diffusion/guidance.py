@@ -42,7 +42,8 @@ def guidance_scales(guidance_scale: float, timesteps: Int[Tensor, "n"], mode: st
     """The scale of every step of a run over `timesteps`; in video to video these are the ones from its start on.
 
     1 is no guidance, dynamic or not. A constant scale below 1 is what the formula makes of it: 0 is the unconditional
-    output. (diffusers leaves guidance off there.) Dynamic guidance of up to 1 is none, and n counts, as in diffusers.
+    output. (diffusers leaves guidance off there.) Dynamic guidance with a scale of at most 1 is off, as in diffusers; n
+    is the number of timesteps given.
     """
     if mode is not None and guidance_scale <= 1:
         return [1.0] * len(timesteps)

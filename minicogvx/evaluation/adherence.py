@@ -45,8 +45,9 @@ def generate(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_s
     """Each scene, its caption, and the clip that the model makes of it; the same seed, the same captions and clips.
 
     A clip's noise depends on `seed` and its place among the scenes, so the batch size changes no more than roundings.
-    `from_picture`: the model is also given the scene's true first frame.
+    `from_picture`: the model is also given the scene's true first frame. Raises ValueError where there are no scenes.
     """
+    check_scenes(scenes)
     words = random.Random(seed)
     for i in tqdm(range(0, len(scenes), batch_size), desc="generating", disable=not progress, mininterval=5):
         batch = scenes[i:i + batch_size]
@@ -56,6 +57,12 @@ def generate(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_s
         latents = pipe.sample(captions, image=pictures, seed=seeds, num_inference_steps=num_inference_steps,
                               guidance_scale=guidance_scale)
         yield from zip(batch, captions, pipe.decode(latents))
+
+
+def check_scenes(scenes: list[Scene]) -> None:
+    """Raises ValueError where there are none: no share of no clips is right."""
+    if not scenes:
+        raise ValueError("scenes is empty; it must have one scene at least")
 
 
 def clip_seed(seed: int, clip: int) -> int:

@@ -11,6 +11,7 @@ from minicogvx.options import add_device_options, add_memory_options, add_sample
 from minicogvx.parsing import GUIDANCE, SEED, SHARE, Parser, one_of, path_to, whole
 
 HELD_OUT_SEED = 1_000_003  # of the captions that the final figure is measured on
+STEPS = 25  # of denoising
 STRIP = 3  # rows of the picture: the first captions, never chosen by what they show
 
 
@@ -28,10 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     for label, pipe in models.items():
         results[label] = _measure(arguments, pipe, scenes)
         print(f"{label}, {split}: {results[label]}", flush=True)
+    if arguments.out:  # first: the strip takes a while, and what was measured is not lost with it
+        _write_figures(Path(arguments.out), results)
     if arguments.strip:
         print(_write_strip(arguments, models, scenes[:STRIP]))
-    if arguments.out:
-        _write_figures(Path(arguments.out), results)
     return 0
 
 
@@ -59,7 +60,7 @@ def _parser() -> Parser:
                              "train (default with --image-to-video): other scenes of those it did")
     parser.add_argument("--two-objects", type=SHARE, default=0.0, metavar="SHARE",
                         help="of scenes with two objects")
-    parser.add_argument("--steps", type=whole(1), default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument("--steps", type=whole(1), metavar="N", help=f"denoising steps (default: {STEPS})")
     parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W", help="default: the model's own")
     add_sampler_option(parser)
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same clips (default: 0)")
@@ -74,10 +75,8 @@ def _parser() -> Parser:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be checked before a model is loaded. Raises ValueError or FileNotFoundError."""
-    if arguments.what == "vae" and (arguments.lora or arguments.image_to_video or arguments.strip):
-        raise ValueError("vae goes with none of --lora, --image-to-video and --strip; leave them out")
-    if arguments.what == "vae" and (arguments.tile or arguments.offload):
-        raise ValueError("vae measures the VAE alone and whole; leave out --tile and --offload")
+    if arguments.what == "vae":
+        _check_vae(arguments)
     from minicogvx.data import styles, video_files
 
     if styles.style(arguments.style) and arguments.image_to_video:
@@ -94,6 +93,18 @@ def _check(arguments: argparse.Namespace) -> None:
         from minicogvx.training.lora import FILE
 
         video_files.existing_file(Path(arguments.lora) / FILE if Path(arguments.lora).is_dir() else arguments.lora)
+
+
+def _check_vae(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for options that have no effect on a VAE."""
+    if arguments.lora or arguments.image_to_video or arguments.strip:
+        raise ValueError("vae goes with none of --lora, --image-to-video and --strip; leave them out")
+    if arguments.tile or arguments.offload:
+        raise ValueError("vae measures the VAE alone and whole; leave out --tile and --offload")
+    for name in ("sampler", "guidance_scale", "steps"):
+        if getattr(arguments, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"vae measures the VAE alone, without a sampler; leave out {option}")
 
 
 def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
@@ -125,7 +136,7 @@ def _measure(arguments: argparse.Namespace, pipe, scenes: list):
     from minicogvx.evaluation.taught import measure_image_to_video, measure_style
 
     look, batch = style(arguments.style), arguments.batch_size
-    how = (arguments.seed, arguments.steps, arguments.guidance_scale, batch)
+    how = (arguments.seed, arguments.steps or STEPS, arguments.guidance_scale, batch)
     if arguments.what == "vae":
         return measure_reconstruction(pipe.vae, scenes, pipe.num_frames, arguments.seed, batch, look=look)
     if arguments.image_to_video:
@@ -140,7 +151,7 @@ def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> P
 
     columns, captions = {}, []
     for label, pipe in models.items():
-        made = list(generate(pipe, scenes, arguments.seed, arguments.steps, arguments.guidance_scale,
+        made = list(generate(pipe, scenes, arguments.seed, arguments.steps or STEPS, arguments.guidance_scale,
                              arguments.batch_size, progress=False, from_picture=arguments.image_to_video))
         captions, columns[label] = [caption for _, caption, _ in made], [clip for _, _, clip in made]
     true = "true" if arguments.style == "plain" else f"true, in {arguments.style}"
@@ -153,4 +164,5 @@ def _write_figures(out: Path, results: dict) -> None:
     """One model's figures as they are; of several, by their names."""
     figures = {label: dataclasses.asdict(result) for label, result in results.items()}
     with written_whole(out) as part:
-        part.write_text(json.dumps(figures if len(figures) > 1 else next(iter(figures.values())), indent=1))
+        shown = figures if len(figures) > 1 else next(iter(figures.values()))
+        part.write_text(json.dumps(shown, indent=1, allow_nan=False))

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from minicogvx.data.shapes import Scene
 from minicogvx.data.styles import Style, render_styled
 from minicogvx.diffusion.samplers import check_finite, randn
-from minicogvx.evaluation.adherence import clip_generators, judge, say_parts
+from minicogvx.evaluation.adherence import check_scenes, clip_generators, judge, say_parts
+from minicogvx.presets import VAEConfig
 from minicogvx.vae import CausalVAE
 
 
@@ -32,7 +33,9 @@ class Reconstruction:
 
 
 def flicker(video: Float[Tensor, "t h w 3"]) -> float:
-    """Mean absolute difference of neighbouring frames, in 8-bit grey levels (paper Table 1)."""
+    """Mean absolute difference of neighbouring frames, in 8-bit grey levels (paper Table 1); 0 for a single frame."""
+    if len(video) < 2:
+        return 0.0
     return 255 * (video[1:] - video[:-1]).abs().mean().item()
 
 
@@ -48,8 +51,11 @@ def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int,
 
     Each clip's noise is drawn on the CPU from `seed` and its place among the scenes, so that it is the same on every
     device and in any batch. `look`: the clips are drawn in this style (data/styles.py); the oracle then reads what the
-    style leaves. Raises ValueError where the VAE makes NaN.
+    style leaves. Raises ValueError for no scenes, for clips that the VAE gives back with another number of frames, and
+    where it makes NaN.
     """
+    check_scenes(scenes)
+    _check_frames(vae.config, num_frames)
     config, weight = vae.config, next(vae.parameters())
     total, flickers, flickers_of_true, right = 0.0, 0.0, 0.0, {}
     for i in tqdm(range(0, len(scenes), batch_size), desc="round trips", disable=not progress, mininterval=5):
@@ -68,3 +74,12 @@ def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int,
                 right[name] = right.get(name, 0) + bool(ok)
     n = len(scenes)
     return Reconstruction(total / n, flickers / n, flickers_of_true / n, {k: v / n for k, v in right.items()}, n)
+
+
+def _check_frames(config: VAEConfig, num_frames: int) -> None:
+    """Raises ValueError where true and decoded clip would not be equally long."""
+    pair = 2 * config.temporal_compression_ratio
+    if config.first_frame == "parity" and pair > 2 and num_frames % pair not in (0, 1):
+        low = max((num_frames - 1) // pair * pair + 1, 1)
+        raise ValueError(f"num_frames is {num_frames}, and a VAE with first_frame='parity' gives back another number; "
+                         f"it must be {pair}k + 1, such as {low} or {low + pair}")

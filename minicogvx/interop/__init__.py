@@ -1,5 +1,6 @@
 """Models in and out: safetensors, diffusers pipeline folders, and the models that this repository ships."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
     name = str(name_or_folder)
     if name in shipped():
         return DATA / name
-    folder = Path(name_or_folder).expanduser()
+    folder = Path(os.path.expanduser(name_or_folder))  # which leaves the name of a user that there is not
     if name and folder.is_dir():
         return folder
     if name in PRESETS:

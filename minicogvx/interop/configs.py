@@ -73,19 +73,28 @@ def from_diffusers(kind: type, values: dict, origin: str, own: dict | None = Non
     for name in own or {}:
         if name not in names:
             raise ValueError(f"{own_origin} sets {shown(name)}; a {kind.__name__} has no such field")
-    shared |= _typed(kind, own or {}, own_origin)
+    own = _typed(kind, own or {}, own_origin)
     known = {*form.fixed, *form.without_effect, *names, *_BLOCKS}
     for extra in values:
         if extra not in known and not extra.startswith("_"):
             warnings.warn(f"{origin} has a field {shown(extra)}, which is not known here and has no effect",
                           stacklevel=2)
-    try:
-        config = replace(form.defaults, **shared)
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from error
+    config = _built(form.defaults, shared, own, origin, own_origin)
     if kind is VAEConfig:
         _check_blocks(config, values, origin)
     return config
+
+
+def _built(defaults: Config, published: dict, own: dict, origin: str, own_origin: str) -> Config:
+    """The config with all these fields. A ValueError names our own file where without it there would be none."""
+    try:
+        return replace(defaults, **published | own)
+    except ValueError as error:
+        try:
+            replace(defaults, **published)
+        except ValueError:
+            raise ValueError(f"{origin}: {error}") from error
+        raise ValueError(f"{own_origin if own else origin}: {error}") from error
 
 
 def to_diffusers(config: Config) -> dict:
@@ -162,8 +171,11 @@ def _check_blocks(config: VAEConfig, values: dict, origin: str) -> None:
 
 
 def _position(values: dict, shared: dict, origin: str) -> dict:
-    rotary = values.get("use_rotary_positional_embeddings", False)
-    learned = values.get("use_learned_positional_embeddings", False)
+    names = "use_rotary_positional_embeddings", "use_learned_positional_embeddings"
+    rotary, learned = (values.get(name, False) for name in names)
+    for name, value in zip(names, (rotary, learned)):
+        if type(value) is not bool:
+            raise ValueError(f"{origin} has {name}={shown(value)}; it must be true or false")
     for position, booleans in _BOOLEANS.items():
         if booleans == (rotary, learned):
             scaling = "extrapolate" if shared.get("patch_size_t") else "interpolate"

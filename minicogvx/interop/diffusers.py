@@ -12,12 +12,12 @@ from torch import nn
 
 from minicogvx.files import locked
 from minicogvx.interop.configs import DIFFUSERS_VERSION, departures, own_fields, to_diffusers, unsupported
-from minicogvx.interop.folder_configs import INDEX, OWN, PARTS, read_config, read_configs, read_own
+from minicogvx.interop.folder_configs import INDEX, OWN, PARTS, VERSION, read_config, read_configs, read_own
 from minicogvx.interop.lora import has_adapters
 from minicogvx.interop.safetensors_files import (
     MAX_SHARD_BYTES, common_dtype, load_into, read_json, read_sharded, write_json, write_sharded,
 )
-from minicogvx.presets import TransformerConfig, VAEConfig
+from minicogvx.presets import TransformerConfig, VAEConfig, video_size
 from minicogvx.ranges import shown
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae.autoencoder import CausalVAE
@@ -57,11 +57,12 @@ def load_transformer(folder: str | Path, device: torch.device | str | None = Non
 
 
 def _load_alone(make: Callable[..., nn.Module], name: str, folder: Path, device, dtype) -> nn.Module:
-    place = folder / name if (folder / INDEX).is_file() else folder
+    place = Path(os.path.abspath(folder / name if (folder / INDEX).is_file() else folder))  # "." has a parent, too
     if not (place / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has neither {INDEX} nor config.json; it must be a diffusers pipeline folder "
                                 f"or the folder of one {name}")
-    own = read_own(place.parent) if (place.parent / INDEX).is_file() else {}
+    index = place.parent / INDEX
+    own = read_own(place.parent, read_json(index), (name,)) if index.is_file() else {}
     return _load_module(make, read_config(name, place, own), place, device, dtype)
 
 
@@ -103,7 +104,7 @@ def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch
     Raises:
         ValueError: a folder in the way, a departure, or a weight that is not finite; nothing is left behind.
     """
-    folder = Path(folder).absolute()
+    asked, folder = Path(folder).absolute(), Path(os.path.realpath(folder))  # a link stays a link
     if has_adapters(pipe.transformer):
         raise ValueError("the transformer has LoRA adapters beside its weights, which have no place in this folder; "
                          "load it in float32, where merge_lora keeps all of them")
@@ -113,28 +114,38 @@ def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch
                          f"allow_departures=True for a folder that minicogvx alone opens")
     with _workplace(folder) as part:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (overwrite and folder.is_dir()):
-            raise ValueError(f"{folder} is there already and is not an empty folder; name a new one or pass "
+            raise ValueError(f"{asked} is there already and is not an empty folder; name a new one or pass "
                              f"overwrite=True")
         _write_parts(pipe, part, dtype, max_shard_bytes)
-        _move(part, folder)
+        if folder.exists():
+            os.replace(folder, part.with_name(_OLD))
+        os.replace(part, folder)
     if not found and same_in_diffusers(pipe):
         warnings.warn(same_in_diffusers(pipe), stacklevel=2)
-    return folder
+    return asked
 
 
 def same_in_diffusers(pipe: "minicogvx.pipeline.Pipeline") -> str:  # noqa: F821
     """What a call in diffusers must say to make the same video as here, in one sentence; empty where it is nothing."""
+    from minicogvx.request import takes_image_channels  # imports transformers, which takes seconds
+
     vae, transformer = pipe.vae.config, pipe.transformer.config
     space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
+    grid = transformer.sample_height * space, transformer.sample_width * space  # diffusers' own default size
+    frames, *size = video_size(vae, transformer)
     names = " ".join(departures(vae) + departures(transformer))
+    size = grid if "position_scaling" in names else tuple(size)
     options, reasons = {}, []
     if transformer.max_text_seq_length != 226:
         options["max_sequence_length"] = transformer.max_text_seq_length
     if pipe.guidance_scale != 6:
         options["guidance_scale"] = pipe.guidance_scale
+    if "position_scaling" in names or size != grid:
+        options |= {"height": size[0], "width": size[1]}
     if "position_scaling" in names:
-        options |= {"height": transformer.sample_height * space, "width": transformer.sample_width * space}
         reasons.append("scales positions at other sizes")
+    if takes_image_channels(vae, transformer) and frames != 49:  # its default for every such model
+        options["num_frames"] = frames
     if "first_frame" in names:
         options["num_frames"] = f"{2 * time}k + 1"
         reasons.append("has another rule for the first frame at other counts")
@@ -150,7 +161,8 @@ def _unsupported(pipe) -> list[str]:
 
 
 def _write_parts(pipe, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    own = {"fps": pipe.fps, "unconditional": pipe.unconditional, "guidance_scale": pipe.guidance_scale}
+    own = {"version": VERSION, "fps": pipe.fps, "unconditional": pipe.unconditional,
+           "guidance_scale": pipe.guidance_scale}
     for name, config in (("scheduler", pipe.schedule_config), ("transformer", pipe.transformer.config),
                          ("vae", pipe.vae.config)):
         write_json(folder / name / PARTS[name][1], to_diffusers(config))
@@ -166,7 +178,7 @@ def _write_parts(pipe, folder: Path, dtype: torch.dtype | None, max_shard_bytes:
 def _index(pipe) -> dict:
     """model_index.json. A part that departs has our class there, so that diffusers refuses it aloud."""
     vae, transformer = pipe.vae.config, pipe.transformer.config
-    to_video = "CogVideoXImageToVideoPipeline" if transformer.in_channels > vae.latent_channels else "CogVideoXPipeline"
+    to_video = "CogVideoXImageToVideoPipeline" if pipe.takes_image_channels else "CogVideoXPipeline"
     their_transformer, their_vae = ["diffusers", "CogVideoXTransformer3DModel"], ["diffusers", "AutoencoderKLCogVideoX"]
     return {"_class_name": to_video, "_diffusers_version": DIFFUSERS_VERSION,
             "scheduler": ["diffusers", to_diffusers(pipe.schedule_config)["_class_name"]],
@@ -176,41 +188,31 @@ def _index(pipe) -> dict:
             "vae": ["minicogvx", "CausalVAE"] if unsupported(vae) else their_vae}
 
 
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{kind}")
+_NEW, _OLD = "new", "old"  # what an export has in its workplace: the folder it writes, and the one it replaces
 
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
-    """Where a new `folder` is written: beside it, by one process at a time, and gone at the end.
+    """Where a new `folder` is written: in a hidden folder beside it, by one process at a time, and gone at the end.
 
-    First what a killed export left is cleared; if that was between its two renames, the old folder comes back.
+    First what a killed export left is cleared.
     """
-    home, old = _beside(folder, "part"), _beside(folder, "old")
+    home = folder.with_name(f".{folder.name}.part")
     try:
         with locked(home):
-            if old.exists() and not folder.exists():
-                os.replace(old, folder)
-            for left in (old, *home.glob("*/")):
-                shutil.rmtree(left, ignore_errors=True)
+            _clear(home, folder)
             try:
-                yield home / "new"
+                yield home / _NEW
             finally:
-                shutil.rmtree(home / "new", ignore_errors=True)
+                _clear(home, folder)
     finally:
         with suppress(OSError):  # it is gone, or the next export is in it
             home.rmdir()
 
 
-def _move(part: Path, folder: Path) -> None:
-    """Puts the finished folder in its place. An old one steps aside first and comes back if that fails."""
-    old = _beside(folder, "old")
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(part, folder)
-    except OSError:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _clear(home: Path, folder: Path) -> None:
+    """Empties the workplace. An old folder whose place is still free goes back there: the new one never came."""
+    if (home / _OLD).exists() and not folder.exists():
+        os.replace(home / _OLD, folder)
+    for left in (home / _NEW, home / _OLD):
+        shutil.rmtree(left, ignore_errors=True)

@@ -2,11 +2,13 @@
 
     model_index.json   scheduler/   text_encoder/   tokenizer/   transformer/   vae/   minicogvx.json
 
-The last is ours, and diffusers passes over it: frames per second, what the model takes for "no caption", its guidance
-scale, and the config fields that the other files have no place for. What it does not say is as published.
+The last is ours, and diffusers passes over it: its version, frames per second, what the model takes for "no caption",
+its guidance scale, and the config fields that the other files have no place for. What it does not say is as published;
+but where it has no version, it was written when a VAE kept the first frame by itself unless it said otherwise.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
 from minicogvx.ranges import check_choice, check_number, shown
 
 INDEX, OWN = "model_index.json", "minicogvx.json"
+VERSION = 1  # of minicogvx.json
 PARTS = {"scheduler": (ScheduleConfig, "scheduler_config.json"), "transformer": (TransformerConfig, "config.json"),
          "vae": (VAEConfig, "config.json")}
 _PIPELINES = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
@@ -23,13 +26,14 @@ _CLASSES = {"scheduler": tuple(SCHEDULERS), "text_encoder": ("T5EncoderModel",),
             "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
             "transformer": ("CogVideoXTransformer3DModel", "ExpertTransformer"),
             "vae": ("AutoencoderKLCogVideoX", "CausalVAE")}
+_FIELDS = ("version", "fps", "guidance_scale", "unconditional", *PARTS)
 
 
 def read_configs(folder: str | Path) -> tuple[dict, dict]:
     """(the configs of scheduler, transformer and vae by these names, the values of minicogvx.json)."""
     folder = Path(folder)
     index = _read_index(folder)
-    own = read_own(folder)
+    own = read_own(folder, index)
     configs = {name: read_config(name, folder / name, own) for name in PARTS}
     configs["scheduler"] = replace(configs["scheduler"], sampler=SCHEDULERS[index["scheduler"][1]])  # the index decides
     _check_together(configs, folder)
@@ -50,26 +54,48 @@ def _read_index(folder: Path) -> dict:
         raise ValueError(f"{folder / INDEX} is of a {shown(index.get('_class_name'))}; "
                          f"it must be of a {' or '.join(_PIPELINES)}")
     for part, classes in _CLASSES.items():
-        entry = index.get(part)
-        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        name = _class_of(index, part)
         if name not in classes:
             raise ValueError(f"{folder / INDEX} has {part}={shown(name)}; it must be {' or '.join(classes)}")
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {part}; its {INDEX} promises one")
-        if name in ("ExpertTransformer", "CausalVAE") and not (folder / OWN).is_file():
-            raise FileNotFoundError(f"{folder} has no {OWN}, which says how its {part} departs from the published one")
     return index
 
 
-def read_own(folder: Path) -> dict:
-    """What minicogvx.json says, checked; nothing where there is none."""
+def _class_of(index: dict, part: str):
+    """The class that model_index.json names for a part; None where it names none."""
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def read_own(folder: Path, index: dict, parts: Iterable[str] = PARTS) -> dict:
+    """What minicogvx.json says, checked; nothing where there is none.
+
+    Raises FileNotFoundError where there is none though the index names our own class for one of the `parts`.
+    """
     path = folder / OWN
     if not os.path.lexists(path):  # a link that leads nowhere is there
+        for part in parts:
+            if _class_of(index, part) in ("ExpertTransformer", "CausalVAE"):
+                raise FileNotFoundError(f"{folder} has no {OWN}, which says how its {part} departs from the published "
+                                        f"one")
         return {}
     own = read_json(path)
+    _check_own(own, path)
+    if own.pop("version", None) is None:
+        own["vae"] = {"first_frame": "start"} | own.get("vae", {})  # the default of that time
+    return own
+
+
+def _check_own(own: dict, path: Path) -> None:
+    """Raises ValueError, which names the file, for a field or a value that minicogvx.json cannot have."""
+    for name in own:
+        if name not in _FIELDS:
+            raise ValueError(f"{path} has a field {shown(name)}; the fields are {', '.join(_FIELDS)}")
     try:
         for name, value in own.items():
-            check_choice("a field", name, ("fps", "guidance_scale", "unconditional", *PARTS))
+            if name == "version" and (type(value) is not int or value != VERSION):
+                raise ValueError(f"version is {shown(value)}; it must be {VERSION}, the only one that is known here")
             if name in PARTS and not isinstance(value, dict):
                 raise ValueError(f"{name} is {shown(value)}; it must be an object of config fields")
             if name in ("fps", "guidance_scale"):
@@ -78,7 +104,6 @@ def read_own(folder: Path) -> dict:
                 check_choice(name, value, ("empty", "zeros"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return own
 
 
 def read_config(name: str, folder: Path, own: dict) -> VAEConfig | TransformerConfig | ScheduleConfig:

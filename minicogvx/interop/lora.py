@@ -102,8 +102,8 @@ def _adapter(model: nn.Module, module: str, found: dict[str, Tensor], settings: 
     if weight is None:
         raise ValueError(f"adapts {module}.weight, which this model does not have")
     a, b, bias = found.get("lora_A.weight"), found.get("lora_B.weight"), found.get("lora_B.bias")
-    if (a is None or b is None or a.ndim != weight.ndim or b.ndim != weight.ndim or not len(a) or b.shape[1] != len(a)
-            or (len(b), *a.shape[1:]) != weight.shape or b[0, 0].numel() != 1):
+    if (weight.ndim < 2 or a is None or b is None or a.ndim != weight.ndim or b.ndim != weight.ndim or not len(a)
+            or b.shape[1] != len(a) or (len(b), *a.shape[1:]) != weight.shape or b[0, 0].numel() != 1):
         raise ValueError(f"has an adapter of {module}.weight that does not fit its shape {tuple(weight.shape)}")
     if bias is not None and (parameters.get(f"{module}.bias") is None or bias.shape != b.shape[:1]):
         raise ValueError(f"has a bias for {module} that does not fit")
@@ -152,10 +152,15 @@ def merge_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
     """Adds `scale` times the adapters of a file to the weights, in place; the model then samples as fast as before.
 
     Sums are rounded to the weights' number format: 16 bits lose steps that are small beside a weight. A warning says
-    how much; `use_lora` loses nothing. Raises what `read_adapters` raises, and then nothing has changed.
+    how much; `use_lora` keeps all of it. Raises what `read_adapters` raises, and then nothing has changed.
     """
+    _merge(model, read_adapters(model, path), scale)
+
+
+def _merge(model: nn.Module, adapters: dict[str, Adapter], scale: float) -> None:
+    """Adds the adapters to the weights, and warns of what rounding takes away."""
     parameters, lost, whole = dict(model.named_parameters()), 0.0, 0.0
-    for module, adapter in read_adapters(model, path).items():
+    for module, adapter in adapters.items():
         for name, step in adapter.steps().items():
             parameter = parameters[f"{module}.{name}"]
             step = scale * step.to(parameter.device)
@@ -165,27 +170,30 @@ def merge_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
             whole += float(step.square().sum())
     if abs(lost) > 0.01 * whole:
         warnings.warn(f"the weights are {str(parameter.dtype).removeprefix('torch.')}, which rounds small steps away: "
-                      f"{1 - lost / whole:.0%} of this adapter is in them; use_lora or float32 weights keep all of it",
-                      stacklevel=2)
+                      f"{1 - lost / whole:.0%} of this adapter is in them; float32 keeps all of it, and so does "
+                      f"use_lora in linear layers",
+                      stacklevel=4)  # past no_grad: where merge_lora or use_lora is called
 
 
 @torch.no_grad()
 def use_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
     """Lets the model compute with `scale` times the adapters of a file, whatever its number format.
 
-    float32 weights take them in (`merge_lora`). 16-bit weights stay as they are, and the adapters are kept beside them
-    (`AdaptedLinear`): a little slower, and right for adapters however weak. Raises what `read_adapters` raises.
+    float32 weights take them in, as in `merge_lora`. 16-bit linear layers stay as they are, and the adapters are kept
+    beside them (`AdaptedLinear`): a little slower, and right for adapters however weak. Other 16-bit layers, such as a
+    convolution, take theirs in, and a warning says what rounding loses. Raises what `read_adapters` raises.
     """
-    adapters = read_adapters(model, path)
-    layers = [model.get_submodule(module) for module in adapters]
-    if all(layer.weight.dtype == torch.float32 for layer in layers) or not all(
-            isinstance(layer, nn.Linear) for layer in layers):
-        return merge_lora(model, path, scale)
-    for (module, adapter), layer in zip(adapters.items(), layers):
+    merged = {}
+    for module, adapter in read_adapters(model, path).items():
+        layer = model.get_submodule(module)
+        if layer.weight.dtype == torch.float32 or not isinstance(layer, nn.Linear):
+            merged[module] = adapter
+            continue
         if not isinstance(layer, AdaptedLinear):
             layer = AdaptedLinear(layer)
             model.set_submodule(module, layer)
         layer.add(adapter, scale)
+    _merge(model, merged, scale)
 
 
 def has_adapters(model: nn.Module) -> bool:

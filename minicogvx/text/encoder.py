@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from minicogvx.interop.safetensors_files import MAX_SHARD_BYTES, read_json, write_json, write_sharded
 from minicogvx.presets import TextConfig
-from minicogvx.text.folder import T5_ALWAYS, open_encoder, open_tokenizer
+from minicogvx.text.folder import T5_ALWAYS, move_encoder, open_encoder, open_tokenizer
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 
@@ -79,8 +79,8 @@ class TextEncoder:
             self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
 
     def to(self, *target) -> "TextEncoder":
-        """Moves the encoder to a device or dtype."""
-        self.encoder.to(*target)
+        """Moves the encoder to a device or dtype, as `move_encoder` does."""
+        move_encoder(self.encoder, *target)
         return self
 
     def tokens(self, captions: list[str]) -> Int[Tensor, "b n"]:

@@ -4,6 +4,7 @@
 """
 
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -36,16 +37,27 @@ def open_encoder(folder: Path, dtype: torch.dtype | None = None) -> T5EncoderMod
         raise ValueError(f"{folder} has two different tables {' and '.join(_TABLES)}; T5 has one table of words")
     load_into(encoder, tensors | dict.fromkeys(_TABLES, tables[0]) if tables else tensors, folder)
     encoder.tie_weights()
-    encoder.to(dtype or common_dtype(tensors))
-    for name, module in encoder.named_modules():
-        if name.endswith(".wo") and module.weight.dtype == torch.float16:
-            module.float()  # its sums overflow float16 in T5 XXL; transformers does the same
+    move_encoder(encoder, dtype or common_dtype(tensors))
     return encoder.eval()
+
+
+def move_encoder(encoder: T5EncoderModel, *target) -> None:
+    """`encoder.to(*target)`, except that layers called `wo` are float32 where the others are float16.
+
+    Their sums overflow float16 in T5 XXL; transformers does the same.
+    """
+    layers = [module for name, module in encoder.named_modules() if name.endswith(".wo")]
+    weights = [layer.weight.detach() for layer in layers]  # not rounded on the way
+    encoder.to(*target)
+    for layer, weight in zip(layers, weights):
+        if layer.weight.dtype == torch.float16:
+            layer.weight.data = weight.to(layer.weight.device, torch.float32)
 
 
 def _t5_config(values: dict, origin: str) -> T5Config:
     """The config that a T5's config.json says, from the fields that change what its encoder computes."""
-    known = {name: values.get(name, getattr(T5Config, name)) for name in (*_NUMBERS, "feed_forward_proj")}
+    defaults = T5Config()
+    known = {name: values.get(name, getattr(defaults, name)) for name in (*_NUMBERS, "feed_forward_proj")}
     try:
         for name in _NUMBERS:
             check_number(name, known[name], whole=name != "layer_norm_epsilon")
@@ -77,19 +89,27 @@ def open_tokenizer(folder: Path, vocab_size: int, max_length: int):
         raise ValueError(f"{folder} holds its tokenizer as spiece.model, which needs the package {missing[0]}; install "
                          f"it with `pip install {' '.join(missing)}`")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokenizer(["a red circle", ""], padding="max_length", max_length=max_length, truncation=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        rows = tokenizer(["a red circle", ""], padding="max_length", max_length=max_length, truncation=False).input_ids
     except BaseException as error:  # whatever transformers raises: dozens of kinds, over many lines
         panic = type(error).__name__ == "PanicException"  # of the tokenizers library, and no Exception
         if not (isinstance(error, Exception) or panic) or is_out_of_memory(error):
             raise
         raise ValueError(f"the tokenizer in {folder} does not open: {' '.join(str(error).split())[:200]}") from error
-    words = tokenizer.get_vocab()
-    word = max(words, key=words.get, default=None)
-    if word is None or not 0 <= words[word] < vocab_size:
-        raise ValueError(f"the tokenizer in {folder} gives {shown(word)} the id {words.get(word)}; the text encoder "
-                         f"beside it has vocab_size={vocab_size}, so ids must be from 0 to {vocab_size - 1}")
+    _check_ids(tokenizer, rows, vocab_size, folder)
     return tokenizer
+
+
+def _check_ids(tokenizer, rows: list[list[int]], vocab_size: int, folder: Path) -> None:
+    """Raises ValueError for an id beyond the encoder's table: of a word, or one that is added to captions (`rows`)."""
+    words = {number: word for word, number in tokenizer.get_vocab().items()}
+    if not words:
+        raise ValueError(f"the tokenizer in {folder} has no words; it must have one at least")
+    highest = max(chain(words, *rows))
+    if highest >= vocab_size:
+        name = shown(words[highest]) if highest in words else "a special token"
+        raise ValueError(f"the tokenizer in {folder} gives {name} the id {highest}; the text encoder beside it has "
+                         f"vocab_size={vocab_size}, so ids must be from 0 to {vocab_size - 1}")
 
 
 def _is_installed(name: str) -> bool:

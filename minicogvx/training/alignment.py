@@ -39,7 +39,9 @@ def scene_features(scenes: list[Scene], num_frames: int, cells: int,
 
 
 def check_kinds(kinds: tuple[str, ...]) -> None:
-    """Raises ValueError for a feature that there is not."""
+    """Raises ValueError for a feature that there is not, and where there is none."""
+    if not kinds:
+        raise ValueError(f"alignment_kinds is (); it must hold at least one of {', '.join(NAMES)}")
     for kind in kinds:
         if kind not in NAMES:
             raise ValueError(f"there is no feature {kind!r} to align with; the features are {', '.join(NAMES)}")

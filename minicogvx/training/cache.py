@@ -5,7 +5,7 @@
     text-00000.safetensors    for each caption its features under its own key (n d, 16 bits)
     index.json             written last: which clips there are, and where
 
-A key is made of the film's content and of what is taken of it. So a run that was cut off goes on with what is missing,
+A key is made of the film's content and of what is taken of it. So a run that was cut off resumes with what is missing,
 and where films or captions are added or changed, only those are encoded. What no clip uses any more stays in its file.
 Nothing here was published; the authors' fine-tuning code caches latents and text features, too.
 """
@@ -22,20 +22,20 @@ from tqdm import tqdm
 
 from minicogvx.compat import choose_dtype
 from minicogvx.data.video_folder import Problem, VideoClip, read_clip
-from minicogvx.files import locked
+from minicogvx.files import check_writable, locked, remove_parts
 from minicogvx.interop.safetensors_files import read_json, write_json, write_tensors
 from minicogvx.training.cache_plan import (
-    CacheItem, CacheSettings, changes, check_plan, digest, item_keys, latent_shape, make_plan, plan_items, shard,
-    text_mark, vae_mark,
+    CacheItem, CacheSettings, changes, check_plan, digest, keyed, latent_shape, make_plan, plan_items, read_plan,
+    read_rows, shard, text_mark, vae_mark,
 )
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.latents import STORED
 from minicogvx.vae import CausalVAE
 
-__all__ = ["CacheSettings", "CachedClips", "cache_clips", "is_cache", "open_cache"]
+__all__ = ["CacheSettings", "CachedClips", "cache_clips", "holds_clips", "is_cache", "open_cache"]
 
 PLAN, INDEX = "plan.json", "index.json"
-Shapes = dict[str, tuple[int, ...]]  # by the end of a tensor's name
+Shapes = dict[str, tuple[int, ...]]  # by the name of a tensor, or its end
 
 
 def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, text, settings: CacheSettings,
@@ -48,33 +48,30 @@ def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, tex
         batch_size: clips of one size at a time.
 
     Clips that are too short, whose caption is too long or that cannot be read are left out: see `CachedClips.problems`.
-    Raises ValueError where nothing is left, where `out` was begun with other models or settings, or where another run
-    is writing to it.
+    Raises ValueError where nothing is left, where `out` holds clips that were encoded with other models or settings, or
+    other files, or where another run is writing to it.
     """
     out = Path(out)
     settings.check(vae.config)
     usable, problems = _captions_fit(clips, text)
     items, short = plan_items(usable, settings, vae.config)
-    problems += short
-    if not items:
+    pieces, unread = keyed(items)
+    problems += short + unread
+    if not pieces:
         raise ValueError(f"none of {len(clips)} clips can be encoded{f'; {problems[0]}' if problems else ''}")
     dtype = choose_dtype(next(vae.parameters()).device, dtype)
-    plan, keys = make_plan(settings, vae, text, dtype), item_keys(items)
+    plan = make_plan(settings, vae, text, dtype)
     with locked(out):
-        if (out / PLAN).is_file():
-            check_plan(out / PLAN, plan)
-        else:
-            write_json(out / PLAN, plan)
+        before = _begin(out, plan)
         films = _Shards(out, "clips", digest(plan))
-        lost = _write_clips(dict(zip(keys, items)), films, vae, settings, dtype, batch_size, progress)
-        problems += [Problem(item.clip.name, lost[key]) for key, item in zip(keys, items) if key in lost]
-        rows = [item.row() | {"shard": films.places[key], "key": key} for key, item in zip(keys, items)
-                if key not in lost]
+        lost = _write_clips(dict(pieces), films, vae, settings, dtype, batch_size, progress)
+        problems += [Problem(item.clip.name, lost[key]) for key, item in pieces if key in lost]
+        rows = [item.row() | {"shard": films.places[key], "key": key} for key, item in pieces if key not in lost]
         if not rows:
-            raise ValueError(f"none of {len(items)} pieces can be read; {problems[-1]}")
+            raise ValueError(f"none of {len(pieces)} pieces can be read; {problems[-1]}")
         captions = list(dict.fromkeys(["", *(row["text"] for row in rows)]))
         places = _write_text(captions, _Shards(out, "text", digest(plan)), text, settings.shard_bytes, progress)
-        _write_index(out, rows, {
+        _write_index(out, before, rows, {
             "scaling_factor": vae.config.scaling_factor, "fps": settings.fps, "first_frame": settings.first_frame,
             "captions": captions, "text_shards": list(places.values()), "text_keys": list(places),
             "problems": [[problem.name, problem.reason] for problem in problems]})
@@ -83,7 +80,17 @@ def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, tex
 
 def is_cache(folder: str | Path) -> bool:
     """Whether `folder` is one that `cache_clips` wrote, or began."""
-    return (Path(folder) / PLAN).is_file()
+    try:
+        read_plan(Path(folder) / PLAN)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def holds_clips(folder: str | Path) -> bool:
+    """Whether some clip was encoded into `folder`. Until then its plan binds nobody: the start came to nothing."""
+    return any(name.endswith("/mean") for path in Path(folder).glob("clips-*.safetensors")
+               for name in _shapes_in(path)[0])
 
 
 def open_cache(folder: str | Path, vae: CausalVAE, text) -> CachedClips:
@@ -96,9 +103,23 @@ def open_cache(folder: str | Path, vae: CausalVAE, text) -> CachedClips:
     return clips
 
 
-def _write_index(out: Path, rows: list[dict], rest: dict) -> None:
-    before = read_json(out / INDEX)["items"] if (out / INDEX).is_file() else rows
-    told = changes(before, rows)
+def _begin(out: Path, plan: dict) -> list[dict]:
+    """Makes `out`, which is locked, the cache of `plan`. Returns the rows of its index so far.
+
+    Raises ValueError where it was begun with another plan and holds clips, or where other files have its names.
+    """
+    remove_parts(out)
+    for name in (PLAN, INDEX):
+        check_writable(out / name)
+    before = read_rows(out / INDEX, is_cache(out))
+    if not (out / PLAN).exists() or read_plan(out / PLAN) and not holds_clips(out):
+        write_json(out / PLAN, plan)
+    check_plan(out / PLAN, plan)
+    return before
+
+
+def _write_index(out: Path, before: list[dict], rows: list[dict], rest: dict) -> None:
+    told = changes(before, rows) if before else ""
     if told:
         warnings.warn(f"{out} held {len(before)} clips and now has {len(rows)}: {told}", stacklevel=3)
     write_json(out / INDEX, rest | {"items": rows})
@@ -134,20 +155,15 @@ class _Shards:
 
     def _read(self, path: Path) -> None:
         """Takes in a file; one that is cut off, or of another plan, counts as not there and will be overwritten."""
-        try:
-            with safe_open(path, "pt") as file:  # refuses a file that is shorter than its header says
-                notes = file.metadata() or {}
-                lost = json.loads(notes.get("lost", "{}"))
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        except (SafetensorError, OSError, ValueError):
+        shapes, notes = _shapes_in(path)
+        if notes.get("plan") != self._mark:
             return
-        if notes.get("plan") == self._mark:
-            self._used.add(path.name)
-            self.lost |= lost
-            for name, shape in shapes.items():
-                key, _, part = name.partition("/")
-                self._shapes.setdefault(key, {})[part] = shape
-                self.places[key] = path.name
+        self._used.add(path.name)
+        self.lost |= json.loads(notes.get("lost", "{}"))
+        for name, shape in shapes.items():
+            key, _, part = name.partition("/")
+            self._shapes.setdefault(key, {})[part] = shape
+            self.places[key] = path.name
 
     def lacks(self, key: str, shapes: Shapes) -> bool:
         """Whether nothing is known of `key` yet."""
@@ -162,6 +178,17 @@ class _Shards:
         self._used.add(name)
         self.lost |= lost
         self.places |= {key: name for key in keys}
+
+
+def _shapes_in(path: Path) -> tuple[Shapes, dict[str, str]]:
+    """The shapes of the tensors in a file, by name, and its notes; nothing where it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:  # refuses a file that is shorter than its header says
+            notes = file.metadata() or {}
+            json.loads(notes.get("lost", "{}"))
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, notes
+    except (SafetensorError, OSError, ValueError):
+        return {}, {}
 
 
 # ---- clips
@@ -223,9 +250,12 @@ def _encode(batch: dict[str, CacheItem], vae: CausalVAE, settings: CacheSettings
     video = torch.stack(list(videos.values())).to(next(vae.parameters()).device, dtype)
     parts = {"": vae.encode(video)} | ({"first_": vae.encode(video[:, :, :1])} if settings.first_frame else {})
     for row, (key, pixels) in enumerate(videos.items()):
-        for prefix, posterior in parts.items():
-            tensors[f"{key}/{prefix}mean"] = posterior.mean[row].to(STORED).clone()
-            tensors[f"{key}/{prefix}std"] = posterior.std[row].to(STORED).clone()
+        stored = {f"{key}/{prefix}{name}": values[row].to(STORED).clone() for prefix, posterior in parts.items()
+                  for name, values in (("mean", posterior.mean), ("std", posterior.std))}
+        if not all(torch.isfinite(values).all() for values in stored.values()):
+            lost[key] = f"has latents that are NaN or infinite as {str(STORED).removeprefix('torch.')}"
+            continue
+        tensors |= stored
         if settings.first_frame:
             tensors[f"{key}/first_pixels"] = ((pixels[:, :1] + 1) * 127.5).round().to(torch.uint8)
 

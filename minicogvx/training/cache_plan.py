@@ -15,6 +15,8 @@ from minicogvx.presets import VAEConfig
 from minicogvx.ranges import RANGES
 
 _PEEK = 2**20  # bytes at both ends of a file that tell whether it is still the same
+# What `changes` reads of a row of an index.
+_ROW = {"file_name": str, "start": (int, float), "frames": int, "height": int, "width": int, "key": str, "text": str}
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,19 @@ def text_mark(text) -> str:
         f"{module_fingerprint(text.encoder, torch.bfloat16)} {text.max_length} {digest(text.tokenizer.get_vocab())}")
 
 
+def read_plan(path: Path) -> dict:
+    """The plan of a cache. Raises FileNotFoundError, or ValueError for a file that is something else."""
+    plan = read_json(path)
+    if not isinstance(plan.get("vae"), str) or not isinstance(plan.get("settings"), dict):
+        raise ValueError(f"{path} is not the plan of a cache, with vae and settings; name a new folder")
+    return plan
+
+
 def check_plan(path: Path, plan: dict) -> None:
     """Raises ValueError, one sentence that names what differs, if the plan at `path` is another than `plan`."""
-    old, out = read_json(path), path.parent
+    old, out = read_plan(path), path.parent
     for name, value in plan["settings"].items():
-        before = old.get("settings", {}).get(name)
+        before = old["settings"].get(name)
         if before != value:
             raise ValueError(f"{name} is {value}; {out} was begun with {before}: name a new folder")
     for part, what in (("vae", "VAE"), ("text", "text encoder"), ("dtype", "number format")):
@@ -177,11 +187,45 @@ def check_plan(path: Path, plan: dict) -> None:
             raise ValueError(f"the {what} is another than the one {out} was begun with; name a new folder")
 
 
-def item_keys(items: Sequence[CacheItem]) -> list[str]:
-    """For each item a name that is the same wherever its film lies, until the film or what is taken of it changes."""
-    films = {path: file_fingerprint(path) for path in {item.clip.path for item in items}}
-    return [digest({"film": films[item.clip.path], "from": round(item.clip.start + item.start, 4),
-                    "size": list(item.bucket)}) for item in items]
+def read_rows(path: Path, ours: bool) -> list[dict]:
+    """The rows of the index at `path`, none where there is no file.
+
+    Raises ValueError for a file that is something else: it must not be written over. Where the plan beside it is
+    `ours`, it can only be a damaged index, and counts as none.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = read_json(path).get("items")
+    except (ValueError, OSError):
+        rows = None
+    if isinstance(rows, list) and all(map(_is_row, rows)):
+        return rows
+    if not ours:
+        raise ValueError(f"{path} is not the index of a cache; name a new folder")
+    return []
+
+
+def _is_row(row: object) -> bool:
+    """Whether a row of an index has what `changes` compares."""
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _ROW.items())
+
+
+def keyed(items: Sequence[CacheItem]) -> tuple[list[tuple[str, CacheItem]], list[Problem]]:
+    """Each item after a name that is the same wherever its film lies, until the film or what is taken of it changes.
+
+    Films that are not there any more, or cannot be read, are problems.
+    """
+    films, problems = {}, {}
+    for clip in (item.clip for item in items):
+        if clip.path not in films and clip.path not in problems:
+            try:
+                films[clip.path] = file_fingerprint(clip.path)
+            except OSError as error:
+                problems[clip.path] = Problem(clip.name, f"cannot be read: {error.strerror}")
+    return [(digest({"film": films[item.clip.path], "from": round(item.clip.start + item.start, 4),
+                     "size": list(item.bucket)}), item)
+            for item in items if item.clip.path in films], list(problems.values())
 
 
 def changes(before: Sequence[dict], now: Sequence[dict]) -> str:

@@ -13,6 +13,7 @@ from minicogvx.interop.safetensors_files import read_json
 
 Bucket = tuple[int, int, int]  # frames, height, width in pixels
 Index = Sequence[int] | Tensor
+_FIELDS = ("items", "text_shards", "captions", "scaling_factor", "fps", "first_frame", "problems")  # of the index
 
 
 class CachedClips:
@@ -28,6 +29,9 @@ class CachedClips:
                 raise ValueError(f"the cache in {self.folder} is not finished; run `minicogvx data cache` on it again")
             raise FileNotFoundError(f"{self.folder} holds no cache; make one with `minicogvx data cache`")
         index = read_json(self.folder / "index.json")
+        lacking = [name for name in _FIELDS if name not in index]
+        if lacking:
+            raise ValueError(f"{self.folder / 'index.json'} has no {lacking[0]}; run `minicogvx data cache` again")
         self._items, self._text_shards = index["items"], index["text_shards"]
         self._text_keys = index.get("text_keys", [str(i) for i in range(len(self._text_shards))])
         self._caption_number = {caption: i for i, caption in enumerate(index["captions"])}

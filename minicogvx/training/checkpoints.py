@@ -4,6 +4,7 @@ A run keeps the newest few. Each is written beside its place and renamed, and ca
 whole is where the run goes on.
 """
 
+import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from minicogvx.training.optim import MuonAdamW
 from minicogvx.training.sharded_checkpoints import Damaged, load_sharded, optimizer_tensors
 
 Optimizers = Mapping[str, MuonAdamW]
+UNREADABLE = Damaged, FileNotFoundError, KeyError  # checkpoints of which only an earlier one can help
 
 
 @runtime_checkable
@@ -68,11 +70,12 @@ class Checkpoints:
         belongs to a model of another size.
         """
         passed_over = []
+        tidy(self.folder, self.name)
         for path in self.files():
             try:
                 return load_checkpoint(path, modules, optimizers), passed_over
-            except Damaged as error:
-                passed_over.append(f"{error}; going on from an earlier one")
+            except UNREADABLE as error:
+                passed_over.append(passed_over_sentence(path, error))
         return 0, passed_over
 
 
@@ -90,6 +93,21 @@ def keep_newest(files: list[Path], newest: Path, keep: int) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.unlink(missing_ok=True)
+
+
+def passed_over_sentence(path: Path, error: Exception) -> str:
+    """Why a run is not resumed from `path`."""
+    reason = f"{path} has no {error.args[0]!r}" if isinstance(error, KeyError) else error
+    return f"{reason}; going on from an earlier one"
+
+
+def tidy(folder: Path, name: str) -> None:
+    """Clears what a run that was killed while it saved in parts has left; a folder that was set aside comes back."""
+    for old in folder.glob(f".{name}_*.old"):
+        if not (place := old.with_name(old.name.removeprefix(".").removesuffix(".old"))).exists():
+            os.replace(old, place)
+    for left in (*folder.glob(f".{name}_*.old"), *folder.glob(f".{name}_*.part")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def save_checkpoint(path: Path, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> None:
@@ -131,6 +149,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     stored = tensors.pop("checksum", torch.tensor(-1))
     if int(stored) != checksum(tensors):
         raise Damaged(f"{path} is damaged: its checksum does not fit its numbers")
+    if "step" not in tensors:
+        raise Damaged(f"{path} is damaged: it does not say after how many steps it was written")
     return tensors
 
 

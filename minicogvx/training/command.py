@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from minicogvx.options import add_device_options, chosen
-from minicogvx.parsing import SEED, THREADS, Parser, one_of, path_to, whole
+from minicogvx.parsing import THREADS, TRAINING_SEED, Parser, one_of, path_to, whole
 
 RECIPE_NAMES = ("micro", "toy")  # whose numbers are in recipe.py, which is too slow to import for `--help`
 
@@ -35,11 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     use_threads(arguments.threads)
     out = Path(f"runs/{arguments.recipe}" if arguments.out is None else arguments.out)
     here = ranks(device)
-    train_recipe(recipe, out, arguments.seed, dtype, keep, here)
+    try:
+        train_recipe(recipe, out, arguments.seed, dtype, keep, here)
+    finally:
+        leave()
     if here.first:
         made = out / "pipeline"
         print(f'{made}: minicogvx generate "a red circle moves right" --model {shlex.quote(str(made))}')
-    leave()
     return 0
 
 
@@ -54,7 +56,7 @@ def _parser() -> Parser:
                         help="change one number, such as transformer.stages.1.steps=200 or "
                              "sizes.transformer.num_layers=4; may be repeated")
     parser.add_argument("--show", action="store_true", help="print every number of the recipe by its path, and stop")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N")
+    parser.add_argument("--seed", type=TRAINING_SEED, default=0, metavar="N")
     parser.add_argument("--threads", type=THREADS, metavar="N",
                         help="processor threads (default: all cores; under torchrun one a rank)")
     add_device_options(parser, "cpu, which the recipes and their minutes are made for", training=True)

@@ -51,5 +51,5 @@ def check_transformer(sizes: Preset, training: TransformerTraining, here: Ranks 
 def _named(stage: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, RuntimeError, ArithmeticError, TypeError) as error:
         raise ValueError(f"{stage} cannot be trained: {error}") from error

@@ -77,7 +77,7 @@ class FineTuning:
 
     @property
     def alpha(self) -> float:
-        """LoRA's alpha."""
+        """Alpha of new adapters; those of `lora_from` bring theirs (`lora.trained_alpha`)."""
         return self.lora_rank / 2 if self.lora_alpha is None else self.lora_alpha
 
     def recomputes(self, model: nn.Module) -> bool:
@@ -103,7 +103,7 @@ def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
         check_lora(config, tuning.lora_rank, tuning.alpha)
     if tuning.lora_from is not None:
         with torch.device("meta"):
-            continue_lora(ExpertTransformer(config), tuning.lora_from, tuning.lora_rank, tuning.alpha)
+            continue_lora(ExpertTransformer(config), tuning.lora_from, tuning.lora_rank, tuning.lora_alpha)
 
 
 def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
@@ -117,7 +117,7 @@ def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
         model = widen_for_image(model)
     model.requires_grad_(True)
     if tuning.lora_from is not None:
-        continue_lora(model, tuning.lora_from, tuning.lora_rank, tuning.alpha)
+        continue_lora(model, tuning.lora_from, tuning.lora_rank, tuning.lora_alpha)
     elif tuning.lora_rank:
         add_lora(model, tuning.lora_rank, tuning.alpha)
     model.gradient_checkpointing = tuning.recomputes(model)
@@ -140,10 +140,10 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
                           lambda name, p: tuning.optimizer == "muon" and is_block_matrix("transformer." + name, p),
                           weight_decay=tuning.weight_decay, clip=tuning.clip)
     averages = [MasterWeights(model).requires_grad_(False)] if tuning.ema_decay else []
+    data = (PackedDraw if tuning.sequence_length else Draw)(pipe, model, clips, tuning, ranks, seed)
     run = Run("finetune", tuning.steps, keep, ranks.first, files)
     run.resume({"weights": weights} | ({"ema": averages[0]} if averages else {}), {"optimizer": optimizer})
     weights.write_back()
-    data = (PackedDraw if tuning.sequence_length else Draw)(pipe, model, clips, tuning, ranks, seed)
     network.train()
     for step in run:
         loss = sum(data.backward(network, batch) for batch in data.batches(step))

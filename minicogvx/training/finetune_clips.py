@@ -6,10 +6,9 @@ import torch
 
 import minicogvx
 from minicogvx.data.video_folder import VideoClip
-from minicogvx.files import remove_parts
 from minicogvx.interop.safetensors_files import read_json
 from minicogvx.pipeline import Pipeline
-from minicogvx.training.cache import PLAN, CachedClips, CacheSettings, cache_clips, is_cache, open_cache
+from minicogvx.training.cache import PLAN, CachedClips, CacheSettings, cache_clips, holds_clips, is_cache, open_cache
 from minicogvx.training.distributed import Ranks, barrier
 
 
@@ -20,9 +19,6 @@ def encoded_clips(pipe: Pipeline, model_name: str, clips: list[VideoClip], folde
     Raises what `cache_clips` raises.
     """
     if ranks.first:
-        remove_parts(folder)
-        if not any(folder.glob("*.safetensors")):
-            (folder / PLAN).unlink(missing_ok=True)  # of a start that came to nothing
         encoder = _as_begun(pipe, model_name, folder)
         for part in (encoder.vae, encoder.text):
             part.to(ranks.device)
@@ -42,7 +38,8 @@ def _as_begun(pipe: Pipeline, model_name: str, folder: Path) -> Pipeline:
 
     Training may move to another format; clips that are encoded already stay as they are.
     """
-    begun = getattr(torch, str(read_json(folder / PLAN).get("dtype")), None) if is_cache(folder) else None
+    in_use = is_cache(folder) and holds_clips(folder)
+    begun = getattr(torch, str(read_json(folder / PLAN).get("dtype")), None) if in_use else None
     if not isinstance(begun, torch.dtype) or begun == next(pipe.vae.parameters()).dtype:
         return pipe
     return minicogvx.load(model_name, "cpu", begun)

@@ -3,10 +3,11 @@
 import argparse
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from minicogvx.options import add_device_options, chosen
-from minicogvx.parsing import SEED, THREADS, Parser, number, path_to, whole
+from minicogvx.parsing import THREADS, TRAINING_SEED, Parser, number, path_to, whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,13 +117,15 @@ def _train(arguments: argparse.Namespace, tuning, keep, device: str, dtype) -> i
 
     _check(arguments, tuning, device)
     here = ranks(device, timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
-    if here.first:
-        check_writable(keep.folder, folder=True)
-        with locked(keep.folder):
-            print(_run(arguments, tuning, keep, dtype, here))
-    else:
-        _run(arguments, tuning, keep, dtype, here)
-    leave()
+    try:
+        if here.first:
+            check_writable(keep.folder, folder=True)
+            with locked(keep.folder):
+                print(_run(arguments, tuning, keep, dtype, here))
+        else:
+            _run(arguments, tuning, keep, dtype, here)
+    finally:
+        leave()
     return 0
 
 
@@ -134,10 +137,12 @@ def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
     from minicogvx.training.finetune_result import write_result
 
     films = _scan(arguments, tuning, here)
+    if tuning.sequence_length and films is not None:
+        _check_sequence(arguments, tuning, films)
     at_first = "cpu" if tuning.sharding == "fsdp" else here.device  # FSDP2 brings each rank's part to its device
     pipe = minicogvx.load(arguments.model, at_first, dtype)
     if here.first:
-        _write_down(arguments, tuning, keep.folder, dtype, here)
+        keep = replace(keep, on_resume=_compare(arguments, tuning, keep.folder, dtype, here))
     clips = (clips_encoded_before(pipe, arguments.model, Path(arguments.folder)) if films is None else
              encoded_clips(pipe, arguments.model, films, keep.folder / "cache", _settings(arguments, tuning), here))
     pipe.text.to("cpu")  # what training has no use for leaves the GPU
@@ -168,21 +173,40 @@ def _scan(arguments, tuning, here):
         if found.passed_over:
             print(found.passed_over_sentence())
     found.need_clips()
-    return [clip for clip in found.clips if clip not in left_out]
+    kept = [clip for clip in found.clips if not (clip.is_image and only_films)]
+    if not kept:
+        raise ValueError(f"{arguments.folder} holds pictures alone, and this model is trained on films alone")
+    return kept
 
 
-def _write_down(arguments, tuning, out: Path, dtype, here) -> None:
-    """What is trained, and of what; in a folder that was begun with something else, this raises ValueError."""
+def _check_sequence(arguments, tuning, films) -> None:
+    """Raises ValueError where the longest clip of the films would not fit into a packed sequence."""
+    from minicogvx.training.cache_plan import plan_items
+    from minicogvx.training.stages import StageSize, clip_tokens
+
+    vae, transformer, _ = _configs(arguments.model)
+    settings = _settings(arguments, tuning)
+    sizes = (StageSize(item.frames, item.height, item.width, settings.fps)
+             for item in plan_items(films, settings, vae)[0])
+    most = max((clip_tokens(size, vae, transformer) for size in sizes), default=0)
+    if tuning.sequence_length < most:
+        raise ValueError(f"sequence_length is {tuning.sequence_length}; it must be at least {most}, the tokens of the "
+                         f"longest clip with its caption")
+
+
+def _compare(arguments, tuning, out: Path, dtype, here):
+    """What writes down what is trained, and of what; ValueError where the folder was begun with something else."""
     from minicogvx.interop import find_folder
     from minicogvx.interop.lora import FILE
-    from minicogvx.training.overrides import JOINT, forget_failed_start, surroundings, write_down
+    from minicogvx.training.overrides import ADAPTERS, JOINT, compare, forget_failed_start, surroundings
 
     adapters = Path(tuning.lora_from or ".")
     files = {"weights of the model": sorted((find_folder(arguments.model) / "transformer").glob("*.safetensors")),
-             "weights of lora_from": [adapters / FILE if adapters.is_dir() else adapters] if tuning.lora_from else []}
+             ADAPTERS: [adapters / FILE if adapters.is_dir() else adapters] if tuning.lora_from else []}
     forget_failed_start(out / "finetuning.json")
-    write_down(out / "finetuning.json", tuning, arguments.seed, {name: _digest(paths) for name, paths in files.items()}
-               | surroundings(here, dtype) | {JOINT: tuning.batch_size * here.world_size})
+    also = {name: _digest(paths) for name, paths in files.items()} | surroundings(here, dtype)
+    return compare(out / "finetuning.json", tuning, arguments.seed,
+                   also | {JOINT: tuning.batch_size * here.world_size})
 
 
 def _digest(paths: list[Path]) -> str:
@@ -241,7 +265,7 @@ def _parser() -> Parser:
                         help="what to start from (default: toy)")
     parser.add_argument("--out", type=path_to(), default="runs/finetune", metavar="FOLDER",
                         help="where to write (default: runs/finetune)")
-    parser.add_argument("--lora", type=whole(0), default=0, metavar="RANK", help="train adapters of this rank alone")
+    parser.add_argument("--lora", type=whole(0), default=0, metavar="RANK", help="train only adapters, of this rank")
     parser.add_argument("--lora-from", type=path_to(), metavar="FILE",
                         help="train the adapters of this LoRA file further; they bring their rank")
     parser.add_argument("--image-to-video", action="store_true", help="train it to begin with a picture")
@@ -259,7 +283,7 @@ def _parser() -> Parser:
     parser.add_argument("--fps", type=whole(), metavar="N", help="frames a second that films are read at")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other number: see --show")
     parser.add_argument("--show", action="store_true", help="print every number, and stop")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N")
+    parser.add_argument("--seed", type=TRAINING_SEED, default=0, metavar="N")
     parser.add_argument("--threads", type=THREADS, metavar="N",
                         help="processor threads (default: all cores; under torchrun one a rank)")
     parser.add_argument("--checkpoint-every", type=whole(1), default=200, metavar="STEPS")

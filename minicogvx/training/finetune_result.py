@@ -11,7 +11,7 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.finetune import FineTuning
-from minicogvx.training.lora import lora_tensors, write_lora
+from minicogvx.training.lora import FILE, lora_tensors, trained_alpha, write_lora
 from minicogvx.training.sharded_checkpoints import whole_weights
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -26,12 +26,13 @@ def write_result(pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning, c
     if not ranks.first:
         return ""
     if tuning.lora_rank:
-        made = write_lora(out, lora_tensors(model, weights), tuning.lora_rank, tuning.alpha)
+        made = write_lora(out / FILE, lora_tensors(model, weights), tuning.lora_rank, trained_alpha(model))
         options = ["--model", model_name, "--lora", str(made)]
     else:
         trained = ExpertTransformer(model.config).to(next(pipe.vae.parameters()).dtype)
         trained.load_state_dict(weights)
-        whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, round(clips.fps), pipe.unconditional,
+        fps = max(1, round(clips.fps))
+        whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, fps, pipe.unconditional,
                          pipe.guidance_scale)
         made = diffusers.export(whole, out / "pipeline", overwrite=True, allow_departures=True)
         options = ["--model", str(out / "pipeline")]

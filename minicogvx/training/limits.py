@@ -1,12 +1,16 @@
 """What the numbers of a training may be: every training config checks its own in one call."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
+from types import NoneType
 from typing import Literal, get_args, get_origin
 
 from minicogvx.ranges import check_choice, shown
 
+# The largest values that are allowed, far above every published training; for all others it is `_MOST_OF_ALL`.
+_MOST = {"steps": 10**8, "batch_size": 65_536, "height": 8192, "width": 8192, "side": 8192, "num_frames": 10_000,
+         "latent_frames": 10_000, "chunk_frames": 10_000, "clips": 10**7, "context_ranks": 65_536}
+_MOST_OF_ALL = 10**12
 _HOLDS = {
     "0 or more": lambda value: value >= 0,
     "1 or more": lambda value: value >= 1,
@@ -21,15 +25,21 @@ def check_limits(config, limits: Mapping[str, str]) -> None:
     """Raises ValueError for the first field of a config dataclass that its type or `limits` do not allow.
 
     `limits` names fields, or groups of fields with blanks between them, and says in words what each may be, such as
-    {"steps batch_size": "1 or more"}. None passes: where a field may be None, it is none of the numbers.
+    {"steps batch_size": "1 or more"}; how large some may be is in one table here, whatever config they belong to.
+    None passes: where a field may be None, it is none of the numbers.
     """
     for field in fields(config):
-        if get_origin(field.type) is Literal:
-            check_choice(field.name, getattr(config, field.name), get_args(field.type))
-        elif field.type is bool and type(getattr(config, field.name)) is not bool:
-            raise ValueError(f"{field.name} is {shown(getattr(config, field.name))}; it must be True or False")
+        value, kinds = getattr(config, field.name), (field.type, *get_args(field.type))
+        choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
+        if choices and not (value is None and NoneType in kinds):
+            check_choice(field.name, value, choices)
+        if field.type is bool and type(value) is not bool:
+            raise ValueError(f"{field.name} is {shown(value)}; it must be True or False")
     for names, words in limits.items():
         for name in names.split():
             value = getattr(config, name)
-            if value is not None and not (math.isfinite(value) and _HOLDS[words](value)):
+            most = _MOST.get(name, _MOST_OF_ALL)
+            if value is not None and not (abs(value) < float("inf") and _HOLDS[words](value)):
                 raise ValueError(f"{name} is {shown(value)}; it must be {'finite' if words == 'any' else words}")
+            if value is not None and abs(value) > most:
+                raise ValueError(f"{name} is {shown(value)}; it must be at most {most:,}")

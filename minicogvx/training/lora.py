@@ -20,7 +20,7 @@ from minicogvx.transformer.model import ExpertTransformer
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 __all__ = ["FILE", "TARGETS", "add_lora", "check_lora", "continue_lora", "lora_tensors", "merge_lora", "read_lora",
-           "use_lora", "write_lora"]
+           "trained_alpha", "use_lora", "write_lora"]
 
 
 def check_lora(config: TransformerConfig, rank: int, alpha: float) -> None:
@@ -62,12 +62,13 @@ def read_lora(model: ExpertTransformer, path: str | Path) -> tuple[dict[str, Ada
 
 
 @torch.no_grad()
-def continue_lora(model: ExpertTransformer, path: str | Path, rank: int, alpha: float) -> None:
-    """As `add_lora`, but the adapters start as those in a file.
+def continue_lora(model: ExpertTransformer, path: str | Path, rank: int, alpha: float | None = None) -> None:
+    """As `add_lora`, but the adapters start as those in a file. `alpha`: None takes the file's own.
 
     Raises what `read_lora` raises, and ValueError where the file has another rank or alpha.
     """
     adapters, own_rank, own_alpha = read_lora(model, path)
+    alpha = own_alpha if alpha is None else alpha
     if own_rank != rank or not math.isclose(own_alpha, alpha):
         raise ValueError(f"lora_rank is {rank} and lora_alpha {alpha}; the adapters in {path} have {own_rank} and "
                          f"{own_alpha}")
@@ -76,6 +77,11 @@ def continue_lora(model: ExpertTransformer, path: str | Path, rank: int, alpha: 
         layer = model.get_submodule(name)
         layer.lora_A["default"].weight.copy_(adapter.a)
         layer.lora_B["default"].weight.copy_(adapter.b)
+
+
+def trained_alpha(model: ExpertTransformer) -> float:
+    """The alpha of the adapters in `model`, which are all of one."""
+    return next(module.lora_alpha["default"] for module in model.modules() if hasattr(module, "lora_alpha"))
 
 
 def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

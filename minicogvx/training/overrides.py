@@ -2,9 +2,10 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,14 +14,16 @@ import torch
 
 from minicogvx import __version__
 from minicogvx.interop.safetensors_files import read_json, write_json
+from minicogvx.ranges import shown
 from minicogvx.suggest import did_you_mean
 from minicogvx.training.distributed import Ranks
 
-# What of a run may be other when it is resumed, by the last name of its path: how a step is computed and kept. All else
-# is what is learnt. The number of steps may change, too (see `_last_steps`), and the batch where the ranks do.
+# Fields that may differ when a run is resumed, by the last name of their path: how a step is computed, and not what is
+# learnt. The number of steps may change, too (see `_last_steps`), and the batch where the ranks do.
 JOINT = "batch_size of all ranks"
+ADAPTERS = "weights of lora_from"  # a hash, which says nothing to people
 HOW = frozenset({"accumulate", "gradient_checkpointing", "compile", "sharding", "offload", "context_ranks",
-                 "sample_every", "dtype", "device", "ranks", JOINT, "torch", "minicogvx",
+                 "sample_every", "guidance_scale", "dtype", "device", "ranks", JOINT, "torch", "minicogvx",
                  "lora_from"})  # a path; its weights must be the same
 
 Change = tuple[list[str], Any, str]  # path, value, and the path as it was written
@@ -53,15 +56,17 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
             for path, value in fields(part, f"{prefix}.{name}" if prefix else name).items()}
 
 
-def write_down(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {}) -> None:
-    """Writes what a run trains with, before it begins; what an earlier call wrote there must be the same.
+def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
+            unrecorded: Mapping[str, Any] = {}) -> Callable[[], None]:
+    """Compares what a run trains with to what was written to `path` before; what it returns writes it there.
 
-    What is in `HOW` may have changed, which is printed on one line. A field that did not exist when the run was begun
-    had its default. `also`: what else must stay as it was, or belongs to `HOW`.
+    That is to be called once the run is accepted, and writes once. What is in `HOW` may have changed, which is then
+    printed on one line. A field that did not exist when the run was begun had its default, or its value in
+    `unrecorded`. `also`: what else must stay as it was, or belongs to `HOW`.
     Raises ValueError, with the first number that differs and must not.
     """
     numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
-    before = json.loads(json.dumps(_defaults(config) | dict(also)))
+    before = json.loads(json.dumps(_defaults(config) | dict(also) | dict(unrecorded)))
     before |= read_json(path) if path.exists() else numbers
     changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
     free = HOW | {_last_steps(numbers)}
@@ -69,25 +74,45 @@ def write_down(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {})
         free |= {"batch_size"}  # of one rank
     for name in changed:
         if name.rpartition(".")[2] not in free and name not in free:
-            raise ValueError(f"{path.parent} was begun with {name}={before.get(name)!r}, not "
-                             f"{numbers.get(name)!r}; name another folder, or remove this one to start anew")
-    write_json(path, numbers)
-    if changed:
-        told = (f"{name}={numbers.get(name)!r} (was {before.get(name)!r})" for name in changed)
-        print(f"resuming with {', '.join(told)}")
+            raise ValueError(f"{path.parent} was begun with {_difference(name, before, numbers)}; name another folder, "
+                             f"or remove this one to start anew")
+
+    @functools.cache
+    def write() -> None:
+        write_json(path, numbers)
+        if changed:
+            told = (f"{name}={numbers.get(name)!r} (was {before.get(name)!r})" for name in changed)
+            print(f"resuming with {', '.join(told)}")
+
+    return write
+
+
+def _difference(name: str, before: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    if name == ADAPTERS:
+        return (f"other adapters: lora_from was {before.get('lora_from')!r} and is now "
+                f"{numbers.get('lora_from')!r}")
+    return f"{name}={before.get(name)!r}, not {numbers.get(name)!r}"
 
 
 def surroundings(ranks: Ranks, dtype: torch.dtype) -> dict[str, Any]:
-    """What a run computes with, for `write_down`: of interest where two runs of the same numbers differ."""
+    """What a run computes with, for `compare`: of interest where two runs of the same numbers differ."""
     return {"dtype": str(dtype).removeprefix("torch."), "device": ranks.device.type, "ranks": ranks.world_size,
             "torch": str(torch.__version__), "minicogvx": __version__}
 
 
 def forget_failed_start(path: Path) -> None:
-    """Removes what `write_down` wrote at `path` for a run that has left no checkpoint and no result beside it."""
-    if not any(found for pattern in ("checkpoints/*", "*.safetensors", "pipeline") for found in
-               path.parent.glob(pattern)):
+    """Removes what was written at `path` for a run that has left no checkpoint and no result beside it.
+
+    Raises ValueError where there are results and nothing was written down: some other run's, or somebody's own.
+    """
+    results = [found for pattern in ("checkpoints/*", "*.safetensors", "pipeline") for found in
+               path.parent.glob(pattern)]
+    whole = [found for found in results if not found.name.startswith(".")]  # and not what a killed run left
+    if not results:
         path.unlink(missing_ok=True)
+    elif whole and not path.exists():
+        raise ValueError(f"{path.parent} holds {whole[0].relative_to(path.parent)}, which this run did not make and "
+                         f"would write over; name another folder")
 
 
 def _last_steps(numbers: Mapping[str, Any]) -> str:
@@ -147,16 +172,17 @@ def _name(config: Any, head: str, whole: str) -> str | int:
 
 def _fitting(config: Any, name: str, value: Any, whole: str) -> Any:
     wanted = get_type_hints(type(config))[name]
-    value = float(value) if type(value) is int and wanted is float else value
+    if type(value) is int and not _fits(value, wanted) and _fits(0.0, wanted) and abs(value) < 2**63:
+        value = float(value)
     if not _fits(value, wanted):
-        raise ValueError(f"{whole} is {value!r}; it must be {_said(wanted)}")
+        raise ValueError(f"{whole} is {shown(value)}; it must be {_said(wanted)}")
     return value
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

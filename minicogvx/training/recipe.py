@@ -13,12 +13,13 @@ from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, preset
+from minicogvx.ranges import check_number
 from minicogvx.training.agreement import from_first
 from minicogvx.training.distributed import Ranks, broadcast_weights
 from minicogvx.training.dry_run import check_transformer, check_vae
 from minicogvx.training.latents import LatentSet, encode_world
 from minicogvx.training.limits import check_limits
-from minicogvx.training.overrides import forget_failed_start, surroundings, write_down
+from minicogvx.training.overrides import compare, fields, forget_failed_start, surroundings
 from minicogvx.training.run import Keep
 from minicogvx.training.samples import Samples
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, check_captions, train_transformer
@@ -47,6 +48,7 @@ class Recipe:
         if not self.vae:
             raise ValueError("vae is (); it must hold at least one stage")
         check_limits(self, {"clips": "1 or more", "two_objects": "from 0 to 1"})
+        check_number("guidance_scale", self.guidance_scale, whole=False)
 
     def check(self, seed: int = 0, here: Ranks = Ranks()) -> None:
         """Raises ValueError, before any work, for what `train_recipe` would stop at late."""
@@ -61,8 +63,8 @@ class Recipe:
 RECIPES = {recipe.preset: recipe for recipe in (
     Recipe("micro",
            # Two fifths of the time for the VAE: with 1800 steps and a KL of 0.5 it kept 78 instead of 87 % readable,
-           # and the whole model (with 1400 steps on clips here, 1600 there) obeyed 53 instead of 58 to 62 %. A quarter more
-           # steps of both, in float32: 90 instead of 83 % readable, 85 instead of 56 % obeyed (one seed each).
+           # and the whole model (with 1400 steps on clips here, 1600 there) obeyed 53 instead of 58 to 62 %. A quarter
+           # more steps of both, in float32: 90 instead of 83 % readable, 85 instead of 56 % obeyed (one seed each).
            vae=(VAEStage(steps=2400, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS),
                 VAEStage(steps=400, batch_size=4, num_frames=9, height=32, width=32, loss=_PIXELS_LPIPS,
                          muon_lr=0.01)),
@@ -101,8 +103,10 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype | 
     check_writable(out, folder=True)
     with locked(out):
         forget_failed_start(out / "recipe.json")
-        write_down(out / "recipe.json", recipe, seed, surroundings(here, dtype))
-        return _train(recipe, out, seed, dtype, keep, here)
+        own = preset(recipe.preset)
+        write_down = compare(out / "recipe.json", replace(recipe, sizes=recipe.sizes or own), seed,
+                             surroundings(here, dtype), fields(own, "sizes"))
+        return _train(recipe, out, seed, dtype, replace(keep, on_resume=write_down), here)
 
 
 def _train(recipe: Recipe, out: Path, seed: int, dtype: torch.dtype, keep: Keep, here: Ranks) -> Pipeline:

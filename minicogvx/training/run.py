@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +42,7 @@ class Keep:
     log_every: int = 20
     tensorboard: bool = False  # besides NAME.jsonl
     progress: bool = True
+    on_resume: Callable[[], None] | None = None  # called on the first rank once a run is accepted, before its steps
 
     def __post_init__(self):
         check_limits(self, {"checkpoint_every checkpoints log_every": "1 or more"})
@@ -88,6 +89,8 @@ class Run:
                              f"many, not {self.total}, or name another folder")
         if self.leader:
             _forget_rows(self.keep.folder / f"{self.name}.jsonl", self.done)
+            if self.keep.on_resume:
+                self.keep.on_resume()
         return self.done
 
     def __iter__(self) -> Iterator[int]:
@@ -103,6 +106,8 @@ class Run:
                 if stopped or self.done % self.keep.checkpoint_every == 0 or self.done == self.total:
                     self._save()
                 if stopped:
+                    if not self.leader:
+                        raise SystemExit(130)  # the first rank says it for all
                     raise KeyboardInterrupt(f"stopped after step {self.done}; run the same command again to resume")
         if self.board:
             self.board.close()

@@ -1,7 +1,5 @@
 """The checkpoints of a run under FSDP2: a folder each, to which every rank writes the part that it holds."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from torch import nn
 
 from minicogvx.training.agreement import from_first
 from minicogvx.training.checkpoints import (
-    Damaged, Optimizers, checkpoint_files, keep_newest, load_checkpoint, state_tensors,
+    UNREADABLE, Optimizers, checkpoint_files, keep_newest, load_checkpoint, passed_over_sentence, state_tensors, tidy,
 )
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.sharded_checkpoints import load_sharded, save_sharded
@@ -46,20 +44,12 @@ class ShardedCheckpoints:
         """
         passed_over = []
         if self.ranks.first:
-            self._tidy()
+            tidy(self.folder, self.name)
         for path in from_first(self.files(), self.ranks):
             try:
                 if path.is_dir():
                     return int(load_sharded(path, state_tensors(modules, optimizers), self.ranks)["step"]), passed_over
                 return load_checkpoint(path, modules, optimizers), passed_over
-            except (Damaged, FileNotFoundError) as error:
-                passed_over.append(f"{error}; going on from an earlier one")
+            except UNREADABLE as error:
+                passed_over.append(passed_over_sentence(path, error))
         return 0, passed_over
-
-    def _tidy(self) -> None:
-        """Clears what a process that was killed while it saved has left; a folder that was set aside comes back."""
-        for old in self.folder.glob(f".{self.name}_*.old"):
-            if not (folder := old.with_name(old.name.removeprefix(".").removesuffix(".old"))).exists():
-                os.replace(old, folder)
-        for left in (*self.folder.glob(f".{self.name}_*.old"), *self.folder.glob(f".{self.name}_*.part")):
-            shutil.rmtree(left, ignore_errors=True)

@@ -56,7 +56,7 @@ class TransformerTraining:
     adamw_lr: float = 3e-3
     warmup: int = 50
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
-    caption_style: str | None = None  # "short", "dense", or either: see data/captions.py
+    caption_style: Literal["short", "dense"] | None = None  # None: either; see data/captions.py
     ema_decay: float = 0.998
     alignment_weight: float = 1.0  # falls to 0 towards the end; see training/alignment.py
     alignment_kinds: tuple[str, ...] = ("shape", "motion")
@@ -136,12 +136,12 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
                       here: Ranks = Ranks()) -> tuple[ExpertTransformer, TextEncoder]:
     """A transformer and a text encoder trained together from nothing; returns their moving averages.
 
-    `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` (None: see choose_dtype) on a copy of the
-    weights; the weights themselves stay float32. Every step draws its clips, words, noise and timesteps from its own
-    seed, so on a processor a run that was killed and goes on ends in the same weights, bit for bit. On many ranks each
-    takes its part of every batch. With `accumulate` 1, all end in the weights of one rank up to rounding; with more,
-    other clips share a pass and its draws. `on_sample(step, transformer, text)` is called on the first rank, with the
-    averages, after every `training.sample_every` steps; the figures that it returns are recorded.
+    `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` (None: see
+    choose_dtype) on a copy of the weights, which stay float32. Every step draws its clips, words, noise and timesteps
+    from its own seed, so on a processor a run that was killed and goes on ends in the same weights, bit for bit. On
+    many ranks each takes its part of every batch. With `accumulate` 1, all end in the weights of one rank up to
+    rounding; with more, other clips share a pass and its draws. `on_sample(step, transformer, text)` is called on the
+    first rank, with the averages, after every `training.sample_every` steps; the figures that it returns are recorded.
     """
     for stage in training.stages:
         here.part(stage.batch_size)  # refuses a batch that the ranks do not divide

@@ -26,7 +26,7 @@ from minicogvx.training.run import Keep, Run
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.discriminator import DiscriminatorConfig
-from minicogvx.vae.losses import VAELoss, VAELossConfig
+from minicogvx.vae.losses import PerceptualDistance, VAELoss, VAELossConfig
 from minicogvx.vae.lpips_weights import check_lpips
 
 WORLD_FPS = 8  # of a clip of the shapes world at its usual speed
@@ -147,17 +147,34 @@ def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dt
 
 
 def check_stages(config: VAEConfig, stages: Sequence[VAEStage], here: Ranks = Ranks()) -> None:
-    """Raises, before any work, what would end it late: ValueError for a batch or clip that the ranks do not divide and
-    for a GAN that would never begin; FileNotFoundError or ImportError where LPIPS is asked for and not there."""
-    for stage in stages:
+    """Raises, before any work, what would end it late: ValueError for a batch or clip that the ranks do not divide, for
+    frames too small for a loss and for a GAN that would never begin; FileNotFoundError or ImportError where LPIPS is
+    asked for and not there."""
+    for i, stage in enumerate(stages):
         stage.share_out(here, config)
+        _check_sides(i, stage)
         if stage.loss.lpips_weight:
             check_lpips(stage.loss.lpips_net)
     last = max((i for i, stage in enumerate(stages) if stage.loss.gan_weight), default=-1)
     steps = sum(stage.steps for stage in stages[:last + 1])
     if last >= 0 and stages[last].loss.gan_start >= steps:
-        raise ValueError(f"gan_start is {stages[last].loss.gan_start}, and the last stage with a GAN ends after {steps} "
-                         f"steps in all; set it lower, or gan_weight to 0")
+        raise ValueError(f"gan_start is {stages[last].loss.gan_start}, and the last stage with a GAN ends after "
+                         f"{steps} steps in all; set it lower, or gan_weight to 0")
+
+
+def _check_sides(number: int, stage: VAEStage) -> None:
+    """Raises ValueError for frames that are too small for LPIPS or for the discriminator, where the loss has them."""
+    loss, least = stage.loss, {}
+    if loss.lpips_weight:
+        smallest = PerceptualDistance(loss.lpips_net, model=nn.Identity()).smallest_side  # without its weights
+        least["LPIPS"] = -(-smallest // loss.lpips_upscale)
+    if loss.gan_weight:
+        least["the discriminator"] = 2**min(stage.discriminator.stages, 64)
+    for network, side in least.items():
+        for name in ("height", "width"):
+            if getattr(stage, name) < side:
+                raise ValueError(f"vae.{number}.{name} is {getattr(stage, name)}; it must be at least {side}, which is "
+                                 f"what {network} needs")
 
 
 def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.dtype | None = None,

@@ -1,4 +1,9 @@
-"""The 3D causal VAE (paper 2.1): video -> latents -> video, a quarter as long and an eighth as high and wide."""
+"""The 3D causal VAE (paper 2.1): video -> latents -> video, a quarter as long and an eighth as high and wide.
+
+How many frames a clip has in latents, and again as a video, depends on the rule for the first frame
+(`blocks.first_frame_alone`): "start" takes 4k + 1 frames and gives back as many; "parity", as published, takes any
+number and gives back 8k + 1 or 8k, 8 for 5.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -106,11 +111,13 @@ class CausalVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, video: Float[Tensor, "b c t h w"], chunk_frames: int | None = 8) -> DiagonalGaussian:
-        """The posterior of `video` (pixels in -1..1): latents `b c (t-1)/4+1 h/8 w/8`, not yet scaled.
+        """The posterior of `video` (pixels in -1..1): latents `b c lt h/8 w/8`, not yet scaled; lt is (t-1)/4 + 1 for
+        t = 4k + 1 frames.
 
         `chunk_frames`: frames that pass at a time, 8 as published, None for all; it bounds memory and, as group norms
         see one chunk, changes the numbers a little (not with `norm_over="frame"`).
-        Raises ValueError for a frame count that is not 4k+1, a size that does not divide, or NaN.
+        Raises ValueError for no frames, a count that is not 4k + 1 where `first_frame` is "start", a size that does not
+        divide, or NaN.
         """
         _check_chunk("chunk_frames", chunk_frames, self.config.temporal_compression_ratio, 8)
         self._check_video(video)
@@ -119,7 +126,8 @@ class CausalVAE(nn.Module):
 
     def decode(self, latents: Float[Tensor, "b c lt lh lw"],
                chunk_latents: int | None = 2) -> Float[Tensor, "b o t h w"]:
-        """Video `b 3 4(lt-1)+1 8lh 8lw` in about -1..1 from unscaled latents.
+        """Video `b 3 t 8lh 8lw` in about -1..1 from unscaled latents; t is 4(lt - 1) + 1, or 4 lt where lt is even and
+        `first_frame` is "parity".
 
         `chunk_latents`: latent frames that pass at a time, 2 as published, None for all; see `encode`.
         Raises ValueError for a chunk below 1, another number of channels, no frames, or NaN.
@@ -157,12 +165,14 @@ class CausalVAE(nn.Module):
     def _check_video(self, video):
         self._check_pixels(video)
         time, frames = self.config.temporal_compression_ratio, video.shape[2]
+        if frames < 1 and self.config.first_frame == "parity":
+            raise ValueError("the video has 0 frames; it must have at least 1")
         if frames < 1 or self.config.first_frame == "start" and (frames - 1) % time:
             low = max((frames - 1) // time * time + 1, 1)
             raise ValueError(f"the video has {frames} frames; it must have {time}k + 1, such as {low} or {low + time}")
 
     def _check_pixels(self, video):
-        _check_values("video", video)
+        _check_values("the video has", video)
         channels, space, (height, width) = video.shape[1], self.config.spatial_compression_ratio, video.shape[3:]
         if channels != self.config.in_channels:
             raise ValueError(f"the video has {channels} channels; this VAE takes {self.config.in_channels}")
@@ -172,7 +182,7 @@ class CausalVAE(nn.Module):
             raise ValueError("the video holds NaN or infinite values; pixels must be numbers in -1..1")
 
     def _check_latents(self, latents):
-        _check_values("latents", latents)
+        _check_values("the latents have", latents)
         if latents.shape[1] != self.config.latent_channels:
             raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes "
                              f"{self.config.latent_channels}")
@@ -191,12 +201,12 @@ def _check_chunk(name: str, chunk: object, multiple: int, usual: int) -> None:
     raise ValueError(f"{name} is {chunk!r}; it must be {least}, such as {max(multiple, usual)}, or None")
 
 
-def _check_values(name: str, x: Tensor) -> None:
+def _check_values(they_have: str, x: Tensor) -> None:
     """ValueError unless `x` is `b c t h w` of floating point, with at least one pixel."""
     if x.ndim != 5 or 0 in (x.shape[0], *x.shape[3:]):
-        raise ValueError(f"{name} of shape {tuple(x.shape)}: it must be (b, c, t, h, w), each at least 1")
+        raise ValueError(f"{they_have} the shape {tuple(x.shape)}; it must be (b, c, t, h, w), each at least 1")
     if not x.is_floating_point():
-        raise ValueError(f"{name} of {x.dtype}: the VAE takes floating point, such as torch.float32")
+        raise ValueError(f"{they_have} the number format {x.dtype}; it must be floating point, such as torch.float32")
 
 
 def _run(network: nn.Module, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
