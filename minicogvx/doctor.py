@@ -1,4 +1,4 @@
-"""`minicogvx doctor`: what this machine has, how long the main jobs take on it, and the line that mends each problem."""
+"""`minicogvx doctor`: what this machine has, how long the main jobs take on it, and how to fix each problem."""
 
 import importlib
 import os

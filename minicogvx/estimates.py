@@ -41,7 +41,10 @@ class Estimate:
 
 def say_seconds(seconds: float) -> str:
     """Two digits of it, in the unit that fits: "0.84 s", "75 s", "14 min", "5.2 h"."""
-    value, unit = (seconds, "s") if seconds < 100 else (seconds / 60, "min") if seconds < 6000 else (seconds / 3600, "h")
+    if seconds < 100:
+        value, unit = seconds, "s"
+    else:
+        value, unit = (seconds / 60, "min") if seconds < 6000 else (seconds / 3600, "h")
     digits = max(0, 1 - math.floor(math.log10(max(value, 0.1))))
     return f"{value:.{digits}f} {unit}"
 

@@ -95,15 +95,25 @@ def _check(arguments: argparse.Namespace) -> Path:
 
 def _check_model(arguments: argparse.Namespace, device: str, dtype) -> None:
     """Raises ValueError, before weights are read, for what the model cannot make or no memory here could hold."""
+    import torch
+
     from minicogvx.interop import diffusers, find_folder
+    from minicogvx.interop.lora import read_adapters
     from minicogvx.presets import video_size
+    from minicogvx.request import check_size, takes_image_channels
     from minicogvx.room import refuse_giants
+    from minicogvx.transformer.model import ExpertTransformer
 
     configs, _ = diffusers.read_configs(find_folder(arguments.model))
     vae, transformer = configs["vae"], configs["transformer"]
-    if transformer.in_channels == 2 * vae.latent_channels and not arguments.image:
+    if takes_image_channels(vae, transformer) and not arguments.image:
         raise ValueError(f"{arguments.model} makes videos from a picture; name one with --image")
     size = video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width)
+    check_size(vae, transformer, *size)
+    if arguments.lora:
+        with torch.device("meta"):
+            model = ExpertTransformer(transformer)
+        read_adapters(model, arguments.lora)
     refuse_giants(vae, transformer, (1, *size), device, dtype, arguments.tile)
 
 

@@ -44,18 +44,13 @@ class Request:
     @property
     def shape(self) -> tuple[int, ...]:
         """b, c, t, h, w of the latents; the first `front` of the t frames only fill a patch."""
-        space = self.vae.spatial_compression_ratio
-        return (len(self.prompts), self.vae.latent_channels, self.front + self._latent_frames, self.height // space,
-                self.width // space)
+        return (len(self.prompts), self.vae.latent_channels,
+                *latent_size(self.vae, self.transformer, self.num_frames, self.height, self.width))
 
     @property
     def front(self) -> int:
         """Latent frames in front of the video, which only fill a patch that spans several."""
-        return -self._latent_frames % (self.transformer.patch_size_t or 1)
-
-    @property
-    def _latent_frames(self) -> int:
-        return (self.num_frames - 1) // self.vae.temporal_compression_ratio + 1
+        return self.shape[2] - (self.num_frames - 1) // self.vae.temporal_compression_ratio - 1
 
     def check(self, text: TextEncoder) -> None:
         """Raises ValueError, in one sentence, for the first input that is wrong or does not fit the others."""
@@ -66,7 +61,7 @@ class Request:
             raise ValueError("this model makes videos from an image; pass one as image=")
         self._check_numbers()
         self._check_choices()
-        self._check_size()
+        check_size(self.vae, self.transformer, self.num_frames, self.height, self.width)
         self._check_pixels("image", self.image, (self.height, self.width))
         self._check_pixels("video", self.video, (self.num_frames, self.height, self.width))
         self._check_latents()
@@ -115,21 +110,6 @@ class Request:
                              f"'meant'")
         check_tile_kind(self.tile)
 
-    def _check_size(self) -> None:
-        time, space = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
-        frames, unit = self.num_frames, space * self.transformer.patch_size
-        if frames < 1 or frames % time != 1 % time:
-            low = max((frames - 1) // time * time + 1, 1)
-            raise ValueError(f"num_frames is {frames}; it must be {time}k + 1, such as {low} or {low + time}")
-        for name in ("height", "width"):
-            if getattr(self, name) < 1 or getattr(self, name) % unit:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of {unit}, at least {unit}")
-        only = sample_latent_size(self.transformer)
-        if "learned" in self.transformer.position and self.shape[2:] != only:
-            raise ValueError(f"{frames} frames of {self.height}x{self.width} are asked for; this model has learned its "
-                             f"positions, and makes {self.transformer.sample_frames} frames of {only[1] * space}x"
-                             f"{only[2] * space} alone")
-
     def _check_pixels(self, name: str, given: Tensor | None, size: tuple[int, ...]) -> None:
         if given is None:
             return
@@ -170,6 +150,29 @@ def check_tile_kind(tile: Tile) -> None:
 def takes_image_channels(vae: VAEConfig, transformer: TransformerConfig) -> bool:
     """Was the transformer trained to see an image latent beside the noisy one?"""
     return transformer.in_channels == 2 * vae.latent_channels
+
+
+def latent_size(vae: VAEConfig, transformer: TransformerConfig, num_frames: int, height: int,
+                width: int) -> tuple[int, int, int]:
+    """Frames, height and width of the latents that are denoised; the frames are rounded up to whole patches."""
+    frames, space = (num_frames - 1) // vae.temporal_compression_ratio + 1, vae.spatial_compression_ratio
+    return frames + -frames % (transformer.patch_size_t or 1), height // space, width // space
+
+
+def check_size(vae: VAEConfig, transformer: TransformerConfig, num_frames: int, height: int, width: int) -> None:
+    """Raises ValueError, before any network is there, for a video that a model of these sizes cannot make."""
+    time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
+    unit = space * transformer.patch_size
+    if num_frames < 1 or num_frames % time != 1 % time:
+        low = max((num_frames - 1) // time * time + 1, 1)
+        raise ValueError(f"num_frames is {num_frames}; it must be {time}k + 1, such as {low} or {low + time}")
+    for name, value in (("height", height), ("width", width)):
+        if value < 1 or value % unit:
+            raise ValueError(f"{name} is {value}; it must be a multiple of {unit}, at least {unit}")
+    only = sample_latent_size(transformer)
+    if "learned" in transformer.position and latent_size(vae, transformer, num_frames, height, width) != only:
+        raise ValueError(f"{num_frames} frames of {height}x{width} are asked for; this model has learned its positions, "
+                         f"and makes {transformer.sample_frames} frames of {only[1] * space}x{only[2] * space} alone")
 
 
 def _check_whole(name: str, value, least: int | None = None) -> None:

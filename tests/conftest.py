@@ -17,8 +17,9 @@ LEVELS = {
     ),
     "slow": (
         "test_ablation.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py", "test_finetune.py",
+        "test_finetune_again.py",
         "test_finetune_command.py", "test_memory.py", "test_older_processor.py", "test_run.py", "test_stages.py",
-        "test_stand_in.py", "test_train_options.py", "test_training.py", "test_vae_compile.py", "test_wheel.py",
+        "test_stand_in.py", "test_train_again.py", "test_train_options.py", "test_training.py", "test_vae_compile.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_compat.py::test_import_is_instant_and_torchvision_imports_after_it",
         "test_doctor.py::test_every_main_job_is_really_tried",

@@ -80,10 +80,10 @@ def test_the_oracle_is_silent_about_other_worlds(pipe, capsys):
 
 def test_generate_passes_every_option_on(pipe):
     assert cli.main(["generate", "Two cats!", "--seed", "7", "--steps", "4", "--guidance-scale", "2.5",
-                     "--negative-prompt", "dogs", "--num-frames", "5", "--height", "16", "--width", "24"]) == 0
+                     "--negative-prompt", "dogs", "--num-frames", "5", "--height", "16", "--width", "32"]) == 0
     assert pipe.calls == [{
         "prompt": "Two cats!", "image": None, "video": None, "strength": 0.8, "negative_prompt": "dogs",
-        "num_frames": 5, "height": 16, "width": 24, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7}]
+        "num_frames": 5, "height": 16, "width": 32, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7}]
     assert Path("outputs/two-cats-7.mp4").is_file()
 
 
@@ -110,6 +110,9 @@ def test_generate_reads_image_and_video_at_the_models_size(pipe):
     (["export", "words.png/new"], "words.png/new cannot be written"),
     (["evaluate", "--clips", "1", "--out", "words.png/a.json"], "words.png/a.json cannot be written"),
     (["ablate", "position", "--out", "words.png/a.json"], "words.png/a.json cannot be written"),
+    (["generate", "x", "--num-frames", "10"], "num_frames is 10; it must be 4k + 1, such as 9 or 13"),
+    (["generate", "x", "--height", "72"], "height is 72; it must be a multiple of 16"),
+    (["generate", "x", "--lora", "none"], "none"), (["generate", "x", "--lora", "words.png"], "words.png"),
 ])
 def test_mistakes_are_told_in_one_line_before_the_model_is_loaded(no_load, capsys, arguments, message):
     Path("words.png").write_text("only words")

@@ -58,7 +58,8 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Lat
     clips = len(latents.scenes)
     if clips <= HELD_BACK:
         raise ValueError(f"latents hold {clips} clips; {HELD_BACK} are held back, so there must be more")
-    shared = _Shared(latents.part(0, clips - HELD_BACK), latents.part(clips - HELD_BACK, clips), NoiseSchedule(schedule),
+    held_from = clips - HELD_BACK
+    shared = _Shared(latents.part(0, held_from), latents.part(held_from, clips), NoiseSchedule(schedule),
                      text, choose_dtype(device, dtype, training=True), torch.device(device))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         return {name: _train(name, config, shared, steps, seed, batch_size, every, on_step)

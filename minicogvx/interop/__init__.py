@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from minicogvx.presets import PRESETS
 from minicogvx.suggest import did_you_mean
+
+if TYPE_CHECKING:  # the pipeline imports this package
+    import minicogvx.pipeline
 
 
 def _data_folder() -> Path:
@@ -20,7 +24,7 @@ DATA = _data_folder()
 
 
 def load(name_or_folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None,
-         offload: bool = False) -> "minicogvx.pipeline.Pipeline":  # noqa: F821
+         offload: bool = False) -> "minicogvx.pipeline.Pipeline":
     """Open a shipped model by name, such as "toy", or any diffusers CogVideoX folder.
 
     Args:

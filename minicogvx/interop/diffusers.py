@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,9 +23,12 @@ from minicogvx.ranges import shown
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae.autoencoder import CausalVAE
 
+if TYPE_CHECKING:  # the pipeline imports this module
+    import minicogvx.pipeline
+
 
 def load_pipeline(folder: str | Path, device: torch.device | str | None = None,
-                  dtype: torch.dtype | None = None) -> "minicogvx.pipeline.Pipeline":  # noqa: F821
+                  dtype: torch.dtype | None = None) -> "minicogvx.pipeline.Pipeline":
     """The pipeline in a diffusers folder: text to video or image to video, 1.0 or 1.5, whole or in shards.
 
     `device` None is the CPU; `dtype` None keeps the number format of the files. Everything that can be checked
@@ -89,7 +93,7 @@ def _load_text(folder: Path, config: TransformerConfig, dtype: torch.dtype | Non
 # ---- out
 
 
-def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch.dtype | None = None,  # noqa: F821
+def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch.dtype | None = None,
            overwrite: bool = False, allow_departures: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
     """Write `pipe` as a folder that `from_pretrained` of diffusers opens, all of it or nothing.
 
@@ -125,7 +129,7 @@ def export(pipe: "minicogvx.pipeline.Pipeline", folder: str | Path, dtype: torch
     return asked
 
 
-def same_in_diffusers(pipe: "minicogvx.pipeline.Pipeline") -> str:  # noqa: F821
+def same_in_diffusers(pipe: "minicogvx.pipeline.Pipeline") -> str:
     """What a call in diffusers must say to make the same video as here, in one sentence; empty where it is nothing."""
     from minicogvx.request import takes_image_channels  # imports transformers, which takes seconds
 

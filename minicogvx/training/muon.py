@@ -18,9 +18,9 @@ class StackedMuon(torch.optim.Muon):
     """The update of `torch.optim.Muon`, in the same order of operations, on stacks of matrices.
 
     A small transformer has dozens of matrices of three shapes. One by one, most of the time goes into starting
-    operations that are over at once. Large matrices, and those that lie on many ranks, are taken one by one. The results
-    agree with torch's to the rounding of bfloat16, in which torch computes on every device: also on processors that
-    emulate it fifty times slower than float32.
+    operations that are over at once. Large matrices, and those that lie on many ranks, are taken one by one. The
+    results agree with torch's to the rounding of bfloat16, in which torch computes on every device: also on processors
+    that emulate it fifty times slower than float32.
     """
 
     @torch.no_grad()

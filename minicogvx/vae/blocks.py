@@ -65,6 +65,7 @@ class SpatialNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"],
                 cache: ConvCache | None = None) -> Float[Tensor, "b c t h w"]:
+        """`z` is the latent of the same frames; its frames are repeated in time to those of x."""
         frames = x.shape[2]
         alone = first_frame_alone(frames, cache, self.rule)
         scale = repeat_time(self.conv_y(z), frames, alone)      # b c t lh lw
