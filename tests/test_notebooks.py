@@ -3,7 +3,9 @@
 import ast
 import copy
 import html.parser
+import inspect
 import re
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 import minicogvx
 from minicogvx.course import notebook_builder, show
 from minicogvx.course.exercises import all_exercises
+from minicogvx.evaluation.reconstruction import flicker
 
 MAX_BYTES = 400_000
 MAX_SECONDS = 90
@@ -54,6 +57,21 @@ def not_run(notebook) -> list[str]:
     found = [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts are {counts}"]
     found += [f"{output.ename}: {output.evalue}" for output in outputs(notebook) if output.output_type == "error"]
     found += [f"on stderr: {output.text[:80]}" for output in outputs(notebook) if output.get("name") == "stderr"]
+    return found
+
+
+def outdated_code(notebook) -> list[str]:
+    """Code of the package in the outputs (`show_source`) that is not what stands in the package's files now."""
+    found = []
+    for output in outputs(notebook):
+        shown_code = re.fullmatch(r"`(minicogvx/\S+)`: `(\S+)`\n\n```python\n(.*)\n```",
+                                  output.get("data", {}).get("text/markdown", ""), re.DOTALL)
+        if shown_code:
+            file, name, code = shown_code.groups()
+            path = Path(minicogvx.__file__).parents[1] / file
+            now = path.read_text() if path.exists() else ""
+            if not any(textwrap.indent(code, " " * margin) in now for margin in (0, 4, 8)):
+                found.append(f"{file}: {name} is shown as it was; build the notebook again")
     return found
 
 
@@ -174,6 +192,7 @@ def test_the_notebook_is_what_its_source_gives(source):
 def test_the_notebook_was_run_from_top_to_bottom(source):
     notebook = notebook_of(source)
     assert not_run(notebook) == []
+    assert outdated_code(notebook) == []
     assert notebook.metadata["minicogvx"]["seconds"] <= MAX_SECONDS
 
 
@@ -213,7 +232,7 @@ def good():
 
 
 def everything_wrong(notebook, built) -> list[str]:
-    return [*differences(notebook, built), *not_run(notebook), *widget_state(notebook),
+    return [*differences(notebook, built), *not_run(notebook), *outdated_code(notebook), *widget_state(notebook),
             *pictures_without_words(notebook), *pasted(notebook), *unwanted_code(notebook),
             *assumed_machine(notebook)]
 
@@ -230,6 +249,15 @@ def _set(notebook, cell, **fields):
     notebook.cells[cell].update(fields)
 
 
+def _shown(code):
+    text = f"`minicogvx/evaluation/reconstruction.py`: `flicker`\n\n```python\n{code}\n```"
+    return nbformat.v4.new_output("display_data", {"text/markdown": text})
+
+
+def test_code_shown_as_it_stands_in_its_file_passes(good):
+    good.cells[1].outputs.append(_shown(inspect.getsource(flicker).rstrip()))
+    assert everything_wrong(good, copy.deepcopy(good)) == []
+
 
 @pytest.mark.parametrize("spoil", [
     lambda n: _set(n, 1, source="print(2)"),
@@ -237,6 +265,7 @@ def _set(notebook, cell, **fields):
     lambda n: _set(n, 1, execution_count=None),
     lambda n: _set(n, 2, execution_count=5),
     lambda n: n.cells[1].outputs.append(_error()),
+    lambda n: n.cells[1].outputs.append(_shown("def flicker(video):\n    return 0.0")),
     lambda n: n.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="careful")),
     lambda n: n.metadata.update(widgets={"state": {}}),
     lambda n: n.cells[2].outputs[0].data.update({"application/vnd.jupyter.widget-view+json": {}}),
@@ -244,7 +273,7 @@ def _set(notebook, cell, **fields):
     lambda n: n.cells[2].outputs[0].metadata.clear(),
     lambda n: n.cells[2].outputs[1].data.update({"text/html": "<video src='x'></video>"}),
     lambda n: n.metadata["kernelspec"].update(name="mine"),
-], ids=["edited", "short", "not run", "out of order", "error", "warning", "widget state", "widget", "blank alt",
+], ids=["edited", "short", "not run", "out of order", "error", "old code", "warning", "widget state", "widget", "blank alt",
         "no alt", "silent film", "kernel"])
 def test_a_notebook_edited_by_hand_or_badly_run_is_refused(good, spoil):
     built = copy.deepcopy(good)
