@@ -1,4 +1,4 @@
-"""minicogvx against diffusers, with the same weights, on this machine. Run it alone: it wants every core.
+"""minicogvx against diffusers, with the same weights, on this machine. Run nothing else meanwhile: it uses every core.
 
     python -m benchmarks [--quick] [--only WORDS] [--markdown] [--json FILE] [--no-memory]
 """
@@ -11,35 +11,39 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks import table
 from benchmarks.cases import NAMES, Case, cases
-from benchmarks.measure import alternate, ceiling, count_flops, difference, peak_memory
+from benchmarks.measure import Timing, alternate, ceiling, count_flops, difference, peak_memory
 from benchmarks.sides import OURS, THEIRS
 
 
 def measure(case: Case, seconds: float, memory: bool = True) -> table.Row:
-    """One case: agreement, then time, then memory. Programs that do not agree are not timed."""
+    """One case: agreement, then time, then memory. Programs that disagree are not timed."""
+    apart, flops, timing = _compare(case, seconds)
+    if timing is None:
+        return table.Row(case, apart, flops)
+    peaks = (peak_memory(case, OURS), peak_memory(case, THEIRS)) if memory else (None, None)
+    return table.Row(case, apart, flops, timing, peaks)
+
+
+def _compare(case: Case, seconds: float) -> tuple[float, tuple[int, int], Timing | None]:
+    """Difference, FLOPs and timing, None if the programs disagree; both are freed on return."""
     ours, theirs = case.side(OURS), case.side(THEIRS)
     our_inputs, their_inputs = ours.inputs(), theirs.inputs()
     our_result, our_flops = count_flops(lambda: ours.result(our_inputs))
     their_result, their_flops = count_flops(lambda: theirs.result(their_inputs))
     apart = difference(our_result, their_result)
-    flops = our_flops, their_flops
     if not apart <= case.tolerance:
-        return table.Row(case, apart, flops)
+        return apart, (our_flops, their_flops), None
     del our_result, their_result
-    for side in (ours, theirs):  # the check has made the kernels; this makes the optimizer's state
+    for side in (ours, theirs):  # kernels exist by now; this creates the optimizer's state
         side.run(side.inputs(small=True))
     timing = alternate(lambda: ours.run(our_inputs), lambda: theirs.run(their_inputs), seconds)
-    del side, ours, theirs, our_inputs, their_inputs
-    peaks = (peak_memory(case, OURS), peak_memory(case, THEIRS)) if memory else (None, None)
-    return table.Row(case, apart, flops, timing, peaks)
+    return apart, (our_flops, their_flops), timing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write. Returns 1 if two programs did not agree or if nothing was measured."""
+    """Measure, print, write. Returns 1 if two programs disagree or if nothing was measured."""
     options = _parse(arguments)
     words, everything = options.only.lower().split(), cases(options.quick)
     chosen = [case for case in everything if all(word in name_of(case) for word in words)]
@@ -48,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
               file=sys.stderr)
         return 1
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1:
-        print(f"Other programs are using this machine (load {os.getloadavg()[0]:.1f}): these figures will be of little "
-              f"worth.", file=sys.stderr)
+        print(f"Other programs are using this machine (load {os.getloadavg()[0]:.1f}): these figures will not be "
+              f"reliable.", file=sys.stderr)
     start = time.perf_counter()
     ceilings = {dtype: ceiling(dtype) for dtype in NAMES if any(case.dtype == dtype for case in chosen)}
     rows = []
@@ -65,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def name_of(case: Case) -> str:
-    """What `--only` searches."""
+    """The text that `--only` searches."""
     return f"{case.part}, {case.operation}, {NAMES[case.dtype]}".lower()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true",
-                        help="about a minute and a half: the toy alone, one clip at a time")
+                        help="about a minute and a half: only the toy, one clip at a time")
     parser.add_argument("--only", default="", metavar="WORDS",
                         help='only cases with all these words, such as "vae decode"')
     parser.add_argument("--markdown", action="store_true", help="print tables as GitHub markdown")

@@ -1,4 +1,7 @@
-"""What is compared: parts, sizes, operations and number formats."""
+"""What is compared: parts, sizes, operations and number formats.
+
+A case has a `part` and a `tolerance` (relative), and `side(who)` builds one of the two programs for it.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +12,7 @@ from minicogvx.compat import fastest_dtype
 from minicogvx.presets import Preset, TransformerConfig, VAEConfig, preset
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative; bfloat16 keeps 8 bits of each number
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative; bfloat16 has 8 significant bits
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class SamplingCase:
 
     @property
     def tolerance(self) -> float:
-        # Many steps under guidance enlarge the rounding of bfloat16; two unrelated videos differ by about 1.
+        # Many steps with guidance amplify rounding errors in bfloat16; unrelated videos differ by about 1.
         return 0.3 if self.dtype == torch.bfloat16 else TOLERANCE[self.dtype]
 
     def side(self, who: str) -> SamplingSide:
@@ -87,15 +90,14 @@ Case = VAECase | TransformerCase | SamplingCase
 
 
 def formats() -> tuple[torch.dtype, ...]:
-    """What this processor computes in: its fastest number format, then float32, unless that is the same."""
+    """The dtypes for this CPU: the fastest, then float32 if that is another."""
     return tuple(dict.fromkeys((fastest_dtype("cpu")[0], torch.float32)))
 
 
 def cases(quick: bool = False, dtypes: tuple[torch.dtype, ...] | None = None) -> list[Case]:
     """Every case, in the order of the table. `quick`: only the toy, one clip at a time, fewer sampling steps.
 
-    `dtypes`: number formats, the one for the larger cases first; None: `formats()`. A processor that emulates bfloat16
-    would spend the whole time on it.
+    `dtypes`: the first is that of the larger cases; None: `formats()`, which leaves out an emulated bfloat16.
     """
     toy, small, dtypes = preset("toy"), preset("small"), dtypes or formats()
     fast, double = dtypes[0], replace(toy.vae, block_out_channels=(32, 64, 64, 128))

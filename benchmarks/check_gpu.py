@@ -1,8 +1,8 @@
-"""What to run once on a GPU: parity with diffusers, packing, FSDP, torch.compile and speed, in 8 minutes.
+"""Checks for a GPU: parity with diffusers, packing, FSDP, torch.compile and speed, in 8 minutes.
 
     python -m benchmarks.check_gpu [--only WORDS] [--minutes 8] [--json FILE] [--markdown] [--device cpu --tiny]
 
-Random weights at the published sizes; nothing is downloaded. What does not fit into the card is a row that says so.
+Random weights at the published sizes; nothing is downloaded. What does not fit on the GPU is reported as a row.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from minicogvx.compat import choose_device, choose_dtype
 
 Check = Callable[[Machine, Sizes], Iterator[Row]]
 
-# In this order, so that what runs out of time is what matters least, or whose time nobody can foretell: compiling.
+# The least important, and compiling, whose time is unpredictable, come last, in case time runs out.
 CHECKS: dict[str, Check] = {
     "parity 2b": parity.transformer("2b"), "parity 5b": parity.transformer("5b"), "parity vae": parity.vae,
     "packed": packing.packed, "fsdp": sharding.fsdp, "speed 5b": speed.transformer, "speed vae": speed.vae,
@@ -36,7 +36,7 @@ CHECKS: dict[str, Check] = {
 
 
 class OutOfTime(BaseException):
-    """The time is up. No Exception: libraries that try one thing and then another would catch it and go on."""
+    """The time is up. Not an Exception, which libraries with fallbacks would catch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(machine: Machine, sizes: Sizes, checks: dict[str, Check], deadline: float,
         path: Path) -> tuple[list[Row], Machine]:
-    """The rows of all checks, and the machine with its rates; the file at `path` is written anew after each check."""
+    """The rows of all checks, and the machine with its rates; the file at `path` is rewritten after each check."""
     machine, found, start = _with_rates(machine, sizes), [], time.monotonic()
     for name, check in checks.items():
         print(f"[{time.monotonic() - start:.0f} s] {name}", file=sys.stderr)
@@ -72,7 +72,7 @@ def run(machine: Machine, sizes: Sizes, checks: dict[str, Check], deadline: floa
 
 
 def run_check(name: str, check: Check, machine: Machine, sizes: Sizes, deadline: float) -> list[Row]:
-    """The rows of one check; at the deadline (of `time.monotonic`) it is cut off, and a row says so."""
+    """The rows of one check; at the deadline (of `time.monotonic`) it is stopped, and a row reports it."""
     found: list[Row] = []
     if time.monotonic() >= deadline:
         return [Row(name, result=rows.LEFT_OUT, reason="the time was up before it began; raise --minutes")]
@@ -87,12 +87,12 @@ def run_check(name: str, check: Check, machine: Machine, sizes: Sizes, deadline:
 
 
 def is_bad(row: Row) -> bool:
-    """Does this row make the command fail?"""
+    """Whether this row makes the command fail."""
     return row.result == rows.DISAGREES or row.result == rows.FAILED and row.check.startswith("parity")
 
 
 def report(found: list[Row], machine: Machine, markdown: bool) -> str:
-    """The machine, the table, and what to look at, by name."""
+    """The machine, the table, and a list of rows that need attention."""
     rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in machine.rates.items())
     parts = [", ".join(f"{name} {value}" for name, value in _about(machine).items()),
              f"Peak, the best large matrix product: {rates}.",
@@ -103,7 +103,7 @@ def report(found: list[Row], machine: Machine, markdown: bool) -> str:
 
 
 def write(path: Path, found: list[Row], machine: Machine) -> None:
-    """Writes everything as JSON, beside `path` first, so that a killed run leaves a whole file."""
+    """Writes everything as JSON, by way of a temporary file, so that a killed run leaves no incomplete one."""
     values = {"machine": _about(machine), "versions": table.versions(),
               "matrix_product_flops_per_second": machine.rates, "rows": [rows.as_json(row) for row in found]}
     beside = path.with_name(path.name + ".part")
@@ -122,14 +122,14 @@ def _about(machine: Machine) -> dict[str, str | int | float]:
 def _with_rates(machine: Machine, sizes: Sizes) -> Machine:
     rates = {}
     for name in FORMATS:
-        with contextlib.suppress(ValueError):  # a format that this device does not have; the checks name it
+        with contextlib.suppress(ValueError):  # a dtype that this device lacks; the checks report it
             rates[name] = matrix_product_rate(machine, name, sizes.matrix)
     return Machine(machine.device, machine.dtype, rates)
 
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """No TF32, which keeps 10 bits of a float32 and is what cuDNN's convolutions take by default."""
+    """Disables TF32, cuDNN's default for convolutions, which keeps 10 bits of a float32."""
     settings = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [setting.allow_tf32 for setting in settings]
     try:
@@ -143,7 +143,7 @@ def _exact_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alarm(deadline: float) -> Iterator[None]:
-    """Raises OutOfTime at the deadline, between two steps of Python; never on Windows and beside the main thread."""
+    """Raises OutOfTime at the deadline, between two Python instructions; only in the main thread, not on Windows."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,8 +152,8 @@ def _alarm(deadline: float) -> Iterator[None]:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, ring)
-    seconds = min(max(deadline - time.monotonic(), 1e-3), 1e6)  # what a timer can hold
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)  # again and again, should one be lost
+    seconds = min(max(deadline - time.monotonic(), 1e-3), 1e6)  # limits of the timer
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)  # repeated, in case one is lost
     try:
         yield
     finally:
@@ -162,7 +162,7 @@ def _alarm(deadline: float) -> Iterator[None]:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
-    """The device that was asked for, else the GPU. Raises ValueError, in one sentence, where that makes no sense."""
+    """The requested device, else the GPU. Raises ValueError, in one sentence, for an unsuitable one."""
     device = torch.device(choose_device(options.device))
     if device.type == "cpu" and options.device is None:
         raise ValueError("these checks are for a GPU, and PyTorch finds none here; `--device cpu --tiny` tries the "
@@ -177,14 +177,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="WORDS",
                         help='only checks with all these words, such as "parity"')
     parser.add_argument("--minutes", type=float, default=8.0,
-                        help="after which the check at work is cut off and the rest left out (default 8)")
+                        help="after which the current check is stopped and the rest left out (default 8)")
     parser.add_argument("--json", type=Path, default=Path("outputs/check_gpu.json"), metavar="FILE",
                         help="where every figure goes (default outputs/check_gpu.json)")
     parser.add_argument("--markdown", action="store_true", help="print the table as GitHub markdown")
     parser.add_argument("--device", help="where to compute (default: MINICOGVX_DEVICE, else the GPU)")
-    parser.add_argument("--dtype", help="number format of speed and torch.compile (default: MINICOGVX_DTYPE, else the "
+    parser.add_argument("--dtype", help="dtype of speed and torch.compile (default: MINICOGVX_DTYPE, else the "
                                         "fastest of the device); parity is checked in float32 and bfloat16")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, which try the checks themselves in a minute")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to test the checks themselves in a minute")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error(f"--minutes is {options.minutes:g}; it must be above 0")

@@ -1,10 +1,10 @@
-"""What the VAE's context parallelism gains and may give up, on the shipped toy's VAE.
+"""Memory and accuracy of the VAE's context parallelism, on the shipped toy's VAE.
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.context_parallel
 
-First the memory of a training step on one clip of 65 frames, of one rank alone and of each of those that share it.
-Then what dropping the gradient of borrowed frames, as published, does to the gradient: one clip of 33 frames in
-float64, encoded, decoded and compared with itself (mean squared error), split over the ranks.
+First the memory of a training step on one clip of 65 frames, on a single rank and on each of those that share it.
+Then the error of the gradient if that of borrowed frames is dropped, as published: one clip of 33 frames in float64,
+encoded, decoded and compared with itself (mean squared error), split over the ranks.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ def gradients(vae: CausalVAE) -> dict[str, Tensor]:
 
 
 def compare_gradients(vae: CausalVAE, team: Ranks) -> None:
-    """Rank 0 prints how far each way is from one process that sees the whole clip."""
+    """Rank 0 prints the error of each variant relative to one process with the whole clip."""
     video = world_batch(1, 5, 33, 64, 64).double()
     vae.zero_grad()
     latents = vae.encode(video, chunk_frames=None).mean.double()
@@ -51,8 +51,8 @@ def compare_gradients(vae: CausalVAE, team: Ranks) -> None:
 
 
 def compare_memory(vae: CausalVAE, team: Ranks) -> None:
-    """Each rank prints what a step adds to it at its highest point, alone and together with the others."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks go back at once: what it holds is what it uses
+    """Prints the peak memory that a step adds to each rank, alone and together with the others."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks are returned at once: memory held is memory used
     objective, video = VAELoss(LOSS), world_batch(1, 5, 65, 64, 64)
 
     def step(frames: int, here: Ranks) -> None:
@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(1)
     me = ranks("cpu")
     if not dist.is_initialized():
-        raise SystemExit("start it by torchrun, with 2 ranks or more")
+        raise SystemExit("start it with torchrun, with 2 ranks or more")
     team = replace(me, context=me.world_size)
     vae = minicogvx.load("toy", "cpu", torch.float32).vae
     compare_memory(vae, team)

@@ -1,11 +1,11 @@
-"""What curation and the exact captioner make of films whose truth is known: the shapes world in mp4 files.
+"""Tests curation and the exact captioner on videos with known content: the shapes world in mp4 files.
 
     python -m benchmarks.films [--clips 60] [--side 128]
 
-Each scene is written whole, and with one flaw: frozen, black, out of focus, broken off after half a second, or another
-scene cut to its end. Curation should keep the whole ones, drop the next three for the right reason, name the short ones
-as too short, and find the cut to within a frame. The captioner should say of each whole film what its scene holds, word
-for word.
+Each scene is written without a flaw, and with one: frozen, black, out of focus, only half a second long, or with
+another scene appended. Curation should keep the good ones, drop the next three for the right reason, report the short
+ones as too short, and locate the cut to within a frame. The captioner should give each good video exactly the caption
+of its scene.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks.oracle_accuracy import worsen
 from minicogvx.data.captions import evaluation_caption
-from minicogvx.data.curation import Curation, curate
+from minicogvx.data.curation import curate
+from minicogvx.data.curation_report import Curation
 from minicogvx.data.shapes import Scene, render_batch, sample_scenes
 from minicogvx.data.shots import Shot
 from minicogvx.data.video_captions import caption_shapes
@@ -33,7 +34,7 @@ REASONS = {"frozen": "static", "black": "black", "unsharp": "blurred"}
 
 
 def films(scene: Scene, other: Scene, side: int) -> dict[str, Float[Tensor, "t h w 3"]]:
-    """The whole film and those with a flaw."""
+    """The good video and those with a flaw."""
     whole, behind = render_batch([scene, other], FRAMES, side, side)
     return {"whole": whole, "frozen": whole[:1].expand(FRAMES, -1, -1, -1), "black": torch.zeros_like(whole),
             "unsharp": worsen(whole, side / 32, 0.0, torch.Generator()), "short": whole[:FPS // 2],
@@ -41,7 +42,7 @@ def films(scene: Scene, other: Scene, side: int) -> dict[str, Float[Tensor, "t h
 
 
 def as_meant(kind: str, shots: list[Shot]) -> bool:
-    """Whether curation judged a film rightly."""
+    """Whether curation judged a video correctly."""
     if kind == "whole":
         return len(shots) == 1 and not shots[0].reasons
     if kind == "cut":
@@ -50,7 +51,7 @@ def as_meant(kind: str, shots: list[Shot]) -> bool:
 
 
 def report(result: Curation, films_a_kind: int) -> None:
-    """One line for each kind, with what was decided instead where it was wrong."""
+    """One line for each kind, with the wrong decisions."""
     for kind in ("whole", *REASONS, "cut"):
         mine = {}
         for shot in result.shots:
@@ -66,7 +67,7 @@ def report(result: Curation, films_a_kind: int) -> None:
 
 
 def main() -> None:
-    """Writes the films to a temporary folder, and prints what was found."""
+    """Writes the videos to a temporary folder, and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--side", type=int, default=128, help="pixels")
@@ -83,19 +84,19 @@ def main() -> None:
         result = curate(folder, Path(home) / "out", progress=False)
         seconds = time.perf_counter() - start
         report(result, len(moving))
-        print(f"curation: {seconds / (6 * len(moving)):.2f} s a film of {arguments.side}x{arguments.side}")
+        print(f"curation: {seconds / (6 * len(moving)):.2f} s a video of {arguments.side}x{arguments.side}")
         captions(folder, moving)
 
 
 def captions(folder: Path, scenes: list[Scene]) -> None:
-    """How many whole films the captioner describes as their scenes are."""
+    """Prints how many good videos get the caption of their scene."""
     right, clips = 0, [clip for clip in scan_folder(folder, 0.0, need_captions=False).clips
                        if clip.name.startswith("whole")]
     for clip, scene in zip(clips, scenes, strict=True):
         try:
             right += caption_shapes(clip, seed=0) == evaluation_caption(scene, random.Random(0))
         except ValueError:
-            pass  # ambiguous to it: no caption, which is wrong here
+            pass  # ambiguous: no caption, which counts as wrong here
     print(f"captions: {right} of {len(clips)} word for word")
 
 

@@ -1,4 +1,4 @@
-"""How a pair of programs is measured: agreement first, then time run by run in turn, then memory in fresh processes."""
+"""Measuring two programs: first agreement, then time in alternating runs, then memory in fresh processes."""
 
 import ctypes
 import gc
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-_CPU_ATTENTION = {  # the counter knows only the GPU's kernels
+_CPU_ATTENTION = {  # the counter has only the GPU's kernels
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
         lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
@@ -22,7 +22,7 @@ _CPU_ATTENTION = {  # the counter knows only the GPU's kernels
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each run; run i of both programs stood next to each other."""
+    """Seconds of each run; runs i of both programs were consecutive."""
 
     ours: list[float]
     theirs: list[float]
@@ -34,16 +34,16 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Quartiles of the ratio over neighbouring runs: half of them lie between."""
+        """Quartiles of the ratio over consecutive runs."""
         low, _, high = statistics.quantiles([b / a for a, b in zip(self.ours, self.theirs)], n=4, method="inclusive")
         return low, high
 
 
 def alternate(ours: Callable[[], object], theirs: Callable[[], object], seconds: float, at_least: int = 3,
               at_most: int = 21) -> Timing:
-    """Times both in turn, A B A B, so that whatever else the machine does meets both; about `seconds` in all."""
+    """Times both in turn, A B A B, so that other load affects both equally; about `seconds` in total."""
     gc.collect()
-    gc.disable()  # no pause of Python's own falls into a run
+    gc.disable()  # no garbage collection during a run
     try:
         timing, start = Timing([], []), time.perf_counter()
         while len(timing.ours) < at_least or (time.perf_counter() - start < seconds and len(timing.ours) < at_most):
@@ -67,14 +67,14 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def count_flops(run: Callable[[], object]) -> tuple[object, int]:
-    """What `run` returns, and its floating-point operations in convolutions, matrix products and attention."""
+    """The result of `run`, and its floating-point operations in convolutions, matrix products and attention."""
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         result = run()
     return result, counter.get_total_flops()
 
 
 def ceiling(dtype: torch.dtype, size: int = 2048, runs: int = 12) -> float:
-    """The best rate of a square matrix product on this machine, in operations a second."""
+    """The best rate of a square matrix product on this machine, in operations per second."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     out, best = torch.mm(a, b), float("inf")
     for _ in range(runs):
@@ -91,7 +91,7 @@ def peak_memory(case, who: str) -> int | None:
     """Bytes that one run of `case` adds to the loaded model, in a process of its own; None if unknown here."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    context = multiprocessing.get_context("forkserver")  # imports once; each child is forked from that
+    context = multiprocessing.get_context("forkserver")  # imports only once; children are forked from it
     context.set_forkserver_preload(["benchmarks.sides"])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(case, who, torch.get_num_threads(), send))
@@ -110,9 +110,9 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 def _child(case, who: str, threads: int, send) -> None:
     torch.set_num_threads(threads)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks go back at once: what it holds is what it uses
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks are returned at once: memory held is memory used
     side = case.side(who)
-    for _ in range(2):  # loads kernels; in training it also makes the optimizer's state
+    for _ in range(2):  # loads kernels; in training it also creates the optimizer's state
         side.run(side.inputs(small=True))
     inputs = side.inputs()
     gc.collect()
@@ -120,9 +120,9 @@ def _child(case, who: str, threads: int, send) -> None:
 
 
 def peak_of(run: Callable[[], object]) -> int:
-    """Bytes of resident memory that `run` adds at its highest point. Linux only."""
+    """Peak bytes of resident memory that `run` adds. Linux only."""
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark
     run()
     return max(_status("VmHWM") - before, 0)
 

@@ -1,4 +1,4 @@
-"""How often the oracle reads a true clip right: per property, over training and held-out scenes alike.
+"""How often the oracle reads a true clip correctly, per property, over training and held-out scenes.
 
     python benchmarks/oracle_accuracy.py --clips 5000 --height 64 --frames 17 [--blur 0.7] [--noise 0.03]
 """
@@ -31,16 +31,17 @@ def worsen(video: Tensor, blur: float, noise: float, generator: torch.Generator)
 
 
 def main() -> None:
+    """Draw clips, read them, print the shares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--height", type=int, default=64)
-    parser.add_argument("--width", type=int, default=None, help="as the height, if not given")
+    parser.add_argument("--width", type=int, default=None, help="default: the height")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--blur", type=float, default=0.0, help="sigma in pixels")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation, of 1")
     parser.add_argument("--two-objects", type=float, default=0.15, help="share of scenes with two objects")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=0, help="print so many wrong readings")
+    parser.add_argument("--show", type=int, default=0, help="print this many wrong readings")
     args = parser.parse_args()
     half = args.clips // 2
     scenes = (sample_scenes(args.clips - half, args.seed, "train", args.two_objects)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.packing [--dtype float32] [--markdown] [--json FILE] [--seconds S]
 
-Every way gets the same clips and the same room, `sequence_length` tokens a step, and serves whole epochs. Of each
-epoch's steps some are timed, spread evenly from those with few clips to those with many; all ways take turns.
-A step is forward, v-prediction loss, backward and AdamW. Run it alone: it wants every core.
+Every way gets the same clips and `sequence_length` tokens per step, and covers whole epochs. Some of the steps of each
+epoch are timed, selected evenly from those with few clips to those with many; all ways alternate. A step is forward,
+v-prediction loss, backward and AdamW. Run nothing else meanwhile: it uses every core.
 """
 
 import argparse
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import difference
+from benchmarks.mixtures import TOY_MIXTURE, ClipSize, Mixture, bucketed_batches, filled_share, padded_batches
 from minicogvx.compat import choose_dtype
-from minicogvx.data.frame_pack import (
-    TOY_MIXTURE, ClipSize, Mixture, Pack, bucketed_batches, filled_share, frame_packs, padded_batches,
-)
+from minicogvx.data.frame_pack import Pack, frame_packs
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.presets import preset
@@ -39,16 +38,16 @@ HEADER = ("way", "filled", "clips/step", "useful clips/s", "useful tokens/s", "s
 
 @dataclass(frozen=True)
 class Way:
-    """One way to make steps of clips. `loss` is what a step minimises, given the clips' indices."""
+    """One way to group clips into steps. `loss`: the loss of a step, given the clips' indices."""
 
     name: str
-    epoch: list[Pack]  # every step of one pass over the clips
+    epoch: list[Pack]  # the steps of one pass over the clips
     timed: list[Pack]
     loss: Callable[[Pack], Tensor]
 
 
 class Trainer:
-    """A model with random weights, its optimizer, and the clips, whose tensors are made before anything is timed."""
+    """A model with random weights, its optimizer, and the clips, whose tensors are created before timing."""
 
     def __init__(self, mixture: Mixture, sizes: Sequence[ClipSize], dtype: torch.dtype):
         self.model_preset, self.sizes, self.dtype = preset(mixture.preset), sizes, dtype
@@ -56,7 +55,7 @@ class Trainer:
         self.model = ExpertTransformer(self.model_preset.transformer)
         generator = torch.Generator().manual_seed(0)
         for parameter in self.model.parameters():
-            if parameter.ndim > 1:  # also the modulations, which start at zero: no gate stays shut
+            if parameter.ndim > 1:  # also the modulations, whose zero gates would switch off the blocks
                 parameter.data.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
         self.model.to(dtype)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
@@ -64,7 +63,7 @@ class Trainer:
         self.made: dict[tuple, tuple] = {}
 
     def inputs(self, i: int, like: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents, text features, timestep and noise of clip `i`, at the size of clip `like` where that is given."""
+        """Latents, text features, timestep and noise of clip `i`, at the size of clip `like` if that is given."""
         size = self.sizes[i if like is None else like]
         if (i, size) not in self.made:
             config, generator = self.model_preset.transformer, torch.Generator().manual_seed(i)
@@ -80,15 +79,15 @@ class Trainer:
         return packed_diffusion_loss(self.model, self.schedule, latents, texts, torch.stack(t), noises)
 
     def one_by_one(self, pack: Pack) -> Tensor:
-        """The losses of the same clips, each through the model on its own."""
+        """The losses of the same clips, each in its own forward pass."""
         return torch.cat([self._batch([self.inputs(i)]) for i in pack.indices])
 
     def batched(self, pack: Pack) -> Tensor:
-        """The losses of clips of one size, as an ordinary batch."""
+        """The losses of clips of one size, in an ordinary batch."""
         return self._batch([self.inputs(i) for i in pack.indices])
 
     def padded(self, pack: Pack) -> Tensor:
-        """A batch in which every clip is as large as the longest: a padded batch's work without the mask it needs."""
+        """A batch in which every clip is as large as the longest: the work of a padded batch, without its mask."""
         longest = max(pack.indices, key=lambda i: self.tokens[i])
         return self._batch([self.inputs(i, like=longest) for i in pack.indices])
 
@@ -107,9 +106,9 @@ class Trainer:
 
 
 def ways(trainer: Trainer, room: int, steps: int, seed: int = 0) -> list[Way]:
-    """Frame pack first. Buckets still open at the end of the epoch are left out: in a long one they are few.
+    """Frame pack first. Incomplete buckets at the end of the epoch are dropped; in a long one they are few.
 
-    Raises ValueError where the clips fill no bucket.
+    Raises ValueError if the clips fill no bucket.
     """
     tokens = trainer.tokens
     packs = list(frame_packs(tokens, room, seed))
@@ -124,22 +123,22 @@ def ways(trainer: Trainer, room: int, steps: int, seed: int = 0) -> list[Way]:
 
 
 def spread(epoch: list[Pack], steps: int) -> list[Pack]:
-    """So many of the steps, evenly from those with the fewest clips to those with the most."""
+    """`steps` of the epoch, evenly selected from those with the fewest clips to those with the most."""
     ranked = sorted(epoch, key=lambda pack: (len(pack.indices), pack.indices))
     steps = min(steps, len(ranked))
     return [ranked[int((j + 0.5) * len(ranked) / steps)] for j in range(steps)]
 
 
 def agreement(trainer: Trainer, pack: Pack) -> float:
-    """By how much the packed losses differ from those of the clips one by one, relative."""
+    """The relative difference between packed losses and those of the clips one by one."""
     with torch.no_grad():
         return difference([trainer.packed(pack)], [trainer.one_by_one(pack)])
 
 
 def measure(trainer: Trainer, plan: list[Way], seconds: float) -> dict[str, list[float]]:
-    """Seconds of every round of each way; a round is all its timed steps. Ways take turns step by step."""
+    """Seconds of every round of each way; a round is all its timed steps. Ways alternate step by step."""
     for way in plan:
-        for pack in way.timed:  # makes the tensors and loads the kernels
+        for pack in way.timed:  # creates the tensors and loads the kernels
             trainer.step(way, pack)
     rounds = {way.name: [] for way in plan}
     gc.collect()
@@ -159,10 +158,10 @@ def measure(trainer: Trainer, plan: list[Way], seconds: float) -> dict[str, list
 
 
 def figures(trainer: Trainer, plan: list[Way], rounds: dict[str, list[float]]) -> list[dict]:
-    """What is printed, one entry a way.
+    """The rows to print, one per way.
 
-    Useful tokens a second are measured; useful clips a second are those tokens over the mixture's mean clip, so that
-    chance in which steps were timed does not favour short clips.
+    Useful tokens per second are measured; useful clips per second are these tokens over the mixture's mean clip, so
+    that the selection of timed steps does not favour short clips.
     """
     mean_clip = sum(trainer.tokens) / len(trainer.tokens)
     reference = [sum(pack.tokens for pack in plan[0].timed) / s for s in rounds[plan[0].name]]
@@ -189,7 +188,7 @@ def cells(row: dict) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, measure, print, write. Returns 1 if the packed loss is not that of the clips one by one."""
+    """Check, measure, print, write. Returns 1 if the packed loss differs from that of the clips one by one."""
     options = _parse(arguments)
     dtype, mixture = getattr(torch, options.dtype), TOY_MIXTURE
     trainer = Trainer(mixture, mixture.draw(options.clips, seed=0), dtype)
@@ -198,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not apart <= TOLERANCE[dtype]:
         print(f"DISAGREE: the packed loss differs by {apart:.1e}, allowed is {TOLERANCE[dtype]:.0e}")
         return 1
-    from benchmarks import table  # late: it loads diffusers
+    from benchmarks import table  # imports diffusers
     rows = figures(trainer, plan, measure(trainer, plan, options.seconds))
     machine = {**table.machine(), **table.versions()}
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -217,8 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=str(choose_dtype("cpu")).removeprefix("torch."),
-                        help="of weights and activations (default: this processor's fastest)")
+    fastest = str(choose_dtype("cpu")).removeprefix("torch.")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=fastest,
+                        help="of weights and activations (default: this CPU's fastest)")
     parser.add_argument("--clips", type=int, default=4000, help="clips of the epoch that is packed (default 4000)")
     parser.add_argument("--steps", type=int, default=8, help="steps timed of each way (default 8)")
     parser.add_argument("--seconds", type=float, default=30.0, help="time spent, three rounds at least (default 30)")

@@ -1,13 +1,12 @@
 """The two programs that are compared, each ready to run one operation with the same weights and the same input.
 
-A side has three methods: `inputs(small)` makes what it reads (small: for warming up only), `run(inputs)` does once what
-is timed, and `result(inputs)` returns tensors that must be equal on both sides.
+A side has three methods: `inputs(small)` creates its inputs (small: only to warm up), `run(inputs)` runs once what is
+timed, and `result(inputs)` returns tensors that must be equal on both sides.
 """
 
 import tempfile
 from pathlib import Path
 
-import minicogvx  # first: it mends torchvision for diffusers
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
@@ -16,17 +15,17 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+import minicogvx
 from minicogvx.data.captions import vocabulary
 from minicogvx.interop import DATA
 from minicogvx.interop.configs import to_diffusers
-from minicogvx.interop.diffusers import export
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, TransformerConfig, VAEConfig
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
-for log in (diffusers_logging, transformers_logging):  # bars and notes of loading would stand between the figures
+for log in (diffusers_logging, transformers_logging):  # no progress bars and notes between the figures
     log.set_verbosity_error()
     log.disable_progress_bar()
 
@@ -38,7 +37,7 @@ class VAESide:
     """Encode, decode or one training step, the whole clip in one chunk.
 
     Training step: encode, sample, decode, L1 loss, backward, AdamW. `dtype` is that of the activations. Weights have it
-    too, unless `float32_weights`: minicogvx casts them as it goes, diffusers runs under autocast.
+    as well, unless `float32_weights`: minicogvx casts them on the fly, diffusers runs under autocast.
     """
 
     def __init__(self, who: str, config: VAEConfig, operation: str, dtype: torch.dtype, batch: int, frames: int,
@@ -57,8 +56,7 @@ class VAESide:
         shape = (1, 3, 9, 16, 16) if small else self.shape
         generator = torch.Generator().manual_seed(1)
         video = torch.rand(shape, generator=generator) * 2 - 1
-        space, time = self.config.spatial_compression_ratio, self.config.temporal_compression_ratio
-        latent = (self.config.latent_channels, (shape[2] - 1) // time + 1, shape[3] // space, shape[4] // space)
+        latent = (self.config.latent_channels, *self.config.latent_size(*shape[2:]))
         noise = torch.randn(shape[0], *latent, generator=generator)
         return video.to(torch.float32 if self.autocast else self.dtype), noise.to(self.dtype)
 
@@ -105,10 +103,10 @@ class TransformerSide:
         self.optimizer = _adamw(self.model) if operation.startswith("training") else None
 
     def inputs(self, small: bool = False) -> tuple:
-        """Latents, timesteps, text features, target, rotary table (diffusers only), each as its program wants it."""
+        """Latents, timesteps, text features, target, rotary table (diffusers only), in the layout of the program."""
         c, batch, generator = self.config, 1 if small else self.batch, torch.Generator().manual_seed(1)
-        frames = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
-        shape = (batch, c.in_channels, frames, c.sample_height, c.sample_width)
+        frames, *size = c.sample_latent_size
+        shape = (batch, c.in_channels, frames, *size)
         latents, target = (torch.randn(shape, generator=generator).to(self.dtype) for _ in range(2))
         text = torch.randn(batch, c.max_text_seq_length, c.text_embed_dim, generator=generator).to(self.dtype)
         timestep = torch.randint(1000, (batch,), generator=generator)
@@ -156,7 +154,7 @@ class TransformerSide:
 class SamplingSide:
     """A caption to pixels: text encoder, every denoising step under guidance 6, chunked decode. Same starting noise.
 
-    The shipped model where `preset` has one in data/, random weights otherwise. diffusers opens what `export` wrote.
+    The shipped model if `preset` has one in data/, otherwise random weights. diffusers opens what `export` wrote.
     """
 
     def __init__(self, who: str, preset: Preset, dtype: torch.dtype, steps: int):
@@ -166,7 +164,7 @@ class SamplingSide:
             self.pipe = pipe.to(dtype)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                path = export(pipe, Path(folder) / "pipeline")
+                path = pipe.save(Path(folder) / "pipeline")
                 self.pipe = CogVideoXPipeline.from_pretrained(path).to(dtype)
             self.pipe.set_progress_bar_config(disable=True)
 
@@ -176,8 +174,7 @@ class SamplingSide:
         frames, height, width, steps = c.sample_frames, vae.sample_height, vae.sample_width, self.steps
         if small:
             frames, height, width, steps = 9, 16, 16, 2
-        space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
-        shape = (1, vae.latent_channels, (frames - 1) // time + 1, height // space, width // space)
+        shape = (1, vae.latent_channels, *vae.latent_size(frames, height, width))
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(self.dtype)
         return frames, height, width, steps, noise
 
@@ -235,7 +232,7 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _take_gradients(model: nn.Module) -> Tensor:
-    """All gradients in one vector, in the order of the parameters' names; the model has none afterwards."""
+    """All gradients in one vector, in the order of the parameters' names; and clears them."""
     gradients = []
     for _, parameter in sorted(model.named_parameters()):
         gradients.append(parameter.grad.float().flatten())

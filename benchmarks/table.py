@@ -1,4 +1,4 @@
-"""What was measured, as an aligned table, as GitHub markdown, or as JSON."""
+"""The results as an aligned table, as GitHub markdown, or as JSON."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from benchmarks.measure import Timing
 
 @dataclass(frozen=True)
 class Row:
-    """One case, measured. `timing` is None where the two programs did not agree: then nothing was timed."""
+    """The result of one case. `timing` is None if the two programs disagree: then nothing was timed."""
 
     case: Case
     difference: float
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def memory_ratio(self) -> float | None:
-        """Ours divided by theirs: below 1 is leaner."""
+        """Ours divided by theirs: below 1 is less."""
         ours, theirs = self.memory
         return ours / theirs if ours is not None and theirs else None
 
@@ -66,7 +66,7 @@ SHARE = ("training step of", "numbers", "GFLOP", "GFLOP/s", "share of ceiling", 
 
 
 def share_cells(row: Row, ceilings: dict[torch.dtype, float]) -> tuple[str, ...]:
-    """One line of the table of what each training step makes of the machine."""
+    """One line of the table of training steps' share of the peak rate."""
     label = row.case.part + row.case.operation.removeprefix("training step")
     cells = [label, NAMES[row.case.dtype]]
     for flops, seconds in zip(row.flops, row.medians):
@@ -76,11 +76,12 @@ def share_cells(row: Row, ceilings: dict[torch.dtype, float]) -> tuple[str, ...]
 
 
 def is_training(row: Row) -> bool:
+    """Whether `row` timed a training step."""
     return row.case.operation.startswith("training step") and row.timing is not None
 
 
 def render(header: tuple[str, ...], lines: list[tuple[str, ...]], markdown: bool) -> str:
-    """A table: columns of names to the left, of numbers to the right."""
+    """A table with names aligned to the left and numbers to the right."""
     widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
     left = [not any(line[i][:1].isdigit() for line in lines) for i in range(len(header))]
     rows = [[cell.ljust(w) if is_left else cell.rjust(w) for cell, w, is_left in zip(line, widths, left)]
@@ -92,7 +93,7 @@ def render(header: tuple[str, ...], lines: list[tuple[str, ...]], markdown: bool
 
 
 def report(rows: list[Row], ceilings: dict[torch.dtype, float], markdown: bool) -> str:
-    """Machine, main table, shares of the ceiling, and what was slower or disagreed, by name."""
+    """Machine, main table, shares of the peak rate, and the cases that were slower or disagreed."""
     parts = [", ".join(f"{name} {value}" for name, value in {**machine(), **versions()}.items()),
              render(MAIN, [main_cells(row) for row in rows], markdown)]
     training = [share_cells(row, ceilings) for row in rows if is_training(row)]
@@ -107,7 +108,7 @@ def report(rows: list[Row], ceilings: dict[torch.dtype, float], markdown: bool) 
 
 
 def as_json(rows: list[Row], ceilings: dict[torch.dtype, float]) -> dict:
-    """Everything that was measured; nothing of when."""
+    """All measurements, without a date."""
     return {"machine": machine(), "versions": versions(),
             "ceiling_flops_per_second": {NAMES[dtype]: rate for dtype, rate in ceilings.items()},
             "cases": [_row_as_json(row) for row in rows]}
@@ -127,7 +128,7 @@ def _row_as_json(row: Row) -> dict:
 
 
 def machine() -> dict[str, str | int]:
-    """The processor, the cores that this process may use, and the threads that it does use."""
+    """The CPU, the cores that this process may use, and its threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads()}
 
@@ -140,6 +141,6 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide the figures."""
+    """Versions of Python and of the relevant packages."""
     packages = ("torch", "diffusers", "minicogvx")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

@@ -26,7 +26,7 @@ def losses(draws: int, seed: int) -> Tensor:
     """The loss at every timestep (row) for `draws` pairs of clip and noise each, all different."""
     pipe = minicogvx.load("toy", "cpu")
     T, dtype = pipe.schedule.num_train_timesteps, pipe.transformer.proj_out.weight.dtype
-    latents = encode_world(pipe.vae, 64, seed, pipe.num_frames, dtype=dtype, progress=False)
+    latents = encode_world(pipe.vae, 64, seed, pipe.video_size.num_frames, dtype=dtype, progress=False)
     generator, words = torch.Generator().manual_seed(seed), random.Random(seed)
     found = []
     for t in torch.arange(T).repeat_interleave(draws).split(100):

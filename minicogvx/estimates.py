@@ -1,6 +1,6 @@
-"""How long the main jobs take on this machine: a few steps of each are run, and multiplied.
+"""How long the main jobs take on this machine, extrapolated from a few steps of each.
 
-Nothing is learnt from these steps and nothing is written. The figures hold for a quiet machine.
+These steps write nothing. The estimates hold for an otherwise idle machine.
 """
 
 import math
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from minicogvx.compat import choose_dtype
-from minicogvx.data.shapes import sample_scenes
 from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.interop.lpips_weights import load_perceptual, lpips_source
 from minicogvx.presets import preset
 from minicogvx.training import transformer as transformer_training
 from minicogvx.training import vae as vae_training
@@ -20,16 +20,15 @@ from minicogvx.training.latents import LatentSet, encode_world
 from minicogvx.training.recipe import RECIPES, Recipe
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELoss
-from minicogvx.vae.lpips_weights import lpips_source
 
-# One training step of micro's transformer, all notebooks once and the whole test suite, on the processor that the
-# course was written on (AMD EPYC with avx512_bf16, two cores). Other machines are scaled by their own step.
+# One training step of micro's transformer, all notebooks once and the whole test suite, in seconds on our CPU (AMD EPYC
+# with avx512_bf16, two cores). Other machines are scaled by their own step.
 REFERENCE_STEP, REFERENCE_JOBS = 0.26, {"all notebooks": 7 * 60.0, "make test": 22 * 60.0}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that a job takes here, and how that is known."""
+    """Estimated seconds of a job, and how they were estimated."""
 
     job: str
     seconds: float
@@ -40,7 +39,7 @@ class Estimate:
 
 
 def say_seconds(seconds: float) -> str:
-    """Two digits of it, in the unit that fits: "0.84 s", "75 s", "14 min", "5.2 h"."""
+    """Two digits, in a suitable unit: "0.84 s", "75 s", "14 min", "5.2 h"."""
     if seconds < 100:
         value, unit = seconds, "s"
     else:
@@ -50,12 +49,12 @@ def say_seconds(seconds: float) -> str:
 
 
 def estimates(device: torch.device = torch.device("cpu")) -> Iterator[Estimate]:
-    """One for each main job, each when it is known; about half a minute in all on two cores."""
+    """An estimate for each main job, as soon as it is known; takes about half a minute on two cores."""
     yield clip_seconds(device)
     for name, recipe in RECIPES.items():
         parts = training_seconds(recipe, device)
-        told = ", ".join(f"{part} {say_seconds(value)}" for part, value in parts.items())
-        yield Estimate(f"train {name}", sum(parts.values()), told)
+        detail = ", ".join(f"{part} {say_seconds(value)}" for part, value in parts.items())
+        yield Estimate(f"train {name}", sum(parts.values()), detail)
         if name == "micro":
             slower = parts["transformer"] / sum(s.steps for s in recipe.transformer.stages) / REFERENCE_STEP
     for job, seconds in REFERENCE_JOBS.items():
@@ -68,7 +67,7 @@ def clip_seconds(device: torch.device, steps: int = 25) -> Estimate:
     import minicogvx
 
     pipe, few = minicogvx.load("toy", device), 3
-    latents = pipe.sample(["a red circle moves right"], num_inference_steps=1)  # makes tables and kernels
+    latents = pipe.sample(["a red circle moves right"], num_inference_steps=1)  # creates tables and kernels
     pipe.decode(latents)
     step = _seconds(lambda: pipe.sample(["a red circle moves right"], num_inference_steps=few), device) / few
     decoding = _seconds(lambda: pipe.decode(latents), device)
@@ -90,15 +89,15 @@ def training_seconds(recipe: Recipe, device: torch.device) -> dict[str, float]:
 
 
 def _encode(vae: CausalVAE, sizes, count: int, dtype: torch.dtype) -> LatentSet:
-    return encode_world(vae, count, 1, sizes.num_frames, 0.0, dtype, progress=False)
+    return encode_world(vae, count, 1, sizes.video_size.num_frames, 0.0, dtype, progress=False)
 
 
 def _vae_step(vae: CausalVAE, stage, dtype: torch.dtype, device: torch.device) -> float:
-    """One training step, without LPIPS where its network is not here and without a GAN."""
+    """One training step, without a GAN, and without LPIPS if its network is not installed."""
     known = lpips_source(stage.loss.lpips_net) is not None
     loss = replace(stage.loss, gan_weight=0.0, lpips_weight=stage.loss.lpips_weight if known else 0.0)
     optimizer = stage.new_optimizer(vae.named_parameters())
-    objective = VAELoss(loss, None, strict=False).to(device)
+    objective = VAELoss(loss, None, load_perceptual(loss), strict=False).to(device)
 
     def step() -> None:
         video = vae_training.world_batch(stage.batch_size, 1, stage.num_frames, stage.height, stage.width).to(device)
@@ -125,7 +124,7 @@ def _transformer_steps(recipe: Recipe, sizes, clips: LatentSet, dtype: torch.dty
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
-    """The best of `repeats` runs after a first one, which makes kernels."""
+    """The fastest of `repeats` runs after a warm-up."""
     best = math.inf
     for i in range(repeats + 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places that are tried before long work starts."""
+"""Atomic writing of files, and checks before long work starts that its output can be written."""
 
 import os
 import re
@@ -11,68 +11,79 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from minicogvx.visible import visible
+
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-_PART = re.compile(r"\..*\.[0-9a-f]{8}\.part(\..*)?")  # what `written_whole` calls an unfinished file
-_TMP = re.compile(r"\.tmp\w{6}")  # and safetensors
-_TRIAL_BYTES = 4096  # a full disk takes an empty file, but not these
+_PART = re.compile(r"\..*\.[0-9a-f]{8}\.part(\..*)?")  # unfinished files of `written_whole`
+_TMP = re.compile(r"\.tmp\w{6}")  # and of safetensors
+_NOTES = re.compile(r"\..+\.(jsonl|ndjson|json)\.notes")  # and of captioning
+_TRIAL_BYTES = 4096  # an empty file can be written even to a full disk
 _LOCK = ".lock"
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it where the block ends well: nobody ever sees half of a file.
+    """A temporary path beside `path`, renamed to it when the block succeeds: the file is never incomplete.
 
-    The temporary name is hidden, no other process or thread has it, and it ends as `path` does, for writers that go by
-    the ending. Missing folders are made. The file keeps its permissions, and a new one gets the usual ones. Where the
-    block fails, the temporary file is removed and what was at `path` stays. Raises OSError that names `path` where
-    there is no room, no right to write, or something other than a file.
+    The temporary name is hidden, unique among processes and threads, and has the ending of `path`, on which some
+    writers depend. Missing folders are created. A link stays a link, and the file that it leads to is written. The file
+    keeps its permissions; a new one gets the default ones. If the block fails, the temporary file is removed and `path`
+    is unchanged. Raises OSError that names `path` for a full disk, missing permissions, a write-protected file, or
+    anything that is not a file.
     """
     path = Path(path)
     with naming(path):
-        _refuse_all_but_files(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the whole name: with the additions it could be longer than the file system allows.
-    part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix[:20]}")
+        _refuse_unwritable(path)
+        real = _real(path)
+        real.parent.mkdir(parents=True, exist_ok=True)
+    # Truncated: with the additions the name could be too long for the file system.
+    part = real.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part{path.suffix[:20]}")
     try:
         with naming(path, part):
-            mode = _permissions(path, part)
+            mode = _permissions(real, part)
             yield part
-            with suppress(OSError):  # some file systems know no permissions
+            with suppress(OSError):  # some file systems have no permissions
                 os.chmod(part, mode)
-            os.replace(part, path)
+            os.replace(part, real)
     finally:
         with naming(path, part):
             part.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path, folder: bool = False) -> None:
-    """Raises OSError, in one sentence, where `path` cannot be written: a file, or with `folder` a folder of files.
+    """Raises OSError, in one sentence, if `path` cannot be written: a file, or with `folder` a folder of files.
 
-    For the start of a command, so that its work is not lost at the end. A few bytes are written to the folder, or to
-    the nearest one above that exists, and removed; what is there already stays as it is, and nothing else is made.
+    To be called at the start of a command, so that its work is not lost at the end. Writes a few bytes to the folder,
+    or to its nearest existing parent, and removes them; nothing else is changed.
     """
     path = Path(path)
     with naming(path):
         if not folder:
-            _refuse_all_but_files(path)
-        place = path if folder else path.parent
+            _refuse_unwritable(path)
+        real = _real(path)
+        place = real if folder else real.parent
         while not _exists(place) and place != place.parent:
             place = place.parent
         if not place.is_dir():
             raise OSError(f"{path} cannot be written: {place} is {'no folder' if _exists(place) else 'not there'}")
-        for part in path.relative_to(place).parts:
-            _exists(place / part)  # for names that no file can have
+        for part in real.relative_to(place).parts:
+            _exists(place / part)  # raises for invalid names
         with tempfile.TemporaryFile(dir=place) as trial:
             trial.write(bytes(_TRIAL_BYTES))
             trial.flush()
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a hidden file or folder of this name was left by an interrupted run of this program."""
+    return any(pattern.fullmatch(name) for pattern in (_PART, _TMP, _NOTES))
+
+
 def remove_parts(folder: Path) -> None:
-    """Removes what writers that were killed have left in `folder`, which must be in use by this process alone."""
+    """Removes the leftovers of killed writers in `folder`, which no other process may be using."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if (_PART.fullmatch(path.name) or _TMP.fullmatch(path.name)) and path.is_file():
             path.unlink()
@@ -80,12 +91,12 @@ def remove_parts(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: str | Path, instead: str = "name another folder") -> Iterator[None]:
-    """Keeps `folder` for this process while the block runs. The folder is made, and removed if it is empty at the end.
+    """Locks `folder` for this process during the block. Creates the folder, and removes it if it is empty at the end.
 
-    `instead`: what somebody can do who does not want to wait.
+    `instead`: an alternative to waiting, for the message.
 
-    The lock ends with the process, however it dies: none is ever stale. Raises ValueError where another process has
-    it, OSError where the folder cannot be made. Where the file system knows no locks, that is said on stderr.
+    The lock ends with the process, however it dies, and is never stale. Raises ValueError if another process holds it,
+    OSError if the folder cannot be created. If the file system has no locks, prints a warning to stderr.
     """
     folder = Path(folder)
     made = not folder.exists()
@@ -95,7 +106,7 @@ def locked(folder: str | Path, instead: str = "name another folder") -> Iterator
     try:
         yield
     finally:
-        if sys.platform == "win32":  # where an open file cannot be removed, nor one that the next run has taken
+        if sys.platform == "win32":  # where an open file cannot be removed, nor one that the next run has locked
             os.close(handle)
             with suppress(OSError):
                 (folder / _LOCK).unlink()
@@ -107,7 +118,7 @@ def locked(folder: str | Path, instead: str = "name another folder") -> Iterator
 
 
 def _locked_file(path: Path, folder: Path, instead: str) -> int:
-    """A handle of the lock file that is there now: the one before may have been removed while it was waited for."""
+    """A handle of the current lock file: an earlier one may have been removed while we waited for it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -118,7 +129,7 @@ def _locked_file(path: Path, folder: Path, instead: str) -> int:
             raise ValueError(f"{folder} is in use by another run{holder and f' ({holder})'}; wait for it to end, or "
                              f"{instead}") from error
         except OSError as error:
-            print(f"{folder} cannot be locked ({error.strerror}); see to it that no other run writes to it",
+            print(visible(f"{folder} cannot be locked ({error.strerror}); see to it that no other run writes to it"),
                   file=sys.stderr)
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
             os.truncate(handle, 0)
@@ -135,7 +146,7 @@ def _take(handle: int) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """As `os.path.lexists`, which is silent about names that are too long and folders that may not be looked into."""
+    """Like `os.path.lexists`, but raises for names that are too long and folders that may not be read."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +155,7 @@ def _exists(path: Path) -> bool:
 
 
 def _permissions(path: Path, part: Path) -> int:
-    """Those of the file at `path`, or what a new one gets there: some writers make files that only they may read."""
+    """The permissions of `path`, or the default of a new file: some writers create private files."""
     with suppress(FileNotFoundError):
         return stat.S_IMODE(path.stat().st_mode)
     handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -157,7 +168,7 @@ def _permissions(path: Path, part: Path) -> int:
 
 @contextmanager
 def naming(path: Path, part: Path | None = None) -> Iterator[None]:
-    """Lets what the system says of `part`, or of no file, say `path`; a sentence of somebody's own stays as it is."""
+    """Rewrites system errors about `part`, or about no file, to name `path`; other messages are unchanged."""
     try:
         yield
     except OSError as error:
@@ -166,9 +177,16 @@ def naming(path: Path, part: Path | None = None) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _refuse_all_but_files(path: Path) -> None:
-    """A folder, or a device such as /dev/null, must not be renamed away."""
+def _real(path: Path) -> Path:
+    """Where a link leads, even if nothing is there yet; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Raises OSError for a folder, or a device such as /dev/null, which must not be replaced, and a protected file."""
     if path.is_dir():
         raise OSError(f"{path} cannot be written: it is a folder, and must be a file")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} cannot be written: it is a device or a pipe, and must be a file")
+    if path.exists() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):  # root has access to all
+        raise OSError(f"{path} cannot be written: it is write-protected; name another file")

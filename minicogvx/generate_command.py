@@ -1,28 +1,36 @@
-"""`minicogvx generate`: a video from a caption, and from a picture or a film if there is one."""
+"""`minicogvx generate`: a video from a caption, optionally with a picture or a video."""
 
 import argparse
 import re
 import warnings
 from pathlib import Path
 
-from minicogvx.options import add_device_options, add_memory_options, add_sampler_option, chosen, load_model
+from minicogvx.options import (
+    add_device_options,
+    add_memory_options,
+    add_sampler_option,
+    check_names,
+    chosen,
+    load_model,
+)
 from minicogvx.parsing import GUIDANCE, SEED, Parser, number, path_to, whole
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes an mp4, a gif and a strip of frames, and says what the oracle sees. Raises ValueError or OSError."""
+    """Writes an mp4, a gif and a strip of frames, and prints the oracle's reading. Raises ValueError or OSError."""
     arguments = _parser().parse_args(argv)
+    check_names(arguments)
     arguments.prompt = _one_caption(arguments.prompt)
     out = _check(arguments)
     device, dtype = chosen(arguments)
-    _check_model(arguments, device, dtype)
+    size = _check_model(arguments, device, dtype)
     pipe = load_model(arguments.model, arguments, device, dtype)
     if arguments.lora:
         from minicogvx.training.lora import use_lora
 
         use_lora(pipe.transformer, arguments.lora)
     _note_two_objects(arguments.prompt, pipe)
-    video = _sample(pipe, arguments)
+    video = _sample(pipe, arguments, size)
     for path in _write_all(out, video, pipe.fps):
         print(path)
     _tell_what_it_shows(arguments.prompt, video)
@@ -38,13 +46,13 @@ def _parser() -> Parser:
                         help="the shipped model or a diffusers pipeline folder (default: toy)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--image", type=path_to(), metavar="FILE", help="a picture to start from")
-    source.add_argument("--video", type=path_to(), metavar="FILE", help="a film to change")
+    source.add_argument("--video", type=path_to(), metavar="FILE", help="a video to change")
     parser.add_argument("--strength", type=number(above=0.0, most=1.0), metavar="S",
                         help="with --video: how much to change, above 0 up to 1 (default: 0.8)")
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same video (default: 0)")
     parser.add_argument("--steps", type=whole(1), default=50, metavar="N", help="denoising steps (default: 50)")
     parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W",
-                        help="how hard to follow the caption; 1 is no guidance, 0 ignores the caption (default: the "
+                        help="how closely to follow the caption; 1: no guidance, 0: ignores the caption (default: the "
                              "model's own, 3 for toy)")
     add_sampler_option(parser)
     parser.add_argument("--lora", type=path_to(), metavar="FILE",
@@ -62,20 +70,22 @@ def _parser() -> Parser:
 
 
 def _one_caption(words: list[str]) -> str:
-    """The caption. Its words may come one by one, from a shell that saw no quotation marks."""
+    """The caption, whose words are separate arguments if it was not quoted."""
     if len(words) > 1 and any(" " in word.strip() for word in words):
         raise ValueError(f"{len(words)} captions are given, the second of them {words[1]!r}; give one, in quotation "
                          f"marks")
+    from minicogvx.data.listing import one_line
+
     caption = " ".join(words)
-    if not caption.strip():
+    if not one_line(caption):
         raise ValueError('the prompt is empty; say what to show, such as "a red circle moves right"')
     return caption
 
 
 def _check(arguments: argparse.Namespace) -> Path:
-    """Everything that can be checked before the model is looked at. Returns the mp4 to write."""
+    """Checks everything that does not depend on the model. Returns the mp4 to write."""
     if arguments.strength is not None and not arguments.video:
-        raise ValueError("--strength belongs to --video, which is not given; leave it out or name a film")
+        raise ValueError("--strength belongs to --video, which is not given; leave it out or name a video")
     from minicogvx.data import video_files
     from minicogvx.files import check_writable
 
@@ -90,23 +100,31 @@ def _check(arguments: argparse.Namespace) -> Path:
             if path.exists() and path.samefile(given):
                 raise ValueError(f"{path} is to be written, and it is what --image or --video names; name another file "
                                  f"with --out")
+        named = arguments.out is not None and path == out
+        if path.exists() and not named and not video_files.made_here(path):
+            raise ValueError(f"{path} would be written over, and minicogvx did not make it; name another file with "
+                             f"--out")
     return out
 
 
-def _check_model(arguments: argparse.Namespace, device: str, dtype) -> None:
-    """Raises ValueError, before weights are read, for what the model cannot make or no memory here could hold."""
+def _check_model(arguments: argparse.Namespace, device: str, dtype) -> tuple[int, int, int]:
+    """Frames, height and width of the video.
+
+    Raises ValueError, before weights are read, for what the model cannot make or no memory here could hold.
+    """
     import torch
 
-    from minicogvx.interop import diffusers, find_folder
+    from minicogvx.interop import find_folder
+    from minicogvx.interop.folder_configs import read_configs
     from minicogvx.interop.lora import read_adapters
     from minicogvx.presets import video_size
-    from minicogvx.request import check_size, takes_image_channels
+    from minicogvx.request import check_size
     from minicogvx.room import refuse_giants
     from minicogvx.transformer.model import ExpertTransformer
 
-    configs, _ = diffusers.read_configs(find_folder(arguments.model))
-    vae, transformer = configs["vae"], configs["transformer"]
-    if takes_image_channels(vae, transformer) and not arguments.image:
+    configs = read_configs(find_folder(arguments.model))
+    vae, transformer = configs.vae, configs.transformer
+    if transformer.image_to_video and not arguments.image:
         raise ValueError(f"{arguments.model} makes videos from a picture; name one with --image")
     size = video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width)
     check_size(vae, transformer, *size)
@@ -115,6 +133,7 @@ def _check_model(arguments: argparse.Namespace, device: str, dtype) -> None:
             model = ExpertTransformer(transformer)
         read_adapters(model, arguments.lora)
     refuse_giants(vae, transformer, (1, *size), device, dtype, arguments.tile)
+    return size
 
 
 def _default_out(arguments: argparse.Namespace) -> Path:
@@ -123,7 +142,7 @@ def _default_out(arguments: argparse.Namespace) -> Path:
 
 
 def _note_two_objects(prompt: str, pipe) -> None:
-    """A note, as for unknown words, where a model of the shapes world is asked for what it seldom gets right."""
+    """Warns if a model of the shapes world is asked for two objects, which it seldom gets right."""
     from minicogvx.data.captions import parse_caption
 
     if pipe.text.whole_words and len(parse_caption(prompt).objects) > 1:
@@ -131,22 +150,23 @@ def _note_two_objects(prompt: str, pipe) -> None:
                       "and colours melt into each other", stacklevel=2)
 
 
-def _sample(pipe, arguments: argparse.Namespace):
+def _sample(pipe, arguments: argparse.Namespace, size: tuple[int, int, int]):
     from tqdm import tqdm
 
     from minicogvx.data import video_files
+    from minicogvx.request import STRENGTH
 
-    frames, height, width = pipe.size(arguments.num_frames, arguments.height, arguments.width)
+    frames, height, width = size
     image = video_files.read_image(arguments.image, height, width) if arguments.image else None
-    film = video_files.read_video(arguments.video, frames, height, width, pipe.fps) if arguments.video else None
+    video = video_files.read_video(arguments.video, *size, pipe.fps) if arguments.video else None
     with tqdm(total=arguments.steps, desc="denoising", unit="step") as bar:
 
         def on_step(done: int, total: int) -> None:
-            bar.total = total  # video to video takes fewer steps than were asked for
+            bar.total = total  # video to video takes fewer steps
             bar.update(done - bar.n)
 
-        return pipe(arguments.prompt, image=image, video=film,
-                    strength=0.8 if arguments.strength is None else arguments.strength,
+        return pipe(arguments.prompt, image=image, video=video,
+                    strength=STRENGTH if arguments.strength is None else arguments.strength,
                     negative_prompt=arguments.negative_prompt, num_frames=frames, height=height, width=width,
                     num_inference_steps=arguments.steps, guidance_scale=arguments.guidance_scale,
                     seed=arguments.seed, on_step=on_step)
@@ -155,12 +175,13 @@ def _sample(pipe, arguments: argparse.Namespace):
 def _write_all(out: Path, video, fps: int) -> list[Path]:
     from minicogvx.data import video_files
 
-    return [video_files.write_mp4(out, video, fps), video_files.write_gif(out.with_suffix(".gif"), video, fps),
+    return [video_files.write_mp4(out, video, fps, video_files.MAKER),
+            video_files.write_gif(out.with_suffix(".gif"), video, fps),
             video_files.write_strip(out.with_suffix(".png"), video)]
 
 
 def _tell_what_it_shows(prompt: str, video) -> None:
-    """For a caption of the shapes world: what the oracle reads from the pixels, and whether that was asked for."""
+    """For a caption of the shapes world, prints the oracle's reading, and whether it matches."""
     from minicogvx.data import captions, oracle
 
     wanted = captions.parse_caption(prompt)
@@ -173,6 +194,6 @@ def _tell_what_it_shows(prompt: str, video) -> None:
 
 
 def _describe(seen) -> str:
-    """One phrase for an oracle's reading; a question mark where it could not tell."""
+    """An oracle's reading as a phrase, with question marks for what is ambiguous."""
     things = [f"a {thing.colour or '?'} {thing.shape or '?'} that {thing.motion or '?'}" for thing in seen.objects]
     return f"{' and '.join(things) or 'no object'} on {seen.background or '?'}"

@@ -1,6 +1,6 @@
-"""`--device` and `--dtype`, alike in every command that computes: how they are added, and how they are checked.
+"""`--device` and `--dtype`, the same in every command that computes: definition and checks.
 
-PyTorch is imported only where they are checked, so that `--help` answers at once.
+PyTorch is imported only to check them, so that `--help` answers at once.
 """
 
 import argparse
@@ -15,38 +15,55 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def add_device_options(parser: argparse.ArgumentParser, default: str = "the fastest here",
                        dtype_default: str = "the fastest of the device", training: bool = False) -> None:
-    """Adds both options to `parser`; the two defaults are words for the help."""
+    """Adds both options to `parser`; the two defaults are texts for the help."""
     formats = [name for name in DTYPES if not (training and name == "float16")]
     parser.add_argument("--device", metavar="cpu|cuda|mps",
                         help=f"where to compute (default: MINICOGVX_DEVICE, else {default})")
     parser.add_argument("--dtype", metavar="|".join(formats),
-                        help=f"number format to compute in (default: MINICOGVX_DTYPE, else {dtype_default})")
+                        help=f"dtype to compute in (default: MINICOGVX_DTYPE, else {dtype_default})")
 
 
 def chosen(arguments: argparse.Namespace, training: bool = False, device: str | None = None,
            dtype: str | None = None) -> tuple:
     """(name of the device, torch.dtype) that the options choose, else the environment, else `device` and `dtype`.
 
-    None is the fastest here. Call it before any work. Raises ValueError, in one sentence, for a device that is not here
-    and for a number format that it cannot compute in, or with `training` not train in.
+    None is the fastest here. Call it before any work. Raises ValueError, in one sentence, for a missing device and for
+    a dtype in which it cannot compute, or with `training` not train.
     """
     device = compat.choose_device(_first(arguments.device, "MINICOGVX_DEVICE", device))
     return device, compat.choose_dtype(device, _first(arguments.dtype, "MINICOGVX_DTYPE", dtype), training)
 
 
 def _first(option: str | None, variable: str, default: str | None) -> str | None:
-    """The option, or None where the environment decides, or the default."""
+    """The option, or None if the environment decides, or the default."""
     return default if option is None and not os.environ.get(variable) else option
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--tile` and `--offload`, which make a large model fit onto a small GPU."""
+    """Adds `--tile` and `--offload`, which fit a large model onto a small GPU."""
     parser.add_argument("--tile", action="store_true",
                         help="the VAE works on overlapping tiles of half the model's height and width: much less "
                              "memory, for slightly different pixels")
     parser.add_argument("--offload", action="store_true",
-                        help="text encoder, transformer and VAE take turns on the device, and wait in the memory of "
-                             "the processor: same video, less of the GPU's memory")
+                        help="text encoder, transformer and VAE take turns on the device and wait in CPU memory: "
+                             "the same video with less GPU memory")
+
+
+def check_names(arguments: argparse.Namespace, may_be_preset: bool = False) -> None:
+    """Raises ValueError or OSError for models and LoRA files that are not here, before PyTorch is imported.
+
+    `may_be_preset`: presets are accepted whose weights are not here, and of which settings can be shown.
+    """
+    from minicogvx.interop import find_folder
+    from minicogvx.presets import PRESETS
+
+    given = vars(arguments)
+    for name in filter(None, (given.get("model"), given.get("before"))):
+        if not (may_be_preset and name in PRESETS):
+            find_folder(name)
+    for path in (given.get("lora"), given.get("lora_from")):
+        if isinstance(path, str) and not os.path.exists(path):
+            raise FileNotFoundError(f"there is no file {path}; it must be a LoRA file or its folder")
 
 
 def add_sampler_option(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +73,7 @@ def add_sampler_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
-    """The pipeline, on the device that `chosen` gave, as `--tile`, `--offload` and `--sampler` ask for it."""
+    """The pipeline, on the device from `chosen`, with `--tile`, `--offload` and `--sampler` applied."""
     import minicogvx
 
     pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload)

@@ -1,4 +1,4 @@
-"""How every command reads its words and options: a mistake is one sentence, with what was probably meant.
+"""Parsing of arguments for every command: a mistake is one sentence, with a suggestion.
 
 Nothing heavy is imported here, so that `--help` and a misspelt option answer at once.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 from minicogvx.ranges import RANGES
 from minicogvx.suggest import did_you_mean
 
-_INT64 = 2**63 - 1  # PyTorch counts no further
+_INT64 = 2**63 - 1  # PyTorch's limit
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose mistakes are ValueErrors of one sentence, and that takes options unshortened only.
+    """An argparse parser that raises ValueErrors of one sentence, and accepts no abbreviated options.
 
-    `gathers` may name a positional argument of several words: words behind or between options then belong to it, too.
+    `gathers` may name a positional argument of several words, which then also gets words after or between options.
     """
 
     gathers: str | None = None
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, but nothing is left over: raises ValueError for what no argument takes."""
+        """Like argparse's, but raises ValueError for unknown arguments instead of returning them."""
         arguments, extra = super().parse_known_args(args, namespace)
         options = [word for word in extra if word.startswith("-") and len(word) > 1]
         if options:
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return arguments, []
 
     def error(self, message: str):
-        """Raises ValueError with what argparse, or one of the readers below, says of an argument."""
+        """Raises ValueError with the message of argparse, or of a reader below."""
         message = re.sub(r"^argument ([^:]+): (?=is )", r"\1 ", message)
         message = re.sub(r"^argument [^:]+: (?=there is no )", "", message)
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -50,9 +50,9 @@ class Parser(argparse.ArgumentParser):
 
 def choose_command(prog: str, about: str, commands: Mapping[str, str],
                    argv: Sequence[str]) -> tuple[str, list[str]] | None:
-    """(command, the words behind it); None where the help was asked for, which is then printed.
+    """(command, its arguments); None for a request for help, which is then printed.
 
-    `commands`: what each does, by name. `help COMMAND` is `COMMAND --help`. Raises ValueError for any other command.
+    `commands`: descriptions by name. `help COMMAND` is `COMMAND --help`. Raises ValueError for any other command.
     """
     first, *rest = argv or ["--help"]
     while first == "help":
@@ -63,7 +63,7 @@ def choose_command(prog: str, about: str, commands: Mapping[str, str],
                          f"{prog} COMMAND --help explains one of them."]))
         return None
     if first.startswith("-"):
-        raise ValueError(f"{first} stands in front of the command; write {prog} COMMAND {first} (see {prog} --help)")
+        raise ValueError(f"{first} comes before the command; write {prog} COMMAND {first} (see {prog} --help)")
     if first not in commands:
         meant = did_you_mean(first, commands) or f"; the commands are {', '.join(commands)}"
         raise ValueError(f"there is no command {first!r}{meant} (see {prog} --help)")
@@ -78,15 +78,15 @@ def whole(least: int = -_INT64, most: int = _INT64) -> Callable[[str], int]:
     behind = f" from {least} to {most}" if most < _INT64 else f", {least} or more" if least > -_INT64 else ""
 
     def read(text: str) -> int:
-        """The number in `text`; argparse shows what is raised."""
+        """The number in `text`; argparse shows the error."""
         if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
             raise argparse.ArgumentTypeError(f"is {text!r}; it must be a whole number{behind}")
-        # Python reads no more than some thousand digits, and more than twenty are too many in any case.
+        # Python converts only some thousand digits, and more than twenty are out of range anyway.
         value = int(text) if len(text) <= 40 else -_INT64 - 1 if text.lstrip().startswith("-") else _INT64 + 1
         if value < least or value > most:
             shown = text.strip() if len(text) <= 40 else f"a number of {len(text)} digits"
-            told = f"from {least} to {most}" if value > most or most - least < 100 else f"{least} or more"
-            raise argparse.ArgumentTypeError(f"is {shown}; it must be {told}")
+            rule = f"from {least} to {most}" if value > most or most - least < 100 else f"{least} or more"
+            raise argparse.ArgumentTypeError(f"is {shown}; it must be {rule}")
         return value
 
     return read
@@ -95,31 +95,31 @@ def whole(least: int = -_INT64, most: int = _INT64) -> Callable[[str], int]:
 def number(least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
     """Reads a finite number of at least `least`, above `above`, and at most `most`."""
     if above > -math.inf:
-        told = f"above {above:g}" + (f", at most {most:g}" if most < math.inf else "")
+        rule = f"above {above:g}" + (f", at most {most:g}" if most < math.inf else "")
     elif most < math.inf:
-        told = f"from {least:g} to {most:g}"
+        rule = f"from {least:g} to {most:g}"
     else:
-        told = f"{least:g} or more" if least > -math.inf else ""
+        rule = f"{least:g} or more" if least > -math.inf else ""
 
     def read(text: str) -> float:
-        """The number in `text`; argparse shows what is raised."""
+        """The number in `text`; argparse shows the error."""
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number {told}".rstrip()) from None
+            raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number {rule}".rstrip()) from None
         if not (math.isfinite(value) and value >= least and value > above and value <= most):
-            raise argparse.ArgumentTypeError(f"is {text}; it must be {told or 'a finite number'}")
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {rule or 'a finite number'}")
         return value
 
     return read
 
 
 def one_of(names: Iterable[str], kind: str = "", plural: str = "") -> Callable[[str], str]:
-    """Reads one of `names`; `kind` says what they are names of, such as "study"."""
+    """Reads one of `names`; `kind`: of what, such as "study"."""
     known = tuple(names)
 
     def read(text: str) -> str:
-        """`text`, where it is one of the names."""
+        """`text`, if it is one of the names."""
         if text in known:
             return text
         if not kind:
@@ -134,7 +134,7 @@ def path_to(*endings: str) -> Callable[[str], str]:
     """Reads the path of a file or folder, `~` included; with `endings` a file whose name has one of them."""
 
     def read(text: str) -> str:
-        """The path, as it was written but for a home folder."""
+        """The path, with `~` expanded."""
         path = os.path.expanduser(text)
         if not path.strip():
             raise argparse.ArgumentTypeError("is empty; it must name a file or a folder")
@@ -149,7 +149,7 @@ def path_to(*endings: str) -> Callable[[str], str]:
 
 
 SEED = whole(0)
-TRAINING_SEED = whole(0, 2**32 - 1)  # a step's own seed is made of it
+TRAINING_SEED = whole(0, 2**32 - 1)  # steps derive their seeds from it
 THREADS = whole(1, 1024)
 SHARE = number(0.0, most=1.0)
 GUIDANCE = number(RANGES["guidance_scale"][0], most=float(RANGES["guidance_scale"][1]))

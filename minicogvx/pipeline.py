@@ -3,34 +3,38 @@
     pipe = minicogvx.load("toy")
     video = pipe("a red circle moves right")                       # t h w 3, in 0..1
     video = pipe("a red circle moves right", image=picture)        # begins with this picture
-    video = pipe("a red circle moves right", video=film, strength=0.8)
+    video = pipe("a red circle moves right", video=before, strength=0.8)
+
+The loop itself is `sample_loop` in `diffusion/sampling.py`.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.diffusion.guidance import guidance_scales, guide
-from minicogvx.diffusion.samplers import SAMPLERS, Generators, check_finite, draw_noise, randn
+from minicogvx.compat import choose_device, choose_dtype
+from minicogvx.diffusion.conditioning import FirstFramePutBack, ImageChannels, NoisedVideo, TextOnly
+from minicogvx.diffusion.guidance import guidance_scales
+from minicogvx.diffusion.samplers import SAMPLERS, DDIMSampler, DPMSampler, Generators, check_finite, draw_noise
+from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.diffusion.timesteps import start_index
-from minicogvx.presets import ScheduleConfig, video_size
+from minicogvx.interop import find_folder
+from minicogvx.interop.diffusers_folder import Parts, read_folder, write_folder
+from minicogvx.interop.safetensors_files import MAX_SHARD_BYTES
+from minicogvx.pixels import Tile, check_tile_kind, decode_pixels, encode_pixels
+from minicogvx.presets import ScheduleConfig, VideoSize, video_size
 from minicogvx.ranges import check_number
-from minicogvx.request import Request, Tile, check_tile_kind, takes_image_channels
-from minicogvx.room import refuse_giants
+from minicogvx.request import STRENGTH, Request, check_request
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.tiling import check_tile, tiled_decode, tiled_encode
 
-OFS = 2.0  # the constant that 1.5-5b-i2v was trained with
 Video = Float[Tensor, "t h w 3"]
 
 
@@ -58,42 +62,57 @@ class Pipeline:
         self.schedule_config, self.schedule = schedule, NoiseSchedule(schedule)
         self.fps, self.unconditional, self.guidance_scale = int(fps), unconditional, float(guidance_scale)
 
-    @property
-    def num_frames(self) -> int:
-        """Frames of a clip by default."""
-        return self.size()[0]
+    @classmethod
+    def load(cls, name_or_folder: str | Path, device: torch.device | str | None = None,
+             dtype: torch.dtype | str | None = None, offload: bool = False) -> "Pipeline":
+        """Open a shipped model by name, such as "toy", or any diffusers CogVideoX folder.
+
+        Args:
+            device: None is MINICOGVX_DEVICE, else the fastest here (`compat.choose_device`).
+            dtype: number format of the weights; None is MINICOGVX_DTYPE, else the fastest of the device.
+            offload: the networks wait in the memory of the CPU and take turns on the device (`Pipeline.offload`).
+
+        Raises ValueError for a name that is neither, a device that is not here and a format that it cannot compute in,
+        FileNotFoundError or ValueError for a folder that does not fit.
+        """
+        folder = find_folder(name_or_folder)
+        device = choose_device(None if device is None else str(device))
+        pipe = cls(*read_folder(folder, "cpu" if offload else device, choose_dtype(device, dtype)))
+        return pipe.offload(device) if offload else pipe
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None, overwrite: bool = False,
+             allow_departures: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+        """Write a folder that diffusers opens; arguments and errors are those of `diffusers_folder.write_folder`."""
+        parts = Parts(self.vae, self.transformer, self.schedule_config, self.text, self.fps, self.unconditional,
+                      self.guidance_scale)
+        return write_folder(parts, folder, dtype, overwrite, allow_departures, max_shard_bytes)
 
     @property
-    def height(self) -> int:
-        """Height by default, in pixels."""
-        return self.size()[1]
+    def video_size(self) -> VideoSize:
+        """Frames, height and width in pixels of a video by default."""
+        return video_size(self.vae.config, self.transformer.config)
 
     @property
-    def width(self) -> int:
-        """Width by default, in pixels."""
-        return self.size()[2]
-
-    def size(self, num_frames: int | None = None, height: int | None = None,
-             width: int | None = None) -> tuple[int, int, int]:
-        """Frames, height and width in pixels of a video; what is None is the model's own."""
-        return video_size(self.vae.config, self.transformer.config, num_frames, height, width)
-
-    @property
-    def takes_image_channels(self) -> bool:
-        """Was the transformer trained to see an image latent beside the noisy one?"""
-        return takes_image_channels(self.vae.config, self.transformer.config)
+    def image_to_video(self) -> bool:
+        """Whether the transformer sees an image's latent beside the noisy ones, and so needs an image."""
+        return self.transformer.config.image_to_video
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self._turns_on or self.transformer.proj_out.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format that the latents have."""
+        return self.transformer.proj_out.weight.dtype
+
     def to(self, *target) -> "Pipeline":
         """Moves all networks to a device or a dtype. A device ends what `offload` began."""
         if any(isinstance(part, (str, torch.device)) for part in target):
             self._turns_on = None
-        for part in (self.vae, self.transformer, self.text):
-            part.to(*target)
+        for network in (self.vae, self.transformer, self.text):
+            network.to(*target)
         return self
 
     def offload(self, device: str | torch.device) -> "Pipeline":
@@ -106,7 +125,7 @@ class Pipeline:
         return self
 
     def __call__(self, prompt: str, image: Float[Tensor, "h w 3"] | None = None, video: Video | None = None,
-                 strength: float = 0.8, negative_prompt: str = "", num_frames: int | None = None,
+                 strength: float = STRENGTH, negative_prompt: str = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
                  guidance_scale: float | None = None, dynamic_guidance: str | None = None,
                  seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None,
@@ -135,7 +154,7 @@ class Pipeline:
 
     @torch.no_grad()
     def sample(self, prompts: list[str], image: Float[Tensor, "_ h w 3"] | None = None,
-               video: Float[Tensor, "_ t h w 3"] | None = None, strength: float = 0.8, negative_prompt: str = "",
+               video: Float[Tensor, "_ t h w 3"] | None = None, strength: float = STRENGTH, negative_prompt: str = "",
                num_frames: int | None = None, height: int | None = None, width: int | None = None,
                num_inference_steps: int = 50, guidance_scale: float | None = None,
                dynamic_guidance: str | None = None, seed: int | Sequence[int] = 0,
@@ -150,21 +169,19 @@ class Pipeline:
         in front (published) and dropped at the end.
         """
         request = Request(self.vae.config, self.transformer.config, prompts, negative_prompt, image, video, latents,
-                          *self.size(num_frames, height, width), num_inference_steps, strength,
+                          video_size(self.vae.config, self.transformer.config, num_frames, height, width),
+                          num_inference_steps, strength,
                           self.guidance_scale if guidance_scale is None else guidance_scale, dynamic_guidance,
                           self.schedule_config.sampler if sampler is None else sampler, seed,
                           self.tile if tile is None else tile)
-        self._check(request)
+        check_request(request, self.text, self.device, self.dtype)
         steps, generator = SAMPLERS[request.sampler](self.schedule, num_inference_steps), request.generator()
-        text = self._text_features(request)                                        # 2b n d_text: without, with caption
-        first = self._latents_of(image, request, generator, still=True)            # b c 1 h w, or None
-        film = self._latents_of(video, request, generator)                         # b c t h w, or None
-        if latents is None:
-            latents = draw_noise(request.shape, generator, self._dtype)            # b c t h w
-        with self._at_work(self.transformer):
-            latents = self._denoise(request, steps, latents.to(self.device, self._dtype), text, first, film, generator,
-                                    on_step)
-        return check_finite(latents[:, :, request.front:], "the clean latent")
+        text = self._text_features(request)                                   # 2b n d_text: without, with caption
+        condition = self._condition(request, steps, generator)
+        scales = guidance_scales(request.guidance_scale, steps.timesteps[condition.start:], dynamic_guidance)
+        with _at_work(self.transformer, self._turns_on):
+            latents = sample_loop(self.transformer, steps, text, condition, scales, generator, on_step)  # b c t h w
+        return check_finite(latents[:, :, request.pad_frames:], "the clean latent")
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c lt lh lw"],
@@ -178,117 +195,55 @@ class Pipeline:
             raise ValueError(f"the latents have the shape {tuple(latents.shape)}; it must be b c t h w")
         tile = self.tile if tile is None else tile
         check_tile_kind(tile)
-        with self._at_work(self.vae):
-            weight = next(self.vae.parameters())
-            latents = (latents.to(weight.device) / self.vae.config.scaling_factor).to(weight.dtype)
-            video = tiled_decode(self.vae, latents, _size_of(tile)) if tile else self.vae.decode(latents)
-            video = check_finite(video.cpu().float(), "the VAE's video")  # before the clamp, which would hide infinity
-            return rearrange(video / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)
+        with _at_work(self.vae, self._turns_on):
+            return decode_pixels(self.vae, latents, tile)
 
-    # ---- before the loop
-
-    def _check(self, request: Request) -> None:
-        """Raises ValueError for what cannot be made, of any model, of this one, or on this machine."""
-        request.check(self.text)
-        if request.tile:
-            check_tile(self.vae, _size_of(request.tile))
-        size = len(request.prompts), request.num_frames, request.height, request.width
-        refuse_giants(request.vae, request.transformer, size, self.device, self._dtype, bool(request.tile))
-
-    def _text_features(self, request):
+    def _text_features(self, request: Request) -> Float[Tensor, "b2 n d"]:
+        """Features of the negative prompt, once for each caption, then of the captions."""
         prompts = list(request.prompts)
         for word in sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
             warnings.warn(f"this model has never seen the word {word!r}; it will not know what to show", stacklevel=3)
-        with self._at_work(self.text):
+        with _at_work(self.text, self._turns_on):
             features = self.text.encode([request.negative_prompt] * len(prompts) + prompts)
         if self.unconditional == "zeros" and not request.negative_prompt:
             features[:len(prompts)] = 0
-        return check_finite(features, "the text encoder's output").to(self.device, self._dtype)
+        return check_finite(features, "the text encoder's output").to(self.device, self.dtype)
 
-    def _latents_of(self, pixels, request, generator, still=False):
-        """Latents of the given picture or film for each prompt; the first of a film also fills what lies in front."""
-        if pixels is None:
-            return None
-        latents = self._encode(pixels[:, None] if still else pixels, generator, request.tile, still)
-        latents = latents.expand(len(request.prompts), -1, -1, -1, -1)
-        return latents if still else torch.cat([latents[:, :, :1]] * request.front + [latents], dim=2)
+    def _condition(self, request: Request, sampler: DDIMSampler | DPMSampler, generator: Generators) -> TextOnly:
+        """What the request gives besides captions. The posterior's noise is drawn first, then that of the video."""
+        pixels = request.video if request.image is None else request.image[:, None]
+        given = None if pixels is None else self._encode(pixels, request, generator)   # b c t h w; t is 1 for an image
+        noise = draw_noise(request.shape, generator, self.dtype) if request.latents is None else request.latents
+        noise = noise.to(self.device, self.dtype)
+        if given is None:
+            return TextOnly(noise)
+        if request.video is not None:
+            video = torch.cat([given[:, :, :1]] * request.pad_frames + [given], dim=2)
+            return NoisedVideo(noise, video, sampler, request.strength)
+        if self.image_to_video:
+            return ImageChannels(noise, given)
+        return FirstFramePutBack(noise, given, self.schedule, request.pad_frames)
 
-    def _encode(self, video, generator: Generators, tile=False, still=False):
-        """Scaled latents of pixels `b t h w 3`, sampled from the posterior; of one video, one for each generator."""
-        config = self.vae.config
-        with self._at_work(self.vae):
-            weight = next(self.vae.parameters())
-            video = (rearrange(video, "b t h w c -> b c t h w") * 2 - 1).to(weight.device, weight.dtype)
-            posterior = tiled_encode(self.vae, video, _size_of(tile)) if tile else self.vae.encode(video)
-        mean = posterior.mean
-        count = len(generator) if isinstance(generator, list) else len(mean)
-        latents = mean + posterior.std * randn((count, *mean.shape[1:]), generator, mean.dtype, mean.device)
-        check_finite(latents, "what the VAE makes of the given pixels")
-        inverted = still and config.invert_scale_latents and self.takes_image_channels
-        latents = latents / config.scaling_factor if inverted else latents * config.scaling_factor
-        return latents.to(self.device, self._dtype)
+    def _encode(self, video: Float[Tensor, "_ t h w 3"], request: Request,
+                generator: Generators) -> Float[Tensor, "b c lt lh lw"]:
+        """Scaled latents of the given pixels for each prompt."""
+        inverted = self.vae.config.invert_scale_latents and self.image_to_video
+        with _at_work(self.vae, self._turns_on):
+            latents = encode_pixels(self.vae, video, generator, request.tile, inverted)
+        return latents.to(self.device, self.dtype).expand(len(request.prompts), -1, -1, -1, -1)
 
-    # ---- the loop
 
-    def _denoise(self, request, sampler, noise, text, first, film, generator, on_step):
-        """From noise, or from a noised film at the step where its strength begins, to clean latents."""
-        timesteps, x0 = sampler.timesteps.tolist(), None
-        n = len(timesteps)
-        start = 0 if film is None else start_index(request.strength, n)
-        scales = guidance_scales(request.guidance_scale, sampler.timesteps[start:], request.dynamic_guidance)
-        beside, known = (first, None) if self.takes_image_channels else (None, first)  # seen, or put back at each step
-        latents = noise
-        if film is not None:
-            latents = film if start == n else self.schedule.add_noise(film, noise, timesteps[start])
-        for i in range(start, n):
-            if known is not None:
-                as_noisy = self.schedule.add_noise(known, noise[:, :, :1], timesteps[i])
-                latents = self._put_back(latents, as_noisy, request.front)
-            output = self._predict(latents, timesteps[i], text, beside, scales[i - start])
-            latents, x0 = sampler.step(output, i, latents, x0, generator)
-            if on_step:
-                on_step(i - start + 1, n - start)
-        return latents if known is None else self._put_back(latents, known, request.front)
-
-    def _predict(self, latents, t, text, beside, scale):
-        """The guided model output: unconditional first, both in one batch."""
-        if beside is not None:  # the picture in frame 0, zeros after it
-            latents = torch.cat([latents, F.pad(beside, (0, 0, 0, 0, 0, latents.shape[2] - 1))], dim=1)
-        if scale == 1:
-            text = text[len(latents):]
-        else:
-            latents = torch.cat([latents, latents])
-        t = torch.full((len(latents),), t, device=latents.device)
-        ofs = torch.full_like(t, OFS, dtype=latents.dtype) if self.transformer.config.ofs_embed_dim else None
-        output = self.transformer(latents, t, text, ofs).float()
-        return output if scale == 1 else guide(*output.chunk(2), scale)
-
-    def _put_back(self, latents, known, front):
-        """The known first latent, in its place and in that of the frame that only fills a temporal patch."""
-        frames = 1 + front
-        return torch.cat([known.to(latents.dtype).expand(-1, -1, frames, -1, -1), latents[:, :, frames:]], dim=2)
-
-    # ---- where the networks are
-
-    @contextmanager
-    def _at_work(self, part) -> Iterator[None]:
-        """While open, `part` is where the networks take turns; alone, as the one before has left it."""
-        if self._turns_on is not None:
-            part.to(self._turns_on)
-        try:
-            yield
-        finally:
-            if self._turns_on is not None:
-                part.to("cpu")
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.transformer.proj_out.weight.dtype
+@contextmanager
+def _at_work(network, device: torch.device | None) -> Iterator[None]:
+    """While open, `network` is on `device`, and afterwards on the CPU again; with None it stays where it is."""
+    if device is not None:
+        network.to(device)
+    try:
+        yield
+    finally:
+        if device is not None:
+            network.to("cpu")
 
 
 def _batch_of_one(pixels):
     return pixels[None] if isinstance(pixels, Tensor) else pixels  # whatever else it is, it will be refused by name
-
-
-def _size_of(tile: Tile) -> tuple[int, int] | None:
-    return None if tile is True else tile

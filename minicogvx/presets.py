@@ -5,10 +5,11 @@ Field names are those of the `diffusers` config files wherever both have the fie
 where the published one fails, and `micro`, `toy` and `small` set them: `first_frame` and `position_scaling`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from minicogvx.ranges import check_fields
+from minicogvx.ranges import check_fields, valid_frames
 from minicogvx.suggest import did_you_mean
 
 
@@ -38,6 +39,35 @@ class VAEConfig:
         """Pixels per latent along height and along width."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Frames, height and width of the latents of a video: the first frame has one latent frame to itself."""
+        space = self.spatial_compression_ratio
+        return (frames - 1) // self.temporal_compression_ratio + 1, height // space, width // space
+
+    def check_video(self, shape: Sequence[int], whole: bool = True) -> None:
+        """Raises ValueError unless this VAE encodes videos of this shape, `b c t h w` in pixels.
+
+        `whole` False: a piece of a video, whose number of frames follows from the pieces around it.
+        """
+        _check_five_axes("the video has", shape)
+        _, channels, frames, height, width = shape
+        step, space = self.temporal_compression_ratio, self.spatial_compression_ratio
+        if channels != self.in_channels:
+            raise ValueError(f"the video has {channels} channels; this VAE takes {self.in_channels}")
+        if height % space or width % space:
+            raise ValueError(f"the video is {height}x{width}; height and width must be multiples of {space}")
+        if whole and (frames < 1 or self.first_frame == "start" and (frames - 1) % step):
+            rule = "at least 1" if self.first_frame == "parity" else valid_frames(frames, step)
+            raise ValueError(f"the video has {frames} frames; it must have {rule}")
+
+    def check_latents(self, shape: Sequence[int]) -> None:
+        """Raises ValueError unless this VAE decodes latents of this shape, `b c t h w`."""
+        _check_five_axes("the latents have", shape)
+        if shape[1] != self.latent_channels:
+            raise ValueError(f"the latents have {shape[1]} channels; this VAE takes {self.latent_channels}")
+        if not shape[2]:
+            raise ValueError("the latents have 0 frames; there must be at least 1")
+
     def __post_init__(self):
         check_fields(self)
         stages, ratio = len(self.block_out_channels), self.temporal_compression_ratio
@@ -50,6 +80,11 @@ class VAEConfig:
             if width % self.norm_num_groups:
                 raise ValueError(f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} "
                                  f"does not divide")
+
+
+def _check_five_axes(they_have: str, shape: Sequence[int]) -> None:
+    if len(shape) != 5 or 0 in (shape[0], *shape[3:]):
+        raise ValueError(f"{they_have} the shape {tuple(shape)}; it must be (b, c, t, h, w), each at least 1")
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,31 @@ class TransformerConfig:
         """Model width d = heads x head dimension."""
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def image_to_video(self) -> bool:
+        """Whether the latent of a first frame is concatenated to the noisy ones, on channels."""
+        return self.in_channels == 2 * self.out_channels
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Frames, height and width of a patch, in latents."""
+        return self.patch_size_t or 1, self.patch_size, self.patch_size
+
+    def whole_patches(self, latent_frames: int) -> int:
+        """That many latent frames, rounded up to whole patches: copies of the first fill up the front."""
+        return latent_frames + -latent_frames % self.patch[0]
+
+    def num_patches(self, latent_size: tuple[int, int, int]) -> int:
+        """Video tokens of latents of (frames, height, width), where frames are rounded up to whole patches."""
+        frames, height, width = latent_size
+        return self.whole_patches(frames) // self.patch[0] * (height // self.patch[1]) * (width // self.patch[2])
+
+    @property
+    def sample_latent_size(self) -> tuple[int, int, int]:
+        """Frames, height and width of the latents that the position tables are made for."""
+        frames = (self.sample_frames - 1) // self.temporal_compression_ratio + 1
+        return self.whole_patches(frames), self.sample_height, self.sample_width
+
     def __post_init__(self):
         check_fields(self)
         if "rope" in self.position and self.attention_head_dim % 16:
@@ -106,7 +166,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Noise schedule (paper 2.2 and 3). Zero terminal SNR and v-prediction are always on unless a field says not."""
+    """Noise schedule (paper 2.2 and 3). Zero terminal SNR and v-prediction by default."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -154,40 +214,36 @@ class Preset:
     schedule: ScheduleConfig
     text: TextConfig
     fps: int = 8
-    image_to_video: bool = False
 
     def __post_init__(self):
         check_fields(self)
 
     @property
-    def num_frames(self) -> int:
-        """Frames of a default clip."""
-        return video_size(self.vae, self.transformer)[0]
-
-    @property
-    def height(self) -> int:
-        """Height of a default clip in pixels."""
-        return video_size(self.vae, self.transformer)[1]
-
-    @property
-    def width(self) -> int:
-        """Width of a default clip in pixels."""
-        return video_size(self.vae, self.transformer)[2]
+    def video_size(self) -> "VideoSize":
+        """Frames, height and width in pixels of a default video."""
+        return video_size(self.vae, self.transformer)
 
 
-def video_size(vae: VAEConfig, transformer: TransformerConfig, num_frames: int | None = None,
-               height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-    """Frames, height and width in pixels of a video; what is None is the model's own.
+class VideoSize(NamedTuple):
+    """The size of a video in pixels."""
+
+    num_frames: int
+    height: int
+    width: int
+
+
+def video_size(vae: VAEConfig, transformer: TransformerConfig, num_frames: int | None = None, height: int | None = None,
+               width: int | None = None) -> VideoSize:
+    """The size of a video that this model makes; what is None is the model's own.
 
     That is the VAE's sample size. The transformer's is the grid of its position tables, which in the 1.5 models, with
     300 x 300 latents, is no video's; but where the table is learned, it fits no other size.
     """
     own = vae.sample_height, vae.sample_width
     if "learned" in transformer.position:
-        space = vae.spatial_compression_ratio
-        own = transformer.sample_height * space, transformer.sample_width * space
-    return tuple(default if value is None else value
-                 for value, default in zip((num_frames, height, width), (transformer.sample_frames, *own)))
+        own = (vae.spatial_compression_ratio * side for side in (transformer.sample_height, transformer.sample_width))
+    own = transformer.sample_frames, *own
+    return VideoSize(*(mine if given is None else given for given, mine in zip((num_frames, height, width), own)))
 
 
 _VAE_5B = VAEConfig(scaling_factor=0.7)
@@ -230,11 +286,11 @@ PRESETS = {preset.name: preset for preset in (
            ScheduleConfig(snr_shift_scale=3.0), TextConfig()),
     Preset("5b", _VAE_5B, TransformerConfig(), ScheduleConfig(sampler="dpm"), TextConfig()),
     Preset("5b-i2v", _VAE_5B, TransformerConfig(in_channels=32, position="rope+learned"),
-           ScheduleConfig(sampler="dpm"), TextConfig(), image_to_video=True),
+           ScheduleConfig(sampler="dpm"), TextConfig()),
     Preset("1.5-5b", _VAE_15, _MODEL_15, ScheduleConfig(sampler="dpm"), TextConfig(), fps=16),
     Preset("1.5-5b-i2v", replace(_VAE_15, invert_scale_latents=True),
            replace(_MODEL_15, in_channels=32, ofs_embed_dim=512),
-           ScheduleConfig(sampler="dpm"), TextConfig(), fps=16, image_to_video=True),
+           ScheduleConfig(sampler="dpm"), TextConfig(), fps=16),
 )}
 
 

@@ -1,7 +1,7 @@
-"""What every number of a config may be, in one table: read where a config is made and where a config file is opened.
+"""The valid range of every number in a config, checked for new configs and for config files.
 
-The lower ends are what can be built. The upper ends lie far above every published model and below what overflows the
-size of a tensor or takes minutes to refuse.
+The lower limits are the smallest that can be built. The upper limits are far above every published model, and below
+what overflows the size of a tensor or takes minutes to fail.
 """
 
 from dataclasses import Field, fields
@@ -31,13 +31,13 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def check_fields(config) -> None:
-    """Raises ValueError for the first field of a config dataclass whose value its type or its range does not allow."""
+    """Raises ValueError for the first field of a config dataclass whose value violates its type or range."""
     for field in fields(config):
         check_field(field, getattr(config, field.name))
 
 
 def check_field(field: Field, value) -> None:
-    """Raises ValueError unless a field of a config dataclass may have this value; one without a range may have any."""
+    """Raises ValueError if a value violates the type or range, if there is one, of a config field."""
     name, kind = field.name, field.type
     if get_origin(kind) is Literal:
         check_choice(name, value, get_args(kind))
@@ -53,20 +53,26 @@ def check_field(field: Field, value) -> None:
 
 
 def check_choice(name: str, value, valid: tuple) -> None:
-    """Raises ValueError, with the words there are, unless `value` is one of them."""
+    """Raises ValueError, with the valid values, unless `value` is one of them."""
     if value not in valid:
         raise ValueError(f"{name} is {shown(value)}; it must be one of {', '.join(map(repr, valid))}")
 
 
 def check_number(name: str, value, whole: bool = True) -> None:
-    """Raises ValueError, with what would be valid, unless `value` lies in the range of `name`, as NaN never does."""
+    """Raises ValueError, with the range, unless `value` lies in the range of `name`; NaN never does."""
     low, high = RANGES[name]
     right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not (right and low <= value <= high):
         raise ValueError(f"{name} is {shown(value)}; it must be a {'whole ' * whole}number from {low} to {high}")
 
 
+def valid_frames(frames: int, step: int) -> str:
+    """What a number of frames must be where one is followed by groups of `step`, with the two nearest to `frames`."""
+    low = max((frames - 1) // step * step + 1, 1)
+    return f"{step}k + 1, such as {low} or {low + step}"
+
+
 def shown(value) -> str:
-    """`value` for a sentence about it: on one line, and cut where it is long."""
+    """`value` for an error message: on one line, truncated if long."""
     text = " ".join(line.strip() for line in repr(value).splitlines())
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

@@ -1,9 +1,10 @@
-"""Too little memory, in one sentence: before a giant is begun, and after PyTorch has said so.
+"""Messages about lack of memory: before work that cannot fit, and after PyTorch ran out of memory.
 
-What a video takes at the very least is worked out from its size (`minicogvx memory` counts the rest, too). What the
-machine then really lacks is known only from PyTorch's error, which every kind of device words in its own way.
+A lower bound for a video follows from its size (`minicogvx memory` counts everything). Whether it really fits is known
+only from PyTorch's error, which every kind of device words differently.
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ import torch
 from minicogvx.presets import TransformerConfig, VAEConfig
 
 _GIB = 2**30
-# How devices say it where they raise a plain RuntimeError: the CPU's allocator, MPS, a size beyond 64 bits, libraries.
+# Messages of plain RuntimeErrors: of the CPU's allocator, MPS, sizes beyond 64 bits, libraries.
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "invalid buffer size",
           "storage size calculation overflowed", "alloc_failed")
 
 _SIZE = (("", "fewer frames (--num-frames)"), ("", "a smaller --height and --width"))
 _CHECKPOINTING = "gradient_checkpointing=True"
-_ADVICE = {  # command -> (what the command line has where it is in use already, what helps)
+_ADVICE = {  # command -> (text in the command line if it is already in use, advice)
     "generate": (*_SIZE, ("--tile", "--tile"), ("--offload", "--offload")),
     "evaluate": (("", "a smaller --batch-size"), ("--tile", "--tile"), ("--offload", "--offload")),
     "train": (("accumulate=", "--set transformer.accumulate=2"),
@@ -38,19 +39,19 @@ def least_memory(vae: VAEConfig, transformer: TransformerConfig, size: tuple[int
                  tiled: bool = False) -> int:
     """Bytes below which a pipeline cannot make `size` = (videos, frames, height, width), however it is computed.
 
-    The largest of three that are never there together: all pixels twice (pieces and whole), the sequence of tokens with
-    queries, keys and values, and unless `tiled` what enters and leaves the last convolutions for 9 frames.
+    The largest of three that do not exist at the same time: all pixels twice (pieces and whole), the sequence of tokens
+    with queries, keys and values, and unless `tiled` input and output of the last convolutions for 9 frames.
     """
     videos, frames, height, width = size
     pixels = frames * height * width
-    patch = vae.temporal_compression_ratio * (vae.spatial_compression_ratio * transformer.patch_size)**2
-    tokens = pixels // (patch * (transformer.patch_size_t or 1))
+    patch = vae.temporal_compression_ratio * vae.spatial_compression_ratio**2 * math.prod(transformer.patch)
+    tokens = pixels // patch
     of_vae = 0 if tiled else min(frames, 9) * height * width * 2 * vae.block_out_channels[0]
     return videos * itemsize * max(2 * 3 * pixels, 4 * transformer.width * tokens, of_vae)
 
 
 def all_memory(device: str | torch.device) -> int | None:
-    """Bytes that `device` has in all, free or not; None where that is unknown."""
+    """Total bytes of `device`, free or not; None if unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -78,30 +79,30 @@ def refuse_giants(vae: VAEConfig, transformer: TransformerConfig, size: tuple[in
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says, in the words of any device, that memory did not suffice."""
+    """Whether `error` is an out-of-memory error of any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
 def out_of_memory_sentence(error: BaseException, argv: Sequence[str]) -> str:
-    """One sentence: what did not fit, and what would help that the command line `argv` does not use already."""
+    """One sentence: what did not fit, and what would help, except what the command line `argv` already uses."""
     on_gpu = isinstance(error, torch.OutOfMemoryError) or any(kind in str(error).lower() for kind in ("mps", "cuda"))
     command = next((words for words in (" ".join(argv[:2]), *argv[:1]) if words in _ADVICE), "")
     given = " ".join(argv)
     helps = [advice for mark, advice in _ADVICE.get(command, ()) if not mark or mark not in given]
     if not on_gpu:
-        helps = [advice for advice in helps if advice != "--offload"]  # it would move nothing
+        helps = [advice for advice in helps if advice != "--offload"]  # it has no effect on the CPU
     helps.append("--device cpu" if on_gpu else "closing other programs")
     return (f"there is not enough memory {'on the GPU' if on_gpu else 'on this machine'}{_asked_for(error)}; what "
             f"helps: {', '.join(helps[:-1])}{' or ' if helps[1:] else ''}{helps[-1]}")
 
 
 def _asked_for(error: BaseException) -> str:
-    """How much more PyTorch asked for, in brackets, where it says so."""
+    """The size of the failed allocation, in brackets, if PyTorch states it."""
     found = re.search(r"tried to allocate ([\d.,]+) (bytes|\wi?B)", str(error), re.IGNORECASE)
     if not found:
         return ""
     number, unit = found.groups()
     amount = f"{int(number) / _GIB:,.1f} GiB" if unit == "bytes" else f"{number} {unit}"
-    return f" ({amount} more were asked for)"
+    return f" ({amount} more were needed)"

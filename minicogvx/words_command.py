@@ -1,4 +1,4 @@
-"""`minicogvx words`: what the shipped model can be asked for."""
+"""`minicogvx words`: the vocabulary of the shipped model."""
 
 from minicogvx.data.captions import vocabulary, words_by_kind
 from minicogvx.parsing import Parser
@@ -7,9 +7,9 @@ EXAMPLES = ("a red circle moves right", "a small yellow star near the top left b
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the words, a line for each kind, and two captions made of them."""
+    """Prints the words, one line per kind, and two example captions."""
     Parser(prog="minicogvx words", description="The words that the shipped model knows, by kind.").parse_args(argv)
-    print(f"toy knows {len(vocabulary())} words; capital letters and punctuation do not matter to it\n")
+    print(f"toy knows {len(vocabulary())} words; capital letters and punctuation are ignored\n")
     for kind, words in words_by_kind().items():
         print(f"{kind:<15}  {', '.join(words)}")
     print("\nA caption is best about one object:")

@@ -1,8 +1,10 @@
-"""Which test is of which level; `make test-LEVEL` runs one, `make test` all. What is not named here is quick.
+"""The level of each test (`make test-LEVEL` runs one, `make test` all), and fixtures that several files use.
 
-Quick is for somebody who changed a line: all quick tests together take less than 90 seconds on two processor cores. A
-name is that of a file, or of one function in it: `FILE::FUNCTION`.
+Tests not named here are quick: all of them together take less than 90 seconds on two CPU cores, for a check after each
+edit. A name is that of a file, or of one function in it: `FILE::FUNCTION`.
 """
+
+import pytest
 
 LEVELS = {
     "ranks": (
@@ -17,13 +19,13 @@ LEVELS = {
     ),
     "slow": (
         "test_ablation.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py", "test_finetune.py",
-        "test_finetune_again.py",
-        "test_finetune_command.py", "test_memory.py", "test_older_processor.py", "test_run.py", "test_stages.py",
-        "test_stand_in.py", "test_train_again.py", "test_train_options.py", "test_training.py", "test_vae_compile.py", "test_wheel.py",
+        "test_finetune_again.py", "test_finetune_command.py", "test_memory.py", "test_older_processor.py",
+        "test_run.py", "test_stages.py", "test_stand_in.py", "test_train_again.py", "test_train_options.py",
+        "test_training.py", "test_vae_compile.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_compat.py::test_import_is_instant_and_torchvision_imports_after_it",
         "test_doctor.py::test_every_main_job_is_really_tried",
-        "test_film_colours.py::test_films_with_brighter_lights_than_a_screen_has",
+        "test_film_colours.py::test_videos_with_hdr",
         "test_oracle.py::test_reads_true_clips",
         "test_pipeline.py::test_tiles_are_those_of_tiled_decode",
         "test_shape_films.py::test_shape_motion_and_count_survive",
@@ -37,12 +39,44 @@ LEVELS = {
 }
 
 
+def pytest_sessionstart() -> None:
+    """Lets test modules import diffusers, transformers and lpips, whatever build of torchvision is installed.
+
+    minicogvx is imported here, not at the top: `--jaxtyping-packages` must have its hook in place first.
+    """
+    from minicogvx.compat import fix_torchvision_on_import
+
+    fix_torchvision_on_import()
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A folder of three short videos of the shapes world and their captions."""
+    from tests.test_finetune import write_films
+
+    return write_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture(scope="module")
+def clips(films, tmp_path_factory):
+    """The videos of `films`, encoded."""
+    from tests.test_finetune import encode_films
+
+    return encode_films(films, tmp_path_factory.mktemp("cache"))
+
+
 def level_of(file: str, function: str) -> str:
-    """The level of one test: "quick" where neither its file nor the function is named in LEVELS."""
+    """The level of one test: "quick" if neither its file nor the function is in LEVELS."""
     return next((level for level, names in LEVELS.items() if file in names or f"{file}::{function}" in names), "quick")
 
 
 def pytest_itemcollected(item) -> None:
-    """Marks every test with its level, so that `-m LEVEL` chooses it; those in a browser have their own mark."""
+    """Marks every test with its level, for `-m LEVEL`; tests in a browser have their own mark."""
     if item.get_closest_marker("browser") is None:
         item.add_marker(level_of(item.path.name, getattr(item, "originalname", None) or item.name))
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Notebooks first, then the slow ones: what takes long must not begin when the other processes have finished."""
+    order = {"notebooks": 0, "slow": 1}
+    items.sort(key=lambda item: min((order.get(mark.name, 2) for mark in item.iter_markers()), default=2))

@@ -1,4 +1,4 @@
-"""Small films for the tests, written by PyAV: whole ones, and each kind of broken one."""
+"""Small videos for the tests, written by PyAV: whole ones, and each kind of broken one."""
 
 import io
 from fractions import Fraction
@@ -48,7 +48,7 @@ def coded(path: Path, video: torch.Tensor, codec: str = "libx264", pix_fmt: str 
 
 
 def with_cover(path: Path) -> Path:
-    """Puts a cover into an mp4 where music players look for it, in front of the film: FFmpeg's stream 0."""
+    """Puts a cover into an mp4 where music players look for it, in front of the video: FFmpeg's stream 0."""
     buffer = io.BytesIO()
     Image.new("RGB", (48, 48), "red").save(buffer, "JPEG")
     cover = _box(b"data", (13).to_bytes(4) + bytes(4) + buffer.getvalue())

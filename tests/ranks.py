@@ -1,4 +1,4 @@
-"""Starts a test module's own main on several processes, as a user starts training: by torchrun."""
+"""Starts the main of a test module on several processes, by torchrun, as a user starts training."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from minicogvx.training import muon
 
 
 def start_ranks(module: str, folder: Path, count: int) -> str:
-    """Runs `python -m module folder` on `count` processes, which must end well; what they said on stderr."""
+    """Runs `python -m module folder` on `count` processes, which must succeed; returns their stderr."""
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
                            "-m", module, str(folder)], capture_output=True, text=True, timeout=300,
                           cwd=Path(__file__).parents[1])

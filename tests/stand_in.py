@@ -1,4 +1,4 @@
-"""A pretended GPU: the device "stand_in", which computes on the CPU and refuses what a GPU refuses.
+"""A simulated GPU: the device "stand_in", which computes on the CPU and raises the errors of a GPU.
 
     import tests.stand_in                            # registers the device with PyTorch
     x = torch.randn(3, 4).to("stand_in")             # or MINICOGVX_DEVICE=stand_in
@@ -15,7 +15,7 @@ handed to `backward`, and it knows no autocast, so compute in float32, which `ch
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from minicogvx.vae.ops import conv3d
+from minicogvx.vae.fast import conv3d
 
 NAME = "stand_in"
 _aten = torch.ops.aten
@@ -117,7 +117,7 @@ def _wrapped(result, wrappers):
 
 
 def _refuse_unless_allowed(operation, value, first) -> None:
-    """RuntimeError where a GPU would say that its tensors meet a tensor, or a generator, of the CPU."""
+    """RuntimeError where a GPU would reject a tensor, or a generator, of the CPU."""
     if isinstance(value, torch.Generator):
         raise RuntimeError(f"{operation}: expected a {NAME!r} generator, but found one of {value.device.type!r}")
     pointwise = torch.Tag.pointwise in operation.tags or operation.name().startswith("aten::_foreach_")
@@ -132,7 +132,7 @@ def _quick_conv3d(x, weight, bias, stride, padding, dilation, transposed, *rest)
     """The convolution; where the package has a quicker way on the CPU, that way: it saves the tests a minute."""
     plain = not transposed and {*stride, *dilation} == {1} and padding[0] == 0 and padding[1:2] == padding[2:]
     if x.ndim == 5 and plain and bias is not None:
-        return conv3d(x, weight, bias, padding[1])
+        return conv3d(x, weight, bias, padding)
     return _aten.convolution.default(x, weight, bias, stride, padding, dilation, transposed, *rest)
 
 
@@ -165,7 +165,7 @@ class _Module:
 
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-_library = torch.library.Library("aten", "IMPL", "PrivateUse1")  # PyTorch forgets the factories when this object dies
+_library = torch.library.Library("aten", "IMPL", "PrivateUse1")  # the factories exist as long as this object
 for _name in _FACTORIES:
     _library.impl(_name, _factory(_name))
 _library.impl("_copy_from", _copy_from)

@@ -1,4 +1,4 @@
-"""What runs in a process of its own, on the device "stand_in": test_stand_in.py starts pytest on this file.
+"""Tests on the device "stand_in", in their own process: test_stand_in.py starts pytest on this file.
 
 A device can be registered once in a process and never taken back, so these tests are not collected with the others.
 """
@@ -19,7 +19,6 @@ from minicogvx.compat import choose_device
 from minicogvx.course import notebook_device, show, widgets
 from minicogvx.course.exercises.checking import find
 from minicogvx.diffusion import NoiseSchedule
-from minicogvx.interop import diffusers
 from minicogvx.presets import ScheduleConfig
 from tests.stand_in import NAME, StandInTensor
 from tests.test_finetune import CAPTIONS, tiny_pipe, write_films
@@ -145,11 +144,11 @@ def test_the_packages_version_of_an_exercise_works_there(number):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with three films and a tiny model."""
+    """A folder with three videos and a tiny model."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "films").mkdir()
     write_films(folder / "films")
-    diffusers.export(tiny_pipe(), folder / "model")
+    tiny_pipe().save(folder / "model")
     return folder
 
 

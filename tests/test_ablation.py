@@ -1,4 +1,4 @@
-"""Experiments that train: fair (the same data for every variant), repeatable, and kept in files that are whole."""
+"""Ablations: fair (the same data for every variant), reproducible, and stored in complete files."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from minicogvx import cli
-from minicogvx.ablation import command
 from minicogvx.ablation import (
-    Curve, VAECurve, compare_transformers, compare_vaes, load_results, results, transformers, vaes)
+    Curve,
+    VAECurve,
+    command,
+    compare_transformers,
+    compare_vaes,
+    load_results,
+    results,
+    transformers,
+    vaes,
+)
 from minicogvx.ablation.results import Results, read_results, write_results
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEPart, VAEStagesStudy, VAEStudy
 from minicogvx.data.shapes import is_held_out, sample_scenes
@@ -19,7 +27,7 @@ from minicogvx.presets import preset
 from minicogvx.training.alignment import FEATURES
 from minicogvx.training.latents import LatentSet
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.vae import CausalVAE
+from minicogvx.vae import CausalVAE, DiagonalGaussian
 from minicogvx.vae.losses import VAELossConfig
 
 MICRO = preset("micro")
@@ -33,7 +41,7 @@ L1 = VAELossConfig(lpips_weight=0.0, kl_weight=0.06, gan_weight=0.0)
 
 @pytest.fixture
 def latents() -> LatentSet:
-    """72 clips, of which 64 are held back; the latents lie around one value a channel, which can be learnt."""
+    """72 clips, of which 64 are for validation; the latents lie around one value a channel, which can be learnt."""
     generator = torch.Generator().manual_seed(0)
     mean = 3 * torch.randn(1, 4, 1, 1, 1, generator=generator) + 0.1 * torch.randn(72, 4, 3, 8, 8, generator=generator)
     return LatentSet(sample_scenes(72, 0), mean.bfloat16(), torch.full_like(mean, 0.1).bfloat16(), 1.0,
@@ -83,7 +91,7 @@ def test_a_curve_falls_and_a_seed_fixes_it(latents):
     other = compare({"rope": ROPE}, latents, 30, seed=1)["rope"]
     assert first.steps == [0, 20, 30] and other.steps == [*range(0, 31, 2)]
     assert first.loss == again.loss and first.loss[-1] != other.loss[-1]
-    assert first.loss[0] == other.loss[0]  # a new model says 0: the same clips, noise and timesteps for every seed
+    assert first.loss[0] == other.loss[0]  # a new model predicts 0: the same clips, noise and timesteps for every seed
     assert first.loss[-1] < 0.9 * first.loss[0]
     assert done == [("rope", step) for step in range(1, 31)]
     assert first.parameters == sum(p.numel() for p in first.model.parameters())
@@ -176,11 +184,7 @@ class FakeVAE(CausalVAE):
         self.times = times
 
     def encode(self, video, chunk_frames=None):
-        self.mean, self.logvar = video.float(), torch.zeros_like(video, dtype=torch.float32)
-        return self
-
-    def sample(self, generator):
-        return self.mean
+        return DiagonalGaussian(torch.cat([video, torch.full_like(video, -30.0)], dim=1))
 
     def decode(self, latents, chunk_latents=None):
         for _ in range(self.times):
@@ -227,7 +231,7 @@ def test_load_results_finds_the_folder_of_the_shipped_data(tmp_path, monkeypatch
     data = Path(__file__).resolve().parents[1] / "data"
     assert results.default_file("position") == data / "results" / "position.json"
     monkeypatch.setattr(results, "DATA", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file .*position.json; `minicogvx ablate position --out .*` makes it"):
+    with pytest.raises(FileNotFoundError, match="no file .*position.json; `minicogvx ablate position --out .*` makes"):
         load_results("position")
     curve = Curve("rope", 0, 5, [0], [1.0], 2.0)
     write_results(tmp_path / "results" / "position.json", some_results([curve]))
@@ -240,11 +244,11 @@ def test_load_results_finds_the_folder_of_the_shipped_data(tmp_path, monkeypatch
     lambda text: text[:len(text) // 2], lambda text: "", lambda text: "[]",
     lambda text: text.replace('"loss"', '"lost"'), lambda text: text.replace('"kind": "transformer"', '"kind": "text"'),
     lambda text: text.replace('"steps": 25,', "")])
-def test_a_file_that_is_not_whole_is_told_in_one_sentence(tmp_path, mend):
+def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, mend):
     path = tmp_path / "position.json"
     write_results(path, some_results([Curve("rope", 0, 5, [0], [1.0], 2.0)]))
     path.write_text(mend(path.read_text()))
-    with pytest.raises(ValueError, match="position.json is not a whole file of results") as error:
+    with pytest.raises(ValueError, match="position.json is not a complete file of results") as error:
         read_results(path)
     assert str(error.value).count("\n") == 0
 
@@ -296,13 +300,13 @@ def test_stages_of_a_vae_follow_each_other_and_are_judged_on_every_length(monkey
         replace(STUDIES["vae-stages"], variants={"short": parts[:1]})
 
 
-def test_the_command_goes_on_with_stages_of_a_vae(tmp_path, monkeypatch):
+def test_the_command_resumes_stages_of_a_vae(tmp_path, monkeypatch):
     parts = (VAEPart(1.0, 5, 1),)
     tiny = replace(STUDIES["vae-stages"], variants={"a": parts, "b": parts}, config=VAE, loss=L1)
     monkeypatch.setitem(STUDIES, "vae-stages", tiny)
     monkeypatch.setattr(VAEStagesStudy, "judged", {"": (5, 32), ", longer": (9, 32)})
     run = ["ablate", "vae-stages", "--steps", "1", "--out", str(tmp_path / "s.json")]
-    assert cli.main(run) == 0 and cli.main([*run, "--seeds", "2", "--go-on"]) == 0
+    assert cli.main(run) == 0 and cli.main([*run, "--seeds", "2", "--resume"]) == 0
     assert [(curve.name, curve.seed) for curve in read_results(tmp_path / "s.json").curves] == [
         (name, seed) for seed in (0, 1) for name in ("a", "a, longer", "b", "b, longer")]
 
@@ -329,7 +333,7 @@ def test_the_command_writes_after_each_seed(tmp_path, monkeypatch, capsys):
         ("0", 0), ("1", 0), ("0", 1), ("1", 1)]
 
 
-def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
+def test_a_study_resumes_with_the_missing_seeds(tmp_path, monkeypatch, capsys):
     tiny = replace(STUDIES["vae-kl"], variants={"0": (VAE, L1)}, batch_size=1)
     monkeypatch.setitem(STUDIES, "vae-kl", tiny)
     out, done = str(tmp_path / "kl.json"), []
@@ -342,18 +346,18 @@ def test_a_study_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, 
         return lambda steps, seed, on_step: done.append(seed) or compare(steps, seed, on_step)
 
     monkeypatch.setattr(command, "comparison", watched)
-    assert cli.main([*base, "--seeds", "2", "--go-on"]) == 0
+    assert cli.main([*base, "--seeds", "2", "--resume"]) == 0
     both = read_results(out)
     assert done == [1] and both.seeds == [0, 1] and both.curves[:len(first.curves)] == first.curves
     assert both.minutes >= first.minutes and "--seeds 2" in both.command
-    assert cli.main([*base, "--seeds", "1", "--go-on"]) == 0 and done == [1]
+    assert cli.main([*base, "--seeds", "1", "--resume"]) == 0 and done == [1]
     assert "--seeds 2" in read_results(out).command  # as before: both are still there
     capsys.readouterr()
-    assert cli.main(["ablate", "vae-kl", "--steps", "2", "--out", out, "--go-on"]) == 2
+    assert cli.main(["ablate", "vae-kl", "--steps", "2", "--out", out, "--resume"]) == 2
     assert "was made with steps=1, this run has 2; name another file with --out" in capsys.readouterr().err
     content = json.loads(Path(out).read_text())
     Path(out).write_text(json.dumps(content | {"command": content["command"].replace("--device cpu", "--device cuda")}))
-    assert cli.main([*base, "--seeds", "2", "--go-on"]) == 2
+    assert cli.main([*base, "--seeds", "2", "--resume"]) == 2
     assert "was made with --device cuda --dtype " in capsys.readouterr().err
 
 
@@ -399,17 +403,18 @@ def test_results_that_are_there_and_a_file_in_use_are_left_alone(tmp_path, monke
         out.write_text("mine")
         assert cli.main(["ablate", study, "--out", str(out)]) == 2
         told = capsys.readouterr().err
-        assert f"{out} is there already; add --go-on, or name another with --out" in told and out.read_text() == "mine"
+        assert f"{out} already exists; add --resume, or name another file with --out" in told
+        assert out.read_text() == "mine"
         out.unlink()
         with locked(tmp_path / f".{study}.json.run"):
-            assert cli.main(["ablate", study, "--out", str(out), "--go-on"]) == 2
+            assert cli.main(["ablate", study, "--out", str(out), "--resume"]) == 2
         told += capsys.readouterr().err
         assert "is in use by another run" in told and "or name another file with --out" in told
         assert told.count("\n") == 2
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_cut_off_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):
+def test_an_interrupted_study_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):
     def compare(steps, seed, on_step):
         if seed == 1:
             raise KeyboardInterrupt
@@ -426,7 +431,7 @@ def test_a_study_cut_off_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):
     (["position", "--steps", "-3"], "steps is -3; it must be 1 or more"),
     (["position", "--threads", "0"], "threads is 0; it must be 1 or more"),
 ])
-def test_mistakes_are_told_in_one_line(capsys, arguments, message):
+def test_mistakes_are_reported_in_one_line(capsys, arguments, message):
     assert cli.main(["ablate", *arguments]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1

@@ -23,7 +23,7 @@ def folder_of(kind: str, folder, processor: bool = True):
                               image_size=32, patch_size=8, projection_dim=16, architectures=[kind])
     model = ClipWithHead(config)
     for name, p in model.named_parameters():
-        if name.startswith(("predictor", "layers")):  # as transformers starts them they say next to nothing
+        if name.startswith(("predictor", "layers")):  # transformers' initial values would hardly have an effect
             torch.nn.init.normal_(p, std=0.3)
     model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text()) | {"architectures": [kind]}
@@ -72,7 +72,7 @@ def test_without_a_file_the_preparation_is_clips_own(tmp_path):
 
 def test_scores_are_float32_unless_another_format_is_asked_for(tmp_path, monkeypatch):
     folder, picture = folder_of(KINDS[1], tmp_path / "model"), texture(48, 64, grain=2)
-    monkeypatch.setenv("MINICOGVX_DTYPE", "bfloat16")  # of networks that are not told otherwise
+    monkeypatch.setenv("MINICOGVX_DTYPE", "bfloat16")  # for networks without an explicit dtype
     exact, low = AestheticScorer(folder, "cpu"), AestheticScorer(folder, "cpu", torch.bfloat16)
     assert exact.model.dtype == torch.float32 and low.model.dtype == torch.bfloat16
     assert exact(picture) != low(picture) == pytest.approx(exact(picture), abs=0.05)

@@ -1,4 +1,4 @@
-"""The benchmark's harness: programs agree before they are timed, and the table says what was measured."""
+"""The benchmark's harness: programs must agree before they are timed, and the table has what was measured."""
 
 import json
 from dataclasses import dataclass, replace

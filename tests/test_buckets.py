@@ -15,7 +15,7 @@ def test_sizes_suit_the_model_and_cost_about_the_same(height, width):
     for h, w in buckets:
         assert h % 16 == 0 and w % 16 == 0
         assert abs(h * w / (height * width) - 1) < (0.03 if height > 400 else 0.16)
-        assert (w, h) in buckets  # a film turned on its side is as welcome
+        assert (w, h) in buckets  # a video turned on its side is as welcome
     assert len(buckets) == len(set(buckets)) >= 5
     shapes = [w / h for h, w in buckets]
     assert shapes == sorted(shapes)
@@ -54,7 +54,7 @@ def test_the_chosen_bucket_keeps_most(h, w):
     assert choose_bucket(w, h, buckets) == chosen[::-1]
 
 
-def test_films_of_common_shapes_lose_little():
+def test_videos_of_common_shapes_lose_little():
     buckets = aspect_buckets(480, 720)
     for (a, b), turned in itertools.product([(16, 9), (3, 2), (4, 3), (1, 1), (2, 1)], (False, True)):
         h, w = (a, b) if turned else (b, a)
@@ -65,7 +65,7 @@ def test_films_of_common_shapes_lose_little():
     (lambda: aspect_buckets(8, 720), "the size is 8x720; both sides must be at least 16"),
     (lambda: aspect_buckets(480, 720, aspects=[]), "give at least one"),
     (lambda: aspect_buckets(480, 720, aspects=[0.0]), "all above 0"),
-    (lambda: kept_share(0, 10, (16, 16)), "the film is 0x10, the bucket 16x16"),
+    (lambda: kept_share(0, 10, (16, 16)), "the video is 0x10, the bucket 16x16"),
     (lambda: choose_bucket(9, 16, ()), "there are no buckets"),
 ])
 def test_bad_sizes_are_named(call, message):

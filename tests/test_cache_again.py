@@ -1,4 +1,4 @@
-"""Where a cache is made again, or in a folder that others used: nothing foreign is written over, nothing blocks."""
+"""A cache in a used folder: foreign files are not overwritten, and leftovers do not block."""
 
 import errno
 import json
@@ -12,6 +12,7 @@ from films import caption, mp4, pan
 from PIL import Image
 
 from minicogvx.data.video_folder import scan_folder
+from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.presets import preset
 from minicogvx.training import cache, cache_plan
 from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips, holds_clips, is_cache
@@ -29,7 +30,7 @@ def vae():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two films and a picture."""
+    """Two videos and a picture."""
     folder = tmp_path / "films"
     folder.mkdir()
     for i, name in enumerate(("a.mp4", "b.mp4")):
@@ -43,7 +44,7 @@ def make(folder, out, vae, settings=SETTINGS):
 
 
 def never(monkeypatch):
-    monkeypatch.setattr(cache, "read_clip", lambda *_: pytest.fail("films were read"))
+    monkeypatch.setattr(cache, "read_clip", lambda *_: pytest.fail("videos were read"))
 
 
 @pytest.mark.parametrize("name, content", [
@@ -63,23 +64,36 @@ def test_files_of_others_stay(folder, tmp_path, vae, monkeypatch, name, content)
 
 
 @pytest.mark.parametrize("content", ['{"items": [{"fi', "", "[]", '{"items": {}}'])
-def test_an_index_that_was_cut_off_is_made_again(folder, tmp_path, vae, monkeypatch, content):
+def test_a_truncated_index_is_made_again(folder, tmp_path, vae, monkeypatch, content):
     whole = make(folder, tmp_path / "out", vae)
     (tmp_path / "out" / "index.json").write_text(content)
     never(monkeypatch)  # the clips are still there
     assert len(make(folder, tmp_path / "out", vae)) == len(whole) == 3
 
 
-def test_a_folder_in_the_place_of_the_index_is_told_first(folder, tmp_path, vae, monkeypatch):
+def test_a_folder_in_the_place_of_the_index_is_reported_first(folder, tmp_path, vae, monkeypatch):
     never(monkeypatch)
     (tmp_path / "out" / "index.json").mkdir(parents=True)
     with pytest.raises(OSError, match="index.json cannot be written: it is a folder"):
         make(folder, tmp_path / "out", vae)
 
 
+@pytest.mark.parametrize("name", ["clips-00000.safetensors", "text-00003.safetensors"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_shards_of_others_stay(folder, tmp_path, vae, monkeypatch, name, begun):
+    if begun:
+        make(folder, tmp_path / "out", vae)
+    monkeypatch.setattr(cache, "read_clip", lambda *_: pytest.fail("a clip was encoded"))
+    path = write_tensors(tmp_path / "out" / name, {"mine": torch.ones(2)})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"{name} is not of a cache, and would be written over; name a new folder"):
+        make(folder, tmp_path / "out", vae)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("error, kind", [(KeyboardInterrupt(), KeyboardInterrupt), (ValueError("is odd"), ValueError),
                                          (OSError("is away"), ValueError)])
-def test_a_start_that_came_to_nothing_binds_nobody(folder, tmp_path, vae, monkeypatch, error, kind):
+def test_a_start_without_a_result_can_be_changed(folder, tmp_path, vae, monkeypatch, error, kind):
     def fails(*_):
         raise error
 
@@ -96,7 +110,7 @@ def test_a_start_that_came_to_nothing_binds_nobody(folder, tmp_path, vae, monkey
 
 
 @pytest.mark.parametrize("code", [None, errno.ESTALE])
-def test_a_film_that_goes_after_the_scan_is_a_problem(folder, tmp_path, vae, monkeypatch, code):
+def test_a_video_that_goes_after_the_scan_is_a_problem(folder, tmp_path, vae, monkeypatch, code):
     clips = scan_folder(folder, 0.0).clips
     real = cache_plan.file_fingerprint
 
@@ -139,7 +153,7 @@ def test_latents_that_no_file_can_hold_are_left_out_by_name(folder, tmp_path, va
 
 
 @pytest.mark.parametrize("lacking", ["items", "fps"])
-def test_an_index_that_lacks_something_is_told_when_it_is_read(folder, tmp_path, vae, lacking):
+def test_an_index_that_lacks_something_is_reported_when_it_is_read(folder, tmp_path, vae, lacking):
     make(folder, tmp_path / "out", vae)
     path = tmp_path / "out" / "index.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items()

@@ -1,4 +1,4 @@
-"""What captioning does to a list: every line keeps its own, nothing is lost or mixed, and one run at a time writes."""
+"""What captioning does to a list: no line loses anything, none are mixed up, and one run at a time writes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def film(tmp_path_factory):
 
 @pytest.fixture
 def films(film, tmp_path):
-    """A folder with the films a.mp4 and b.mp4 and the picture c.png."""
+    """A folder with the videos a.mp4 and b.mp4 and the picture c.png."""
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(film.read_bytes())
     Image.new("RGB", (16, 16), "red").save(tmp_path / "c.png")
@@ -46,7 +46,7 @@ def never(clip):
     raise AssertionError(f"{clip.name} was asked for")
 
 
-def test_many_captions_of_one_film_stay_apart(films):
+def test_many_captions_of_one_video_stay_apart(films):
     before = [{"file_name": "a.mp4", "text": "first", "id": 1}, {"file_name": "a.mp4", "text": "first", "id": 2},
               {"file_name": "a.mp4", "start": 0, "text": "third", "id": 3},
               {"file_name": "a.mp4", "start": 0, "end": 3, "text": "fourth", "id": 4},
@@ -170,7 +170,7 @@ def test_names_of_any_bytes_are_written_so_that_they_are_found_again(films):
 @pytest.mark.parametrize("out, words", [("words.csv", "must end in .jsonl"), ("notes.json", "one JSON value")])
 def test_the_command_checks_where_it_writes_first(films, monkeypatch, out, words):
     (films / "notes.json").write_text("[\n1\n]")
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     with pytest.raises(ValueError, match=words):
         command.main(["caption", str(films), "--captioner", "shapes", "--out", str(films / out)])
     assert (films / "notes.json").read_text() == "[\n1\n]"

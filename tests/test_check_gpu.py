@@ -1,7 +1,5 @@
-"""The checks for a GPU, tried on the processor at tiny sizes: what they find, and what becomes of one that fails."""
+"""The checks for a GPU, on the CPU at tiny sizes: their results, and the handling of failures."""
 
-import contextlib
-import io
 import json
 import math
 import subprocess
@@ -17,8 +15,16 @@ from benchmarks.gpu import packing, parity, rows, sharding
 from benchmarks.gpu.machine import Machine, speeds
 from benchmarks.gpu.rows import AGREES, DISAGREES, FAILED, LEFT_OUT, MEASURED, NO_ROOM, Row
 from benchmarks.gpu.sizes import PUBLISHED, TINY
-from benchmarks.gpu.twins import (SAMPLES, TransformerTwins, apart, loss_and_gradients, random_model, sampled,
-                                  vae_twins, worst_gradient)
+from benchmarks.gpu.twins import (
+    SAMPLES,
+    TransformerTwins,
+    apart,
+    loss_and_gradients,
+    random_model,
+    sampled,
+    vae_twins,
+    worst_gradient,
+)
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae.tiling import tiled_decode
 
@@ -97,13 +103,13 @@ def test_one_gradient_that_is_wrong_shows_though_it_is_small():
 
 
 def test_a_pack_whose_clips_see_each_other_disagrees(monkeypatch):
-    real = packing.packed_forward
+    real = packing.forward_clips
 
     def leaky(model, latents, times, texts, kernel):
         outputs = real(model, latents, times, texts, kernel=kernel)
         return [outputs[0] + 1e-2 * outputs[2].mean(), *outputs[1:]]
 
-    monkeypatch.setattr(packing, "packed_forward", leaky)
+    monkeypatch.setattr(packing, "forward_clips", leaky)
     found = [row for row in packing.packed(CPU, TINY) if row.numbers == "float32"]
     assert len(found) == 2 and all(row.result == DISAGREES for row in found)
 
@@ -133,7 +139,7 @@ def large(machine, sizes):
     yield
 
 
-def test_a_check_that_raises_is_a_row_and_the_others_go_on(tmp_path):
+def test_a_check_that_raises_is_a_row_and_the_others_continue(tmp_path):
     path = tmp_path / "rows.json"
     checks = {"half": half, "large": large, "good": good}
     found, _ = check_gpu.run(CPU, TINY, checks, FOREVER, path)
@@ -170,7 +176,7 @@ def test_figures_that_are_not_finite_are_no_measurement():
     assert row.result == FAILED and rows.as_json(row)["error"] is None and rows.as_json(row)["seconds"] == 1.0
 
 
-def test_a_check_is_cut_off_at_the_deadline_and_the_rest_is_left_out(tmp_path):
+def test_a_check_is_stopped_at_the_deadline_and_the_rest_is_left_out(tmp_path):
     def endless(machine, sizes):
         yield Row("endless", "first")
         while True:

@@ -16,16 +16,12 @@ from minicogvx.presets import preset
 class FakePipeline:
     """Answers every prompt with one true clip, and remembers how it was called."""
 
-    num_frames, height, width, fps = 9, 32, 32, 8
+    fps = 8
     text = types.SimpleNamespace(whole_words=True)
 
     def __init__(self, video: torch.Tensor):
         self.video = video
         self.calls = []
-
-    def size(self, *given):
-        own = self.num_frames, self.height, self.width
-        return tuple(default if size is None else size for size, default in zip(given, own))
 
     def __call__(self, prompt, *, on_step, **options):
         self.calls.append({"prompt": prompt} | options)
@@ -93,8 +89,8 @@ def test_generate_reads_image_and_video_at_the_models_size(pipe):
     assert cli.main(["generate", "x", "--image", "red.png"]) == 0
     assert cli.main(["generate", "x", "--video", "film.mp4", "--strength", "0.5"]) == 0
     first, second = pipe.calls
-    assert first["image"].shape == (32, 32, 3) and first["image"][..., 0].min() > 0.99
-    assert second["video"].shape == (9, 32, 32, 3) and second["strength"] == 0.5 and second["image"] is None
+    assert first["image"].shape == (64, 64, 3) and first["image"][..., 0].min() > 0.99
+    assert second["video"].shape == (17, 64, 64, 3) and second["strength"] == 0.5 and second["image"] is None
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -105,7 +101,7 @@ def test_generate_reads_image_and_video_at_the_models_size(pipe):
     (["generate", "x", "--video", "words.png"], "words.png is not a "),
     (["generate", "x", "--out", "clip.avi"], "must end in .mp4"),
     (["generate", "x", "--strength", "0.5"], "--strength belongs to --video"),
-    (["export", "."], ". is there already"), (["export", ""], "FOLDER is empty; it must name a file or a folder"),
+    (["export", "."], ". already exists"), (["export", ""], "FOLDER is empty; it must name a file or a folder"),
     (["generate", "x", "--out", "words.png/new/a.mp4"], "words.png/new/a.mp4 cannot be written"),
     (["export", "words.png/new"], "words.png/new cannot be written"),
     (["evaluate", "--clips", "1", "--out", "words.png/a.json"], "words.png/a.json cannot be written"),
@@ -114,7 +110,7 @@ def test_generate_reads_image_and_video_at_the_models_size(pipe):
     (["generate", "x", "--height", "72"], "height is 72; it must be a multiple of 16"),
     (["generate", "x", "--lora", "none"], "none"), (["generate", "x", "--lora", "words.png"], "words.png"),
 ])
-def test_mistakes_are_told_in_one_line_before_the_model_is_loaded(no_load, capsys, arguments, message):
+def test_mistakes_are_reported_in_one_line_before_the_model_is_loaded(no_load, capsys, arguments, message):
     Path("words.png").write_text("only words")
     assert cli.main(arguments) == 2
     told = capsys.readouterr().err
@@ -132,7 +128,7 @@ def test_mistakes_are_told_in_one_line_before_the_model_is_loaded(no_load, capsy
     (["--stepz", "3"], "there is no option --stepz; did you mean --steps?"),
     (["--negative", "x"], "did you mean --negative-prompt?"), (["--lora", ""], "--lora is empty"),
 ])
-def test_bad_options_are_told_in_one_line(no_load, capsys, options, message):
+def test_bad_options_are_reported_in_one_line(no_load, capsys, options, message):
     assert cli.main(["generate", "x", *options]) == 2
     told = capsys.readouterr().err
     assert told.startswith("minicogvx: ") and message in told and told.count("\n") == 1
@@ -159,8 +155,8 @@ def test_two_objects_are_named_as_unreliable(pipe, capsys):
 
 
 def test_a_model_that_needs_a_picture_says_so_in_the_commands_words(no_load, capsys, monkeypatch):
-    with_picture = {"vae": preset("5b-i2v").vae, "transformer": preset("5b-i2v").transformer}
-    monkeypatch.setattr("minicogvx.interop.diffusers.read_configs", lambda folder: (with_picture, {}))
+    with_picture = preset("5b-i2v")
+    monkeypatch.setattr("minicogvx.interop.folder_configs.read_configs", lambda folder: with_picture)
     assert cli.main(["generate", "x", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == "minicogvx: toy makes videos from a picture; name one with --image\n"
 
@@ -172,7 +168,7 @@ def test_a_home_folder_in_an_option_is_the_users(pipe, monkeypatch, tmp_path):
     assert (tmp_path / "me" / "new" / "x.mp4").is_file() and not Path("~").exists()
 
 
-def test_errors_of_the_model_are_told_in_one_line_and_leave_nothing(pipe, capsys, monkeypatch):
+def test_errors_of_the_model_are_reported_in_one_line_and_leave_nothing(pipe, capsys, monkeypatch):
     def refuse(name, *_, **__):
         raise ValueError(f"a weight of {name} is missing;\n copy the folder again")
 
@@ -196,14 +192,14 @@ def test_warnings_become_notes_and_a_stop_is_quiet(pipe, capsys, monkeypatch):
 
 def test_export_loads_and_writes(monkeypatch, tmp_path, capsys):
     seen = []
-    module = types.SimpleNamespace(export=lambda *given: seen.append(given),
-                                   load_pipeline=lambda folder: f"pipe of {folder}")
-    package = types.SimpleNamespace(diffusers=module, find_folder=lambda name: name)
+    module = types.SimpleNamespace(write_folder=lambda *given: seen.append(given), is_free=lambda folder: True,
+                                   read_folder=lambda folder: f"parts of {folder}")
+    package = types.SimpleNamespace(find_folder=lambda name: name)
     monkeypatch.setitem(sys.modules, "minicogvx.interop", package)
-    monkeypatch.setitem(sys.modules, "minicogvx.interop.diffusers", module)
+    monkeypatch.setitem(sys.modules, "minicogvx.interop.diffusers_folder", module)
     assert cli.main(["export", str(tmp_path / "new"), "--model", "mine"]) == 0
     assert cli.main(["export", str(tmp_path / "short"), "--model", "mine", "--dtype", "float16"]) == 0
-    assert seen == [("pipe of mine", tmp_path / "new", None), ("pipe of mine", tmp_path / "short", torch.float16)]
+    assert seen == [("parts of mine", tmp_path / "new", None), ("parts of mine", tmp_path / "short", torch.float16)]
     assert capsys.readouterr().out == f"{tmp_path / 'new'}\n{tmp_path / 'short'}\n"
 
 
@@ -223,7 +219,7 @@ def test_generate_loads_the_model_as_it_is_asked_to(pipe, monkeypatch):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--device", "tpu"], "device is 'tpu', which is no device that PyTorch knows; it must be 'cpu'"),
+    (["--device", "tpu"], "device is 'tpu', which is not a device that PyTorch knows; it must be 'cpu'"),
     (["--device", "xpu:7"], "device is 'xpu:7', and PyTorch finds no such device here"),
     (["--device", "cpu", "--dtype", "float16"], "it must be float32 or bfloat16"),
     (["--device", "cpu", "--dtype", "int8"], "dtype is 'int8', which is unknown; it must be float32 or bfloat16"),
@@ -269,7 +265,7 @@ def test_too_little_memory_is_one_sentence_with_what_helps(pipe, capsys, monkeyp
     fail(on_gpu)
     assert cli.main(["generate", "x", "--tile"]) == 2
     assert capsys.readouterr().err == (
-        "minicogvx: there is not enough memory on the GPU (20.50 GiB more were asked for); what helps: fewer frames "
+        "minicogvx: there is not enough memory on the GPU (20.50 GiB more were needed); what helps: fewer frames "
         "(--num-frames), a smaller --height and --width, --offload or --device cpu\n")
     assert cli.main(["evaluate", "--clips", "1", "--offload"]) == 2
     assert capsys.readouterr().err.endswith("what helps: a smaller --batch-size, --tile or --device cpu\n")

@@ -1,4 +1,4 @@
-"""The command as a whole: which commands there are, their help, and what is said of a mistake."""
+"""The command as a whole: its subcommands, their help, and the messages for mistakes."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -59,13 +60,23 @@ def test_every_command_gets_its_own_words(monkeypatch, command):
 
 
 def test_python_dash_m_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "minicogvx", "--version"], capture_output=True, text=True, timeout=60)
-    assert done.stdout == f"minicogvx {minicogvx.__version__}\n"
+    for module in ("minicogvx", "minicogvx.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+        assert done.stdout == f"minicogvx {minicogvx.__version__}\n"
 
 
 def test_the_version_is_a_command_too(capsys):
-    assert cli.main(["version"]) == cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"minicogvx {minicogvx.__version__}\n" * 2
+    assert [cli.main([word]) for word in ("version", "--version", "-v", "-V")] == [0] * 4
+    assert capsys.readouterr().out == f"minicogvx {minicogvx.__version__}\n" * 4
+
+
+@pytest.mark.parametrize("argv, slow", [
+    (["generate", "x", "--model", "toi"], "torch"), (["evaluate", "--lora", "nosuch"], "torch"),
+    (["finetune", ".", "--model", "toi"], "torch"), (["data", "cache", ".", "--out", "x", "--model", "toi"], "torch")])
+def test_a_misspelt_name_is_reported_before_anything_slow_is_imported(argv, slow):
+    program = (f"import sys; from minicogvx.cli import main; wrong = main({argv}); "
+               f"sys.exit(wrong if {slow!r} not in sys.modules else 1)")
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 2
 
 
 @pytest.mark.parametrize("argv", [[], ["help"], ["--help"], ["-h"], ["--traceback"]])
@@ -81,7 +92,22 @@ def test_the_command_alone_shows_every_command(capsys, argv):
     (["a red circle moves right"], "write: minicogvx generate 'a red circle moves right'"),
     (["the", "blue", "star", "--out", "my star.mp4", "--tile"],
      "write: minicogvx generate 'the blue star' --out 'my star.mp4' --tile"),
-    (["--seed", "3", "generate"], "--seed stands in front of the command"),
+    (["red", "circle", "moves", "right"], "write: minicogvx generate 'red circle moves right'"),
+    (["blue", "star", "--tile"], "write: minicogvx generate 'blue star' --tile"),
+    (["ring", "up"], "generate 'ring up'"),
+    (["finetun", "my", "films"], "did you mean finetune?"), (["gener", "a", "star"], "did you mean generate?"),
+    (["circle"], "there is no command 'circle'; the commands are"), (["mine", "./films"], "the commands are"),
+    (["generate", "x", "--model", "toi"], "did you mean toy?"),
+    (["export", "x", "--model", "tou"], "did you mean toy?"),
+    (["evaluate", "--before", "toyy"], "did you mean toy?"), (["finetune", ".", "--model", "toi"], "did you mean toy?"),
+    (["generate", "x", "--model", "5b"], "the weights of '5b' are not shipped"),
+    (["generate", "x", "--lora", "nosuch"], "there is no file nosuch; it must be a LoRA file or its folder"),
+    (["finetune", ".", "--lora-from", "no/such"], "there is no file no/such"),
+    (["generate", "\x1b\x07"], "the prompt is empty"), (["generate", "\u200b"], "the prompt is empty"),
+    (["generate", "x", "--video", "/dev/zero"], "/dev/zero is a device or a pipe; give a file"),
+    (["gener\x1b[31mate", "x"], "there is no command"), (["\x1b[2J\u202ered"], "'\\x1b[2J\\u202ered'"),
+    (["generate", "x", "--image", "\x1b[31mred.png"], "there is no file \\x1b[31mred.png"),
+    (["--seed", "3", "generate"], "--seed comes before the command"),
     (["data", "scann", "x"], "did you mean scan? (see minicogvx data --help)"),
     (["data", "scan", "x", "--lits", "y"], "no option --lits; did you mean --list? (see minicogvx data scan --help)"),
     (["ablate", "positoin"], "did you mean position? (see minicogvx ablate --help)"),
@@ -133,7 +159,7 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing():
     assert done.returncode == 0 and done.stdout == "caf\\udce9 \\u2603\n"
 
 
-def test_what_a_stop_says_is_told(monkeypatch, capsys):
+def test_what_a_stop_says_is_reported(monkeypatch, capsys):
     def stop(arguments):
         raise KeyboardInterrupt("stopped after step 3")
 
@@ -172,3 +198,36 @@ def test_what_a_video_is_made_of_is_not_written_over(monkeypatch, tmp_path, caps
     told = capsys.readouterr().err
     assert "is to be written, and it is what --image or --video names" in told and told.count("\n") == 1
     assert (tmp_path / given[-1]).read_bytes() == before
+
+
+@pytest.mark.parametrize("name, out", [("cat.png", "cat.mp4"), ("cat.gif", "cat.mp4"), ("cat.gif", "cat.MP4"),
+                                       ("outputs/a-cat-0.mp4", None), ("outputs/a-cat-0.png", None)])
+@pytest.mark.parametrize("kind", ["text", "picture", "film"])
+def test_a_file_that_the_line_does_not_name_is_replaced_only_if_minicogvx_made_it(monkeypatch, tmp_path, capsys, name,
+                                                                                 out, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    if kind == "text":
+        (tmp_path / name).write_text("my cat")
+    elif kind == "picture":
+        Image.new("RGB", (16, 16), "red").save(name, format="PNG")
+    else:
+        with av.open(name, "w", format="mp4") as film:
+            film.metadata["comment"] = "minicogvx and I"
+            stream = film.add_stream("mpeg4", rate=8)
+            stream.width = stream.height = 16
+            film.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+            film.mux(stream.encode())
+    before = (tmp_path / name).read_bytes()
+    assert cli.main(["generate", "a cat", *(["--out", out] if out else [])]) == 2
+    assert f"{name} would be written over, and minicogvx did not make it; name another" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [["--out", "cat.mp4"], []])
+def test_the_same_line_again_replaces_its_files(monkeypatch, tmp_path, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.mp4").write_text("named on the line")
+    for seed in ("0", "0"):
+        assert cli.main(["generate", "a red circle", "--steps", "1", "--seed", seed, *options]) == 0
+    assert len(list(tmp_path.rglob("*.gif"))) == len(list(tmp_path.rglob("*.png"))) == 1

@@ -28,16 +28,16 @@ def test_import_is_instant_and_torchvision_imports_after_it():
         "import torchvision, lpips, gc\n"
         "gc.collect()\n"
         "import torch\n"
-        "state = minicogvx.compat.mend_torchvision()\n"
-        "print(heavy, hasattr(torch.ops.torchvision, 'nms'), state in ('mended', 'whole'))")
+        "state = minicogvx.compat.fix_torchvision()\n"
+        "print(heavy, hasattr(torch.ops.torchvision, 'nms'), state in ('fixed', 'whole'))")
     assert answer == "[] True True"
 
 
-def test_mending_is_repeatable_and_keeps_its_library():
-    first = compat.mend_torchvision()
-    assert compat.mend_torchvision() == first
-    assert (first == "mended") == (compat._library is not None)
-    compat.mend_torchvision_on_import()
+def test_fixing_is_repeatable_and_keeps_its_library():
+    first = compat.fix_torchvision()
+    assert compat.fix_torchvision() == first
+    assert (first == "fixed") == (compat._library is not None)
+    compat.fix_torchvision_on_import()
     watchers = [finder for finder in sys.meta_path if type(finder).__name__ == "_TorchvisionWatch"]
     assert len(watchers) == 1
 
@@ -46,7 +46,7 @@ def test_nothing_is_defined_where_torchvision_is_absent(monkeypatch):
     monkeypatch.setattr(compat, "_state", None)
     monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.library, "Library", lambda *_: pytest.fail("must not define anything"))
-    assert compat.mend_torchvision() == "absent"
+    assert compat.fix_torchvision() == "absent"
 
 
 def test_nothing_is_defined_where_the_operators_load(monkeypatch):
@@ -59,7 +59,7 @@ def test_nothing_is_defined_where_the_operators_load(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", object())
     spec = SimpleNamespace(origin="/nowhere/__init__.py")
     monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: spec)
-    assert compat.mend_torchvision() == "whole"
+    assert compat.fix_torchvision() == "whole"
 
 
 @pytest.mark.parametrize("flags, dtype", [({"avx2", "avx512f"}, torch.float32), (set(), torch.float32),
@@ -84,7 +84,7 @@ def test_device_order(monkeypatch, cuda, mps, device):
 
 
 @pytest.mark.parametrize("asked, told", [
-    ("gpu", "is 'gpu', which is no device that PyTorch knows; it must be 'cpu'"),
+    ("gpu", "is 'gpu', which is not a device that PyTorch knows; it must be 'cpu'"),
     ("cuda", "is 'cuda', and PyTorch finds no such device here; it must be 'cpu'"),
     ("meta", "is 'meta', and PyTorch finds no such device here"), ("cpu:3", "the last device here is 'cpu:0'")])
 def test_a_device_that_is_not_here_is_refused_wherever_it_was_named(monkeypatch, asked, told):

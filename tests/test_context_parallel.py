@@ -1,4 +1,4 @@
-"""Context parallelism of the VAE: three gloo processes see a part of the clip each, one process sees it whole."""
+"""Context parallelism of the VAE: three gloo processes with a part of the clip each, against one with all of it."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def never_called(group: dist.ProcessGroup) -> list[str]:
 
 
 def gathered_gradient(group: dist.ProcessGroup) -> str:
-    """What the second derivative of gathered statistics says; "written into" where the first changed its argument."""
+    """The result of a second derivative of gathered statistics; "written into" if the first changed its argument."""
     x = torch.ones(3, 1, 2, requires_grad=True)
     y = context_parallel._Gather.apply(x, group)
     given = torch.ones_like(y)
@@ -113,7 +113,7 @@ def gathered_gradient(group: dist.ProcessGroup) -> str:
 
 
 def refusals(group: dist.ProcessGroup, rank: int) -> dict[str, str]:
-    """What each mistake is told as; all are found before anything is sent."""
+    """The message of each mistake; all are found before any communication."""
     vae, told = tiny(torch.float32), {}
 
     def tell(name, run):
@@ -194,7 +194,7 @@ def test_gradients_of_parts_are_summed(result):
     assert result["sum"] == [6.0, 6.0]
 
 
-def test_mistakes_are_told_before_anything_is_sent(result):
+def test_mistakes_are_reported_before_anything_is_sent(result):
     told = result["told"]
     assert told["frames"] == "rank 0 has 3 frames; it must have 4k + 1"
     assert told["parity"] == "first_frame is 'parity'; context parallelism needs 'start'"

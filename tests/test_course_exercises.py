@@ -1,4 +1,4 @@
-"""Exercises tell right from wrong, say why, keep a record, and never stop a notebook."""
+"""Exercises distinguish right from wrong, explain why, keep a record, and never stop a notebook."""
 
 import json
 import sys
@@ -12,16 +12,25 @@ from torch import nn
 
 from minicogvx.course import check, hint, notebook_builder, progress, solution
 from minicogvx.course.exercises import (
-    Exercise, Wrong, all_exercises, checking, find, guard, judge, record, solution_source, solutions,
+    Exercise,
+    Wrong,
+    all_exercises,
+    checking,
+    find,
+    judge,
+    record,
+    solution_source,
+    solutions,
 )
 from minicogvx.course.exercises.exercise import expect_close, expect_equal, expect_raises, expect_shape
+from tests.guards import guard
 
 THIS_FILE_LINES = Path(__file__).read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(autouse=True)
 def record_file(tmp_path, monkeypatch):
-    """A learner who begins: nothing solved, no hint asked."""
+    """A new learner: nothing solved, no hint used."""
     path = tmp_path / "home" / "progress.json"
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(path))
     monkeypatch.setattr(checking, "_hints_given", {})
@@ -228,7 +237,7 @@ def test_the_guard_finds_a_lax_check():
 # ---- check
 
 
-def test_an_exercise_not_tried_hands_back_the_package(capsys, record_file):
+def test_an_exercise_not_tried_returns_the_package(capsys, record_file):
     def pad_past(x, kernel_size, dilation=1):
         raise NotImplementedError("write this")
 
@@ -246,7 +255,7 @@ def test_a_right_answer_is_the_learners_own_and_is_noted(capsys, record_file):
     assert list(json.loads(record_file.read_text())) == ["2.2"]
 
 
-def test_a_wrong_answer_is_told_why_and_the_notebook_runs_on(capsys, record_file):
+def test_a_wrong_answer_is_explained_and_the_notebook_continues(capsys, record_file):
     assert check("2.2", rounded_down) is find("2.2").reference
     assert capsys.readouterr().out == (
         "Exercise 2.2: not right yet. latent_frames(17) is 4; it must be 5.\n"

@@ -1,4 +1,4 @@
-"""Curation: flow and the other measures on films whose truth is known, shots, decisions, and the page."""
+"""Curation: flow and the other measures on videos with known content, shots, decisions, and the report."""
 
 import base64
 import io
@@ -15,11 +15,18 @@ from films import caption, film, mp4, pan, texture
 from PIL import Image
 
 from minicogvx.data import command, shapes, video_files
-from minicogvx.data.curation import CurationThresholds, best_fraction, curate, read_kept
+from minicogvx.data.curation import CurationThresholds, best_fraction, curate
 from minicogvx.data.listing import write_lines
 from minicogvx.data.optical_flow import motion_strength, optical_flow
 from minicogvx.data.shots import (
-    Shot, Track, content_change, find_cuts, find_shots, histogram_change, measure, sharpness,
+    Shot,
+    Track,
+    content_change,
+    find_cuts,
+    find_shots,
+    histogram_change,
+    measure,
+    sharpness,
 )
 from minicogvx.data.video_folder import VideoClip, read_clip, scan_folder
 
@@ -126,7 +133,7 @@ def real_film() -> torch.Tensor:
     return video_files.read_video(ROOT / "data" / "clips" / "big_buck_bunny.mp4", 16, 180, 320, fps=8)
 
 
-def test_a_real_film_has_no_fault(tmp_path):
+def test_a_real_video_has_no_fault(tmp_path):
     mp4(tmp_path / "rabbit.mp4", real_film())
     shot, = find_shots(only_clip(tmp_path))
     assert shot.reasons == (), shot.scores
@@ -137,7 +144,7 @@ def only_clip(folder) -> VideoClip:
     return clip
 
 
-def test_a_film_of_two_shots_is_cut_between_them(tmp_path):
+def test_a_video_of_two_shots_is_cut_between_them(tmp_path):
     mp4(tmp_path / "two.mp4", torch.cat([pan(20, seed=1), pan(28, seed=2)]))
     clip = only_clip(tmp_path)
     first, second = find_shots(clip)
@@ -276,7 +283,7 @@ def test_a_limit_without_a_scorer_is_refused(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_film_that_breaks_off_inside_is_a_problem_and_no_end(folder, tmp_path):
+def test_a_video_that_breaks_off_inside_is_a_problem_and_no_end(folder, tmp_path):
     path = film(folder / "hole.mkv", torch.rand(64, 64, 96, 3))
     data = bytearray(path.read_bytes())
     for at in range(len(data) // 2, len(data) - 2000):
@@ -287,8 +294,8 @@ def test_a_film_that_breaks_off_inside_is_a_problem_and_no_end(folder, tmp_path)
     assert {"still.png", "two.mp4"} == {shot.clip.name for shot in result.kept}
 
 
-def test_a_folder_without_films_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no film or picture that can be used"):
+def test_a_folder_without_videos_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no video or picture that can be used"):
         curate(tmp_path, tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -311,8 +318,8 @@ def test_the_best_fraction():
 
 def test_kept_shots_are_read_back(folder, tmp_path):
     result = curate(folder, tmp_path, progress=False)
-    again = read_kept(folder, tmp_path / "kept.jsonl")
-    assert [each.scores for each in again] == [each.scores for each in result.kept]
+    again = scan_folder(folder, 0.0, tmp_path / "kept.jsonl", need_captions=False).clips
+    assert [each.line.fields["scores"] for each in again] == [each.scores for each in result.kept]
 
 
 def test_the_lists_of_curation_keep_what_others_wrote(folder, tmp_path, capsys):
@@ -327,16 +334,8 @@ def test_the_lists_of_curation_keep_what_others_wrote(folder, tmp_path, capsys):
     assert [(each["file_name"], each["text"], each["licence"]) for each in rows] == [("two.mp4", "one two", "CC")] * 2
     assert all("caption" not in each and each["scores"].keys() >= {"motion"} for each in rows)
     kept.write_bytes(b"\xef\xbb\xbf\r\n" + kept.read_bytes().replace(b"\n", b"\r\n"))
-    assert [each.scores for each in read_kept(folder, kept)][-2:] == [each["scores"] for each in rows]
-
-
-@pytest.mark.parametrize("scores", [{"motion": math.nan}, {"motion": True}, {"motion": "fast"}, [1],
-                                    {"motion": 10**400}])
-def test_scores_that_are_no_numbers_are_refused(tmp_path, scores):
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
-    listing = write_lines(tmp_path / "kept.jsonl", [{"file_name": "a.png", "scores": scores}])
-    with pytest.raises(ValueError, match="line 1, on a.png, has .*; it must (be|hold) a number"):
-        read_kept(tmp_path, listing)
+    again = scan_folder(folder, 0.0, kept, need_captions=False).clips
+    assert [each.line.fields["scores"] for each in again][-2:] == [each["scores"] for each in rows]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no such names")
@@ -344,6 +343,6 @@ def test_names_of_any_bytes_are_curated(tmp_path):
     picture = Image.fromarray((texture(64, 64, grain=2).numpy() * 255).astype("uint8"))
     picture.save(tmp_path / os.fsdecode(b"caf\xe9.png"))
     result = curate(tmp_path, tmp_path / "out", progress=False)
-    assert [os.fsencode(each.clip.name) for each in read_kept(tmp_path, tmp_path / "out" / "kept.jsonl")] == [
-        b"caf\xe9.png"] and len(result.kept) == 1
+    again = scan_folder(tmp_path, 0.0, tmp_path / "out" / "kept.jsonl", need_captions=False).clips
+    assert [os.fsencode(each.name) for each in again] == [b"caf\xe9.png"] and len(result.kept) == 1
     assert "caf\\udce9.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

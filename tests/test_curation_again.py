@@ -1,4 +1,4 @@
-"""Curation once more into the same folder, and measures that fail: no caption is lost, and no film ends the others."""
+"""Curation into the same folder again, and failing measures: no caption is lost, and no video stops the others."""
 
 import json
 
@@ -16,7 +16,7 @@ from minicogvx.data.video_folder import scan_folder
 
 @pytest.fixture
 def folder(tmp_path):
-    """A film and a picture that are kept, without captions."""
+    """A video and a picture that are kept, without captions."""
     folder = tmp_path / "films"
     folder.mkdir()
     mp4(folder / "a.mp4", pan(20, seed=1))
@@ -53,9 +53,22 @@ def test_a_caption_of_a_piece_that_is_no_longer_kept_is_not_lost(folder, tmp_pat
     curate(folder, tmp_path / "out", progress=False)
     kept = captioned(folder, tmp_path / "out" / "kept.jsonl")
     before, page = kept.read_bytes(), (tmp_path / "out" / "report.html").read_bytes()
-    with pytest.raises(ValueError, match=r"kept.jsonl has 1 captions of pieces .*such as a.mp4 from second 0;"):
+    with pytest.raises(ValueError, match=r"kept.jsonl has captions or fields of 1 pieces .*such as a.mp4 from second"):
         curate(folder, tmp_path / "out", CurationThresholds(min_motion=9.0), None, kept if own else None, False)
     assert kept.read_bytes() == before and (tmp_path / "out" / "report.html").read_bytes() == page
+
+
+def test_a_field_of_a_piece_that_is_no_longer_kept_is_not_lost(folder, tmp_path):
+    kept = tmp_path / "out" / "kept.jsonl"
+    curate(folder, kept.parent, progress=False)
+    write_lines(kept, [row | {"rights": "mine"} for row in rows(kept).values()])
+    before = kept.read_bytes()
+    with pytest.raises(ValueError, match=r"kept.jsonl has captions or fields of 1 pieces .*such as a.mp4"):
+        curate(folder, kept.parent, CurationThresholds(min_motion=9.0), progress=False)
+    assert kept.read_bytes() == before
+    listed = write_lines(tmp_path / "mine.jsonl", list(rows(kept).values()))
+    curate(folder, kept.parent, CurationThresholds(min_motion=9.0), None, listed, False)
+    assert rows(kept).keys() == {"b.png"} and rows(kept)["b.png"]["rights"] == "mine"
 
 
 def test_captions_that_the_folder_has_are_not_missed(folder, tmp_path):
@@ -67,10 +80,12 @@ def test_captions_that_the_folder_has_are_not_missed(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("kept.jsonl", '{"file_name": "a.mp4"}\nmine', "kept.jsonl cannot be taken over: kept.jsonl, line 2: is no JSON"),
-    ("best.jsonl", "shopping", "best.jsonl holds something other than a list"), ("report.html", None, "is a folder")])
+    ("kept.jsonl", '{"file_name": "a.mp4"}\nmine', "kept.jsonl cannot be taken over: kept.jsonl, line 2: is not JSON"),
+    ("best.jsonl", "shopping", "best.jsonl holds something other than a list"), ("report.html", None, "is a folder"),
+    ("report.html", "", "report.html is not the report of a curation, and would be written over"),
+    ("report.html", "<!DOCTYPE html>\n<title>Curation of cats</title>", "is not the report of a curation")])
 def test_the_three_files_are_tried_first(folder, tmp_path, monkeypatch, name, content, words):
-    monkeypatch.setattr(curation, "scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr(curation, "scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     path = tmp_path / name
     path.mkdir() if content is None else path.write_text(content)
     with pytest.raises((ValueError, OSError), match=words):
@@ -80,7 +95,7 @@ def test_the_three_files_are_tried_first(folder, tmp_path, monkeypatch, name, co
 
 @pytest.mark.parametrize("error", [RuntimeError("sizes of tensors\nmust match"), ValueError("window is 3"),
                                    TimeoutError("no answer")])
-def test_a_measure_that_fails_is_a_problem_of_its_film(folder, tmp_path, monkeypatch, error):
+def test_a_measure_that_fails_is_a_problem_of_its_video(folder, tmp_path, monkeypatch, error):
     def flow(*_):
         raise error
 
@@ -113,13 +128,3 @@ def test_a_captioner_that_fails_on_one_clip_captions_the_others(folder, tmp_path
     problem, = caption_clips(clips, captioner, tmp_path / "a.jsonl", progress=False)
     assert str(problem) == "b.png: failed: mat1 and mat2 shapes cannot be multiplied"
     assert rows(tmp_path / "a.jsonl").keys() == {"a.mp4"}
-
-
-@pytest.mark.parametrize("scores, right", [(None, True), ({}, True), ("", False), (0, False), ([], False)])
-def test_scores_are_an_object_or_nothing(folder, tmp_path, scores, right):
-    listing = write_lines(tmp_path / "kept.jsonl", [{"file_name": "b.png", "scores": scores}])
-    if right:
-        assert curation.read_kept(folder, listing)[0].scores == {}
-    else:
-        with pytest.raises(ValueError, match="line 1, on b.png, has scores=.*; it must hold a number for each name"):
-            curation.read_kept(folder, listing)

@@ -71,7 +71,7 @@ def test_a_missing_requirement_fails_with_its_remedy(monkeypatch):
     assert doctor.doctor(told.append) == 1
     assert told[-1] == "1 required part is broken"
     at = next(k for k, line in enumerate(told) if line.startswith("BROKEN"))
-    assert "einops" in told[at] and told[at + 1].strip() == "mend it: pip install -c constraints.txt einops"
+    assert "einops" in told[at] and told[at + 1].strip() == "fix: pip install -c constraints.txt einops"
 
 
 def test_without_torch_the_report_still_ends(monkeypatch):
@@ -80,7 +80,7 @@ def test_without_torch_the_report_still_ends(monkeypatch):
     assert found[-1].name == "memory"
 
 
-def test_a_job_that_fails_is_told(monkeypatch):
+def test_a_job_that_fails_is_reported(monkeypatch):
     def fail(device):
         raise RuntimeError("no such kernel\nlong trace")
 
@@ -92,7 +92,7 @@ def test_a_job_that_fails_is_told(monkeypatch):
 def test_every_problem_has_a_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr(interop, "DATA", tmp_path)
     monkeypatch.setattr(doctor, "memory", lambda: (10 * 2**30, 2**30))
-    monkeypatch.setattr(compat, "mend_torchvision", lambda: "absent")
+    monkeypatch.setattr(compat, "fix_torchvision", lambda: "absent")
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.10.1")
     monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 1))
     found = _without(monkeypatch, "lpips", "matplotlib", "pytest", "av")

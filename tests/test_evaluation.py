@@ -1,4 +1,4 @@
-"""Scores: what the oracle says of generated and of reconstructed clips, on models whose score is known."""
+"""Scores of generated and of reconstructed clips, for models whose score is known."""
 
 import json
 from dataclasses import replace
@@ -16,11 +16,10 @@ from minicogvx.diffusion.samplers import randn
 from minicogvx.evaluation.adherence import clip_seed, generate, judge, measure_adherence
 from minicogvx.evaluation.command import main
 from minicogvx.evaluation.comparison import write_comparison
+from minicogvx.evaluation.finetuning import measure_image_to_video, measure_style
 from minicogvx.evaluation.reconstruction import flicker, measure_reconstruction, psnr
-from minicogvx.evaluation.taught import measure_image_to_video, measure_style
-from minicogvx.interop import diffusers
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import VAEConfig, preset
+from minicogvx.presets import VAEConfig, VideoSize, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.image_condition import widen_for_image
 from minicogvx.training.lora import add_lora, lora_tensors, write_lora
@@ -36,7 +35,7 @@ class Perfect(Pipeline):
     From the clip `toned` on it shows them in sepia.
     """
 
-    num_frames, height, width, takes_image_channels = 17, 64, 64, False
+    video_size, image_to_video = VideoSize(17, 64, 64), False
 
     def __init__(self, wrong: int = 0, toned: int = 99):
         self.wrong, self.toned, self.asked, self.pictures = wrong, toned, 0, []
@@ -71,10 +70,10 @@ class PerfectVAE(CausalVAE):
 def test_a_perfect_model_scores_one():
     result = measure_adherence(Perfect(), SCENES, batch_size=4, progress=False)
     assert result.share["all"] == 1.0 and not result.failures and result.clips == 6
-    assert str(result).startswith("100.0 % of 6 clips right in everything")
+    assert str(result).startswith("100.0 % of 6 clips fully correct")
 
 
-def test_wrong_clips_are_counted_and_told():
+def test_wrong_clips_are_counted_and_reported():
     result = measure_adherence(Perfect(wrong=2), SCENES, batch_size=4, progress=False)
     assert result.share["all"] == pytest.approx(4 / 6)
     assert len(result.failures) == 2
@@ -165,7 +164,7 @@ def test_no_scenes_have_no_score(measure):
 class Still(Perfect):
     """Makes single frames."""
 
-    num_frames = 1
+    video_size = VideoSize(1, 64, 64)
 
     def sample(self, captions, **options):
         return super().sample(captions, **options)[:, :1]
@@ -238,14 +237,14 @@ def test_mistakes_are_one_sentence(monkeypatch, arguments, sentence):
         main(arguments)
 
 
-def test_a_missing_lora_file_is_told_before_the_model_is_loaded(monkeypatch, tmp_path):
+def test_a_missing_lora_file_is_reported_before_the_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
     for path in (tmp_path, tmp_path / "none.safetensors"):
         with pytest.raises(FileNotFoundError, match="there is no file"):
             main(["--lora", str(path)])
 
 
-# ---- what a fine-tuning taught
+# ---- fine-tuned models
 
 
 def test_the_look_and_what_it_leaves_are_counted_apart():
@@ -255,8 +254,8 @@ def test_the_look_and_what_it_leaves_are_counted_apart():
     assert set(result.share) == {"style", "shape", "motion", "count", "kept", "all"} and result.share["count"] == 1.0
     assert [failure["wrong"][0] for failure in result.failures] == ["style"] * 3
     assert str(result).startswith("50.0 % of 6 clips show sepia, 66.7 % are right in what it leaves (shape ")
-    untaught = measure_style(Perfect(), SCENES, STYLES["sepia"], progress=False)
-    assert untaught.share["style"] == untaught.share["all"] == 0.0 and untaught.share["kept"] == 1.0
+    plain = measure_style(Perfect(), SCENES, STYLES["sepia"], progress=False)
+    assert plain.share["style"] == plain.share["all"] == 0.0 and plain.share["kept"] == 1.0
     with pytest.raises(ValueError, match="some scenes have two objects"):
         measure_style(Perfect(), sample_scenes(3, 0, "train", 1.0), STYLES["sepia"], progress=False)
 
@@ -267,9 +266,9 @@ def test_a_plain_judgement_knows_nothing_of_looks():
 
 
 def test_a_vae_is_measured_on_a_look_too():
-    good = measure_reconstruction(PerfectVAE(), SCENES, 17, progress=False, look=STYLES["cyanotype"])
+    good = measure_reconstruction(PerfectVAE(), SCENES, 17, progress=False, style=STYLES["cyanotype"])
     assert good.share["all"] == good.share["style"] == 1.0 and good.psnr > 60
-    bad = measure_reconstruction(PerfectVAE(loss=True), SCENES, 17, progress=False, look=STYLES["cyanotype"])
+    bad = measure_reconstruction(PerfectVAE(loss=True), SCENES, 17, progress=False, style=STYLES["cyanotype"])
     assert bad.share["style"] == 0.0
 
 
@@ -319,9 +318,9 @@ def tiny_model(folder):
                                    vocabulary(), 32)
     pipe = Pipeline(CausalVAE(vae).eval(), ExpertTransformer(replace(config, max_text_seq_length=32)).eval(),
                     MICRO.schedule, text)
-    diffusers.export(pipe, folder / "plain")
+    pipe.save(folder / "plain")
     wide = Pipeline(pipe.vae, widen_for_image(pipe.transformer), MICRO.schedule, text)
-    diffusers.export(wide, folder / "image")
+    wide.save(folder / "image")
     add_lora(pipe.transformer, 2, 2.0)
     torch.nn.init.ones_(dict(pipe.transformer.named_parameters())[
         "transformer_blocks.0.attn1.to_out.0.lora_B.default.weight"])

@@ -1,4 +1,4 @@
-"""Exercises of notebook 00 tell right from wrong, and say which mistake it was."""
+"""Exercises of notebook 00 distinguish right from wrong, and name the mistake."""
 
 import re
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from einops import rearrange
 
-from minicogvx.course.exercises import find, guard, judge
+from minicogvx.course.exercises import find, judge
 from minicogvx.data import captions, video_files
 from minicogvx.diffusion import NoiseSchedule, inference_timesteps
-from minicogvx.pipeline import Pipeline
+from minicogvx.diffusion.conditioning import FirstFramePutBack
 from minicogvx.presets import PRESETS, ScheduleConfig
 from minicogvx.text import word_tokenizer
 from minicogvx.transformer.patchify import patchify
+from tests.guards import guard
 
 # ---- 0.1 to_screen
 
@@ -341,7 +342,7 @@ def test_put_back():
     ])
 
 
-# ---- what stands in for the learner's own
+# ---- what replaces the learner's own
 
 
 def test_the_screen_gets_what_the_pipeline_writes_to_files():
@@ -369,17 +370,16 @@ def test_the_walk_visits_the_samplers_timesteps():
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "micro"])  # whose VAE is one of 4 x 4 x 4
 def test_the_sequence_is_what_patchify_cuts(name):
     it = PRESETS[name]
-    patch_t, text = it.transformer.patch_size_t or 1, it.transformer.max_text_seq_length
-    time, space = it.vae.temporal_compression_ratio, it.vae.spatial_compression_ratio
-    frames = (it.num_frames - 1) // time + 1
-    shape = (1, 16, frames + -frames % patch_t, it.height // space, it.width // space)
+    patch_t, text = it.transformer.patch[0], it.transformer.max_text_seq_length
+    frames, *size = it.vae.latent_size(*it.video_size)
+    shape = (1, 16, it.transformer.whole_patches(frames), *size)
     tokens = patchify(torch.empty(shape, device="meta"), patch_t, it.transformer.patch_size)
-    assert find("0.4").reference(it.num_frames, it.height, it.width, text, patch_t) == text + tokens.shape[1]
+    assert find("0.4").reference(*it.video_size, text, patch_t) == text + tokens.shape[1]
 
 
 def test_the_picture_is_put_back_as_the_pipeline_does():
     schedule, t = NoiseSchedule(ScheduleConfig()), 399
     x, noise, known = torch.randn(1, 4, 5, 2, 2), torch.randn(1, 4, 5, 2, 2), torch.randn(1, 4, 1, 2, 2)
     bar = schedule.alpha_bar(t)
-    wanted = Pipeline._put_back(None, x, schedule.add_noise(known, noise[:, :, :1], t), front=0)
+    wanted = FirstFramePutBack(noise, known, schedule).before(x, t)
     torch.testing.assert_close(find("0.5").reference(x, known, noise, bar ** 0.5, (1 - bar) ** 0.5), wanted)

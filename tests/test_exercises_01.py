@@ -1,4 +1,4 @@
-"""Exercises of notebook 01 tell right from wrong, and say which mistake it was."""
+"""Exercises of notebook 01 distinguish right from wrong, and name the mistake."""
 
 import math
 from bisect import bisect_right
@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minicogvx.course.exercises import find, guard
+from minicogvx.course.exercises import find
 from minicogvx.data import oracle
 from minicogvx.data.shapes import DIRECTIONS, render, sample_scenes, trajectory
 from minicogvx.data.video_files import read_video, resize_and_crop, write_mp4
+from tests.guards import guard
 
 # ---- 1.1 resample
 
@@ -297,7 +298,7 @@ def test_read_direction():
     ])
 
 
-# ---- what stands in for the learner's own
+# ---- what replaces the learner's own
 
 
 def test_resample_and_longest_clip_are_what_read_video_does(tmp_path):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from minicogvx.course.exercises import find, guard
+from minicogvx.course.exercises import find
 from minicogvx.presets import VAEConfig
 from minicogvx.vae import CausalVAE
+from tests.guards import guard
 
 # ---- 2.4 frames_back
 

@@ -1,11 +1,12 @@
-"""Exercises of notebook 04 tell right from wrong, and say which mistake it was."""
+"""Exercises of notebook 04 distinguish right from wrong, and name the mistake."""
 
 import torch
 
-from minicogvx.course.exercises import find, guard
+from minicogvx.course.exercises import find
 from minicogvx.diffusion import DDIMSampler, NoiseSchedule, draw_noise
 from minicogvx.diffusion.schedule import scaled_linear_alphas_cumprod
 from minicogvx.presets import ScheduleConfig
+from tests.guards import guard
 
 # ---- 4.1 zero_terminal_betas
 
@@ -278,7 +279,7 @@ def test_spread_timesteps():
     ])
 
 
-# ---- what stands in for the learner's own
+# ---- what replaces the learner's own
 
 
 def test_the_references_are_what_the_package_computes():

@@ -1,11 +1,12 @@
-"""Exercises of notebook 05 tell right from wrong, and say which mistake it was."""
+"""Exercises of notebook 05 distinguish right from wrong, and name the mistake."""
 
 import math
 
 import torch
 
-from minicogvx.course.exercises import find, guard
+from minicogvx.course.exercises import find
 from minicogvx.diffusion import dynamic_guidance_scale
+from tests.guards import guard
 
 # ---- 5.1 pad_and_mask
 

@@ -1,13 +1,15 @@
-"""Exercises of notebook 07 tell right from wrong, and say which mistake it was."""
+"""Exercises of notebook 07 distinguish right from wrong, and name the mistake."""
 
 import math
 
 import torch
 from torch import nn
 
-from minicogvx.course.exercises import find, guard
+from minicogvx.course.exercises import find
 from minicogvx.transformer.embeddings import timestep_sinusoid
 from minicogvx.transformer.expert_norm import ExpertNorm
+from minicogvx.transformer.layout import DenseLayout
+from tests.guards import guard
 
 # ---- 7.1 normalise
 
@@ -353,7 +355,7 @@ def test_split_the_twelve():
     ])
 
 
-# ---- what stands in for the learner's own
+# ---- what replaces the learner's own
 
 
 def test_the_references_are_what_the_package_computes():
@@ -364,7 +366,7 @@ def test_the_references_are_what_the_package_computes():
     modulation = expert.linear(time)
     normed = find("7.1").reference(x, expert.norm.weight, expert.norm.bias)
     torch.testing.assert_close(normed, expert.norm(x))
-    y, *gates = expert(x, 3, time)
+    y, gates = expert(x, time, DenseLayout(3, (1, 2, 2)))
     torch.testing.assert_close(find("7.4").reference(normed, 3, modulation), (y, *gates))
     layer = nn.Linear(8, 8)
     half = find("7.5").reference(x, 3, modulation, expert.norm, layer)

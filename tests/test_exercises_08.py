@@ -1,4 +1,4 @@
-"""Exercises of notebook 08 tell right from wrong, and say which mistake it was."""
+"""Exercises of notebook 08 distinguish right from wrong, and name the mistake."""
 
 import math
 
@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from minicogvx.course.exercises import find, guard
+from minicogvx.course.exercises import find
 from minicogvx.presets import TransformerConfig, preset
-from minicogvx.transformer.attention import Attention
+from minicogvx.transformer.layout import DenseLayout
 from minicogvx.transformer.model import flops
+from minicogvx.transformer.variants import VariantAttention
+from tests.guards import guard
 
 # ---- 8.1 multi_head
 
@@ -337,19 +339,20 @@ def test_attention_share():
     ])
 
 
-# ---- what stands in for the learner's own
+# ---- what replaces the learner's own
 
 
-@pytest.mark.parametrize("kind,over", [("full", "all"), ("space", "frame"), ("time", "time")])
-def test_the_reference_reaches_what_the_packages_attention_reaches(kind, over):
-    text, frames, places = (0 if over == "time" else 2), 3, 4
+@pytest.mark.parametrize("kind,pattern", [("full", "full"), ("space", "spatial"), ("time", "temporal")])
+def test_the_reference_reaches_what_the_packages_attention_reaches(kind, pattern):
+    text, frames, places = (0 if pattern == "temporal" else 2), 3, 4
     torch.manual_seed(0)
-    attention, x = Attention(16, 1, over), torch.randn(1, text + frames * places, 16)
-    answer, sees = attention(x, text, frames, None), torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
+    attention, x = VariantAttention(16, 1, pattern), torch.randn(1, text + frames * places, 16)
+    layout = DenseLayout(text, (frames, 1, places))
+    answer, sees = attention(x, layout), torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
     for token in range(x.shape[1]):
         changed = x.clone()
         changed[:, token] += torch.randn(16)
-        sees[:, token] = (attention(changed, text, frames, None) - answer).abs().amax(dim=(0, 2)) > 1e-6
+        sees[:, token] = (attention(changed, layout) - answer).abs().amax(dim=(0, 2)) > 1e-6
     residual = torch.eye(len(sees), dtype=torch.bool)
     assert torch.equal(sees | residual, find("8.3").reference(frames, places, text, [kind]))
 

@@ -1,4 +1,4 @@
-"""Films whose copy or download broke off are named, whatever their format says of its length."""
+"""Truncated videos are reported, whatever their format records about its length."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_is_cut_off_is_named(tmp_path, name):
+def test_truncated_files_are_reported(tmp_path, name):
     path = tmp_path / name
     whole = (MAKERS[name](path) if name == "a.gif" else MAKERS[name](path, noise())).read_bytes()
     frames = probe(path).frames
@@ -42,12 +42,12 @@ def test_what_is_cut_off_is_named(tmp_path, name):
             probe(path)
 
 
-def test_a_film_that_was_written_live_says_nothing_of_its_length(tmp_path):
+def test_a_video_that_was_written_live_has_no_known_length(tmp_path):
     path = coded(tmp_path / "live.webm", ramp(16), "libvpx", container={"options": {"live": "1"}})
     assert probe(path).frames == 16
 
 
-def test_what_stands_behind_a_film_is_no_harm(tmp_path):
+def test_what_follows_a_video_is_no_harm(tmp_path):
     for name in ("a.mp4", "a.mkv", "a.gif"):
         path = write_gif(tmp_path / name, pan(16), 8, 32) if name == "a.gif" else coded(tmp_path / name, ramp(16))
         path.write_bytes(path.read_bytes() + bytes(1000))
@@ -64,7 +64,7 @@ def test_a_gif_of_a_few_bytes_is_named(tmp_path, left):
         assert not file_ends._gif(file, left)
 
 
-def test_the_end_of_a_broadcast_and_of_a_film_without_a_mark_is_no_harm(tmp_path):
+def test_the_end_of_a_broadcast_and_of_a_video_without_a_mark_is_no_harm(tmp_path):
     path = coded(tmp_path / "a.m2ts", noise(), container={"options": {"mpegts_m2ts_mode": "1"}})
     path.write_bytes(path.read_bytes() + path.read_bytes()[:100])
     assert probe(path).frames == 40
@@ -80,7 +80,7 @@ def test_the_end_of_a_broadcast_and_of_a_film_without_a_mark_is_no_harm(tmp_path
                                                 (True, OSError, "cannot be read: Input/output error")])
 def test_a_short_file_is_not_taken_for_a_disk_that_fails(tmp_path, monkeypatch, fails, kind, words):
     path = coded(tmp_path / "a.mkv", noise())
-    path.write_bytes(path.read_bytes()[:200])  # FFmpeg says of this what it says of a disk that fails
+    path.write_bytes(path.read_bytes()[:200])  # FFmpeg reports this like a failing disk
     if fails:
         monkeypatch.setattr(film_frames, "_can_be_read", lambda path: False)
     with pytest.raises(kind, match=f"a.mkv {words}"):

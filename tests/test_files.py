@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and places tried before work."""
+"""Atomic writing, and checks before work that output can be written."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def test_where_it_fails_the_old_file_stays_and_no_part(tmp_path, error):
         assert str(told.value) == f"{path} cannot be written: No space left"
 
 
-def test_errors_about_other_files_are_told_as_they_are(tmp_path):
+def test_errors_about_other_files_are_reported_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="other.txt"), written_whole(tmp_path / "a.json"):
         (tmp_path / "other.txt").read_text()
 
@@ -83,6 +83,34 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, name, folder, why):
     with pytest.raises(OSError, match=why) as told:
         check_writable(path, folder)
     assert str(told.value).startswith(f"{path} cannot be written: ")
+
+
+@pytest.mark.parametrize("target", ["shared.jsonl", "disk/shared.jsonl", "missing/shared.jsonl"])
+def test_a_link_stays_a_link_and_the_file_that_it_leads_to_is_written(tmp_path, target):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "other.jsonl").symlink_to(target)
+    (tmp_path / "link.jsonl").symlink_to("other.jsonl")
+    for text in ("old", "new"):
+        check_writable(tmp_path / "link.jsonl")
+        with written_whole(tmp_path / "link.jsonl") as part:
+            part.write_text(text)
+        assert (tmp_path / target).read_text() == text and not (tmp_path / target).is_symlink()
+        assert os.readlink(tmp_path / "link.jsonl") == "other.jsonl"
+    assert [path.name for path in (tmp_path / target).parent.glob("*shared*")] == ["shared.jsonl"]
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o400, 0o555, 0o000])
+@pytest.mark.parametrize("name", ["file", "link"])
+def test_a_protected_file_is_refused_and_stays(tmp_path, name, mode):
+    (tmp_path / "link").symlink_to(_places(tmp_path) / "file")
+    (tmp_path / "file").chmod(mode)
+    message = f"{tmp_path / name} cannot be written: it is write-protected; name another file"
+    with pytest.raises(OSError, match=message):
+        check_writable(tmp_path / name)
+    with pytest.raises(OSError, match=message), written_whole(tmp_path / name):
+        raise AssertionError("the block must not begin")
+    (tmp_path / "file").chmod(0o644)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")

@@ -1,4 +1,4 @@
-"""Films have the colours that a player shows: matrix, range, depth, brighter lights, transparency, interlaced lines."""
+"""Videos have the colours that a player shows: matrix, range, depth, HDR, transparency, interlacing."""
 
 from fractions import Fraction
 
@@ -18,7 +18,7 @@ COLOUR = torch.tensor([0.1, 0.75, 0.3])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("codec, pix_fmt", [("libx264", "yuv420p"), ("libx264", "yuv422p10le"),
                                              ("ffv1", "yuv444p12le")])
-def test_the_matrix_and_the_range_that_a_film_notes(tmp_path, matrix, full, codec, pix_fmt):
+def test_the_matrix_and_the_range_that_a_video_notes(tmp_path, matrix, full, codec, pix_fmt):
     red, blue = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}[matrix]
     luma = red * COLOUR[0] + (1 - red - blue) * COLOUR[1] + blue * COLOUR[2]
     values = [luma, (COLOUR[2] - luma) / (2 - 2 * blue) + 0.5, (COLOUR[0] - luma) / (2 - 2 * red) + 0.5]
@@ -47,7 +47,7 @@ def test_what_the_package_writes_is_read_in_the_same_colours(tmp_path, height, w
     assert (read_video(path, 1, 8, 8, 8)[0] - COLOUR).abs().max() < 0.02
 
 
-def test_a_large_film_without_a_matrix_has_that_of_television(tmp_path):
+def test_a_large_video_without_a_matrix_has_that_of_television(tmp_path):
     def bt709(stream):
         stream.codec_context.colorspace = 2
 
@@ -60,7 +60,7 @@ def test_a_large_film_without_a_matrix_has_that_of_television(tmp_path):
 
 
 @pytest.mark.parametrize("transfer, grey, white", [(16, 0.44, 0.581), (18, 0.5, 0.75)])  # PQ: 50 and 203 candela; HLG
-def test_films_with_brighter_lights_than_a_screen_has(tmp_path, transfer, grey, white):
+def test_videos_with_hdr(tmp_path, transfer, grey, white):
     video = torch.zeros(2, 64, 64, 3)
     video[:, :, 32:], video[:, :, :32] = white, grey
 
@@ -87,7 +87,7 @@ def test_transparency_is_white(tmp_path, name, codec, pix_fmt):
     assert probe(path).frames == 9
 
 
-def test_interlaced_films_show_one_moment_at_a_time(tmp_path):
+def test_interlaced_videos_show_one_moment_at_a_time(tmp_path):
     # A bright bar moves right; odd lines are half a frame later than even ones.
     woven = torch.zeros(10, 64, 128, 3)
     for k in range(10):

@@ -1,4 +1,4 @@
-"""Films of every kind are read as a player shows them, or named."""
+"""Videos of every kind are read as a player shows them, or reported."""
 
 import errno
 import os
@@ -15,6 +15,7 @@ from PIL import Image
 
 from minicogvx.data import pictures, shots, video_files
 from minicogvx.data.curation import CurationThresholds, curate
+from minicogvx.data.frame_order import in_order
 from minicogvx.data.pictures import UnusableFile
 from minicogvx.data.video_files import read_video, stream_frames
 from minicogvx.data.video_folder import read_clip, scan_folder
@@ -47,7 +48,7 @@ def agrees(path, frames: int, seconds: float):
     ("a.WMV", "wmv2", {"container": {"format": "asf"}}), ("a.divx", "mpeg4", {"container": {"format": "avi"}}),
     ("a.vob", "mpeg2video", {"fps": 25}), ("a.mpe", "mpeg1video", {"fps": 25, "container": {"format": "mpeg"}}),
     ("a.m2v", "mpeg2video", {"fps": 25}), ("a.mxf", "mpeg2video", {"fps": 25}), ("a.3g2", "libx264", {})])
-def test_films_of_every_ending_are_seen_and_read(tmp_path, name, codec, options):
+def test_videos_of_every_ending_are_seen_and_read(tmp_path, name, codec, options):
     coded(caption(tmp_path / name), ramp(16, 64, 96), codec, **options)
     found = scan_folder(tmp_path, min_seconds=0.5)
     assert not found.problems
@@ -63,7 +64,7 @@ def test_no_ending_counts_twice():
     assert len(set(FILMS)) == len(FILMS) and all(ending == ending.lower() for ending in FILMS)
 
 
-def test_a_cover_is_not_the_film(tmp_path):
+def test_a_cover_is_not_the_video(tmp_path):
     path = with_cover(mp4(tmp_path / "song.mp4", ramp(16)))
     with av.open(str(path)) as file:
         assert file.streams.video[0].disposition & Disposition.attached_pic
@@ -121,7 +122,7 @@ def test_names_are_only_names(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("ending, codec", [("ts", "libx264"), ("mkv", "libx264"), ("webm", "libvpx")])
-def test_joined_films_run_on(tmp_path, ending, codec):
+def test_joined_videos_run_on(tmp_path, ending, codec):
     one = coded(tmp_path / f"one.{ending}", ramp(48, 32, 48), codec, g="8")
     twice = tmp_path / f"twice.{ending}"
     twice.write_bytes(one.read_bytes() * 2)
@@ -134,7 +135,47 @@ def test_joined_films_run_on(tmp_path, ending, codec):
     assert (levels(one, 4, start=5.25) - expected[42:46]).abs().max() < 0.03
 
 
-def test_a_film_stands_still_in_a_gap_and_is_measured_in_no_time(tmp_path, monkeypatch):
+def in_order_of_decoding(path, source):
+    """Copies a video; its packets are stamped one after the other, as in AVI."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as file:
+        stream = file.add_stream_from_template(old.streams.video[0])
+        for k, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            packet.pts = packet.dts = round(k / 8 / packet.time_base)
+            packet.stream = stream
+            file.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name, codec, options", [
+    ("a.avi", "libx264", {"bf": "3"}), ("a.avi", "libx264", {"bf": "7", "b_strategy": "0", "g": "16"}),
+    ("a.avi", "libx264", {"bf": "16", "b-pyramid": "strict", "b_strategy": "0"}),
+    ("a.avi", "mpeg4", {"bf": "2", "qmax": "2"}), ("a.avi", "libx264", {"bf": "0"}),
+    ("a.divx", "libx264", {"bf": "3", "container": {"format": "avi"}}),
+    ("copy.mp4", "libx264", {"bf": "3"}), ("copy.mkv", "libx264", {"bf": "5", "b_strategy": "0"}),
+    ("copy.mov", "libx264", {"bf": "2"}), ("copy.ts", "libx264", {"bf": "3"})])
+def test_frames_are_read_in_order_from_stamps_in_order_of_decoding(tmp_path, name, codec, options):
+    path = tmp_path / name
+    source = coded(path.with_name("source.mkv") if name.startswith("copy") else path, ramp(48), codec, **options)
+    path = in_order_of_decoding(path, source) if source != path else path
+    agrees(path, 48, 6.0)
+    expected = 0.1 + 0.8 * torch.arange(48) / 48
+    assert (levels(path, 48) - expected).abs().max() < 0.012  # frames differ by 0.017
+    assert (levels(path, 4, start=5.25) - expected[42:46]).abs().max() < 0.012
+
+
+@pytest.mark.parametrize("stamps, restarts", [
+    ([0, 3, 2, 4, 1, 7, 6, 8, 5], []), ([*range(10)] * 3, [(9, 0)] * 2), ([0, 2, 1] * 4, [(2, 0)] * 3),
+    ([5, 7, 6, 8, *range(30), *range(9)], [(8, 0), (29, 0)]), ([*range(40), 2, 4, 3, *range(5, 30)], [(39, 2)]),
+    ([None, 1, 3, 2, None, None, 4, 6, 5], []), ([7], []), ([], [])])
+def test_stamps_are_put_in_order_until_they_restart(stamps, restarts):
+    found = [*in_order((k, stamp) for k, stamp in enumerate(stamps))]
+    assert [frame for frame, _ in found] == [*range(len(stamps))]
+    ordered = [stamp for _, stamp in found]
+    assert sorted(map(str, ordered)) == sorted(map(str, stamps))
+    assert [(a, b) for a, b in zip(ordered, ordered[1:]) if None not in (a, b) and b < a] == restarts
+
+
+def test_a_video_stands_still_in_a_gap_and_is_measured_in_no_time(tmp_path, monkeypatch):
     times = [k / 8 for k in range(16)] + [600 + k / 8 for k in range(16)]
     path = caption(film(tmp_path / "gap.mkv", pan(32), times))
     clip, = scan_folder(tmp_path).clips
@@ -149,7 +190,40 @@ def test_a_film_stands_still_in_a_gap_and_is_measured_in_no_time(tmp_path, monke
     assert sum(value > 0 for value in track.content) == 31 and track.content[15:4799] == [0.0] * 4784
 
 
-def test_a_leap_of_hours_is_no_part_of_the_film(tmp_path):
+@pytest.mark.parametrize("late", [1.5, 5.0, 3600.0])
+@pytest.mark.parametrize("name, codec", [
+    ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.asf", "msmpeg4"), ("a.wmv", "wmv2"), ("a.mp4", "libx264"),
+    ("a.flv", "flv"), ("a.ts", "libx264"), ("a.mpg", "mpeg2video")])
+def test_a_video_may_begin_late(tmp_path, name, codec, late):
+    whole = late_video(tmp_path / name, codec, late)
+    facts = probe(whole)
+    assert facts.frames == 40 and facts.seconds == pytest.approx(1.6, abs=0.03)
+    assert (levels(whole, 8, fps=5) - (0.1 + 0.8 * torch.arange(0, 40, 5) / 40)).abs().max() < 0.06
+
+
+@pytest.mark.parametrize("name, codec", [
+    ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.wmv", "wmv2"), ("a.flv", "flv")])
+def test_a_late_video_that_is_cut_off_is_refused(tmp_path, name, codec):
+    path = late_video(tmp_path / name, codec, 5.0)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size * 2 // 3])
+    with pytest.raises(UnusableFile, match="cut off"):
+        probe(path)
+
+
+def late_video(path, codec, late):
+    """40 frames at 25 per second, the first of them at second `late`."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for k, pixels in enumerate((ramp(40) * 255).round().byte().numpy()):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * late) + 40 * k, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def test_a_leap_of_hours_is_no_part_of_the_video(tmp_path):
     times = [k / 8 for k in range(16)] + [7200 + k / 8 for k in range(16)]
     path = film(tmp_path / "leap.mkv", ramp(32), times)
     agrees(path, 32, 4.0)
@@ -187,7 +261,7 @@ def test_sizes_that_change_inside_are_fitted(tmp_path):
     assert not result.problems and {shot.clip.name for shot in result.shots} == {"call.webm", "whole.mp4"}
 
 
-def test_a_film_that_fails_in_a_measure_leaves_the_others(tmp_path, monkeypatch):
+def test_a_video_that_fails_in_a_measure_leaves_the_others(tmp_path, monkeypatch):
     for name in ("a.mp4", "b.mp4"):
         caption(mp4(tmp_path / name, pan(17)))
     whole = shots.stream_frames
@@ -248,7 +322,7 @@ def test_the_bound_holds_for_sizes_that_come_later_and_for_long_pixels(tmp_path,
         levels(tmp_path / "wide.mp4", 1)
 
 
-def test_films_of_a_few_pixels_have_no_sharpness(tmp_path):
+def test_videos_of_a_few_pixels_have_no_sharpness(tmp_path):
     caption(coded(tmp_path / "dot.mkv", torch.rand(9, 2, 2, 3), "ffv1", "bgr0"))
     shots = curate(tmp_path, tmp_path / "out", progress=False).shots
     assert shots and all(shot.scores["sharpness"] == 0 and "blurred" in shot.reasons for shot in shots)
@@ -276,7 +350,7 @@ def test_damage_inside_is_named_where_it_is_met(tmp_path):
     assert {shot.clip.name for shot in result.shots} == {"whole.mp4"}
 
 
-def test_a_film_without_a_film_is_named(tmp_path):
+def test_a_video_without_a_stream_is_reported(tmp_path):
     path = sound_only(tmp_path / "song.mp4")
     with pytest.raises(UnusableFile, match="has no video stream"):
         probe(path)
@@ -285,7 +359,7 @@ def test_a_film_without_a_film_is_named(tmp_path):
 
 @pytest.mark.parametrize("code, kind", [(errno.ESTALE, OSError), (errno.ENOTCONN, OSError), (errno.EPERM, UnusableFile),
                                         (errno.ENOMEM, UnusableFile)])
-def test_a_disk_that_fails_says_nothing_of_the_film(tmp_path, monkeypatch, code, kind):
+def test_a_failing_disk_is_not_a_damaged_video(tmp_path, monkeypatch, code, kind):
     def broken(*_, **__):
         raise av.error.classes[code](code, os.strerror(code))
 

@@ -1,4 +1,4 @@
-"""A model trained further on films: all its weights, and image to video. LoRA is in test_lora.py."""
+"""A model trained further on videos: all its weights, and image to video. LoRA is in test_lora.py."""
 
 import json
 import shutil
@@ -13,7 +13,6 @@ from minicogvx.data.captions import vocabulary
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.data.video_files import write_mp4
 from minicogvx.data.video_folder import scan_folder
-from minicogvx.interop import diffusers
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
@@ -50,7 +49,7 @@ def tiny_pipe(seed=0) -> Pipeline:
 
 
 def write_films(folder):
-    """Three films of 9 frames and their captions, in `folder`, which it returns."""
+    """Three videos of 9 frames and their captions, in `folder`, which it returns."""
     for i, clip in enumerate(render_batch(sample_scenes(3, 0, "train", 0.0), 9, 32, 32)):
         write_mp4(folder / f"{i}.mp4", clip, 8)
         (folder / f"{i}.txt").write_text(CAPTIONS[i])
@@ -58,25 +57,18 @@ def write_films(folder):
 
 
 def films_and_model(home):
-    """`home` with a folder of films and a model to train further in it."""
+    """`home` with a folder of videos and a model to train further in it."""
     (home / "films").mkdir()
     write_films(home / "films")
-    diffusers.export(tiny_pipe(), home / "model")
+    tiny_pipe().save(home / "model")
     return home
 
 
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Three films and their captions."""
-    return write_films(tmp_path_factory.mktemp("films"))
-
-
-@pytest.fixture(scope="module")
-def clips(films, tmp_path_factory):
+def encode_films(folder, out):
+    """The videos of `folder`, encoded by the tiny model into `out`."""
     pipe = tiny_pipe()
     settings = CacheSettings(num_frames=9, height=32, width=32, fps=8, first_frame=True)
-    return cache_clips(scan_folder(films).clips, tmp_path_factory.mktemp("cache"), pipe.vae, pipe.text, settings,
-                       torch.float32, progress=False)
+    return cache_clips(scan_folder(folder).clips, out, pipe.vae, pipe.text, settings, torch.float32, progress=False)
 
 
 def outputs(model, channels=4):
@@ -103,7 +95,7 @@ def test_all_weights_learn_and_the_loss_falls(clips, tmp_path):
     FineTuning(steps=6, warmup=1, image_to_video=True),
     FineTuning(steps=6, warmup=1, sequence_length=150, batch_size=1, learning_rate=1e-3),
 ], ids=["all", "lora", "image", "packed"])
-def test_a_run_that_was_cut_off_ends_in_the_same_bits(clips, tmp_path, monkeypatch, tuning):
+def test_an_interrupted_run_ends_in_the_same_bits(clips, tmp_path, monkeypatch, tuning):
     def weights(keep):
         return finetune(tiny_pipe(), clips, tuning, seed=3, keep=keep).state_dict()
 
@@ -122,6 +114,12 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(clips, tmp_path, monkeypat
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("fields", [{"accumulate": 5}, {"accumulate": 4, "batch_size": 3}])
+def test_a_batch_is_not_cut_into_more_passes_than_it_has_clips(fields):
+    with pytest.raises(ValueError, match=f"accumulate is {fields['accumulate']}; it must be from 1 to batch_size="):
+        FineTuning(**fields)
+
+
 def test_accumulated_passes_take_the_same_step(clips):
     one, two = (finetune(tiny_pipe(), clips, FineTuning(steps=1, batch_size=4, warmup=0, learning_rate=1e-3,
                                                         accumulate=n), keep=QUIET) for n in (1, 2))
@@ -131,7 +129,7 @@ def test_accumulated_passes_take_the_same_step(clips):
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_one_process_alone_shards_too_and_learns_the_same(clips, tmp_path, offload):
-    """FSDP2 with one shard: of use with offload, which needs no second GPU."""
+    """FSDP2 with one shard: useful with offload, which needs no second GPU."""
     tuning = FineTuning(steps=3, warmup=0, learning_rate=1e-3, gradient_checkpointing=True)
     whole = finetune(tiny_pipe(), clips, tuning, keep=QUIET).state_dict()
     cut = replace(tuning, sharding="fsdp", offload=offload)
@@ -148,7 +146,7 @@ def test_one_process_alone_shards_too_and_learns_the_same(clips, tmp_path, offlo
     assert all(torch.equal(again[name], weights[name]) for name in whole)
 
 
-def test_large_models_are_recomputed_unless_told_otherwise():
+def test_large_models_are_recomputed_by_default():
     with torch.device("meta"):
         small, large = ExpertTransformer(TINY.transformer), ExpertTransformer(preset("2b").transformer)
     assert not FineTuning().recomputes(small) and FineTuning().recomputes(large)
@@ -374,7 +372,7 @@ def test_a_picture_is_not_its_own_answer(films, tmp_path):
     assert sum(map(len, Draw(pipe, pipe.transformer, clips, FineTuning(), Ranks(), seed=0).buckets)) == 4
     pictures = [clip for clip in found if clip.is_image]
     alone = cache_clips(pictures, tmp_path / "one", pipe.vae, pipe.text, settings, torch.float32, progress=False)
-    with pytest.raises(ValueError, match="has clips of 1 frame alone"):
+    with pytest.raises(ValueError, match="has only clips of 1 frame"):
         finetune(tiny_pipe(), alone, FineTuning(image_to_video=True), keep=QUIET)
 
 

@@ -1,4 +1,4 @@
-"""`minicogvx finetune` given again: resumed, made longer, moved; and starts that fail."""
+"""`minicogvx finetune` run again: resumed, made longer, on another device; and starts that fail."""
 
 import json
 import os
@@ -13,7 +13,6 @@ import torch
 from minicogvx import cli
 from minicogvx.data.video_files import write_mp4
 from minicogvx.files import locked
-from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import read_json, read_sharded, read_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.lora import FILE, lora_tensors, write_lora
@@ -24,7 +23,7 @@ from tests.test_finetune import TINY, films_and_model, tiny_pipe
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Films and a model."""
+    """Videos and a model."""
     return films_and_model(tmp_path_factory.mktemp("again"))
 
 
@@ -34,7 +33,7 @@ def command(home, out, *options, films=None, model=None):
 
 
 def resumed(capsys):
-    """The line about a run that is resumed in another way, if there is one; what else was said."""
+    """The line about changed settings of a resumed run, if there is one, and the other output."""
     told = capsys.readouterr()
     lines = [line for line in told.out.splitlines() if line.startswith("resuming with")]
     assert len(lines) < 2
@@ -82,14 +81,16 @@ def test_a_start_that_failed_does_not_block_the_next(home, tmp_path, capsys, mon
     assert "resuming" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [(), ("--set", "sharding=fsdp", "--set", "offload=True")], ids=["whole", "parts"])
-def test_ctrl_c_ends_with_a_checkpoint_at_the_end_of_the_step(home, tmp_path, capsys, monkeypatch, options):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.mark.parametrize("number, options", [
+    (signal.SIGINT, ()), (signal.SIGINT, ("--set", "sharding=fsdp", "--set", "offload=True")), (signal.SIGTERM, ())],
+    ids=["whole", "parts", "sigterm"])
+def test_a_signal_ends_with_a_checkpoint_at_the_end_of_the_step(home, tmp_path, capsys, monkeypatch, number, options):
+    before = signal.signal(number, signal.default_int_handler)
     real = Run.record
 
     def interrupted(self, *arguments, **values):
         if self.done == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         real(self, *arguments, **values)
 
     options = "--steps", 4, "--set", "warmup=0", "--learning-rate", 1e-3, *options
@@ -98,12 +99,12 @@ def test_ctrl_c_ends_with_a_checkpoint_at_the_end_of_the_step(home, tmp_path, ca
             patch.setattr(Run, "record", interrupted)
             assert command(home, tmp_path / "cut", *options) == 130
         assert "minicogvx: stopped after step 2; run the same command again to resume" in capsys.readouterr().err
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(number) is signal.default_int_handler
         left = os.listdir(tmp_path / "cut" / "checkpoints")
         assert left in (["finetune_00000002.safetensors"], ["finetune_00000002"])
         assert not (tmp_path / "cut" / ".lock").exists()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert command(home, tmp_path / "cut", *options) == 0
     assert resumed(capsys)[0] == ""
     assert command(home, tmp_path / "whole", *options) == 0
@@ -132,7 +133,7 @@ def test_two_runs_in_one_folder_and_places_that_cannot_be_written(home, tmp_path
     with locked(out):
         assert command(home, out, "--steps", 1) == 2
         assert f"{out} is in use by another run" in capsys.readouterr().err
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
         assert command(home, place, "--steps", 1) == 2
@@ -179,11 +180,11 @@ def test_adapters_are_trained_further_under_another_name(home, tmp_path, capsys)
     assert "was begun with other adapters: lora_from was " in capsys.readouterr().err
 
 
-def test_adapters_that_cannot_be_trained_further_are_refused_before_a_film_is_read(home, tmp_path, capsys,
+def test_adapters_that_cannot_be_trained_further_are_refused_before_a_video_is_read(home, tmp_path, capsys,
                                                                                    monkeypatch):
     from minicogvx.training.lora import add_lora
 
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     model = tiny_pipe().transformer
     add_lora(model, 2, 3.0)
     tensors = lora_tensors(model)
@@ -219,12 +220,12 @@ def one_size(tmp_path_factory):
     torch.manual_seed(0)
     pipe, folder = tiny_pipe(), tmp_path_factory.mktemp("learned") / "model"
     config = replace(TINY.transformer, in_channels=8, position="rope+learned", sample_width=12)
-    diffusers.export(Pipeline(pipe.vae, ExpertTransformer(config), pipe.schedule_config, pipe.text), folder,
-                     allow_departures=True)
+    pipe = Pipeline(pipe.vae, ExpertTransformer(config), pipe.schedule_config, pipe.text)
+    pipe.save(folder, allow_departures=True)
     return folder
 
 
-def test_films_are_cropped_to_the_one_size_of_a_learned_table(home, one_size, tmp_path, capsys):
+def test_videos_are_cropped_to_the_one_size_of_a_learned_table(home, one_size, tmp_path, capsys):
     films = tmp_path / "films"
     for name, frames, height, width in (("portrait", 9, 64, 48), ("square", 20, 40, 40), ("short", 6, 32, 48)):
         write_mp4(films / f"{name}.mp4", torch.rand(frames, height, width, 3), 8)
@@ -239,9 +240,9 @@ def test_films_are_cropped_to_the_one_size_of_a_learned_table(home, one_size, tm
 
 
 @pytest.mark.parametrize("options", [("--num-frames", 5), ("--height", 64), ("--width", 32, "--height", 48)])
-def test_other_sizes_than_that_of_a_learned_table_are_refused_before_a_film_is_read(
+def test_other_sizes_than_that_of_a_learned_table_are_refused_before_a_video_is_read(
         home, one_size, tmp_path, capsys, monkeypatch, options):
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     assert command(home, tmp_path / "run", "--image-to-video", *options, model=one_size) == 2
     assert "fits only 9 frames of 32x48" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -264,21 +265,10 @@ def test_pictures_are_left_out_by_name_where_the_image_is_given(home, tmp_path, 
     for name in ("a.png", "a.txt"):
         shutil.copy(films / name, alone)
     assert command(home, tmp_path / "none", "--image-to-video", "--steps", 1, films=alone) == 2
-    assert "holds pictures alone, and this model is trained on films alone" in capsys.readouterr().err
+    assert "holds only pictures, and this model is trained only on videos" in capsys.readouterr().err
 
 
 # ---- where it writes, and what it refuses before anything is encoded
-
-
-@pytest.mark.parametrize("made", ["pipeline/model_index.json", FILE, "cats.safetensors"])
-def test_a_folder_with_somebodys_results_is_left_alone(home, tmp_path, capsys, made):
-    (tmp_path / made).parent.mkdir(exist_ok=True)
-    (tmp_path / made).write_text("mine")
-    assert command(home, tmp_path, "--steps", 1) == 2
-    told = capsys.readouterr().err
-    assert "which this run did not make and would write over; name another folder" in told and told.count("\n") == 1
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / made]
-    assert (tmp_path / made).read_text() == "mine"
 
 
 def test_a_folder_may_be_called_as_files_are(home, tmp_path, capsys):
@@ -290,7 +280,7 @@ def test_a_folder_may_be_called_as_files_are(home, tmp_path, capsys):
 
 def test_sequences_too_short_for_a_clip_are_refused_before_one_is_encoded(home, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("minicogvx.vae.CausalVAE.encode", lambda *_, **__: pytest.fail("a film was encoded"))
+        patch.setattr("minicogvx.vae.CausalVAE.encode", lambda *_, **__: pytest.fail("a video was encoded"))
         assert command(home, tmp_path / "run", "--set", "sequence_length=67", "--steps", 1) == 2
     told = capsys.readouterr().err
     assert "sequence_length is 67; it must be at least 68, the tokens of the longest clip" in told

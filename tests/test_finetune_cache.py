@@ -1,10 +1,9 @@
-"""What `data cache` encodes, `finetune` trains on: pieces, one size, one length, other rates."""
+"""`finetune` on what `data cache` encoded: pieces, one size, one length, other rates."""
 
 import pytest
 
 import minicogvx
 from minicogvx import cli
-from minicogvx.interop import diffusers
 from tests.test_finetune import films_and_model, tiny_pipe
 
 CACHE = ["--num-frames", "5", "--height", "32", "--width", "32", "--windows", "2", "--one-size", "--one-length",
@@ -13,7 +12,7 @@ CACHE = ["--num-frames", "5", "--height", "32", "--width", "32", "--windows", "2
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder of films, a model, and the cache that the model made of the films."""
+    """A folder of videos, a model, and the cache that the model made of the videos."""
     home = films_and_model(tmp_path_factory.mktemp("home"))
     assert cli.main(["data", "cache", str(home / "films"), "--model", str(home / "model"), *CACHE, "--out",
                      str(home / "cache")]) == 0
@@ -21,14 +20,14 @@ def home(tmp_path_factory):
 
 
 def test_a_model_is_trained_on_a_cache(home, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     assert cli.main(["finetune", str(home / "cache"), "--model", str(home / "model"), "--steps", "1", "--out",
                      str(tmp_path / "x")]) == 0, capsys.readouterr().err
     assert minicogvx.load(tmp_path / "x" / "pipeline").fps == 12 and not (tmp_path / "x" / "cache").exists()
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--height", "32"], "--height says how films are read"), (["--list", "kept.jsonl"], "--list says how films"),
+    (["--height", "32"], "--height says how videos are read"), (["--list", "kept.jsonl"], "--list says how videos"),
     (["--image-to-video"], "has no first frames; make it with --first-frame")])
 def test_what_a_cache_cannot_give_is_refused(home, tmp_path, capsys, options, words):
     assert cli.main(["finetune", str(home / "cache"), "--model", str(home / "model"), "--steps", "1", "--out",
@@ -37,7 +36,7 @@ def test_what_a_cache_cannot_give_is_refused(home, tmp_path, capsys, options, wo
 
 
 def test_the_cache_of_another_model_is_refused(home, tmp_path, capsys):
-    diffusers.export(tiny_pipe(seed=5), tmp_path / "other")
+    tiny_pipe(seed=5).save(tmp_path / "other")
     assert cli.main(["finetune", str(home / "cache"), "--model", str(tmp_path / "other"), "--steps", "1", "--out",
                      str(tmp_path / "x")]) == 2
     assert "was made with another VAE" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`minicogvx finetune`: from a folder of films to a model, and what it refuses before a film is read."""
+"""`minicogvx finetune`: from a folder of videos to a model, and what it rejects before a video is read."""
 
 import shutil
 
@@ -8,10 +8,9 @@ import torch.distributed as dist
 
 import minicogvx
 from minicogvx import cli
-from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import read_sharded
 from minicogvx.training.lora import FILE
-from tests.test_finetune import CAPTIONS, films, tiny_pipe  # noqa: F401: films is a fixture
+from tests.test_finetune import CAPTIONS, tiny_pipe
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -23,38 +22,41 @@ from tests.test_finetune import CAPTIONS, films, tiny_pipe  # noqa: F401: films 
     (["--device", "mps", "--set", "sharding=fsdp"], "sharding is 'fsdp'; it goes with the device 'cpu' or 'cuda', not"),
     (["--set", "offload=True"], "offload is True; it goes with sharding='fsdp', not 'replicate'"),
 ])
-def test_the_command_refuses_before_a_film_is_read(films, tmp_path, capsys, monkeypatch, options, message):
-    diffusers.export(tiny_pipe(), tmp_path / "model")
+def test_the_command_refuses_before_a_video_is_read(films, tmp_path, capsys, monkeypatch, options, message):
+    tiny_pipe().save(tmp_path / "model")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("MINICOGVX_DEVICE", "cpu")
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     assert cli.main(["finetune", str(films), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"),
                      *options]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_one_command_from_films_to_a_model(films, tmp_path, capsys):
-    diffusers.export(tiny_pipe(), tmp_path / "model")
+def test_one_command_from_videos_to_a_model(films, tmp_path, capsys):
+    tiny_pipe().save(tmp_path / "model")
     base = ["finetune", str(films), "--model", str(tmp_path / "model"), "--steps", "2"]
     assert cli.main([*base, "--out", str(tmp_path / "all")]) == 0
-    assert minicogvx.load(tmp_path / "all" / "pipeline").num_frames == 9
+    assert minicogvx.load(tmp_path / "all" / "pipeline").video_size.num_frames == 9
     assert cli.main([*base, "--out", str(tmp_path / "lora"), "--lora", "2"]) == 0
     assert (tmp_path / "lora" / FILE).exists()
     assert cli.main(["generate", CAPTIONS[0], "--model", str(tmp_path / "model"), "--lora", str(tmp_path / "lora"),
                      "--steps", "1", "--out", str(tmp_path / "a.mp4")]) == 0
     assert cli.main([*base, "--out", str(tmp_path / "image"), "--image-to-video"]) == 0
-    assert minicogvx.load(tmp_path / "image" / "pipeline").takes_image_channels
+    assert minicogvx.load(tmp_path / "image" / "pipeline").image_to_video
     capsys.readouterr()
     assert cli.main([*base, "--out", str(tmp_path / "all"), "--set", "warmup=7"]) == 2
     assert "was begun with warmup=100, not 7" in capsys.readouterr().err
-    base[base.index("--model") + 1] = str(tmp_path / "all" / "pipeline")  # same VAE and text encoder
-    assert cli.main([*base, "--out", str(tmp_path / "all")]) == 2
-    assert "was begun with weights of the model=" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "all" / "pipeline", tmp_path / "copy")  # same VAE and text encoder
+    for model, message in ((tmp_path / "copy", "was begun with weights of the model="),
+                           (tmp_path / "all" / "pipeline", "pipeline is to be written, and it is what --model names")):
+        base[base.index("--model") + 1] = str(model)
+        assert cli.main([*base, "--out", str(tmp_path / "all")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_it_trains_where_and_in_the_format_that_is_asked_for(films, tmp_path, capsys, monkeypatch):
-    diffusers.export(tiny_pipe(), tmp_path / "model")
+    tiny_pipe().save(tmp_path / "model")
     seen = []
 
     def watched(pipe, clips, tuning, seed, keep, ranks):
@@ -67,13 +69,13 @@ def test_it_trains_where_and_in_the_format_that_is_asked_for(films, tmp_path, ca
                          "--device", "cpu", "--dtype", dtype]) == 2
         assert seen.pop() == (getattr(torch, dtype), "cpu")
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("minicogvx: there is not enough memory on the GPU (20.00 MiB more were asked for); what "
+    assert told.startswith("minicogvx: there is not enough memory on the GPU (20.00 MiB more were needed); what "
                            "helps: a smaller --batch-size, --set gradient_checkpointing=True, fewer frames")
 
 
 def test_offload_on_one_gpu_is_done_and_not_passed_over(films, tmp_path):
     """FSDP2 on a process alone: its checkpoints are folders, and its model is that of an ordinary run."""
-    diffusers.export(tiny_pipe(), tmp_path / "model")
+    tiny_pipe().save(tmp_path / "model")
     base = ["finetune", str(films), "--model", str(tmp_path / "model"), "--steps", "2", "--device", "cpu", "--dtype",
             "float32", "--learning-rate", "0.001", "--set", "warmup=0"]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
@@ -84,8 +86,8 @@ def test_offload_on_one_gpu_is_done_and_not_passed_over(films, tmp_path):
     assert all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
 
 
-def test_the_command_tells_what_it_leaves_out_and_keeps_the_films_rate(films, tmp_path, capsys):
-    diffusers.export(tiny_pipe(), tmp_path / "model")
+def test_the_command_reports_what_it_leaves_out_and_keeps_the_videos_rate(films, tmp_path, capsys):
+    tiny_pipe().save(tmp_path / "model")
     folder = tmp_path / "films"
     shutil.copytree(films, folder)
     (folder / "1.txt").write_text("a red circle " * 40)

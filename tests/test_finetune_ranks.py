@@ -1,4 +1,4 @@
-"""`torchrun -m minicogvx finetune`: two processes, replicated and under FSDP2, killed and gone on."""
+"""`torchrun -m minicogvx finetune`: two processes, replicated and under FSDP2, killed and resumed."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.test_finetune import films_and_model
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Films and a model."""
+    """Videos and a model."""
     return films_and_model(tmp_path_factory.mktemp("ranks"))
 
 
@@ -33,7 +33,7 @@ def weights(home, out):
     return read_sharded(home / out / "pipeline" / "transformer")
 
 
-def test_sharded_training_learns_what_replicated_training_learns_and_goes_on_after_a_loss(home):
+def test_sharded_training_learns_what_replicated_training_learns_and_resumes_after_a_loss(home):
     start = read_sharded(home / "model" / "transformer")
     told = run(home, "replicated", "--steps", "4", "--set", "sharding=replicate")
     assert told.count("pipeline: minicogvx generate") == 1  # one of the two writes

@@ -1,4 +1,4 @@
-"""What lies in a folder: linked folders, loops, dangling links, and everything that is passed over."""
+"""Walking a folder: linked folders, loops, broken links, and everything that is skipped."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ def test_linked_folders_are_gone_into(folder, tmp_path):
     assert walk_folder(top, ENDINGS).files == found.files
 
 
-def test_a_linked_folder_with_films_and_captions_is_scanned(tmp_path):
+def test_a_linked_folder_with_videos_and_captions_is_scanned(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "data").mkdir()
     caption(mp4(tmp_path / "disk" / "a.mp4", ramp(16)))
@@ -78,8 +78,9 @@ def test_links_that_lead_nowhere_are_named(folder):
     (folder / "self.png").symlink_to("self.png")
     found = walk_folder(folder, ENDINGS)
     told = problems(found)
-    assert told["gone.mp4"] == "is a link to nowhere.mp4, which is not there"
-    assert told["disk"] == "is a link to /not/mounted, which is not there" and "cannot be followed" in told["self.png"]
+    assert told["gone.mp4"] == "is a link to nowhere.mp4, which does not exist"
+    assert told["disk"] == "is a link to /not/mounted, which does not exist"
+    assert "cannot be followed" in told["self.png"]
     assert found.files == ["a.mp4", "deep/b.PNG"]
 
 
@@ -131,4 +132,4 @@ def test_a_folder_that_may_be_listed_and_not_entered_says_so(folder, monkeypatch
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "deep" and real(path, mode))
     found = walk_folder(folder, ENDINGS)
     assert found.files == ["a.mp4"]
-    assert problems(found) == {"deep": "is a folder that cannot be opened: you have no right to enter it"}
+    assert problems(found) == {"deep": "is a folder that cannot be opened: you have no permission to enter it"}

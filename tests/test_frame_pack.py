@@ -7,17 +7,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import packing
-from minicogvx.data import frame_pack
-from minicogvx.data.frame_pack import (
-    PUBLISHED_MIXTURE, TOY_MIXTURE, ClipSize, bucketed_batches, filled_share, frame_packs, padded_batches,
+from benchmarks import mixtures, packing
+from benchmarks.mixtures import (
+    PUBLISHED_MIXTURE,
+    TOY_MIXTURE,
+    ClipSize,
+    bucketed_batches,
+    filled_share,
+    padded_batches,
 )
+from minicogvx.data import frame_pack
+from minicogvx.data.frame_pack import frame_packs
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.presets import ScheduleConfig, TransformerConfig, preset
 from minicogvx.training.packed import mean_loss, packed_diffusion_loss
+from minicogvx.transformer.layout import DenseLayout
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.transformer.packed import check_pack, clip_mask, pack_layout, packed_forward
+from minicogvx.transformer.packed import check_pack, clip_mask, forward_clips, pack_layout, pack_order
 
 SMALL = TransformerConfig(num_attention_heads=2, attention_head_dim=32, num_layers=2, in_channels=4, out_channels=4,
                           text_embed_dim=12, max_text_seq_length=6, time_embed_dim=16, sample_height=8, sample_width=12,
@@ -38,11 +45,10 @@ def test_packs_of_a_realistic_mixture_are_full_and_hold_every_clip_once(mixture)
     assert sorted(i for pack in packs for i in pack.indices) == list(range(4000))
     for pack in packs:
         assert pack.tokens == sum(tokens[i] for i in pack.indices) <= pack.sequence_length == room
-        assert pack.filled == pack.tokens / room
     print(f"\n{mixture.preset}: {len(packs)} packs, {100 * filled_share(packs):.2f} % filled, "
-          f"least but one {100 * sorted(pack.filled for pack in packs)[1]:.1f} %")
+          f"least but one {100 * sorted(pack.tokens / room for pack in packs)[1]:.1f} %")
     assert filled_share(packs) >= 0.95  # the last, short pack counts, too
-    assert min(pack.filled for pack in packs[:-2]) >= 0.95
+    assert min(pack.tokens / room for pack in packs[:-2]) >= 0.95
 
 
 @pytest.mark.parametrize("mixture", [TOY_MIXTURE, PUBLISHED_MIXTURE], ids=lambda m: m.preset)
@@ -66,7 +72,8 @@ def test_the_seed_decides_the_packs():
 
 
 def test_the_rule_on_a_case_worked_out_by_hand(monkeypatch):
-    monkeypatch.setattr(frame_pack, "_shuffled", lambda clips, seed: list(range(clips)))
+    for module in (frame_pack, mixtures):
+        monkeypatch.setattr(module, "shuffled", lambda clips, seed: list(range(clips)))
     packs = [pack.indices for pack in frame_packs([6, 5, 1, 2, 4], 10, seed=0)]
     assert packs == [(0, 4), (1, 2, 3)]  # after 6 the 5 does not fit, and of 1, 2 and 4 the 4 is longest
     packs = [pack.indices for pack in frame_packs([6, 5, 1, 2, 4], 10, seed=0, look_ahead=2)]
@@ -133,7 +140,7 @@ def test_clips_that_cannot_be_packed_are_named_at_once(call, message):
 # ---------------------------------------------------------------------------- what a pack computes
 
 def make(config: TransformerConfig, dtype: torch.dtype = torch.float32) -> ExpertTransformer:
-    """A model whose every weight is random, so that nothing hides behind a closed gate."""
+    """A model whose every weight is random, so that no zero gate hides anything."""
     torch.manual_seed(0)
     model = ExpertTransformer(config)
     for parameter in model.parameters():
@@ -164,7 +171,7 @@ def test_a_pack_computes_what_its_clips_compute_alone(option):
     model, (latents, texts, timesteps, _) = make(config, torch.float64), clips_of(config, torch.float64)
     ofs = torch.full((len(SHAPES),), 2.0) if config.ofs_embed_dim else None
     with torch.no_grad():
-        packed = packed_forward(model, latents, timesteps, texts, ofs)
+        packed = forward_clips(model, latents, timesteps, texts, ofs)
         alone = separate(model, latents, timesteps, texts, ofs)
     assert len(packed) == len(alone)
     for a, b in zip(packed, alone):
@@ -200,15 +207,15 @@ def test_loss_and_gradients_are_the_sum_of_the_separate_ones(dtype, tolerance, c
 def test_clips_of_a_pack_do_not_see_each_other_and_keep_their_order():
     model, (latents, texts, timesteps, _) = make(SMALL), clips_of(SMALL)
     with torch.no_grad():
-        out = packed_forward(model, latents, timesteps, texts)
+        out = forward_clips(model, latents, timesteps, texts)
         for changed in range(len(SHAPES)):
             other = list(latents), timesteps.clone(), list(texts)
             other[0][changed] = other[0][changed] + 1
             other[1][changed] += 5
             other[2][changed] = other[2][changed] * 2
-            for i, (a, b) in enumerate(zip(out, packed_forward(model, *other))):
+            for i, (a, b) in enumerate(zip(out, forward_clips(model, *other))):
                 assert torch.allclose(a, b, atol=1e-5) == (i != changed)
-        backwards = packed_forward(model, latents[::-1], timesteps.flip(0), texts[::-1])[::-1]
+        backwards = forward_clips(model, latents[::-1], timesteps.flip(0), texts[::-1])[::-1]
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(out, backwards))
 
 
@@ -216,19 +223,21 @@ def test_bfloat16_stays_close():
     config = replace(SMALL, position_scaling="extrapolate")
     model, (latents, texts, timesteps, _) = make(config), clips_of(config)
     with torch.no_grad():
-        exact = packed_forward(model, latents, timesteps, texts)
+        exact = forward_clips(model, latents, timesteps, texts)
         model.bfloat16()
-        short = packed_forward(model, [x.bfloat16() for x in latents], timesteps, [x.bfloat16() for x in texts])
+        short = forward_clips(model, [x.bfloat16() for x in latents], timesteps, [x.bfloat16() for x in texts])
     for a, b in zip(short, exact):
         assert a.dtype == torch.bfloat16 and ((a - b).norm() / b.norm()) < 0.1
 
 
 def test_the_document_mask_is_the_block_diagonal():
-    layout = pack_layout([(2, 1), (1, 2), (2, 1), (1, 1)])
-    assert [batch.clips for batch in layout.batches] == [(0, 2), (1,), (3,)] and layout.lengths == [6, 3, 2]
-    assert layout.order == [0, 2, 1, 3]
-    assert layout.clip_of_token(torch.device("cpu")).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 2
-    mask = clip_mask(layout, torch.device("cpu"))
+    clips = [DenseLayout(num_text, (1, 1, num_video)) for num_text, num_video in ((2, 1), (1, 2), (2, 1), (1, 1))]
+    order = pack_order(clips)
+    assert order == [0, 2, 1, 3]
+    clips = [clips[i] for i in order]
+    layout = pack_layout(clips, torch.device("cpu"), flex=False)
+    assert layout.batches == [(clips[0], 2), (clips[2], 1), (clips[3], 1)] and layout.lengths == [6, 3, 2]
+    mask = clip_mask(clips, torch.device("cpu"))
     rows, columns = torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij")
     expected = torch.block_diag(*[torch.ones(n, n) for n in (3, 3, 3, 2)]).bool()
     assert torch.equal(mask.mask_mod(0, 0, rows, columns), expected)
@@ -239,8 +248,8 @@ def test_flex_attention_gives_the_same(monkeypatch):
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # not compiled: seconds less
     model, (latents, texts, timesteps, _) = make(SMALL), clips_of(SMALL)
     with torch.no_grad():
-        expected = packed_forward(model, latents, timesteps, texts, kernel="batches")
-        flex = packed_forward(model, latents, timesteps, texts, kernel="flex")
+        expected = forward_clips(model, latents, timesteps, texts, kernel="batches")
+        flex = forward_clips(model, latents, timesteps, texts, kernel="flex")
     assert all(torch.allclose(a, b, atol=1e-5 * b.abs().max().item()) for a, b in zip(flex, expected))
 
 
@@ -259,7 +268,7 @@ def test_flex_attention_gives_the_same(monkeypatch):
 def test_configs_and_clips_that_do_not_fit_are_refused(change, message):
     latents, texts, timesteps, _ = clips_of(SMALL)
     with pytest.raises(ValueError, match=message):
-        packed_forward(ExpertTransformer(replace(SMALL, **change)), latents, timesteps, texts)
+        forward_clips(ExpertTransformer(replace(SMALL, **change)), latents, timesteps, texts)
 
 
 def test_incomplete_packs_are_refused():
@@ -270,9 +279,9 @@ def test_incomplete_packs_are_refused():
         return packed_diffusion_loss(model, SCHEDULE, latents, texts, timesteps, noises)
 
     for call, message in [
-            (lambda: packed_forward(model, [], timesteps[:0], []), "latents is empty"),
-            (lambda: packed_forward(model, latents, timesteps, texts[1:]), "texts has 5 entries for 6 clips"),
-            (lambda: packed_forward(model, latents, timesteps[1:], texts), "timesteps has 5 entries for 6 clips"),
+            (lambda: forward_clips(model, [], timesteps[:0], []), "latents is empty"),
+            (lambda: forward_clips(model, latents, timesteps, texts[1:]), "texts has 5 entries for 6 clips"),
+            (lambda: forward_clips(model, latents, timesteps[1:], texts), "timesteps has 5 entries for 6 clips"),
             (lambda: check_pack(SMALL, [latents[0][None]], timesteps[:1], texts[:1], None), "clip 0 of the pack has"),
             (lambda: loss(texts, noises[::-1]), "noises has shapes"),
             (lambda: loss(texts[1:], noises), "6 clips, 5 texts"),
@@ -283,7 +292,7 @@ def test_incomplete_packs_are_refused():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda *pack: packed_forward(make(SMALL), *pack, kernel="flash"), "kernel is 'flash'; it must be one of 'auto'"),
+    (lambda *pack: forward_clips(make(SMALL), *pack, kernel="flash"), "kernel is 'flash'; it must be one of 'auto'"),
     (lambda latents, *_: mean_loss(torch.ones(6), latents, "tokens"), "weighting is 'tokens'; it must be 'clip'"),
 ])
 def test_unknown_options(call, message):
@@ -313,7 +322,7 @@ def test_the_benchmark_prints_and_writes_every_way(monkeypatch, capsys, tmp_path
     tiny = replace(preset("toy"), transformer=replace(
         preset("toy").transformer, num_attention_heads=1, attention_head_dim=16, num_layers=1, max_text_seq_length=4))
     monkeypatch.setattr(packing, "preset", lambda name: tiny)
-    monkeypatch.setattr(frame_pack, "preset", lambda name: tiny)
+    monkeypatch.setattr(mixtures, "preset", lambda name: tiny)
     monkeypatch.setattr(packing, "TOY_MIXTURE", replace(TOY_MIXTURE, sequence_length=512))
     path = tmp_path / "figures.json"
     arguments = ["--clips", "200", "--steps", "2", "--seconds", "0", "--dtype", "float32", "--markdown"]

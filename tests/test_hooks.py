@@ -1,4 +1,4 @@
-"""Whatever works through a module's call works here: hooks fire, what they keep stays, a replaced layer is used."""
+"""Modules can be hooked and replaced: hooks fire, what they keep is not overwritten, a replaced layer is used."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import nn
 
 from minicogvx.presets import TransformerConfig, VAEConfig
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.transformer.packed import packed_forward
+from minicogvx.transformer.packed import forward_clips
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import PatchDiscriminator3D
 
@@ -48,7 +48,7 @@ def transformer(packed: bool = False, **changed):
         latents, text = normal(2, 4, 3, 4, 4).to(dtype), normal(2, 5, 12, seed=1).to(dtype)
         timestep, ofs = torch.tensor([20, 700]), torch.full((2,), 2.0) if config.ofs_embed_dim else None
         if packed:
-            return torch.stack(packed_forward(model, list(latents), timestep, list(text), ofs))
+            return torch.stack(forward_clips(model, list(latents), timestep, list(text), ofs))
         return model(latents[:, :, :config.patch_size_t or 3], timestep, text, ofs)
 
     return model, run
@@ -159,7 +159,7 @@ def test_a_tensor_that_the_caller_keeps_stays_where_hooks_are_on_all_modules_or_
 
 @pytest.mark.parametrize("grad", ["grad", "no_grad"])
 def test_hooks_change_no_number(grad):
-    """Where nobody watches, memory is used again; the numbers and gradients are the same."""
+    """The numbers and gradients are the same to the last bit, watched or not."""
     model, run = vae()
     found = []
     for watched in (False, True):
@@ -177,7 +177,7 @@ def test_hooks_change_no_number(grad):
 
 
 class Instead(nn.Module):
-    """Stands where a layer stood, as adapters and quantisers do: it has nothing of a layer but its call."""
+    """Replaces a layer, as adapters and quantisers do: it has only the layer's call."""
 
     def __init__(self, layer: nn.Module, calls: list[nn.Module]):
         super().__init__()
@@ -205,7 +205,7 @@ def test_a_layer_that_is_replaced_is_not_passed_by(name, grad):
 
 
 def test_a_published_patch_embedding_is_a_convolution():
-    """The same layer as a plain `nn.Conv2d`, which whoever replaces layers by their type puts in."""
+    """The same layer as a plain `nn.Conv2d`, as tools that replace layers by type insert it."""
     model, run = transformer()
     expected, proj = run(torch.float32), model.patch_embed.proj
     model.patch_embed.proj = nn.Conv2d(4, 32, kernel_size=2, stride=2)

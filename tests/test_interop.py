@@ -1,4 +1,4 @@
-"""Files of weights, config files and pipeline folders: what fits is read to the bit, what does not is refused."""
+"""Files of weights, config files and pipeline folders: read bit for bit if they fit, otherwise rejected."""
 
 import json
 import os
@@ -7,19 +7,23 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXTransformer3DModel,
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXTransformer3DModel,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+import minicogvx
 from minicogvx import interop
 from minicogvx.interop import safetensors_files
 from minicogvx.interop.configs import departures, from_diffusers, own_fields, to_diffusers, unsupported
-from minicogvx.interop.diffusers import export, load_pipeline
+from minicogvx.interop.diffusers_folder import read_folder
 from minicogvx.interop.safetensors_files import load_into, read_sharded, read_tensors, write_sharded, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import PRESETS, ScheduleConfig, TextConfig, TransformerConfig, VAEConfig
@@ -28,6 +32,11 @@ from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
 PUBLISHED = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
+
+
+def load_pipeline(folder, **options) -> Pipeline:
+    """The pipeline in a folder, in the number format of its files."""
+    return Pipeline(*read_folder(folder, **options))
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -344,7 +353,7 @@ def about(pipe: Pipeline):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A pipeline folder for reading only."""
-    return export(tiny_pipeline(), tmp_path_factory.mktemp("pipelines") / "tiny")
+    return tiny_pipeline().save(tmp_path_factory.mktemp("pipelines") / "tiny")
 
 
 def test_a_pipeline_comes_back_bit_for_bit(folder):
@@ -360,7 +369,7 @@ def test_a_pipeline_comes_back_bit_for_bit(folder):
 def test_number_formats(folder, tmp_path):
     half = load_pipeline(folder, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in weights(half).values()} == {torch.bfloat16}
-    export(tiny_pipeline(), tmp_path / "half", dtype=torch.bfloat16, max_shard_bytes=1000)
+    tiny_pipeline().save(tmp_path / "half", dtype=torch.bfloat16, max_shard_bytes=1000)
     assert len(list((tmp_path / "half" / "text_encoder").glob("*.safetensors"))) > 1
     assert same(weights(load_pipeline(tmp_path / "half")), weights(half))
     full = load_pipeline(tmp_path / "half", dtype=torch.float32)
@@ -370,35 +379,35 @@ def test_number_formats(folder, tmp_path):
 def test_export_replaces_only_what_it_may(tmp_path):
     pipe, place = tiny_pipeline(), tmp_path / "out"
     place.mkdir()
-    export(pipe, place)
+    pipe.save(place)
     with pytest.raises(ValueError, match="out is there already"):
-        export(pipe, place)
+        pipe.save(place)
     (place / "note").write_text("old")
     with torch.no_grad():
         pipe.vae.encoder.conv_in.conv.bias[0] = float("nan")
     with pytest.raises(ValueError, match="encoder.conv_in.conv.bias holds NaN"):
-        export(pipe, place, overwrite=True)
+        pipe.save(place, overwrite=True)
     assert (place / "note").exists() and same(weights(load_pipeline(place)), weights(tiny_pipeline()))
-    export(tiny_pipeline({"position": "sincos"}), place, overwrite=True)
+    tiny_pipeline({"position": "sincos"}).save(place, overwrite=True)
     assert not (place / "note").exists() and load_pipeline(place).transformer.config.position == "sincos"
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is there already"):
-        export(pipe, tmp_path / "file", overwrite=True)
+        pipe.save(tmp_path / "file", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
 def test_what_a_killed_export_left_is_cleared_by_the_next(tmp_path):
     pipe, place, part = tiny_pipeline(), tmp_path / "out", tmp_path / ".out.part"
     old = part / "old"
-    export(pipe, place)
+    pipe.save(place)
     for left in (part / "new", old):
         (left / "vae").mkdir(parents=True)
-    export(pipe, place, overwrite=True)
+    pipe.save(place, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     part.mkdir()
     place.rename(old)  # killed between the two renames
     with pytest.raises(ValueError, match="out is there already"):
-        export(tiny_pipeline({"position": "sincos"}), place)
+        tiny_pipeline({"position": "sincos"}).save(place)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert same(weights(load_pipeline(place)), weights(pipe))
 
@@ -409,8 +418,8 @@ def test_what_is_not_the_exports_own_stays(tmp_path):
     for folder in mine:
         folder.mkdir(parents=True)
         (folder / "note").write_text("mine")
-    export(pipe, place)
-    export(pipe, place, overwrite=True)
+    pipe.save(place)
+    pipe.save(place, overwrite=True)
     assert all((folder / "note").read_text() == "mine" for folder in mine)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.old", ".out.part", "out"]
     assert [path.name for path in (tmp_path / ".out.part").iterdir()] == ["mine"]
@@ -418,7 +427,7 @@ def test_what_is_not_the_exports_own_stays(tmp_path):
 
 def test_an_interrupted_replacement_gives_the_old_folder_back(tmp_path, monkeypatch):
     place, real = tmp_path / "out", os.replace
-    export(tiny_pipeline(), place)
+    tiny_pipeline().save(place)
 
     def interrupted(source, target):
         if Path(source).name == "new":
@@ -427,7 +436,7 @@ def test_an_interrupted_replacement_gives_the_old_folder_back(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export(tiny_pipeline({"position": "sincos"}), place, overwrite=True)
+        tiny_pipeline({"position": "sincos"}).save(place, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert load_pipeline(place).transformer.config.position == "rope"
 
@@ -436,12 +445,60 @@ def test_a_linked_folder_stays_a_link_and_is_named_as_written(tmp_path):
     real, link = tmp_path / "disk" / "real", tmp_path / "link"
     real.mkdir(parents=True)
     link.symlink_to(real)
-    assert export(tiny_pipeline(), link) == link and link.is_symlink()
+    assert tiny_pipeline().save(link) == link and link.is_symlink()
     with pytest.raises(ValueError, match=f"^{link} is there already"):
-        export(tiny_pipeline(), link)
-    export(tiny_pipeline({"position": "sincos"}), link, overwrite=True)
+        tiny_pipeline().save(link)
+    tiny_pipeline({"position": "sincos"}).save(link, overwrite=True)
     assert link.is_symlink() and load_pipeline(real).transformer.config.position == "sincos"
     assert [path.name for path in real.parent.iterdir()] == ["real"]
+
+
+def test_an_empty_folder_is_filled_and_stays_the_same_one(tmp_path, monkeypatch):
+    place, real = tmp_path / "out", os.replace
+    (place / ".export.part" / "new" / "vae").mkdir(parents=True)  # a killed export left it
+    number, moved = place.stat().st_ino, []
+
+    def replace(source, target):
+        moved.append(Path(target))
+        assert Path(source) != place and Path(target) != place, "a folder that is mounted cannot be renamed"
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.chdir(place)
+    tiny_pipeline().save(".")
+    assert place.stat().st_ino == number and moved[-1] == place / "model_index.json"
+    assert "model_index.json" in os.listdir(".") and not list(place.glob(".*")) and os.listdir(tmp_path) == ["out"]
+    assert same(weights(load_pipeline(place)), weights(tiny_pipeline()))
+
+
+@pytest.mark.parametrize("name", ["vae", "model_index.json"])
+def test_an_empty_folder_that_cannot_be_filled_stays_empty(tmp_path, monkeypatch, name):
+    place, real = tmp_path / "out", os.replace
+    place.mkdir()
+
+    def full(source, target):
+        if Path(target) == place / name:
+            raise OSError(28, "No space left on device", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=f"{place / name}.*") as told:
+        tiny_pipeline().save(place)
+    assert ".part" not in str(told.value) and place.is_dir() and not list(place.iterdir())
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_full_disk_is_reported_by_the_file_that_was_asked_for(tmp_path, monkeypatch, made):
+    def full(tensors, path, **_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    place = tmp_path / "out"
+    if made:
+        place.mkdir()
+    monkeypatch.setattr("minicogvx.interop.safetensors_files.save_file", full)
+    with pytest.raises(OSError, match=rf"^{place}/\w+/\S+ cannot be written: I/O error: No space left"):
+        tiny_pipeline().save(place)
+    assert place.exists() == made and not list(tmp_path.glob("*/*"))
 
 
 @pytest.mark.parametrize("change, found", [
@@ -453,10 +510,10 @@ def test_a_linked_folder_stays_a_link_and_is_named_as_written(tmp_path):
 def test_departures_are_exported_only_on_request(tmp_path, change, found):
     pipe = tiny_pipeline(**change)
     with pytest.raises(ValueError, match=f"diffusers cannot compute {found}") as error:
-        export(pipe, tmp_path / "out")
+        pipe.save(tmp_path / "out")
     one_sentence(error)
     assert not list(tmp_path.iterdir())
-    export(pipe, tmp_path / "out", allow_departures=True)
+    pipe.save(tmp_path / "out", allow_departures=True)
     back = load_pipeline(tmp_path / "out")
     assert about(back) == about(pipe) and same(weights(back), weights(pipe))
     index = json.loads((tmp_path / "out" / "model_index.json").read_text())
@@ -553,17 +610,17 @@ def test_load_puts_the_model_where_and_in_the_format_that_is_asked_for(folder, m
     turns = minicogvx.load(folder, "cpu", torch.float32, offload=True)
     assert turns._turns_on == torch.device("cpu") and minicogvx.load(folder, "cpu")._turns_on is None
     monkeypatch.setenv("MINICOGVX_DEVICE", "tpu")
-    for options, message in (({}, "MINICOGVX_DEVICE is 'tpu', which is no device"), (
+    for options, message in (({}, "MINICOGVX_DEVICE is 'tpu', which is not a device"), (
             {"device": "cpu", "dtype": torch.float16}, "dtype is 'float16', which a processor cannot compute in")):
         with pytest.raises(ValueError, match=message) as error:
             minicogvx.load(folder, **options)
         one_sentence(error)
 
 
-def test_too_little_memory_is_not_told_as_a_broken_folder(folder, monkeypatch):
+def test_too_little_memory_is_not_reported_as_a_broken_folder(folder, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TextEncoder, "from_folder", fail)
+    monkeypatch.setattr("minicogvx.interop.diffusers_folder.read_text", fail)
     with pytest.raises(torch.OutOfMemoryError):
         load_pipeline(folder)

@@ -1,4 +1,4 @@
-"""Every test has one level, and what is slow by its kind is not quick."""
+"""Every test has one level, and tests that are slow by nature are not quick."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ ROOT = FOLDER.parent
 FILES = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("test_*.py")}
 TESTS = {name: [node.name for node in ast.walk(ast.parse(text))
                 if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")] for name, text in FILES.items()}
-# What a file says that starts processes as torchrun does, or runs a notebook.
+# The text of files that start processes as torchrun does, or run a notebook.
 KINDS = {"ranks": r"torch\.distributed\.run\b.*nproc|start_ranks\(|[\"']--nproc-per-node",
          "notebooks": r"notebook_builder\.execute\(|[\"']pytest[\"'], [\"']--nbval[\"']"}
 

@@ -1,4 +1,4 @@
-"""Lists of clips: every kind and spelling is read, nothing of a user's is lost, and what is wrong is told by line."""
+"""Lists of clips: every kind and spelling is read, no user's data is lost, and errors name the line."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import pytest
 from films import caption, mp4, ramp
 from PIL import Image
 
-from minicogvx.data.listing import Listing, read_list, write_lines, writable_list
+from minicogvx.data.listing import Listing, read_list, writable_list, write_lines
 from minicogvx.data.video_folder import clip_line, read_clip, scan_folder
 
 
@@ -37,7 +37,7 @@ def captions(folder, **options):
     return {clip.name: clip.caption for clip in found.clips}, [str(problem) for problem in found.problems]
 
 
-# ---- what is not changed stays to the byte
+# ---- unchanged parts keep every byte
 
 
 ODD_LINES = [b'{"file_name": "b.png", "text": "two\xe2\x80\xa8lines\xc2\x85of\x0b words"}', b"", b"not json",
@@ -108,7 +108,7 @@ def test_a_folder_is_no_list(tmp_path):
 @pytest.mark.parametrize("field", ["start", "end"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "-0.5", "true", "false", '"1.5"', "[1]", "1e999",
                                    "1" + "0" * 400, "{}"])
-def test_seconds_that_are_none_are_told_by_line(tmp_path, field, value):
+def test_seconds_that_are_none_are_reported_by_line(tmp_path, field, value):
     bad = f'{{"file_name": "b.png", "text": "x", "{field}": {value}}}'
     path = written(tmp_path, "list.jsonl", f"{row()}\n{bad}\n{row()}")
     lines, problems = read_list(path, tmp_path)
@@ -122,7 +122,7 @@ def test_seconds_that_are_none_are_told_by_line(tmp_path, field, value):
     ({"file_name": " "}, "no file_name"), ({"file_name": "../a.png"}, "outside the folder"),
     ({"file_name": "x/../../a.png"}, "outside the folder"), ({"file_name": "/etc/hosts"}, "outside the folder"),
     ({"text": "half \ud83d of an emoji"}, "not UTF-8")])
-def test_lines_that_cannot_be_used_are_told(tmp_path, fields, words):
+def test_lines_that_cannot_be_used_are_reported(tmp_path, fields, words):
     path = written(tmp_path, "list.jsonl", row(**fields))
     lines, problems = read_list(path, tmp_path)
     assert not lines and problems[0].name == "list.jsonl, line 1" and words in problems[0].reason
@@ -181,7 +181,7 @@ def test_a_name_that_no_file_can_have_is_a_problem(tmp_path):
     assert found == {"a.png": "words"} and len(problems) == 3
 
 
-def test_lists_of_linked_films_are_used(tmp_path):
+def test_lists_of_linked_videos_are_used(tmp_path):
     away, films = tmp_path / "blobs", tmp_path / "films"
     pictures(away, "1234.png")
     films.mkdir()
@@ -189,6 +189,16 @@ def test_lists_of_linked_films_are_used(tmp_path):
     (films / "metadata.jsonl").symlink_to(written(away, "beef", row()))
     assert captions(films) == ({"a.png": "words"}, [])
     assert captions(films, listing=written(tmp_path, "kept.jsonl", row(text="kept"))) == ({"a.png": "kept"}, [])
+
+
+@pytest.mark.parametrize("nothing", ["\0\0", "\x1b\x07", "\u200b\u2060", " \t\x7f"])
+def test_control_characters_alone_are_no_caption(tmp_path, nothing):
+    pictures(tmp_path, "a.png", "b.png", "c.png")
+    caption(tmp_path / "b.png", nothing)
+    written(tmp_path, "metadata.jsonl", row(text=nothing, prompt="words") + "\n" + row(file_name="c.png", text=nothing))
+    found, problems = captions(tmp_path)
+    assert found == {"a.png": "words"}
+    assert [problem.split(";")[0] for problem in problems] == ["b.png: has no caption", "c.png: has no caption"]
 
 
 # ---- tables and pairs
@@ -217,10 +227,33 @@ def test_a_table_keeps_commas_lines_and_pieces(tmp_path):
     assert len(scan_folder(tmp_path, 0.0, listing=path).clips) == 2
 
 
+@pytest.mark.parametrize("line, words", [
+    ("a.png,a red circle, moving right", "line 2: has 3 cells for 2 columns; put a caption with ','"),
+    ('a.png,red,"moves",right', "has 4 cells for 2 columns"),
+    ('a.png,"never closed', "line 2: has a quotation mark that is not closed"),
+    ('a.png,"never closed, "" in it', "a quotation mark that is not closed"),
+    ('"a.png,words', "a quotation mark that is not closed"),
+    ('a.png,"it has a 5" disc', "has text behind a closing quotation mark"),
+    ('a.png,"one" and "two"', "has text behind a closing quotation mark"),
+    ('a.png,"over\ntwo" lines', "a quotation mark that is not closed")])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_line_of_a_table_that_is_ambiguous_is_reported_and_the_others_are_used(tmp_path, line, words, separator):
+    pictures(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    lines = ["file_name,text", line, 'b.png,"two, quoted"', 'c.png,a\u20285" disc,,', 'd.png,"over\nlines"']
+    written(tmp_path, "metadata.csv", "\r\n".join(lines).replace(",", separator))
+    found, problems = captions(tmp_path)
+    quoted = f"two{separator} quoted" if separator != "\t" else "two quoted"
+    assert found == {"b.png": quoted, "c.png": 'a 5" disc', "d.png": "over lines"}
+    assert any(words.replace("','", repr(separator)) in problem for problem in problems)
+
+
 @pytest.mark.parametrize("table, words", [
     ("name,text\na.png,x\n", "no column file_name"), ("", "no column file_name"),
+    ("file_name,text,text\na.png,x,y\n", "has 2 columns text; each column must have a name of its own"),
+    ("file_name,text, file_name\na.png,x,a.png\n", "has 2 columns file_name"),
+    ('file_name,"text\na.png,x\n', "line 1: has a quotation mark that is not closed"),
     ("file_name,text\na.png," + "x" * 200_000, "cannot be read as a table")])
-def test_a_table_that_is_none_is_told(tmp_path, table, words):
+def test_a_table_that_is_none_is_reported(tmp_path, table, words):
     pictures(tmp_path, "a.png")
     written(tmp_path, "metadata.csv", table)
     assert any(words in problem for problem in captions(tmp_path)[1])
@@ -241,8 +274,23 @@ def test_a_file_of_names_and_one_of_captions(tmp_path, names, prompts):
 def test_a_file_of_captions_alone_is_no_list(tmp_path):
     pictures(tmp_path, "a.png", "prompts.png")
     written(tmp_path, "prompts.txt", "beside prompts.png")
-    written(tmp_path, "videos.txt", "a.png")
     assert captions(tmp_path)[0] == {"prompts.png": "beside prompts.png"}
+
+
+@pytest.mark.parametrize("names, prompts, third", [
+    ("videos.txt", "prompts.txt", "prompts.png"), ("images.txt", "caption.txt", "caption.png"),
+    ("videos.txt", "prompts.txt", "videos.png"), ("video.txt", "captions.txt", "video.png")])
+def test_a_pair_is_no_caption_of_a_video_of_its_name(tmp_path, names, prompts, third):
+    pictures(tmp_path, "a.png", third, "b.png")
+    caption(tmp_path / "b.png", "beside")
+    written(tmp_path, names, "a.png\n")
+    written(tmp_path, prompts, "of a\n")
+    found, problems = captions(tmp_path)
+    assert found == {"a.png": "of a", "b.png": "beside"}
+    assert len(problems) == 1 and f"{third}: has no caption" in problems[0]
+    written(tmp_path, names, f"a.png\n{third}\n")
+    written(tmp_path, prompts, "of a\nof the other\n")
+    assert captions(tmp_path) == ({"a.png": "of a", third: "of the other", "b.png": "beside"}, [])
 
 
 def test_lists_in_sub_folders_name_what_lies_there(tmp_path):

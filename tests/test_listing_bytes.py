@@ -1,4 +1,4 @@
-"""Lists of captions: what is not a caption stays to the byte, and names and tables are read as they are meant."""
+"""Lists of captions: everything but captions keeps every byte, and names and tables are read as intended."""
 
 import errno
 import json
@@ -97,8 +97,8 @@ def test_notes_and_captions_that_cannot_be_written_are_named(tmp_path, monkeypat
     (["--captioner", "shapes", "--summary", "t5"], "--summary is for a captioner in a folder"),
     (["--captioner", "shapes", "--every", "3"], "--every is for a captioner in a folder"),
     (["--captioner", "nowhere"], "there is no folder nowhere")])
-def test_a_captioner_is_opened_before_films_are_read(tmp_path, monkeypatch, options, words):
+def test_a_captioner_is_opened_before_videos_are_read(tmp_path, monkeypatch, options, words):
     mp4(tmp_path / "a.mp4", ramp(16))
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     with pytest.raises((ValueError, OSError), match=words):
         command.main(["caption", str(tmp_path), *options])

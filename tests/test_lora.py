@@ -1,12 +1,11 @@
-"""Adapters: what learns, the file in diffusers' format, and what is refused."""
+"""Adapters: what is trained, the file in diffusers' format, and what is rejected."""
 
 import pytest
 import torch
 
-from minicogvx.interop import diffusers
 from minicogvx.training.finetune import FineTuning, finetune, prepare
 from minicogvx.training.lora import FILE, add_lora, lora_tensors, merge_lora, trained_alpha, write_lora
-from tests.test_finetune import QUIET, clips, films, outputs, tiny_pipe  # noqa: F401: clips and films are fixtures
+from tests.test_finetune import QUIET, outputs, tiny_pipe
 
 
 def test_lora_begins_as_the_identity_and_only_adapters_learn(clips):
@@ -18,7 +17,7 @@ def test_lora_begins_as_the_identity_and_only_adapters_learn(clips):
     learnt = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(learnt) == 2 * 4 * 2 and all("lora_" in name for name in learnt)
     pipes = tiny_pipe(), tiny_pipe()
-    torch.manual_seed(12)  # what was drawn before does not matter, the seed does
+    torch.manual_seed(12)  # earlier draws do not matter, only the seed
     again, other = (finetune(one, clips, tuning, seed, QUIET) for seed, one in enumerate(pipes))
     down = [name for name in learnt if "lora_A" in name]
     assert all(torch.equal(model.get_parameter(name), again.get_parameter(name)) for name in learnt)
@@ -47,7 +46,7 @@ def test_diffusers_loads_the_lora_file_and_computes_the_same(clips, tmp_path):
     tuning = FineTuning(steps=4, lora_rank=2, lora_alpha=3.0, warmup=1, learning_rate=0.05)
     model = finetune(tiny_pipe(), clips, tuning, keep=QUIET)
     write_lora(tmp_path, lora_tensors(model), 2, 3.0)
-    diffusers.export(tiny_pipe(), tmp_path / "pipeline")
+    tiny_pipe().save(tmp_path / "pipeline")
     pipe = theirs.CogVideoXPipeline.from_pretrained(tmp_path / "pipeline")
     generator = torch.Generator().manual_seed(1)
     latents, text = torch.randn(2, 4, 3, 8, 8, generator=generator), torch.randn(2, 5, 32, generator=generator)

@@ -1,15 +1,13 @@
-"""LoRA files: a header is obeyed as peft obeys it or refused; weak adapters survive 16-bit weights."""
+"""LoRA files: a header is interpreted like by peft, or rejected; weak adapters survive 16-bit weights."""
 
 import copy
 import json
 
-import minicogvx  # noqa: F401  first: it mends torchvision for peft
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 
-from minicogvx.interop.diffusers import export
 from minicogvx.interop.lora import FILE, has_adapters, merge_lora, read_adapters, use_lora
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.model import ExpertTransformer
@@ -136,6 +134,16 @@ def test_headers_that_are_no_object(header, tmp_path):
         read_adapters(model(), write(tmp_path, tensors, header=header))
 
 
+@pytest.mark.parametrize("fields", [
+    {"r": 4, "lora_alpha": 8}, {"unet.r": 4, "unet.lora_alpha": 8}, {"transformer.r": 4, "lora_alpha": 8},
+    {"transformer_r": 4}, {"text_encoder.r": 4}, {"": 4}])
+def test_a_header_with_fields_of_something_else_is_refused(fields, tmp_path):
+    _, tensors = with_peft(SETTINGS["plain"])
+    with pytest.raises(ValueError, match="every field must begin with 'transformer.'"):
+        read_adapters(model(), write(tmp_path, tensors, header=json.dumps(fields)))
+    assert read_adapters(model(), write(tmp_path, tensors, header="{}"))
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: {n: v for n, v in t.items() if "lora_A" not in n}, "does not fit its shape"),
     (lambda t: {n: v.int() for n, v in t.items()}, "must hold finite floating-point numbers"),
@@ -217,5 +225,5 @@ def test_adapters_beside_add_up_move_along_and_are_not_exported(tmp_path):
     assert torch.allclose(again.get_submodule(name)(x.float()) - plain, torch.full((1, 16), 8.0), atol=0.1)
     assert pipe.transformer.state_dict().keys() == before.keys()
     with pytest.raises(ValueError, match="has LoRA adapters beside its weights"):
-        export(pipe, tmp_path / "out")
+        pipe.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()

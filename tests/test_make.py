@@ -1,4 +1,4 @@
-"""The Makefile, as far as it can be tried without installing anything."""
+"""The Makefile, as far as it can be tested without installing anything."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The memory table: its arithmetic against real tensors, and its activations against what a process grows by."""
+"""The memory table: its arithmetic against real tensors, and its activations against the growth of a process."""
 
 import os
 import re
@@ -17,7 +17,14 @@ from minicogvx.presets import TransformerConfig, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.lora import add_lora
 from minicogvx.training.memory import (
-    SHARDINGS, Inputs, activations_of, count_activations, inputs_for, memory, memory_of_lora)
+    SHARDINGS,
+    Inputs,
+    activations_of,
+    count_activations,
+    inputs_for,
+    memory,
+    memory_of_lora,
+)
 from minicogvx.training.memory_generating import Generating, Part, generating
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
@@ -178,7 +185,7 @@ def test_every_kind_of_preset_can_be_worked_out(name):
     ({"height": 470}, "height is 470; it must be a multiple of 16"),
     ({"frames": 48}, "frames is 48; it must be 4k + 1, such as 45 or 49"), ({"batch": 0}, "batch is 0"),
 ])
-def test_sizes_that_do_not_fit_are_told(options, message):
+def test_sizes_that_do_not_fit_are_reported(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         inputs_for(FIVE, **options)
 
@@ -197,7 +204,7 @@ def test_the_command_prints_a_table(capsys):
     assert [line.split()[0] for line in told.splitlines()[3:8]] == list(SHARDINGS)
     rows = {line.split("  ")[0]: line.split()[-5:] for line in told.splitlines() if "  " in line}
     assert float(rows["lora"][0]) > float(rows["lora+checkpoint"][0]) > 0
-    assert "finetune recomputes activations of this model (+checkpoint) if told to by --set gradient_ch" in told
+    assert "finetune recomputes activations of this model (+checkpoint) only with --set gradient_ch" in told
     assert {"text encoder", "transformer", "VAE", "VAE, --tile", "all on the GPU", "--offload"} <= rows.keys()
 
 
@@ -205,7 +212,7 @@ def test_the_command_prints_a_table(capsys):
     (["huge"], "there is no preset 'huge'"), (["toy", "--gpus", "0"], "--gpus is 0; it must be 1 or more"),
     (["toy", "--lora", "0"], "lora is 0; it must be from 1 to 256, the model's width"),
     (["toy", "--device", "cpu"], "device is 'cpu'; it goes with --check, as the tables are for any GPU"),
-    (["toy", "--check", "--device", "tpu"], "device is 'tpu', which is no device that PyTorch knows"),
+    (["toy", "--check", "--device", "tpu"], "device is 'tpu', which is not a device that PyTorch knows"),
     (["toy", "--check", "--dtype", "bfloat16"], "dtype is 'bfloat16'; with --check on the processor it must be"),
 ])
 def test_mistakes_of_the_command_are_one_sentence(capsys, arguments, message):

@@ -1,4 +1,4 @@
-"""Notebooks are what their sources say, were run from top to bottom, and everybody can read them."""
+"""Notebooks match their sources, were run from top to bottom, and are accessible."""
 
 import ast
 import copy
@@ -6,7 +6,7 @@ import html.parser
 import inspect
 import re
 import textwrap
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -36,11 +36,11 @@ def outputs(notebook) -> list:
     return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-# ---- what can be wrong; each function returns a list of sentences, empty where all is well
+# ---- problems; each function returns a list of sentences, empty if there are none
 
 
 def differences(notebook, built) -> list[str]:
-    """Where a committed notebook is not what its source gives."""
+    """Differences between a committed notebook and its source."""
     cells, wanted = len(notebook.cells), len(built.cells)
     found = [] if cells == wanted else [f"{cells} cells; the source has {wanted}"]
     for i, (cell, want) in enumerate(zip(notebook.cells, built.cells)):
@@ -61,7 +61,7 @@ def not_run(notebook) -> list[str]:
 
 
 def outdated_code(notebook) -> list[str]:
-    """Code of the package in the outputs (`show_source`) that is not what stands in the package's files now."""
+    """Code of the package in the outputs (`show_source`) that differs from the package's files now."""
     found = []
     for output in outputs(notebook):
         shown_code = re.fullmatch(r"`(minicogvx/\S+)`: `(\S+)`\n\n```python\n(.*)\n```",
@@ -82,7 +82,7 @@ def widget_state(notebook) -> list[str]:
 
 
 def pictures_without_words(notebook) -> list[str]:
-    """Pictures and films, in outputs and in Markdown, that say nothing to somebody who cannot see them."""
+    """Pictures and videos, in outputs and in Markdown, without a text alternative."""
     found = []
     for output in outputs(notebook):
         data, metadata = output.get("data", {}), output.get("metadata", {})
@@ -121,7 +121,7 @@ def body(node: ast.AST) -> str:
     return "\n".join(ast.unparse(statement) for statement in statements)
 
 
-@lru_cache(maxsize=None)
+@cache
 def package_definitions() -> tuple[set[str], set[str]]:
     """Names of all public functions and classes of the package, and all bodies of more than one line."""
     nodes = [node for path in Path(minicogvx.__file__).parent.rglob("*.py") for node in definitions(path.read_text())]
@@ -137,7 +137,7 @@ def pasted(notebook) -> list[str]:
 
 
 def unwanted_code(notebook) -> list[str]:
-    """What runs, but passes through the output comparison of nbval unseen."""
+    """Cells that run, but whose output nbval does not compare."""
     found = []
     for i, cell in enumerate(code_cells(notebook)):
         found += [f"code cell {i} has the tag {tag!r}" for tag in set(cell.metadata.get("tags", [])) - TAGS]
@@ -147,7 +147,7 @@ def unwanted_code(notebook) -> list[str]:
 
 
 def assumed_machine(notebook) -> list[str]:
-    """Code cells that take a number format or a device for granted, which some machine emulates or does not have.
+    """Code cells that assume a dtype or a device, which some machine emulates or does not have.
 
     16 bits may be named where they are compared with float32, or on the meta device, where nothing is computed.
     """
@@ -273,8 +273,8 @@ def test_code_shown_as_it_stands_in_its_file_passes(good):
     lambda n: n.cells[2].outputs[0].metadata.clear(),
     lambda n: n.cells[2].outputs[1].data.update({"text/html": "<video src='x'></video>"}),
     lambda n: n.metadata["kernelspec"].update(name="mine"),
-], ids=["edited", "short", "not run", "out of order", "error", "old code", "warning", "widget state", "widget", "blank alt",
-        "no alt", "silent film", "kernel"])
+], ids=["edited", "short", "not run", "out of order", "error", "old code", "warning", "widget state", "widget",
+        "blank alt", "no alt", "silent film", "kernel"])
 def test_a_notebook_edited_by_hand_or_badly_run_is_refused(good, spoil):
     built = copy.deepcopy(good)
     spoil(good)

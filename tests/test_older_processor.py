@@ -1,4 +1,4 @@
-"""On a processor without instructions for bfloat16, such as most laptops have, nothing multiplies in it.
+"""On a CPU without instructions for bfloat16, such as most laptops have, nothing multiplies in it.
 
 PyTorch is told to compute as on such a processor. There a product of matrices in bfloat16 is emulated, fifty times
 slower than in float32: one literal bfloat16 in a trainer makes minutes into hours. What is counted here are operations,

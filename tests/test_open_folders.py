@@ -1,24 +1,23 @@
-"""Folders as people have them: variants, 8-bit weights, one network alone, no dtype given; and what export says."""
+"""Folders as found in practice: variants, 8-bit weights, one network alone, no dtype; and the message of export."""
 
 import json
 import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace as Part
 
-import minicogvx
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+import minicogvx
 from minicogvx.files import locked
 from minicogvx.interop import find_folder
-from minicogvx.interop.diffusers import export, load_pipeline, load_transformer, load_vae, same_in_diffusers
+from minicogvx.interop.diffusers_folder import load_transformer, load_vae, same_in_diffusers
 from minicogvx.interop.safetensors_files import read_sharded, read_tensors, write_sharded
 from minicogvx.presets import preset
-from tests.test_interop import same, tiny_pipeline, weights
+from tests.test_interop import load_pipeline, same, tiny_pipeline, weights
 
 STEM = "diffusion_pytorch_model"
 
@@ -28,12 +27,19 @@ def folder(tmp_path_factory) -> Path:
     """A pipeline folder for reading only; its VAE keeps the first frame by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return export(tiny_pipeline(vae={"first_frame": "start"}), tmp_path_factory.mktemp("open") / "tiny")
+        return tiny_pipeline(vae={"first_frame": "start"}).save(tmp_path_factory.mktemp("open") / "tiny")
 
 
 @pytest.fixture
 def copy(folder, tmp_path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(folder, copy):
+    paths = [copy / "model_index.json", *copy.glob("*/config.json"), *copy.glob("scheduler/*.json")]
+    for path in paths:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(paths) == 5 and minicogvx.load(copy, "cpu").fps == minicogvx.load(folder, "cpu").fps
 
 
 # ---- variants and number formats
@@ -141,7 +147,7 @@ def test_the_shipped_toy_samples_in_diffusers_without_a_word_about_formats():
 def test_the_toys_files_are_those_of_its_export(tmp_path):
     toy = find_folder("toy")
     with pytest.warns(UserWarning, match="max_sequence_length=32, guidance_scale=3.0, height=64, width=64"):
-        export(load_pipeline(toy), tmp_path / "toy", dtype=torch.float16)
+        load_pipeline(toy).save(tmp_path / "toy", dtype=torch.float16)
     for path in sorted(toy.rglob("*")):
         again = tmp_path / "toy" / path.relative_to(toy)
         if path.suffix == ".safetensors":
@@ -162,19 +168,18 @@ def test_the_toys_files_are_those_of_its_export(tmp_path):
 ])
 def test_what_a_call_in_diffusers_must_say(name, sentence):
     sizes = preset(name)
-    pipe = Part(vae=Part(config=sizes.vae), transformer=Part(config=sizes.transformer), guidance_scale=6.0)
-    said = same_in_diffusers(pipe)
+    said = same_in_diffusers(sizes.vae, sizes.transformer, 6.0)
     assert said.endswith(sentence) or "; it" in said and sentence in said
     assert bool(said) == bool(sentence) and "\n" not in said
-    pipe.guidance_scale = 3.5
-    assert "guidance_scale=3.5" in same_in_diffusers(pipe)
-    pipe.transformer.config = replace(sizes.transformer, sample_frames=25)
-    assert ("num_frames=25" in same_in_diffusers(pipe)) == sizes.image_to_video  # whose default is 49 there
-    pipe.vae.config = replace(sizes.vae, sample_height=64 + sizes.vae.sample_height)
+    assert "guidance_scale=3.5" in same_in_diffusers(sizes.vae, sizes.transformer, 3.5)
+    shorter = replace(sizes.transformer, sample_frames=25)
+    image = sizes.transformer.image_to_video  # whose default is 49 there
+    assert ("num_frames=25" in same_in_diffusers(sizes.vae, shorter, 6.0)) == image
+    higher = replace(sizes.vae, sample_height=64 + sizes.vae.sample_height)
     fixed = "learned" in sizes.transformer.position or name in ("toy", "small")  # to the size of their positions
-    assert (f"height={64 + sizes.vae.sample_height}, width=" in same_in_diffusers(pipe)) != fixed
-    pipe.vae.config = replace(sizes.vae, temporal_compression_ratio=2, first_frame="start")
-    assert "num_frames=4k + 1" in same_in_diffusers(pipe)
+    assert (f"height={higher.sample_height}, width=" in same_in_diffusers(higher, shorter, 6.0)) != fixed
+    paired = replace(sizes.vae, temporal_compression_ratio=2, first_frame="start")
+    assert "num_frames=4k + 1" in same_in_diffusers(paired, sizes.transformer, 6.0)
 
 
 def test_a_folder_is_published_where_it_does_not_say_otherwise(copy):
@@ -202,8 +207,8 @@ def test_two_exports_to_one_place_do_not_mix(tmp_path):
     pipe = tiny_pipeline()
     with locked(tmp_path / ".out.part"):
         with pytest.raises(ValueError, match="is in use by another run"):
-            export(pipe, tmp_path / "out")
-    export(pipe, tmp_path / "out")
+            pipe.save(tmp_path / "out")
+    pipe.save(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert same(weights(load_pipeline(tmp_path / "out")), weights(pipe))
 
@@ -213,5 +218,5 @@ def test_a_text_encoder_that_is_not_finite_is_not_written(tmp_path):
     with torch.no_grad():
         pipe.text.encoder.shared.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="shared.weight holds NaN"):
-        export(pipe, tmp_path / "out")
+        pipe.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())

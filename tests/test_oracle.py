@@ -1,19 +1,15 @@
-"""The oracle of the shapes world: right on true clips, silent on others."""
+"""The oracle of the shapes world: correct on true clips, undecided on others."""
 
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.oracle_accuracy import worsen
 from minicogvx.data.captions import evaluation_caption, parse_caption
 from minicogvx.data.oracle import matches, read
 from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, render, sample_scenes
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from oracle_accuracy import worsen  # noqa: E402
 
 
 @pytest.mark.parametrize("size, frames", [(64, 17), (32, 9)])

@@ -1,4 +1,4 @@
-"""How words and options are read: limits, names, paths, and what was probably meant."""
+"""Parsing of arguments: limits, names, paths, and suggestions."""
 
 import os
 
@@ -112,7 +112,7 @@ def test_a_word_that_nothing_takes_is_named():
         parser.parse_args([""])
 
 
-COMMANDS = {"scan": "look at films", "cache": "encode them"}
+COMMANDS = {"scan": "look at videos", "cache": "encode them"}
 
 
 @pytest.mark.parametrize("argv, chosen", [
@@ -127,13 +127,13 @@ def test_a_command_and_its_words(argv, chosen):
 def test_nothing_at_all_is_a_question_for_help(capsys, argv):
     assert choose_command("minicogvx data", "Films.", COMMANDS, argv) is None
     told = capsys.readouterr().out
-    assert told.startswith("usage: minicogvx data COMMAND") and "scan       look at films" in told
+    assert told.startswith("usage: minicogvx data COMMAND") and "scan       look at videos" in told
 
 
 @pytest.mark.parametrize("argv, message", [
     (["scna"], "there is no command 'scna'; did you mean scan? (see minicogvx data --help)"),
     (["paint"], "there is no command 'paint'; the commands are scan, cache"), (["SCAN"], "did you mean scan?"),
-    (["--list", "scan"], "--list stands in front of the command"), ([""], "there is no command ''"),
+    (["--list", "scan"], "--list comes before the command"), ([""], "there is no command ''"),
 ])
 def test_another_command_is_named(argv, message):
     with pytest.raises(ValueError) as wrong:

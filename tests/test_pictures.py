@@ -1,4 +1,4 @@
-"""Pictures of every kind look as a viewer shows them, as pictures to train on and to start from."""
+"""Pictures of every kind are read as a viewer shows them, for training and as a start image."""
 
 import errno
 import os
@@ -98,7 +98,7 @@ def test_the_bound_on_size_holds_before_pixels_are_made(tmp_path):
         pictures.check_size(tmp_path / "huge.bmp", 12000, 20000)
 
 
-def test_pages_of_a_document_are_no_film(tmp_path):
+def test_pages_of_a_document_are_no_video(tmp_path):
     pages = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     assert probe(tmp_path / "pages.tif").fps == 0
@@ -120,7 +120,7 @@ def moving(path, durations=(100, 300, 100), **options):
 @pytest.mark.parametrize("name, options", [
     ("a.webp", {"lossless": True}), ("a.png", {"disposal": 1}), ("a.apng", {"disposal": 1}), ("a.avif", {}),
     ("a.gif", {"disposal": 2})])
-def test_animated_pictures_are_films(tmp_path, name, options):
+def test_animated_pictures_are_videos(tmp_path, name, options):
     caption(moving(tmp_path / name, **options))
     clip, = scan_folder(tmp_path, min_seconds=0.1).clips
     assert not clip.is_image and clip.variable_rate

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from minicogvx.data.captions import vocabulary
 from minicogvx.pipeline import Pipeline
+from minicogvx.pixels import encode_pixels
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, VAEConfig
 from minicogvx.room import least_memory
 from minicogvx.text import TextEncoder
@@ -61,7 +62,7 @@ def test_prompt_negative_prompt_and_guidance_matter(pipe):
     assert not torch.equal(video, pipe(PROMPT, dynamic_guidance="meant", **RUN))
 
 
-def test_a_model_samples_with_its_own_guidance_unless_told_otherwise(pipe):
+def test_a_model_samples_with_its_own_guidance_by_default(pipe):
     own = make(guidance_scale=2.0)
     assert pipe.guidance_scale == 6.0  # as published
     assert torch.equal(pipe(PROMPT, **RUN), own(PROMPT, guidance_scale=6.0, **RUN))
@@ -89,17 +90,24 @@ def test_other_sizes_and_lengths(pipe):
 def test_image_is_the_first_latent_of_a_model_without_image_channels(pipe):
     image = torch.rand(16, 16, 3)
     latents = pipe.sample([PROMPT], image=image[None], **RUN)
-    wanted = pipe._encode(image[None, None], torch.Generator().manual_seed(0), still=True)
+    wanted = encode_pixels(pipe.vae, image[None, None], torch.Generator().manual_seed(0)).detach()
     assert torch.allclose(latents[:, :, :1], wanted)
     assert pipe(PROMPT, image=image, **RUN).shape == (9, 16, 16, 3)
 
 
 @pytest.mark.parametrize("channels, factor", [(4, 1.0), (8, VAE.scaling_factor**-2)])
 def test_only_for_image_channels_is_the_scale_of_an_image_inverted(channels, factor):
-    pipe, image = make(in_channels=channels), torch.rand(1, 1, 16, 16, 3)
-    plain = pipe._encode(image, torch.Generator().manual_seed(0), still=True)
+    pipe, image, seen = make(in_channels=channels), torch.rand(1, 16, 16, 3), []
+
+    def latent():
+        """The image's: from the channels that the network sees, or from the video, where it was put."""
+        video = pipe.sample([PROMPT], image=image, num_inference_steps=1)
+        return seen[-1][:1, 4:, :1] if channels == 8 else video[:, :, :1]
+
+    pipe.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    plain = latent()
     pipe.vae.config = replace(VAE, invert_scale_latents=True)
-    assert torch.allclose(pipe._encode(image, torch.Generator().manual_seed(0), still=True), factor * plain, atol=1e-6)
+    assert torch.allclose(latent(), factor * plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("patch_t, ofs", [(None, None), (2, None), (2, 8)])
@@ -126,7 +134,7 @@ def test_a_temporal_patch_is_filled_in_front_and_dropped():
 def test_video_to_video_strength(pipe):
     film = torch.rand(9, 16, 16, 3)
     kept = pipe.sample([PROMPT], video=film[None], strength=0.0, num_inference_steps=10)
-    encoded = pipe._encode(film[None], torch.Generator().manual_seed(0))
+    encoded = encode_pixels(pipe.vae, film[None], torch.Generator().manual_seed(0)).detach()
     assert torch.allclose(kept, encoded)
     distances = [(pipe.sample([PROMPT], video=film[None], strength=s, num_inference_steps=10) - encoded).norm()
                  for s in (0.1, 0.9)]
@@ -159,7 +167,7 @@ def test_a_tile_that_holds_all_changes_nothing_and_the_pipelines_own_holds_for_e
 
 
 def where(pipe) -> dict:
-    """Where each network is told to be, by the last call of its `to`."""
+    """The device of each network, by the last call of its `to`."""
     places = {}
     for name, part in (("vae", pipe.vae), ("transformer", pipe.transformer), ("text", pipe.text)):
         def to(*target, name=name, real=part.to):

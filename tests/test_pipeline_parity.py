@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
-import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
 import pytest
 import torch
 from diffusers import (
-    CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline, CogVideoXPipeline,
-    CogVideoXVideoToVideoPipeline, DiffusionPipeline,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXVideoToVideoPipeline,
+    DiffusionPipeline,
 )
 
-from minicogvx.interop.diffusers import export, load_pipeline
+from minicogvx.interop.diffusers_folder import read_folder
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import TextConfig, preset
 from minicogvx.text import TextEncoder
@@ -23,6 +26,11 @@ HEIGHT, WIDTH, FRAMES, TEXT, STEPS = 32, 48, 9, 8, 3
 PROMPT, NEGATIVE = "a red ring moves right", "blue bar"
 
 
+def load_pipeline(folder, **options) -> Pipeline:
+    """The pipeline in a folder, in the number format of its files."""
+    return Pipeline(*read_folder(folder, **options))
+
+
 def shrunken(name: str) -> Pipeline:
     """A published variant with everything made small that can be; options and oddities stay. Weights from a seed."""
     torch.manual_seed(0)
@@ -31,8 +39,8 @@ def shrunken(name: str) -> Pipeline:
                   layers_per_block=1, sample_height=HEIGHT, sample_width=WIDTH)
     transformer = replace(
         published.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=2, text_embed_dim=16,
-        in_channels=8 if published.image_to_video else 4, out_channels=4, max_text_seq_length=TEXT, time_embed_dim=12,
-        ofs_embed_dim=12 if published.transformer.ofs_embed_dim else None, sample_height=HEIGHT // 8,
+        in_channels=8 if published.transformer.image_to_video else 4, out_channels=4, max_text_seq_length=TEXT,
+        time_embed_dim=12, ofs_embed_dim=12 if published.transformer.ofs_embed_dim else None, sample_height=HEIGHT // 8,
         sample_width=WIDTH // 8, sample_frames=FRAMES)
     text = TextConfig(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=16)
     pipe = Pipeline(CausalVAE(vae).eval(), ExpertTransformer(transformer).eval(), published.schedule,
@@ -75,7 +83,7 @@ def test_whole_runs_agree_and_folders_go_both_ways(name, tmp_path):
         image = torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1))
     frames = 4 if name.startswith("1.5") else 3
     latents = torch.randn(1, 4, frames, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(2))
-    export(pipe, tmp_path / "ours", max_shard_bytes=20_000)
+    pipe.save(tmp_path / "ours", max_shard_bytes=20_000)
     kind = CogVideoXPipeline if image is None else CogVideoXImageToVideoPipeline
     reference = kind.from_pretrained(tmp_path / "ours", local_files_only=True)
     assert type(reference.scheduler) is SCHEDULERS[pipe.schedule_config.sampler]
@@ -105,19 +113,19 @@ def test_whole_runs_agree_and_folders_go_both_ways(name, tmp_path):
 def test_departures_are_refused_by_diffusers_aloud(tmp_path):
     pipe = shrunken("5b")
     pipe.transformer = ExpertTransformer(replace(pipe.transformer.config, modulation="shared"))
-    export(pipe, tmp_path / "ours", allow_departures=True)
+    pipe.save(tmp_path / "ours", allow_departures=True)
     with pytest.raises((AttributeError, ValueError, ImportError)):
         CogVideoXPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    """`opened(variant, kind)` is (our pipeline, diffusers'), both from one exported folder and told nothing more."""
+    """`opened(variant, kind)` is (our pipeline, diffusers'), both from one exported folder, without further options."""
     folders = {}
 
     def both(name: str, kind=CogVideoXPipeline):
         if name not in folders:
-            folders[name] = export(shrunken(name), tmp_path_factory.mktemp("opened") / name, dtype=torch.float16)
+            folders[name] = shrunken(name).save(tmp_path_factory.mktemp("opened") / name, dtype=torch.float16)
         reference = kind.from_pretrained(folders[name])
         reference.set_progress_bar_config(disable=True)
         return load_pipeline(folders[name], dtype=torch.float32), reference
@@ -152,7 +160,7 @@ def test_every_size_and_frame_count_that_diffusers_takes_gives_its_video(opened,
 def test_schedulers_of_every_spacing_open_and_visit_the_same_steps(name, spacing, tmp_path):
     pipe = shrunken(name)
     pipe.schedule_config = replace(pipe.schedule_config, timestep_spacing=spacing)
-    export(pipe, tmp_path / "ours")
+    pipe.save(tmp_path / "ours")
     assert load_pipeline(tmp_path / "ours").schedule_config == pipe.schedule_config
     reference, pipe = CogVideoXPipeline.from_pretrained(tmp_path / "ours"), load_pipeline(tmp_path / "ours")
     reference.set_progress_bar_config(disable=True)

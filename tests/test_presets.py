@@ -1,4 +1,4 @@
-"""The presets hold the published numbers, cannot be changed by accident, and refuse what cannot work."""
+"""The presets have the published numbers, are immutable, and reject what cannot work."""
 
 from dataclasses import FrozenInstanceError, fields, replace
 
@@ -60,9 +60,8 @@ def test_published_vae_schedule_and_video_numbers(name):
     assert (schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end) == (1000, 0.00085, 0.012)
     assert schedule.snr_shift_scale == (3.0 if name == "2b" else 1.0)
     assert schedule.sampler == ("ddim" if name == "2b" else "dpm")
-    assert (whole.num_frames, whole.fps, whole.height, whole.width) == (
-        (81, 16, 768, 1360) if is_15 else (49, 8, 480, 720))
-    assert whole.image_to_video == name.endswith("i2v")
+    assert (*whole.video_size, whole.fps) == ((81, 768, 1360, 16) if is_15 else (49, 480, 720, 8))
+    assert whole.transformer.image_to_video == name.endswith("i2v")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -84,15 +83,16 @@ def test_the_parts_of_a_preset_fit_together(name):
     whole = preset(name)
     vae, transformer, text = whole.vae, whole.transformer, whole.text
     assert transformer.out_channels == vae.latent_channels
-    assert transformer.in_channels == vae.latent_channels * (2 if whole.image_to_video else 1)
+    assert transformer.in_channels == vae.latent_channels * (2 if whole.transformer.image_to_video else 1)
     assert transformer.text_embed_dim == text.d_model
     assert transformer.temporal_compression_ratio == vae.temporal_compression_ratio
-    assert whole.num_frames % vae.temporal_compression_ratio == 1
+    frames, height, width = whole.video_size
+    assert frames % vae.temporal_compression_ratio == 1
     cell = vae.spatial_compression_ratio * transformer.patch_size
-    assert whole.height % cell == 0 and whole.width % cell == 0
+    assert height % cell == 0 and width % cell == 0
     if not name.startswith("1.5"):
-        assert transformer.sample_height * vae.spatial_compression_ratio == whole.height
-        assert transformer.sample_width * vae.spatial_compression_ratio == whole.width
+        assert transformer.sample_height * vae.spatial_compression_ratio == height
+        assert transformer.sample_width * vae.spatial_compression_ratio == width
 
 
 @pytest.mark.parametrize(("config", "changed", "sentence"), [

@@ -1,4 +1,4 @@
-"""Configs that cannot be built are refused where they are made, in one sentence that says what would do."""
+"""Configs that cannot be built are rejected on creation, in one sentence that says what would be valid."""
 
 import json
 import math

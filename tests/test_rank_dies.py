@@ -1,4 +1,4 @@
-"""A rank is killed with -9 amid training: torchrun ends at once, and the same command ends in the same bits."""
+"""A rank is killed with -9 during training: torchrun stops at once, and the same command leads to the same bits."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ def files(home, folder):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Films and a model to train further."""
+    """Videos and a model to train further."""
     return films_and_model(tmp_path_factory.mktemp("dies"))
 
 

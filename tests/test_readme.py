@@ -1,4 +1,4 @@
-"""The commands in the README: the program takes each, and its files are there or made by an earlier line."""
+"""The commands in the README: each is valid, and its files exist or are made by an earlier line."""
 
 import importlib
 import re
@@ -11,10 +11,10 @@ from minicogvx import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")))
-# What a command reads, and what it makes: names of its arguments, and what then lies there.
+# What a command reads (names of its arguments), and the files that it makes.
 READS = ("image", "video", "lora", "list", "model", "before", "captioner", "summary", "aesthetic", "folder")
 MADE = {"train": ["pipeline"], "finetune": ["pipeline"], "data curate": ["kept.jsonl", "best.jsonl", "report.html"]}
-NAMES = ("toy", "shapes")  # what stands in the place of a folder
+NAMES = ("toy", "shapes")  # instead of a folder
 
 
 def blocks(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a pipeline refuses before any work, what it takes for a whole batch, and what never leaves it."""
+"""What a pipeline rejects before any work, what it accepts for a whole batch, and that it never returns NaN."""
 
 from array import array
 from dataclasses import replace
@@ -72,6 +72,8 @@ def idle(pipe, monkeypatch):
     ({"guidance_scale": "6"}, "guidance_scale is '6'"),
     ({"strength": 5.0}, "strength is 5.0; it must be from 0 to 1"), ({"strength": NAN}, "strength is nan"),
     ({"strength": "0.5"}, "strength is '0.5'"), ({"strength": None}, "strength is None"),
+    ({"strength": 0.5}, "strength is 0.5; it goes with a video, which is not given; leave it out"),
+    ({"strength": 0, "image": IMAGE}, "strength is 0; it goes with a video"), ({"strength": 1.0}, "goes with a video"),
     ({"dynamic_guidance": "wild"}, "dynamic_guidance is 'wild'; it must be None, 'published' or 'meant'"),
     ({"sampler": "euler"}, "sampler is 'euler'; it must be 'ddim' or 'dpm'"),
     ({"seed": -1}, "seed is -1"), ({"seed": 2**64}, "seed is 18446744073709551616"), ({"seed": 0.5}, "seed is 0.5"),
@@ -102,11 +104,11 @@ def test_noise_of_a_filled_temporal_patch_counts_the_frame_in_front():
     assert pipe.sample([PROMPT], image=IMAGE, latents=torch.randn(1, 4, 4, 4, 4), **RUN).shape == (1, 4, 3, 4, 4)
 
 
-def test_learned_positions_are_told_before_any_work(pipe):
+def test_learned_positions_are_reported_before_any_work(pipe):
     config = replace(TRANSFORMER, position="learned", sample_height=6, sample_width=4)
     learned = Pipeline(pipe.vae, type(pipe.transformer)(config), pipe.schedule_config, pipe.text)
     learned.text.encode = lambda *_: pytest.fail("work has begun")
-    assert (learned.num_frames, learned.height, learned.width) == (9, 24, 16)  # not the VAE's 16x16
+    assert learned.video_size == (9, 24, 16)  # not the VAE's 16x16
     for size in ({"height": 16}, {"num_frames": 5}, {"width": 24}):
         with pytest.raises(ValueError, match="has learned its positions, and makes 9 frames of 24x16 alone"):
             learned.sample([PROMPT], **size, **RUN)
@@ -115,7 +117,7 @@ def test_learned_positions_are_told_before_any_work(pipe):
 
 
 @pytest.mark.parametrize("tile", [8, "8x8", (8,), (8, 8.0), (8, 8, 8), [True, 8]])
-def test_a_tile_that_cannot_be_is_told_by_decode_too(idle, tile):
+def test_a_tile_that_cannot_be_is_reported_by_decode_too(idle, tile):
     for given in ({"tile": tile}, {}):
         idle.tile = False if given else tile
         try:
@@ -145,10 +147,9 @@ def test_the_default_size_is_one(name):
     """In pixels, not of the transformer's position grid, which is 2400 x 2400 in the 1.5 models."""
     whole, found = preset(name), Pipeline.__new__(Pipeline)  # the weights of the large ones fit nowhere
     found.vae, found.transformer = SimpleNamespace(config=whole.vae), SimpleNamespace(config=whole.transformer)
-    assert found.size() == (found.num_frames, found.height, found.width)
-    assert found.size() == (whole.num_frames, whole.height, whole.width)
-    assert found.size(5, 0, 32) == (5, 0, 32)  # 0 was said, and will be refused
-    assert name[:3] != "1.5" or found.size() == (81, 768, 1360)
+    assert found.video_size == whole.video_size
+    assert video_size(whole.vae, whole.transformer, 5, 0, 32) == (5, 0, 32)  # 0 was said, and will be refused
+    assert name[:3] != "1.5" or found.video_size == (81, 768, 1360)
 
 
 def test_the_size_of_a_learned_table_goes_before_that_of_the_vae():

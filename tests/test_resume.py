@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and what may not: for `train` and `finetune` alike."""
+"""What may and what may not change when a run of `train` or `finetune` is resumed."""
 
 import json
 
@@ -8,8 +8,9 @@ import torch
 from minicogvx.interop.safetensors_files import read_json
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.finetune import FineTuning
-from minicogvx.training.overrides import ADAPTERS, JOINT, compare, forget_failed_start, override, surroundings
+from minicogvx.training.overrides import ADAPTERS, JOINT, compare, override, surroundings
 from minicogvx.training.recipe import RECIPES
+from minicogvx.training.run_folder import forget_failed_start
 
 TUNING, MICRO = FineTuning(batch_size=4), RECIPES["micro"]
 
@@ -26,7 +27,7 @@ def write_down(*given):
     (MICRO, "transformer.gradient_checkpointing=True"), (MICRO, "vae.1.gradient_checkpointing=True"),
     (MICRO, "vae.0.accumulate=2"), (MICRO, "transformer.stages.1.steps=2000"), (MICRO, "guidance_scale=2.0"),
 ])
-def test_how_a_step_is_computed_may_change_and_is_told_in_one_line(tmp_path, capsys, config, assignment):
+def test_how_a_step_is_computed_may_change_and_is_reported_in_one_line(tmp_path, capsys, config, assignment):
     write_down(tmp_path / "run.json", config, 0)
     assert capsys.readouterr().out == ""
     write_down(tmp_path / "run.json", override(config, assignment), 0)
@@ -95,7 +96,7 @@ def test_a_run_of_before_these_were_recorded_is_resumed_in_silence(tmp_path, cap
 @pytest.mark.parametrize("left", [None, "checkpoints/finetune_00000002.safetensors", "vae.safetensors",
                                   "pytorch_lora_weights.safetensors", "pipeline/model_index.json"])
 def test_a_start_that_came_to_nothing_is_forgotten_and_another_is_not(tmp_path, left):
-    (tmp_path / "run.json").write_text(json.dumps({"steps": 1}))
+    (tmp_path / "run.json").write_text(json.dumps({"steps": 1, "seed": 0, "device": "cpu", "torch": "2"}))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "clips-00000.safetensors").touch()
     if left:

@@ -1,4 +1,4 @@
-"""A run that is killed, meets a full disk, a damaged file or a NaN loses nothing that was whole."""
+"""A run that is killed, or meets a full disk, a damaged file or a NaN, loses nothing."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def quiet(folder, **fields):
 
 
 def train(keep, steps=6, stop_after=None, poison=()):
-    """A linear layer fitted to noise that belongs to each step's own seed."""
+    """A linear layer fitted to noise from each step's own seed."""
     torch.manual_seed(0)
     net = nn.Linear(4, 4)
     optimizer = MuonAdamW(net.named_parameters())
@@ -48,7 +48,7 @@ def files(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_a_run_that_was_cut_off_ends_in_the_same_bits(tmp_path):
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     whole = train(Keep(progress=False))
     with pytest.raises(KeyboardInterrupt):
         train(quiet(tmp_path), stop_after=4)
@@ -56,13 +56,21 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(tmp_path):
     assert same(train(quiet(tmp_path)), whole)
     assert files(tmp_path) == ["linear_00000004.safetensors", "linear_00000006.safetensors"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "linear.jsonl").open()]
-    assert steps == [0, 1, 2, 3, 4, 5]  # step 4 was taken twice and is written down once
+    assert steps == [0, 1, 2, 3, 4, 5]  # step 4 was taken twice and is logged once
 
 
 def test_a_finished_run_takes_no_step(tmp_path):
     first = train(quiet(tmp_path))
     before = (tmp_path / "linear.jsonl").read_text()
     assert same(train(quiet(tmp_path)), first) and (tmp_path / "linear.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("content", ['{"file_name": "a.mp4", "text": "a red circle"}', "notes", '{"step": 3}'])
+def test_a_file_with_the_name_of_the_log_is_not_written_over(tmp_path, content):
+    (tmp_path / "linear.jsonl").write_text(content)
+    with pytest.raises(ValueError, match="holds linear.jsonl, which this run did not make and would write over"):
+        train(quiet(tmp_path))
+    assert (tmp_path / "linear.jsonl").read_text() == content and not list(tmp_path.glob("*/*"))
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit turned", "empty", "text"])
@@ -77,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys, damage)
     capsys.readouterr()
     assert same(train(quiet(tmp_path)), whole)
     told = capsys.readouterr().err
-    assert "linear_00000006.safetensors" in told and "going on from an earlier one" in told
+    assert "linear_00000006.safetensors" in told and "resuming from an earlier one" in told
 
 
 def test_checkpoints_without_their_step_or_their_index_are_passed_over_too(tmp_path, capsys):
@@ -90,7 +98,7 @@ def test_checkpoints_without_their_step_or_their_index_are_passed_over_too(tmp_p
     (folder / "linear_00000009" / "checkpoint.json").write_text('{"files": {}, "tensors": {}}')
     capsys.readouterr()
     assert same(train(quiet(tmp_path)), whole)
-    assert capsys.readouterr().err.count("going on from an earlier one") == 3
+    assert capsys.readouterr().err.count("resuming from an earlier one") == 3
 
 
 def test_what_a_run_that_saved_in_parts_left_is_cleared_by_one_that_does_not(tmp_path):
@@ -199,7 +207,7 @@ test_run.train(test_run.quiet(Path({folder!r})), steps=200)
 
 
 def test_kill_minus_9_at_any_moment(tmp_path):
-    """Killed twice at moments that nobody chose, then left alone: the same bits as a run that nobody touched."""
+    """Killed twice at random moments, then resumed: the same bits as an uninterrupted run."""
     script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
     newest = ""
     for _ in range(2):

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import minicogvx  # noqa: F401  (first: it mends torchvision for diffusers)
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
+
 from minicogvx.diffusion import DDIMSampler, DPMSampler, NoiseSchedule, draw_noise, start_index
 from minicogvx.presets import PRESETS, ScheduleConfig
 

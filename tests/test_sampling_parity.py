@@ -1,12 +1,10 @@
 """Sampling against diffusers where its options meet: tasks, samplers, strengths, guidance, batches, seeds."""
 
-import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
 import pytest
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideoXVideoToVideoPipeline
 
-from minicogvx.interop.diffusers import export
-from test_pipeline_parity import FRAMES, HEIGHT, NEGATIVE, PROMPT, SCHEDULERS, TEXT, WIDTH, relative, shrunken
+from tests.test_pipeline_parity import FRAMES, HEIGHT, NEGATIVE, PROMPT, SCHEDULERS, TEXT, WIDTH, relative, shrunken
 
 KINDS = {"text": CogVideoXPipeline, "image": CogVideoXImageToVideoPipeline, "video": CogVideoXVideoToVideoPipeline}
 PAIR = [PROMPT, "blue ring"]
@@ -20,7 +18,7 @@ def pairs(tmp_path_factory):
     def pair(name: str, task: str):
         if name not in made:
             made[name] = shrunken(name), tmp_path_factory.mktemp(name) / "ours"
-            export(*made[name])
+            made[name][0].save(made[name][1])
         theirs = KINDS[task].from_pretrained(made[name][1], local_files_only=True)
         theirs.set_progress_bar_config(disable=True)
         return made[name][0], theirs

@@ -1,4 +1,4 @@
-"""Films of the shapes world on disk, and the looks that a LoRA is taught with."""
+"""Videos of the shapes world on disk, and the styles for a LoRA."""
 
 from dataclasses import replace
 
@@ -13,58 +13,59 @@ from minicogvx.data.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, ShapeObje
 from minicogvx.data.styles import FIGURE, GROUND, STYLES, SURVIVES, as_seen, colours_of, render_styled, shows, style
 from minicogvx.data.video_files import read_video
 from minicogvx.data.video_folder import scan_folder
+from minicogvx.files import locked
 
 SCENES = sample_scenes(24, 9, "train", two_objects=0.0)
-LOOKS = pytest.mark.parametrize("look", STYLES.values(), ids=STYLES)
+EACH_STYLE = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 
 
-# ---- looks
+# ---- styles
 
 
-@LOOKS
-def test_a_style_has_one_ground_and_one_figure_whatever_the_colours(look):
+@EACH_STYLE
+def test_a_style_has_one_ground_and_one_figure_whatever_the_colours(style):
     thing = ShapeObject("circle", "red", "stays still", 0.5, 0.5, 0.2)
     scenes = [Scene((replace(thing, colour=colour),), background) for colour in COLOURS for background in BACKGROUNDS]
-    videos = render_styled(scenes, look, 2, 32, 32)
+    videos = render_styled(scenes, style, 2, 32, 32)
     assert videos.shape == (32, 2, 32, 32, 3) and torch.equal(videos, videos[:1].expand_as(videos))
-    assert videos[0, 0, 0, 0].tolist() == pytest.approx(look.ground, abs=1e-5)
-    assert videos[0, 0, 16, 16].tolist() == pytest.approx(look.figure, abs=1e-5)
+    assert videos[0, 0, 0, 0].tolist() == pytest.approx(style.ground, abs=1e-5)
+    assert videos[0, 0, 16, 16].tolist() == pytest.approx(style.figure, abs=1e-5)
     ground, figure = colours_of(videos[0])
-    assert ground.tolist() == pytest.approx(look.ground, abs=1e-5)
-    assert figure.tolist() == pytest.approx(look.figure, abs=1e-5)
+    assert ground.tolist() == pytest.approx(style.ground, abs=1e-5)
+    assert figure.tolist() == pytest.approx(style.figure, abs=1e-5)
 
 
-@LOOKS
-def test_no_colour_of_the_plain_world_is_taken_for_the_style(look):
+@EACH_STYLE
+def test_no_colour_of_the_plain_world_is_taken_for_the_style(style):
     """Every background with every colour is at least 1.25 times further away than what counts, in both."""
     others = [Scene((ShapeObject("circle", colour, "stays still", 0.5, 0.5, 0.2),), background)
               for colour in COLOURS for background in BACKGROUNDS]
     for clip in render_batch(others, 2, 32, 32):
         ground, figure = colours_of(clip)
-        assert (ground - torch.tensor(look.ground)).norm() > 1.25 * GROUND
-        assert (figure - torch.tensor(look.figure)).norm() > 1.25 * FIGURE
+        assert (ground - torch.tensor(style.ground)).norm() > 1.25 * GROUND
+        assert (figure - torch.tensor(style.figure)).norm() > 1.25 * FIGURE
     for other in STYLES.values():
-        assert all(shows(clip, look) == (other is look) for clip in render_styled(SCENES[:4], other, 2, 32, 32))
+        assert all(shows(clip, style) == (other is style) for clip in render_styled(SCENES[:4], other, 2, 32, 32))
 
 
-@LOOKS
-def test_both_colours_must_be_the_styles(look):
-    clip = render_styled(SCENES[:1], look, 9, 64, 64)[0]
+@EACH_STYLE
+def test_both_colours_must_be_the_styles(style):
+    clip = render_styled(SCENES[:1], style, 9, 64, 64)[0]
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
-    assert shows(clip, look) and shows(clip + 0.03 * noise, look)
-    figure = (clip - torch.tensor(look.ground)).norm(dim=-1, keepdim=True) > 0.2
-    assert not shows(torch.where(figure, torch.tensor(COLOURS["red"]), clip), look)
-    assert not shows(torch.where(figure, clip, torch.tensor(BACKGROUNDS["grey"])), look)
-    assert not shows(torch.tensor(look.ground).expand_as(clip), look)  # no figure at all
+    assert shows(clip, style) and shows(clip + 0.03 * noise, style)
+    figure = (clip - torch.tensor(style.ground)).norm(dim=-1, keepdim=True) > 0.2
+    assert not shows(torch.where(figure, torch.tensor(COLOURS["red"]), clip), style)
+    assert not shows(torch.where(figure, clip, torch.tensor(BACKGROUNDS["grey"])), style)
+    assert not shows(torch.tensor(style.ground).expand_as(clip), style)  # no figure at all
 
 
-@LOOKS
-def test_shape_motion_and_count_survive(look):
-    for scene, clip in zip(SCENES, render_styled(SCENES, look, 17, 64, 64)):
-        verdict = matches(read(as_seen(clip, look)), scene)
+@EACH_STYLE
+def test_shape_motion_and_count_survive(style):
+    for scene, clip in zip(SCENES, render_styled(SCENES, style, 17, 64, 64)):
+        verdict = matches(read(as_seen(clip, style)), scene)
         assert all(verdict[name] for name in SURVIVES), (scene, verdict)
         bar = Scene((replace(scene.objects[0], shape="bar" if scene.objects[0].shape != "bar" else "ring"),), "grey")
-        assert not matches(read(as_seen(clip, look)), bar)["shape"]
+        assert not matches(read(as_seen(clip, style)), bar)["shape"]
     assert {scene.objects[0].shape for scene in SCENES} == set(SHAPES)
 
 
@@ -76,17 +77,17 @@ def test_plain_is_the_world_as_it_is_and_other_names_are_refused():
 
 def test_two_objects_are_painted_both():
     scene = sample_scenes(1, 0, "train", two_objects=1.0)[0]
-    look = STYLES["sepia"]
-    seen = as_seen(render_styled([scene], look, 17, 64, 64)[0], look)
-    alone = [as_seen(render_styled([replace(scene, objects=(thing,))], look, 17, 64, 64)[0], look)
+    style = STYLES["sepia"]
+    seen = as_seen(render_styled([scene], style, 17, 64, 64)[0], style)
+    alone = [as_seen(render_styled([replace(scene, objects=(thing,))], style, 17, 64, 64)[0], style)
              for thing in scene.objects]
     assert torch.allclose(seen, (alone[0] + alone[1]).clamp(0, 1), atol=1e-4)
 
 
-# ---- films
+# ---- videos
 
 
-def test_films_are_what_the_scenes_are_and_training_can_read_them(tmp_path):
+def test_videos_are_what_the_scenes_are_and_training_can_read_them(tmp_path):
     films = ShapeFilms(6, seed=4)
     assert write_shape_films(tmp_path / "a", films, progress=False) == 6
     found = scan_folder(tmp_path / "a")
@@ -103,7 +104,7 @@ def test_films_are_what_the_scenes_are_and_training_can_read_them(tmp_path):
     assert not any(torch.equal(x, y) for x, y in zip(first, other))
 
 
-def test_styled_films_still_have_the_look_after_the_codec(tmp_path):
+def test_styled_videos_still_have_the_look_after_the_codec(tmp_path):
     write_shape_films(tmp_path, ShapeFilms(3, "sepia", frames=9), progress=False)
     wanted = render_styled(sample_scenes(3, 0, "train", 0.0), STYLES["sepia"], 9, 64, 64)
     for clip, true in zip(scan_folder(tmp_path).clips, wanted):
@@ -114,12 +115,12 @@ def test_styled_films_still_have_the_look_after_the_codec(tmp_path):
 def test_the_same_command_goes_on_and_any_other_folder_is_refused(tmp_path, capsys):
     command = ["data", "shapes", str(tmp_path / "films"), "--clips", "3", "--frames", "9", "--side", "32"]
     assert cli.main(command) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'films'}: 3 films and captions\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'films'}: 3 videos and captions\n"
     text = (tmp_path / "films" / "shape-00001.txt").read_text()
     (tmp_path / "films" / "shape-00001.mp4").unlink()
     (tmp_path / "films" / "shape-00001.txt").unlink()
     assert cli.main(command) == 0
-    assert "3 films and captions, 2 of them there before" in capsys.readouterr().out
+    assert "3 videos and captions, 2 of them already present" in capsys.readouterr().out
     assert (tmp_path / "films" / "shape-00001.txt").read_text() == text
     assert cli.main([*command, "--style", "sepia"]) == 2
     assert "was begun with style='plain', not 'sepia'; name a new or empty folder" in capsys.readouterr().err
@@ -130,6 +131,21 @@ def test_the_same_command_goes_on_and_any_other_folder_is_refused(tmp_path, caps
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["holiday.mp4"]
     assert cli.main(["data", "shapes", str(tmp_path / "mine" / "holiday.mp4"), "--clips", "3"]) == 2
     assert "is a file; name a new or empty folder" in capsys.readouterr().err
+
+
+def test_two_at_once_do_not_mix_and_a_changed_caption_stays(tmp_path, capsys):
+    films = tmp_path / "films"
+    command = ["data", "shapes", str(films), "--clips", "2", "--frames", "9", "--side", "32"]
+    with locked(films):
+        assert cli.main(command) == 2
+        assert f"{films} is in use by another run" in capsys.readouterr().err
+    films.mkdir()
+    (films / ".lock").touch()  # a killed run left it
+    assert cli.main(command) == 0 and not (films / ".lock").exists()
+    (films / "shape-00001.txt").write_text("mine")
+    (films / "shape-00001.mp4").unlink()
+    assert cli.main(command) == 0
+    assert (films / "shape-00001.txt").read_text() == "mine" and (films / "shape-00001.mp4").exists()
 
 
 @pytest.mark.parametrize("options, sentence", [

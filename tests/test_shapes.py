@@ -9,8 +9,23 @@ import pytest
 import torch
 
 from minicogvx.data.captions import MAX_WORDS, caption, evaluation_caption, parse_caption, vocabulary
-from minicogvx.data.shapes import (BACKGROUNDS, COLOURS, EXTENT, MOTIONS, SHAPES, SPLITS, UNIT_AREA, Scene, ShapeObject,
-                                   coverage, is_held_out, render, render_batch, sample_scenes, trajectory)
+from minicogvx.data.shapes import (
+    BACKGROUNDS,
+    COLOURS,
+    EXTENT,
+    MOTIONS,
+    SHAPES,
+    SPLITS,
+    UNIT_AREA,
+    Scene,
+    ShapeObject,
+    coverage,
+    is_held_out,
+    render,
+    render_batch,
+    sample_scenes,
+    trajectory,
+)
 
 
 def test_same_seed_gives_same_scenes_and_others_differ():

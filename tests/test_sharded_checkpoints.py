@@ -1,4 +1,4 @@
-"""A checkpoint folder of one process: replaced whole, refused when harmed. Two ranks: see test_distributed.py."""
+"""A checkpoint folder of one process: replaced atomically, rejected if damaged. Two ranks: test_distributed.py."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""Every notebook once more, with its solutions filled in: each exercise is right, and all cells still run.
+"""Every notebook with its solutions filled in: each exercise is right, and all cells run.
 
 They run on the device "stand_in" (tests/stand_in.py), as they would on a GPU: a cell that hands a CPU tensor to the
 model, or the model's answer to matplotlib, fails here. As learners open them, `nbval` runs them on the processor.
@@ -20,7 +20,7 @@ WITH_EXERCISES = [source for source in notebook_builder.sources() if "= check(" 
 
 
 def verdicts(notebook) -> dict[str, str]:
-    """What each exercise was told, such as {"2.1": "right"}."""
+    """The verdict on each exercise, such as {"2.1": "right"}."""
     text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code"
                    for output in cell.outputs)
     return dict(re.findall(r"Exercise (\d+\.\d+): ([a-z ]+)", text))

@@ -11,7 +11,13 @@ from minicogvx import cli
 from minicogvx.ablation import results, stage_judge, stages, stages_command, stages_figure
 from minicogvx.ablation.results import read_results
 from minicogvx.ablation.stage_clips import (
-    choose_flawed, encode_blurred, encode_clips, out_of_focus, pick, steepness, unseen_scenes)
+    choose_flawed,
+    encode_blurred,
+    encode_clips,
+    out_of_focus,
+    steepness,
+    unseen_scenes,
+)
 from minicogvx.ablation.stage_judge import Judge
 from minicogvx.ablation.stages import Bench, Learner, StagesCurve, compare_stages, refine, train
 from minicogvx.ablation.studies import STAGES, STUDIES, StagesStudy, TimedStage
@@ -22,8 +28,7 @@ from minicogvx.evaluation.adherence import Adherence
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.stages import (
-    PUBLISHED_STAGES, StageSize, clip_tokens, published_stage, rank_batch, stage_size)
+from minicogvx.training.stages import PUBLISHED_STAGES, StageSize, clip_tokens, published_stage, rank_batch, stage_size
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
@@ -41,7 +46,7 @@ TOKENS = {(5, 16): 32 + 2 * 2 * 2, (5, 32): 32 + 2 * 4 * 4, (9, 32): 32 + 3 * 4 
 
 
 class Clock:
-    """Goes on by an eighth of a second whenever it is looked at: a step takes that long, so runs are repeatable."""
+    """A clock that advances by an eighth of a second per call, the time of a step: runs are reproducible."""
 
     def __init__(self):
         self.time = 0.0
@@ -68,7 +73,7 @@ def bench(clips_and_pipe) -> Bench:
 
 
 class QuickJudge(Judge):
-    """Says the same of every model, at once."""
+    """A judge with the same verdict on every model."""
 
     references = {"blurred": {"sharpness": 0.3, "obeyed": 1.0}}
 
@@ -131,7 +136,7 @@ def test_a_slow_step_at_the_end_of_a_stage_does_not_lengthen_the_run(bench):
     assert curve.ends == pytest.approx([0.8, 1.6, 3.2]) and learner.steps == 8
 
 
-def test_seconds_are_told_once_each(bench, quick):
+def test_seconds_are_reported_once_each(bench, quick):
     told = []
     compare_stages(replace(bench, on_second=told.append), ["progressive"])
     names = ["progressive", "progressive, then all clips", "progressive, then the best fifth"]
@@ -187,7 +192,7 @@ def test_every_run_ends_with_clips_that_it_made(bench):
 # ---- the best fifth
 
 
-def test_the_best_fifth_goes_on_from_the_averages_with_chosen_clips_alone(bench, monkeypatch):
+def test_the_best_fifth_continues_from_the_averages_with_chosen_clips_alone(bench, monkeypatch):
     learner, before = train(bench, "progressive", 0)
     averages = [net for net in learner.averages]
     drawn, factors, real = [], [], Learner.step
@@ -302,7 +307,7 @@ def test_the_judge_holds_generated_clips_against_true_ones(bench, monkeypatch, s
     monkeypatch.setattr(Pipeline, "decode", lambda self, latents: made)
 
     def measured(pipe, scenes, seed, progress):
-        assert scenes == judge.scenes and not pipe.decode(torch.empty(0)) is None
+        assert scenes == judge.scenes and pipe.decode(torch.empty(0)) is not None
         return Adherence({"all": 0.5}, len(scenes), 0.0, [])
 
     monkeypatch.setattr(stage_judge, "measure_adherence", measured)
@@ -366,7 +371,7 @@ def tiny_command(bench, quick, tmp_path, monkeypatch):
     return ["ablate", "stages", "--out", str(out)], out
 
 
-def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tiny_command, capsys, monkeypatch):
+def test_the_command_writes_curves_that_come_back_and_resumes(tiny_command, capsys, monkeypatch):
     command, out = tiny_command
     assert cli.main([*command, "--only", "progressive", "--minutes", "0.03"]) == 0
     told = capsys.readouterr()
@@ -379,7 +384,7 @@ def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tin
     assert [curve.name for curve in first.curves] == [
         "progressive", "progressive, then all clips", "progressive, then the best fifth"]
     assert all(type(curve) is StagesCurve and curve.model is None for curve in first.curves)
-    assert cli.main([*command, "--minutes", "0.03", "--go-on"]) == 0
+    assert cli.main([*command, "--minutes", "0.03", "--resume"]) == 0
     both = read_results(out)
     assert both.curves[:3] == first.curves
     assert [curve.name for curve in both.curves[3:]] == ["full size", "interpolated"]
@@ -390,10 +395,10 @@ def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tin
     for curve in content["curves"]:
         curve["seed"] = 4
     out.write_text(json.dumps(content | {"seeds": [4]}))
-    assert cli.main([*command, "--minutes", "0.03", "--go-on", "--only", "full size"]) == 0
+    assert cli.main([*command, "--minutes", "0.03", "--resume", "--only", "full size"]) == 0
     assert "--seeds 5" in read_results(out).command and read_results(out).seeds == [0, 4]
     capsys.readouterr()
-    assert cli.main([*command, "--minutes", "0.04", "--go-on"]) == 2
+    assert cli.main([*command, "--minutes", "0.04", "--resume"]) == 2
     assert "was made with minutes_each=0.03, this run has 0.04; name another file with --out" in capsys.readouterr().err
 
 
@@ -405,7 +410,7 @@ def test_the_command_writes_curves_that_come_back_and_goes_on_piece_by_piece(tin
     (["stages", "--best-fifth", "-1"], "best_fifth is -1.0; it must be 0 or more"),
     (["stages", "--only", "growing"], "only is 'growing'; the variants of stages are full size; progressive; "),
 ])
-def test_mistakes_are_told_in_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+def test_mistakes_are_reported_in_one_line(capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["ablate", *arguments]) == 2
     told = capsys.readouterr().err
@@ -419,7 +424,7 @@ def test_the_figure_shows_every_variant_and_marks_where_stages_end():
               StagesCurve("progressive", 0, 5, ["32x32, 9 frames", "64x64, 17 frames"], [30.0, 60.0], **points),
               StagesCurve("progressive", 1, 5, ["32x32, 9 frames", "64x64, 17 frames"], [30.0, 60.0], **points)]
     (axis,) = stages_figure(curves).axes
-    assert axis.get_xlabel() == "seconds of training" and "held back" in axis.get_ylabel()
+    assert axis.get_xlabel() == "seconds of training" and "validation" in axis.get_ylabel()
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["full size", "progressive"]
     assert [text.get_text().strip() for text in axis.texts] == ["32x32, 9 frames", "64x64, 17 frames"]
     drawn = [line.get_xydata().tolist() for line in axis.get_lines()]

@@ -1,4 +1,4 @@
-"""Library and commands work on another device than the CPU: tests/stand_in_cases.py, run in a process of its own.
+"""Library and commands work on another device than the CPU: runs tests/stand_in_cases.py in its own process.
 
 The notebooks have test_solved_notebooks.py.
 """
@@ -24,7 +24,7 @@ def test_everything_works_on_the_stand_in_device():
 
 
 @pytest.mark.parametrize("asked, device", [(None, "cpu"), ("", "cpu"), ("cpu", "cpu")])
-def test_notebooks_compute_on_the_processor_unless_told_otherwise(monkeypatch, asked, device):
+def test_notebooks_compute_on_the_processor_by_default(monkeypatch, asked, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     if asked is None:
         monkeypatch.delenv("MINICOGVX_DEVICE", raising=False)
@@ -33,7 +33,7 @@ def test_notebooks_compute_on_the_processor_unless_told_otherwise(monkeypatch, a
     assert notebook_device() == device
 
 
-def test_a_device_that_is_not_there_is_told_in_one_sentence(monkeypatch):
+def test_a_device_that_is_not_there_is_reported_in_one_sentence(monkeypatch):
     monkeypatch.setenv("MINICOGVX_DEVICE", "typewriter")
-    with pytest.raises(ValueError, match="^MINICOGVX_DEVICE is 'typewriter', which is no device"):
+    with pytest.raises(ValueError, match="^MINICOGVX_DEVICE is 'typewriter', which is not a device"):
         notebook_device()

@@ -8,6 +8,7 @@ import sentencepiece
 import torch
 
 from minicogvx.data.captions import vocabulary
+from minicogvx.interop.text_folder import read_text, write_text
 from minicogvx.presets import TextConfig
 from minicogvx.text import TextEncoder
 
@@ -63,8 +64,8 @@ def test_no_attention_mask(text):
 
 
 def test_saved_and_opened_it_is_the_same(text, tmp_path):
-    text.save(tmp_path)
-    again = TextEncoder.from_folder(tmp_path, max_length=12)
+    write_text(text, tmp_path)
+    again = read_text(tmp_path, max_length=12)
     caption = ["a blue star grows on black"]
     assert torch.equal(text.tokens(caption), again.tokens(caption))
     assert torch.equal(text.encode(caption), again.encode(caption))
@@ -75,7 +76,7 @@ def test_saved_and_opened_it_is_the_same(text, tmp_path):
 def test_any_program_reads_the_saved_tokenizer_alike(text, tmp_path):
     from transformers import PreTrainedTokenizerFast
 
-    text.save(tmp_path)
+    write_text(text, tmp_path)
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
     for caption in ("A Red circle, moves RIGHT!", "", "a red dog"):
         ids = theirs(caption, padding="max_length", max_length=12).input_ids
@@ -83,7 +84,7 @@ def test_any_program_reads_the_saved_tokenizer_alike(text, tmp_path):
 
 
 def test_a_published_folder_opens_whose_tokenizer_is_a_sentencepiece_model_alone(tmp_path):
-    """As all published CogVideoX folders have it; sentencepiece itself says what the ids should be."""
+    """As in all published CogVideoX folders; sentencepiece itself gives the expected ids."""
     from transformers import T5Config, T5EncoderModel
 
     caption, model = "a red circle moves right on a black background", io.BytesIO()
@@ -97,7 +98,7 @@ def test_a_published_folder_opens_whose_tokenizer_is_a_sentencepiece_model_alone
         "extra_ids": 100, "additional_special_tokens": [f"<extra_id_{i}>" for i in range(100)]}))
     config = T5Config(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5EncoderModel(config).save_pretrained(tmp_path / "text_encoder")
-    opened = TextEncoder.from_folder(tmp_path, max_length=40)
+    opened = read_text(tmp_path, max_length=40)
     ids = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(caption) + [1]
     assert opened.tokens([caption])[0].tolist() == ids + [0] * (40 - len(ids)) and len(ids) > 9
     assert opened.unknown_words("a red dog") == [] and opened.encode([caption]).shape == (1, 40, 16)

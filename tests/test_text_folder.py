@@ -1,15 +1,15 @@
-"""Text encoders from folders: every tensor and every id fits, or the folder is refused in one sentence."""
+"""Text encoders from folders: every tensor and every id fits, or the folder is rejected in one sentence."""
 
 import json
 import shutil
 from pathlib import Path
 
-import minicogvx  # noqa: F401  first: it mends torchvision for transformers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
+from minicogvx.interop.text_folder import read_text, write_text
 from minicogvx.presets import TextConfig
 from minicogvx.text import TextEncoder
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     text = TextEncoder.from_config(TINY, tuple(CAPTION.split()), 8)
     place = tmp_path_factory.mktemp("text") / "tiny"
-    text.save(place)
+    write_text(text, place)
     return place
 
 
@@ -47,13 +47,13 @@ def change_json(path: Path, change) -> None:
 
 def refused(folder: Path) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        TextEncoder.from_folder(folder, 8)
+        read_text(folder, 8)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     return str(error.value)
 
 
 def test_transformers_opens_what_is_saved_and_computes_the_same(folder):
-    ours = TextEncoder.from_folder(folder, 8)
+    ours = read_text(folder, 8)
     theirs = T5EncoderModel.from_pretrained(folder / "text_encoder")
     with torch.no_grad():
         expected = theirs(ours.tokens([CAPTION])).last_hidden_state
@@ -65,21 +65,21 @@ def test_transformers_opens_what_is_saved_and_computes_the_same(folder):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_whatever_the_format_in_the_file_transformers_takes_float32_and_we_what_is_asked(folder, tmp_path, dtype):
-    TextEncoder.from_folder(folder, 8).save(tmp_path, dtype if dtype.itemsize > 1 else torch.float32)
+    write_text(read_text(folder, 8), tmp_path, dtype if dtype.itemsize > 1 else torch.float32)
     if dtype.itemsize == 1:
         change_tensors(tmp_path, lambda t: t.update({name: tensor.to(dtype) for name, tensor in t.items()}))
     assert T5EncoderModel.from_pretrained(tmp_path / "text_encoder").dtype == torch.float32
-    opened = TextEncoder.from_folder(tmp_path, 8).encoder
+    opened = read_text(tmp_path, 8).encoder
     wanted = torch.bfloat16 if dtype.itemsize == 1 else dtype
     formats = {name: tensor.dtype for name, tensor in opened.state_dict().items()}
     wide = {name for name, found in formats.items() if found != wanted}
     assert wide == ({name for name in formats if name.endswith("wo.weight")} if dtype == torch.float16 else set())
-    full = TextEncoder.from_folder(tmp_path, 8, torch.float32).encoder
+    full = read_text(tmp_path, 8, torch.float32).encoder
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
 
 
 def test_moved_to_float16_the_sums_that_overflow_stay_float32(folder):
-    text = TextEncoder.from_folder(folder, 8)
+    text = read_text(folder, 8)
     before = {name: tensor.clone() for name, tensor in text.encoder.state_dict().items()}
     assert text.to("cpu", torch.float16) is text
     for name, tensor in text.encoder.state_dict().items():
@@ -91,18 +91,18 @@ def test_moved_to_float16_the_sums_that_overflow_stay_float32(folder):
 
 
 def test_a_config_that_leaves_fields_out_has_the_defaults_of_t5(copy):
-    expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
+    expected = read_text(copy, 8).encode([CAPTION])
     change_json(copy / "text_encoder" / "config.json", lambda values: [values.pop(name) for name in (
         "relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon")])
-    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+    assert torch.equal(read_text(copy, 8).encode([CAPTION]), expected)
 
 
 def test_the_table_of_words_may_have_either_name_or_both_if_they_agree(copy):
-    expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
+    expected = read_text(copy, 8).encode([CAPTION])
     change_tensors(copy, lambda t: t.update({"encoder.embed_tokens.weight": t["shared.weight"].clone()}))
-    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+    assert torch.equal(read_text(copy, 8).encode([CAPTION]), expected)
     change_tensors(copy, lambda t: t.pop("shared.weight"))
-    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+    assert torch.equal(read_text(copy, 8).encode([CAPTION]), expected)
     change_tensors(copy, lambda t: t.update({"shared.weight": t["encoder.embed_tokens.weight"] + 1}))
     assert "two different tables" in refused(copy)
 
@@ -143,10 +143,10 @@ def test_a_config_that_cannot_be_or_computes_something_else(copy, change, messag
 
 
 def test_fields_without_effect_may_hold_anything(copy):
-    expected = TextEncoder.from_folder(copy, 8).encode([CAPTION])
+    expected = read_text(copy, 8).encode([CAPTION])
     change_json(copy / "text_encoder" / "config.json", lambda values: values.update(
         torch_dtype="float16", dropout_rate=0.5, id2label=5, num_decoder_layers=-1, tie_word_embeddings=False))
-    assert torch.equal(TextEncoder.from_folder(copy, 8).encode([CAPTION]), expected)
+    assert torch.equal(read_text(copy, 8).encode([CAPTION]), expected)
 
 
 def test_ids_beyond_the_vocabulary(copy):
@@ -154,7 +154,7 @@ def test_ids_beyond_the_vocabulary(copy):
     change_json(path, lambda values: values["model"]["vocab"].update(ring=16))
     assert "gives 'ring' the id 16; the text encoder beside it has vocab_size=16" in refused(copy)
     change_json(path, lambda values: values["model"]["vocab"].update(ring=15))
-    TextEncoder.from_folder(copy, 8).encode(["a red ring"])
+    read_text(copy, 8).encode(["a red ring"])
 
 
 @pytest.mark.parametrize(("number", "fits"), [(15, True), (16, False), (4000, False)])
@@ -162,7 +162,7 @@ def test_ids_that_only_the_end_of_a_caption_has(copy, number, fits):
     change_json(copy / "tokenizer" / "tokenizer.json", lambda values: values["post_processor"]["special_tokens"].update(
         {"</s>": {"id": "</s>", "ids": [number], "tokens": ["</s>"]}}))
     if fits:
-        assert TextEncoder.from_folder(copy, 8).tokens(["a"])[0, 1] == number
+        assert read_text(copy, 8).tokens(["a"])[0, 1] == number
     else:
         assert f"gives a special token the id {number}; the text encoder beside it has vocab_size=16" in refused(copy)
 
@@ -173,7 +173,7 @@ def test_code_beside_a_tokenizer_is_never_run(copy, tmp_path, monkeypatch):
         tokenizer_class="Mine", auto_map={"AutoTokenizer": [None, "mine.Mine"]}))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     try:
-        TextEncoder.from_folder(copy, 8)
+        read_text(copy, 8)
     except ValueError as error:
         assert "does not open" in str(error)
     assert not (tmp_path / "ran").exists()
@@ -191,16 +191,16 @@ def test_tokenizers_that_cannot_work(copy, change):
 
 def test_a_tokenizer_without_padding_is_refused_and_one_without_normalizer_works(copy):
     change_json(copy / "tokenizer" / "tokenizer.json", lambda values: values.update(normalizer=None))
-    text = TextEncoder.from_folder(copy, 8)
+    text = read_text(copy, 8)
     assert text.unknown_words("a red dog") == ["dog"] and text.tokens(["a red ring"]).shape == (1, 8)
     change_json(copy / "tokenizer" / "tokenizer_config.json", lambda values: values.pop("pad_token"))
     assert "does not open" in refused(copy)
 
 
 def test_a_missing_package_is_named(copy, monkeypatch):
-    from minicogvx.text import folder
+    from minicogvx.interop import text_folder
 
     (copy / "tokenizer" / "tokenizer.json").unlink()
     (copy / "tokenizer" / "spiece.model").write_bytes(b"")
-    monkeypatch.setattr(folder, "find_spec", lambda name: None)
+    monkeypatch.setattr(text_folder, "find_spec", lambda name: None)
     assert "needs the package sentencepiece; install it with `pip install sentencepiece protobuf`" in refused(copy)

@@ -2,13 +2,21 @@
 
 import math
 
-import minicogvx  # noqa: F401  (first: it mends torchvision for diffusers)
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
+
 from minicogvx.diffusion import (
-    NoiseSchedule, dynamic_guidance_scale, guidance_scales, guide, inference_timesteps, rank_interval, rank_timesteps,
-    start_index, stratified_timesteps, uniform_timesteps,
+    NoiseSchedule,
+    dynamic_guidance_scale,
+    guidance_scales,
+    guide,
+    inference_timesteps,
+    rank_interval,
+    rank_timesteps,
+    start_index,
+    stratified_timesteps,
+    uniform_timesteps,
 )
 from minicogvx.diffusion.timesteps import target_timesteps
 from minicogvx.presets import ScheduleConfig

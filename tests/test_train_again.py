@@ -1,4 +1,4 @@
-"""`minicogvx train`: everything is checked before anything is trained; a run is resumed, made longer and stopped."""
+"""`minicogvx train`: everything is checked before training; runs are resumed, made longer and stopped."""
 
 import signal
 import threading
@@ -35,7 +35,7 @@ QUIET = Keep(progress=False)
     "transformer.caption_style=rhymed", "transformer.alignment_kinds=()", "vae.1.height=24", "vae.1.width=30",
     "guidance_scale=-1", "guidance_scale=nan", "vae.0.width=8208", "vae.0.height=1" + 20 * "0", "clips=20000000",
     "vae.0.steps=200000000", "vae.1.batch_size=65540", "vae.0.num_frames=10001", "transformer.stages.0.side=8200",
-    "transformer.stages.1.num_frames=1" + 300 * "0",
+    "transformer.stages.1.num_frames=1" + 300 * "0", "transformer.accumulate=65", "vae.0.accumulate=5",
 ])
 def test_what_cannot_be_trained_is_refused_before_anything_is(tmp_path, capsys, monkeypatch, assignment):
     monkeypatch.setattr(recipes, "train_vae", lambda *_, **__: pytest.fail("the VAE was trained"))
@@ -180,8 +180,9 @@ def test_a_size_that_changed_is_named_with_its_value(tiny, tmp_path):
         train_recipe(RECIPE, tmp_path, keep=QUIET)
 
 
-@pytest.mark.parametrize("made", ["pipeline/model_index.json", "cats.safetensors"])
-def test_a_folder_with_somebodys_results_is_left_alone(tiny, tmp_path, made):
+@pytest.mark.parametrize("made", ["pipeline/model_index.json", "cats.safetensors", "vae_0.jsonl", "vae_11.jsonl",
+                                  "transformer.jsonl", "minutes.json", "samples/cat.png", "recipe.json"])
+def test_a_folder_with_foreign_results_is_left_alone(tiny, tmp_path, made):
     (tmp_path / made).parent.mkdir(exist_ok=True)
     (tmp_path / made).write_text("mine")
     with pytest.raises(ValueError, match="which this run did not make and would write over; name another folder"):

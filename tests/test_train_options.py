@@ -1,4 +1,4 @@
-"""What a training may be told besides its sizes, and what it refuses before any work."""
+"""Options of training besides its sizes, and what is rejected before any work."""
 
 import json
 import subprocess
@@ -12,7 +12,8 @@ import torch
 from minicogvx import cli
 from minicogvx.interop.safetensors_files import read_json, read_tensors
 from minicogvx.presets import preset
-from minicogvx.training import recipe as recipes, vae as vae_training
+from minicogvx.training import recipe as recipes
+from minicogvx.training import vae as vae_training
 from minicogvx.training.critic import Critic
 from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.overrides import override
@@ -62,11 +63,11 @@ def test_a_stage_may_end_with_the_average_of_its_weights(tmp_path):
     assert torch.equal(averaged.get_parameter(name), state[f"ema/{name}"])
     assert torch.equal(last.get_parameter(name), state[f"vae/{name}"])
     assert 0 < (averaged.get_parameter(name) - start.get_parameter(name)).norm() < way
-    (tmp_path / "checkpoints" / "vae_0_00000006.safetensors").unlink()  # cut off after four steps
+    (tmp_path / "checkpoints" / "vae_0_00000006.safetensors").unlink()  # as if interrupted after four steps
     assert equal(averaged, train_vae(TINY.vae, (replace(stage, ema_decay=0.9),), keep=keep))
 
 
-def test_a_gan_goes_on_from_stage_to_stage(tmp_path):
+def test_a_gan_continues_from_stage_to_stage(tmp_path):
     loss = replace(GAN, gan_start=3)
     keep = Keep(tmp_path, log_every=1, progress=False)
     train_vae(TINY.vae, (replace(STAGE, steps=2, loss=loss), replace(STAGE, steps=3, num_frames=9, loss=loss)),
@@ -78,7 +79,7 @@ def test_a_gan_goes_on_from_stage_to_stage(tmp_path):
     same, longer = Critic(loss, STAGE.discriminator, 9, earlier=first), Critic(loss, STAGE.discriminator, 17,
                                                                               earlier=first)
     assert equal(first.network, same.network) and equal(first.network, longer.network)
-    images = Critic(loss, STAGE.discriminator, 1, earlier=first)  # no stage halves time, so other kernels: begins anew
+    images = Critic(loss, STAGE.discriminator, 1, earlier=first)  # no stage halves time: other kernels, from scratch
     assert not _alike(first, images) and all(torch.isfinite(p).all() for p in images.network.parameters())
     assert Critic(replace(loss, gan_weight=0.0), STAGE.discriminator, 9, earlier=first).network is None
 
@@ -92,7 +93,7 @@ def _alike(one: Critic, other: Critic) -> bool:
     (replace(STAGE, loss=replace(STAGE.loss, lpips_weight=1.0)), "LPIPS is not on this machine"),
 ])
 def test_what_would_end_a_vae_late_is_refused_first(monkeypatch, tmp_path, stage, message):
-    monkeypatch.setattr("minicogvx.vae.lpips_weights.lpips_source", lambda net: None)
+    monkeypatch.setattr("minicogvx.interop.lpips_weights.lpips_source", lambda net: None)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_vae(TINY.vae, (STAGE, stage), keep=Keep(tmp_path, progress=False))
     assert not list(tmp_path.iterdir())
@@ -168,7 +169,7 @@ def test_every_size_can_be_changed_on_the_command_line(tmp_path, capsys, monkeyp
     assert cli.main(["train", "micro", "--out", str(tmp_path), "--set", "sizes.transformer.num_layers=2"]) == 0
     assert seen[0].sizes == replace(preset("micro"), transformer=replace(preset("micro").transformer, num_layers=2))
     assert cli.main(["train", "micro", "--out", str(tmp_path), "--set", "clips=9"]) == 0
-    assert seen[1].sizes is None  # as the preset has them: runs begun before go on
+    assert seen[1].sizes is None  # the preset's own, so that earlier runs can be resumed
     assert cli.main(["train", "micro", "--show"]) == 0
     assert "sizes.transformer.num_layers=6" in capsys.readouterr().out.splitlines()
 

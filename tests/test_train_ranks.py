@@ -1,4 +1,4 @@
-"""Training from nothing on two gloo processes, started by torchrun: they learn together what one learns alone."""
+"""Training from scratch on two gloo processes, started by torchrun, gives the result of one process."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from minicogvx.training.run import Keep, Run
 from minicogvx.training.transformer import Networks, TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.losses import PerceptualDistance
+from minicogvx.vae.perceptual import PerceptualDistance
 from tests.ranks import exact_muon, start_ranks
 from tests.test_training import GAN, STAGE, TINY
 
@@ -86,7 +86,7 @@ def test_both_ranks_end_in_the_same_bits(both):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_all_ranks_go_on_from_what_the_first_one_found(both):
+def test_all_ranks_resume_from_what_the_first_one_found(both):
     first, second = (read_tensors(both[1] / f"rank_{rank}.safetensors") for rank in (0, 1))
     assert first["apart/done"].item() == second["apart/done"].item() == 2 and first["apart/average"].abs().max() > 0
     assert not (both[1] / "disk_1").exists()
@@ -150,8 +150,8 @@ def test_random_frames_do_not_depend_on_how_a_batch_is_cut():
     lpips = pytest.importorskip("lpips")
     model, video = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False), torch.zeros(4, 3, 9, 32, 32)
 
-    def frames(part, clips):
-        distance = PerceptualDistance("alex", frames=2, model=model, part=part)
+    def frames(shard, clips):
+        distance = PerceptualDistance(model, frames=2, shard=shard)
         return distance._choose(clips, torch.Generator().manual_seed(1))
 
     assert torch.equal(torch.cat([frames((i, 2), video[:2]) for i in (0, 1)]), frames((0, 1), video))

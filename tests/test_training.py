@@ -1,4 +1,4 @@
-"""Training in the small: the optimizer's curve, falling losses, determinism, and a whole recipe from nothing."""
+"""Small trainings: the learning-rate schedule, falling losses, determinism, and a whole recipe from scratch."""
 
 import json
 import random
@@ -10,12 +10,14 @@ from PIL import Image
 from torch import nn
 
 import minicogvx
-from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.data.captions import caption, most_tokens
 from minicogvx.data.shapes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
+from minicogvx.evaluation.adherence import measure_adherence
+from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.presets import preset
 from minicogvx.training import recipe as recipes
-from minicogvx.interop.safetensors_files import read_tensors
+from minicogvx.training import transformer as transformer_training
+from minicogvx.training import vae as vae_training
 from minicogvx.training.alignment import FEATURES, Alignment, scene_features
 from minicogvx.training.checkpoints import Checkpoints
 from minicogvx.training.distributed import Ranks
@@ -24,9 +26,9 @@ from minicogvx.training.muon import StackedMuon
 from minicogvx.training.optim import MuonAdamW, warmup_cosine
 from minicogvx.training.run import Keep
 from minicogvx.training.samples import Samples
-from minicogvx.training import transformer as transformer_training, vae as vae_training
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, initialise, normalise_latents, train_stage, train_vae, world_batch
+from minicogvx.transformer.layout import DenseLayout
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import DiscriminatorConfig
 from minicogvx.vae.losses import VAELoss, VAELossConfig
@@ -167,7 +169,7 @@ def world(clips=8, **fields):
     return encode_world(CausalVAE(TINY.vae), clips, seed=0, num_frames=9, progress=False, **fields)
 
 
-def test_a_transformer_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+def test_a_transformer_run_resumes(tmp_path, monkeypatch):
     latents = world()
     training = TransformerTraining((TransformerStage(3, 4, latent_frames=1), TransformerStage(5, 2)), warmup=2)
     whole, text = train_transformer(TINY, latents, training, keep=QUIET)
@@ -189,7 +191,7 @@ GAN = replace(STAGE.loss, gan_weight=0.5, gan_start=2)
 @pytest.mark.parametrize("change", [
     {}, {"loss": GAN}, {"loss": GAN, "discriminator": DiscriminatorConfig(width=16, spectral_norm=True)},
 ], ids=["no GAN", "GAN", "GAN with spectral norm"])
-def test_a_vae_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, change):
+def test_a_vae_run_resumes(tmp_path, monkeypatch, change):
     stages = (replace(STAGE, steps=3), replace(STAGE, steps=5, batch_size=1, **change))
     whole = train_vae(TINY.vae, stages, keep=QUIET)
     keep = Keep(tmp_path, checkpoint_every=2, progress=False)
@@ -259,7 +261,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     keep = Keep(tmp_path, progress=False)
     train_vae(TINY.vae, (replace(STAGE, steps=1),), keep=keep)
     wider = replace(TINY.vae, block_out_channels=(8, 8, 16))
-    with pytest.raises(ValueError, match="move the file away to start anew"):
+    with pytest.raises(ValueError, match="move the file away to start again"):
         train_vae(wider, (replace(STAGE, steps=1),), keep=keep)
 
 
@@ -385,7 +387,7 @@ def test_blocks_of_every_kind_begin_as_the_identity_and_all_their_branches_learn
     model = transformer_training.ExpertTransformer(replace(TINY.transformer, num_layers=2, **departure))
     transformer_training.initialise(model)
     block, x, time = model.transformer_blocks[0], torch.randn(2, 5 + 48, 32), torch.randn(2, 16)
-    y = block(x, 5, 3, time, None)
+    y = block(x, time, DenseLayout(5, (3, 4, 4)))
     assert torch.equal(y, x)
     y.square().sum().backward()
     last = [part for name, part in block.named_modules() if name.endswith(("to_out.0", "net.2"))]
@@ -438,7 +440,7 @@ def test_alignment_asks_for_the_kinds_named_and_no_others():
         Alignment(model, ("taste",))
 
 
-def test_a_recipe_makes_a_folder_that_opens_and_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_recipe_makes_a_folder_that_opens_and_resumes(tmp_path, monkeypatch):
     recipe = recipes.Recipe("micro", vae=(replace(STAGE, steps=1),), clips=4, two_objects=0.0,
                             transformer=TransformerTraining((TransformerStage(steps=1, batch_size=2),)))
     monkeypatch.setattr(recipes, "preset", lambda name: TINY)

@@ -1,4 +1,4 @@
-"""The 3D causal VAE: its size, causality, options, chunks, tiles and what it refuses."""
+"""The 3D causal VAE: its size, causality, options, chunks, tiles and what it rejects."""
 
 from dataclasses import replace
 
@@ -7,8 +7,9 @@ import torch
 
 from minicogvx.presets import VAEConfig, preset
 from minicogvx.vae import CausalVAE, DiagonalGaussian
-from minicogvx.vae.autoencoder import _check_chunk, _check_values, chunk_sizes
-from minicogvx.vae.blocks import halve_time
+from minicogvx.vae.autoencoder import chunk_sizes
+from minicogvx.vae.checks import check_chunk, check_latents, check_piece
+from minicogvx.vae.layers import halve_time
 from minicogvx.vae.tiling import OVERLAP, _tile_in_latents, blend, tiled_decode, tiled_encode
 
 TINY = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
@@ -136,9 +137,9 @@ def test_chunks_put_the_remainder_first():
 
 def test_time_is_halved_by_averaging_pairs():
     x = torch.tensor([1.0, 2.0, 4.0, 6.0, 10.0]).view(1, 1, 5, 1, 1)
-    assert halve_time(x, True).flatten().tolist() == [1.0, 3.0, 8.0]
-    assert halve_time(x[:, :, 1:], False).flatten().tolist() == [3.0, 8.0]
-    assert halve_time(x[:, :, :1], True).flatten().tolist() == [1.0]
+    assert halve_time(x).flatten().tolist() == [1.0, 3.0, 8.0]
+    assert halve_time(x[:, :, 1:]).flatten().tolist() == [3.0, 8.0]
+    assert halve_time(x[:, :, :1]).flatten().tolist() == [1.0]
 
 
 def test_the_posterior_is_a_diagonal_gaussian():
@@ -192,7 +193,7 @@ def test_a_clip_no_larger_than_one_tile_is_untouched():
 def test_default_tiles_are_half_the_picture(name, tile, shared):
     with torch.device("meta"):
         vae = CausalVAE(preset(name).vae)
-    assert _tile_in_latents(vae, None, OVERLAP) == (tile, shared)
+    assert _tile_in_latents(vae.config, None, OVERLAP) == (tile, shared)
 
 
 @pytest.mark.parametrize("overlap", [(1 / 6, 1 / 5), (0.0, 0.0), (0.5, 0.7)])
@@ -275,7 +276,7 @@ def test_a_chunk_of_latents_below_one_is_refused(chunk):
 def test_a_chunk_that_is_no_whole_number_is_refused(chunk):
     for name, multiple in (("chunk_latents", 1), ("chunk_frames", 4)):
         with pytest.raises(ValueError, match=f"^{name} is {chunk!r}; it must be a"):
-            _check_chunk(name, chunk, multiple, 8)
+            check_chunk(name, chunk, multiple, 8)
 
 
 @pytest.mark.parametrize(("x", "words"), [
@@ -283,9 +284,10 @@ def test_a_chunk_that_is_no_whole_number_is_refused(chunk):
     (torch.zeros(0, 3, 5, 8, 8), "each at least 1"), (torch.zeros(1, 3, 5, 8, 8, dtype=torch.uint8), "floating point"),
 ])
 def test_what_is_no_video_is_refused_by_its_shape_and_format(x, words):
-    for what in ("the video has", "the latents have"):
+    for what, check, config in (("the video has", check_piece, TINY),
+                                ("the latents have", check_latents, replace(TINY, latent_channels=3))):
         with pytest.raises(ValueError, match=f"^{what} the .*{words}"):
-            _check_values(what, x)
+            check(config, x)
 
 
 @pytest.mark.parametrize(("rule", "few"), [("start", "4k . 1, such as 1 or 5"), ("parity", "at least 1")])

@@ -45,7 +45,7 @@ def apart(found: list[torch.Tensor], true: list[torch.Tensor]) -> float:
 
 
 def work() -> dict[str, float | str]:
-    """How far each compiled thing is from the same not compiled."""
+    """The error of each compiled module relative to the same uncompiled one."""
     torch.manual_seed(0)
     video, latents, result = torch.rand(1, 3, 5, 4, 4) * 2 - 1, torch.randn(1, 2, 3, 2, 2), {}
     for name, part, dtype, grad in CASES:

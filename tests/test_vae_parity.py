@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import minicogvx  # noqa: F401  first: it mends torchvision for diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX

@@ -1,4 +1,4 @@
-"""A long video through the VAE piece by piece: the same numbers as in one go, at constant memory."""
+"""A long video through the VAE in pieces: the same result as in one pass, in constant memory."""
 
 import pytest
 import torch

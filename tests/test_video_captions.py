@@ -1,4 +1,4 @@
-"""Captions of films: the shapes world's from its pixels, and dense ones by tiny models with random weights."""
+"""Captions of videos: the shapes world's from its pixels, and dense ones by tiny models with random weights."""
 
 import json
 
@@ -9,14 +9,20 @@ from films import caption, mp4, pan, ramp
 from minicogvx.data import command, shapes
 from minicogvx.data.captions import parse_caption
 from minicogvx.data.video_captions import (
-    DenseCaptioner, caption_clips, caption_frames, caption_shapes, join_descriptions, limit_words, still_frames,
+    DenseCaptioner,
+    caption_clips,
+    caption_frames,
+    caption_shapes,
+    join_descriptions,
+    limit_words,
+    still_frames,
 )
 from minicogvx.data.video_folder import scan_folder
 
 
 @pytest.fixture
 def world(tmp_path):
-    """Four clips of the shapes world, a film of something else, and their scenes."""
+    """Four clips of the shapes world, a video of something else, and their scenes."""
     folder = tmp_path / "world"
     folder.mkdir()
     scenes = shapes.sample_scenes(4, seed=5)
@@ -54,7 +60,7 @@ def test_the_command_writes_metadata_that_can_be_scanned(world, capsys):
     assert not list(folder.glob(".*"))
 
 
-def test_captioning_goes_on_where_it_was_cut_off(world, tmp_path):
+def test_interrupted_captioning_resumes(world, tmp_path):
     folder, scenes = world
     found = scan_folder(folder, need_captions=False).clips[:4]
     asked = []
@@ -63,16 +69,16 @@ def test_captioning_goes_on_where_it_was_cut_off(world, tmp_path):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(clip.name)
-        return f"film {clip.name}"
+        return f"video {clip.name}"
 
     out = tmp_path / "captions.jsonl"
     with pytest.raises(KeyboardInterrupt):
         caption_clips(found, captioner, out, progress=False)
     with (tmp_path / ".captions.jsonl.notes" / "captions.jsonl").open("a") as notes:
-        notes.write('{"clip": ["2.mp4", "te')  # cut off while it wrote
+        notes.write('{"clip": ["2.mp4", "te')  # interrupted while writing
     caption_clips(found, lambda clip: asked.append(clip.name) or "later", out, progress=False)
     texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
-    assert asked == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"] and texts == ["film 0.mp4", "film 1.mp4", "later", "later"]
+    assert asked == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"] and texts == ["video 0.mp4", "video 1.mp4", "later", "later"]
     assert list(tmp_path.glob("*captions*")) == list(tmp_path.glob("*.jsonl")) == [out]
 
 

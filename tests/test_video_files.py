@@ -114,7 +114,7 @@ def test_read_image_of_each_kind(tmp_path):
     sideways = Image.new("RGB", (20, 10), "black")
     sideways.paste("white", (0, 0, 10, 10))
     exif = Image.Exif()
-    exif[0x0112] = 6  # a telephone turned: the stored left edge is the top
+    exif[0x0112] = 6  # a rotated phone: the stored left edge is the top
     sideways.save(tmp_path / "phone.png", exif=exif)
     upright = video_files.read_image(tmp_path / "phone.png", 20, 10)
     assert upright[:9].min() > 0.9 and upright[11:].max() < 0.1
@@ -123,7 +123,7 @@ def test_read_image_of_each_kind(tmp_path):
 def test_bad_files_are_named_in_one_sentence(tmp_path):
     whole = video_files.write_mp4(tmp_path / "whole.mp4", clip(), fps=8)
     (tmp_path / "empty.mp4").touch()
-    (tmp_path / "text.mp4").write_text("not a film at all, only words " * 50)
+    (tmp_path / "text.mp4").write_text("not a video at all, only words " * 50)
     (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:400])
     sound_only(tmp_path / "sound.mp4")
     cases = {"empty.mp4": "is empty", "text.mp4": "not a video", "cut.mp4": "not a video",

@@ -1,4 +1,4 @@
-"""A folder of films: what can be used, what cannot and why, and the right frame at the right second."""
+"""A folder of videos: what can be used, what cannot and why, and the right frame at the right second."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ import torch
 from films import caption, film, mp4, ramp, sound_only
 from PIL import Image
 
+from minicogvx.cli import main
 from minicogvx.data import command, film_frames, video_files
 from minicogvx.data.video_folder import clip_bucket, clip_line, read_clip, scan_folder
 
@@ -24,14 +25,14 @@ def folder(tmp_path):
     caption(film(tmp_path / "tail.mkv", torch.rand(48, 32, 48, 3))).write_bytes(
         (tmp_path / "tail.mkv").read_bytes()[:-60_000])
     caption(tmp_path / "head.mp4").write_bytes(whole.read_bytes()[:300])
-    caption(tmp_path / "words.mp4").write_text("not a film at all, only words " * 50)
+    caption(tmp_path / "words.mp4").write_text("not a video at all, only words " * 50)
     caption(tmp_path / "empty.mp4").touch()
     caption(sound_only(tmp_path / "sound.mp4"))
     caption(mp4(tmp_path / "two.mp4", ramp(2)))
     mp4(tmp_path / "mute.mp4", ramp(16))
     caption(Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png") or tmp_path / "red.png", "red")
     (tmp_path / "half.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
-    (tmp_path / "notes.md").write_text("not a film, and not meant as one")
+    (tmp_path / "notes.md").write_text("not a video, and not meant as one")
     (tmp_path / "deep").mkdir()
     caption(film(tmp_path / "deep" / "film.mkv", ramp(16)), "in a folder")
     return tmp_path
@@ -65,6 +66,36 @@ def test_the_command_prints_them(folder, capsys):
     assert printed.endswith("3 clips of 5.0 s can be used; 9 problems\n")
 
 
+def test_control_characters_in_names_and_captions_are_printed_escaped(tmp_path, capsys):
+    caption(mp4(tmp_path / "\x1b[31mred.mp4", ramp(16)), "a \x1b[2J film")
+    mp4(tmp_path / "\x9bmute\x07.mp4", ramp(16))
+    (tmp_path / "a.b\x1bc").touch()
+    assert main(["data", "scan", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "\\x1b[31mred.mp4: 32x48" in printed and ": a \\x1b[2J film" in printed
+    assert "not used: \\x9bmute\\x07.mp4: has no caption" in printed and "1 .b\\x1bc" in printed
+    assert not set(printed) & {"\x1b", "\x9b", "\x07"}
+
+
+def test_a_video_of_one_frame_is_told_so(tmp_path):
+    caption(mp4(tmp_path / "one.mp4", ramp(1)))
+    caption(film(tmp_path / "one.mkv", ramp(1)))
+    for least in (0.0, 1.0):
+        found = scan_folder(tmp_path, least)
+        assert not found.clips and [problem.name for problem in found.problems] == ["one.mkv", "one.mp4"]
+        assert {problem.reason for problem in found.problems} == {
+            "has 1 frame; a video must have at least 2, and a picture must be a picture file, such as PNG"}
+
+
+def test_what_an_interrupted_run_left_is_not_counted(tmp_path):
+    mp4(tmp_path / "a.mp4", ramp(16))
+    for name in (".metadata.jsonl.notes", ".best of all.jsonl.notes", ".cache"):
+        (tmp_path / name).mkdir()
+    for name in (".a.0123abcd.part.mp4", ".mine.mp4"):
+        (tmp_path / name).touch()
+    assert scan_folder(tmp_path).passed_over == {"hidden folder(s)": 1, "hidden": 1}
+
+
 def test_frames_come_from_the_second_asked_for(tmp_path):
     caption(mp4(tmp_path / "ramp.mp4", ramp(48)))
     clip = scan_folder(tmp_path).clips[0]
@@ -95,7 +126,7 @@ def test_a_variable_rate_is_resampled_by_time_stamps(tmp_path):
 
 
 @pytest.mark.parametrize("rotation, shape", [(90, (64, 32)), (180, (32, 64)), (270, (64, 32))])
-def test_a_rotated_film_is_turned_upright(tmp_path, rotation, shape):
+def test_a_rotated_video_is_turned_upright(tmp_path, rotation, shape):
     stored = torch.zeros(16, 32, 64, 3)
     stored[:, :16, :32] = 1.0  # bright where it is at the top and on the left
     caption(film(tmp_path / "phone.mp4", stored, rotation=rotation))
@@ -131,7 +162,7 @@ def test_metadata_comes_before_text_files_and_can_cut_pieces(tmp_path):
         ("c.mp4", "beside c", 0, 3)]
     assert [clip_line(clip) for clip in found.clips[:2]] == rows[:2]
     told = [str(problem) for problem in found.problems]
-    for words in ("line 6: names '../x.mp4', which lies outside", "line 7: has no file_name", "line 8: is no JSON",
+    for words in ("line 6: names '../x.mp4', which lies outside", "line 7: has no file_name", "line 8: is not JSON",
                   "b.mp4: is listed from second 0 to 9; it lasts 3.00 s", "none.mp4: there is no file"):
         assert sum(words in line for line in told) == 1, (words, told)
     late = read_clip(found.clips[1], 0.25, 2, 8, 32, 48)  # seconds 1.75 and 1.875 of the file
@@ -169,7 +200,7 @@ def test_bad_folders_and_arguments(tmp_path):
     assert scan_folder(tmp_path, need_captions=False).clips[0].variable_rate is False
 
 
-def test_a_long_film_is_read_at_constant_memory(tmp_path):
+def test_a_long_video_is_read_at_constant_memory(tmp_path):
     frames = video_files.stream_frames(film(tmp_path / "long.mp4", ramp(400, 16, 16)), (k / 8 for k in range(10**6)), 8)
     seen = [(tuple(frame.shape), float(frame.float().mean() / 255)) for frame in frames]
     assert len(seen) == 400 and seen[0][0] == (8, 8, 3) and seen[-1][1] > 0.85
@@ -178,7 +209,7 @@ def test_a_long_film_is_read_at_constant_memory(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.ENXIO])
-def test_a_caption_that_cannot_be_read_is_a_problem_of_its_film(tmp_path, monkeypatch, code):
+def test_a_caption_that_cannot_be_read_is_a_problem_of_its_video(tmp_path, monkeypatch, code):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (16, 16), "red").save(caption(tmp_path / name))
     real = Path.read_text

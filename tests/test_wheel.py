@@ -1,4 +1,4 @@
-"""minicogvx installed as any package is: from a wheel, without its repository, used from a folder of the user's own.
+"""minicogvx installed from a wheel, without its repository, and used from a folder of the user.
 
 The new environment borrows the dependencies of the running one through a .pth file. Such a line adds a folder to the
 path but does not read the .pth files in it, so an editable minicogvx of the running environment stays out of sight.
@@ -110,7 +110,7 @@ def test_the_description_is_complete(wheel):
     versions = [value.rpartition(" ")[2] for value in about.get_all("Classifier") if "Python :: 3." in value]
     assert versions == ["3.11", "3.12", "3.13"]
     assert any(name.endswith("/licenses/LICENSE") for name in names)
-    assert any(name.endswith("licenses/data/clips/README.md") for name in names)  # whose film it is
+    assert any(name.endswith("licenses/data/clips/README.md") for name in names)  # whose video it is
     needed = {value.split(">=")[0] for value in about.get_all("Requires-Dist") if "extra ==" not in value}
     assert needed >= {"torch", "transformers", "sentencepiece", "protobuf"}
 
@@ -134,7 +134,7 @@ def test_a_clip_is_generated_in_an_empty_folder(python, installed, tmp_path):
 
 
 def test_the_doctor_finds_the_model_in_the_package(python, installed, tmp_path):
-    code = "from minicogvx import doctor; doctor._jobs = lambda: (); raise SystemExit(doctor.doctor())"  # no timing here
+    code = "from minicogvx import doctor; doctor._jobs = lambda: (); raise SystemExit(doctor.doctor())"  # no timing
     told = run([python, "-c", code], tmp_path)
     assert str(installed / "shipped" / "toy") in told and told.rstrip().endswith("everything required works")
 

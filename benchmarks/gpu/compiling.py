@@ -1,7 +1,7 @@
-"""torch.compile of the transformer and of the VAE: does it work, what does it cost, what does it bring?
+"""torch.compile of the transformer and of the VAE: does it work, how long does it take, how much faster is it?
 
-On a GPU by inductor, PyTorch's compiler. On a CPU by "aot_eager", which traces all the same but makes no code: there
-the check is tried, not the compiler.
+On a GPU with inductor, PyTorch's compiler. On a CPU with "aot_eager", which traces but generates no code, to test the
+check itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Answer = Callable[[], list[Tensor]]  # runs the model once
 
 
 def transformer(machine: Machine, sizes: Sizes) -> Iterator[Row]:
-    """The whole model as one, as `finetune` compiles it: a forward pass, and a training step."""
+    """The whole model, compiled as by `finetune`: a forward pass, and a training step."""
     def rows() -> Iterator[Row]:
         model = random_model(ExpertTransformer, sizes.cut, machine.dtype, machine.device)
         x = inputs(sizes.cut, sizes.layers_frames, machine.dtype, machine.device)
@@ -36,7 +36,7 @@ def transformer(machine: Machine, sizes: Sizes) -> Iterator[Row]:
 
 
 def vae(machine: Machine, sizes: Sizes) -> Iterator[Row]:
-    """Encoder and decoder, each as one: a decode, and a training step without losses of other networks."""
+    """Encoder and decoder, each compiled as a whole: a decode, and a training step without losses of other networks."""
     def rows() -> Iterator[Row]:
         config = sizes.vae_to_compile
         model = random_model(CausalVAE, config, machine.dtype, machine.device)
@@ -69,12 +69,12 @@ def _with_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> Answer:
 
 
 def _compared(check: str, machine: Machine, modules: list[nn.Module], questions: dict[str, Answer]) -> Iterator[Row]:
-    """Each question before and after `modules` are compiled in place; what cannot be compiled says why in its row."""
+    """Each question before and after compiling `modules` in place; failures are reported in the row."""
     backend = "aot_eager" if machine.device.type == "cpu" else "inductor"
     plain = {part: (machine.timed(answer)[0], machine.timed(answer)[1]) for part, answer in questions.items()}
 
     def rows(part: str) -> Iterator[Row]:
-        result, first, _ = machine.timed(questions[part])  # this one pays for compiling
+        result, first, _ = machine.timed(questions[part])  # includes compilation
         _, seconds, memory = machine.timed(questions[part])
         expected, plain_seconds = plain[part]
         yield judged(apart(result, expected), TOLERANCE[machine.numbers], check=check, part=part,

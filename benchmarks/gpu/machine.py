@@ -1,4 +1,4 @@
-"""Where the checks run, and how a run is timed there."""
+"""The device of the checks, and how runs are timed on it."""
 
 import statistics
 import time
@@ -11,16 +11,16 @@ from benchmarks.gpu.rows import LEFT_OUT, Row, attempt
 from benchmarks.measure import count_flops
 from minicogvx.compat import choose_dtype
 
-FORMATS = ("float32", "bfloat16")  # what parity is checked in
+FORMATS = ("float32", "bfloat16")  # for parity checks
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, the number format of measurements, and the rates of its best matrix product, in operations a second."""
+    """A device, the dtype of measurements, and the best rates of matrix products, in operations per second."""
 
     device: torch.device
     dtype: torch.dtype
-    rates: dict[str, float] = field(default_factory=dict)  # by the name of the format
+    rates: dict[str, float] = field(default_factory=dict)  # by name of the dtype
 
     @property
     def numbers(self) -> str:
@@ -28,21 +28,21 @@ class Machine:
         return str(self.dtype).removeprefix("torch.")
 
     def format(self, name: str) -> torch.dtype:
-        """The dtype called `name`. Raises ValueError, in one sentence, where the device cannot compute in it."""
+        """The dtype called `name`. Raises ValueError, in one sentence, if the device cannot compute in it."""
         return choose_dtype(self.device, name)
 
     def share(self, flops: int, seconds: float) -> float | None:
-        """Which part of the best rate in `dtype` that is; None if the rate was not measured."""
+        """The share of the best rate in `dtype`; None if that was not measured."""
         rate = self.rates.get(self.numbers)
         return flops / seconds / rate if rate else None
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Waits until the device is idle."""
         if self.device.type != "cpu":
             torch.get_device_module(self.device).synchronize()
 
     def timed(self, run: Callable[[], object]) -> tuple[object, float, int | None]:
-        """What `run` returns, its seconds, and on CUDA the bytes allocated at its highest point."""
+        """The result of `run`, its seconds, and on CUDA the peak of allocated bytes."""
         on_cuda = self.device.type == "cuda"
         self.wait()
         if on_cuda:
@@ -55,7 +55,7 @@ class Machine:
 
 
 def in_each_format(check: str, machine: Machine, run: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
-    """The rows of `run` for each of FORMATS by its name: what fails or does not fit in one may pass in the other."""
+    """The rows of `run` for each of FORMATS by its name: one may fail or not fit where the other passes."""
     for numbers in FORMATS:
         try:
             machine.format(numbers)
@@ -67,7 +67,7 @@ def in_each_format(check: str, machine: Machine, run: Callable[[str], Iterator[R
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one program."""
+    """The speed of one program."""
 
     result: object
     seconds: float
@@ -76,7 +76,7 @@ class Speed:
 
 
 def speeds(machine: Machine, runs: list[Callable[[], object]], rounds: int) -> list[Speed]:
-    """Every program once to warm up and to count its operations, then all in turn, A B A B: medians of `rounds`."""
+    """Runs each program once, to warm up and to count operations, then in turn, A B A B; medians of `rounds`."""
     warm = [count_flops(run) for run in runs]
     taken = [[machine.timed(run)[1:] for run in runs] for _ in range(rounds)]
     found = []
@@ -87,7 +87,7 @@ def speeds(machine: Machine, runs: list[Callable[[], object]], rounds: int) -> l
 
 
 def matrix_product_rate(machine: Machine, name: str, size: int, runs: int = 8) -> float:
-    """The best rate of a `size` x `size` matrix product in the format called `name`, in operations a second."""
+    """The best rate of a `size` x `size` matrix product in the dtype `name`, in operations per second."""
     a, b = (torch.randn(size, size, device=machine.device).to(machine.format(name)) for _ in range(2))
     out = torch.mm(a, b)
     return 2 * size**3 / min(machine.timed(lambda: torch.mm(a, b, out=out))[1] for _ in range(runs))

@@ -10,13 +10,13 @@ from benchmarks.gpu.rows import TOLERANCE, Row, judged
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.twins import apart, joined, loss_and_gradients, random_model
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.transformer.packed import packed_forward
+from minicogvx.transformer.packed import forward_clips
 
 Clips = tuple[list[Tensor], Tensor, list[Tensor]]  # latents c t h w each, timesteps, text features n d each
 
 
 def packed(machine: Machine, sizes: Sizes) -> Iterator[Row]:
-    """Outputs, loss and gradients of a pack of clips of many sizes, in both formats, and how long a pack takes."""
+    """Outputs, loss and gradients of a pack of clips of many sizes, in both dtypes, and the time of a pack."""
     yield from in_each_format("packed", machine, lambda numbers: _packed(machine, sizes, numbers))
 
 
@@ -27,9 +27,9 @@ def _packed(machine: Machine, sizes: Sizes, numbers: str) -> Iterator[Row]:
     clips = _clips(sizes, dtype, machine.device)
     fields = {"check": "packed", "numbers": numbers, "beside": "dense, clip by clip", "allowed": TOLERANCE[numbers]}
     with torch.no_grad():
-        runs = [lambda: packed_forward(model, *clips, kernel="flex"), lambda: _dense(model, clips)]
+        runs = [lambda: forward_clips(model, *clips, kernel="flex"), lambda: _dense(model, clips)]
         (ours, _, _), (dense, _, _) = (machine.timed(run) for run in runs)
-        seconds, dense_seconds = (machine.timed(run)[1] for run in runs)  # now that kernels are compiled
+        seconds, dense_seconds = (machine.timed(run)[1] for run in runs)  # kernels are compiled by now
     yield judged(apart(ours, dense), part=f"forward, flex, {sizes.cut_label}", seconds=seconds,
                  other_seconds=dense_seconds, **fields)
     # PyTorch has no backward pass of flex_attention on a CPU.
@@ -42,7 +42,7 @@ def _training_error(model: nn.Module, clips: Clips, kernel: str) -> float:
     def loss(outputs: list[Tensor]) -> Tensor:
         return torch.stack([output.float().square().mean() for output in outputs]).sum()
 
-    ours, gradients = loss_and_gradients(model, lambda: loss(packed_forward(model, *clips, kernel=kernel)))
+    ours, gradients = loss_and_gradients(model, lambda: loss(forward_clips(model, *clips, kernel=kernel)))
     dense, expected = loss_and_gradients(model, lambda: loss(_dense(model, clips)))
     return apart([ours, joined(gradients)], [dense, joined(expected)])
 

@@ -1,7 +1,7 @@
-"""The same weights give the same numbers in both programs: transformers, forward and a training step, and the VAE.
+"""The same weights give the same results in both programs: transformers (forward, training step) and the VAE.
 
-float32 is compared with diffusers' float32, and must agree to rounding. In 16 bits two right programs differ by as much
-as each errs, so both are compared with diffusers' float32: ours may not err much more than theirs.
+float32 is compared with diffusers' float32, and must agree to rounding. In 16 bits two correct programs differ by their
+rounding errors, so both are compared with diffusers' float32: our error may not be much larger than theirs.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,19 +13,27 @@ from torch import Tensor
 from benchmarks.gpu.machine import Machine, in_each_format
 from benchmarks.gpu.rows import TOLERANCE, Row, judged
 from benchmarks.gpu.sizes import Sizes
-from benchmarks.gpu.twins import (TransformerTwins, apart, joined, loss_and_gradients, mse, vae_inputs, vae_twins,
-                                  worst_gradient)
+from benchmarks.gpu.twins import (
+    TransformerTwins,
+    apart,
+    joined,
+    loss_and_gradients,
+    mse,
+    vae_inputs,
+    vae_twins,
+    worst_gradient,
+)
 
-MARGIN, SLACK = 1.5, 0.01  # in 16 bits ours may be off by 1.5 times what diffusers is, and 0.01
+MARGIN, SLACK = 1.5, 0.01  # in 16 bits our error may be 1.5 times that of diffusers, plus 0.01
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What both programs say to one question, such as a forward pass: lists of tensors to be compared."""
+    """The results of both programs for one operation, such as a forward pass: lists of tensors to compare."""
 
     ours: list[Tensor]
     theirs: list[Tensor]
-    worst: float = 0.0  # of single gradients; counts in float32 alone
+    worst: float = 0.0  # of single gradients; only for float32
 
 
 def transformer(name: str) -> Callable[[Machine, Sizes], Iterator[Row]]:
@@ -67,7 +75,7 @@ def vae_answers(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Itera
 
 def in_every_format(check: str, machine: Machine,
                     ask: Callable[[torch.dtype], Iterator[tuple[str, Answers]]]) -> Iterator[Row]:
-    """Rows of all that `ask` asks, in float32 and then in 16 bits. What does not fit in one may fit in the other."""
+    """Rows of all operations of `ask`, in float32 and then in 16 bits. One may not fit where the other does."""
     exact: dict[str, list[Tensor]] = {}
 
     def rows(numbers: str) -> Iterator[Row]:
@@ -80,7 +88,7 @@ def in_every_format(check: str, machine: Machine,
 
 
 def compared(check: str, part: str, numbers: str, answers: Answers, exact: list[Tensor] | None) -> Row:
-    """Ours against theirs; in 16 bits, both against `exact` where that is known."""
+    """Ours against theirs; in 16 bits, both against `exact` if that is known."""
     ours, theirs = answers.ours, answers.theirs
     fields = {"check": check, "part": part, "numbers": numbers}
     if numbers == "float32":

@@ -1,4 +1,4 @@
-"""One line of the table for each thing that was checked, and what becomes of a check that fails."""
+"""The rows of the table, one per check and part, and the handling of checks that fail."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
@@ -10,26 +10,26 @@ import torch
 AGREES, DISAGREES, MEASURED = "agrees", "DISAGREES", "measured"
 NO_ROOM, FAILED, LEFT_OUT = "does not fit", "FAILED", "left out"
 NOT_FINITE = "the result has NaN, infinity or another shape than it should"
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # relative, where one program is compared with another
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # relative, between two programs
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was checked. `other_...` is of what it is compared with, which `beside` names."""
+    """The result of one check. `other_...` is that of the reference, which `beside` names."""
 
     check: str
     part: str = ""
     numbers: str = ""  # number format
     result: str = MEASURED
     beside: str = ""
-    error: float | None = None  # relative; infinite where shapes differ or a value is not finite
+    error: float | None = None  # relative; infinite if shapes differ or a value is not finite
     allowed: float | None = None
     seconds: float | None = None  # of one run, the median
     other_seconds: float | None = None
-    share: float | None = None  # of the rate of a large matrix product on this machine
+    share: float | None = None  # of the rate of a large matrix product on this device
     other_share: float | None = None
     flops: int | None = None  # of one run, recomputation included
-    memory: int | None = None  # bytes at the highest point, with the weights; known on CUDA alone
+    memory: int | None = None  # peak bytes, with the weights; only on CUDA
     other_memory: int | None = None
     compile_seconds: float | None = None
     reason: str = ""
@@ -41,44 +41,44 @@ def judged(error: float, allowed: float, **fields) -> Row:
 
 
 def measured(error: float, **fields) -> Row:
-    """A row of figures, worth something only if `error` is finite."""
+    """A row of measurements, which are valid only if `error` is finite."""
     if isfinite(error):
         return Row(error=error, **fields)
     return Row(result=FAILED, error=error, reason=NOT_FINITE, **fields)
 
 
 def attempt(check: str, numbers: str, run: Callable[[], Iterable[Row]], part: str = "") -> Iterator[Row]:
-    """The rows of `run`; where it raises, a row with the reason follows those that it had made by then.
+    """The rows of `run`; if it raises, the last row has the reason.
 
-    Memory is given back in either case, so that the next check starts from an empty device.
+    Memory is freed in either case, so that the next check starts with an empty device.
     """
     failure = None
     try:
         yield from run()
-    except Exception as error:  # whatever a driver or compiler raises: it is reported, and the other checks go on
+    except Exception as error:  # of a driver or compiler: reported, and the other checks continue
         result = NO_ROOM if is_out_of_memory(error) else FAILED
         failure = Row(check, part, numbers, result, reason=_in_one_line(error))
-    give_back_memory()  # behind the except clause: until its end the exception holds every tensor of the check
+    give_back_memory()  # after the except clause, because the exception holds the tensors of the check
     if failure is not None:
         yield failure
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also as libraries on top of PyTorch and other devices put it, who have no class of their own for it."""
+    """Whether it is an out-of-memory error, also of libraries and devices without a class for it."""
     words = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         said in words for said in ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed"))
 
 
 def give_back_memory() -> None:
-    """Frees what nothing refers to, and what PyTorch keeps for later on the GPU."""
+    """Frees unreferenced objects, and PyTorch's cache on the GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _in_one_line(error: BaseException) -> str:
-    """Its class and the beginning of its message, whose first line alone often says nothing."""
+    """The class and the beginning of the message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"[:300]
 
 
@@ -97,7 +97,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def as_json(row: Row) -> dict:
-    """All fields; what is unknown or not finite is null."""
+    """All fields; unknown or not finite values are null."""
     return {name: None if isinstance(value, float) and not isfinite(value) else value
             for name, value in asdict(row).items()}
 

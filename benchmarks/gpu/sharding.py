@@ -1,4 +1,4 @@
-"""FSDP2 with one rank: the calls that a run on many GPUs makes, by nccl on CUDA, against the plain model."""
+"""FSDP2 with one rank (nccl on CUDA), with the calls of a run on many GPUs, against the plain model."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from benchmarks.gpu.machine import Machine, in_each_format
 from benchmarks.gpu.rows import TOLERANCE, Row, judged
 from benchmarks.gpu.sizes import Sizes
-from benchmarks.gpu.twins import apart, inputs, joined, loss_and_gradients, mse, random_model, sampled
-from minicogvx.training.distributed import Ranks, clip_gradients, leave, ranks, wrap
+from benchmarks.gpu.twins import Inputs, apart, inputs, joined, loss_and_gradients, mse, random_model, sampled
+from minicogvx.training.distributed import Ranks, leave, ranks, wrap
 from minicogvx.transformer.model import ExpertTransformer
 
 
@@ -25,11 +25,7 @@ def fsdp(machine: Machine, sizes: Sizes) -> Iterator[Row]:
 def _fsdp(machine: Machine, sizes: Sizes, numbers: str) -> Iterator[Row]:
     dtype, device = machine.format(numbers), machine.device
     x = inputs(sizes.cut, sizes.layers_frames, dtype, device)
-    plain = random_model(ExpertTransformer, sizes.cut, dtype, device)
-    plain.gradient_checkpointing = True
-    loss, gradients = loss_and_gradients(plain, lambda: mse(plain(x.latents, x.timestep, x.text), x.target))
-    expected = [loss, joined(gradients)]
-    del plain
+    expected = _of_plain_model(machine, sizes, x, dtype)
     with one_rank(device) as rank:
         model = random_model(ExpertTransformer, sizes.cut, torch.float32, device)
         model.gradient_checkpointing = True
@@ -44,18 +40,26 @@ def _fsdp(machine: Machine, sizes: Sizes, numbers: str) -> Iterator[Row]:
 
         def step() -> None:
             backward()
-            clip_gradients(network.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
 
         error = apart([backward(), joined(_whole_gradients(model))], expected)
-        step()  # makes the optimizer's state
+        step()  # creates the optimizer's state
         _, seconds, memory = machine.timed(step)
     yield judged(error, TOLERANCE[numbers], check="fsdp", part=f"training step, one rank, {sizes.cut_label}",
                  numbers=numbers, beside="plain model", seconds=seconds, memory=memory)
 
 
+def _of_plain_model(machine: Machine, sizes: Sizes, x: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """Loss and samples of the gradients without sharding; the model is freed on return."""
+    model = random_model(ExpertTransformer, sizes.cut, dtype, machine.device)
+    model.gradient_checkpointing = True
+    loss, gradients = loss_and_gradients(model, lambda: mse(model(x.latents, x.timestep, x.text), x.target))
+    return [loss, joined(gradients)]
+
+
 def _whole_gradients(model: ExpertTransformer) -> dict[str, Tensor]:
-    """Samples of the gradients; each must be a shard, or FSDP2 was not at work."""
+    """Samples of the gradients; each must be a DTensor, or FSDP2 was not active."""
     found = {}
     for name, parameter in model.named_parameters():
         if not isinstance(parameter.grad, DTensor):
@@ -66,7 +70,7 @@ def _whole_gradients(model: ExpertTransformer) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def one_rank(device: torch.device) -> Iterator[Ranks]:
-    """This process as the only one that torchrun has started; afterwards it is alone again."""
+    """Makes this process the only rank of torchrun, and undoes it at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

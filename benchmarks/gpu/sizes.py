@@ -1,4 +1,4 @@
-"""What is checked at which size: the published ones, and tiny ones that try the checks themselves on a CPU."""
+"""The sizes of the checks: the published ones, and tiny ones to test the checks themselves on a CPU."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ class Sizes:
     schedule: ScheduleConfig  # of the 5B
     parity_frames: int  # latents; height and width are the model's own
     vae_parity: tuple[int, int, int]
-    layers: int  # of the 5B where packing, FSDP and torch.compile are checked: time to compile grows with them
+    layers: int  # of the 5B for packing, FSDP and torch.compile, whose time to compile grows with layers
     layers_frames: int
     pack: tuple[tuple[int, int, int, int], ...]  # frames, height, width, text tokens
     vae_to_compile: VAEConfig
@@ -23,11 +23,11 @@ class Sizes:
     large_vae: VAEConfig
     large: tuple[int, int, int]
     lora_rank: int
-    matrix: int  # side of the matrix product that gives the card's peak
+    matrix: int  # side of the matrix product for the peak rate
     rounds: int
 
     def pixels(self, config: TransformerConfig, latents: int) -> str:
-        """The clip of so many latents at the size of `config`, as 480x720x49: height, width, frames."""
+        """A clip of so many latents at the size of `config`, such as 480x720x49: height, width, frames."""
         space, time = self.vae.spatial_compression_ratio, self.vae.temporal_compression_ratio
         return f"{space * config.sample_height}x{space * config.sample_width}x{time * (latents - 1) + 1}"
 
@@ -51,7 +51,7 @@ PUBLISHED = Sizes(
 
 
 def _tiny_transformer(config: TransformerConfig) -> TransformerConfig:
-    """Options and oddities stay; everything is small that can be."""
+    """A tiny model with the same options."""
     return replace(config, num_attention_heads=2, attention_head_dim=16, num_layers=2, text_embed_dim=24,
                    max_text_seq_length=7, time_embed_dim=20, sample_height=4, sample_width=6, sample_frames=9)
 
@@ -63,6 +63,6 @@ TINY = replace(
     PUBLISHED, transformers={name: _tiny_transformer(config) for name, config in PUBLISHED.transformers.items()},
     vae=_TINY_VAE, vae_parity=(17, 8, 12), layers=1, layers_frames=2,
     pack=((1, 4, 6, 7), (2, 2, 4, 3), (3, 4, 6, 7), (2, 2, 4, 3)),
-    # one stage: on a CPU it is tracing that takes time, operation by operation
+    # one stage: on a CPU, tracing takes the time
     vae_to_compile=replace(_TINY_VAE, block_out_channels=(8,), temporal_compression_ratio=1), vae_training=(3, 4, 4),
     full_frames=3, large_vae=_TINY_VAE, large=(5, 12, 20), lora_rank=2, matrix=256, rounds=1)

@@ -1,15 +1,7 @@
-"""How fast the 5B is at its own size, with diffusers beside it, and what decoding takes."""
+"""Speed of the 5B at its native size, and of decoding, compared with diffusers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-
-from minicogvx.diffusion.guidance import guide  # first: minicogvx mends torchvision for diffusers
-from minicogvx.diffusion.samplers import DPMSampler
-from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.interop.configs import to_diffusers
-from minicogvx.training.lora import TARGETS, add_lora
-from minicogvx.vae import CausalVAE
-from minicogvx.vae.tiling import tiled_decode
 
 import torch
 from diffusers import CogVideoXDPMScheduler
@@ -20,6 +12,13 @@ from benchmarks.gpu.rows import FAILED, NOT_FINITE, Row, attempt, measured
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.twins import Inputs, TransformerTwins, apart, mse, random_model, vae_inputs, vae_twins
 from benchmarks.measure import count_flops
+from minicogvx.diffusion.guidance import guide
+from minicogvx.diffusion.samplers import DPMSampler
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.interop.configs import to_diffusers
+from minicogvx.training.lora import TARGETS, add_lora
+from minicogvx.vae import CausalVAE
+from minicogvx.vae.tiling import tiled_decode
 
 GUIDANCE, STEPS = 6.0, 50  # as published
 
@@ -31,7 +30,7 @@ def transformer(machine: Machine, sizes: Sizes) -> Iterator[Row]:
     def rows() -> Iterator[Row]:
         twins = TransformerTwins(sizes.transformers["5b"], sizes.full_frames, machine.dtype, machine.device)
         size = f"5b, {sizes.pixels(twins.ours.config, sizes.full_frames)}"
-        # Each is attempted alone: what does not fit in training may still fit in sampling.
+        # Attempted separately: sampling may fit where training does not.
         for part, pair in (("forward", _forward), ("guided step", _guided), ("LoRA training step", _lora)):
             label = f"{part}, {size}"
             yield from attempt("speed 5b", machine.numbers, lambda: _beside_diffusers(
@@ -90,7 +89,7 @@ def _lora(twins: TransformerTwins, sizes: Sizes) -> Pair:
     theirs = dict(twins.theirs.named_parameters())
     with torch.no_grad():
         for name, parameter in twins.ours.named_parameters():
-            if parameter.requires_grad:  # adapters of their own, with the same values
+            if parameter.requires_grad:  # separate adapters with the same values
                 theirs[name].copy_(parameter)
     return (_training_step(twins.ours, lambda: mse(twins.ours_says(x), x.target)),
             _training_step(twins.theirs, lambda: mse(twins.theirs_says(x), x.target)))
@@ -131,9 +130,9 @@ def large_decode(machine: Machine, sizes: Sizes) -> Iterator[Row]:
         model = random_model(CausalVAE, sizes.large_vae, machine.dtype, machine.device)
         _, latents = vae_inputs(sizes.large_vae, sizes.large, machine.dtype, machine.device)
         with torch.no_grad():
-            decode(model, latents[:, :, :3])  # kernels are loaded, and chosen for these frames
+            decode(model, latents[:, :, :3])  # loads kernels, and selects them for these frames
             video, seconds, memory = machine.timed(lambda: decode(model, latents))
-            # On the meta device, as counting would slow the run down.
+            # On the meta device, because counting slows the run down.
             _, flops = count_flops(lambda: decode(model.to("meta"), latents.to("meta")))
         row = Row("large decode", label, machine.numbers, seconds=seconds, flops=flops, memory=memory,
                   share=machine.share(flops, seconds))

@@ -1,13 +1,8 @@
-"""minicogvx and diffusers on one set of random weights, which both hold in the same memory: 5B once, not twice."""
+"""minicogvx and diffusers with random weights that share memory: 5B once, not twice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import gcd
-
-from minicogvx.interop.configs import to_diffusers  # first: minicogvx mends torchvision for diffusers
-from minicogvx.presets import TransformerConfig, VAEConfig
-from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.vae import CausalVAE
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +11,16 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
 from benchmarks.measure import difference
+from minicogvx.interop.configs import to_diffusers
+from minicogvx.presets import TransformerConfig, VAEConfig
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.vae import CausalVAE
 
-SAMPLES = 2**16  # about so many values of each gradient are compared
+SAMPLES = 2**16  # about this many values of each gradient are compared
 
 
 def random_model(kind: type[nn.Module], config, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A model of ours that never was on the CPU, with `fill`ed weights."""
+    """A model of ours with `fill`ed weights, created on `device`."""
     with torch.device("meta"):
         model = kind(config)
     model = model.to(dtype).to_empty(device=device)
@@ -45,13 +44,13 @@ def fill(model: nn.Module, seed: int = 0) -> None:
 
 
 def their_model(ours: nn.Module, config: TransformerConfig | VAEConfig) -> nn.Module:
-    """diffusers' model on the very tensors of `ours`."""
+    """diffusers' model, sharing the tensors of `ours`."""
     kind = CogVideoXTransformer3DModel if isinstance(config, TransformerConfig) else AutoencoderKLCogVideoX
     with torch.device("meta"):
         theirs = _of_config(kind, config)
     theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
     missing = {name for name, buffer in theirs.named_buffers() if buffer.is_meta}
-    if missing:  # tables that are in no file; they do not depend on the number of layers
+    if missing:  # tables that are not in files; they do not depend on the number of layers
         weight = next(ours.parameters())
         for name, buffer in _of_config(kind, replace(config, num_layers=1)).named_buffers():
             if name in missing:
@@ -66,12 +65,10 @@ def _of_config(kind, config):
 
 # ---- transformers
 
-Output = Callable[[], Tensor]  # a forward pass: b c t h w
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a transformer reads, and what it shall say."""
+    """Inputs and target of a transformer."""
 
     latents: Tensor  # b c t h w
     timestep: Tensor  # b
@@ -92,7 +89,7 @@ def inputs(config: TransformerConfig, frames: int, dtype: torch.dtype, device: t
 
 
 class TransformerTwins:
-    """Both programs' transformers with gradient checkpointing, and what both are given."""
+    """Both programs' transformers with gradient checkpointing."""
 
     def __init__(self, config: TransformerConfig, frames: int, dtype: torch.dtype, device: torch.device):
         self.ours = random_model(ExpertTransformer, config, dtype, device)
@@ -135,9 +132,7 @@ def vae_inputs(config: VAEConfig, clip: tuple[int, int, int], dtype: torch.dtype
     """A video `1 3 t h w` of `clip` (frames, height, width) in -1..1, and standard normal latents for it."""
     generator = torch.Generator().manual_seed(1)
     video = torch.rand(1, config.in_channels, *clip, generator=generator) * 2 - 1
-    space, time = config.spatial_compression_ratio, config.temporal_compression_ratio
-    latents = torch.randn(1, config.latent_channels, (clip[0] - 1) // time + 1, clip[1] // space, clip[2] // space,
-                          generator=generator)
+    latents = torch.randn(1, config.latent_channels, *config.latent_size(*clip), generator=generator)
     return tuple(tensor.bfloat16().to(device, dtype) for tensor in (video, latents))
 
 
@@ -147,24 +142,24 @@ def vae_inputs(config: VAEConfig, clip: tuple[int, int, int], dtype: torch.dtype
 def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest ||a - b|| / ||b|| of two lists of tensors; infinite where shapes differ or a value is not finite.
 
-    Worked out on the CPU: not every device has the float64 that it takes.
+    Computed on the CPU, because not every device has float64.
     """
     return difference([tensor.cpu() for tensor in ours], [tensor.cpu() for tensor in theirs])
 
 
 def sampled(gradient: Tensor) -> Tensor:
-    """About SAMPLES values from all over the tensor, in float32; all of them where there are fewer."""
+    """About SAMPLES values from all over the tensor, in float32; all of them if there are fewer."""
     flat = gradient.detach().flatten()
     stride = max(len(flat) // SAMPLES, 1)
-    while gcd(stride, len(flat)) > 1:  # a stride that divides the width would meet the same few columns
+    while gcd(stride, len(flat)) > 1:  # a stride that divides the width would hit only a few columns
         stride += 1
     return flat[::stride].float()
 
 
 def loss_and_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and samples of the gradients by name; each gradient is dropped as soon as it was there.
+    """The loss, and samples of the gradients by name; each gradient is freed as soon as it was sampled.
 
-    So a training step of the 5B needs its weights and one gradient, not all of them.
+    So a training step of the 5B needs memory for its weights and one gradient, not for all of them.
     """
     samples: dict[str, Tensor] = {}
 
@@ -188,8 +183,8 @@ def loss_and_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[Te
 def worst_gradient(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """The largest relative error of one parameter's gradient; infinite where one is missing or not finite.
 
-    Without rotations a bias of the keys shifts all scores alike, and has no gradient but rounding: below a thousandth
-    of the largest norm, errors are relative to that.
+    Without rotations a bias of the keys shifts all scores equally, so its gradient is only rounding error: below a
+    thousandth of the largest norm, errors are relative to that.
     """
     if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in theirs):
         return float("inf")

@@ -1,4 +1,4 @@
-"""Cuts an excerpt out of a film: a few seconds, scaled down, without sound, as a small mp4.
+"""Cuts an excerpt out of a video: a few seconds, scaled down, without sound, as a small mp4.
 
     python data/clips/make.py FILM OUT [--start 0.4] [--seconds 3] [--height 180] [--crf 21]
 
@@ -19,7 +19,7 @@ MAX_BYTES = 150_000  # a repository keeps every version of a file for ever
 def excerpt(film: Path, start: float, seconds: float, height: int) -> tuple[list[av.VideoFrame], Fraction]:
     """The frames of `film` from second `start` on, scaled to `height` pixels and an even width, and their rate.
 
-    Raises ValueError where the film is too short.
+    Raises ValueError if the video is too short.
     """
     with av.open(str(film)) as container:
         stream = container.streams.video[0]
@@ -35,7 +35,7 @@ def excerpt(film: Path, start: float, seconds: float, height: int) -> tuple[list
 
 
 def write(frames: list[av.VideoFrame], rate: Fraction, out: Path, crf: int, copyright: str) -> None:
-    """Writes H.264 beside `out` and renames it. Raises ValueError where the file is too large for a repository."""
+    """Writes H.264 by way of a temporary file. Raises ValueError if the file is too large for a repository."""
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         path = Path(folder) / out.name
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -45,7 +45,7 @@ def write(frames: list[av.VideoFrame], rate: Fraction, out: Path, crf: int, copy
             stream.options = {"crf": str(crf), "preset": "veryslow", "threads": "1"}
             for number, frame in enumerate(frames):
                 frame.pts, frame.time_base = number, 1 / rate
-                frame.pict_type = av.video.frame.PictureType.NONE  # the encoder decides, not the old file
+                frame.pict_type = av.video.frame.PictureType.NONE  # chosen by the encoder, not copied from the source
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         if path.stat().st_size > MAX_BYTES:
@@ -54,6 +54,7 @@ def write(frames: list[av.VideoFrame], rate: Fraction, out: Path, crf: int, copy
 
 
 def main() -> None:
+    """Cut an excerpt from a video and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("film", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,4 +1,4 @@
-"""Experiments that train: variants that differ in one choice, on the same data, and the curves of what they learnt."""
+"""Ablations: trains variants that differ in one choice, on the same data, and records their curves."""
 
 from importlib import import_module
 
@@ -10,7 +10,7 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    # They pull in PyTorch (seconds), for which the command's help must not wait.
+    # Imported on demand: PyTorch takes seconds, which `--help` must not.
     if name in _MODULES:
         return getattr(import_module(f"minicogvx.ablation.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'minicogvx.ablation' has no attribute {name!r}")

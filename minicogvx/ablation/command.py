@@ -1,4 +1,4 @@
-"""`minicogvx ablate`: runs one study anew, from nothing, and writes its curves."""
+"""`minicogvx ablate`: runs one study from scratch and writes its curves."""
 
 import argparse
 import time
@@ -13,7 +13,7 @@ from minicogvx.parsing import THREADS, Parser, number, one_of, path_to, whole
 def main(argv: list[str] | None = None) -> int:
     """Trains every variant for every seed.
 
-    The file is written after each seed (stages: after each variant), so a run cut off leaves those done.
+    The file is written after each seed (stages: after each variant), so an interrupted run keeps those done.
     """
     arguments = _parser().parse_args(argv)
     from minicogvx.ablation.studies import STUDIES, StagesStudy
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     _check(arguments, timed)
     device, dtype = chosen(arguments, training=True)
     use_threads(arguments.threads)
-    # Not into DATA: a first try would replace the course's own curves there, or write into an installed package.
+    # Not DATA: that would replace the course's own curves, or write into an installed package.
     out = Path(arguments.out or f"runs/ablate/{arguments.name}.json")
     check_writable(out)
     if timed:
@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         run = _run
     with locked(out.with_name(f".{out.name}.run"), instead="name another file with --out"):
-        if out.exists() and not arguments.go_on:
-            raise ValueError(f"{out} is there already; add --go-on, or name another with --out")
+        if out.exists() and not arguments.resume:
+            raise ValueError(f"{out} already exists; add --resume, or name another file with --out")
         run(STUDIES[arguments.name], arguments, out, device, dtype)
     return 0
 
@@ -47,16 +47,16 @@ def _parser() -> Parser:
     parser.add_argument("--seeds", type=whole(1, 1000), default=1, metavar="N",
                         help="how many: 0 to N - 1 (default: 1)")
     parser.add_argument("--steps", type=whole(1), metavar="N", help="of each variant (default: the study's own)")
-    parser.add_argument("--go-on", action="store_true",
-                        help="keep what the file has already, and train the rest; it must be of this code")
+    parser.add_argument("--resume", action="store_true",
+                        help="keep what the file holds (made by this code), and train the rest")
     parser.add_argument("--minutes", type=number(), metavar="X", help="stages: training of each variant (default: 6)")
     parser.add_argument("--best-fifth", type=number(), metavar="X",
-                        help="stages: minutes more on the best fifth of the clips; 0 leaves it out (default: 1)")
+                        help="stages: additional minutes on the best fifth of the clips; 0: none (default: 1)")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT",
-                        help="stages: train this variant, may be repeated (default: all); with --go-on piece by piece")
+                        help="stages: train this variant, may be repeated (default: all); combine with --resume")
     parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
                         help="where to write (default: runs/ablate/NAME.json)")
-    parser.add_argument("--threads", type=THREADS, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--threads", type=THREADS, metavar="N", help="CPU threads (default: all cores)")
     add_device_options(parser, training=True)
     return parser
 
@@ -69,15 +69,15 @@ def _check(arguments: argparse.Namespace, timed: bool) -> None:
 
 
 def place(device: str, dtype) -> str:
-    """The options that ask for this device and this number format (a torch.dtype)."""
+    """The command line options for this device and dtype."""
     return f"--device {device} --dtype {str(dtype).removeprefix('torch.')}"
 
 
 def check_place(command: str, here: str, out: Path) -> None:
-    """Raises ValueError where the command that made `out` says another place than `here`; older files say none."""
+    """Raises ValueError if `out` was made on another device or in another dtype than `here`; older files do not say."""
     if "--device" in command and here not in command:
         raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; name "
-                         f"another file with --out to make all anew")
+                         f"another file with --out to train all again")
 
 
 def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) -> None:
@@ -88,9 +88,9 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
 
     seeds, steps = arguments.seeds, study.steps if arguments.steps is None else arguments.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
-    if arguments.go_on and out.exists():
+    if arguments.resume and out.exists():
         _keep_done(results, study, out, place(device, dtype))
-    all_seeds = max(seeds, 1 + max(results.seeds, default=0))  # those kept are in the file, too
+    all_seeds = max(seeds, 1 + max(results.seeds, default=0))  # the file also holds the kept ones
     results.command = (f"minicogvx ablate {study.name} --seeds {all_seeds} --steps {steps} --threads {results.threads} "
                        f"{place(device, dtype)}")
     minutes, left = results.minutes, [seed for seed in range(seeds) if seed not in results.seeds]
@@ -112,27 +112,27 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
 
 
 def _keep_done(results, study, out: Path, here: str) -> None:
-    """Takes over the seeds of the file; raises ValueError where they were made otherwise."""
+    """Keeps the seeds of the file; raises ValueError if they were made with other settings."""
     from minicogvx.ablation.results import read_results
 
     done = read_results(out)
     for name in ("name", "steps", "torch", "threads"):
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
-                             f"{getattr(results, name)!r}; name another file with --out to make all seeds anew")
+                             f"{getattr(results, name)!r}; name another file with --out to train all seeds again")
     check_place(done.command, here, out)
     variants = list(dict.fromkeys(curve.name for curve in done.curves))
     if variants != [name + behind for name in study.variants for behind in getattr(study, "judged", ("",))]:
         raise ValueError(f"{out} has the variants {', '.join(variants)}, this study {', '.join(study.variants)}; name "
-                         f"another file with --out to make all seeds anew")
+                         f"another file with --out to train all seeds again")
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes
 
 
 def comparison(study, device: str = "cpu", dtype=None) -> Callable[
         [int, int, Callable[[str, int], None] | None], dict]:
-    """`compare(steps, seed, on_step)` of a study, all else fixed; a study of transformers encodes its clips here.
+    """`compare(steps, seed, on_step)` of a study; for a study of transformers, encodes its clips first.
 
-    `dtype`: number format of all passes; None is the fastest of `device`.
+    `dtype`: of all passes; None is the fastest of `device`.
     """
     from minicogvx.ablation.studies import VAEStagesStudy, VAEStudy
     from minicogvx.ablation.transformers import compare_transformers
@@ -153,7 +153,7 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
 
 
 def study_latents(study, device: str = "cpu", dtype=None):
-    """The clips of a study of transformers, encoded by the shipped VAE; their means, as the shipped model had them."""
+    """The clips of a study of transformers, as posterior means of the shipped VAE, like for the shipped model."""
     from dataclasses import replace
 
     import torch
@@ -162,7 +162,7 @@ def study_latents(study, device: str = "cpu", dtype=None):
     from minicogvx.training.latents import encode_world
 
     pipe = minicogvx.load("toy", device, torch.float32)
-    latents = encode_world(pipe.vae, study.clips, study.clips_seed, pipe.num_frames, dtype=dtype)
+    latents = encode_world(pipe.vae, study.clips, study.clips_seed, pipe.video_size.num_frames, dtype=dtype)
     return replace(latents, sample=False)
 
 
@@ -171,7 +171,7 @@ def _line(curve) -> str:
 
     head = f"{curve.name}, seed {curve.seed}, {curve.parameters:,} parameters, {curve.seconds:.0f} s: "
     if isinstance(curve, Curve):
-        return f"{head}loss on clips held back {curve.loss[-1]:.4f}"
+        return f"{head}loss on validation clips {curve.loss[-1]:.4f}"
     return (f"{head}PSNR {curve.psnr[-1]:.2f} dB, LPIPS {curve.lpips[-1]:.3f}, flicker {curve.flicker[-1]:.2f} "
             f"(true clips {curve.flicker_of_true:.2f}), sharpness {curve.sharpness[-1]:.2f}, "
-            f"KL {curve.kl_per_element[-1]:.2f} nats a latent number")
+            f"KL {curve.kl_per_element[-1]:.2f} nats per latent element")

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 
 from minicogvx.ablation.stages import StagesCurve
+from minicogvx.course.show import PALETTE, new_figure
 
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def stages_figure(curves: Sequence[StagesCurve]):
-    """A matplotlib figure: loss on clips held back over seconds of training, one colour and style a variant.
+    """A matplotlib figure: loss on validation clips over seconds of training, one colour and style per variant.
 
-    Dots on a curve mark where one of its stages ended and the next began; a dotted line through all of them, with the
-    name of the stage that ends there, belongs to the first variant that has several. The point before training is left
-    out: it would squeeze the rest. Runs of one variant with several seeds share its colour. Raises ValueError for no
-    curves; show the figure with `course.show.show_figure`.
+    Dots on a curve mark the ends of its stages. Dotted vertical lines show, with names, the ends of the stages of the
+    first variant that has several. The point before training is omitted: it would squeeze the rest. Runs of one variant
+    with several seeds share its colour. Raises ValueError for no curves; show it with `course.show.show_figure`.
     """
-    from minicogvx.course.show import PALETTE, new_figure  # it stands above this module
-
     if not curves:
         raise ValueError("curves is empty; give at least one, such as those of load_results('stages')")
     figure, ((axis,),) = new_figure(width=7.5, height=3.4)
@@ -30,8 +28,8 @@ def stages_figure(curves: Sequence[StagesCurve]):
         bounds = [(end, curve.loss[_nearest(curve.seconds, end)]) for end in curve.ends[:-1]]
         axis.plot([end for end, _ in bounds], [loss for _, loss in bounds], "o", color=colour, markersize=6)
     _mark_stages(axis, next((curve for curve in curves if len(curve.ends) > 1), None))
-    axis.set(xlabel="seconds of training", ylabel="loss on clips held back, full size")
-    axis.legend(fontsize=8, frameon=True, edgecolor="none")  # the ends of stages must not run through the words
+    axis.set(xlabel="seconds of training", ylabel="loss on validation clips, full size")
+    axis.legend(fontsize=8, frameon=True, edgecolor="none")  # opaque, over the lines at the ends of stages
     return figure
 
 

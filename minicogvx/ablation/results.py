@@ -1,4 +1,4 @@
-"""Curves on disk: one small JSON file a study, readable by people and by `load_results`."""
+"""Curves on disk: one small JSON file per study, readable by people and by `load_results`."""
 
 import dataclasses
 import json
@@ -19,24 +19,24 @@ _DIGITS = 6  # significant ones; more would be noise
 
 @dataclass
 class Results:
-    """The curves of a study, and how they came about."""
+    """The curves of a study, and how they were made."""
 
     name: str
-    command: str  # that makes them anew
+    command: str  # that reproduces them
     seeds: list[int]
-    steps: int | None  # None where all variants have equal time instead
+    steps: int | None  # None if all variants have equal time instead
     torch: str  # its version
     threads: int
     minutes: float
     curves: list[Curve] | list[VAECurve] | list[StagesCurve]
-    minutes_each: float | None = None  # of training, where variants have equal time
-    best_fifth: float | None = None  # minutes more on the best fifth
+    minutes_each: float | None = None  # of training, if variants have equal time
+    best_fifth: float | None = None  # additional minutes on the best fifth
 
 
 def load_results(name: str) -> list[Curve] | list[VAECurve] | list[StagesCurve]:
     """The committed curves of a study, such as "position": one for each variant and seed, without models.
 
-    Raises ValueError, with the names there are, for another name; see `read_results` for the file.
+    Raises ValueError, with the valid names, for another name; see `read_results` for the file.
     """
     if name not in STUDIES:
         raise ValueError(f"there are no results called {name!r}; the studies are {', '.join(STUDIES)}")
@@ -49,21 +49,21 @@ def default_file(name: str) -> Path:
 
 
 def read_results(path: str | Path) -> Results:
-    """What `write_results` wrote. Raises FileNotFoundError if it is not there, ValueError if it is not whole."""
+    """Reads what `write_results` wrote. Raises FileNotFoundError if it is missing, ValueError if it is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; `minicogvx ablate {path.stem} --out {path}` makes it")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         curve = _KINDS[content.pop("kind")]
         return Results(**content | {"curves": [curve(**fields) for fields in content["curves"]]})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole file of results ({type(error).__name__}: {error}); "
-                         f"move it away, and `minicogvx ablate {path.stem} --out {path}` makes it anew") from error
+        raise ValueError(f"{path} is not a complete file of results ({type(error).__name__}: {error}); "
+                         f"move it away, and `minicogvx ablate {path.stem} --out {path}` makes it again") from error
 
 
 def write_results(path: str | Path, results: Results) -> None:
-    """Writes beside the old file and renames, so that a file is always whole. Models are left out."""
+    """Writes a temporary file and renames it, so that the file is never incomplete. Models are left out."""
     if not results.curves:
         raise ValueError("curves is empty; there is nothing to write")
     path = Path(path)
@@ -89,7 +89,7 @@ def _rounded(value):
 
 
 def _one_line_a_list(content: dict) -> str:
-    """Indented JSON whose curves have one line a field: a list of thirty numbers is not thirty lines."""
+    """Indented JSON with one line per field of a curve, instead of one per number."""
     curves = [",\n   ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in curve.items())
               for curve in content["curves"]]
     head = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "curves")

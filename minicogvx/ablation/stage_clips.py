@@ -1,10 +1,10 @@
 """The clips of the study of stages: the same scenes at every size, four fifths of them out of focus.
 
 The published last stage trains on the best fifth of the data, which removes flaws such as subtitles and watermarks
-(paper 3.2). Here the flaw is blur: it can be seen without labels, and in generated clips too. It is 2 pixels at 64x64,
-because the shipped VAE is not quite sharp itself and swallows less: over that of sharp clips, the `steepness` of clips
-out of its decoder is 0.57 for sharp ones, 0.54 for 1.2 pixels, 0.51 for 2 (32 clips each). It swallows a faint
-watermark or a drift of the brightness nearly whole, as it has learnt plain backgrounds of four colours.
+(paper 3.2). Here the flaw is blur: it can be measured without labels, in generated clips as well. It is 2 pixels at
+64x64, because the shipped VAE blurs slightly itself and hides less: relative to sharp clips, the `steepness` of clips
+from its decoder is 0.57 for sharp ones, 0.54 for 1.2 pixels, 0.51 for 2 (32 clips each). A faint watermark or a drift
+of the brightness would hardly survive the VAE, which has learnt plain backgrounds of four colours.
 """
 
 import math
@@ -27,22 +27,22 @@ from minicogvx.training.latents import STORED, LatentSet
 from minicogvx.vae import CausalVAE
 
 BEST = 0.2  # share of the clips in the last stage (paper, Table 5)
-SCENES_SEED = 6_000_011  # of the captions that adherence is measured with
-_STEEPEST = 0.005  # share of a frame's pixels: about the outline of the smallest shape
+SCENES_SEED = 6_000_011  # of the captions for measuring adherence
+_STEEPEST = 0.005  # share of a frame's pixels, about the outline of the smallest shape
 
 
 @dataclass(frozen=True)
 class StageClips:
-    """What a study of stages trains and is measured on."""
+    """The training and test clips of a study of stages."""
 
-    train: dict[tuple[int, int], LatentSet]  # by frames and side: the same scenes in each
-    held_back: LatentSet  # full size, out of focus as often as the training clips
+    train: dict[tuple[int, int], LatentSet]  # by (frames, side); the same scenes in each
+    held_back: LatentSet  # full size, with the training clips' share of blurred ones
     held_back_sharp: LatentSet  # the same scenes, all in focus
-    flawed: Bool[Tensor, " n"]  # which training clips are out of focus; only for counting, training never sees it
+    flawed: Bool[Tensor, " n"]  # which training clips are out of focus; for statistics only, not for training
     score: Float[Tensor, " n"]  # `steepness` of each training clip at the full size, from its pixels alone
 
     def best(self) -> Int[Tensor, " k"]:
-        """The fifth of the training clips with the highest score, in their old order."""
+        """The fifth of the training clips with the highest score, in their original order."""
         return self.score.topk(max(1, round(BEST * len(self.score)))).indices.sort().values
 
 
@@ -50,7 +50,7 @@ def encode_clips(vae: CausalVAE, study: StagesStudy, sizes: Sequence[tuple[int, 
                  dtype: torch.dtype | None = None, progress: bool = True) -> StageClips:
     """Renders the study's scenes at each of `sizes` (frames, side) and at the full one, blurs and encodes them.
 
-    The posteriors' means are what is trained on, as for the shipped models.
+    Training uses the posteriors' means, as for the shipped models.
     """
     scenes = sample_scenes(study.clips, study.clips_seed, "train", two_objects=0.0)
     flawed = choose_flawed(study.clips, study.flawed, study.clips_seed)
@@ -69,7 +69,7 @@ def encode_clips(vae: CausalVAE, study: StagesStudy, sizes: Sequence[tuple[int, 
 def encode_blurred(vae: CausalVAE, scenes: list[Scene], flawed: Bool[Tensor, " n"], num_frames: int, side: int,
                    blur: float, dtype: torch.dtype | None = None, progress: bool = True,
                    batch_size: int = 16) -> tuple[Float[Tensor, " n"], LatentSet]:
-    """The `steepness` of each clip and its latents; those in `flawed` are out of focus by `blur` frame sides."""
+    """The `steepness` of each clip and its latents; those in `flawed` are blurred by `blur` frame sides."""
     scores, means, features, device = [], [], [], next(vae.parameters()).device
     dtype = choose_dtype(device, dtype)
     ratio, cells = vae.config.temporal_compression_ratio, side // vae.config.spatial_compression_ratio
@@ -88,14 +88,14 @@ def encode_blurred(vae: CausalVAE, scenes: list[Scene], flawed: Bool[Tensor, " n
 
 
 def choose_flawed(count: int, share: float, seed: int) -> Bool[Tensor, " n"]:
-    """Which of `count` clips have the flaw: exactly the rounded share of them, always the same for a seed."""
+    """Which of `count` clips have the flaw: exactly the rounded share, determined by `seed`."""
     flawed = torch.zeros(count, dtype=torch.bool)
     flawed[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:round(share * count)]] = True
     return flawed
 
 
 def out_of_focus(clips: Float[Tensor, "b t h w 3"], sigma: float) -> Float[Tensor, "b t h w 3"]:
-    """Every frame blurred by a Gaussian of `sigma` pixels; the border goes on as it is."""
+    """Every frame blurred by a Gaussian of `sigma` pixels, with replicated borders."""
     if not len(clips):
         return clips
     reach = max(1, math.ceil(3 * sigma))
@@ -108,13 +108,13 @@ def out_of_focus(clips: Float[Tensor, "b t h w 3"], sigma: float) -> Float[Tenso
 
 
 def steepness(clips: Float[Tensor, "b t h w 3"]) -> Float[Tensor, " b"]:
-    """How steep the edges of each clip are: the colour's largest changes from pixel to pixel over its largest contrast.
+    """Steepness of edges: the largest changes of colour from pixel to pixel over the largest contrast.
 
-    0.93 on average for clips of 64x64 as they are drawn, 0.32 after a blur of 1.2 pixels, 0.19 after 2, 0 for one
-    colour. No label is needed: the contrast is against each frame's median colour. Means over the steepest, and the
-    most different, half per cent of a frame's pixels: the length of the outlines does not count, as it would in a
-    mean over all, and faint noise does not count, as it would in second differences. How the authors ranked their
-    clips was not published.
+    On average 0.93 for clips of 64x64 as drawn, 0.32 after a blur of 1.2 pixels, 0.19 after 2, and 0 for a single
+    colour. It needs no labels: contrast is relative to each frame's median colour. Both are means over half a per cent
+    of a frame's pixels, the steepest and those of most contrast: unlike a mean over all pixels it does not depend on
+    the length of outlines, and unlike second differences it is not sensitive to faint noise. How the authors ranked
+    their clips was not published.
     """
     frames = rearrange(clips.float(), "b t h w c -> (b t) h w c")
     middle = frames.flatten(1, 2).median(dim=1).values[:, None, None, :]
@@ -135,7 +135,7 @@ def pick(latents: LatentSet, index: Int[Tensor, " k"]) -> LatentSet:
 def unseen_scenes(shown: Sequence[Scene], count: int, seed: int = SCENES_SEED) -> list[Scene]:
     """Scenes of the training split whose shape, colour, motion and background, together, are in none of `shown`.
 
-    Raises ValueError where the clips have shown nearly every combination there is.
+    Raises ValueError if the clips show nearly every possible combination.
     """
     seen, found, words = {_combination(scene) for scene in shown}, [], random.Random(seed)
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""What a model of the study of stages makes of captions: does it obey them, and how sharp are its clips?"""
+"""Judges a model of the study of stages: does it obey captions, and how sharp are its clips?"""
 
 from collections.abc import Sequence
 
@@ -17,16 +17,16 @@ from minicogvx.presets import ScheduleConfig
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
 
-_REFERENCES = 64  # true clips whose figures stand beside those of generated ones
+_REFERENCES = 64  # true clips, for comparison with generated ones
 _AT_ONCE = 16
 
 
 class Judge:
     """Measures models on captions of the training split that no clip of `shown` had.
 
-    `references` says what to hold the figures against, for true clips: the "sharpness" of blurred ones, and of sharp
-    and blurred ones after a round trip through the VAE, over that of sharp ones; and the share in which the oracle
-    reads everything rightly ("obeyed").
+    `references` are the same measures of true clips: the "sharpness", relative to sharp ones, of blurred ones, and of
+    sharp and blurred ones after a round trip through the VAE; and the share in which the oracle reads everything
+    correctly ("obeyed").
     """
 
     def __init__(self, study: StagesStudy, shown: Sequence[Scene], pipe: Pipeline, schedule: ScheduleConfig):
@@ -42,7 +42,7 @@ class Judge:
         self.references = self._references(self.scenes[:_REFERENCES])
 
     def __call__(self, model: ExpertTransformer, text: TextEncoder) -> tuple[dict[str, float], int, float]:
-        """Share of the captions obeyed, by property; how many there were; sharpness over that of sharp true clips."""
+        """Share of captions obeyed, by property; their number; sharpness relative to sharp true clips."""
         pipe = _Watched(self.pipe.vae, model, self.schedule, text, self.pipe.fps,
                         guidance_scale=self.pipe.guidance_scale)
         result = measure_adherence(pipe, self.scenes, SCENES_SEED, progress=False)
@@ -70,7 +70,7 @@ def _figures(clips: Float[Tensor, "b t h w 3"], sharp: Float[Tensor, "b t h w 3"
 
 
 class _Watched(Pipeline):
-    """Keeps the steepness of every clip that it decodes: one generation serves both measures."""
+    """Records the steepness of every clip that it decodes, so that clips are generated once for both measures."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)

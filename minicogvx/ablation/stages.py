@@ -1,13 +1,13 @@
-"""Stages of growing size against the full size at once, for the same time; then the best fifth (paper 3.2, Table 5).
+"""Stages of growing size against the full size throughout, for equal time; then the best fifth (paper 3.2, Table 5).
 
-All variants are trained for equally many *seconds*, because that is what stages save. So the results depend on the
-machine: how much cheaper a small clip is than a large one, and how many steps fit into the time. The points of a curve
-therefore also hold steps, clips and tokens, which do not depend on it. Only training steps count; measurements and
-encoding do not.
+All variants are trained for the same number of *seconds*, because stages are meant to save time. So the results depend
+on the machine: on how much cheaper small clips are than large ones, and on how many steps fit into the time. The points
+of a curve therefore also hold steps, clips and tokens. The clock runs only during training steps, not while measuring
+or encoding.
 
-One run: one warm-up and one cosine over all its seconds, whatever its stages; explicit uniform timesteps; the text
-encoder is trained along; the alignment of the shipped models, falling to 0. Measured are the moving averages of the
-weights, which trail the weights by a few hundred steps, so a curve bends a little after a stage has begun.
+Each run has one warm-up and one cosine over all its seconds, across stages; explicit uniform timesteps; a trained text
+encoder; the alignment loss of the shipped models, decaying to 0. The moving averages of the weights are measured, which
+lag by a few hundred steps, so a curve bends shortly after the start of a stage.
 """
 
 import copy
@@ -32,17 +32,24 @@ from minicogvx.training.alignment import Alignment
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import average, warmup_cosine
 from minicogvx.training.transformer import (
-    TransformerStage, TransformerTraining, draw_batch, draw_noise, initialise, update_master, v_loss)
+    TransformerStage,
+    TransformerTraining,
+    draw_batch,
+    draw_noise,
+    initialise,
+    update_master,
+    v_loss,
+)
 from minicogvx.transformer.model import ExpertTransformer
 
-# A shorter average than the shipped model's, since runs are shorter; its stage is not used.
+# A shorter average than the shipped model's, because runs are shorter; the stage in it is not used.
 RECIPE = TransformerTraining((TransformerStage(1),), ema_decay=0.995)
-_TICKS, _WARMUP = 10_000, 200  # a run in parts of its time; warm-up is its first fiftieth
+_TICKS, _WARMUP = 10_000, 200  # time steps of a run's schedule; warm-up is the first fiftieth
 
 
 @dataclass
 class StagesCurve:
-    """How one run went, point by point, and what its model made at the end. Times are seconds of training proper."""
+    """The measurements of one run, and its final model's scores. Times are seconds of training steps."""
 
     name: str
     seed: int
@@ -51,44 +58,44 @@ class StagesCurve:
     ends: list[float] = field(default_factory=list)  # when each stage ended
     seconds: list[float] = field(default_factory=list)  # at each measurement; the first is before training
     steps: list[int] = field(default_factory=list)
-    clips: list[int] = field(default_factory=list)  # seen so far, repetitions counted
+    clips: list[int] = field(default_factory=list)  # seen so far, with repetitions
     tokens: list[int] = field(default_factory=list)  # of those clips, text included
-    loss: list[float] = field(default_factory=list)  # v-loss on clips held back, at the full size, blurred as often
+    loss: list[float] = field(default_factory=list)  # v-loss on validation clips, blurred as often
     loss_of_sharp: list[float] = field(default_factory=list)  # on the same clips in focus
-    sharp_share: float = 0.0  # of the clips that the last stage drew from: how many are in focus
+    sharp_share: float = 0.0  # share of clips in focus, among those of the last stage
     adherence: dict[str, float] = field(default_factory=dict)  # share of the captions obeyed, by property
-    measured: int = 0  # captions, of the training split; none belongs to a clip that was trained on
-    sharpness: float = 0.0  # steepness of the generated clips over that of true sharp clips of these captions
-    references: dict[str, dict[str, float]] = field(default_factory=dict)  # the same of true clips; see Judge
-    model: ExpertTransformer | None = field(default=None, repr=False, compare=False)  # the averages, where just trained
+    measured: int = 0  # captions of the training split, none of which belongs to a training clip
+    sharpness: float = 0.0  # steepness of generated clips relative to true sharp clips of the same captions
+    references: dict[str, dict[str, float]] = field(default_factory=dict)  # the same measures of true clips; see Judge
+    model: ExpertTransformer | None = field(default=None, repr=False, compare=False)  # if just trained
     text: TextEncoder | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all variants of one comparison have in common."""
+    """The inputs that all variants of a comparison share."""
 
     study: StagesStudy
     clips: StageClips
-    pipe: Pipeline  # its VAE, which made the latents, decodes; its guidance scale is sampled with
+    pipe: Pipeline  # its VAE made the latents and decodes; its guidance scale is used for sampling
     text: TextConfig = preset("toy").text
     schedule: ScheduleConfig = ScheduleConfig()
-    dtype: torch.dtype | None = None  # of passes; None: the fastest of the pipeline's device
+    dtype: torch.dtype | None = None  # of all passes; None: the fastest of the pipeline's device
     now: Callable[[], float] = time.perf_counter
-    on_second: Callable[[str], None] | None = None  # called with a variant's name for each second of training
+    on_second: Callable[[str], None] | None = None  # called with a variant's name after each second of training
 
 
 def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
                    on_curves: Callable[[list[StagesCurve]], None] | None = None) -> list[StagesCurve]:
-    """Trains each named variant from nothing for the study's minutes; after `refined` the best fifth, too.
+    """Trains each named variant from scratch for the study's minutes; then refines `refined` on the best fifth.
 
     Every variant starts from the same weights of the text encoder and of the transformer, and step k of each draws
-    from the same seed. The refined variant goes on twice from its averages, for `best_fifth` minutes each: on the fifth
-    that `StageClips.best` picks, and on all clips, so that the picking is told apart from the longer training.
-    `on_curves` is called with the curves of each variant when they are whole. The number of steps depends on the
-    machine, so only a `now` that counts makes a run repeatable. Random state and gradient mode stay as they were.
+    from the same seed. The refined variant continues twice from its averages, for `best_fifth` minutes each: on the
+    fifth that `StageClips.best` picks, and on all clips, to separate the selection from the longer training.
+    `on_curves` is called with the complete curves of each variant. The number of steps depends on the machine, so a
+    run is reproducible only with a simulated clock `now`. Random state and gradient mode are restored.
 
-    Raises ValueError for no names, one that the study does not have, or a transformer for another size than the full.
+    Raises ValueError for no names, an unknown name, or a transformer for another size than the full one.
     """
     study = bench.study
     for name in names:
@@ -113,7 +120,7 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
 
 
 def train(bench: Bench, name: str, seed: int) -> tuple["Learner", StagesCurve]:
-    """One variant from nothing, through its stages."""
+    """Trains one variant from scratch, through its stages."""
     config, stages = bench.study.variants[name]
     learner = Learner(config, bench, seed)
     curve = StagesCurve(name, seed, sum(p.numel() for p in learner.master.parameters()),
@@ -124,10 +131,10 @@ def train(bench: Bench, name: str, seed: int) -> tuple["Learner", StagesCurve]:
 
 
 def refine(bench: Bench, learner: "Learner", before: StagesCurve, kind: str) -> tuple["Learner", StagesCurve]:
-    """Goes on from a run's averages at the full size, on "the best fifth" of its clips or on "all clips".
+    """Continues from a run's averages at the full size, on "the best fifth" of its clips or on "all clips".
 
-    The authors published neither the learning rate of their last stage nor how it begins. Ours: a new optimizer and a
-    new average, `refine_rate` times the learning rate with warm-up and cosine of its own, no alignment.
+    The authors published neither the learning rate of their last stage nor how it starts. Ours: a new optimizer and a
+    new average, `refine_rate` times the learning rate with its own warm-up and cosine, no alignment.
     """
     study, clips = bench.study, bench.clips
     last = study.variants[before.name][1][-1]
@@ -138,7 +145,7 @@ def refine(bench: Bench, learner: "Learner", before: StagesCurve, kind: str) -> 
     curve = StagesCurve(f"{before.name}, then {kind}", before.seed, before.parameters,
                         sharp_share=1 - clips.flawed[chosen].float().mean().item())
     stage = TimedStage(1.0, *last.size, last.batch_size)
-    # Far from the run's own seeds; the same draws of noise for both kinds.
+    # Far from the run's own seeds; the same noise for both kinds.
     spend(bench, on, curve, [(stage, pick(clips.train[last.size], chosen), f"{stage}, {kind}")],
           60 * study.best_fifth, before.seed * 10_000_000 + 5_000_000, 0.0, study.refine_rate)
     return on, curve
@@ -146,9 +153,9 @@ def refine(bench: Bench, learner: "Learner", before: StagesCurve, kind: str) -> 
 
 def spend(bench: Bench, learner: "Learner", curve: StagesCurve, plan: Sequence[tuple[TimedStage, LatentSet, str]],
           seconds: float, seed: int, alignment_weight: float, rate: float = 1.0) -> None:
-    """Trains for `seconds`, which the stages of `plan` share; the clock runs only while a step does.
+    """Trains for `seconds`, which the stages of `plan` share; the clock runs only during steps.
 
-    Measures before, after every `study.every` seconds, and where a stage ends.
+    Measures at the start, after every `study.every` seconds, and at the end of each stage.
     """
     start, taken, end, measured, told = learner.seconds, 0, 0.0, 0, 0
     measure(bench, learner, curve)
@@ -173,7 +180,7 @@ def spend(bench: Bench, learner: "Learner", curve: StagesCurve, plan: Sequence[t
 
 
 def measure(bench: Bench, learner: "Learner", curve: StagesCurve) -> None:
-    """Adds a point to the curve, unless the last one was of this very step."""
+    """Adds a point to the curve, unless the last one was at the same step."""
     if curve.steps and curve.steps[-1] == learner.steps:
         return
     model, text = learner.short_average()
@@ -184,7 +191,7 @@ def measure(bench: Bench, learner: "Learner", curve: StagesCurve) -> None:
 
 
 def finish(curve: StagesCurve, learner: "Learner", judge: Judge) -> StagesCurve:
-    """The curve with what the model makes of captions, and the model itself."""
+    """Adds the model and its scores to the curve."""
     model, text = learner.short_average()
     text.encoder.eval()
     curve.adherence, curve.measured, curve.sharpness = judge(model, text)
@@ -193,10 +200,10 @@ def finish(curve: StagesCurve, learner: "Learner", judge: Judge) -> StagesCurve:
 
 
 class Learner:
-    """A transformer and a text encoder under training, their averages, and what has been spent on them."""
+    """A transformer and a text encoder in training, their averages, and the seconds, clips and tokens spent."""
 
     def __init__(self, config: TransformerConfig, bench: Bench, seed: int):
-        # Seeded twice: how many numbers a model draws for its weights must not change the text encoder's.
+        # Seeded twice: the text encoder's weights must not depend on how many numbers the model draws.
         torch.manual_seed(seed)
         self.text = TextEncoder.from_config(bench.text, vocabulary(), config.max_text_seq_length)
         self.text.encoder.train()
@@ -212,18 +219,18 @@ class Learner:
             *self.alignment.named_parameters(prefix="alignment"), *self.master.named_parameters(prefix="transformer"),
             *self.text.encoder.named_parameters(prefix="text")])
         self.averages = [copy.deepcopy(net).requires_grad_(False) for net in (self.master, self.text.encoder)]
-        self.averaged = 0  # steps that are in the averages
+        self.averaged = 0  # number of steps in the averages
         self.seconds, self.steps, self.clips, self.tokens = 0.0, 0, 0, 0
 
     def begin_with(self, transformer: ExpertTransformer, text_encoder: torch.nn.Module) -> None:
-        """Takes these weights for its own, before its first step."""
+        """Copies these weights, before the first step."""
         for net in (self.master, self.working, self.averages[0]):
             net.load_state_dict(transformer.state_dict())
         for net in (self.text.encoder, self.averages[1]):
             net.load_state_dict(text_encoder.state_dict())
 
     def step(self, latents: LatentSet, batch_size: int, seed: int, factor: float, alignment_weight: float) -> Tensor:
-        """One update on the batch that belongs to `seed`; the v-loss."""
+        """One update on the batch of `seed`; returns the v-loss."""
         generator = torch.Generator().manual_seed(seed)
         x0, captions, features = draw_batch(latents, batch_size, RECIPE.text_dropout, generator)
         noise, t = draw_noise(x0, self.schedule, generator)
@@ -239,7 +246,7 @@ class Learner:
         return loss.detach()
 
     def short_average(self) -> tuple[ExpertTransformer, TextEncoder]:
-        """The averages, the transformer in the number format that passes run in."""
+        """The averages, the transformer in the dtype of passes."""
         text = TextEncoder(self.text.tokenizer, self.averages[1], self.text.max_length)
         return copy.deepcopy(self.averages[0]).to(self.dtype).eval(), text
 

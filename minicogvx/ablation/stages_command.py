@@ -9,9 +9,9 @@ import torch
 
 
 def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: torch.dtype) -> None:
-    """Trains the variants; the file is written after each, so a run cut off leaves those done and --go-on the others.
+    """Trains the variants. The file is written after each, so that --resume can train the remaining ones.
 
-    The best fifth belongs to its variant: both or neither are in the file.
+    The curves of the best fifth are written together with those of their variant.
     """
     from tqdm import tqdm
 
@@ -50,26 +50,26 @@ def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: tor
 
 
 def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path, here: str):
-    """What will be written: nothing yet, or with --go-on what the file has."""
+    """The results so far: none, or with --resume those in the file."""
     from minicogvx.ablation.results import Results
 
     threads = torch.get_num_threads()
     command = _command(study, arguments.seeds, names, threads, here)
     results = Results(study.name, command, [], None, torch.__version__, threads, 0.0, [], study.minutes,
                       study.best_fifth)
-    if arguments.go_on and out.exists():
+    if arguments.resume and out.exists():
         _keep_done(results, out, here)
         there = {curve.name for curve in results.curves} | set(names)
-        seeds = max(arguments.seeds, 1 + max(results.seeds, default=0))  # those kept are in the file, too
+        seeds = max(arguments.seeds, 1 + max(results.seeds, default=0))  # the file also holds the kept ones
         results.command = _command(study, seeds, [name for name in study.variants if name in there], threads,
                                    here)
     return results
 
 
 def make_bench(study, names: tuple[str, ...], on_second=None, device: str = "cpu", dtype: torch.dtype | None = None):
-    """The shipped model, whose VAE is used, and the study's clips at the sizes that these variants train at.
+    """The shipped model, whose VAE is used, and the study's clips at the sizes of these variants.
 
-    `dtype`: number format of all passes; None is the fastest of `device`.
+    `dtype`: of all passes; None is the fastest of `device`.
     """
     import minicogvx
     from minicogvx.ablation.stage_clips import encode_clips
@@ -88,7 +88,7 @@ def line(curve) -> str:
     """One run in a sentence."""
     shares = ", ".join(f"{name} {100 * value:.1f}" for name, value in curve.adherence.items() if name != "all")
     return (f"{curve.name}, seed {curve.seed}, {curve.seconds[-1]:.0f} s, {curve.steps[-1]:,} steps, "
-            f"{curve.clips[-1]:,} clips, {curve.tokens[-1]:,} tokens: loss on clips held back {curve.loss[-1]:.4f} "
+            f"{curve.clips[-1]:,} clips, {curve.tokens[-1]:,} tokens: loss on validation clips {curve.loss[-1]:.4f} "
             f"(sharp ones {curve.loss_of_sharp[-1]:.4f}); {100 * curve.adherence['all']:.1f} % of {curve.measured} "
             f"captions obeyed ({shares}); sharpness {curve.sharpness:.3f} of true sharp clips")
 
@@ -111,7 +111,7 @@ def _command(study, seeds: int, names: list[str], threads: int, here: str) -> st
 
 
 def _keep_done(results, out: Path, here: str) -> None:
-    """Takes over the curves of the file; raises ValueError where they were made otherwise."""
+    """Keeps the curves of the file; raises ValueError if they were made with other settings."""
     from minicogvx.ablation.command import check_place
     from minicogvx.ablation.results import read_results
 
@@ -119,6 +119,6 @@ def _keep_done(results, out: Path, here: str) -> None:
     for name in ("name", "minutes_each", "best_fifth", "torch", "threads"):
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
-                             f"{getattr(results, name)!r}; name another file with --out to make all anew")
+                             f"{getattr(results, name)!r}; name another file with --out to train all again")
     check_place(done.command, here, out)
     results.seeds, results.curves, results.minutes = done.seeds, done.curves, done.minutes

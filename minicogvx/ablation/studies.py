@@ -1,9 +1,9 @@
-"""The studies of this repository: which variants, how long. `minicogvx ablate NAME` runs one.
+"""The studies of this repository: their variants and lengths. `minicogvx ablate NAME` runs one.
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
-world. The numbers of steps are such that one seed of a study takes about four minutes on two processor cores. The study
-of stages alone counts seconds instead of steps, and takes about half an hour a seed.
+world. One seed of a study takes about four minutes on two CPU cores. Only the study of stages counts seconds instead of
+steps; it takes about half an hour per seed.
 """
 
 import math
@@ -25,7 +25,7 @@ class TransformerStudy:
     steps: int = 600
     batch_size: int = 32
     every: int = 25
-    clips: ClassVar[int] = 1024  # encoded once; the last 64 are held back
+    clips: ClassVar[int] = 1024  # encoded once; the last 64 are for validation
     clips_seed: ClassVar[int] = 2
 
 
@@ -56,9 +56,9 @@ class VAEPart:
 
 @dataclass(frozen=True)
 class VAEStagesStudy:
-    """One VAE, trained on short clips, on long ones, or on the one and then the other.
+    """One VAE, trained on short clips, on long ones, or on short and then long ones.
 
-    It is judged on both and on larger frames. Raises ValueError for shares that do not add up to 1.
+    It is measured on both, and on larger frames. Raises ValueError for shares that do not add up to 1.
     """
 
     name: str
@@ -97,20 +97,20 @@ class TimedStage:
 
 @dataclass(frozen=True)
 class StagesStudy:
-    """Transformers trained for equally many seconds on clips whose size grows, or does not; see ablation/stages.py.
+    """Transformers trained for equal time on clips whose size grows, or does not; see ablation/stages.py.
 
-    Raises ValueError for shares that do not add up to 1, last stages of different sizes, or a `refined` variant that
-    there is not.
+    Raises ValueError for shares that do not add up to 1, last stages of different sizes, or an unknown `refined`
+    variant.
     """
 
     name: str
     question: str
     variants: dict[str, tuple[TransformerConfig, tuple[TimedStage, ...]]]
-    refined: str  # the variant that goes on with the best fifth
-    minutes: float = 6.0  # of training proper, each variant
-    best_fifth: float = 1.0  # minutes more on the best fifth, and as many on all clips for comparison; 0: left out
+    refined: str  # the variant that is refined on the best fifth
+    minutes: float = 6.0  # of training steps, for each variant
+    best_fifth: float = 1.0  # more minutes on the best fifth, and as many on all clips for comparison; 0: none
     every: float = 10.0  # seconds of training between measurements of the loss
-    clips: int = 4224  # of one object; the last `held_back` are never trained on
+    clips: int = 4224  # of one object; the last `held_back` are for validation
     held_back: int = 128
     clips_seed: int = 3
     measured: int = 200  # clips generated at the end of each run
@@ -143,11 +143,11 @@ class StagesStudy:
 
     @property
     def full(self) -> tuple[int, int]:
-        """Frames and side of the last stage: what every variant is judged at."""
+        """Frames and side of the last stage, at which every variant is measured."""
         return self.variants[self.refined][1][-1].size
 
     def sizes(self, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-        """Every size that these variants train at, the full one among them."""
+        """Every size of these variants, including the full one."""
         return tuple(dict.fromkeys(stage.size for name in names for stage in self.variants[name][1]))
 
 
@@ -158,21 +158,21 @@ TRANSFORMER = replace(preset("toy").transformer, num_attention_heads=2, num_laye
 
 _POSITION = TransformerStudy("position", QUESTIONS["position"], {
     "rope": TRANSFORMER,
-    # The published scale 1.875 is left from training at a smaller size first, which there is none of here.
+    # The published scale of 1.875 results from training at a smaller size first, which is not done here.
     "sincos": replace(TRANSFORMER, position="sincos", spatial_interpolation_scale=1.0),
     "learned": replace(TRANSFORMER, position="learned"),
     "none": replace(TRANSFORMER, position="none"),
 }, steps=450)
 
-# Equal parameters. What "shared" saves in its modulations goes to a wider time embedding (120 for 64). "separate"
-# (MMDiT) has every weight twice and is narrower in return (2 heads of 48 for 2 of 64), with as many blocks.
+# Equal parameters. "shared" saves modulations and gets a wider time embedding (120 instead of 64). "separate" (MMDiT)
+# has every weight twice and is narrower (2 heads of 48 instead of 64), with the same number of blocks.
 _MODULATION = TransformerStudy("modulation", QUESTIONS["modulation"], {
     "expert": TRANSFORMER,
     "shared": replace(TRANSFORMER, modulation="shared", time_embed_dim=120),
     "separate": replace(TRANSFORMER, modulation="separate", attention_head_dim=48),
 })
 
-# Equal parameters. A factorised block holds two attentions, so there are 3 blocks of it for 4 full ones.
+# Equal parameters. A factorised block has two attentions, so there are 3 of them for 4 full ones.
 _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "full": TRANSFORMER,
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
@@ -180,14 +180,14 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
 
 # ---- stages of growing size (paper 3.2, Table 5)
 
-# As in Table 5, resolution grows before the clips do, and batches shrink: a step is always about 3000 tokens. Stages
-# that small cost more than their share of tokens, because every step also updates all weights.
+# As in Table 5, resolution grows before length, and batches shrink: a step always has about 3000 tokens. Small stages
+# cost more than their share of tokens, because every step also updates all weights.
 _GROWING = (TimedStage(0.2, 9, 32, 64), TimedStage(0.3, 9, 64, 32), TimedStage(0.5, 17, 64, 32))
 STAGES = StagesStudy("stages", QUESTIONS["stages"], {
     "full size": (TRANSFORMER, (TimedStage(1.0, 17, 64, 32),)),
-    # 2 x 2 patches a frame are at rows 0 and 1, which later are the first of 4.
+    # Extrapolated: 2 x 2 patches have positions 0 and 1, later the first of 4.
     "progressive": (replace(TRANSFORMER, position_scaling="extrapolate"), _GROWING),
-    # 2 x 2 patches are at rows 0 and 2: spread over the places of 4.
+    # Interpolated: 2 x 2 patches have positions 0 and 2, spread over those of 4.
     "progressive, interpolated": (replace(TRANSFORMER, position_scaling="interpolate"), _GROWING),
 }, refined="progressive")
 
@@ -198,7 +198,7 @@ _L1 = VAELossConfig(lpips_weight=0.0, kl_weight=0.0, gan_weight=0.0)
 _L2 = replace(_L1, l2_weight=10.0)
 _LPIPS = replace(_L2, lpips_weight=0.1, lpips_net="alex", lpips_frames=2)
 _WEAK_KL = replace(_LPIPS, kl_weight=0.01)
-PIXELS = replace(_L2, kl_weight=0.1)  # what the shipped VAE was mostly trained with
+PIXELS = replace(_L2, kl_weight=0.1)  # the loss of most of the shipped VAE's training
 
 _LOSSES = VAEStudy("vae-losses", QUESTIONS["vae-losses"], {
     "L1": (VAE, _L1),
@@ -223,12 +223,12 @@ def _compression(stages: int, temporal: int, channels: int) -> tuple[VAEConfig, 
 
 _COMPRESSION = VAEStudy("vae-compression", QUESTIONS["vae-compression"], {
     f"{2**(stages - 1)}x{2**(stages - 1)}x{temporal}, {channels} channels": _compression(stages, temporal, channels)
-    # the paper's own rows: its baseline without compression in time (there a 2D VAE), then A to E
+    # the rows of the paper: its baseline without compression in time (there a 2D VAE), then A to E
     for stages, temporal, channels in ((4, 1, 4), (4, 4, 8), (4, 4, 16), (4, 4, 32), (4, 8, 32), (5, 8, 128))
 }, steps=200)
 
-# Lengths and frame rates as published, in small: 17 frames at 8 or 16 a second there, then 161. About as many frames in
-# a step of either length.
+# Lengths and frame rates as published, scaled down: there 17 frames at 8 or 16 fps, then 161. A step of either length
+# has about the same number of frames.
 _SHORT, _LONG = VAEPart(1.0, 9, 4, frame_rates=(8, 16)), VAEPart(1.0, 33, 1)
 _VAE_STAGES = VAEStagesStudy("vae-stages", QUESTIONS["vae-stages"], {
     "short": (_SHORT,),

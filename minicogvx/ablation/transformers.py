@@ -1,4 +1,4 @@
-"""Trains transformers that differ in their config on the very same batches (paper 4.1, figures 8 and 10)."""
+"""Trains transformers that differ in their config on identical batches (paper 4.1, figures 8 and 10)."""
 
 import copy
 import random
@@ -17,23 +17,29 @@ from minicogvx.text import TextEncoder
 from minicogvx.training.latents import LatentSet
 from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.transformer import (
-    TransformerStage, TransformerTraining, diffusion_step_loss, draw_batch, initialise, update_master)
+    TransformerStage,
+    TransformerTraining,
+    diffusion_step_loss,
+    draw_batch,
+    initialise,
+    update_master,
+)
 from minicogvx.transformer.model import ExpertTransformer
 
-HELD_BACK = 64  # clips at the end of a set that no variant is trained on
-# Learning rates and the share of empty captions, as the shipped model had them; its stage is not used.
+HELD_BACK = 64  # clips at the end of a set, on which no variant is trained
+# Learning rates and the share of empty captions of the shipped model; the stage is not used.
 _RECIPE = TransformerTraining((TransformerStage(1),))
 
 
 @dataclass
 class Curve:
-    """How the loss of one variant fell. `model` and `text` are there only where it was trained just now."""
+    """The loss curve of one variant. `model` and `text` are None unless it was trained in this process."""
 
     name: str
     seed: int
     parameters: int  # of the transformer, without the text encoder
     steps: list[int]  # optimizer steps done at each measurement; 0 is before training
-    loss: list[float]  # mean v-prediction loss on the clips held back
+    loss: list[float]  # mean v-prediction loss on the validation clips
     seconds: float  # of training, measurements included
     model: ExpertTransformer | None = field(default=None, repr=False, compare=False)
     text: TextEncoder | None = field(default=None, repr=False, compare=False)
@@ -44,13 +50,13 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Lat
                          text: TextConfig = preset("toy").text, schedule: ScheduleConfig = ScheduleConfig(),
                          device: torch.device | str = "cpu",
                          on_step: Callable[[str, int], None] | None = None) -> dict[str, Curve]:
-    """Trains each variant from nothing; the loss on held-back clips before, after every `every` steps and at the end.
+    """Trains each variant from scratch; measures the validation loss at the start, every `every` steps and at the end.
 
     Every variant sees the same clips, captions, noise and timesteps, and its text encoder starts from the same weights.
-    The last 64 clips of `latents` are held back; on them the noise and the stratified timesteps are always the same,
-    also for another seed. The text encoder is trained along; no alignment head, no moving average. Weights stay
-    float32, passes run in `dtype`. Deterministic for a seed and a number of threads; the global random state and the
-    gradient mode stay as they were. `on_step(name, done)` is called after each step.
+    The last 64 clips of `latents` are for validation; their noise and stratified timesteps are always the same, for any
+    seed. The text encoder is trained as well; no alignment head, no moving average. Weights are float32, passes run in
+    `dtype`. Deterministic for a seed and a number of threads; the global random state and the gradient mode are
+    restored. `on_step(name, done)` is called after each step.
 
     Raises ValueError for no variants, a count below 1, or a set without clips to train on.
     """
@@ -68,7 +74,7 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Lat
 
 def held_back_loss(model: ExpertTransformer, text: TextEncoder, held_back: LatentSet, schedule: NoiseSchedule,
                    dtype: torch.dtype | None = None) -> float:
-    """Mean v-prediction loss on all clips of `held_back`: always the same phrasings, noise and timesteps."""
+    """Mean v-prediction loss on all clips of `held_back`, with fixed phrasings, noise and timesteps."""
     words, generator = random.Random(0), torch.Generator().manual_seed(0)
     dtype = dtype or model.proj_out.weight.dtype
     with torch.no_grad():
@@ -78,7 +84,7 @@ def held_back_loss(model: ExpertTransformer, text: TextEncoder, held_back: Laten
 
 
 def check_run(variants: Mapping, steps: int, batch_size: int, every: int) -> None:
-    """Raises ValueError, in one sentence, for what cannot be compared."""
+    """Raises ValueError, in one sentence, for settings that cannot be compared."""
     if not variants:
         raise ValueError("variants is empty; give at least one, such as {'rope': config}")
     for name, value in (("steps", steps), ("batch_size", batch_size), ("every", every)):
@@ -93,7 +99,7 @@ def is_measured(done: int, steps: int, every: int) -> bool:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all variants of one comparison have in common."""
+    """The inputs that all variants of a comparison share."""
 
     train: LatentSet
     held_back: LatentSet
@@ -103,7 +109,7 @@ class _Shared:
     device: torch.device
 
     def batch_loss(self, model: ExpertTransformer, text: TextEncoder, batch_size: int, seed: int) -> Tensor:
-        """The loss on the batch that belongs to `seed`, whatever the model."""
+        """The loss on the batch of `seed`, which is the same for every model."""
         generator = torch.Generator().manual_seed(seed)
         x0, captions, _ = draw_batch(self.train, batch_size, _RECIPE.text_dropout, generator)
         return diffusion_step_loss(model, self.schedule, x0, text.encode(captions).to(self.dtype), generator)
@@ -112,7 +118,7 @@ class _Shared:
 def _train(name: str, config: TransformerConfig, shared: _Shared, steps: int, seed: int, batch_size: int, every: int,
            on_step: Callable[[str, int], None] | None) -> Curve:
     start = time.perf_counter()
-    # Seeded twice: how many numbers a model draws for its weights must not change the text encoder's.
+    # Seeded twice: the text encoder's weights must not depend on how many numbers the model draws.
     torch.manual_seed(seed)
     text = TextEncoder.from_config(shared.text, vocabulary(), config.max_text_seq_length)
     text.encoder.to(shared.device).train()

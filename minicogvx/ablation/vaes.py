@@ -1,4 +1,4 @@
-"""Trains VAEs that differ in config, loss or stages on the very same clips (paper 2.1 and Table 1)."""
+"""Trains VAEs that differ in config, loss or stages on identical clips (paper 2.1 and Table 1)."""
 
 import random
 import time
@@ -15,29 +15,31 @@ from minicogvx.ablation.transformers import check_run, is_measured
 from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import render_batch, sample_scenes
 from minicogvx.evaluation.reconstruction import flicker
+from minicogvx.interop.lpips_weights import load_lpips, load_perceptual
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.vae import VAEStage, backward, initialise, world_batch
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.losses import PerceptualDistance, VAELoss, VAELossConfig, kl_divergence
+from minicogvx.vae.losses import VAELoss, VAELossConfig
+from minicogvx.vae.perceptual import PerceptualDistance
 
-MEASURED, MEASURED_SEED = 16, 5_000_000  # clips; training draws from seeds far below and far above
+MEASURED, MEASURED_SEED = 16, 5_000_000  # clips; the seeds of training are far from this one
 
 
 @dataclass
 class VAECurve:
-    """What one VAE made of the 16 clips while it learnt. `vae` is there only where it was trained just now."""
+    """Measurements of one VAE on the 16 clips over training. `vae` is set only if it was just trained."""
 
     name: str
     seed: int
     parameters: int
     steps: list[int]  # optimizer steps done at each measurement; 0 is before training
     psnr: list[float]  # dB, averaged over clips
-    lpips: list[float]  # AlexNet, all frames; 0 is equal
+    lpips: list[float]  # AlexNet, all frames; 0: identical
     flicker: list[float]  # mean absolute difference of neighbouring frames, in 8-bit grey levels (paper Table 1)
-    sharpness: list[float]  # mean absolute spatial gradient over that of the true clips: 1 is as sharp, noise counts
+    sharpness: list[float]  # mean absolute spatial gradient relative to the true clips; noise raises it
     kl_per_element: list[float]  # nats per latent number
     flicker_of_true: float  # of the true clips
     seconds: float  # of training, measurements included
@@ -48,12 +50,12 @@ def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps:
                  batch_size: int = 4, num_frames: int = 9, height: int = 32, width: int = 32, every: int = 25,
                  dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
                  on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
-    """Trains each variant from nothing; measures before, after every `every` steps and at the end.
+    """Trains each variant from scratch; measures at the start, every `every` steps and at the end.
 
-    Every variant sees the same clips in the same order. The measures are taken on `measured_clips`, which training
-    never draws, from a sampled latent whose noise is always the same. Where a loss has a GAN, a small 3D discriminator
-    is trained along. Deterministic for a seed and a number of threads; the global random state and the gradient mode
-    stay as they were. `on_step(name, done)` is called after each step.
+    Every variant sees the same clips in the same order. Measured are `measured_clips`, which training never
+    draws, from a sampled latent with fixed noise. If a loss has a GAN, a small 3D discriminator is trained as well.
+    Deterministic for a seed and a number of threads; the global random state and the gradient mode are restored.
+    `on_step(name, done)` is called after each step.
 
     Raises ValueError for no variants, a count below 1 or a size that does not fit a config; see `load_lpips` for LPIPS.
     """
@@ -71,9 +73,9 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
                        judged: Mapping[str, tuple[int, int]], steps: int, seed: int = 0, every: int = 25,
                        side: int = 32, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
                        on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
-    """Trains one VAE from nothing in each plan of stages, under one learning-rate curve; else as `compare_vaes`.
+    """Trains one VAE from scratch by each plan of stages, under one learning-rate schedule; else as `compare_vaes`.
 
-    `judged`: frames and side of the clips that each VAE is measured on, by what is put behind its name: {"": (33, 32),
+    `judged`: maps a suffix of the variant's name to the frames and side of the clips to measure: {"": (33, 32),
     ", short clips": (9, 32)} gives two curves for each variant.
     """
     check_run(variants, steps, 1, every)
@@ -90,7 +92,7 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
 
 
 def measured_clips(num_frames: int = 9, height: int = 32, width: int = 32) -> Float[Tensor, "b t h w 3"]:
-    """The 16 clips that every VAE is measured on, in 0..1: of the training split, but of a seed never trained on."""
+    """The 16 clips, in 0..1, to measure every VAE on: of the training split, but not drawn in training."""
     return render_batch(sample_scenes(MEASURED, MEASURED_SEED, "train"), num_frames, height, width)
 
 
@@ -110,21 +112,21 @@ def round_trip(vae: CausalVAE, clips: Float[Tensor, "b t h w 3"], dtype: torch.d
     with torch.no_grad():
         posterior = vae.encode(video)
         back = vae.decode(posterior.sample(torch.Generator().manual_seed(seed)).to(dtype)).float().cpu()
-        kl = kl_divergence(posterior.mean, posterior.logvar).item() / posterior.mean[0].numel()
+        kl = posterior.kl().mean().item() / posterior.mean[0].numel()
     return (rearrange(back, "b c t h w -> b t h w c") / 2 + 0.5).clamp(0, 1), kl
 
 
 class Measures:
-    """The same questions to every VAE, about the same clips."""
+    """The same measures of every VAE, on the same clips."""
 
     def __init__(self, clips: Float[Tensor, "b t h w 3"], dtype: torch.dtype | None = None,
                  device: torch.device | str = "cpu"):
-        self.clips, self.device, self.perceptual = clips, torch.device(device), PerceptualDistance("alex")
+        self.clips, self.device, self.perceptual = clips, torch.device(device), PerceptualDistance(load_lpips("alex"))
         self.dtype = choose_dtype(self.device, dtype)
         self.flicker_of_true = sum(map(flicker, clips)) / len(clips)
 
     def of(self, vae: CausalVAE) -> dict[str, float]:
-        """The numbers of one point of a `VAECurve`, by the names of its fields."""
+        """The values of one point of a `VAECurve`, by the names of its fields."""
         again, kl = round_trip(vae, self.clips, self.dtype)
         mse = (again - self.clips).square().flatten(1).mean(1)
         with torch.no_grad():
@@ -136,16 +138,16 @@ class Measures:
 
 def _train(name: str, config: VAEConfig, plan: Sequence[VAEStage], measures: Mapping[str, Measures], seed: int,
            every: int, on_step: Callable[[str, int], None] | None) -> dict[str, VAECurve]:
-    """One VAE, step i of which is of stage `plan[i]`: a curve for each of `measures`, by the VAE's name and theirs."""
+    """Trains one VAE, step i in stage `plan[i]`; a curve for each of `measures`, whose key is added to its name."""
     start, steps = time.perf_counter(), len(plan)
     torch.manual_seed(seed)
     vae, device = CausalVAE(config), next(iter(measures.values())).device
     initialise(vae)
     vae.to(device)
-    first = plan[0]  # its learning rates are those of the shipped VAE
+    first = plan[0]  # with the learning rates of the shipped VAE
     optimizer = first.new_optimizer(vae.named_parameters())
     critic = Critic(first.loss, first.discriminator, first.num_frames, Ranks(device=device))
-    objective = VAELoss(first.loss, critic.network).to(device)
+    objective = VAELoss(first.loss, critic.network, load_perceptual(first.loss)).to(device)
     parameters = sum(p.numel() for p in vae.parameters())
     curves = {behind: VAECurve(name + behind, seed, parameters, [], [], [], [], [], [], measure.flicker_of_true, 0.0)
               for behind, measure in measures.items()}

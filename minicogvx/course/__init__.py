@@ -1,4 +1,4 @@
-"""What a notebook needs besides the model: clips, figures in one style, sliders, source code, exercises."""
+"""Helpers for notebooks: clips, figures in one style, sliders, source code, exercises."""
 
 from minicogvx.course.device import notebook_device
 from minicogvx.course.exercises import check, hint, progress, solution

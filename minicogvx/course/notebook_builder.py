@@ -1,9 +1,9 @@
 """From `notebooks/source/NN_topic.py`, which an author edits, to `notebooks/NN_topic.ipynb`, which a learner opens.
 
-    python -m minicogvx.course.notebook_builder [NN_topic ...]     # all of them where none is named
+    python -m minicogvx.course.notebook_builder [NN_topic ...]     # default: all
 
 Builds, runs every cell and stores the outputs. A notebook is written only if all of its cells ran.
-What stands between `### BEGIN SOLUTION` and `### END SOLUTION` is a stub in the learner's notebook.
+Code between `### BEGIN SOLUTION` and `### END SOLUTION` becomes a stub in the learner's notebook.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def sources() -> list[Path]:
 
 
 def notebook_path(source: Path) -> Path:
-    """Where the notebook of `source` lies."""
+    """The path of the notebook of `source`."""
     return ROOT / f"{source.stem}.ipynb"
 
 
@@ -39,7 +39,7 @@ def build(source: Path, solutions: bool = False):
     """The notebook that `source` (jupytext py:percent) describes, without outputs.
 
     Solutions become stubs; `solutions=True` leaves them in, for tests. Cell ids are numbers, so that building twice
-    gives the same file. Returns an nbformat NotebookNode. Raises ImportError where there are solutions and no nbgrader,
+    gives the same file. Returns an nbformat NotebookNode. Raises ImportError if there are solutions but no nbgrader,
     and RuntimeError for a solution without an end.
     """
     import jupytext
@@ -50,14 +50,14 @@ def build(source: Path, solutions: bool = False):
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
-        cell.metadata.pop("lines_to_next_cell", None)  # how the source is spaced; no business of a reader
+        cell.metadata.pop("lines_to_next_cell", None)  # spacing of the source, irrelevant here
     if not solutions and any(BEGIN in cell.source for cell in notebook.cells):
         _clear_solutions(notebook)
     return notebook
 
 
 def _clear_solutions(notebook) -> None:
-    # nbgrader's own preprocessor, so that the notebook a teacher releases from the same source can never differ.
+    # nbgrader's own preprocessor, so that a teacher who uses nbgrader releases the same notebook.
     try:
         from nbgrader.preprocessors import ClearSolutions
     except ImportError as error:
@@ -69,9 +69,9 @@ def _clear_solutions(notebook) -> None:
 def execute(notebook, folder: Path = ROOT, cell_seconds: int = CELL_SECONDS) -> float:
     """Runs every cell in `folder`, in place; returns the seconds. No cell may take longer than `cell_seconds`.
 
-    What differs from run to run without meaning anything (time stamps, widgets and their state) is taken out again;
-    the static picture of a widget stays. Exercises that it solves do not count as the author's own progress. Raises
-    nbclient's CellExecutionError where a cell fails.
+    Outputs that change from run to run (time stamps, widgets and their state) are removed; the static picture of a
+    widget is kept. Solved exercises do not count as the author's own progress. Raises nbclient's CellExecutionError if
+    a cell fails.
     """
     from nbclient import NotebookClient
 
@@ -91,7 +91,7 @@ def execute(notebook, folder: Path = ROOT, cell_seconds: int = CELL_SECONDS) -> 
 
 
 def write(notebook, path: Path) -> None:
-    """Writes `notebook` beside its place and renames it."""
+    """Writes `notebook`, by way of a temporary file."""
     import nbformat
 
     nbformat.validate(notebook)

@@ -1,8 +1,8 @@
 """Pictures for notebooks: a playing clip, rows of frames, figures in one style, source code from its own file.
 
-Every picture carries a text alternative three times over, because programs differ in what they read: in the metadata
-of the output, as its plain text, and as a caption under it. JupyterLab gives a PNG no alt attribute; GitHub shows no
-videos. So a clip always has a strip of its frames under it.
+Every picture has its text alternative in three places, because programs differ in what they read: in the metadata of
+the output, as plain text, and as a caption. JupyterLab gives a PNG no alt attribute; GitHub shows no videos, so a clip
+always has a strip of its frames under it.
 """
 
 import base64
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minicogvx.data.video_files import write_mp4
 
-MAX_CLIP_BYTES = 200_000  # of the embedded mp4: a notebook must stay small
+MAX_CLIP_BYTES = 200_000  # of the embedded mp4: notebooks should be small
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito's
 STYLE = {
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -42,7 +42,7 @@ def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, n
     """
     _check(video, alt)
     data, height, width = _small_mp4(_enlarge(video, 64), fps)
-    times = max(1, -(-192 // min(height, width)))  # the browser enlarges: a notebook must stay small
+    times = max(1, -(-192 // min(height, width)))  # enlarged by the browser, as notebooks should be small
     source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
     tag = (f'<video autoplay loop muted controls playsinline width="{times * width}" height="{times * height}" '
            f'style="image-rendering: pixelated" aria-label="{html.escape(alt)}" '
@@ -53,7 +53,7 @@ def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, n
 
 
 def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: int = 6) -> None:
-    """One labelled row of frames for each video, for comparing them; frame numbers stand above.
+    """One labelled row of frames for each video, to compare them, with frame numbers above.
 
     Raises ValueError for a bad shape, no `alt`, or no rows.
     """
@@ -81,9 +81,9 @@ def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: i
 def new_figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 2.6) -> tuple:
     """A matplotlib figure in the course's style and its axes, an array of rows x columns. Sizes in inches.
 
-    Raises ImportError, with the line that mends it, where matplotlib is missing.
+    Raises ImportError, with the command that installs it, if matplotlib is missing.
     """
-    # The first import builds a font cache and says so on stderr, which would stand in the notebook for ever.
+    # The first import builds a font cache, with a message on stderr that would end up in the notebook.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         import matplotlib
@@ -91,8 +91,8 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: floa
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("matplotlib is missing; install it with: pip install -e '.[notebooks]'") from error
-    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=PALETTE)})  # a learner's own plots match, too
-    # No pyplot: a figure that is shown once needs no list of open figures, and cells then print no stray objects.
+    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=PALETTE)})  # also for a learner's own plots
+    # Not pyplot, which keeps a list of open figures and prints stray objects.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -111,9 +111,9 @@ def show_figure(figure, alt: str) -> None:
 
 
 def show_source(thing: Callable) -> None:
-    """Shows a function, method or class of the package as it stands in its own file, with the file's name.
+    """Shows the source of a function, method or class of the package, with the name of its file.
 
-    Raises ValueError for something that is not part of minicogvx: what is shown here is never a copy.
+    Raises ValueError for anything that is not part of minicogvx, such as a copy in a notebook.
     """
     module = inspect.getmodule(thing)
     if module is None or not module.__name__.startswith("minicogvx"):
@@ -125,7 +125,7 @@ def show_source(thing: Callable) -> None:
     _display({"text/markdown": markdown, "text/plain": f"{path.as_posix()}\n\n{source}"}, {})
 
 
-# ---- inside
+# ---- helpers
 
 
 def _check(video: Tensor, alt: str) -> None:
@@ -167,7 +167,7 @@ def _png(picture: Float[Tensor, "h w 3"]) -> bytes:
 
 
 def _small_png(picture: Image.Image) -> bytes:
-    # 48 colours are enough for flat shapes and thin lines, and make the file many times smaller.
+    # 48 colours are enough for flat shapes and thin lines, and make the file much smaller.
     buffer = io.BytesIO()
     small = picture.quantize(48, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     small.save(buffer, format="PNG", optimize=True)

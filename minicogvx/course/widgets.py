@@ -1,11 +1,11 @@
-"""Sliders for notebooks: a picture that follows the learner's hand, and a still one above it.
+"""Sliders for notebooks: an interactive picture, with a static one above it.
 
     explore_frames(video, "A red circle moves right.")     # as the last statement of a cell
 
-GitHub shows no widgets, and a stored notebook holds none. So each function first shows a static picture with
-`show_rows` or `show_figure`, then the widget. The widget is displayed as nothing but a widget view, without a plain
-text beside it: a program that cannot show widgets shows nothing there, nbval compares nothing there, and the notebook
-builder takes the view out again. The same cells therefore run for the learner, for the builder and for the tests.
+GitHub shows no widgets, and stored notebooks contain none. So each function first shows a static picture with
+`show_rows` or `show_figure`, then the widget, which is displayed only as a widget view, without plain text: programs
+without widgets show nothing, nbval compares nothing, and the notebook builder removes the view. So the same cells run
+for the learner, the builder and the tests.
 
 ipywidgets' Image has no text alternative, so the picture is an `<img>` with `alt` in an HTML widget.
 """
@@ -14,7 +14,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from einops import rearrange
@@ -28,7 +28,7 @@ from minicogvx.transformer.positions import rope_3d
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SIDE = 256  # pixels, at least, of the shorter side of a single frame
-STOPS = 10  # of the slider over timesteps, and one more for timestep 0
+STOPS = 10  # of the slider over timesteps, plus timestep 0
 
 
 def explore_frames(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8) -> None:
@@ -48,7 +48,7 @@ def explore_frames(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float =
 def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> None:
     """Two clips (t h w 3 in 0..1) in one picture, with a line to wipe from one to the other and a slider over frames.
 
-    Left of the line is the first clip. Raises ValueError for other than two clips, two different shapes, or no `alt`.
+    Left of the line is the first clip. Raises ValueError unless there are two clips of one shape, or without `alt`.
     """
     if len(clips) != 2:
         raise ValueError(f"there are {len(clips)} clips; compare_clips takes two, each with its name")
@@ -85,10 +85,10 @@ def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], n
 
 def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
                   decode: Callable[[Tensor], Tensor], alt: str, seed: int = 0) -> None:
-    """A slider over timesteps: what the VAE makes of one clip's `latents` with the noise of each; `alt` names the clip.
+    """A slider over timesteps: one clip's `latents` with the noise of each, decoded; `alt` names the clip.
 
-    decode: b c t h w -> b t h w 3 in 0..1, such as `pipe.decode`. The noise is the same at every timestep. What the
-    static picture does not need is decoded when the slider gets there. Raises ValueError for more than one clip.
+    decode: b c t h w -> b t h w 3 in 0..1, such as `pipe.decode`. The noise is the same at every timestep. Timesteps
+    that are not in the static picture are decoded when the slider gets there. Raises ValueError for more than one clip.
     """
     if len(latents) != 1:
         raise ValueError(f"the latents have shape {tuple(latents.shape)}; give those of one clip, 1 c t h w")
@@ -96,7 +96,7 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
     count = schedule.num_train_timesteps
     timesteps = [min(count * i // STOPS, count - 1) for i in range(STOPS + 1)]
 
-    @lru_cache(maxsize=None)
+    @cache
     @torch.no_grad()
     def decoded_at(t: int) -> Tensor:
         return decode(schedule.add_noise(latents, noise, t))[0].detach().float().cpu()
@@ -115,14 +115,14 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
 def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -> None:
     """Two sliders, a query's frame and a key's: how 3D RoPE turns both along time, and the score between them.
 
-    Query and key are the same vector, so the score is 1 where they stand in the same frame. The angles are those of
-    `rope_3d`. Raises ValueError for fewer than 4 frames or a head dimension that is no multiple of 16.
+    Query and key are the same vector, so the score is 1 if they are in the same frame. The angles are those of
+    `rope_3d`. Raises ValueError for fewer than 4 frames or a head dimension that is not a multiple of 16.
     """
     if frames < 4 or head_dim < 16 or head_dim % 16:
         raise ValueError(f"head_dim is {head_dim} and frames {frames}; head_dim must be a multiple of 16, and frames "
                          f"at least 4")
-    cos, sin = rope_3d((frames, 1, 1), head_dim, theta=theta)
-    turned = torch.stack([cos, sin], dim=-1)[:, :head_dim // 4:2]  # t pairs 2: the quarter that turns with time
+    table = rope_3d((frames, 1, 1), head_dim, theta=theta)
+    turned = torch.view_as_real(table[:, :head_dim // 8])  # t pairs 2: the quarter that rotates with time
 
     def picture_and_words(query: int, key: int) -> tuple[bytes, str]:
         score = (turned[query] * turned[key]).sum(dim=-1).mean().item()
@@ -155,12 +155,12 @@ def _wiped(pair: Float[Tensor, "2 h w 3"], percent: int) -> bytes:
     left, right = show._enlarge(pair, SIDE)
     cut = round(left.shape[1] * percent / 100)
     picture = torch.cat([left[:, :cut], right[:, cut:]], dim=1)
-    picture[:, max(cut - 2, 0):cut], picture[:, cut:cut + 2] = 0.0, 1.0  # visible on dark and on bright
+    picture[:, max(cut - 2, 0):cut], picture[:, cut:cut + 2] = 0.0, 1.0  # visible on dark and bright pictures
     return show._png(picture)
 
 
 def _rope_figure(turned: Float[Tensor, "t pairs 2"], rows: list[tuple[int, int]]):
-    """A row for each (query, key): three circles with both arrows, and the score over the key's frame."""
+    """One row per (query, key): three circles with both arrows, and the score over the key's frame."""
     pairs = (0, turned.shape[1] // 4, turned.shape[1] // 2)
     figure, axes = show.new_figure(len(rows), 4, 8.5, 2.3 * len(rows))
     circle = torch.linspace(0, 2 * torch.pi, 100)
@@ -192,7 +192,7 @@ def _png_of(figure) -> bytes:
 
 
 def _explorer(sliders: list, draw: Callable[..., tuple[bytes, str]]):
-    """A box: the sliders, and a picture that follows them. draw(*values) gives a PNG and the words for it."""
+    """A box of sliders and a picture that follows them. draw(*values) returns a PNG and its text alternative."""
     widgets = _ipywidgets()
     drawn = lru_cache(maxsize=128)(draw)
     picture = widgets.HTML()
@@ -220,7 +220,7 @@ def _steps(name: str, first: int, last: int, value: int | None = None, step: int
 
 
 def _choice(name: str, labels: list[str], wait: bool = False):
-    """A slider over labels; its value is the place in the list. `wait`: it speaks only when it is let go."""
+    """A slider over labels; its value is the index in the list. `wait`: it updates only when released."""
     options = [(label, place) for place, label in enumerate(labels)]
     return _ipywidgets().SelectionSlider(options=options, value=0, description=name, continuous_update=not wait,
                                          style={"description_width": "initial"})

@@ -1,9 +1,9 @@
-"""How much people like a picture, from 1 to 10, as a model in a transformers folder guesses it.
+"""How much people like a picture, from 1 to 10, as predicted by a model in a transformers folder.
 
-The published system dropped what scored below 4.5 (Table 6); by which model was not published. What is read here, our
-choice, are LAION's predictors: a small head on CLIP's embedding of a picture. Their weights are not part of this
+The published system dropped clips that scored below 4.5 (Table 6); the model was not published. We chose LAION's
+predictors: a small head on CLIP's embedding of a picture. Their weights are not part of this
 repository. Folders in the format of the `simple-aesthetics-predictor` package, such as
-shunk031/aesthetics-predictor-v1-vit-large-patch14, open as they are, if they hold safetensors.
+shunk031/aesthetics-predictor-v1-vit-large-patch14, can be used directly if they hold safetensors.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ class ClipWithHead(CLIPVisionModelWithProjection):
             self.predictor = nn.Linear(config.projection_dim, 1)
         else:
             between = [nn.ReLU()] if kind.endswith("ReLU") else []
-            # The dropout of training does nothing here, but it counts in the names of the layers behind it.
+            # Dropout does nothing here, but it shifts the numbers in the names of the layers after it.
             self.layers = nn.Sequential(nn.Linear(config.projection_dim, 1024), *between, nn.Dropout(0.2),
                                         nn.Linear(1024, 128), *between, nn.Dropout(0.2),
                                         nn.Linear(128, 64), *between, nn.Dropout(0.1),
@@ -50,9 +50,9 @@ class ClipWithHead(CLIPVisionModelWithProjection):
 class AestheticScorer:
     """A picture in 0..1 -> its score by the model in `folder`.
 
-    `device`: None is what `compat.choose_device` chooses. `dtype`: float32, so that a score, and with it what is kept,
-    does not depend on the machine. Raises FileNotFoundError for a missing folder, ValueError for one that does not open
-    or lacks weights, for a device that is not here and for a format that it cannot compute in.
+    `device`: None is the choice of `compat.choose_device`. `dtype`: float32, so that the selection of clips does not
+    depend on the machine. Raises FileNotFoundError for a missing folder, ValueError for one that does not open or lacks
+    weights, for a missing device and for a dtype in which it cannot compute.
     """
 
     def __init__(self, folder: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32):
@@ -68,6 +68,7 @@ class AestheticScorer:
 
     @torch.no_grad()
     def __call__(self, picture: Float[Tensor, "h w 3"]) -> float:
+        """The score of a picture in 0..1."""
         image = Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
         pixels = self.processor(images=image, return_tensors="pt")["pixel_values"]
         return self.model.score(pixels.to(self.model.device, self.model.dtype)).item()

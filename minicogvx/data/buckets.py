@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: frame sizes of nearly equal area, so that films of every shape lose little and cost the same.
+"""Aspect-ratio buckets: frame sizes of nearly equal area, so that videos of any shape lose little and cost the same.
 
-All clips of a batch must have one shape. Cropping every film to one size throws much of some films away; a batch from
+All clips of a batch must have one shape. Cropping every video to one size discards much of some videos; a batch from
 one bucket does not. CogVideoX packs clips of different sizes into one sequence instead (paper 3.1, frame pack); buckets
 are the older way. Sizes are (height, width) in pixels, as everywhere in the package.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 Size = tuple[int, int]
 
-ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)  # width / height: what cameras and films have
+ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)  # width / height: what cameras and videos have
 
 
 def aspect_buckets(height: int, width: int, step: int = 16, aspects: Sequence[float] = ASPECTS) -> tuple[Size, ...]:
@@ -26,21 +26,21 @@ def aspect_buckets(height: int, width: int, step: int = 16, aspects: Sequence[fl
     area, sizes = height * width, []
     for aspect in sorted(aspects):
         size = tuple(max(1, round(side / step)) * step for side in (math.sqrt(area / aspect), math.sqrt(area * aspect)))
-        if size not in sizes:  # in a small frame two aspects can round to one size
+        if size not in sizes:  # in small frames two aspects can round to one size
             sizes.append(size)
     return tuple(sizes)
 
 
 def kept_share(height: int, width: int, bucket: Size) -> float:
-    """Share of the pixels of a `height` x `width` film that remain when it is resized and cropped to `bucket`, 0..1."""
+    """Share (0..1) of the pixels of a `height` x `width` video that remain after resizing and cropping to `bucket`."""
     if min(height, width, *bucket) < 1:
-        raise ValueError(f"the film is {height}x{width}, the bucket {bucket[0]}x{bucket[1]}; all must be at least 1")
+        raise ValueError(f"the video is {height}x{width}, the bucket {bucket[0]}x{bucket[1]}; all must be at least 1")
     film, wanted = width / height, bucket[1] / bucket[0]
     return min(film, wanted) / max(film, wanted)  # the wider of the two loses columns, or the taller rows
 
 
 def choose_bucket(height: int, width: int, buckets: Sequence[Size]) -> Size:
-    """The bucket that keeps most of a `height` x `width` film. Raises ValueError where there are none."""
+    """The bucket that keeps most of a `height` x `width` video. Raises ValueError if there are none."""
     if not buckets:
         raise ValueError("there are no buckets; give at least one (height, width)")
     return max(buckets, key=lambda bucket: kept_share(height, width, bucket))

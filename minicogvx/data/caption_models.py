@@ -8,7 +8,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    AutoTokenizer,
 )
 
 from minicogvx.compat import choose_device, choose_dtype
@@ -18,12 +23,12 @@ _NEW_TOKENS = 256
 
 
 class VisionLanguageModel:
-    """A picture in 0..1 -> what the model in `folder` says of it: BLIP, LLaVA, Qwen-VL and their like.
+    """A picture in 0..1 -> its description by the model in `folder`: BLIP, LLaVA, Qwen-VL and similar.
 
-    `prompt` is the question for models that chat; those that only caption, such as BLIP, are not asked. The most likely
-    words are taken, so that a clip always gets the same caption; the published captioner samples at temperature 0.1.
-    `device` and `dtype`: None is what `compat` chooses. Raises FileNotFoundError for a missing folder, ValueError for
-    one that does not open, for a device that is not here and for a format that it cannot compute in.
+    `prompt` is the question for chat models; pure captioners, such as BLIP, get none. Decoding is greedy, so that a
+    clip always gets the same caption; the published captioner samples at temperature 0.1. `device` and `dtype`: None is
+    the choice of `compat`. Raises FileNotFoundError for a missing folder, ValueError for one that does not open, for a
+    missing device and for a dtype in which it cannot compute.
     """
 
     def __init__(self, folder: str | Path, prompt: str, max_new_tokens: int = _NEW_TOKENS, device: str | None = None,
@@ -34,6 +39,7 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def __call__(self, frame: Float[Tensor, "h w 3"]) -> str:
+        """The model's words about a frame in 0..1."""
         picture = Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image", "image": picture}, {"type": "text", "text": self.prompt}]
@@ -42,12 +48,12 @@ class VisionLanguageModel:
                 return_tensors="pt")
         else:
             inputs = self.processor(images=picture, return_tensors="pt")
-        inputs = inputs.to(self.model.device, self.model.dtype)  # only pixels change their number format
+        inputs = inputs.to(self.model.device, self.model.dtype)  # casts only the pixels
         return _answer(self.model, self.processor, inputs, self.max_new_tokens)
 
 
 class LanguageModel:
-    """A prompt -> the answer of the causal or encoder-decoder model in `folder`; the most likely words are taken.
+    """A prompt -> the answer of the causal or encoder-decoder model in `folder`, decoded greedily.
 
     `device`, `dtype` and errors as in `VisionLanguageModel`.
     """
@@ -61,6 +67,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> str:
+        """The model's answer to `prompt`."""
         if self.tokenizer.chat_template:
             inputs = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], return_dict=True,
                                                         add_generation_prompt=True, return_tensors="pt")
@@ -70,7 +77,7 @@ class LanguageModel:
 
 
 def open_model(kind: type, folder: str | Path, **options) -> Any:
-    """What `kind` of transformers finds in `folder`; nothing is downloaded.
+    """Opens `folder` as a `kind` of transformers; nothing is downloaded.
 
     Raises FileNotFoundError for a missing folder, and ValueError, in one sentence, for one that does not open.
     """

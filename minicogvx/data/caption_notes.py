@@ -1,4 +1,4 @@
-"""What a captioning run has done so far, noted beside its list as it goes, by one run at a time."""
+"""The captions that an unfinished run has written so far, in a hidden folder beside its list."""
 
 import json
 from collections.abc import Iterator
@@ -11,26 +11,26 @@ from minicogvx.files import locked, naming
 
 
 class Notes:
-    """Captions by clip. A key is made of what JSON holds as it is: text, numbers, None."""
+    """Captions by clip. A key consists of JSON values: text, numbers, None."""
 
     def __init__(self, path: Path, file: IO[str], by: str, done: dict[tuple, str]):
         self._path, self._file, self._by, self.done = path, file, by, done
 
     def add(self, key: tuple, text: str) -> None:
-        """Notes a caption at once, so that a run that is cut off has it."""
+        """Writes a caption to disk at once, so that an interrupted run keeps it."""
         self.done[key] = text
         with naming(self._path):
-            # In ASCII, so that names of any bytes can be written.
+            # ASCII, so that file names with arbitrary bytes can be written.
             self._file.write(json.dumps({"clip": key, "text": text, "by": self._by}) + "\n")
             self._file.flush()
 
 
 @contextmanager
 def notes_beside(out: Path, by: str) -> Iterator[Notes]:
-    """The notes on captions for the list `out`; where the block ends well, the list has them and they are removed.
+    """The notes on captions for the list `out`; they are removed when the block ends without an error.
 
-    `by`: who captions and how; what others noted is not taken. Raises ValueError where another run is
-    at it, and OSError where they cannot be written.
+    `by`: names the captioner and its settings; notes of others are not used. Raises ValueError if another run is
+    writing, and OSError if they cannot be written.
     """
     place = out.with_name(f".{out.name}.notes")
     with locked(place, "name another list with --out"):
@@ -40,8 +40,8 @@ def notes_beside(out: Path, by: str) -> Iterator[Notes]:
         with naming(path):
             file = path.open("a", encoding="utf-8")
         with file:
-            file.write("\n")  # what a killed run left half-written must not spoil the next line
+            file.write("\n")  # ends a line that a killed run left incomplete
             yield Notes(path, file, by, done)
         path.unlink()
-    if place.is_dir() and not any(place.iterdir()):  # a run that was resumed did not make it, so it is still there
+    if place.is_dir() and not any(place.iterdir()):  # left by the run that made it, if this one was resumed
         place.rmdir()

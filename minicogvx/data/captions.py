@@ -1,4 +1,4 @@
-"""Captions of the shapes world: from a scene to words, and from words to what they ask for.
+"""Captions of the shapes world: from a scene to words, and from words back to the scene they describe.
 
 Every meaning has several phrasings, short or dense (paper 3.1 trains on dense captions). All words are lower case,
 without punctuation, at most 30 to a caption. `parse_caption` inverts them, so a program can check a prompt.
@@ -66,8 +66,8 @@ _DENSE_TWO = ("{who} {where} {does} and {who2} {where2} {does2} {back}",
 def caption(scene: Scene, rng: random.Random, style: str | None = None) -> str:
     """One caption of the scene; `rng` chooses the phrasing.
 
-    `style="short"` names shape, colour and motion, and in three of four captions the background. "dense" says
-    everything, also where an object starts and whether it is small or large. None takes either.
+    `style="short"` names shape, colour and motion, and in three of four captions the background. "dense" also says
+    where an object starts and whether it is small or large. None takes either.
     """
     if style not in ("short", "dense", None):
         raise ValueError(f"style is {style!r}; it must be 'short', 'dense' or None")
@@ -79,18 +79,18 @@ def caption(scene: Scene, rng: random.Random, style: str | None = None) -> str:
 
 
 def most_tokens(scenes: list[Scene], style: str | None) -> int:
-    """Tokens of the longest caption that `caption(scene, rng, style)` may give, its end included."""
+    """The most tokens, end token included, of any `caption(scene, rng, style)`."""
     alone = all(len(scene.objects) == 1 for scene in scenes)
     return (_MAX_WORDS_SHORT_ALONE if style == "short" and alone else MAX_WORDS) + 1
 
 
 def evaluation_caption(scene: Scene, rng: random.Random) -> str:
-    """A short caption that always names shape, colour, motion and background: what adherence is measured with."""
+    """A short caption that always names shape, colour, motion and background, as adherence is measured with it."""
     return _phrase(scene, rng, (_SHORT, _SHORT_TWO), sized=False)
 
 
 def _phrase(scene: Scene, rng: random.Random, templates: tuple, sized: bool) -> str:
-    while True:  # the longest phrasings of two objects can exceed the limit: take others
+    while True:  # the longest phrasings of two objects can exceed the limit
         fields = {"back": rng.choice(_BACKGROUND_PHRASES).format(scene.background), "colour": scene.background}
         for suffix, thing in zip(("", "2"), scene.objects):
             fields |= {"who" + suffix: _noun(thing, sized), "does" + suffix: rng.choice(MOTION_PHRASES[thing.motion]),
@@ -120,7 +120,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def words_by_kind() -> dict[str, tuple[str, ...]]:
-    """The vocabulary for people: kind -> words, and for motions whole phrases. No word is left out."""
+    """The whole vocabulary for display: kind -> words, and for motions whole phrases."""
     kinds = {"shapes": SHAPES, "colours": tuple(COLOURS), "backgrounds": tuple(BACKGROUNDS), "motions": MOTIONS,
              "sizes": _SIZES, "places": _PLACES}
     said = {word for phrases in kinds.values() for phrase in phrases for word in phrase.split()}
@@ -129,12 +129,12 @@ def words_by_kind() -> dict[str, tuple[str, ...]]:
     return kinds | {"also of motions": tuple(sorted(moving)), "other words": tuple(sorted(rest))}
 
 
-# ---- from words to what they ask for
+# ---- from words to a request
 
 
 @dataclass(frozen=True)
 class ObjectRequest:
-    """What a caption says of one object; None where it says nothing."""
+    """The properties of one object in a caption; None: not mentioned."""
 
     shape: str | None = None
     colour: str | None = None
@@ -144,7 +144,7 @@ class ObjectRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caption asks for. No objects: it says nothing about any."""
+    """The content of a caption. No objects: it mentions none."""
 
     objects: tuple[ObjectRequest, ...] = ()
     background: str | None = None
@@ -183,7 +183,7 @@ def _motion(kind: str, words: str) -> str | None:
 
 
 def parse_caption(text: str) -> Request:
-    """What a caption, or a free prompt in similar words, asks for. Words that mean nothing here are passed over."""
+    """Parses a caption, or a free prompt in similar words. Unknown words are ignored."""
     words = [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", text.lower())]
     words = [_VERBS.get(word, word) for word in words]
     objects: list[ObjectRequest] = []

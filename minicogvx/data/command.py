@@ -1,4 +1,4 @@
-"""`minicogvx data`: what is in a folder of films, which of it is worth training on, its captions, and its latents.
+"""`minicogvx data`: scan, curate, caption and encode a folder of videos.
 
 `minicogvx data shapes` makes such a folder.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minicogvx.data.thresholds import CurationThresholds
-from minicogvx.options import add_device_options, chosen
+from minicogvx.options import add_device_options, check_names, chosen
 from minicogvx.parsing import SEED, SHARE, Parser, choose_command, number, path_to, whole
 from minicogvx.ranges import RANGES
 
@@ -18,9 +18,9 @@ _SIDE, _FRAMES = RANGES["sample_height"][1], RANGES["sample_frames"][1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one of the commands on a folder. Raises ValueError or OSError for a user's mistake."""
+    """Runs one of the commands on a folder. Raises ValueError or OSError for mistakes of the user."""
     commands = {name: words for name, (words, _, _) in COMMANDS.items()}
-    chosen_command = choose_command("minicogvx data", "From films to what training reads.", commands, argv or ())
+    chosen_command = choose_command("minicogvx data", "Turn videos into training data.", commands, argv or ())
     if chosen_command is None:
         return 0
     name, rest = chosen_command
@@ -37,28 +37,28 @@ def _parser(name: str) -> Parser:
 
 def _add_folder(parser: Parser) -> None:
     parser.add_argument("folder", type=path_to(), metavar="FOLDER",
-                        help="films and pictures, with NAME.txt or metadata.jsonl")
+                        help="videos and pictures, with NAME.txt or metadata.jsonl")
     parser.add_argument("--list", type=path_to(), metavar="FILE.jsonl",
                         help="only the clips of this file, such as kept.jsonl")
 
 
 def _add_shapes(parser: Parser) -> None:
     parser.add_argument("folder", type=path_to(), metavar="FOLDER", help="a new or empty folder")
-    parser.add_argument("--clips", type=whole(1, 1_000_000), required=True, metavar="N", help="how many films")
+    parser.add_argument("--clips", type=whole(1, 1_000_000), required=True, metavar="N", help="how many videos")
     parser.add_argument("--style", default="plain", metavar="plain|sepia|cyanotype",
-                        help="the world's own colours, or photographs in brown or blue ink (default: plain)")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same films (default: 0)")
+                        help="plain: the world's own colours; or photographs in brown or blue ink (default: plain)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same videos (default: 0)")
     parser.add_argument("--side", type=whole(16, _SIDE), default=128, metavar="PIXELS",
                         help="height and width (default: 128, twice the toy's, because mp4 files blur colours)")
-    parser.add_argument("--frames", type=whole(9, _FRAMES), default=17, metavar="N", help="of each film (default: 17)")
+    parser.add_argument("--frames", type=whole(9, _FRAMES), default=17, metavar="N", help="of each video (default: 17)")
     parser.add_argument("--two-objects", type=SHARE, default=0.0, metavar="SHARE",
-                        help="share of films with two objects (default: 0)")
+                        help="share of videos with two objects (default: 0)")
 
 
 def _add_scan(parser: Parser) -> None:
     _add_folder(parser)
     parser.add_argument("--min-seconds", type=number(0.0), default=1.0, metavar="S",
-                        help="refuse shorter films (default: 1)")
+                        help="refuse shorter videos (default: 1)")
 
 
 def _add_curate(parser: Parser) -> None:
@@ -67,7 +67,7 @@ def _add_curate(parser: Parser) -> None:
     parser.add_argument("--aesthetic", type=path_to(), metavar="FOLDER",
                         help="an aesthetics predictor, as transformers saves it (default: that score is not measured)")
     parser.add_argument("--best", type=number(above=0.0, most=1.0), metavar="SHARE",
-                        help="also write best.jsonl, this share of the kept")
+                        help="also write best.jsonl with this share of the kept shots")
     for name, value in vars(CurationThresholds()).items():
         parser.add_argument("--" + name.replace("_", "-"), type=number(), default=value, metavar="X",
                             help=f"default: {value:g}")
@@ -77,12 +77,12 @@ def _add_curate(parser: Parser) -> None:
 def _add_caption(parser: Parser) -> None:
     _add_folder(parser)
     parser.add_argument("--captioner", type=path_to(), required=True, metavar="shapes|FOLDER",
-                        help="shapes: read the shapes world from its pixels; or a transformers folder")
+                        help="shapes: reads the shapes world from its pixels; or a transformers folder")
     parser.add_argument("--summary", type=path_to(), metavar="FOLDER",
-                        help="a transformers folder that sums the descriptions up (default: they are joined plainly)")
+                        help="a transformers folder to summarise the descriptions (default: they are joined)")
     parser.add_argument("--every", type=number(above=0.0), metavar="S",
                         help="one frame every S seconds (default: 2)")
-    parser.add_argument("--overwrite", action="store_true", help="also clips that have a caption")
+    parser.add_argument("--overwrite", action="store_true", help="also caption clips that have a caption")
     parser.add_argument("--out", type=path_to(), metavar="FILE.jsonl",
                         help="default: the list, or metadata.jsonl in the folder")
     add_device_options(parser)
@@ -94,15 +94,16 @@ def _add_cache(parser: Parser) -> None:
     parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
                         help="whose VAE and text encoder (default: toy)")
     for name, words, reader in (("num-frames", "frames at most, 4k + 1", whole()), ("height", "pixels", whole()),
-                                ("width", "pixels", whole()), ("fps", "frames a second", number())):
+                                ("width", "pixels", whole()), ("fps", "frames per second", number())):
         parser.add_argument(f"--{name}", type=reader, metavar="N", help=f"{words} (default: the model's own)")
     parser.add_argument("--one-size", action="store_true", help="crop every clip to height x width, without buckets")
-    parser.add_argument("--one-length", action="store_true", help="leave out films that are shorter than num-frames")
+    parser.add_argument("--one-length", action="store_true", help="leave out videos that are shorter than num-frames")
     parser.add_argument("--windows", type=whole(1, 65_536), default=1, metavar="N",
-                        help="pieces of one clip at most (default: 1)")
-    parser.add_argument("--first-frame", action="store_true", help="also the clean first frame, for image to video")
+                        help="at most this many pieces of one clip (default: 1)")
+    parser.add_argument("--first-frame", action="store_true",
+                        help="also store the clean first frame, for image to video")
     parser.add_argument("--batch-size", type=whole(1, 65_536), default=4, metavar="N",
-                        help="clips at a time (default: 4)")
+                        help="clips encoded together (default: 4)")
     add_device_options(parser)
 
 
@@ -112,8 +113,8 @@ def _shapes(arguments: argparse.Namespace) -> int:
     films = ShapeFilms(arguments.clips, arguments.style, arguments.seed, arguments.side, arguments.frames,
                        arguments.two_objects)
     written = write_shape_films(arguments.folder, films)
-    print(f"{arguments.folder}: {films.clips} films and captions"
-          + (f", {films.clips - written} of them there before" if written < films.clips else ""))
+    print(f"{arguments.folder}: {films.clips} videos and captions"
+          + (f", {films.clips - written} of them already present" if written < films.clips else ""))
     return 0
 
 
@@ -183,23 +184,25 @@ def _caption(arguments: argparse.Namespace) -> int:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
+    check_names(arguments)
     device, dtype = chosen(arguments)
     from minicogvx.data.video_folder import scan_folder
     from minicogvx.files import check_writable
-    from minicogvx.interop import diffusers, find_folder
+    from minicogvx.interop import find_folder
+    from minicogvx.interop.folder_configs import read_configs
     from minicogvx.presets import video_size
     from minicogvx.training.cache import CacheSettings, cache_clips
 
     folder = find_folder(arguments.model)
-    configs, own = diffusers.read_configs(folder)
-    vae, transformer = configs["vae"], configs["transformer"]
+    configs = read_configs(folder)
+    vae, transformer = configs.vae, configs.transformer
     settings = CacheSettings(
         *video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width),
-        own["fps"] if arguments.fps is None else arguments.fps, not arguments.one_size, not arguments.one_length,
+        configs.fps if arguments.fps is None else arguments.fps, not arguments.one_size, not arguments.one_length,
         arguments.windows, arguments.first_frame)
     settings.check(vae)
     check_writable(arguments.out, folder=True)
-    encoder, text = _open_models(folder, configs, device, dtype)
+    encoder, text = _open_models(folder, transformer.max_text_seq_length, device, dtype)
     found = scan_folder(arguments.folder, 0.0, arguments.list, progress=True)
     found.need_clips()
     cached = cache_clips(found.clips, arguments.out, encoder, text, settings, dtype, arguments.batch_size)
@@ -210,17 +213,18 @@ def _cache(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_models(folder: Path, configs: dict, device: str, dtype):
-    """VAE and text encoder of a pipeline folder, without its transformer, which is the largest part.
+def _open_models(folder: Path, max_length: int, device: str, dtype):
+    """VAE and text encoder of a pipeline folder, without its transformer, the largest part.
 
-    The VAE keeps float32 weights and computes in `dtype`; T5-XXL would take 19 GB so, and has its weights in `dtype`.
+    The VAE has float32 weights and computes in `dtype`; the text encoder's weights are in `dtype`, as T5-XXL would take
+    19 GB in float32.
     """
     import torch
 
-    from minicogvx.interop.diffusers import load_vae
-    from minicogvx.text import TextEncoder
+    from minicogvx.interop.diffusers_folder import load_vae
+    from minicogvx.interop.text_folder import read_text
 
-    text = TextEncoder.from_folder(folder, configs["transformer"].max_text_seq_length, dtype).to(device)
+    text = read_text(folder, max_length, dtype).to(device)
     return load_vae(folder, device, torch.float32), text
 
 
@@ -231,11 +235,11 @@ def _print_left_out(found, problems=()) -> None:
         print(found.passed_over_sentence())
 
 
-COMMANDS = {  # name -> (what it does, what adds its arguments, what runs it)
-    "shapes": ("films of the shapes world, with captions, as a folder of your own clips would look", _add_shapes,
+COMMANDS = {  # name -> (description, adds its arguments, runs it)
+    "shapes": ("write videos of the shapes world, with captions, as an example of your own folder", _add_shapes,
                _shapes),
-    "scan": ("what a folder holds, and which files cannot be used", _add_scan, _scan),
-    "curate": ("cut films into shots, drop the bad ones, write kept.jsonl and report.html", _add_curate, _curate),
+    "scan": ("list what a folder holds, and which files cannot be used", _add_scan, _scan),
+    "curate": ("cut videos into shots, drop the bad ones, write kept.jsonl and report.html", _add_curate, _curate),
     "caption": ("write captions for the clips that have none", _add_caption, _caption),
     "cache": ("encode every clip and caption once; run it again to resume", _add_cache, _cache),
 }

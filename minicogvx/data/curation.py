@@ -1,60 +1,34 @@
-"""Curation: from a folder of films to the shots that are worth training on, with a page that says what went and why.
+"""Curation: selects from a folder of videos the shots worth training on, and writes a report of what was dropped.
 
 The published system kept about 35 million shots, and 2 billion pictures chosen by aesthetics (paper, section 3.4); its
-last stage fine-tunes on the best 20 % of the data, which removes subtitles and watermarks and improves the look a
-little at a slight loss of meaning (section 3.2 and Table 5). See data/shots.py for what is measured and what is not.
+last stage fine-tunes on the best 20 % of the data, which removes subtitles and watermarks and improves the visual
+quality at a slight loss of semantics (section 3.2 and Table 5). data/shots.py lists what is measured and what is not.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from minicogvx.data.curation_report import Curation, check_report, write_report
 from minicogvx.data.kept_lists import lines_before, write_over
-from minicogvx.data.listing import Problem, is_finite, writable_list
+from minicogvx.data.listing import writable_list
 from minicogvx.data.shots import CurationThresholds, Scorer, Shot, find_shots
-from minicogvx.data.video_folder import VideoClip, clip_line, failed, scan_folder
-from minicogvx.files import check_writable
-
-__all__ = ["Curation", "CurationThresholds", "best_fraction", "curate", "read_kept"]
+from minicogvx.data.video_folder import clip_line, failed, scan_folder
 
 KEPT, BEST, REPORT = "kept.jsonl", "best.jsonl", "report.html"
 
 
-@dataclass(frozen=True)
-class Curation:
-    """Every shot of a folder, kept or dropped, and the files that could not be used."""
-
-    folder: Path
-    thresholds: CurationThresholds
-    shots: list[Shot]
-    problems: list[Problem]
-    passed_over: str = ""  # the other files, counted by ending, in a sentence
-
-    @property
-    def kept(self) -> list[Shot]:
-        """Shots without a reason against them."""
-        return [shot for shot in self.shots if not shot.reasons]
-
-    @property
-    def dropped(self) -> list[Shot]:
-        """Shots with at least one reason against them."""
-        return [shot for shot in self.shots if shot.reasons]
-
-
 def curate(folder: str | Path, out: str | Path, thresholds: CurationThresholds = CurationThresholds(),
            scorer: Scorer | None = None, listing: str | Path | None = None, progress: bool = True) -> Curation:
-    """Cut the films of `folder` into shots, judge them, and write `out/kept.jsonl` and `out/report.html`.
+    """Cut the videos of `folder` into shots, judge them, and write `out/kept.jsonl` and `out/report.html`.
 
-    A line of kept.jsonl has file_name, start, end, text and scores, and what else a list said of the film;
-    `scan_folder(folder, listing=...)` takes it. Films need no captions yet. `scorer` gives a picture its aesthetic
-    score; without one that score is "not measured". Captions that the lists in `out` have got stay: see `write_over`.
-    Raises ValueError where nothing in the folder can be used, or where such captions would be lost.
+    A line of kept.jsonl has file_name, start, end, text and scores, and any other fields that a list had on the video;
+    `scan_folder(folder, listing=...)` reads it. Videos need no captions yet. `scorer` computes the aesthetic score of a
+    picture; without it that score is "not measured". Captions in existing lists in `out` are kept: see `write_over`.
+    Raises ValueError if nothing in the folder can be used, or if such captions would be lost.
     """
-    from minicogvx.data.curation_report import write_report  # it needs Curation
-
     check_place(out)
     found = scan_folder(folder, thresholds.min_seconds, listing, need_captions=False, progress=progress)
     shots, problems = [], list(found.problems)
@@ -65,7 +39,7 @@ def curate(folder: str | Path, out: str | Path, thresholds: CurationThresholds =
             problems.append(failed(clip, error))
     if not shots:
         first = f"; {problems[0]}" if problems else ""
-        raise ValueError(f"{folder} holds no film or picture that can be used{first}")
+        raise ValueError(f"{folder} holds no video or picture that can be used{first}")
     result = Curation(Path(folder), thresholds, shots, problems, found.passed_over_sentence())
     own = listing is None or not _same_file(listing, Path(out) / KEPT)
     write_over(Path(out) / KEPT, [_line(shot) for shot in result.kept], result.shots if own else ())
@@ -74,13 +48,13 @@ def curate(folder: str | Path, out: str | Path, thresholds: CurationThresholds =
 
 
 def check_place(out: str | Path, best: bool = False) -> None:
-    """Raises ValueError or OSError where the files of a curation cannot be written to `out`. For its start.
+    """Raises ValueError or OSError if the files of a curation cannot be written to `out`. To be called first.
 
-    A list that is there already must be one that can be read, as its captions are taken over.
+    An existing list must be readable, because its captions are kept, and an existing report must be one.
     """
     for name in (KEPT, BEST) if best else (KEPT,):
         lines_before(writable_list(Path(out) / name))
-    check_writable(Path(out) / REPORT)
+    check_report(Path(out) / REPORT)
 
 
 def _same_file(path: str | Path, other: Path) -> bool:
@@ -88,11 +62,11 @@ def _same_file(path: str | Path, other: Path) -> bool:
 
 
 def best_fraction(kept: Sequence[Shot], share: float = 0.2) -> list[Shot]:
-    """The best `share` of the shots, in their old order: what the last published stage trains on.
+    """The best `share` of the shots, in their original order: what the last published stage trains on.
 
-    How the authors ranked was not published. Here: by aesthetic score where every shot has one, otherwise by the mean
-    of the ranks in sharpness and in motion; pictures, which have no motion, by sharpness alone. At least one is kept.
-    Raises ValueError for a share outside 0..1, 0 excluded.
+    The authors' ranking was not published. Here: by aesthetic score if every shot has one, otherwise by the mean of the
+    ranks in sharpness and in motion; pictures, which have no motion, by sharpness. At least one is kept.
+    Raises ValueError for a share that is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share is {share}; it must be above 0 and at most 1")
@@ -107,34 +81,13 @@ def best_fraction(kept: Sequence[Shot], share: float = 0.2) -> list[Shot]:
 
 
 def _ranks(shots: Sequence[Shot], name: str) -> dict[int, float]:
-    """For each shot that has the score its rank from 0 (least) to 1."""
+    """The rank, from 0 (lowest) to 1, of each shot that has the score."""
     scored = sorted((shot.scores[name], i) for i, shot in enumerate(shots) if shot.scores.get(name) is not None)
     return {i: rank / max(1, len(scored) - 1) for rank, (_, i) in enumerate(scored)}
 
 
-def read_kept(folder: str | Path, listing: str | Path) -> list[Shot]:
-    """The shots that `listing`, a kept.jsonl of `curate`, lists. Raises ValueError for a line that cannot be used."""
-    found = scan_folder(folder, 0.0, listing, need_captions=False)
-    if found.problems:
-        raise ValueError(f"{listing} cannot be used: {found.problems[0]}")
-    return [Shot(clip, _scores(clip)) for clip in found.clips]
-
-
-def _scores(clip: VideoClip) -> dict[str, float | None]:
-    scores = clip.line.fields.get("scores")
-    if scores is None:
-        return {}
-    if not isinstance(scores, dict):
-        raise ValueError(f"line {clip.line.number}, on {clip.name}, has scores={scores!r:.80}; it must hold a "
-                         f"number for each name")
-    for name, value in scores.items():
-        if value is not None and not is_finite(value):
-            raise ValueError(f"line {clip.line.number}, on {clip.name}, has {name}={value!r}; it must be a number")
-    return scores
-
-
 def write_best(out: str | Path, kept: Sequence[Shot], share: float) -> Path:
-    """Write the best `share` of the shots as `out`, lines as in kept.jsonl. Raises what `write_over` raises."""
+    """Write the best `share` of the shots as `out`, in the format of kept.jsonl. Raises what `write_over` raises."""
     return write_over(Path(out), [_line(shot) for shot in best_fraction(kept, share)], kept)
 
 

@@ -1,22 +1,23 @@
-"""The page about a curation: one HTML file that needs no other, with small pictures, counts and distributions."""
+"""The report of a curation: one self-contained HTML file with thumbnails, counts and distributions."""
 
 import base64
 import io
 from collections import Counter
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from minicogvx.data.curation import Curation
+from minicogvx.data.listing import Problem
 from minicogvx.data.pictures import UnusableFile
-from minicogvx.data.shots import Shot, middle_frame
-from minicogvx.files import written_whole
+from minicogvx.data.shots import CurationThresholds, Shot, middle_frame
+from minicogvx.files import check_writable, written_whole
 
-MOST_PICTURES = 200  # of the kept, and of the dropped shots; a page of thousands opens slowly
+MOST_PICTURES = 200  # of kept, and of dropped shots; a page of thousands opens slowly
 _PICTURE_SIDE = 96  # pixels of the shorter side
 _BARS = 24
-_KEPT, _DROPPED = "#0072b2", "#d55e00"  # of Okabe and Ito's palette, which colour-blind readers tell apart
+_KEPT, _DROPPED = "#0072b2", "#d55e00"  # of Okabe and Ito's palette, which colour-blind readers can distinguish
 
 _REASONS = {
     "short": ("too short", "lasts less than {min_seconds:g} s"),
@@ -37,21 +38,53 @@ tr{border-bottom:1px solid #ccc}ul.shots{display:flex;flex-wrap:wrap;gap:1rem;pa
 ul.shots li{width:11rem;font-size:.8rem;overflow-wrap:anywhere}ul.shots img{max-width:100%;height:auto;display:block}
 .why{color:#8a3a00;font-weight:600}svg{max-width:100%;height:auto}"""
 
+_START = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Curation of '  # of every report
+
+
+@dataclass(frozen=True)
+class Curation:
+    """Every shot of a folder, kept or dropped, and the files that could not be used."""
+
+    folder: Path
+    thresholds: CurationThresholds
+    shots: list[Shot]
+    problems: list[Problem]
+    passed_over: str = ""  # a sentence that counts other files by ending
+
+    @property
+    def kept(self) -> list[Shot]:
+        """Shots without a reason to drop them."""
+        return [shot for shot in self.shots if not shot.reasons]
+
+    @property
+    def dropped(self) -> list[Shot]:
+        """Shots with at least one reason to drop them."""
+        return [shot for shot in self.shots if shot.reasons]
+
 
 def write_report(path: str | Path, curation: Curation) -> Path:
-    """Write the page about `curation` to `path`, beside its place and then renamed."""
+    """Write the report of `curation` to `path`, by way of a temporary file."""
     with written_whole(path) as part:
-        # Names can hold bytes that are no text: those are shown by their number.
+        # Names can hold bytes that are not text; these are shown as numbers.
         part.write_text(_page(curation), encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
+def check_report(path: str | Path) -> None:
+    """Raises ValueError if there is another file at `path` than a report, OSError if `path` cannot be written."""
+    path = Path(path)
+    check_writable(path)
+    if path.exists() and not path.read_bytes().startswith(_START.encode()):
+        raise ValueError(f"{path} is not the report of a curation, and would be written over; name another folder, or "
+                         f"move that file away")
+
+
 def _page(curation: Curation) -> str:
-    title = f"Curation of {escape(curation.folder.name or str(curation.folder))}"
-    parts = [f"<h1>{title}</h1>", _summary(curation), _counts(curation), _distributions(curation),
+    title = escape(curation.folder.name or str(curation.folder))
+    parts = [f"<h1>Curation of {title}</h1>", _summary(curation), _counts(curation), _distributions(curation),
              _gallery("Dropped", curation.dropped, curation), _gallery("Kept", curation.kept, curation),
              _problems(curation)]
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+    return (f'{_START}{title}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>'
             + "\n".join(parts) + "\n</body></html>\n")
 
@@ -142,7 +175,7 @@ def _picture(shot: Shot, alt: str) -> str:
     buffer = io.BytesIO()
     try:
         frame = middle_frame(shot.clip, _PICTURE_SIDE)
-    except (UnusableFile, OSError) as error:  # it was measured, but may have been moved or changed since
+    except (UnusableFile, OSError) as error:  # it may have been moved or changed since it was measured
         return f"<p>no picture: {escape(str(error))}</p>"
     Image.fromarray(frame.numpy()).save(buffer, format="JPEG", quality=80)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{alt}">'

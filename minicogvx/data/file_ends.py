@@ -1,6 +1,6 @@
-"""Whether a film is there to its end: what its format says of its own length, where FFmpeg does not ask.
+"""Detects truncated videos by the length that their format records, where FFmpeg does not check it.
 
-A copy or a download that broke off would otherwise be a shorter film, whose caption tells of what is not there.
+An interrupted copy or download would otherwise pass as a shorter video, whose caption describes what is missing.
 """
 
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that holds the file's size
-_ASF_LIVE = 1  # flag: its size was not known
-_BEGINNING, _TAIL = 1 << 16, 1 << 17  # bytes that are searched at either end
+_ASF_LIVE = 1  # flag: written live, size unknown
+_BEGINNING, _TAIL = 1 << 16, 1 << 17  # bytes searched at the start and at the end
 
 
 def is_whole(path: Path, formats: str) -> bool:
-    """Whether the film at `path` is as long as its own format says.
+    """Whether the video at `path` is as long as its own format says.
 
-    `formats` is FFmpeg's name of the format, such as "matroska,webm". Of those that do not say, of films that were
-    written live, and of broadcasts, which end anywhere, nothing is known: then True.
+    `formats` is FFmpeg's name of the format, such as "matroska,webm". True if this cannot be told: for formats without
+    a length, videos written live, and broadcasts, which end anywhere.
     """
     asked = _WHOLE.get(formats.split(",")[0])
     if asked is None:
@@ -26,7 +26,7 @@ def is_whole(path: Path, formats: str) -> bool:
 
 
 def _gif(file: BinaryIO, size: int) -> bool:
-    """It is a chain of blocks, and the last one says so."""
+    """A chain of blocks, of which the last is marked."""
     head = file.read(13)
     if len(head) < 13:
         return False
@@ -54,7 +54,7 @@ def _skip_colours(file: BinaryIO, flags: int) -> None:
 
 
 def _matroska(file: BinaryIO, size: int) -> bool:
-    """A head, and a segment that says how long it is; not where it was written live."""
+    """A header, and a segment with its length, unless it was written live."""
     file.seek(4)
     file.seek(_vint(file) or 0, 1)
     if file.read(4) != b"\x18\x53\x80\x67":
@@ -64,7 +64,7 @@ def _matroska(file: BinaryIO, size: int) -> bool:
 
 
 def _vint(file: BinaryIO) -> int | None:
-    """A number whose first byte says by its leading zeros how many bytes it has; None: all ones, which is unknown."""
+    """A number whose length in bytes is the leading zeros of its first byte, plus one; None: all ones, unknown."""
     first = ord(file.read(1) or b"\0")
     more = 8 - first.bit_length()
     value = int.from_bytes(bytes([first & (0x7F >> more) if first else 0]) + file.read(more))
@@ -72,7 +72,7 @@ def _vint(file: BinaryIO) -> int | None:
 
 
 def _ogg(file: BinaryIO, size: int) -> bool:
-    """Pages, of which the last one is whole. Some programs leave out its mark of the end."""
+    """Pages, of which the last must be complete. Some programs do not mark it as the last."""
     file.seek(max(0, size - _TAIL))
     data = file.read()
     at = data.rfind(b"OggS")
@@ -94,7 +94,7 @@ def _flash(file: BinaryIO, size: int) -> bool:
 
 
 def _windows_media(file: BinaryIO, size: int) -> bool:
-    """An object in the head has the size of the file."""
+    """An object in the header holds the size of the file."""
     data = file.read(_BEGINNING)
     at = data.find(_ASF_FILE)
     if at < 0 or int.from_bytes(data[at + 88:at + 92], "little") & _ASF_LIVE:
@@ -103,13 +103,13 @@ def _windows_media(file: BinaryIO, size: int) -> bool:
 
 
 def _riff(file: BinaryIO, size: int) -> bool:
-    """Chunks, each with its length; the first one has all of the film, or all that old programs can read."""
+    """Chunks, each with its length; the first holds the whole video, or as much as old programs can read."""
     length = int.from_bytes(file.read(8)[4:], "little")
     return 8 + length <= size
 
 
 def _boxes(file: BinaryIO, size: int) -> bool:
-    """A chain of boxes, each of which begins with its length; 0 is to the end."""
+    """A chain of boxes, each of which begins with its length; 0 means to the end."""
     at = 0
     while at + 8 <= size:
         file.seek(at)
@@ -119,7 +119,7 @@ def _boxes(file: BinaryIO, size: int) -> bool:
         if length == 0:
             return True
         if length < 8:
-            return True  # no box: something that was put behind the film
+            return True  # not a box: something appended to the video
         at += length
     return at <= size
 

@@ -1,4 +1,4 @@
-"""Which files lie in a folder and its subfolders, linked ones too, with everything that is passed over counted."""
+"""Lists the files in a folder and its subfolders, linked ones too, and counts everything that it skips."""
 
 import errno
 import os
@@ -9,28 +9,29 @@ from pathlib import Path
 
 from minicogvx.data.list_kinds import NAME_FILES, TABLE, pair_of
 from minicogvx.data.listing import METADATA, Problem
+from minicogvx.files import is_leftover
 
 HIDDEN, HIDDEN_FOLDERS, NO_ENDING = "hidden", "hidden folder(s)", "without an ending"
 
 
 @dataclass
 class Walk:
-    """What was found, by path inside the folder, with slashes."""
+    """What was found, as paths inside the folder, with slashes."""
 
-    files: list[str] = field(default_factory=list)  # with one of the endings that were asked for
-    lists: list[str] = field(default_factory=list)  # of captions; those of outer folders first
+    files: list[str] = field(default_factory=list)  # with one of the wanted endings
+    lists: list[str] = field(default_factory=list)  # lists of captions; those of outer folders first
     passed_over: Counter[str] = field(default_factory=Counter)  # files by ending, and hidden folders
     problems: list[Problem] = field(default_factory=list)
 
 
 def walk_folder(folder: Path, endings: Collection[str]) -> Walk:
-    """Goes through `folder` and all below it, each real folder once, whatever links lead to it.
+    """Walks `folder` and everything below it; each real folder once, however many links point to it.
 
-    Names that begin with a dot are passed over and counted. Links that lead nowhere, or back to a folder they lie in,
-    and folders that cannot be opened are problems. Raises OSError where `folder` itself cannot be opened.
+    Names that begin with a dot are skipped and counted. Broken links, links back to a folder that contains them, and
+    folders that cannot be opened are problems. Raises OSError if `folder` itself cannot be opened.
     """
     found, seen = Walk(), {}
-    # A folder that both a link and its own name lead to is taken by its own name: links wait.
+    # Links come last: a folder that is also reached by its own name is listed under that.
     own, linked = deque([""]), deque[str]()
     while own or linked:
         inside = own.popleft() if own else linked.popleft()
@@ -46,7 +47,7 @@ def walk_folder(folder: Path, endings: Collection[str]) -> Walk:
 
 
 def _is_new(folder: Path, inside: str, seen: dict[str, str], found: Walk) -> bool:
-    """Whether the folder was not looked into yet, under another name; if it was, that is noted."""
+    """Whether the folder was not visited before under another name; if it was, adds a problem."""
     real = os.path.realpath(folder / inside)
     here = os.path.realpath((folder / inside).parent) if inside else ""
     if here and Path(here).is_relative_to(real):
@@ -64,11 +65,13 @@ def _look_into(folder: Path, inside: str, endings: Collection[str], found: Walk,
     others = []
     with os.scandir(folder / inside) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
-    if not os.access(folder / inside, os.X_OK):  # its names could be read, and nothing else
-        raise PermissionError(errno.EACCES, "you have no right to enter it", str(folder / inside))
+    if not os.access(folder / inside, os.X_OK):  # it can be listed, but not entered
+        raise PermissionError(errno.EACCES, "you have no permission to enter it", str(folder / inside))
     stems = {os.path.splitext(entry.name)[0] for entry in listed if _ending(entry.name) in endings}
     for entry in listed:
         name = f"{inside}/{entry.name}" if inside else entry.name
+        if is_leftover(entry.name):
+            continue
         if entry.name.startswith("."):
             if os.path.isdir(entry.path):
                 found.passed_over[HIDDEN_FOLDERS] += 1
@@ -80,15 +83,16 @@ def _look_into(folder: Path, inside: str, endings: Collection[str], found: Walk,
             found.problems.append(Problem(name, _no_file(folder / name)))
         elif _ending(entry.name) in endings:
             found.files.append(name)
-        elif not (_ending(entry.name) == ".txt" and os.path.splitext(entry.name)[0] in stems):
+        else:
             others.append(entry.name)
     lists, used = _lists(folder / inside, others)
+    used |= {name for name in others if _ending(name) == ".txt" and os.path.splitext(name)[0] in stems}
     found.lists += [f"{inside}/{name}" if inside else name for name in lists]
     found.passed_over.update(_ending(name) or NO_ENDING for name in others if name not in used)
 
 
 def _lists(here: Path, names: Collection[str]) -> tuple[list[str], set[str]]:
-    """The lists of captions in a folder, the first counting most, and all files that belong to them."""
+    """The lists of captions in a folder, the most important first, and all files that belong to them."""
     lists = [name for name in (METADATA, TABLE) if name in names]
     pairs = {name: pair_of(here / name) for name in NAME_FILES if name in names}
     whole = {name: beside.name for name, beside in pairs.items() if beside is not None and beside.name in names}
@@ -101,7 +105,7 @@ def _no_file(path: Path) -> str:
     try:
         path.stat()
     except FileNotFoundError:
-        return f"is a link to {os.readlink(path)}, which is not there"
+        return f"is a link to {os.readlink(path)}, which does not exist"
     except OSError as error:
         return f"is a link that cannot be followed: {error.strerror}"
     return "is a link to a device or a pipe; it must lead to a file"

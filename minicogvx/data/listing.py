@@ -1,11 +1,11 @@
-"""Lists of films with their captions, read and written in one place for scan, caption, curate, cache and training.
+"""Lists of videos with their captions, read and written in one place for scan, caption, curate, cache and training.
 
-    metadata.jsonl            one JSON object a line, the only kind that is written
+    metadata.jsonl            one JSON object per line, the only kind that is written
     metadata.csv              the same fields as columns; the first line names them
-    videos.txt, prompts.txt   line k of the one names the film, line k of the other is its caption
+    videos.txt, prompts.txt   line k of the first names the video, line k of the second is its caption
 
-A line names a file by `file_name`, seen from the list's folder; its caption is `text`, `caption` or `prompt`, and a
-piece of the file has `start` and `end` in seconds. Everything else in a line belongs to its owner: it is kept.
+A line names a file by `file_name`, relative to the list's folder; its caption is `text`, `caption` or `prompt`, and a
+piece of the file has `start` and `end` in seconds. All other fields of a line are kept.
 """
 
 import codecs
@@ -23,9 +23,10 @@ from typing import Any
 from minicogvx.data.list_kinds import NAME_FILES, TABLE_ENDINGS, pair_rows, read_bytes, table_rows
 from minicogvx.files import check_writable, written_whole
 
-CAPTION_FIELDS = ("text", "caption", "prompt")  # the first one with words in it counts
+CAPTION_FIELDS = ("text", "caption", "prompt")  # the first that is not blank
 METADATA = "metadata.jsonl"
-_WRITTEN = (".jsonl", ".ndjson", ".json")  # of lists that are written
+_WRITTEN = (".jsonl", ".ndjson", ".json")  # endings of lists that are written
+_NO_TEXT = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode
 _GAP = re.compile(r"[\s,:]*")  # between the fields of an object, and between name and value
 _DECODE = json.JSONDecoder().raw_decode
 
@@ -43,34 +44,34 @@ class Problem:
 
 @dataclass(frozen=True)
 class Line:
-    """A line that can be used."""
+    """A valid line."""
 
     number: int  # counted from 1
-    name: str  # path inside the folder of films, with slashes
+    name: str  # path inside the folder of videos, with slashes
     text: str  # on one line; empty where there is none
     start: float  # seconds
-    end: float | None  # None: to the end of the film
-    fields: dict[str, Any]  # all of the line, as it stands
-    caption_field: str | None  # where the caption stands, if there is one
+    end: float | None  # None: to the end of the video
+    fields: dict[str, Any]  # of the line, unchanged
+    caption_field: str | None  # the field of the caption, if there is one
 
     @property
     def piece(self) -> tuple[str, float, float | None]:
-        """Which file, and which part of it; several lines may caption the same."""
+        """File, start and end; several lines may caption the same piece."""
         return same_name(self.name), self.start, self.end
 
     @property
     def other_fields(self) -> dict[str, Any]:
-        """What the line says beside the file, the piece and its caption."""
+        """The fields other than the file, the piece and its caption."""
         own = ("file_name", "start", "end", "text", self.caption_field)
         return {name: value for name, value in self.fields.items()
                 if name not in own and (value or name not in CAPTION_FIELDS)}
 
 
 def read_list(path: Path, folder: Path, inside: str = "") -> tuple[list[Line], list[Problem]]:
-    """The lines of a list of any kind, and the lines that cannot be used. Of a pair, `path` is the file with names.
+    """The lines of a list of any kind, and the lines that cannot be used. For a pair, `path` is the file of names.
 
     Args:
-        folder: of the films. Names are seen from there, or from its subfolder `inside`.
+        folder: of the videos. Names are relative to it, or to its subfolder `inside`.
 
     Raises ValueError for a file in UTF-16 or of one long JSON value, OSError for one that cannot be read.
     """
@@ -84,9 +85,9 @@ def read_list(path: Path, folder: Path, inside: str = "") -> tuple[list[Line], l
 
 
 class Listing:
-    """A file with one JSON object a line. What is not changed stays to the byte, also lines that cannot be read.
+    """A file with one JSON object per line. Unchanged lines keep every byte, even unreadable ones.
 
-    Raises ValueError for a file that is something else, so that nothing is written over it.
+    Raises ValueError for any other file, so that it is not overwritten.
     """
 
     def __init__(self, path: str | Path, folder: Path):
@@ -97,7 +98,7 @@ class Listing:
             raise ValueError(f"{self.path} holds something other than a list of clips; name another file to write")
 
     def set_caption(self, line: Line, text: str) -> None:
-        """Gives a line of this list a caption; its other fields stay to the byte."""
+        """Sets the caption of a line of this list; its other fields keep every byte."""
         if text == line.text:
             return
         field = line.caption_field or next((name for name in CAPTION_FIELDS if name in line.fields), "text")
@@ -109,15 +110,15 @@ class Listing:
         self._raw.append(_dump(fields))
 
     def write(self) -> None:
-        """Writes the whole file anew, beside its place and then renamed. Raises OSError."""
+        """Rewrites the file, by way of a temporary one. Raises OSError."""
         with written_whole(self.path) as part:
             part.write_bytes(b"".join(raw + b"\n" for raw in self._raw))
 
 
 def writable_list(path: str | Path) -> Path:
-    """`path`, if a list of JSON lines can be written there. For the start of a command.
+    """`path`, if a list of JSON lines can be written there. To be called at the start of a command.
 
-    Raises ValueError for another ending, or a file that holds something else; OSError where nothing can be written.
+    Raises ValueError for another ending, or a file that holds something else; OSError if it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITTEN:
@@ -128,14 +129,14 @@ def writable_list(path: str | Path) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Every JSON object of a file with one a line; lines that are none, such as a last one cut off, are left out."""
+    """Every JSON object of a file of JSON lines; other lines, such as a truncated last one, are skipped."""
     for raw in read_bytes(path).split(b"\n"):
         if _is_object(raw):
             yield _parse(raw)
 
 
 def write_lines(path: str | Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write one JSON object a line, beside its place and then renamed. Raises OSError."""
+    """Write one JSON object per line, by way of a temporary file. Raises OSError."""
     path = Path(path)
     with written_whole(path) as part:
         part.write_bytes(b"".join(_dump(row) + b"\n" for row in rows))
@@ -148,8 +149,14 @@ def is_finite(value: Any) -> bool:
 
 
 def same_name(name: str) -> str:
-    """Alike for all ways to write one name: systems compose accents differently, and Windows has back slashes."""
+    """Normalises a name: systems compose accents differently, and Windows uses backslashes."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def one_line(caption: str) -> str:
+    """`caption` on one line; empty if it holds nothing but spaces and characters that control or format text."""
+    text = " ".join(caption.split())
+    return text if any(unicodedata.category(letter) not in _NO_TEXT for letter in text) else ""
 
 
 # ---- lines
@@ -171,14 +178,14 @@ def _usable(rows: Iterator[tuple[int, Any]], label: str, folder: Path,
 
 
 def _json_lines(path: Path) -> list[bytes]:
-    """The lines, without an empty last one. Raises ValueError where all of them are one value, such as an array."""
+    """The lines, without an empty last one. Raises ValueError if the whole file is one value, such as an array."""
     data = read_bytes(path)
     lines = data.split(b"\n")
     if not lines[-1].strip():
         lines.pop()
     try:
         json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):  # as it should be: JSON ends with the first line
+    except (ValueError, RecursionError):  # as expected: the first JSON value ends with its line
         return lines
     filled = sum(bool(line.strip()) for line in lines)
     if filled > 1:
@@ -188,16 +195,16 @@ def _json_lines(path: Path) -> list[bytes]:
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
     """The object in a line; None for a blank one. Raises ValueError."""
-    # A mark can also stand inside, where files were joined; bytes of a name that are no text stay the same bytes.
+    # A byte order mark can also be inside, if files were concatenated; bytes that are not text are kept.
     text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     if not text.strip():
         return None
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError("is no JSON; each line must be one JSON object") from error
+        raise ValueError("is not JSON; each line must be one JSON object") from error
     if not isinstance(row, dict):
-        raise ValueError("is no JSON object; each line must be one, with a file_name")
+        raise ValueError("is not a JSON object; each line must be one, with a file_name")
     return row
 
 
@@ -220,7 +227,7 @@ def _line(number: int, fields: dict[str, Any], folder: Path, inside: str) -> Lin
     if not isinstance(name, str) or not name.strip():
         raise ValueError("has no file_name; each line must have one")
     field = _caption_field(fields)
-    text = " ".join(fields[field].split()) if field else ""
+    text = one_line(fields[field]) if field else ""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -230,12 +237,12 @@ def _line(number: int, fields: dict[str, Any], folder: Path, inside: str) -> Lin
 
 
 def _caption_field(fields: dict[str, Any]) -> str | None:
-    """The field that holds the caption. Raises ValueError for one that is no text."""
+    """The field that holds the caption. Raises ValueError for one that is not text."""
     for name in CAPTION_FIELDS:
         words = fields.get(name)
         if words is not None and not isinstance(words, str):
             raise ValueError(f"has {name}={_short(words)}; it must be a caption in quotation marks")
-        if words and words.strip():
+        if words and one_line(words):
             return name
     return None
 
@@ -250,8 +257,8 @@ def _seconds(fields: dict[str, Any], name: str) -> float | None:
 
 
 def _inside(name: str, folder: Path, inside: str) -> str:
-    """`name` seen from `folder`, in one way to write it. What is written counts, not where links lead, but for the
-    folder itself: a list may name it by either path."""
+    """`name` relative to `folder`, normalised. Links are not resolved, except for the folder itself, which a list may
+    name by either path."""
     plain = name.replace("\\", "/") if os.sep == "\\" else name
     if os.path.isabs(plain):
         seen = [os.path.relpath(plain, root).replace(os.sep, "/")
@@ -269,13 +276,13 @@ def _short(value: Any) -> str:
 
 
 def _with_field(text: str, field: str, value: str) -> bytes:
-    """The object in a line with this value for a field, all else to the byte: numbers read and written would change."""
+    """The object in a line with a new value for one field, every other byte unchanged (parsing could alter numbers)."""
     at, found = text.index("{") + 1, None
     while text[at := _GAP.match(text, at).end()] != "}":
         name, at = _DECODE(text, at)
         begin = _GAP.match(text, at).end()
         _, at = _DECODE(text, begin)
-        found = (begin, at) if name == field else found  # of several the last one counts
+        found = (begin, at) if name == field else found  # the last one wins
     new = json.dumps(value, ensure_ascii=False)
     if found is None:
         end = len(text[:at].rstrip(" \t"))
@@ -284,5 +291,5 @@ def _with_field(text: str, field: str, value: str) -> bytes:
 
 
 def _dump(fields: dict[str, Any]) -> bytes:
-    # Half of a surrogate pair stands for a byte of a name that is no text: as \udcXX it is JSON, and read back alike.
+    # A lone surrogate stands for a byte of a name that is not text: \udcXX is valid JSON and is read back unchanged.
     return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")

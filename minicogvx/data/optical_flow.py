@@ -1,7 +1,7 @@
 """Optical flow: where each pixel of one frame is in the next (Lucas and Kanade 1981; pyramid after Bouguet 2000).
 
-Around every pixel the motion that explains the change of brightness best, in the least-squares sense, is found on a
-small copy of the frames first and then refined on larger ones, so that motions far above one pixel are found, too.
+For a window around every pixel, least squares finds the motion that best explains the change of brightness, first on a
+small copy of the frames, then refined on larger ones, so that motions far above one pixel are found.
 """
 
 import torch
@@ -10,8 +10,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-_LEAST_GRADIENT = 1e-4  # added to the squared gradients (brightness 0..1 a pixel): without texture there is no motion
-_LONGEST_STEP = 2.0  # pixels in one refinement: the linear model holds no further
+_LEAST_GRADIENT = 1e-4  # added to the squared gradients (brightness 0..1 per pixel): no motion without texture
+_LONGEST_STEP = 2.0  # pixels in one refinement: the range of the linear model
 
 
 def optical_flow(first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"], levels: int = 4, window: int = 7,
@@ -19,7 +19,7 @@ def optical_flow(first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"], 
     """(dx, dy) in pixels for each pixel of `first`, brightness in 0..1: what is at (x, y) in `first` is at
     (x + dx, y + dy) in `second`.
 
-    `levels` halvings at most, none of them below twice the `window` of pixels that are taken to move together.
+    `levels`: halvings at most, none below twice `window`, the side of the windows that are assumed to move together.
     Raises ValueError for an even window or frames smaller than it.
     """
     if window < 3 or window % 2 == 0 or window > min(first.shape[1:]):
@@ -42,7 +42,7 @@ def motion_strength(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, " b"]:
 def _refine(first: Tensor, second: Tensor, flow: Tensor, window: int, iterations: int) -> Tensor:
     gx, gy = (_patches(gradient, window) for gradient in _gradient(first))
     patch = _patches(first, window)
-    # The 2 x 2 normal equations (xx xy; xy yy) step = -(ex; ey) of every window; the matrix stays in all iterations.
+    # The 2 x 2 normal equations (xx xy; xy yy) step = -(ex; ey) of every window; all iterations share the matrix.
     xx, yy = gx.square().mean(-1) + _LEAST_GRADIENT, gy.square().mean(-1) + _LEAST_GRADIENT
     xy = (gx * gy).mean(-1)
     determinant = xx * yy - xy * xy
@@ -68,7 +68,7 @@ def _patches(frames: Tensor, window: int) -> Float[Tensor, "b h w k"]:
 
 
 def _moved_patches(frames: Tensor, flow: Tensor, window: int) -> Float[Tensor, "b h w k"]:
-    """The same, each patch read as a whole where its middle has moved to; beyond the edge, the edge."""
+    """The same, with each patch taken as a whole from where its centre has moved to; edges are replicated."""
     height, width = frames.shape[2:]
     around = torch.arange(window, dtype=flow.dtype, device=flow.device) - window // 2
     x = torch.arange(width, dtype=flow.dtype, device=flow.device) + flow[:, 0]

@@ -1,11 +1,11 @@
 """The oracle of the shapes world: reads colour, shape, motion, background and count back from the pixels alone.
 
-It explains a clip by what could have drawn it. The background is the palette colour of the frame's border; an object is
-whatever differs from it, its colour the palette colour in whose direction it differs, its motion the model that its
-centre and area follow, its shape the one that, drawn with the same centre and area, overlaps most.
+It inverts the drawing. The background is the palette colour of the frame's border; an object is whatever differs from
+it, its colour the palette colour in whose direction it differs, its motion the model that its centre and area follow,
+its shape the one that overlaps most when drawn with the same centre and area.
 
 The rules and the tolerances below were fixed on true clips (sharp, blurred, noisy) before any generated clip was seen.
-They must never be changed to raise a score. Where a clip is ambiguous, the answer is None, which matches nothing.
+They must never be changed to raise a score. For an ambiguous clip the answer is None, which matches nothing.
 """
 
 import math
@@ -25,7 +25,7 @@ _FOREGROUND = 0.20  # a pixel this far from the background belongs to an object
 _RUNNER_UP = 0.75  # a palette colour is read only if it is this much closer than the next one
 _COLOUR_ANGLE = math.radians(20)  # between the object's difference from the background and the palette's
 _COLOUR_STRENGTH = 0.5  # the least length of that difference, as a share of the palette's
-_AGREED = 0.6  # share of the object's pixels that point to the same palette colour
+_AGREED = 0.6  # share of the object's pixels that vote for the same palette colour
 _SAME_STRENGTH = (0.65, 1.15)  # within these shares of the palette's length it counts as the palette's
 # Objects.
 _LEAST_SHARE = 0.08  # a second colour below this share of all foreground is noise
@@ -37,7 +37,7 @@ _BLURS = 3  # candidates are drawn sharp, and blurred (1, 2, 1) / 4 once and twi
 _OVERLAP = 0.60  # soft intersection over union with the best candidate, over all frames
 _NO_OBJECT = 0.35  # an overlap below this: something is there that cannot be counted
 _OVERLAP_LEAD = 0.03  # over the second candidate
-_SIZE_SPLIT = 0.195  # radius that parts small from large
+_SIZE_SPLIT = 0.195  # radius that separates small from large
 # Motions.
 _GROWTH = math.log(1.5)  # of the radius in a clip
 _NO_GROWTH = math.log(1.3)
@@ -49,7 +49,7 @@ _DIRECTION_ANGLE = math.radians(15)  # of the 22.5 degrees between neighbours
 
 @dataclass(frozen=True)
 class ObjectReading:
-    """What is seen of one object; None where it is ambiguous."""
+    """The properties of one object; None if ambiguous."""
 
     shape: str | None
     colour: str | None
@@ -59,12 +59,12 @@ class ObjectReading:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is seen in a clip."""
+    """The content of a clip."""
 
     background: str | None
     objects: tuple[ObjectReading, ...]
-    count: int | None  # None: there is something that is no object of this world
-    confidence: float | None  # the worst object's overlap with its shape drawn anew, 0..1; None without objects
+    count: int | None  # None: something is not an object of this world
+    confidence: float | None  # the worst object's overlap with its redrawn shape, 0..1; None without objects
 
 
 def read(video: Float[Tensor, "t h w 3"]) -> Reading:
@@ -89,9 +89,9 @@ def read(video: Float[Tensor, "t h w 3"]) -> Reading:
 
 
 def matches(reading: Reading, wanted: Scene | Request) -> dict[str, bool]:
-    """Whether the reading has what a scene shows, or a caption asks for: colour, shape, motion, background, count, all.
+    """Whether the reading agrees with a scene or a caption, in colour, shape, motion, background, count, and all.
 
-    What the caption leaves open counts as right. Two objects are matched in the order that fits better.
+    What the caption does not mention counts as right. Two objects are matched in the order that fits better.
     """
     asked = wanted.objects
     seen = list(reading.objects) + [None] * (len(asked) - len(reading.objects))
@@ -143,7 +143,7 @@ def _segment(difference: np.ndarray, solid: np.ndarray, backdrop: np.ndarray) ->
         mask = np.zeros(solid.shape, np.float32)
         near = _dilate(part)
         if len(groups) > 1:
-            near &= ~_dilate(solid & ~part) | part  # leave the neighbour's edge
+            near &= ~_dilate(solid & ~part) | part  # leave out the neighbour's edge
         mask[near] = np.clip(difference[near] @ (full / (full @ full)), 0, 1.2)
         if mask.sum() > 0.5 * math.pi * _LEAST_RADIUS**2 * mask.size:
             found.append((mask, _colour(full, votes[members], rays, lengths)))
@@ -151,7 +151,7 @@ def _segment(difference: np.ndarray, solid: np.ndarray, backdrop: np.ndarray) ->
 
 
 def _merge(colours: list[np.ndarray], solid: np.ndarray) -> list[np.ndarray]:
-    """Join the colours, given as numbers of solid pixels, that lie about the same centres: one object."""
+    """Merge colours, given as indices of solid pixels, that have the same centres: they are one object."""
     time, row, column = np.nonzero(solid)
     groups: list[tuple[np.ndarray, np.ndarray]] = []  # the pixels; per frame row, column and radius
     for members in colours:
@@ -172,7 +172,7 @@ def _merge(colours: list[np.ndarray], solid: np.ndarray) -> list[np.ndarray]:
 def _full_strength(vectors: np.ndarray, rays: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The difference of fully covered pixels, from all pixels of an object.
 
-    Blur dims the peak of a thin shape and keeps its mass, so a colour near the palette's counts as the palette's.
+    Blur dims the peak of a thin shape and preserves its mass, so a colour near the palette's counts as the palette's.
     """
     direction = (vectors * (vectors * vectors).sum(1, keepdims=True)).mean(0)
     direction /= np.linalg.norm(direction)
@@ -262,7 +262,7 @@ def _blur(frames: np.ndarray) -> np.ndarray:
 
 
 def _motion(u: np.ndarray, x: np.ndarray, y: np.ndarray, size: np.ndarray) -> str | None:
-    """The motion whose path, at its best start, length and phase, explains the centres and sizes; u in 0..1."""
+    """The motion whose path, with fitted start, length and phase, explains the centres and sizes; u in 0..1."""
     if len(u) < 5:
         return None
     path = np.stack([x, y], 1)
@@ -288,7 +288,7 @@ def _motion(u: np.ndarray, x: np.ndarray, y: np.ndarray, size: np.ndarray) -> st
 
 
 def _fit(path: np.ndarray, basis: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Least squares of a path on basis functions and a constant: mean square rest, and the coefficients."""
+    """Least squares of a path on basis functions and a constant: mean squared residual, and the coefficients."""
     design = np.stack([*basis, np.ones(len(path))], 1)
     coefficients = np.linalg.lstsq(design, path, rcond=None)[0]
     return float(((path - design @ coefficients) ** 2).sum(1).mean()), coefficients[:-1]

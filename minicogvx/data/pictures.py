@@ -1,7 +1,7 @@
-"""Pictures as people see them: upright, on white, in eight bits, and in motion where they move.
+"""Pictures as a viewer shows them: upright, on white, in eight bits, and animated if they are.
 
-Pillow reads them, and leaves to its caller what a viewer does next: the way up that a telephone noted, transparency,
-and levels that are no bytes.
+Pillow reads them, and leaves the rest to its caller: the orientation that a phone recorded, transparency, and pixels of
+more than eight bits.
 """
 
 import errno
@@ -20,24 +20,24 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-MOST_PIXELS = 178_956_970  # of one picture, or one frame of a film: where Pillow suspects a trap
+MOST_PIXELS = 178_956_970  # of a picture or frame: above it, Pillow suspects a decompression bomb
 
-# Endings of what Pillow reads and people keep pictures in.
+# Endings of common picture files that Pillow reads.
 IMAGES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".bmp")
 
-_MOVING = ("PNG", "WEBP", "AVIF")  # formats of pictures whose pages are one film; those of TIFF or MPO are not
-_QUICKEST, _USUAL = 0.011, 0.1  # seconds: browsers show frames that are marked to be shorter for the usual time
-# What Pillow's readers raise on damaged files: each trusts some length or number that it finds there.
+_MOVING = ("PNG", "WEBP", "AVIF")  # formats whose pages form an animation, unlike those of TIFF or MPO
+_QUICKEST, _USUAL = 0.011, 0.1  # seconds: browsers show frames that claim less than the first value for the second
+# What Pillow's readers raise on damaged files, whose lengths and numbers they trust.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, MemoryError,
             RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
 
-# What systems say of a disk or a network, and never of what a file holds. FFmpeg says EPERM of damaged films, too.
+# Errors of a disk or a network, never of a file's content. Without EPERM, which FFmpeg also reports for damaged videos.
 _AWAY = (errno.EIO, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ESTALE, errno.ENOENT, errno.ENXIO,
          errno.ENODEV, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class UnusableFile(ValueError):
-    """A file that cannot be used. `reason` says why, in a sentence whose subject is the file; the message names it."""
+    """A file that cannot be used. `reason` is a sentence whose subject is the file; the message adds its path."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{path} {reason}")
@@ -46,35 +46,35 @@ class UnusableFile(ValueError):
 
 @dataclass(frozen=True)
 class Moment:
-    """A picture of a film, the second at which it appears, and for how many it stays if none follows."""
+    """A frame of a video, the second at which it appears, and for how many seconds it stays if it is the last."""
 
     second: float
     length: float
-    pixels: Callable[[int | None], UInt8[Tensor, "h w 3"]]  # shrunk to so many pixels of the shorter side, or whole
+    pixels: Callable[[int | None], UInt8[Tensor, "h w 3"]]  # argument: the shorter side to shrink to, or None
 
 
 def existing_file(path: str | Path) -> Path:
-    """`path`, if a file with something in it is there. Raises FileNotFoundError, PermissionError or UnusableFile."""
+    """`path`, if it is a file that is not empty. Raises FileNotFoundError, PermissionError or UnusableFile."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
-        raise UnusableFile(path, "is a folder; give a file")
+        raise UnusableFile(path, f"is a {'folder' if path.is_dir() else 'device or a pipe'}; give a file")
     if not os.access(path, os.R_OK):
-        raise PermissionError(f"{path} cannot be read: you have no right to")
+        raise PermissionError(f"{path} cannot be read: you have no permission")
     if path.stat().st_size == 0:
         raise UnusableFile(path, "is empty; give a file with something in it")
     return path
 
 
 def check_at_hand(path: Path, error: Exception) -> None:
-    """Raises OSError where `error` says that the disk fails, and nothing of the file: it may be whole another time."""
+    """Raises OSError if `error` is a failure of the disk, not of the file, which may be readable later."""
     if isinstance(error, OSError) and error.errno in _AWAY:
         raise OSError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
 
 
 def check_size(path: Path, height: int, width: int) -> None:
-    """Raises UnusableFile for more than MOST_PIXELS: a small file can claim a picture that no memory holds."""
+    """Raises UnusableFile for more than MOST_PIXELS: a small file can claim a picture that fits in no memory."""
     if height * width > MOST_PIXELS:
         raise UnusableFile(path, f"has pictures of {width}x{height} pixels; at most {MOST_PIXELS:,} are read, such as "
                                  f"15360x8640")
@@ -90,7 +90,7 @@ def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 def opened_picture(path: Path) -> Iterator[Image.Image]:
     """The picture at `path`, its pixels not yet decoded.
 
-    Raises UnusableFile, also for what fails in the block, and OSError where the disk fails.
+    Raises UnusableFile, also for errors within the block, and OSError if the disk fails.
     """
     try:
         with Image.open(path) as image:
@@ -104,14 +104,14 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
 
 
 def upright_picture(image: Image.Image, path: Path) -> Image.Image:
-    """RGB, the way up that the camera noted, transparency on white. Raises UnusableFile for levels without a scale."""
+    """RGB, upright by the camera's metadata, transparency on white. Raises UnusableFile for values without a range."""
     image.load()
     image = _eight_bits(ImageOps.exif_transpose(image), path)
     if image.mode == "La":
         image = image.convert("LA")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    # `convert` drops transparency on black; white is what people see behind a cut-out picture.
+    # `convert` puts transparency on black; viewers show cut-outs on white.
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
@@ -122,13 +122,13 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "h w 3"]:
 
 
 def moves(path: Path) -> bool:
-    """Whether the picture file at `path` is a film: an animated PNG, WebP or AVIF."""
+    """Whether the picture file at `path` is a video: an animated PNG, WebP or AVIF."""
     with opened_picture(path) as image:
         return image.format in _MOVING and _last_page(image) > _first_page(image)
 
 
 def animation_moments(path: Path) -> Iterator[Moment]:
-    """The frames of an animated picture, each put together with those before it as the file says."""
+    """The frames of an animated picture, each composed with those before it as the file specifies."""
     with opened_picture(path) as image:
         second = 0.0
         for page in range(_first_page(image), _last_page(image) + 1):
@@ -141,7 +141,7 @@ def animation_moments(path: Path) -> Iterator[Moment]:
 
 
 def _first_page(image: Image.Image) -> int:
-    # A PNG may begin with a picture for programs that show no animation.
+    # A PNG may begin with a still picture for programs that cannot animate it.
     return int(getattr(image, "default_image", False))
 
 
@@ -155,7 +155,7 @@ def _shrunk(picture: Image.Image, short_side: int | None) -> UInt8[Tensor, "h w 
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """A picture of 16 or 32 bits or of floats as bytes; others as they are. `convert` would cut off at 255."""
+    """A picture of 16 or 32 bits or of floats as bytes; others unchanged. `convert` would clip at 255."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -168,11 +168,11 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _white(mode: str, brightest: float) -> float | None:
-    """The level of white. 16 bits say it themselves; in other formats it is the smallest usual one that is enough."""
+    """The value of white: known for 16 bits; otherwise the smallest usual one that covers the brightest pixel."""
     if mode.startswith("I;16"):
         return 65535.0
     if mode == "I":
         return next((white for white in (255.0, 65535.0) if brightest <= white), 2.0**31 - 1)
-    if brightest < 2.0:  # lamps and the sun are brighter than white
+    if brightest < 2.0:  # lamps and the sun may exceed white
         return 1.0
     return next((white for white in (255.0, 65535.0) if brightest <= white), None)

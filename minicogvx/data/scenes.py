@@ -1,7 +1,7 @@
-"""What there is in the shapes world, and what a scene of it is: plain words and numbers, without a pixel.
+"""The vocabulary of the shapes world, and its scenes: words and numbers, no pixels.
 
-A `Scene` says what happens in units of the frame and of the clip, so the same scene renders at any resolution and with
-any number of frames.
+A `Scene` is in units of the frame and of the clip, so it can be rendered at any resolution and with any number of
+frames.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class ShapeObject:
     x: float  # where the centre is in the first frame
     y: float
     radius: float  # in the first frame
-    speed: float = 0.0  # what changes in one clip: distance (a diagonal: on each axis), hop height, orbit width, radius
+    speed: float = 0.0  # change over the clip: distance (diagonal: on each axis), hop height, orbit width, radius
     phase: float = 0.0  # where on its circle it starts, in radians
-    size: str | None = None  # "small" or "large" where a caption may say so
+    size: str | None = None  # "small" or "large" if a caption may mention it
 
     def __post_init__(self):
         for field, valid in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("motion", MOTIONS)):

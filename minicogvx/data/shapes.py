@@ -1,10 +1,10 @@
-"""The shapes world: short clips whose every detail is known, because a program drew them.
+"""The shapes world: short clips of which every detail is known, because a program drew them.
 
-A `Scene` (scenes.py) says what happens. `sample_scenes` invents scenes, `render_batch` draws them. Nothing is
+A `Scene` (scenes.py) describes a clip. `sample_scenes` draws random scenes, `render_batch` renders them. Nothing is
 downloaded.
 
-Whole combinations of shape, colour and motion (every green triangle that moves up, for example) are kept out of the
-training split, so a model that draws them has learnt to compose words, not to remember clips.
+Whole combinations of shape, colour and motion (every green triangle that moves up, for example) are held out of the
+training split, so a model that generates them has learnt to compose words, not memorised clips.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minicogvx.data.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject
 
-# Proportions in units of an object's radius, chosen so that the six look equally large.
+# Proportions in units of an object's radius, chosen such that the six look equally large.
 _TRIANGLE, _CROSS_ARM, _RING_HOLE, _STAR, _STAR_INNER, _BAR = 1.25, 0.34, 0.52, 1.22, 0.42, (1.25, 0.42)
 UNIT_AREA = {  # area at radius 1
     "circle": math.pi, "ring": math.pi * (1 - _RING_HOLE**2), "bar": 4 * _BAR[0] * _BAR[1],
@@ -31,10 +31,10 @@ EXTENT = {  # half width and half height of the bounding box at radius 1
 }
 _MARGIN = 0.01  # between a shape and the frame's edge
 _GAP = 0.05  # between two objects, at every moment
-_CLOCK = np.linspace(0.0, 1.0, 33)  # moments at which the sampler checks that nothing leaves or collides
+_CLOCK = np.linspace(0.0, 1.0, 33)  # moments at which the sampler checks that nothing leaves the frame or collides
 
 
-# ---- what moves how
+# ---- motions
 
 
 def hop(u: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def hop(u: np.ndarray) -> np.ndarray:
 
 
 def displacement(motion: str, u: np.ndarray, speed, phase=0.0) -> tuple[np.ndarray, np.ndarray]:
-    """How far the centre is from its start at clip time u in 0..1: (dx, dy), broadcast over `speed` and `phase`."""
+    """The centre's offset (dx, dy) from its start at clip time u in 0..1, broadcast over `speed` and `phase`."""
     if motion in DIRECTIONS:
         dx, dy = DIRECTIONS[motion]
         return dx * speed * u, dy * speed * u
@@ -117,7 +117,7 @@ def _draw(scene: Scene, out: np.ndarray) -> None:
         x, y, r = (v.astype(np.float32) for v in trajectory(thing, u))
         x, y, r = x * width, y * height, r * min(height, width)
         half_width, half_height = (math.ceil(share * float(r.max())) + 2 for share in EXTENT[thing.shape])
-        for frame in range(frames):  # only the window around the object
+        for frame in range(frames):  # within the window around the object
             left, top = max(0, int(x[frame]) - half_width), max(0, int(y[frame]) - half_height)
             right, bottom = int(x[frame]) + half_width + 1, int(y[frame]) + half_height + 1
             dx = np.arange(left, min(right, width), dtype=np.float32)[None, :] + 0.5 - x[frame]
@@ -146,7 +146,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> Float[Tens
     return render_batch([scene], num_frames, height, width)[0]
 
 
-# ---- inventing
+# ---- sampling
 
 
 def is_held_out(shape: str, colour: str, motion: str) -> bool:
@@ -166,9 +166,9 @@ SPLITS = {
 
 
 def sample_scenes(n: int, seed: int, split: str = "train", two_objects: float = 0.15) -> list[Scene]:
-    """Invent n scenes; the same seed always gives the same scenes.
+    """n random scenes, determined by `seed`.
 
-    `two_objects` is the share with two of them, of different colours, which never touch. In `split="held_out"` one
+    `two_objects` is the share with two objects, of different colours, which never touch. In `split="held_out"` one
     object is a held-out combination, in "train" none is. Raises ValueError for an unknown split or a share not in 0..1.
     """
     if split not in SPLITS:
@@ -195,7 +195,7 @@ def _two(rng: random.Random, split: str) -> Scene:
         if triples[0][1] == triples[1][1]:
             continue
         rng.shuffle(triples)
-        for _ in range(40):  # then other motions: some pairs hardly fit into one frame
+        for _ in range(40):  # then with other motions: some pairs hardly fit into one frame
             pair = [_place(rng, *triple, radii=radii[triple[2] in ("grows", "shrinks")], grown=(0.17, 0.185),
                            speeds=(0.30, 0.36)) for triple in triples]
             if _apart(*pair):
@@ -204,7 +204,7 @@ def _two(rng: random.Random, split: str) -> Scene:
 
 def _place(rng: random.Random, shape: str, colour: str, motion: str, radii: tuple, grown: tuple, speeds: tuple,
            size: str | None = None) -> ShapeObject:
-    """Random numbers for one object such that it stays inside the frame."""
+    """Random parameters of one object such that it stays inside the frame."""
     radius, speed, phase, largest = rng.uniform(*radii), 0.0, 0.0, 0.0
     if motion in ("grows", "shrinks"):
         largest = rng.uniform(*grown)

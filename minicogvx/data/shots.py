@@ -1,11 +1,11 @@
-"""Films cut into single shots, and what can be measured of each: motion, blackness, sharpness.
+"""Cuts videos into single shots and measures each: motion, blackness, sharpness.
 
 CogVideoX trains on about 35 million single-shot clips of about 6 seconds (paper, section 3.4). Six classifiers, trained
 on 20,000 labelled videos, removed the kinds Editing, Lack of Motion Connectivity, Low Quality, Lecture, Text Dominated
 and Noisy Screenshots; optical-flow and aesthetic scores had thresholds that were adjusted during training. The
-classifiers and most thresholds were never published. What is here are plain measures in their place, of our choice:
-hard cuts for editing, optical flow for static films, blackness and sharpness for low quality. Lectures, text and
-screenshots are not recognised, nor are dissolves.
+classifiers and most thresholds were never published. Instead, we use simple measures of our own: hard cuts for editing,
+optical flow for static videos, blackness and sharpness for low quality. Lectures, text, screenshots and dissolves are
+not recognised.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,18 +25,18 @@ from minicogvx.data.video_folder import VideoClip
 
 Scorer = Callable[[Float[Tensor, "h w 3"]], float]  # a picture in 0..1 -> its aesthetic score
 
-_SIDE = 256  # pixels of the shorter side that sharpness is measured at
-_FLOW_SIDE = 48  # ... and motion: flow costs time for each pixel, and only its mean is wanted
-_BINS = 8  # of each colour in a histogram
-_BATCH = 16  # frames at a time, whatever the film's length
-_DARK = 0.08  # brightness below which a pixel is black: codecs and cameras do not keep 0
+_SIDE = 256  # pixels of the shorter side at which sharpness is measured
+_FLOW_SIDE = 48  # ... and motion: flow is expensive per pixel, and only its mean is needed
+_BINS = 8  # per colour channel of a histogram
+_BATCH = 16  # frames at a time, whatever the video's length
+_DARK = 0.08  # brightness below which a pixel is black: codecs and cameras do not preserve 0
 _BLACK_FRAME = 0.98  # share of black pixels
-_NEIGHBOURS = 4  # frame pairs on either side that say how much change is usual
+_NEIGHBOURS = 4  # frame pairs on either side that define the usual change
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A piece of a film without cuts, or a picture. `scores` is None where something was not measured."""
+    """A piece of a video without cuts, or a picture. A score is None if it was not measured."""
 
     clip: VideoClip
     scores: dict[str, float | None]
@@ -45,7 +45,7 @@ class Shot:
 
 @dataclass
 class Track:
-    """What was measured of each frame (n) and each pair of neighbours (n - 1) of a film."""
+    """The measures of each frame (n) and each pair of neighbours (n - 1) of a video."""
 
     seconds: list[float] = field(default_factory=list)
     black: list[float] = field(default_factory=list)  # share of black pixels
@@ -66,7 +66,7 @@ def brightness(frames: UInt8[Tensor, "t h w 3"]) -> Float[Tensor, "t h w"]:
 def sharpness(grey: Float[Tensor, "t h w"]) -> Float[Tensor, " t"]:
     """Root mean square of the Laplacian over the standard deviation of the brightness: low for blur, 0 for one colour.
 
-    The contrast cancels, the size does not: compare frames of one size. Below 4 pixels there is nothing to compare.
+    It depends on the size, not on the contrast: compare frames of one size. Frames below 4 pixels have none.
     """
     if min(grey.shape[1:]) < 4:
         return torch.zeros(len(grey))
@@ -77,7 +77,7 @@ def sharpness(grey: Float[Tensor, "t h w"]) -> Float[Tensor, " t"]:
 
 
 def histogram_change(frames: UInt8[Tensor, "t h w 3"]) -> Float[Tensor, " t-1"]:
-    """Share of the pixels, 0..1, that fall into other bins of an 8 x 8 x 8 colour histogram from frame to frame."""
+    """Share of the pixels, 0..1, that change bins of an 8 x 8 x 8 colour histogram from frame to frame."""
     code = (frames.int() * _BINS // 256) @ torch.tensor([_BINS**2, _BINS, 1], dtype=torch.int32)
     rows = torch.stack([torch.bincount(row.flatten(), minlength=_BINS**3) for row in code]).float()
     return (rows[1:] - rows[:-1]).abs().sum(1) / (2 * code[0].numel())
@@ -89,7 +89,7 @@ def content_change(frames: UInt8[Tensor, "t h w 3"]) -> Float[Tensor, " t-1"]:
 
 
 def motion(grey: Float[Tensor, "t h w"], fps: float) -> Float[Tensor, " t-1"]:
-    """Shorter sides of the frame that a pixel moves in a second, on average, by optical flow on small copies."""
+    """Mean motion in shorter sides of the frame per second, by optical flow on small copies."""
     scale = min(1.0, _FLOW_SIDE / min(grey.shape[1:]))
     size = [round(side * scale) for side in grey.shape[1:]]
     small = F.interpolate(grey[:, None], size=size, mode="area")[:, 0]
@@ -99,7 +99,7 @@ def motion(grey: Float[Tensor, "t h w"], fps: float) -> Float[Tensor, " t-1"]:
 
 
 def measure(clip: VideoClip, fps: float) -> Track:
-    """Every measure of every frame of `clip` that `fps` frames per second show, at constant memory."""
+    """All measures of all frames of `clip` at `fps` frames per second, in constant memory."""
     track, before = Track(), None
     times = takewhile(lambda second: second < clip.end - 5e-4, (clip.start + k / fps for k in count()))
     for batch in _batches(_runs(stream_frames(clip.path, times, _SIDE)), _BATCH):
@@ -125,7 +125,7 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 
 
 def _runs(frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
-    """Each picture, and for how many moments it is on screen: one that stays for minutes is measured once."""
+    """Each distinct picture, and for how many frames it is on screen: a still of minutes is measured once."""
     shown, moments = None, 0
     for frame in frames:
         if shown is not None and frame is not shown:
@@ -137,19 +137,19 @@ def _runs(frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
 
 
 def _fitted(frame: UInt8[Tensor, "h w 3"], first: UInt8[Tensor, "h2 w2 3"]) -> UInt8[Tensor, "h2 w2 3"]:
-    """`frame` at the size of the first one: in calls and joined films it changes."""
+    """`frame` at the size of the first one: it changes in video calls and concatenated videos."""
     if frame.shape == first.shape:
         return frame
     return (resize_and_crop(frame[None], *first.shape[:2])[0] * 255).round().to(torch.uint8)
 
 
 def _stretched(values: Tensor, stays: list[int]) -> list[float]:
-    """The value of each picture, for every moment that it is on screen."""
+    """The value of each picture, repeated for every frame that it is on screen."""
     return [value for value, moments in zip(values.tolist(), stays) for _ in range(moments)]
 
 
 def _spread(changes: Tensor, stays: list[int]) -> list[float]:
-    """The change to each picture from the one before, if there is one, and none while it stays."""
+    """The change from the picture before, if there is one, then 0 for every frame that the picture stays."""
     first = [[]] * (len(stays) - len(changes))
     return [value for change, moments in zip(first + [[change] for change in changes.tolist()], stays)
             for value in change + [0.0] * (moments - 1)]
@@ -159,14 +159,14 @@ def _spread(changes: Tensor, stays: list[int]) -> list[float]:
 
 
 def find_cuts(track: Track, thresholds: CurationThresholds) -> list[int]:
-    """Numbers of the frames that begin a new shot: see `CurationThresholds`.
+    """Indices of the frames that begin a new shot: see `CurationThresholds`.
 
-    Of pairs of frames side by side that all look like cuts, the one whose colours change most is taken: beside a cut, a
-    quick motion that begins with it may look like one, too.
+    Of consecutive pairs of frames that all look like cuts, the one with the largest change of colours is taken: a quick
+    motion that begins with a cut may look like another.
     """
-    cuts, last, content = [], -2, torch.tensor(track.content)  # last: the pair that was taken for a cut before
+    cuts, last, content = [], -2, torch.tensor(track.content)  # last: the pair of the previous cut
     for i, (change, colours) in enumerate(zip(track.content, track.histogram)):
-        inside = 2 <= i < len(content) - 2  # at an end there is too little to compare with
+        inside = 2 <= i < len(content) - 2  # at the ends there are too few neighbours
         around = torch.cat([content[max(0, i - _NEIGHBOURS):i], content[i + 1:i + 1 + _NEIGHBOURS]])
         usual = float(around.quantile(0.5)) if len(around) else change
         if change >= thresholds.cut_content and (colours >= thresholds.cut_histogram
@@ -183,7 +183,7 @@ def find_shots(clip: VideoClip, thresholds: CurationThresholds = CurationThresho
                scorer: Scorer | None = None) -> list[Shot]:
     """The shots of `clip`, measured and judged. A picture is one shot; its motion is not measured.
 
-    Raises UnusableFile where the file cannot be read to its end.
+    Raises UnusableFile if the file cannot be read to its end.
     """
     if clip.is_image:
         return [_judge_image(clip, thresholds, scorer)]
@@ -202,7 +202,7 @@ def find_shots(clip: VideoClip, thresholds: CurationThresholds = CurationThresho
 
 
 def middle_frame(clip: VideoClip, short_side: int = _SIDE) -> UInt8[Tensor, "h w 3"]:
-    """What is on screen in the middle of `clip`, shrunk to `short_side`. Raises UnusableFile where nothing is."""
+    """The frame in the middle of `clip`, shrunk to `short_side`. Raises UnusableFile if there is none."""
     if clip.is_image:
         scale = min(1.0, short_side / min(clip.height, clip.width))
         picture = read_image(clip.path, max(1, round(clip.height * scale)), max(1, round(clip.width * scale)))

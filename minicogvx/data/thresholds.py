@@ -1,4 +1,4 @@
-"""What curation keeps, as plain numbers: the command reads them before anything heavy is imported."""
+"""The thresholds of curation, in a module without heavy imports, for the command's help."""
 
 from dataclasses import dataclass, fields
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, fields
 class CurationThresholds:
     """What a shot must have to be kept. Only `min_aesthetic` was published (Table 6); the others are ours."""
 
-    fps: float = 8.0  # frames a second that are looked at; a cut is found to within one of them
-    # The next and `cut_ratio` are about what PySceneDetect's adaptive detector takes (15 of 255, and 3).
-    cut_content: float = 0.06  # a cut changes the colour channels by at least this on average, of 0..1 ...
+    fps: float = 8.0  # frames per second that are examined; cuts are located to one of these frames
+    # This and `cut_ratio` are close to the defaults of PySceneDetect's adaptive detector (15 of 255, and 3).
+    cut_content: float = 0.06  # a cut changes the colour channels (0..1) by at least this on average ...
     cut_histogram: float = 0.5  # ... and either this share of the colour histogram
-    cut_ratio: float = 3.0  # ... or is this many times what changes between the frames around it
+    cut_ratio: float = 3.0  # ... or this many times the change between the frames around it
     min_seconds: float = 1.0
     max_black: float = 0.2  # share of black frames
-    # Frozen films have 0; the slowest of 14 clips of the shapes world had 0.006, three seconds of a real film 0.06.
-    min_motion: float = 0.005  # shorter sides that a pixel moves in a second, on average over the frame
-    # The same film has 0.13; blurred by 1, 2 and 4 of its 180 pixels 0.037, 0.018 and 0.013.
-    min_sharpness: float = 0.05  # of the brightness' contrast, what changes from one pixel to the next
+    # Frozen videos have 0; the slowest of 14 clips of the shapes world had 0.006, three seconds of a real video 0.06.
+    min_motion: float = 0.005  # mean motion over the frame, in shorter sides per second
+    # The same video has 0.13; blurred by 1, 2 and 4 of its 180 pixels 0.037, 0.018 and 0.013.
+    min_sharpness: float = 0.05  # change of brightness from pixel to pixel, relative to its contrast
     min_aesthetic: float = 4.5
 
     def __post_init__(self):

@@ -1,9 +1,9 @@
-"""Dense captions: what a text-to-video model learns words from (paper, section 3.4 and Appendix G).
+"""Dense captions, from which a text-to-video model learns words (paper, section 3.4 and Appendix G).
 
-The published way: a short caption of the whole video; a vision-language model (CogVLM) describes one frame every two
-seconds; a language model (GPT-4, later LLaMA-2 fine-tuned on 50,000 of its answers) sums them up in at most 100 words.
-At last all of it was taught to one model, CogVLM2-Caption. Here any vision-language model and any language model in the
-folder layout of transformers take these parts; the published prompt is GPT-4's, and ours is our own.
+The published pipeline: a short caption of the whole video; a vision-language model (CogVLM) describes one frame every
+two seconds; a language model (GPT-4, later LLaMA-2 fine-tuned on 50,000 of its answers) summarises them in at most 100
+words. Finally, a single model, CogVLM2-Caption, was trained to do all of it. Here any vision-language model and any
+language model in the folder layout of transformers can be used; the published prompt was for GPT-4, ours is our own.
 """
 
 import random
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minicogvx.data.caption_notes import notes_beside
 from minicogvx.data.captions import evaluation_caption
-from minicogvx.data.listing import Line, Listing, Problem, same_name, writable_list
+from minicogvx.data.listing import Line, Listing, Problem, one_line, same_name, writable_list
 from minicogvx.data.oracle import read
 from minicogvx.data.shapes import Scene, ShapeObject
 from minicogvx.data.video_files import stream_frames
@@ -28,7 +28,7 @@ from minicogvx.data.video_folder import VideoClip, clip_line, failed, read_clip
 
 MAX_WORDS = 100
 EVERY_SECONDS = 2.0
-_MODEL_SIDE = 448  # pixels of the shorter side that a model is shown; its own processor resizes further
+_MODEL_SIDE = 448  # pixels of the shorter side of the model's input; its own processor resizes further
 _ORACLE_FRAMES, _ORACLE_SIDE = 17, 64
 
 FrameCaptioner = Callable[[Float[Tensor, "h w 3"]], str]  # a picture in 0..1 -> what it shows
@@ -46,16 +46,16 @@ frames, and add nothing that the descriptions do not say."""
 
 def caption_frames(frames: Sequence[Float[Tensor, "h w 3"]] | Float[Tensor, "t h w 3"],
                    captioner: FrameCaptioner) -> list[str]:
-    """One description of each picture (0..1) on one line. Raises ValueError where there are no pictures."""
+    """A one-line description of each picture (0..1). Raises ValueError if there are none."""
     if not len(frames):
         raise ValueError("there are no frames to describe; give at least one")
     return [" ".join(captioner(frame).split()) for frame in frames]
 
 
 def join_descriptions(descriptions: Sequence[str], max_words: int = MAX_WORDS) -> str:
-    """The plain way without a language model: one sentence a description, in order, with what repeats left out.
+    """The fallback without a language model: one sentence per description, in order, without repetitions.
 
-    "a dog sits", "a dog sits", "a dog runs" -> "A dog sits. Then a dog runs." Nothing is understood: it is a stopgap.
+    "a dog sits", "a dog sits", "a dog runs" -> "A dog sits. Then a dog runs." It is a stopgap.
     """
     told: list[str] = []
     for text in descriptions:
@@ -68,7 +68,7 @@ def join_descriptions(descriptions: Sequence[str], max_words: int = MAX_WORDS) -
 
 
 def limit_words(text: str, max_words: int = MAX_WORDS) -> str:
-    """`text` on one line, with at most `max_words` words: cut after the last sentence that fits, if any."""
+    """`text` on one line, with at most `max_words` words: truncated after the last sentence that fits, if any."""
     words = text.split()
     short = " ".join(words[:max_words])
     if len(words) <= max_words:
@@ -81,9 +81,9 @@ def limit_words(text: str, max_words: int = MAX_WORDS) -> str:
 
 
 class DenseCaptioner:
-    """Clip -> caption: frames of it described one by one, the descriptions summed up.
+    """Clip -> caption: describes frames one by one, then summarises the descriptions.
 
-    `describe` says what is in a picture; `summarise` answers a prompt, None joins the descriptions plainly.
+    `describe` describes a picture; `summarise` answers a prompt, None joins the descriptions.
     """
 
     def __init__(self, describe: FrameCaptioner, summarise: Callable[[str], str] | None = None,
@@ -98,7 +98,7 @@ class DenseCaptioner:
                     dtype: torch.dtype | None = None) -> "DenseCaptioner":
         """Opens transformers folders: image to text, and, if given, text to text. Raises ValueError or OSError.
 
-        `device` and `dtype`: None is what `compat` chooses.
+        `device` and `dtype`: None is the choice of `compat`.
         """
         from minicogvx.data.caption_models import LanguageModel, VisionLanguageModel
 
@@ -106,21 +106,21 @@ class DenseCaptioner:
         return cls(VisionLanguageModel(folder, FRAME_PROMPT, device=device, dtype=dtype), summarise, every_seconds)
 
     def __call__(self, clip: VideoClip) -> str:
-        """The caption of `clip`, at most 100 words. What the clip was called before goes into the summary's prompt."""
+        """The caption of `clip`, at most 100 words. Its previous caption goes into the prompt for the summary."""
         descriptions = caption_frames(still_frames(clip, self.every_seconds), self.describe)
         if self.summarise is None:
             return join_descriptions(descriptions)
         return limit_words(self.summarise(self.prompt(descriptions, clip.caption)))
 
     def prompt(self, descriptions: Sequence[str], short_caption: str = "") -> str:
-        """What the language model is asked."""
+        """The prompt for the language model."""
         numbered = "\n".join(f"{i}. {text}" for i, text in enumerate(descriptions, 1))
         short = f" Somebody called it: {short_caption}" if short_caption else ""
         return SUMMARY_PROMPT.format(every=self.every_seconds, short=short, descriptions=numbered, words=MAX_WORDS)
 
 
 def still_frames(clip: VideoClip, every_seconds: float = EVERY_SECONDS) -> list[Float[Tensor, "h w 3"]]:
-    """One frame of `clip` every `every_seconds` from its first on, in 0..1, the shorter side at most 448 pixels."""
+    """The first frame of `clip` and one every `every_seconds`, in 0..1, the shorter side at most 448 pixels."""
     if clip.is_image:
         return [read_clip(clip, 0.0, 1, 1.0, clip.height, clip.width)[0]]
     times = [clip.start + k * every_seconds for k in range(max(1, clip.frames_at(1 / every_seconds)))]
@@ -130,19 +130,19 @@ def still_frames(clip: VideoClip, every_seconds: float = EVERY_SECONDS) -> list[
 def caption_shapes(clip: VideoClip, seed: int = 0) -> str:
     """The exact caption of a clip of the shapes world, read from its pixels: shape, colour, motion and background.
 
-    `seed` chooses among the phrasings. Raises ValueError where the clip shows something else or is ambiguous.
+    `seed` chooses the phrasing. Raises ValueError if the clip shows something else or is ambiguous.
     """
     if clip.is_image:
         raise ValueError("is a picture; the motion of a shape cannot be read from it")
     scale = _ORACLE_SIDE / min(clip.height, clip.width)
-    # The middles of 17 equal parts of the clip: a motion is read from all of it.
+    # The middles of 17 equal parts of the clip, so that the whole motion is covered.
     fps, first = _ORACLE_FRAMES / clip.seconds, clip.seconds / _ORACLE_FRAMES / 2
     frames = read_clip(clip, first, _ORACLE_FRAMES, fps, round(clip.height * scale), round(clip.width * scale))
     seen = read(frames)
     things = [thing for thing in seen.objects if thing.shape and thing.colour and thing.motion]
     if seen.background is None or not things or seen.count != len(things):
         raise ValueError("shows nothing that the shapes world has, or something ambiguous")
-    # Where a thing is and how large is not said, so any place will do.
+    # The caption mentions neither position nor size, so any will do.
     objects = tuple(ShapeObject(thing.shape, thing.colour, thing.motion, 0.5, 0.5, 0.2) for thing in things)
     return evaluation_caption(Scene(objects, seen.background), random.Random(seed))
 
@@ -152,14 +152,14 @@ def caption_shapes(clip: VideoClip, seed: int = 0) -> str:
 
 def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str | Path, overwrite: bool = False,
                   progress: bool = True, by: str = "") -> list[Problem]:
-    """Give every clip a caption in `out`, a list as metadata.jsonl; clips that have one, here or there, keep it.
+    """Give every clip a caption in `out`, a list like metadata.jsonl; clips that have one keep it.
 
-    A line of `out` on a clip gets the caption and keeps its other fields; clips without a line get one at the end; all
-    other lines stay as they are. `overwrite` gives every clip a new caption. What is done is noted in a hidden folder
-    beside `out` as it goes: a run that was cut off resumes there if `by`, which says who captions and how, is the same.
+    A clip's line in `out` gets the caption and keeps its other fields; clips without a line get one at the end; all
+    other lines are unchanged. `overwrite` gives every clip a new caption. Progress is saved in a hidden folder beside
+    `out`: an interrupted run resumes if `by`, which names the captioner and its settings, is the same.
 
-    Clips that the captioner cannot name are returned with the reason. Raises ValueError where `out` is something other
-    than a list, or another run is writing captions for it; both, and OSError, before the captioner is asked.
+    Clips that cannot be captioned are returned with the reason. Raises ValueError if `out` is not a list, or another
+    run is writing captions for it; this, and OSError, before any captioning.
     """
     out, problems, captions = writable_list(out), [], {}
     lines = _lines_of(clips, Listing(out, _folder_of(clips)), overwrite)
@@ -182,14 +182,15 @@ def caption_clips(clips: Sequence[VideoClip], captioner: ClipCaptioner, out: str
 
 
 def _one_line(text: str) -> str:
-    if not text.strip():
+    text.encode()  # raises ValueError for a lone surrogate, which no list can hold
+    text = one_line(text)
+    if not text:
         raise ValueError("got no caption: the captioner said nothing")
-    text.encode()  # raises ValueError for half a character, which no list can hold
-    return " ".join(text.split())
+    return text
 
 
 def _write_captions(out: Path, clips: Sequence[VideoClip], captions: dict[int, str], overwrite: bool) -> None:
-    listing = Listing(out, _folder_of(clips))  # read again: somebody may have changed it since the captioner began
+    listing = Listing(out, _folder_of(clips))  # read again: it may have changed in the meantime
     lines = _lines_of(clips, listing, overwrite)
     for i, text in captions.items():
         line = lines[i]
@@ -201,12 +202,12 @@ def _write_captions(out: Path, clips: Sequence[VideoClip], captions: dict[int, s
 
 
 def _folder_of(clips: Sequence[VideoClip]) -> Path:
-    """The folder that the names of the clips are seen from."""
+    """The folder to which the names of the clips are relative."""
     return clips[0].path.parents[clips[0].name.count("/")] if clips else Path()
 
 
 def _keys(clips: Sequence[VideoClip]) -> list[tuple]:
-    """Name, seconds and, of several clips alike, the number of each: the same again in the next run."""
+    """Name, seconds and, among equal clips, a number: keys that are the same in the next run."""
     counts: Counter[tuple] = Counter()
     keys = []
     for clip in clips:
@@ -217,15 +218,15 @@ def _keys(clips: Sequence[VideoClip]) -> list[tuple]:
 
 
 def _lines_of(clips: Sequence[VideoClip], listing: Listing, overwrite: bool) -> list[Line | None]:
-    """The line of `listing` that each clip is; no line is two clips.
+    """The line of `listing` for each clip; no line is used twice.
 
-    First those that say the same in file, piece and caption, then those where one has no caption or it does not count.
+    First those with the same file, piece and caption, then those where one has no caption or it is overwritten.
     """
     names = {clip.name for clip in clips}
     alike = {same_name(name): name for name in names}
     free: dict[tuple, list[Line]] = {}
     for line in listing.lines:
-        # Two files can have names that only their bytes tell apart.
+        # The names of two files can differ in bytes that are not text.
         name = line.name if line.name in names else alike.get(same_name(line.name), line.name)
         free.setdefault((name, line.start, line.end), []).append(line)
     rows = [clip_line(clip) for clip in clips]

@@ -1,7 +1,7 @@
-"""Videos and images on disk: mp4, gif and frame strips out; any picture or film in.
+"""Videos and images on disk: mp4, gif and frame strips out; any picture or video in.
 
-Videos for people are `t h w 3`, float in 0..1. Every file is written beside its place and renamed, so that nothing
-half-written is left behind. Every error is one sentence that names the file.
+Videos are `t h w 3`, float in 0..1. Every file is written to a temporary one and renamed, so that none is left
+incomplete. Every error is one sentence that names the file.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -15,25 +15,34 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from minicogvx.data.film_frames import film_moments, opened_film
 from minicogvx.data.pictures import (
-    IMAGES, Moment, UnusableFile, animation_moments, existing_file, opened_picture, to_tensor, upright_picture,
+    IMAGES,
+    Moment,
+    UnusableFile,
+    animation_moments,
+    existing_file,
+    opened_picture,
+    to_tensor,
+    upright_picture,
 )
 from minicogvx.files import written_whole
 
-__all__ = ["UnusableFile", "existing_file", "output_file", "read_image", "read_video", "resize_and_crop",
-           "stream_frames", "write_gif", "write_mp4", "write_strip"]
+__all__ = ["MAKER", "UnusableFile", "existing_file", "made_here", "output_file", "read_image", "read_video",
+           "resize_and_crop", "stream_frames", "write_gif", "write_mp4", "write_strip"]
 
-_BT601 = 6  # FFmpeg's number of the matrix that its conversion from RGB takes
+MAKER = "minicogvx"  # the comment in pictures, and in videos that are asked to have it; see `made_here`
+_BT601 = 6  # FFmpeg's number of the matrix of its conversion from RGB
 
 
-def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float) -> Path:
+def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float, comment: str = "") -> Path:
     """Write `video` (0..1) as H.264 in yuv420p, which every browser plays, at `fps` frames per second.
 
     yuv420p stores colour for squares of 2x2 pixels, so an odd height or width gets its last row or column twice.
-    Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
+    `comment` is noted in the file. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
     """
     path, frames = output_file(path, (".mp4",)), _to_bytes(video)
     _check_fps(fps)
@@ -43,10 +52,11 @@ def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
 
     with (written_whole(path) as part,
           av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container):
+        container.metadata.update({"comment": comment} if comment else {})
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.colorspace = _BT601  # players take another one for large films that do not say
+        stream.codec_context.colorspace = _BT601  # players assume another one for large videos without this tag
         stream.options = {"crf": "12", "preset": "medium"}
         for frame in frames.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -55,21 +65,21 @@ def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
 
 
 def write_gif(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float, min_side: int = 192) -> Path:
-    """Write `video` (0..1) as a gif that repeats for ever, at `fps` frames per second.
+    """Write `video` (0..1) as a gif that loops forever, at `fps` frames per second.
 
-    Enlarged by the smallest whole factor that makes the shorter side at least `min_side` pixels: a gif of 64x64 is
-    a stamp. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
+    Enlarged by the smallest whole factor that makes the shorter side at least `min_side` pixels, as 64x64 would be
+    tiny. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
     """
     path, frames = output_file(path, (".gif",)), _enlarge(_to_bytes(video), min_side)
     _check_fps(fps)
-    # One palette for the whole clip, from all its frames: a palette for each frame flickers.
+    # One palette for the whole clip: palettes of single frames would flicker.
     every = rearrange(frames[:: max(1, len(frames) // 8)], "t h w c -> (t h) w c")
     palette = Image.fromarray(every.numpy()).quantize(256, dither=Image.Dither.NONE)
     pages = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames.numpy()]
     with written_whole(path) as part:
-        # A gif counts hundredths of a second, and browsers slow down anything under two of them.
+        # Gif durations are in hundredths of a second, and browsers slow down frames below two of them.
         pages[0].save(part, format="GIF", save_all=True, append_images=pages[1:], loop=0,
-                      duration=max(20, round(1000 / fps)), disposal=1, optimize=False)
+                      duration=max(20, round(1000 / fps)), disposal=1, optimize=False, comment=MAKER)
     return path
 
 
@@ -77,7 +87,7 @@ def write_strip(path: str | Path, video: Float[Tensor, "t h w 3"], num_frames: i
                 gap: int = 4) -> Path:
     """Write `num_frames` evenly spaced frames of `video` (0..1), first and last among them, side by side as PNG.
 
-    Fewer where the video is shorter. Enlarged as in `write_gif`; `gap` white pixels between frames. Returns the path.
+    Fewer if the video is shorter. Enlarged as in `write_gif`; `gap` white pixels between frames. Returns the path.
     """
     path = output_file(path, (".png",))
     if num_frames < 1:
@@ -86,9 +96,24 @@ def write_strip(path: str | Path, video: Float[Tensor, "t h w 3"], num_frames: i
     chosen = torch.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().long()
     frames = F.pad(_enlarge(frames[chosen], min_side), (0, 0, 0, gap), value=255)
     strip = rearrange(frames, "t h w c -> h (t w) c")[:, : -gap or None]
+    notes = PngInfo()
+    notes.add_text("Comment", MAKER)
     with written_whole(path) as part:
-        Image.fromarray(strip.numpy()).save(part, format="PNG")
+        Image.fromarray(strip.numpy()).save(part, format="PNG", pnginfo=notes)
     return path
+
+
+def made_here(path: str | Path) -> bool:
+    """Whether minicogvx wrote the file at `path`, by the comment in it."""
+    try:
+        if Path(path).suffix.lower() == ".mp4":
+            with av.open(str(path)) as container:
+                return container.metadata.get("comment") == MAKER
+        with opened_picture(Path(path)) as image:
+            comments = image.info.get("Comment"), image.info.get("comment")  # of PNG, of GIF
+            return MAKER in comments or MAKER.encode() in comments
+    except (UnusableFile, OSError, av.FFmpegError):
+        return False
 
 
 def read_image(path: str | Path, height: int, width: int) -> Float[Tensor, "h w 3"]:
@@ -104,7 +129,7 @@ def read_image(path: str | Path, height: int, width: int) -> Float[Tensor, "h w 
 
 def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: int | float,
                start: float = 0.0) -> Float[Tensor, "t h w 3"]:
-    """`num_frames` frames of the film at `path`, in 0..1, as `fps` frames per second show them from second `start` on.
+    """`num_frames` frames of the video at `path`, in 0..1, as `fps` frames per second show them from second `start` on.
 
     Resampled in time: frame k is the one on screen at second start + k / fps. Resized and cropped as in `read_image`.
     Raises FileNotFoundError if it is missing, UnusableFile if it is empty, broken, too short or has no video stream.
@@ -114,7 +139,7 @@ def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: 
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; it must be at least 1")
     if not 0 <= start < float("inf"):
-        raise ValueError(f"start is {start}; it must be a second of the film, 0 or more")
+        raise ValueError(f"start is {start}; it must be a second of the video, 0 or more")
     frames, seconds = _decode(path, [start + k / fps for k in range(num_frames)], height, width)
     if len(frames) < num_frames:
         needed = start + num_frames / fps
@@ -124,11 +149,11 @@ def read_video(path: str | Path, num_frames: int, height: int, width: int, fps: 
 
 def stream_frames(path: str | Path, times: Iterable[float],
                   short_side: int | None = None) -> Generator[UInt8[Tensor, "h w 3"], None, float]:
-    """The upright picture on screen at each of `times` (seconds from the film's first frame, ascending), to its end.
+    """The upright picture on screen at each of `times` (seconds from the video's first frame, ascending).
 
-    One decoded picture is in memory at a time, so a film may be of any length; films of variable rate are right too,
-    because only time stamps count. `short_side` shrinks larger pictures to that many pixels. The generator's value
-    is the film's length in seconds, or, where `times` end first, the second that was reached.
+    One decoded picture is in memory at a time, so the video may have any length. Only time stamps count, so variable
+    rates work. `short_side` shrinks larger pictures to that many pixels. The generator's return value is the video's
+    length in seconds or, if `times` end first, the second that was reached.
     Raises FileNotFoundError if it is missing, UnusableFile if it is empty, broken or has no video stream.
     """
     path, times = existing_file(path), iter(times)
@@ -143,7 +168,7 @@ def stream_frames(path: str | Path, times: Iterable[float],
 
 
 def output_file(path: str | Path, suffixes: tuple[str, ...]) -> Path:
-    """`path`, if its name ends in one of `suffixes` and it is no folder. Raises ValueError."""
+    """`path`, if its name ends in one of `suffixes` and it is not a folder. Raises ValueError."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"the file to write is {str(path)!r}; its name must end in {' or '.join(suffixes)}")
@@ -153,7 +178,7 @@ def output_file(path: str | Path, suffixes: tuple[str, ...]) -> Path:
 
 
 def resize_and_crop(frames: UInt8[Tensor, "t h w 3"], height: int, width: int) -> Float[Tensor, "t h2 w2 3"]:
-    """Resize bytes so that they just cover `height` x `width`, crop the middle, and return 0..1."""
+    """Resize bytes to just cover `height` x `width`, crop the centre, and return 0..1."""
     if height < 1 or width < 1:
         raise ValueError(f"height x width is {height}x{width}; both must be at least 1")
     t, h, w, _ = frames.shape
@@ -177,14 +202,14 @@ def _decode(path: Path, times: list[float], height: int, width: int) -> tuple[li
 
 def _on_screen(moments: Iterator[Moment], times: Iterator[float],
                short_side: int | None) -> Generator[Tensor, None, float]:
-    # A frame is on screen until the next begins, so one is handed out only once the next is known.
+    # A frame is on screen until the next begins, so it is yielded once the next is known.
     shown, pixels, end, wanted = None, None, 0.0, next(times)
     for moment in chain(moments, [None]):
         if moment is not None:
             end = moment.second
         elif shown is not None:
             end = shown.second + shown.length
-        # Half a millisecond of tolerance: containers round their time stamps.
+        # Half a millisecond of tolerance, because containers round time stamps.
         while shown is not None and wanted < end - 5e-4:
             pixels = shown.pixels(short_side) if pixels is None else pixels
             yield pixels

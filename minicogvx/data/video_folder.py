@@ -1,8 +1,8 @@
-"""A folder of films and pictures with captions: what is in it, what is wrong with it, and any piece of it as frames.
+"""A folder of videos and pictures with captions: its clips, its problems, and the frames of any clip.
 
-A caption is `name.txt` beside the file, or a line of a list such as `metadata.jsonl`, which comes first where both are
-there: data/listing.py has the kinds. A line may also have `start` and `end` in seconds: then the clip is that piece of
-the file, and a file may have several lines. A bad file is reported by name, and the others are used.
+A caption is `name.txt` beside the file, or a line of a list such as `metadata.jsonl` (data/listing.py has the kinds),
+which takes precedence. A line may also have `start` and `end` in seconds: then the clip is that piece of the file, and
+a file may have several lines. Bad files are reported by name, and the others are used.
 """
 
 import math
@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from minicogvx.data.buckets import Size, aspect_buckets, choose_bucket
 from minicogvx.data.folder_walk import walk_folder
-from minicogvx.data.listing import CAPTION_FIELDS, METADATA, Line, Problem, read_list, same_name
+from minicogvx.data.list_kinds import belongs_to_pair
+from minicogvx.data.listing import CAPTION_FIELDS, METADATA, Line, Problem, one_line, read_list, same_name
 from minicogvx.data.video_files import existing_file, read_image, read_video
 from minicogvx.data.video_probe import FILMS, IMAGES, probe
 from minicogvx.room import is_out_of_memory
@@ -28,53 +29,53 @@ _ROUNDING = 5e-4  # seconds: containers round their time stamps
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A film, a piece of one, or a picture, which is a film of one frame."""
+    """A video, a piece of one, or a picture, which is a video of one frame."""
 
     path: Path
     name: str  # the path inside its folder, with slashes
     caption: str
     frames: int  # of the whole file
-    fps: float  # of a variable rate: the mean; of a picture 0
+    fps: float  # the mean, if the rate is variable; 0 for a picture
     height: int  # pixels, upright
     width: int
-    rotation: int = 0  # degrees counter-clockwise that turn the stored pictures upright
+    rotation: int = 0  # degrees counter-clockwise that make the stored frames upright
     variable_rate: bool = False
     start: float = 0.0  # seconds
-    end: float = 0.0  # seconds, not included; of a picture 0
+    end: float = 0.0  # seconds, exclusive; 0 for a picture
     film_seconds: float = 0.0  # of the whole file
-    line: Line | None = field(default=None, compare=False, repr=False)  # of the list it comes from, if one names it
+    line: Line | None = field(default=None, compare=False, repr=False)  # of the list that names it, if any
 
     @property
     def is_image(self) -> bool:
-        """Whether this is a picture; an animated one is a film."""
+        """Whether this is a picture; an animated one is a video."""
         return self.fps == 0
 
     @property
     def seconds(self) -> float:
-        """How long the clip is."""
+        """The length of the clip."""
         return self.end - self.start
 
     def frames_at(self, fps: int | float) -> int:
-        """How many frames the clip has at `fps` frames per second; a picture has one."""
+        """The number of frames at `fps` frames per second; 1 for a picture."""
         return 1 if self.is_image else max(0, math.ceil((self.seconds - _ROUNDING) * fps))
 
 
 @dataclass(frozen=True)
 class VideoFolder:
-    """What a folder holds, in the order of names."""
+    """The content of a folder, in the order of names."""
 
     folder: Path
     clips: list[VideoClip]
     problems: list[Problem]
-    passed_over: dict[str, int] = field(default_factory=dict)  # how many other files there are, by ending
+    passed_over: dict[str, int] = field(default_factory=dict)  # numbers of other files, by ending
 
     def passed_over_sentence(self) -> str:
-        """What `passed_over` counts, such as "passed over: 2 .md, 1 hidden"; empty where there is nothing."""
+        """`passed_over` in words, such as "passed over: 2 .md, 1 hidden"; empty if there is nothing."""
         others = ", ".join(f"{number} {ending}" for ending, number in self.passed_over.items())
         return f"passed over: {others}" if others else ""
 
     def need_clips(self) -> None:
-        """Raises ValueError, with the first reason, where there is no clip that can be used."""
+        """Raises ValueError, with the first problem, if there is no usable clip."""
         if not self.clips:
             why = [str(self.problems[0])] if self.problems else []
             why += [self.passed_over_sentence()] if self.passed_over else []
@@ -83,15 +84,15 @@ class VideoFolder:
 
 def scan_folder(folder: str | Path, min_seconds: int | float = 1.0, listing: str | Path | None = None,
                 need_captions: bool = True, progress: bool = False) -> VideoFolder:
-    """Every clip of `folder` and its subfolders, linked ones too, each file opened and its packets counted.
+    """Every clip of `folder` and its subfolders, linked ones too. Opens each file and counts its packets.
 
     Args:
-        min_seconds: shorter films are too short to train on.
-        listing: only what this file lists (JSON lines or a table, such as the kept.jsonl of `curate`), by names inside
-            `folder`; None takes every film and picture, with what the lists in the folders say of them.
+        min_seconds: shorter videos are too short to train on. listing: use only what this file lists (JSON lines or a
+        table, such as the kept.jsonl of `curate`), by names inside
+            `folder`; None: every video and picture, with the fields of the lists in the folders.
         need_captions: report files without a caption instead of using them with an empty one.
 
-    Raises FileNotFoundError where folder or listing is missing, ValueError for a negative `min_seconds`, and for a
+    Raises FileNotFoundError if folder or listing is missing, ValueError for a negative `min_seconds`, and for a
     `listing` that is not UTF-8.
     """
     folder = Path(folder)
@@ -124,10 +125,10 @@ def scan_folder(folder: str | Path, min_seconds: int | float = 1.0, listing: str
 
 def read_clip(clip: VideoClip, start_seconds: float, num_frames: int, fps: int | float, height: int,
               width: int) -> Float[Tensor, "t h w 3"]:
-    """`num_frames` frames of `clip` from its second `start_seconds` on, 0..1, at `fps` and `height` x `width` pixels.
+    """`num_frames` frames of `clip` from second `start_seconds` on, 0..1, at `fps` and `height` x `width` pixels.
 
-    Frame k is what is on screen k / fps later; the aspect ratio is kept, the shorter side fitted, the middle cropped.
-    Raises ValueError where the clip is too short, or for a picture of which more than one frame is asked.
+    Frame k is the one on screen k / fps later, resized to fit the shorter side and centre cropped. Raises ValueError if
+    the clip is too short, or for more than one frame of a picture.
     """
     if clip.is_image:
         if num_frames != 1:
@@ -145,9 +146,9 @@ def clip_bucket(clip: VideoClip, height: int, width: int, step: int = 16) -> Siz
 
 
 def clip_line(clip: VideoClip) -> dict[str, Any]:
-    """The line that lists `clip`; without start and end where it is the whole file.
+    """The line that lists `clip`; without start and end if it is the whole file.
 
-    Of a clip that comes from a list, start and end are as they are there, and all its other fields stay.
+    For a clip that comes from a list, start, end and all other fields are those of its line.
     """
     whole = clip.start == 0 and abs(clip.end - clip.film_seconds) < 1e-3
     piece = {} if whole else {"start": round(clip.start, 3), "end": round(clip.end, 3)}
@@ -158,7 +159,7 @@ def clip_line(clip: VideoClip) -> dict[str, Any]:
 
 
 def failed(clip: VideoClip, error: Exception) -> Problem:
-    """The problem of `clip` that `error` tells of, on one line. Raises `error` itself where memory did not suffice."""
+    """`error` as a one-line problem of `clip`. Re-raises `error` if memory ran out."""
     if is_out_of_memory(error):
         raise error
     reason = " ".join(str(error).removeprefix(str(clip.path)).split())[:300]
@@ -166,7 +167,7 @@ def failed(clip: VideoClip, error: Exception) -> Problem:
 
 
 def _seconds(line: Line | None, film_seconds: float) -> tuple[float, float]:
-    """From when to when, as the line says; the whole film where it says nothing."""
+    """Start and end of the line; the whole video by default."""
     return (line.start if line else 0.0, film_seconds if line is None or line.end is None else line.end)
 
 
@@ -174,7 +175,7 @@ def _seconds(line: Line | None, film_seconds: float) -> tuple[float, float]:
 
 
 def _listed(folder: Path, lists: Sequence[str]) -> tuple[list[Line], list[Problem]]:
-    """What all lists say. Of a piece that several lists caption, the first of them counts."""
+    """The lines of all lists. If several lists caption a piece, the first wins."""
     known: dict[tuple, list[Line]] = {}
     problems = []
     for name in lists:
@@ -195,7 +196,7 @@ def _listed(folder: Path, lists: Sequence[str]) -> tuple[list[Line], list[Proble
 
 
 def _by_file(lines: Sequence[Line], files: Sequence[str]) -> dict[str, list[Line]]:
-    """The lines on each file, by the name that the file itself has where a line writes it in another way."""
+    """The lines on each file, by the actual name of the file, which a line may write in another way."""
     there, alike = set(files), {same_name(name): name for name in files}
     found: dict[str, list[Line]] = {}
     for line in lines:
@@ -220,8 +221,8 @@ def _sidecar(path: Path) -> str:
     for ending in (".txt", ".TXT", ".Txt"):
         beside = path.with_suffix(ending)
         try:
-            if beside.is_file():
-                return " ".join(beside.read_text(encoding="utf-8-sig").split())
+            if beside.is_file() and not belongs_to_pair(beside):
+                return one_line(beside.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ValueError(f"has a caption, {beside.name}, that is not UTF-8 text") from error
         except OSError as error:
@@ -241,14 +242,17 @@ def _pieces(whole: VideoClip, lines: Sequence[Line | None], min_seconds: int | f
 
 
 def _piece(whole: VideoClip, line: Line | None, min_seconds: int | float, need_captions: bool) -> VideoClip:
-    """The part of the file that the line names, with its caption. Raises ValueError where it cannot be used."""
+    """The piece of the file that the line names, with its caption. Raises ValueError if it cannot be used."""
     clip = replace(whole, caption=line.text if line and line.text else _sidecar(whole.path), line=line)
     if not clip.is_image:
         start, end = _seconds(line, whole.end)
         if end > whole.end + 0.05 or start >= end:
             raise ValueError(f"is listed from second {start:g} to {end:g}; it lasts {whole.end:.2f} s")
         clip = replace(clip, start=start, end=min(end, whole.end))
-        if clip.frames < 2 or clip.seconds < min_seconds - _ROUNDING:
+        if clip.frames < 2:
+            raise ValueError("has 1 frame; a video must have at least 2, and a picture must be a picture file, such "
+                             "as PNG")
+        if clip.seconds < min_seconds - _ROUNDING:
             raise ValueError(f"is too short: {clip.frames} frames, {clip.seconds:.2f} s; "
                              f"it must last {min_seconds:g} s")
     if need_captions and not clip.caption:

@@ -1,4 +1,4 @@
-"""What a file of films or pictures holds, found out without decoding all of it."""
+"""Facts about a video or picture file, without decoding all of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,34 @@ from pathlib import Path
 from statistics import median
 
 import av
+from av.container import InputContainer
 
 from minicogvx.data.file_ends import is_whole
 from minicogvx.data.film_frames import (
-    BROKEN, Clock, is_clean, opened_film, pixel_aspect, quarter_turns, upright_size, usual_step,
+    BROKEN,
+    Clock,
+    is_clean,
+    opened_film,
+    pixel_aspect,
+    quarter_turns,
+    upright_size,
+    usual_step,
 )
 from minicogvx.data.pictures import IMAGES, UnusableFile, animation_moments, moves, opened_picture, upright_picture
 
-# Endings of what FFmpeg reads and people keep films in.
+# Endings of common video files that FFmpeg reads.
 FILMS = (".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob",
          ".ts", ".mts", ".m2ts", ".m2t", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".dv",
          ".gif")
 
-_UNEVEN = 0.2  # frame intervals this share away from the median make a rate variable
-_MISSING = 0.5  # seconds, and a tenth of the length: a container without frame count may promise this much too much
+_UNEVEN = 0.2  # a rate is variable if frame intervals deviate from the median by this share
+_FROM_ZERO = ("matroska", "nut", "asf", "flv")  # here a duration can count from second 0, not from the first frame
+_MISSING = 0.5  # seconds, and a tenth of the length: containers without a frame count may overstate it by this
 
 
 @dataclass(frozen=True)
 class FilmFacts:
-    """Sizes are of the upright picture, in pixels. A picture is one frame that lasts 0 seconds at a rate of 0."""
+    """Sizes are of the upright picture, in pixels. A picture has one frame, 0 seconds and a rate of 0."""
 
     frames: int
     fps: float
@@ -36,9 +45,9 @@ class FilmFacts:
 
 
 def probe(path: Path) -> FilmFacts:
-    """What is in the film or picture at `path`: see `probe_film`; pictures are decoded whole.
+    """Facts about the video (`probe_film`) or picture at `path`; pictures are decoded completely.
 
-    An animated PNG, WebP or AVIF is a film, and a GIF of one frame a picture. Raises UnusableFile.
+    An animated PNG, WebP or AVIF is a video, and a GIF of one frame a picture. Raises UnusableFile.
     """
     if path.suffix.lower() in IMAGES:
         return _probe_animation(path) if moves(path) else _probe_image(path)
@@ -47,10 +56,10 @@ def probe(path: Path) -> FilmFacts:
 
 
 def probe_film(path: Path) -> FilmFacts:
-    """Counts the packets of the film at `path` and decodes its first frame.
+    """Counts the packets of the video at `path` and decodes its first frame.
 
-    Of a long film only the time stamps are kept. Raises UnusableFile if it is broken, has no video stream, or holds
-    less than its own header promises.
+    Only time stamps are kept in memory. Raises UnusableFile if it is broken, has no video stream, or holds less than
+    its header says.
     """
     with opened_film(path) as (container, stream):
         first, seconds, last, count, last_second = _walk(container, stream)
@@ -58,18 +67,24 @@ def probe_film(path: Path) -> FilmFacts:
         if first is None or not seconds:
             nothing = "has no frame that can be decoded; give a whole mp4 or gif file"
             raise UnusableFile(path, nothing if whole else BROKEN)
-        # Other formats count what is there, or, as avi, every moment at which the picture stays as it is.
+        # Other formats count the frames that exist, or, like avi, every repetition of a frame.
         promised = stream.frames if container.format.name.startswith("mov") else 0
-        lasts = (container.duration or 0) / av.time_base
-        begins = (container.start_time or 0) / av.time_base
+        begins, ends = _promised_time(container)
         if promised and count < promised:
             raise UnusableFile(path, f"is cut off: {count} of {promised} frames are there")
-        if not promised and lasts - (last_second - begins) > max(_MISSING, 0.1 * lasts):
-            raise UnusableFile(path, f"is cut off: it ends after {last_second - begins:.2f} of {lasts:.2f} s")
-        if not promised and not whole:  # where all frames are there, bytes that are missing behind them are no harm
+        if not promised and ends - last_second > max(_MISSING, 0.1 * (ends - begins)):
+            raise UnusableFile(path, f"is cut off: it ends after {last_second - begins:.2f} of {ends - begins:.2f} s")
+        if not promised and not whole:  # missing bytes after the last frame do not matter
             raise UnusableFile(path, f"is cut off: its {path.stat().st_size:,} bytes end in the middle")
         size = upright_size(first, pixel_aspect(stream))
         return _facts(seconds, last, size, 90 * quarter_turns(first), float(stream.time_base))
+
+
+def _promised_time(container: InputContainer) -> tuple[float, float]:
+    """The seconds at which the video begins and ends by its header, as time stamps."""
+    begins, lasts = ((time or 0) / av.time_base for time in (container.start_time, container.duration))
+    from_zero = container.format.name.split(",")[0] in _FROM_ZERO and lasts > begins
+    return begins, lasts if from_zero else begins + lasts
 
 
 def _probe_image(path: Path) -> FilmFacts:
@@ -87,8 +102,8 @@ def _probe_animation(path: Path) -> FilmFacts:
 
 
 def _walk(container, stream) -> tuple[av.VideoFrame | None, list[float], float, int, float]:
-    """The first clean frame, the seconds at which frames are shown from there on, how long the last one stays, the
-    number of whole packets, and the last time stamp of any stream."""
+    """The first intact frame, the seconds at which frames are shown from there on, the duration of the last one, the
+    number of complete packets, and the last time stamp of any stream."""
     first, shown, count, last_second = None, [], 0, 0.0
     usual = usual_step(stream)
     clock = Clock(container, usual)
@@ -97,12 +112,12 @@ def _walk(container, stream) -> tuple[av.VideoFrame | None, list[float], float, 
             if first is None:
                 first = next(filter(is_clean, packet.decode()), None)
             stamp = packet.dts if packet.pts is None else packet.pts
-            if stamp is None or packet.size == 0:  # as the last packet of all
+            if stamp is None or packet.size == 0:  # the flush packet at the end
                 continue
             count += not packet.is_corrupt
-            # In the order of decoding time stamps go back and forth, but that of a key frame is above all before it.
+            # In decoding order stamps go back and forth, but that of a key frame exceeds all before it.
             second = clock.second(float(stamp * stream.time_base), packet.is_keyframe)
-            if not packet.is_discard:  # cut away by an edit list
+            if not packet.is_discard:  # removed by an edit list
                 shown.append((second, float((packet.duration or 0) * stream.time_base) or usual))
         if packet.pts is not None and packet.time_base:
             last_second = max(last_second, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -112,10 +127,10 @@ def _walk(container, stream) -> tuple[av.VideoFrame | None, list[float], float, 
 
 
 def _facts(seconds: Sequence[float], last: float, size: tuple[int, int], rotation: int, unit: float) -> FilmFacts:
-    """`seconds` at which the frames begin, ascending; the last one stays for `last`. Stamps are multiples of `unit`."""
+    """`seconds`: when the frames begin, ascending; the last one lasts `last`. Stamps are multiples of `unit`."""
     gaps = [b - a for a, b in zip(seconds, seconds[1:])]
     usual = median(gaps) if gaps else 0.0
-    tolerance = _UNEVEN * usual + unit  # some containers count milliseconds
+    tolerance = _UNEVEN * usual + unit  # some containers store milliseconds
     covered = seconds[-1] - seconds[0]
     rate = len(gaps) / covered if covered else 1 / (last or 1.0)
     return FilmFacts(len(seconds), rate, *size, rotation, any(abs(gap - usual) > tolerance for gap in gaps),

@@ -5,7 +5,12 @@ from minicogvx.diffusion.objective import diffusion_loss, diffusion_target, weig
 from minicogvx.diffusion.samplers import DDIMSampler, DPMSampler, draw_noise
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import (
-    inference_timesteps, rank_interval, rank_timesteps, start_index, stratified_timesteps, uniform_timesteps,
+    inference_timesteps,
+    rank_interval,
+    rank_timesteps,
+    start_index,
+    stratified_timesteps,
+    uniform_timesteps,
 )
 
 __all__ = [

@@ -9,10 +9,11 @@ from torch import Tensor
 
 def guide(uncond: Float[Tensor, "*shape"], cond: Float[Tensor, "*shape"],
           guidance_scale: float) -> Float[Tensor, "*shape"]:
-    """uncond + w (cond - uncond), in at least float32: from what any video would be towards what the caption says.
+    """uncond + w (cond - uncond), in at least float32.
 
-    w = 1 is the conditional output, 0 the unconditional one. The published default is 6. `uncond` may come from a
-    negative prompt. In one batch of both, the published order is uncond first.
+    Extrapolates from the unconditional to the conditional prediction. w = 1 is the conditional output, 0 the
+    unconditional one. The published default is 6. `uncond` may come from a negative prompt. In one batch of both, the
+    published order is uncond first.
     """
     wide = torch.promote_types(cond.dtype, torch.float32)
     uncond, cond = uncond.to(wide), cond.to(wide)
@@ -26,8 +27,11 @@ def dynamic_guidance_scale(guidance_scale: float, i: int, timestep: int, num_inf
     None: constant w. Otherwise  w_i = 1 + w (1 - cos(pi ((n - tau) / n)^5)) / 2  with n steps, where tau counts down:
 
     meant: tau = n - i, the steps that remain. The scale rises smoothly from 1 to almost 1 + w.
-    published: tau = the timestep, 0 .. 999, in both released programs. (n - tau) / n leaves 0..1, the cosine turns
-    many times between two steps, and the scale jumps about in 1 .. 1 + w. The authors kept it: it looks good.
+    published: tau = the timestep, 0 .. 999, in both released programs. Then (n - tau) / n is far outside 0..1, the
+    cosine oscillates many times between two steps, and the scale is erratic in 1 .. 1 + w. The authors kept it: it
+    looks good.
+
+    Raises ValueError for another mode.
     """
     if mode is None:
         return guidance_scale
@@ -39,11 +43,11 @@ def dynamic_guidance_scale(guidance_scale: float, i: int, timestep: int, num_inf
 
 
 def guidance_scales(guidance_scale: float, timesteps: Int[Tensor, "n"], mode: str | None) -> list[float]:
-    """The scale of every step of a run over `timesteps`; in video to video these are the ones from its start on.
+    """The scale of every step of a run over `timesteps`: n of them, in video to video only those that remain.
 
-    1 is no guidance, dynamic or not. A constant scale below 1 is what the formula makes of it: 0 is the unconditional
-    output. (diffusers leaves guidance off there.) Dynamic guidance with a scale of at most 1 is off, as in diffusers; n
-    is the number of timesteps given.
+    A scale of 1 is no guidance. A constant scale below 1 goes into the formula as it is, so 0 is the unconditional
+    output (diffusers switches guidance off there). Dynamic guidance with a scale of at most 1 is off, as in diffusers.
+    Raises ValueError for an unknown mode.
     """
     if mode is not None and guidance_scale <= 1:
         return [1.0] * len(timesteps)

@@ -1,4 +1,4 @@
-"""What the network is trained to say (paper 3): v-prediction, and two other targets for ablations."""
+"""Training targets and losses (paper 3): v-prediction, and two other targets for ablations."""
 
 import torch
 from einops import reduce
@@ -10,7 +10,10 @@ from minicogvx.diffusion.schedule import NoiseSchedule
 
 def diffusion_target(x0: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest"], t: Int[Tensor, "b"],
                      schedule: NoiseSchedule) -> Float[Tensor, "b *rest"]:
-    """The right answer: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, or the noise, or x0, by prediction_type."""
+    """The regression target: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, or the noise, or x0.
+
+    Which one is the `prediction_type` of the schedule's config.
+    """
     if schedule.config.prediction_type == "epsilon":
         return noise
     if schedule.config.prediction_type == "sample":
@@ -34,7 +37,7 @@ def weighted_x0_loss(prediction: Float[Tensor, "b *rest"], x0: Float[Tensor, "b 
     """The loss as the published code writes it: |x0_hat - x0|^2 / (numel (1 - alpha_bar_t)), for each sample.
 
     x0_hat = a x_t - s v_hat and x0 = a x_t - s v differ by s (v - v_hat), and s^2 = 1 - alpha_bar_t cancels
-    the weight: what remains is |v_hat - v|^2. Here to be compared; `diffusion_loss` is the one to train with.
+    the weight, which leaves |v_hat - v|^2. For comparison; `diffusion_loss` is the one to train with.
     """
     wide = torch.promote_types(x0.dtype, torch.float32)
     x_t = schedule.add_noise(x0.to(wide), noise.to(wide), t)

@@ -6,8 +6,8 @@
 
 For video to video, start from `schedule.add_noise(video, noise, t)` at `i = start_index(strength, n)`.
 
-In the equations x is the latent, x0 the clean one that the model output implies, bars mean alpha_bar,
-and a prime marks the timestep on which the step lands:  sigma = sqrt(1 - bar),  lambda = log(sqrt(bar) / sigma).
+In the equations x is the latent, x0 the clean one that the model output implies, bar is alpha_bar_t, and a prime marks
+the timestep on which the step lands:  sigma = sqrt(1 - bar),  lambda = log(sqrt(bar) / sigma).
 """
 
 import math
@@ -38,27 +38,28 @@ class DDIMSampler:
     def step(self, model_output: Float[Tensor, "b c t h w"], i: int, latents: Float[Tensor, "b c t h w"],
              x0_before: Float[Tensor, "b c t h w"] | None = None, generator: Generators | None = None,
              ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
-        """Step i of the run: the next latents, in the dtype of `latents`, and the clean ones it believes in (float32).
+        """Step i of the run: the next latents, in the dtype of `latents`, and the predicted x0 (at least float32).
 
-        `x0_before` and `generator` are not used; they are here because DPMSampler has them.
+        `x0_before` and `generator` are unused; they are here because DPMSampler has them.
         Raises ValueError for a model output that is not finite, or of another shape than the latents.
         """
         _check_step(model_output, i, latents, self.timesteps)
         t = int(self.timesteps[i])
         x0 = self.schedule.to_x0(model_output, latents, t)
         bar, bar_next = self.schedule.alpha_bar(t), self.schedule.alpha_bar(int(self.targets[i]))
-        keep = math.sqrt((1 - bar_next) / (1 - bar))
-        x = keep * latents.to(x0.dtype) + (math.sqrt(bar_next) - keep * math.sqrt(bar)) * x0
+        A = math.sqrt((1 - bar_next) / (1 - bar))
+        x = A * latents.to(x0.dtype) + (math.sqrt(bar_next) - A * math.sqrt(bar)) * x0
         return x.to(latents.dtype), x0
 
 
 class DPMSampler:
     """DPM-Solver++(2M) for the diffusion SDE: second order in x0, with fresh noise at every step (Lu et al. 2022).
 
-    x' = sigma'/sigma e^-h x + sqrt(bar') (1 - e^-2h) D + sigma' sqrt(1 - e^-2h) noise,   h = lambda' - lambda,
-    D  = (1 + 1/(2r)) x0 - 1/(2r) x0_before,                                             r = h_before / h.
+    x' = A e^-h x + sqrt(bar') B D + sigma' sqrt(B) noise,   A = sigma' / sigma,  B = 1 - e^-2h,  h = lambda' - lambda,
+    D  = (1 + C) x0 - C x0_before,                           C = 1 / (2r),        r = h_before / h.
 
-    The first and the last step use D = x0: there is no x0 before the first, and h is infinite in the last.
+    B is the share of the noise that is new. The first and the last step use D = x0: there is no x0 before the first,
+    and h is infinite in the last.
 
     `redraw_noise`: both published programs draw the noise of a second-order step twice and throw the first away.
     True does the same, so that the same generator gives the same video; False draws once.
@@ -74,9 +75,9 @@ class DPMSampler:
     def step(self, model_output: Float[Tensor, "b c t h w"], i: int, latents: Float[Tensor, "b c t h w"],
              x0_before: Float[Tensor, "b c t h w"] | None = None, generator: Generators | None = None,
              ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
-        """Step i of the run: the next latents, in the dtype of `latents`, and the clean ones it believes in (float32).
+        """Step i of the run: the next latents, in the dtype of `latents`, and the predicted x0 (at least float32).
 
-        x0_before: the second result of the step before, None at the first. generator: where the noise comes from.
+        x0_before: the second result of the previous step, None at step 0. generator: what the noise is drawn with.
         Raises ValueError for a model output that is not finite, or of another shape than the latents.
         """
         _check_step(model_output, i, latents, self.timesteps)
@@ -92,16 +93,16 @@ class DPMSampler:
         if second_order and self.redraw_noise:
             noise = draw_noise(latents.shape, generator, latents.dtype, latents.device)
 
-        clean = x0
+        D = x0
         if second_order:
             h_before = _half_log_snr(bar) - _half_log_snr(self.schedule.alpha_bar(int(self.timesteps[i - 1])))
-            lean = h / (2 * h_before)  # 1/(2r); 0 after a first step from pure noise, whose h is infinite
-            clean = (1 + lean) * x0 - lean * x0_before
+            C = h / (2 * h_before)  # 0 after a first step from pure noise, whose h is infinite
+            D = (1 + C) * x0 - C * x0_before
 
-        fresh = -math.expm1(-2 * h)  # 1 - e^-2h, the share of the noise that is new
-        x = (math.sqrt((1 - bar_next) / (1 - bar)) * math.exp(-h) * latents.to(x0.dtype)
-             + math.sqrt(bar_next) * fresh * clean
-             + math.sqrt((1 - bar_next) * fresh) * noise.to(x0.dtype))
+        A, B = math.sqrt((1 - bar_next) / (1 - bar)), -math.expm1(-2 * h)
+        x = (A * math.exp(-h) * latents.to(x0.dtype)
+             + math.sqrt(bar_next) * B * D
+             + math.sqrt((1 - bar_next) * B) * noise.to(x0.dtype))
         return x.to(latents.dtype), x0
 
 
@@ -122,7 +123,7 @@ def draw_noise(shape: tuple[int, ...], generator: Generators | None = None, dtyp
 
 def randn(shape: tuple[int, ...], generator: Generators | None = None, dtype: torch.dtype = torch.float32,
           device: torch.device | str = "cpu") -> Float[Tensor, "*shape"]:
-    """Standard normal numbers, drawn where the generator is and moved to `device`. Of a list, each draws one row."""
+    """Standard normal noise, drawn on the generator's device and moved to `device`; a list draws one row each."""
     if isinstance(generator, list):
         if len(generator) != shape[0]:
             raise ValueError(f"there are {len(generator)} generators; it must be one, or one for each of the "

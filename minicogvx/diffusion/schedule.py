@@ -1,4 +1,4 @@
-"""How much noise belongs to which timestep (paper 2.2 and 3): the tables, and the three quantities made from them.
+"""The noise schedule (paper 2.2 and 3): the table of alpha_bar, and the three quantities computed from it.
 
 With a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), so that a^2 + s^2 = 1:
 
@@ -17,8 +17,8 @@ from minicogvx.presets import ScheduleConfig
 class NoiseSchedule:
     """Table of alpha_bar_t, t = 0 .. T-1: the share of signal power left in x_t.
 
-    `alphas_cumprod` is float64 on the CPU. Coefficients are worked out in float64, rounded once to the type of
-    the computation (float32, or float64 if the inputs are) and then moved to the device of the inputs.
+    `alphas_cumprod` is float64 on the CPU. Coefficients are computed in float64, rounded once to float32 (or float64 if
+    the inputs are) and then moved to the device of the inputs.
     """
 
     def __init__(self, config: ScheduleConfig):
@@ -27,7 +27,7 @@ class NoiseSchedule:
         alphas_cumprod = shift_snr(alphas_cumprod, config.snr_shift_scale)  # before the next line, not after
         if config.rescale_betas_zero_snr:
             alphas_cumprod = rescale_to_zero_terminal_snr(alphas_cumprod)
-        self.alphas_cumprod: Float[Tensor, "T"] = alphas_cumprod
+        self.alphas_cumprod: Float[Tensor, " T"] = alphas_cumprod
 
     @property
     def num_train_timesteps(self) -> int:
@@ -40,13 +40,9 @@ class NoiseSchedule:
             raise ValueError(f"timestep is {t}; it must be below {self.num_train_timesteps}")
         return float(self.alphas_cumprod[t]) if t >= 0 else 1.0
 
-    def snr(self) -> Float[Tensor, "T"]:
-        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) of every timestep, float64."""
-        return self.alphas_cumprod / (1 - self.alphas_cumprod)
-
     def add_noise(self, x0: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest"],
                   t: Int[Tensor, "b"] | int) -> Float[Tensor, "b *rest"]:
-        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise. In float32, handed back in the dtype of x0."""
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise, computed in float32, in the dtype of x0."""
         a, s = self._signal_and_noise(t, x0)
         return (a * _wide(x0) + s * _wide(noise)).to(x0.dtype)
 
@@ -76,9 +72,8 @@ class NoiseSchedule:
             alpha_bar = self.alpha_bar(t)
             return alpha_bar ** 0.5, (1 - alpha_bar) ** 0.5
         _check_timesteps(t, self.num_train_timesteps)
-        dtype = torch.promote_types(like.dtype, torch.float32)
         table = torch.stack([self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()])
-        table = table.to(dtype).to(like.device)  # two steps: some devices have no float64
+        table = table.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)  # some devices have no float64
         a, s = table[:, t.to(like.device)].reshape(2, -1, *[1] * (like.ndim - 1))
         return a, s
 
@@ -114,7 +109,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _check_timesteps(t: Tensor, num_train_timesteps: int) -> None:
-    # Only where looking is free: on an accelerator it would make the host wait.
+    # On the CPU only: on an accelerator the check would synchronise with the host.
     if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < num_train_timesteps:
         raise ValueError(f"timesteps run from {int(t.min())} to {int(t.max())}; "
                          f"they must be in 0..{num_train_timesteps - 1}")

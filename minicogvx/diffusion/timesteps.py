@@ -1,4 +1,4 @@
-"""Which timesteps: the few that sampling visits, and the random ones that training draws (paper 3.3)."""
+"""Timesteps: the few that sampling visits, and the random ones that training draws (paper 3.3)."""
 
 from typing import Literal
 
@@ -8,18 +8,17 @@ from torch import Tensor
 
 from minicogvx.diffusion.schedule import NoiseSchedule
 
-
 # ---------------------------------------------------------------------------- sampling
 
 def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> Int[Tensor, "steps"]:
-    """The timesteps of a sampling run, falling; the schedule's `timestep_spacing` says where they lie.
+    """The timesteps of a sampling run, in decreasing order, by the schedule's `timestep_spacing`.
 
     trailing (published): round(T - i T / n) - 1. For n = 50 and T = 1000 this is 999, 979, .., 19.
     leading: (n - 1 - i) floor(T / n), here 980, 960, .., 0.   linspace: from T - 1 to 0 in equal steps, both included.
     Only trailing and linspace begin at T - 1, where the noise is pure with zero terminal SNR.
 
     The rounding is that of the published code, to the last bit. There, 62 values of n up to 1000 (the least is 61)
-    give one entry too many, a timestep -1 that a float error lets in; here there are always n.
+    give one entry too many, a timestep -1 due to a rounding error; here there are always n.
     Raises ValueError unless 1 <= num_inference_steps <= T.
     """
     T, n = schedule.num_train_timesteps, num_inference_steps
@@ -38,9 +37,11 @@ def target_timesteps(schedule: NoiseSchedule, num_inference_steps: int,
                      target: Literal["stride", "next"] = "stride") -> Int[Tensor, "steps"]:
     """Where each sampling step lands; a negative timestep is the clean latent.
 
-    stride (published): t - T // n. Where n does not divide T this misses the next timestep by one here and there,
-    and for some n (7, say) the last step stops at timestep 0, which leaves a trace of noise.
+    stride (published): t - T // n. Where n does not divide T this is sometimes off the next timestep by one,
+    and for some n (7, say) the last step lands on timestep 0, which leaves a trace of noise.
     next: exactly the next timestep of the list, and clean at the end.
+
+    Raises ValueError for another target.
     """
     if target not in ("stride", "next"):
         raise ValueError(f"target is {target!r}; it must be 'stride' or 'next'")
@@ -53,8 +54,8 @@ def target_timesteps(schedule: NoiseSchedule, num_inference_steps: int,
 def start_index(strength: float, num_inference_steps: int) -> int:
     """The step at which video to video starts: n - floor(n strength), so strength 1 runs all n steps.
 
-    Noise the video to `timesteps[index]`, then take steps index .. n-1. Where strength < 1/n there is no step to
-    take (the index is n) and the video stays as it is. Raises ValueError unless 0 <= strength <= 1.
+    Noise the video to `timesteps[index]`, then take steps index .. n-1. With strength < 1/n there is no step to
+    take (the index is n) and the video is unchanged. Raises ValueError unless 0 <= strength <= 1.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it must be from 0 to 1")
@@ -64,15 +65,15 @@ def start_index(strength: float, num_inference_steps: int) -> int:
 # ---------------------------------------------------------------------------- training
 
 def uniform_timesteps(b: int, T: int, generator: torch.Generator | None = None) -> Int[Tensor, "b"]:
-    """b independent draws from 0 .. T-1: the plain way, whose batches leave gaps by chance."""
+    """b independent draws from 0 .. T-1. A batch leaves gaps by chance."""
     return torch.randint(0, T, (b,), generator=generator, device=_device(generator))
 
 
 def stratified_timesteps(b: int, T: int, generator: torch.Generator | None = None) -> Int[Tensor, "b"]:
     """Explicit uniform sampling on one device: one draw from each of b equal parts of [0, T), in random order.
 
-    t_i = floor((i + u_i) T / b) with u_i ~ U[0, 1).  What the paper does over ranks, done over the batch: same mean
-    loss, less variance. Over many batches each timestep is equally likely, also where b does not divide T.
+    t_i = floor((i + u_i) T / b) with u_i ~ U[0, 1).  What the paper does over ranks, here over the batch: the same
+    mean loss, less variance. Each timestep is equally likely, also where b does not divide T.
     """
     device = _device(generator)
     u = torch.rand(b, generator=generator, device=device)
@@ -92,7 +93,7 @@ def rank_interval(T: int, rank: int, world_size: int, grouping: Literal["paper",
 
     paper: as many intervals as ranks, [rank T / world, (rank + 1) T / world), rounded down.
     v1.0 (the code released with the 2B and 5B): only interval counts that divide both T and the number of ranks,
-    the largest such; neighbouring ranks share one. (Later code switches the whole thing off up to 8 ranks.)
+    the largest such; neighbouring ranks share one. (Later code disables it for up to 8 ranks.)
     Raises ValueError for a rank outside 0 .. world_size-1, or more ranks than timesteps.
     """
     if grouping not in ("paper", "v1.0"):

@@ -1,4 +1,4 @@
-"""`minicogvx evaluate`: how well a model obeys its captions, what a fine-tuning taught it, or what its VAE keeps."""
+"""`minicogvx evaluate`: how well a model obeys captions, what fine-tuning changed, or what its VAE preserves."""
 
 import argparse
 import copy
@@ -7,17 +7,25 @@ import json
 from pathlib import Path
 
 from minicogvx.files import check_writable, written_whole
-from minicogvx.options import add_device_options, add_memory_options, add_sampler_option, chosen, load_model
+from minicogvx.options import (
+    add_device_options,
+    add_memory_options,
+    add_sampler_option,
+    check_names,
+    chosen,
+    load_model,
+)
 from minicogvx.parsing import GUIDANCE, SEED, SHARE, Parser, one_of, path_to, whole
 
-HELD_OUT_SEED = 1_000_003  # of the captions that the final figure is measured on
+HELD_OUT_SEED = 1_000_003  # of the captions for the final figure
 STEPS = 25  # of denoising
-STRIP = 3  # rows of the picture: the first captions, never chosen by what they show
+STRIP = 3  # rows of the picture: always the first captions, not the best
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a line of figures for each model; `--out` also writes them, with every failure, to a JSON file."""
     arguments = _parser().parse_args(argv)
+    check_names(arguments)
     _check(arguments)
     where = chosen(arguments)
     from minicogvx.data.shapes import sample_scenes
@@ -29,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     for label, pipe in models.items():
         results[label] = _measure(arguments, pipe, scenes)
         print(f"{label}, {split}: {results[label]}", flush=True)
-    if arguments.out:  # first: the strip takes a while, and what was measured is not lost with it
+    if arguments.out:  # first, so that they are not lost if the strip fails
         _write_figures(Path(arguments.out), results)
     if arguments.strip:
         print(_write_strip(arguments, models, scenes[:STRIP]))
@@ -40,18 +48,18 @@ def _parser() -> Parser:
     parser = Parser(prog="minicogvx evaluate", description="Measure a model of the shapes world.")
     parser.add_argument("what", nargs="?", type=one_of(("captions", "vae")), default="captions",
                         metavar="captions|vae",
-                        help="captions: does it obey them? vae: what is left of a clip after a round trip? "
+                        help="captions: does it obey them? vae: how good is a round trip through the VAE? "
                              "(default: captions)")
     parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
                         help="what to measure (default: toy)")
     parser.add_argument("--lora", type=path_to(), metavar="FILE",
                         help="measure the model without and with these adapters")
     parser.add_argument("--before", type=path_to(), metavar="toy|FOLDER",
-                        help="measure this model, too, before the other")
+                        help="first measure this model as well")
     parser.add_argument("--style", default="plain", metavar="plain|sepia|cyanotype",
-                        help="how many clips show this look, and are right in what it leaves readable")
+                        help="count clips in this style that are right in what it leaves readable")
     parser.add_argument("--image-to-video", action="store_true",
-                        help="begin with the true first frame of scenes that training never saw")
+                        help="start from the true first frame of scenes that were not in training")
     parser.add_argument("--strip", type=path_to(".png"), metavar="FILE.png",
                         help=f"also write frames of the first {STRIP} clips of each model and of the true ones")
     parser.add_argument("--clips", type=whole(1, 1_000_000), default=500, metavar="N", help="how many (default: 500)")
@@ -59,15 +67,15 @@ def _parser() -> Parser:
                         help="held_out (default): combinations of shape, colour and motion that training never showed; "
                              "train (default with --image-to-video): other scenes of those it did")
     parser.add_argument("--two-objects", type=SHARE, default=0.0, metavar="SHARE",
-                        help="of scenes with two objects")
+                        help="share of scenes with two objects")
     parser.add_argument("--steps", type=whole(1), metavar="N", help=f"denoising steps (default: {STEPS})")
     parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W", help="default: the model's own")
     add_sampler_option(parser)
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same clips (default: 0)")
     parser.add_argument("--batch-size", type=whole(1, 65_536), default=16, metavar="N",
-                        help="clips at a time, which are the same whatever the number (default: 16)")
+                        help="clips generated together; does not affect them (default: 16)")
     parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
-                        help="also write the figures, and every clip that was not right")
+                        help="also write the figures, and every failure")
     add_device_options(parser)
     add_memory_options(parser)
     return parser
@@ -108,7 +116,7 @@ def _check_vae(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
-    """The pipelines to measure, by what they are called, in order."""
+    """The pipelines to measure, by label, in order."""
     models = {}
     if arguments.before:
         models[arguments.before] = load_model(arguments.before, arguments, device, dtype)
@@ -116,32 +124,32 @@ def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
     if arguments.lora:
         from minicogvx.training.lora import use_lora
 
-        taught = copy.copy(pipe)
-        taught.transformer = copy.deepcopy(pipe.transformer)
-        use_lora(taught.transformer, arguments.lora)  # before anything is measured: the file may not fit
+        finetuned = copy.copy(pipe)
+        finetuned.transformer = copy.deepcopy(pipe.transformer)
+        use_lora(finetuned.transformer, arguments.lora)  # before any measurement: the file may not fit
         models |= {} if arguments.before else {arguments.model: pipe}
-        models[f"{arguments.model} with {arguments.lora}"] = taught
+        models[f"{arguments.model} with {arguments.lora}"] = finetuned
     else:
         models[arguments.model] = pipe
     for label, model in models.items():
-        if arguments.what == "captions" and not arguments.image_to_video and model.takes_image_channels:
+        if arguments.what == "captions" and not arguments.image_to_video and model.image_to_video:
             raise ValueError(f"{label} makes videos from a picture; measure it with --image-to-video")
     return models
 
 
 def _measure(arguments: argparse.Namespace, pipe, scenes: list):
-    from minicogvx.data.styles import style
+    from minicogvx.data import styles
     from minicogvx.evaluation.adherence import measure_adherence
+    from minicogvx.evaluation.finetuning import measure_image_to_video, measure_style
     from minicogvx.evaluation.reconstruction import measure_reconstruction
-    from minicogvx.evaluation.taught import measure_image_to_video, measure_style
 
-    look, batch = style(arguments.style), arguments.batch_size
+    style, batch = styles.style(arguments.style), arguments.batch_size
     how = (arguments.seed, arguments.steps or STEPS, arguments.guidance_scale, batch)
     if arguments.what == "vae":
-        return measure_reconstruction(pipe.vae, scenes, pipe.num_frames, arguments.seed, batch, look=look)
+        return measure_reconstruction(pipe.vae, scenes, pipe.video_size.num_frames, arguments.seed, batch, style=style)
     if arguments.image_to_video:
         return measure_image_to_video(pipe, scenes, *how)
-    return measure_style(pipe, scenes, look, *how) if look else measure_adherence(pipe, scenes, *how)
+    return measure_style(pipe, scenes, style, *how) if style else measure_adherence(pipe, scenes, *how)
 
 
 def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> Path:
@@ -161,7 +169,7 @@ def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> P
 
 
 def _write_figures(out: Path, results: dict) -> None:
-    """One model's figures as they are; of several, by their names."""
+    """Writes the figures of one model, or those of several by label."""
     figures = {label: dataclasses.asdict(result) for label, result in results.items()}
     with written_whole(out) as part:
         shown = figures if len(figures) > 1 else next(iter(figures.values()))

@@ -1,4 +1,4 @@
-"""One picture for comparing models: the frames of some clips before, after and as they should be, side by side."""
+"""One picture to compare models: frames of some clips before, after, and of the true clips, side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from minicogvx.data.video_files import output_file
 from minicogvx.files import written_whole
 
 _GAP, _BETWEEN, _MARGIN = 3, 18, 12  # pixels between frames, between columns, around everything
-_LABEL, _CAPTION = 18, 15  # sizes of letters in pixels
+_LABEL, _CAPTION = 18, 15  # font sizes in pixels
 _INK, _PALE = (30, 30, 30), (90, 90, 90)
 
 
@@ -59,7 +59,7 @@ def _frames(clip: Tensor, num_frames: int, side: int) -> Image.Image:
 
 
 def _fit(text: str, size: int, width: int) -> str:
-    """`text`, or as much of its beginning as `width` pixels hold."""
+    """`text`, truncated to `width` pixels."""
     font = ImageFont.load_default(size)
     if font.getlength(text) <= width:
         return text

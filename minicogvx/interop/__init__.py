@@ -2,15 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
 
 from minicogvx.presets import PRESETS
 from minicogvx.suggest import did_you_mean
-
-if TYPE_CHECKING:  # the pipeline imports this package
-    import minicogvx.pipeline
 
 
 def _data_folder() -> Path:
@@ -21,27 +15,6 @@ def _data_folder() -> Path:
 
 
 DATA = _data_folder()
-
-
-def load(name_or_folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None,
-         offload: bool = False) -> "minicogvx.pipeline.Pipeline":
-    """Open a shipped model by name, such as "toy", or any diffusers CogVideoX folder.
-
-    Args:
-        device: None is MINICOGVX_DEVICE, else the fastest here (`compat.choose_device`).
-        dtype: number format of the weights; None is MINICOGVX_DTYPE, else the fastest of the device.
-        offload: the networks wait in the memory of the CPU and take turns on the device (`Pipeline.offload`).
-
-    Raises ValueError for a name that is neither, a device that is not here and a format that it cannot compute in,
-    FileNotFoundError or ValueError for a folder that does not fit.
-    """
-    folder = find_folder(name_or_folder)
-    from minicogvx.compat import choose_device, choose_dtype
-    from minicogvx.interop.diffusers import load_pipeline
-
-    device = choose_device(None if device is None else str(device))
-    pipe = load_pipeline(folder, "cpu" if offload else device, choose_dtype(device, dtype))
-    return pipe.offload(device) if offload else pipe
 
 
 def find_folder(name_or_folder: str | Path) -> Path:

@@ -27,7 +27,7 @@ class _Format:
 
     class_names: tuple[str, ...]
     ours_only: tuple[str, ...]  # our fields that have no namesake there
-    defaults: Config  # what diffusers takes for a shared field that the file leaves out
+    defaults: Config  # diffusers' default for a shared field that the file leaves out
     fixed: dict  # its fields of which we have only one value
     without_effect: dict  # its fields that change nothing when the model runs
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from minicogvx.interop.configs import SCHEDULERS, from_diffusers
 from minicogvx.interop.safetensors_files import read_json
@@ -19,34 +20,46 @@ from minicogvx.ranges import check_choice, check_number, shown
 
 INDEX, OWN = "model_index.json", "minicogvx.json"
 VERSION = 1  # of minicogvx.json
-PARTS = {"scheduler": (ScheduleConfig, "scheduler_config.json"), "transformer": (TransformerConfig, "config.json"),
-         "vae": (VAEConfig, "config.json")}
+CONFIG_FILES = {"scheduler": (ScheduleConfig, "scheduler_config.json"),
+                "transformer": (TransformerConfig, "config.json"), "vae": (VAEConfig, "config.json")}
 _PIPELINES = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
 _CLASSES = {"scheduler": tuple(SCHEDULERS), "text_encoder": ("T5EncoderModel",),
             "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
             "transformer": ("CogVideoXTransformer3DModel", "ExpertTransformer"),
             "vae": ("AutoencoderKLCogVideoX", "CausalVAE")}
-_FIELDS = ("version", "fps", "guidance_scale", "unconditional", *PARTS)
+_FIELDS = ("version", "fps", "guidance_scale", "unconditional", *CONFIG_FILES)
 
 
-def read_configs(folder: str | Path) -> tuple[dict, dict]:
-    """(the configs of scheduler, transformer and vae by these names, the values of minicogvx.json)."""
+class FolderConfigs(NamedTuple):
+    """All that the JSON files of a pipeline folder say of its model."""
+
+    vae: VAEConfig
+    transformer: TransformerConfig
+    schedule: ScheduleConfig
+    fps: int
+    unconditional: str
+    guidance_scale: float
+
+
+def read_configs(folder: str | Path) -> FolderConfigs:
+    """Raises FileNotFoundError or ValueError, one sentence that names the file, for what cannot be."""
     folder = Path(folder)
     index = _read_index(folder)
     own = read_own(folder, index)
-    configs = {name: read_config(name, folder / name, own) for name in PARTS}
+    configs = {name: read_config(name, folder / name, own) for name in CONFIG_FILES}
     configs["scheduler"] = replace(configs["scheduler"], sampler=SCHEDULERS[index["scheduler"][1]])  # the index decides
-    _check_together(configs, folder)
-    fps = 16 if configs["transformer"].patch_size_t else 8
-    own = {"fps": fps, "unconditional": "empty", "guidance_scale": 6.0} | own
-    return configs, {name: value for name, value in own.items() if name not in PARTS}
+    vae, transformer = configs["vae"], configs["transformer"]
+    _check_together(vae, transformer, folder)
+    fps = own.get("fps", 16 if transformer.patch_size_t else 8)
+    return FolderConfigs(vae, transformer, configs["scheduler"], fps, own.get("unconditional", "empty"),
+                         float(own.get("guidance_scale", 6.0)))
 
 
 def _read_index(folder: Path) -> dict:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; it must be a diffusers pipeline folder")
     if not (folder / INDEX).is_file():
-        alone = " (one network alone opens with interop.diffusers.load_vae or load_transformer)"
+        alone = " (one network alone opens with interop.diffusers_folder.load_vae or load_transformer)"
         raise FileNotFoundError(f"{folder} has no {INDEX}; it must be a diffusers pipeline folder"
                                 + alone * (folder / "config.json").is_file())
     index = read_json(folder / INDEX)
@@ -68,7 +81,7 @@ def _class_of(index: dict, part: str):
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
-def read_own(folder: Path, index: dict, parts: Iterable[str] = PARTS) -> dict:
+def read_own(folder: Path, index: dict, parts: Iterable[str] = CONFIG_FILES) -> dict:
     """What minicogvx.json says, checked; nothing where there is none.
 
     Raises FileNotFoundError where there is none though the index names our own class for one of the `parts`.
@@ -96,7 +109,7 @@ def _check_own(own: dict, path: Path) -> None:
         for name, value in own.items():
             if name == "version" and (type(value) is not int or value != VERSION):
                 raise ValueError(f"version is {shown(value)}; it must be {VERSION}, the only one that is known here")
-            if name in PARTS and not isinstance(value, dict):
+            if name in CONFIG_FILES and not isinstance(value, dict):
                 raise ValueError(f"{name} is {shown(value)}; it must be an object of config fields")
             if name in ("fps", "guidance_scale"):
                 check_number(name, value, whole=name == "fps")
@@ -108,13 +121,12 @@ def _check_own(own: dict, path: Path) -> None:
 
 def read_config(name: str, folder: Path, own: dict) -> VAEConfig | TransformerConfig | ScheduleConfig:
     """The config of one part in its folder, with the fields that minicogvx.json adds to it."""
-    kind, file = PARTS[name]
+    kind, file = CONFIG_FILES[name]
     return from_diffusers(kind, read_json(folder / file), str(folder / file), own.get(name), str(folder.parent / OWN))
 
 
-def _check_together(configs: dict, folder: Path) -> None:
+def _check_together(vae: VAEConfig, transformer: TransformerConfig, folder: Path) -> None:
     """Raises ValueError for a VAE and a transformer that cannot work on the same latents."""
-    vae, transformer = configs["vae"], configs["transformer"]
     latents = vae.latent_channels
     for name, valid in (("in_channels", (latents, 2 * latents)), ("out_channels", (latents,)),
                         ("temporal_compression_ratio", (vae.temporal_compression_ratio,))):

@@ -84,6 +84,10 @@ def _settings(path: Path) -> dict:
         settings = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a {METADATA} in its header that is no JSON object") from error
+    other = next((name for name in values if not name.startswith(PREFIX)), None)
+    if other is not None:
+        raise ValueError(f"{path} has a field {shown(other)} in the {METADATA} of its header; every field must begin "
+                         f"with {PREFIX!r}")
     for name, value in settings.items():
         known = name in _OBEYED | _WITHOUT_EFFECT or value in _ALLOWED.get(name, _EMPTY)
         if not known:
@@ -197,7 +201,7 @@ def use_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Are there adapters beside the weights, those of `use_lora` or peft's own?"""
+    """Whether there are adapters beside the weights, those of `use_lora` or peft's own."""
     return any("lora_" in name for name, _ in (*model.named_parameters(), *model.named_buffers()))
 
 

@@ -197,7 +197,7 @@ def read_json(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; a diffusers folder must have it")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested thousands deep
         raise ValueError(f"{path} is no JSON; copy or download it again") from error
     if not isinstance(values, dict):

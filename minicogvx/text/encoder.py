@@ -4,7 +4,6 @@ The small models have a small T5 with a vocabulary of whole words; the published
 `transformers.T5EncoderModel`, so one class serves both.
 """
 
-from pathlib import Path
 from unicodedata import category
 
 import torch
@@ -12,12 +11,10 @@ from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-from transformers.utils import logging
 
-from minicogvx.interop.safetensors_files import MAX_SHARD_BYTES, read_json, write_json, write_sharded
 from minicogvx.presets import TextConfig
-from minicogvx.text.folder import T5_ALWAYS, move_encoder, open_encoder, open_tokenizer
 
+T5_ALWAYS = {"dropout_rate": 0.0, "is_encoder_decoder": False, "use_cache": False, "pad_token_id": 0, "eos_token_id": 1}
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 
 
@@ -50,33 +47,6 @@ class TextEncoder:
                       d_kv=config.d_kv, d_ff=config.d_ff, num_layers=config.num_layers, num_heads=config.num_heads,
                       feed_forward_proj=config.feed_forward_proj, **T5_ALWAYS)
         return cls(word_tokenizer(words), T5EncoderModel(t5), max_length)
-
-    @classmethod
-    def from_folder(cls, folder: str | Path, max_length: int, dtype: torch.dtype | None = None) -> "TextEncoder":
-        """Opens `folder/tokenizer` and `folder/text_encoder` of a diffusers pipeline.
-
-        `dtype` None keeps the number format of the files. Raises what `open_encoder` and `open_tokenizer` raise.
-        """
-        folder = Path(folder)
-        with _quiet():
-            encoder = open_encoder(folder / "text_encoder", dtype)
-            tokenizer = open_tokenizer(folder / "tokenizer", encoder.config.vocab_size, max_length)
-        return cls(tokenizer, encoder, max_length)
-
-    def save(self, folder: str | Path, dtype: torch.dtype | None = None,
-             max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-        """Writes `folder/tokenizer` and `folder/text_encoder`; `dtype` None keeps the weights' number format."""
-        place = Path(folder) / "text_encoder"
-        tensors = {name: tensor for name, tensor in self.encoder.state_dict().items()
-                   if name != "encoder.embed_tokens.weight"}  # that is shared.weight
-        write_sharded(place, tensors, "model", dtype, max_shard_bytes)
-        self.encoder.config.save_pretrained(place)
-        # transformers opens T5 in the format that its config names, diffusers its own networks in float32, unless both
-        # are told the same: then all parts must come alike, whatever the files hold.
-        write_json(place / "config.json", read_json(place / "config.json")
-                   | {"architectures": ["T5EncoderModel"], "dtype": "float32"})
-        with _quiet():
-            self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
 
     def to(self, *target) -> "TextEncoder":
         """Moves the encoder to a device or dtype, as `move_encoder` does."""
@@ -113,13 +83,14 @@ class TextEncoder:
         return [word for word in words if word not in self.vocabulary] + signs
 
 
-class _quiet:
-    """transformers reports loading with bars of its own; a learner needs one bar at a time."""
+def move_encoder(encoder: T5EncoderModel, *target) -> None:
+    """`encoder.to(*target)`, except that layers called `wo` are float32 where the others are float16.
 
-    def __enter__(self):
-        self.bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_):
-        if self.bars:
-            logging.enable_progress_bar()
+    Their sums overflow float16 in T5 XXL; transformers does the same.
+    """
+    layers = [module for name, module in encoder.named_modules() if name.endswith(".wo")]
+    weights = [layer.weight.detach() for layer in layers]  # not rounded on the way
+    encoder.to(*target)
+    for layer, weight in zip(layers, weights):
+        if layer.weight.dtype == torch.float16:
+            layer.weight.data = weight.to(layer.weight.device, torch.float32)

@@ -1,4 +1,4 @@
-"""What all ranks must decide alike, though each sees its own disk and its own signals."""
+"""Decisions that all ranks must share, although each sees its own disk and its own signals."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,13 +11,13 @@ from minicogvx.training.distributed import Ranks
 
 
 def from_first(value: Any, ranks: Ranks) -> Any:
-    """What rank 0 gives for `value`, on every rank."""
+    """Broadcasts rank 0's `value` to every rank."""
     return _broadcast(value) if ranks.world_size > 1 else value
 
 
 @torch.no_grad()
 def share_from_first(done: int, tensors: Callable[[], Iterable[Tensor]]) -> int:
-    """`done` as rank 0 has it and, where that is above 0, its values of `tensors` on all ranks; alone, `done`."""
+    """Broadcasts rank 0's `done` and, if it is above 0, its `tensors` (in place). Returns `done`."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return done
     done = _broadcast(done)
@@ -27,7 +27,7 @@ def share_from_first(done: int, tensors: Callable[[], Iterable[Tensor]]) -> int:
 
 
 def any_rank(said: bool) -> bool:
-    """Whether one rank says so; all must ask."""
+    """Whether `said` is true on any rank. All ranks must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return said
     flag = torch.tensor(int(said))

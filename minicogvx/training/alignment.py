@@ -1,10 +1,10 @@
-"""Representation alignment: a second, easier question for the middle of the transformer while it trains.
+"""Representation alignment: an auxiliary, easier loss on the middle of the transformer during training.
 
 Shape explains less than one hundredth of a latent's variance, so the diffusion loss hardly rewards reading the word for
-it. REPA (arXiv 2410.06940) asks a middle layer for the features of a pretrained vision network as well, and trains many
-times faster. The shapes world knows its features: which shape, motion and colour cover each latent cell. A small head
-predicts some of them from the middle layer's video tokens; it is thrown away after training. Not part of CogVideoX:
-weight 0 is the published training.
+it. REPA (arXiv 2410.06940) also trains a middle layer to predict the features of a pretrained vision network, and
+converges many times faster. In the shapes world the features are known: which shape, motion and colour cover each
+latent cell. A small head predicts some of them from the middle layer's video tokens; it is discarded after training.
+CogVideoX does not do this: weight 0 is the published training.
 """
 
 from dataclasses import replace
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, render_batch
 from minicogvx.transformer.model import ExpertTransformer
 
-NAMES = {"shape": SHAPES, "motion": MOTIONS, "colour": tuple(COLOURS)}  # a feature for each name, in this order
+NAMES = {"shape": SHAPES, "motion": MOTIONS, "colour": tuple(COLOURS)}  # one feature for each name, in this order
 FEATURES = sum(map(len, NAMES.values()))
 _PIXELS_PER_CELL = 2
 
 
 def scene_features(scenes: list[Scene], num_frames: int, cells: int,
                    temporal_ratio: int = 4) -> Float[Tensor, "b t h w k"]:
-    """For each latent cell the share that is covered, by shape, by motion and by colour: the features to align with.
+    """The features to align with: the covered share of each latent cell, by shape, by motion and by colour.
 
     `cells` is the latent's height and width. Latent frame 0 covers frame 0, each later one `temporal_ratio` frames.
     """
@@ -39,7 +39,7 @@ def scene_features(scenes: list[Scene], num_frames: int, cells: int,
 
 
 def check_kinds(kinds: tuple[str, ...]) -> None:
-    """Raises ValueError for a feature that there is not, and where there is none."""
+    """Raises ValueError for an unknown feature and for an empty tuple."""
     if not kinds:
         raise ValueError(f"alignment_kinds is (); it must hold at least one of {', '.join(NAMES)}")
     for kind in kinds:
@@ -48,14 +48,14 @@ def check_kinds(kinds: tuple[str, ...]) -> None:
 
 
 def _span(kind: str) -> range:
-    """Where the features of a kind lie."""
+    """The indices of the features of a kind."""
     kinds = list(NAMES)
     start = sum(len(NAMES[before]) for before in kinds[:kinds.index(kind)])
     return range(start, start + len(NAMES[kind]))
 
 
 def _coverage(things: list[ShapeObject], num_frames: int, cells: int, ratio: int) -> Float[Tensor, "n t h w"]:
-    """Each object alone, white on black, averaged over the pixels and frames of a latent cell."""
+    """Each object drawn alone, white on black, averaged over the pixels and frames of a latent cell."""
     p = _PIXELS_PER_CELL
     alone = [Scene((replace(thing, colour="white"),), "black") for thing in things]
     clips = render_batch(alone, num_frames, p * cells, p * cells)[..., 0]
@@ -66,7 +66,7 @@ def _coverage(things: list[ShapeObject], num_frames: int, cells: int, ratio: int
 
 
 class Alignment(nn.Module):
-    """The head, and the tap on the model's middle block that it reads. `kinds`: the features that it is asked for."""
+    """The head, and a hook on the model's middle block that feeds it. `kinds`: the features that it predicts."""
 
     def __init__(self, model: ExpertTransformer, kinds: tuple[str, ...] = ("shape", "motion")):
         super().__init__()
@@ -81,7 +81,7 @@ class Alignment(nn.Module):
         self._seen[:] = [output]
 
     def forward(self, features: Float[Tensor, "b t h w k"]) -> Float[Tensor, ""]:
-        """Squared error of what the head reads off the model's last forward pass; 1 is as good as a blind guess."""
+        """Squared error of the head on the model's last forward pass; 1 is no better than guessing the mean."""
         target = rearrange(features[..., self.asked].float(), "b t (h p) (w q) k -> b (t h w) (p q k)", p=self.patch,
                            q=self.patch)
         tokens = self._seen.pop()[:, -target.shape[1]:].float()

@@ -1,13 +1,13 @@
-"""Latents and text features of real clips, encoded once and kept in files: training then opens no film.
+"""Latents and text features of real clips, encoded once and kept in files: training then decodes no video.
 
-    plan.json              how is encoded: settings, and fingerprints of the models
-    clips-00000.safetensors   for each piece of a film `KEY/mean` and `KEY/std` (c t h w, 16 bits), and `KEY/first_...`
+    plan.json              settings, and fingerprints of the models
+    clips-00000.safetensors   for each piece of a video `KEY/mean`, `KEY/std` (c t h w, 16 bits) and `KEY/first_pixels`
     text-00000.safetensors    for each caption its features under its own key (n d, 16 bits)
-    index.json             written last: which clips there are, and where
+    index.json             written last: all clips, and the files that hold them
 
-A key is made of the film's content and of what is taken of it. So a run that was cut off resumes with what is missing,
-and where films or captions are added or changed, only those are encoded. What no clip uses any more stays in its file.
-Nothing here was published; the authors' fine-tuning code caches latents and text features, too.
+A key is a hash of the video's content and of the piece taken. So an interrupted run resumes with what is missing, and
+after videos or captions are added or changed, only those are encoded. Entries that no clip uses any more are kept.
+The format is ours; the authors' fine-tuning code also caches latents and text features.
 """
 
 import json
@@ -25,8 +25,20 @@ from minicogvx.data.video_folder import Problem, VideoClip, read_clip
 from minicogvx.files import check_writable, locked, remove_parts
 from minicogvx.interop.safetensors_files import read_json, write_json, write_tensors
 from minicogvx.training.cache_plan import (
-    CacheItem, CacheSettings, changes, check_plan, digest, keyed, latent_shape, make_plan, plan_items, read_plan,
-    read_rows, shard, text_mark, vae_mark,
+    CacheItem,
+    CacheSettings,
+    changes,
+    check_plan,
+    digest,
+    keyed,
+    latent_shape,
+    make_plan,
+    plan_items,
+    read_plan,
+    read_rows,
+    shard,
+    text_mark,
+    vae_mark,
 )
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.latents import STORED
@@ -40,16 +52,16 @@ Shapes = dict[str, tuple[int, ...]]  # by the name of a tensor, or its end
 
 def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, text, settings: CacheSettings,
                 dtype: torch.dtype | None = None, batch_size: int = 4, progress: bool = True) -> CachedClips:
-    """Encode `clips` into the folder `out`, or what is missing of them there. It warns where `out` held other clips.
+    """Encode into the folder `out` those of `clips` that it lacks. Warns if `out` held other clips.
 
     Args:
-        text: the TextEncoder of the model; None where it is trained, too, and needs the captions themselves.
-        dtype: number format that the VAE computes in; the files hold float16.
-        batch_size: clips of one size at a time.
+        text: the TextEncoder of the model; None if it is trained as well, from the captions.
+        dtype: in which the VAE computes; the files hold float16.
+        batch_size: clips of one size that are encoded together.
 
     Clips that are too short, whose caption is too long or that cannot be read are left out: see `CachedClips.problems`.
-    Raises ValueError where nothing is left, where `out` holds clips that were encoded with other models or settings, or
-    other files, or where another run is writing to it.
+    Raises ValueError if no clip is left, if `out` holds other files or clips encoded with other models or settings,
+    and if another run is writing to it.
     """
     out = Path(out)
     settings.check(vae.config)
@@ -79,7 +91,7 @@ def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, tex
 
 
 def is_cache(folder: str | Path) -> bool:
-    """Whether `folder` is one that `cache_clips` wrote, or began."""
+    """Whether `cache_clips` has written `folder`, at least in part."""
     try:
         read_plan(Path(folder) / PLAN)
     except (ValueError, OSError):
@@ -88,13 +100,13 @@ def is_cache(folder: str | Path) -> bool:
 
 
 def holds_clips(folder: str | Path) -> bool:
-    """Whether some clip was encoded into `folder`. Until then its plan binds nobody: the start came to nothing."""
+    """Whether `folder` holds at least one encoded clip. Until then its plan may still be replaced."""
     return any(name.endswith("/mean") for path in Path(folder).glob("clips-*.safetensors")
                for name in _shapes_in(path)[0])
 
 
 def open_cache(folder: str | Path, vae: CausalVAE, text) -> CachedClips:
-    """The clips in `folder`. Raises ValueError where they were encoded by another VAE or text encoder than these."""
+    """The clips in `folder`. Raises ValueError if another VAE or text encoder encoded them."""
     clips, plan = CachedClips(folder), read_json(Path(folder) / PLAN)
     for part, what, mark in (("vae", "VAE", vae_mark(vae)), ("text", "text encoder", text_mark(text))):
         if plan.get(part) != mark:
@@ -106,11 +118,15 @@ def open_cache(folder: str | Path, vae: CausalVAE, text) -> CachedClips:
 def _begin(out: Path, plan: dict) -> list[dict]:
     """Makes `out`, which is locked, the cache of `plan`. Returns the rows of its index so far.
 
-    Raises ValueError where it was begun with another plan and holds clips, or where other files have its names.
+    Raises ValueError if it holds clips of another plan, or other files under the names of the cache.
     """
     remove_parts(out)
     for name in (PLAN, INDEX):
         check_writable(out / name)
+    for path in (*out.glob("clips-*.safetensors"), *out.glob("text-*.safetensors")):
+        shapes, notes = _shapes_in(path)
+        if "plan" not in notes and (shapes or not (out / PLAN).exists()):  # without shapes it is damaged
+            raise ValueError(f"{path} is not of a cache, and would be written over; name a new folder")
     before = read_rows(out / INDEX, is_cache(out))
     if not (out / PLAN).exists() or read_plan(out / PLAN) and not holds_clips(out):
         write_json(out / PLAN, plan)
@@ -142,7 +158,7 @@ def _captions_fit(clips: Sequence[VideoClip], text) -> tuple[list[VideoClip], li
 
 
 class _Shards:
-    """The files of one kind that are whole and of this plan, and which of them has which key."""
+    """The intact files of one kind that belong to this plan, and the file of each key."""
 
     def __init__(self, folder: Path, stem: str, mark: str):
         self.folder, self.stem, self._mark = folder, stem, mark
@@ -154,7 +170,7 @@ class _Shards:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        """Takes in a file; one that is cut off, or of another plan, counts as not there and will be overwritten."""
+        """Adds a file; one that is truncated, or of another plan, counts as missing and will be overwritten."""
         shapes, notes = _shapes_in(path)
         if notes.get("plan") != self._mark:
             return
@@ -166,11 +182,11 @@ class _Shards:
             self.places[key] = path.name
 
     def lacks(self, key: str, shapes: Shapes) -> bool:
-        """Whether nothing is known of `key` yet."""
+        """Whether `key` has neither tensors nor a note that it is lost."""
         return key not in self.lost and self._shapes.get(key) != shapes
 
     def write(self, tensors: dict[str, Tensor], keys: Sequence[str], lost: dict[str, str]) -> None:
-        """A new file with these tensors. `lost` is remembered."""
+        """A new file with these tensors, and `lost` in its header."""
         numbers = (name for i in range(len(self._used) + 1)
                    if (name := f"{self.stem}-{i:05d}.safetensors") not in self._used)
         name = next(numbers)
@@ -181,9 +197,9 @@ class _Shards:
 
 
 def _shapes_in(path: Path) -> tuple[Shapes, dict[str, str]]:
-    """The shapes of the tensors in a file, by name, and its notes; nothing where it is damaged."""
+    """The shapes of the tensors in a file, by name, and its notes; nothing if it is damaged."""
     try:
-        with safe_open(path, "pt") as file:  # refuses a file that is shorter than its header says
+        with safe_open(path, "pt") as file:  # rejects a file shorter than its header says
             notes = file.metadata() or {}
             json.loads(notes.get("lost", "{}"))
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, notes
@@ -196,12 +212,12 @@ def _shapes_in(path: Path) -> tuple[Shapes, dict[str, str]]:
 
 def _write_clips(items: dict[str, CacheItem], shards: _Shards, vae: CausalVAE, settings: CacheSettings,
                  dtype: torch.dtype, batch_size: int, progress: bool) -> dict[str, str]:
-    """Encodes the items that no file has. Returns why pieces are not there, by key."""
+    """Encodes the items that no file has. Returns the reasons for missing pieces, by key."""
     shapes = {key: _shapes(item, vae, settings) for key, item in items.items()}
     missing = [key for key in items if shards.lacks(key, shapes[key])]
     sizes = [sum(torch.Size(shape).numel() * (1 if "pixels" in name else 2) for name, shape in shapes[key].items())
              for key in missing]
-    unreadable: dict[str, str] = {}  # in this run: a disk that is away now may be back in the next
+    unreadable: dict[str, str] = {}  # in this run only: a disk that is offline now may be back in the next
     with tqdm(total=len(items), initial=len(items) - len(missing), desc="encoding clips", disable=not progress) as bar:
         for group in shard(sizes, settings.shard_bytes):
             tensors, lost = {}, {}
@@ -218,8 +234,7 @@ def _shapes(item: CacheItem, vae: CausalVAE, settings: CacheSettings) -> Shapes:
     c, t, h, w = latent_shape(item, vae.config)
     shapes: Shapes = {"mean": (c, t, h, w), "std": (c, t, h, w)}
     if settings.first_frame:
-        shapes |= {"first_mean": (c, 1, h, w), "first_std": (c, 1, h, w),
-                   "first_pixels": (3, 1, item.height, item.width)}
+        shapes["first_pixels"] = 3, 1, item.height, item.width
     return shapes
 
 
@@ -236,7 +251,7 @@ def _batches(keys: Sequence[str], items: dict[str, CacheItem], batch_size: int) 
 @torch.no_grad()
 def _encode(batch: dict[str, CacheItem], vae: CausalVAE, settings: CacheSettings, dtype: torch.dtype,
             tensors: dict[str, Tensor], lost: dict[str, str], unreadable: dict[str, str]) -> None:
-    """Adds the posteriors of the items to `tensors`, or why there is none to `lost` or `unreadable`."""
+    """Adds the posteriors of the items to `tensors`, or the reason why there is none to `lost` or `unreadable`."""
     videos = {}
     for key, item in batch.items():
         try:
@@ -248,9 +263,9 @@ def _encode(batch: dict[str, CacheItem], vae: CausalVAE, settings: CacheSettings
     if not videos:
         return
     video = torch.stack(list(videos.values())).to(next(vae.parameters()).device, dtype)
-    parts = {"": vae.encode(video)} | ({"first_": vae.encode(video[:, :, :1])} if settings.first_frame else {})
+    posterior = vae.encode(video)
     for row, (key, pixels) in enumerate(videos.items()):
-        stored = {f"{key}/{prefix}{name}": values[row].to(STORED).clone() for prefix, posterior in parts.items()
+        stored = {f"{key}/{name}": values[row].to(STORED).clone()
                   for name, values in (("mean", posterior.mean), ("std", posterior.std))}
         if not all(torch.isfinite(values).all() for values in stored.values()):
             lost[key] = f"has latents that are NaN or infinite as {str(STORED).removeprefix('torch.')}"
@@ -265,7 +280,7 @@ def _encode(batch: dict[str, CacheItem], vae: CausalVAE, settings: CacheSettings
 
 @torch.no_grad()
 def _write_text(captions: list[str], shards: _Shards, text, shard_bytes: int, progress: bool) -> dict[str, str]:
-    """The file of each caption, by its key, in their order; encodes those that no file has."""
+    """The file of each caption, by its key, in the captions' order; encodes those that no file has."""
     if text is None:
         return {}
     shape = (text.max_length, text.encoder.config.d_model)

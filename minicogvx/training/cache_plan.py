@@ -1,4 +1,4 @@
-"""What goes into a cache of encoded clips, and in which file: settled and fingerprinted before anything is encoded."""
+"""The contents of a cache of encoded clips: decided and fingerprinted before anything is encoded."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from minicogvx.data.video_folder import Problem, VideoClip, clip_bucket
 from minicogvx.interop.safetensors_files import read_json
 from minicogvx.presets import VAEConfig
-from minicogvx.ranges import RANGES
+from minicogvx.ranges import RANGES, valid_frames
 
-_PEEK = 2**20  # bytes at both ends of a file that tell whether it is still the same
+_PEEK = 2**20  # bytes read at both ends of a file to recognise it
 # What `changes` reads of a row of an index.
 _ROW = {"file_name": str, "start": (int, float), "frames": int, "height": int, "width": int, "key": str, "text": str}
 
@@ -28,9 +28,9 @@ class CacheSettings:
     width: int
     fps: int | float
     bucketed: bool = True  # each clip at the size, of equal area, that keeps most of it; False: all at height x width
-    mixed_lengths: bool = True  # as published (section 3.1); False: films shorter than num_frames are left out
-    windows: int = 1  # pieces of one clip at most: evenly spread over it, never overlapping
-    first_frame: bool = False  # also the first frame alone, clean: its latents and its pixels, for image to video
+    mixed_lengths: bool = True  # as published (section 3.1); False: videos shorter than num_frames are left out
+    windows: int = 1  # at most this many pieces of one clip, evenly spread, never overlapping
+    first_frame: bool = False  # also the pixels of the first frame, for image to video
     shard_bytes: int = 256 * 2**20
 
     def __post_init__(self):
@@ -48,15 +48,14 @@ class CacheSettings:
         """Raises ValueError for a length or size that this VAE cannot encode."""
         step, pixels = frame_step(vae), size_step(vae)
         if (self.num_frames - 1) % step:
-            low = (self.num_frames - 1) // step * step + 1
-            raise ValueError(f"num_frames is {self.num_frames}; it must be {step}k + 1, such as {low} or {low + step}")
+            raise ValueError(f"num_frames is {self.num_frames}; it must be {valid_frames(self.num_frames, step)}")
         if not self.bucketed and (self.height % pixels or self.width % pixels):
             raise ValueError(f"the size is {self.height}x{self.width}; both sides must be multiples of {pixels}")
 
 
 @dataclass(frozen=True)
 class CacheItem:
-    """One piece of a clip: what is read, and how large."""
+    """One piece of a clip: where it starts, its length and its size."""
 
     clip: VideoClip
     start: float  # seconds from the clip's own start
@@ -66,17 +65,17 @@ class CacheItem:
 
     @property
     def bucket(self) -> tuple[int, int, int]:
-        """Frames, height, width in pixels: what must agree within a batch."""
+        """Frames, height, width in pixels, which must agree within a batch."""
         return self.frames, self.height, self.width
 
     def row(self) -> dict:
-        """What the plan and the index say of it."""
+        """The item in the plan and in the index."""
         return {"file_name": self.clip.name, "start": round(self.clip.start + self.start, 4), "frames": self.frames,
                 "height": self.height, "width": self.width, "text": self.clip.caption}
 
 
 def frame_step(vae: VAEConfig) -> int:
-    """k frames of this many, and one: what the VAE encodes and decodes to the same length."""
+    """The VAE preserves lengths of k times this many frames, plus one."""
     return vae.temporal_compression_ratio * (2 if vae.first_frame == "parity" else 1)
 
 
@@ -107,13 +106,11 @@ def plan_items(clips: Sequence[VideoClip], settings: CacheSettings,
 
 def latent_shape(item: CacheItem, vae: VAEConfig) -> tuple[int, int, int, int]:
     """`c t h w` of the item's latents."""
-    space = vae.spatial_compression_ratio
-    return (vae.latent_channels, (item.frames - 1) // vae.temporal_compression_ratio + 1, item.height // space,
-            item.width // space)
+    return vae.latent_channels, *vae.latent_size(item.frames, item.height, item.width)
 
 
 def shard(sizes: Sequence[int], limit: int) -> list[range]:
-    """Consecutive numbers of things of these `sizes`, such that each group stays within `limit` or holds one thing."""
+    """Cuts a sequence of items of these `sizes` into ranges whose total is within `limit`, or that hold one item."""
     groups, start, total = [], 0, 0
     for i, size in enumerate(sizes):
         if i > start and total + size > limit:
@@ -127,7 +124,7 @@ def shard(sizes: Sequence[int], limit: int) -> list[range]:
 
 
 def module_fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """A short hash of every weight; with `dtype` of what it is in that number format."""
+    """A short hash of all weights; with `dtype`, of the weights rounded to it."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         value = value if dtype is None else value.to(dtype)
@@ -141,7 +138,7 @@ def _bytes(value: Tensor) -> memoryview:
 
 
 def file_fingerprint(path: Path) -> str:
-    """A short hash of a file's length and its first and last mebibyte: a copy has the same, an edited film hardly."""
+    """A short hash of a file's length and its first and last mebibyte: equal for a copy, not for an edited video."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with path.open("rb") as file:
         digest.update(file.read(_PEEK))
@@ -151,18 +148,18 @@ def file_fingerprint(path: Path) -> str:
 
 
 def make_plan(settings: CacheSettings, vae: nn.Module, text, dtype: torch.dtype) -> dict:
-    """All that decides how a clip or a caption is encoded, as JSON. Which ones are, may change."""
+    """Everything that determines how (not which) clips and captions are encoded, as JSON."""
     return {"vae": vae_mark(vae), "text": text_mark(text), "settings": asdict(settings),
             "dtype": str(dtype).removeprefix("torch.")}
 
 
 def vae_mark(vae: nn.Module) -> str:
-    """What tells a VAE from others, whether its weights are held in float32 or bfloat16."""
+    """Identifies a VAE, whether its weights are held in float32 or bfloat16."""
     return f"{module_fingerprint(vae, torch.bfloat16)} {vae.config}"
 
 
 def text_mark(text) -> str:
-    """What tells a text encoder from others; empty where there is none."""
+    """Identifies a text encoder; empty if there is none."""
     return "" if text is None else (
         f"{module_fingerprint(text.encoder, torch.bfloat16)} {text.max_length} {digest(text.tokenizer.get_vocab())}")
 
@@ -188,10 +185,10 @@ def check_plan(path: Path, plan: dict) -> None:
 
 
 def read_rows(path: Path, ours: bool) -> list[dict]:
-    """The rows of the index at `path`, none where there is no file.
+    """The rows of the index at `path`; none if there is no file.
 
-    Raises ValueError for a file that is something else: it must not be written over. Where the plan beside it is
-    `ours`, it can only be a damaged index, and counts as none.
+    Raises ValueError for any other file: it must not be overwritten. If the plan beside it is `ours`, it can only be a
+    damaged index, and counts as empty.
     """
     if not path.exists():
         return []
@@ -207,14 +204,14 @@ def read_rows(path: Path, ours: bool) -> list[dict]:
 
 
 def _is_row(row: object) -> bool:
-    """Whether a row of an index has what `changes` compares."""
+    """Whether a row of an index has the fields that `changes` compares."""
     return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _ROW.items())
 
 
 def keyed(items: Sequence[CacheItem]) -> tuple[list[tuple[str, CacheItem]], list[Problem]]:
-    """Each item after a name that is the same wherever its film lies, until the film or what is taken of it changes.
+    """Each item with a key that depends on the video's content and the piece taken, and not on its path.
 
-    Films that are not there any more, or cannot be read, are problems.
+    Videos that are missing or unreadable become problems.
     """
     films, problems = {}, {}
     for clip in (item.clip for item in items):
@@ -229,18 +226,18 @@ def keyed(items: Sequence[CacheItem]) -> tuple[list[tuple[str, CacheItem]], list
 
 
 def changes(before: Sequence[dict], now: Sequence[dict]) -> str:
-    """What the rows of an index say now and did not before, in a few words; empty where nothing changed."""
+    """The differences between two versions of an index, in a few words; empty if there are none."""
     old, new = _by_piece(before), _by_piece(now)
     both = [piece for piece in new if piece in old]
     told = {"new": [piece for piece in new if piece not in old], "gone": [piece for piece in old if piece not in new],
-            "with another film": [piece for piece in both if set(old[piece]["key"]) != set(new[piece]["key"])],
+            "with another video": [piece for piece in both if set(old[piece]["key"]) != set(new[piece]["key"])],
             "with another caption": [piece for piece in both if old[piece]["text"] != new[piece]["text"]]}
     return ", ".join(f"{len(pieces)} {what} ({', '.join(dict.fromkeys(name for name, *_ in pieces[:3]))}"
                      f"{', ...' if len(pieces) > 3 else ''})" for what, pieces in told.items() if pieces)
 
 
 def _by_piece(rows: Sequence[dict]) -> dict[tuple, dict[str, list]]:
-    """For each piece of a film its key and its captions, of which there can be several."""
+    """For each piece of a video its key and its captions (several are possible)."""
     found: dict[tuple, dict[str, list]] = {}
     for row in rows:
         piece = tuple(row[name] for name in ("file_name", "start", "frames", "height", "width"))
@@ -250,5 +247,5 @@ def _by_piece(rows: Sequence[dict]) -> dict[tuple, dict[str, list]]:
 
 
 def digest(values: dict) -> str:
-    """One short hash of what JSON can hold, whatever the order of its keys. That of the plan is in every shard."""
+    """A short hash of a JSON value, independent of the order of keys. Every shard holds that of the plan."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

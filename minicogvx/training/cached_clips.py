@@ -1,4 +1,4 @@
-"""Reads what training/cache.py wrote. Files are mapped: a clip costs memory only while it is looked at."""
+"""Reads what training/cache.py wrote. Files are memory-mapped: a clip takes memory only while it is used."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _FIELDS = ("items", "text_shards", "captions", "scaling_factor", "fps", "first_f
 
 
 class CachedClips:
-    """Encoded clips by number. `sample`: latents are drawn from the posterior, as published; False takes its mean.
+    """Encoded clips by number. `sample`: draw latents from the posterior, as published; False: take its mean.
 
     Raises FileNotFoundError for a folder without a cache, ValueError for one that is not finished.
     """
@@ -57,24 +57,23 @@ class CachedClips:
         return tuple(self._slice(item["shard"], f"{item['key']}/mean").get_shape()[1:])
 
     def buckets(self) -> dict[Bucket, Tensor]:
-        """For each size the numbers of its clips: a batch is drawn from one of them."""
+        """The numbers of the clips of each size: a batch is drawn from one of them."""
         found: dict[Bucket, list[int]] = {}
         for i in range(len(self)):
             found.setdefault(self.bucket(i), []).append(i)
         return {bucket: torch.tensor(numbers) for bucket, numbers in sorted(found.items())}
 
     def draw(self, index: Index, generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
-        """Scaled latents of the clips at `index`, float32. Raises ValueError where their sizes differ."""
-        return self._latents(index, "", generator)
-
-    def first_frames(self, index: Index, generator: torch.Generator | None = None) -> Float[Tensor, "b c 1 h w"]:
-        """Scaled latents of the clean first frames, each encoded alone, as an image-to-video model is given them."""
-        self._need_first_frames()
-        return self._latents(index, "first_", generator)
+        """Scaled latents of the clips at `index`, float32. Raises ValueError if their sizes differ."""
+        latents = self._stack(index, "mean")
+        if self.sample:
+            latents = latents + self._stack(index, "std") * torch.randn(latents.shape, generator=generator)
+        return latents * self.scaling_factor
 
     def first_pixels(self, index: Index) -> Float[Tensor, "b 3 1 h w"]:
         """The first frames in -1..1: noise augmentation is added to pixels, before the VAE (paper, Appendix D)."""
-        self._need_first_frames()
+        if not self.has_first_frames:
+            raise ValueError(f"the cache in {self.folder} has no first frames; make one with `--first-frame`")
         return self._stack(index, "first_pixels") / 127.5 - 1
 
     def text(self, index: Index) -> Float[Tensor, "b n d"]:
@@ -85,27 +84,17 @@ class CachedClips:
         """Features of the empty caption, for text dropout."""
         return self._features([0])
 
-    def _latents(self, index: Index, prefix: str, generator: torch.Generator | None) -> Tensor:
-        latents = self._stack(index, f"{prefix}mean")
-        if self.sample:
-            latents = latents + self._stack(index, f"{prefix}std") * torch.randn(latents.shape, generator=generator)
-        return latents * self.scaling_factor
-
     def _stack(self, index: Index, name: str) -> Tensor:
         numbers = [int(i) for i in index]
         sizes = sorted({self.bucket(i) for i in numbers})
         if len(sizes) != 1:
-            raise ValueError(f"the clips asked for have {len(sizes)} sizes; take them from one of buckets()")
+            raise ValueError(f"the requested clips have {len(sizes)} sizes; take them from one of buckets()")
         return torch.stack([self._read(self._items[i]["shard"], f"{self._items[i]['key']}/{name}") for i in numbers])
 
     def _features(self, numbers: list[int]) -> Tensor:
         if not self.has_text:
             raise ValueError(f"the cache in {self.folder} was made without a text encoder; use its captions")
         return torch.stack([self._read(self._text_shards[i], self._text_keys[i]) for i in numbers])
-
-    def _need_first_frames(self) -> None:
-        if not self.has_first_frames:
-            raise ValueError(f"the cache in {self.folder} has no first frames; make one with `--first-frame`")
 
     def _read(self, file: str, name: str) -> Tensor:
         return self._slice(file, name)[:].float()

@@ -1,7 +1,7 @@
-"""All that a run needs to go on as if it had never stopped, in safetensors files that a crash cannot spoil.
+"""The complete state of a run, in safetensors files that a crash cannot corrupt: a resumed run loses nothing.
 
-A run keeps the newest few. Each is written beside its place and renamed, and carries a checksum: the newest one that is
-whole is where the run goes on.
+A run keeps the newest few. Each is written to a temporary file and renamed, and holds a checksum; a run resumes from
+the newest intact one.
 """
 
 import os
@@ -22,21 +22,21 @@ from minicogvx.training.optim import MuonAdamW
 from minicogvx.training.sharded_checkpoints import Damaged, load_sharded, optimizer_tensors
 
 Optimizers = Mapping[str, MuonAdamW]
-UNREADABLE = Damaged, FileNotFoundError, KeyError  # checkpoints of which only an earlier one can help
+UNREADABLE = Damaged, FileNotFoundError, KeyError  # in these cases an earlier checkpoint is tried
 
 
 @runtime_checkable
 class Files(Protocol):
-    """What a run needs of its checkpoints."""
+    """The interface between a run and its checkpoints."""
 
     folder: Path
-    of_every_rank: ClassVar[bool]  # whether all ranks call `save`, or one for all
+    of_every_rank: ClassVar[bool]  # whether all ranks call `save`, or only one
 
     def save(self, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> Path:
         """Writes the state after `step` steps."""
 
     def load(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> tuple[int, list[str]]:
-        """Restores the newest whole one."""
+        """Restores the newest intact one."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Checkpoints:
 
     folder: Path
     name: str
-    keep: int = 2  # the newest; a second one survives where the newest turns out damaged
+    keep: int = 2  # the newest; the second is for the case that the newest is damaged
     of_every_rank: ClassVar[bool] = False  # one rank writes for all
 
     def files(self) -> list[Path]:
-        """Those that are there, the newest first."""
+        """The existing ones, newest first."""
         return checkpoint_files(self.folder, self.name)
 
     def save(self, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> Path:
         """Writes the state after `step` steps, then removes all files but the newest `keep` up to that step.
 
-        What is there of later steps was found damaged: the run began before it. Raises OSError where there is no room;
-        what was there before is there still.
+        Files of later steps are kept: they were found damaged when the run resumed. Raises OSError if the disk is full;
+        the existing files are not touched then.
         """
         path = self.folder / f"{self.name}_{step:08d}.safetensors"
         save_checkpoint(path, step, modules, optimizers)
@@ -64,10 +64,10 @@ class Checkpoints:
         return path
 
     def load(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> tuple[int, list[str]]:
-        """Restores the newest whole one; returns the steps done and a sentence for each damaged file passed over.
+        """Restores the newest intact one; returns the steps done and a sentence for each damaged file skipped.
 
-        0 steps, and nothing changed, where there is none. Raises ValueError, and changes nothing, where a whole file
-        belongs to a model of another size.
+        Without any, 0 steps, and nothing is changed. Raises ValueError, and changes nothing, if an intact file belongs
+        to a model of another size.
         """
         passed_over = []
         tidy(self.folder, self.name)
@@ -80,7 +80,7 @@ class Checkpoints:
 
 
 def checkpoint_files(folder: Path, name: str) -> list[Path]:
-    """The checkpoints of the run `name`, the newest first: files, and folders of one that kept its weights in parts."""
+    """The checkpoints of the run `name`, newest first: files, and folders if its weights were sharded."""
     step = "[0-9]" * 8
     return sorted([*folder.glob(f"{name}_{step}.safetensors"), *folder.glob(f"{name}_{step}")], reverse=True)
 
@@ -96,13 +96,13 @@ def keep_newest(files: list[Path], newest: Path, keep: int) -> None:
 
 
 def passed_over_sentence(path: Path, error: Exception) -> str:
-    """Why a run is not resumed from `path`."""
+    """The reason why a run does not resume from `path`."""
     reason = f"{path} has no {error.args[0]!r}" if isinstance(error, KeyError) else error
-    return f"{reason}; going on from an earlier one"
+    return f"{reason}; resuming from an earlier one"
 
 
 def tidy(folder: Path, name: str) -> None:
-    """Clears what a run that was killed while it saved in parts has left; a folder that was set aside comes back."""
+    """Cleans up after a run that was killed while saving shards; a folder that it had moved aside is restored."""
     for old in folder.glob(f".{name}_*.old"):
         if not (place := old.with_name(old.name.removeprefix(".").removesuffix(".old"))).exists():
             os.replace(old, place)
@@ -111,7 +111,7 @@ def tidy(folder: Path, name: str) -> None:
 
 
 def save_checkpoint(path: Path, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> None:
-    """Writes weights, moving averages and optimizer state after `step` steps; beside the old file, then renamed."""
+    """Writes weights, moving averages and optimizer state after `step` steps, to a temporary file that is renamed."""
     tensors = {"step": torch.tensor(step)} | state_tensors(modules, optimizers)
     write_tensors(path, tensors | {"checksum": torch.tensor(checksum(tensors))})
 
@@ -120,42 +120,42 @@ def save_checkpoint(path: Path, step: int, modules: Mapping[str, nn.Module], opt
 def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> int:
     """Restores a file of `save_checkpoint`, or a folder of `save_sharded`, and returns the steps done.
 
-    The run may keep its weights whole or in parts. Raises Damaged for a checkpoint that is not whole, ValueError for
-    one of another model; nothing is changed then.
+    The run's weights may be whole or sharded. Raises Damaged for a checkpoint that is not intact and ValueError for one
+    of another model; nothing is changed then.
     """
     wanted = state_tensors(modules, optimizers)
     if path.is_dir():
         return int(load_sharded(path, wanted, Ranks())["step"])
     tensors = read_checkpoint(path)
     for name, tensor in wanted.items():
-        # A weight that had not learnt yet when an earlier version wrote the file has no optimizer state there.
+        # Files of earlier versions lack the optimizer state of weights that had not been updated yet.
         if name not in tensors and name.partition("/")[0] in optimizers:
             continue
         if name not in tensors or tensors[name].shape != tensor.shape:
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             raise ValueError(f"{name} in {path} is {found}; this run needs {tuple(tensor.shape)}: "
-                             f"move the file away to start anew")
+                             f"move the file away to start again")
     for name in wanted.keys() & tensors.keys():
         copy_into(wanted[name], tensors[name])
     return int(tensors["step"])
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """What `save_checkpoint` wrote, by name. Raises Damaged for a file that is not whole."""
+    """What `save_checkpoint` wrote, by name. Raises Damaged for a file that is not intact."""
     try:
         tensors = read_tensors(path)
     except (ValueError, FileNotFoundError) as error:
         raise Damaged(str(error)) from error
     stored = tensors.pop("checksum", torch.tensor(-1))
     if int(stored) != checksum(tensors):
-        raise Damaged(f"{path} is damaged: its checksum does not fit its numbers")
+        raise Damaged(f"{path} is damaged: its checksum does not match its content")
     if "step" not in tensors:
         raise Damaged(f"{path} is damaged: it does not say after how many steps it was written")
     return tensors
 
 
 def copy_into(tensor: Tensor, whole: Tensor) -> None:
-    """Copies `whole`, or of a tensor that lies in parts on many ranks the own part of it, into `tensor`."""
+    """Copies `whole` into `tensor`; if that is a DTensor, only this rank's shard."""
     if isinstance(tensor, DTensor):
         mesh = tensor.device_mesh
         part = distribute_tensor(whole.to(mesh.device_type), mesh, tensor.placements, src_data_rank=None)
@@ -165,7 +165,7 @@ def copy_into(tensor: Tensor, whole: Tensor) -> None:
 
 
 def state_tensors(modules: Mapping[str, nn.Module], optimizers: Optimizers) -> dict[str, Tensor]:
-    """All that a run has to keep, by name: the tensors themselves, so that what is written into them is used next."""
+    """The complete state of a run, by name: the tensors themselves, not copies, so that loading can write into them."""
     tensors = dict(_kept(modules))
     for name, optimizer in optimizers.items():
         for half, one, parameters in optimizer.halves():
@@ -185,7 +185,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _kept(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and buffers where a module has some that last, such as the vectors of a spectral norm."""
+    """Parameters and persistent buffers, such as the vectors of a spectral norm."""
     for module_name, module in modules.items():
         for name, p in module.named_parameters():  # each shared weight once
             yield f"{module_name}/{name}", p

@@ -1,4 +1,4 @@
-"""`minicogvx train`: makes a model anew from nothing, by its recipe."""
+"""`minicogvx train`: trains a model from scratch, by its recipe."""
 
 import shlex
 from dataclasses import replace
@@ -7,14 +7,14 @@ from pathlib import Path
 from minicogvx.options import add_device_options, chosen
 from minicogvx.parsing import THREADS, TRAINING_SEED, Parser, one_of, path_to, whole
 
-RECIPE_NAMES = ("micro", "toy")  # whose numbers are in recipe.py, which is too slow to import for `--help`
+RECIPE_NAMES = ("micro", "toy")  # of recipe.py, which is too slow to import for `--help`
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains the model called on the command line; what it writes is a diffusers folder.
+    """Trains the model named on the command line and writes a diffusers folder.
 
-    Under torchrun every rank calls it, and they train one model together. The recipes and their minutes are those of
-    a processor, so a GPU is taken only where --device or MINICOGVX_DEVICE asks for it.
+    Under torchrun every rank calls it, and they train one model together. The recipes were tuned and timed on a CPU, so
+    a GPU is used only if --device or MINICOGVX_DEVICE asks for it.
     """
     arguments = _parser().parse_args(argv)
     from minicogvx.presets import preset
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="minicogvx train",
-                    description="Train a model from nothing on the shapes world. The same command again resumes a run "
-                                "that was cut off; torchrun spreads it over GPUs or processes.")
+                    description="Train a model from scratch on the shapes world. The same command again resumes an "
+                                "interrupted run; torchrun spreads it over GPUs or processes.")
     parser.add_argument("recipe", type=one_of(RECIPE_NAMES, "recipe", "recipes"), metavar="|".join(RECIPE_NAMES),
                         help="which model")
     parser.add_argument("--out", type=path_to(), metavar="FOLDER", help="where to write (default: runs/RECIPE)")
@@ -58,16 +58,16 @@ def _parser() -> Parser:
     parser.add_argument("--show", action="store_true", help="print every number of the recipe by its path, and stop")
     parser.add_argument("--seed", type=TRAINING_SEED, default=0, metavar="N")
     parser.add_argument("--threads", type=THREADS, metavar="N",
-                        help="processor threads (default: all cores; under torchrun one a rank)")
-    add_device_options(parser, "cpu, which the recipes and their minutes are made for", training=True)
+                        help="CPU threads (default: all cores; under torchrun one per rank)")
+    add_device_options(parser, "cpu, for which the recipes were tuned and timed", training=True)
     parser.add_argument("--checkpoint-every", type=whole(1), default=500, metavar="STEPS")
     parser.add_argument("--log-every", type=whole(1), default=20, metavar="STEPS")
-    parser.add_argument("--tensorboard", action="store_true", help="write figures for TensorBoard, too")
+    parser.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard")
     return parser
 
 
 def use_threads(threads: int | None) -> None:
-    """So many processor threads, as the option says; None leaves it at all cores."""
+    """Limits PyTorch to `threads` CPU threads; None: all cores."""
     import torch
 
     if threads is not None:

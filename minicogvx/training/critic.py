@@ -1,4 +1,4 @@
-"""The discriminator's half of VAE training (paper 2.1: a GAN loss joins after a few thousand steps)."""
+"""The discriminator's half of VAE training (paper 2.1: a GAN loss is added after a few thousand steps)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,11 +16,11 @@ _LEARNING_RATE, _BETAS = 1e-3, (0.5, 0.9)
 
 
 class Critic:
-    """The discriminator and its optimizer, where the loss has a GAN; otherwise nothing."""
+    """The discriminator and its optimizer; without a GAN loss, an empty shell."""
 
     def __init__(self, loss: VAELossConfig, config: DiscriminatorConfig, num_frames: int, here: Ranks = Ranks(),
                  earlier: "Critic | None" = None):
-        """`earlier`: of the stage before; the weights go on from its own where they have the same shapes."""
+        """`earlier`: the previous stage's; its weights are taken over where the shapes agree."""
         self.here, self.network, self.modules, self.optimizers = here, None, {}, {}
         if not loss.gan_weight:
             return
@@ -35,7 +35,7 @@ class Critic:
 
     def step(self, objective: VAELoss, video: Float[Tensor, "b c t h w"], reconstruction: Float[Tensor, "b c t h w"],
              step: int) -> Mapping[str, Tensor]:
-        """One step of the discriminator once the GAN takes part; its figures by name."""
+        """One step of the discriminator, from `gan_start` on; returns its figures by name."""
         if not objective.gan_active(step):
             return {}
         for p in self.network.parameters():
@@ -50,7 +50,7 @@ class Critic:
 
 @torch.no_grad()
 def mark_if_not_finite(loss: Tensor, weight: Tensor) -> None:
-    """Makes the gradient of `weight` NaN where the loss is not finite: the optimizer then leaves the step out.
+    """Makes the gradient of `weight` NaN if the loss is not finite: the optimizer then skips the step.
 
     Not every such loss does so by itself: the slope of |x| is 0 at NaN and 1 at infinity.
     """

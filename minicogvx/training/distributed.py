@@ -1,11 +1,11 @@
-"""Many ranks: one process for each GPU, started by `torchrun`, and PyTorch's own engines to keep them in step.
+"""Distributed training: one process for each GPU, started by `torchrun`, with PyTorch's own DDP and FSDP2.
 
 Data parallel ("replicate"): every rank holds the whole model, and gradients are averaged. FSDP2 ("fsdp"): every rank
-holds 1/n of each weight, of its gradient and of its optimizer state, and gathers a block while it is at work. The model
-files know nothing of either; without torchrun nothing of this is active.
+holds 1/n of each weight, of its gradient and of its optimizer state, and gathers each block for as long as it computes.
+The model files know nothing of either; without torchrun none of this is active.
 
 A weight under FSDP2 is a DTensor. Make the optimizer, and a moving average (a clone of each parameter), after `wrap`.
-AdamW is the optimizer for shards. Muon works on them, too, with the same result, but gathers its matrices in every
+AdamW is the optimizer for shards. Muon works as well, with the same result, but gathers its matrices in every
 iteration: on two CPU ranks and the toy's transformer a step took 1.0 to 1.8 s, against 0.3 s under "replicate".
 """
 
@@ -21,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minicogvx.compat import choose_device
@@ -30,9 +29,9 @@ from minicogvx.transformer.model import ExpertTransformer
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is: its number, of how many, and where it computes. The default is a process alone.
+    """This process's rank, the number of ranks, and its device. The default is a single process.
 
-    `context` neighbours are a team that holds each of its clips together, some frames each (vae/context_parallel.py).
+    `context` neighbouring ranks form a team that splits the frames of each clip (vae/context_parallel.py).
     """
 
     rank: int = 0
@@ -52,13 +51,13 @@ class Ranks:
 
     @property
     def teams(self) -> int:
-        """How many teams there are: as many as ranks, unless neighbours share their clips."""
+        """The number of teams: as many as ranks, unless neighbours share their clips."""
         return self.world_size // self.context
 
     def part(self, batch_size: int) -> slice:
-        """Where this rank's clips lie in a batch of all ranks together: equal parts, one behind the other.
+        """This rank's slice of a joint batch, which is cut into equal, consecutive parts.
 
-        Raises ValueError for a batch that the ranks, or teams of them, do not divide.
+        Raises ValueError for a batch that the ranks, or teams of ranks, do not divide.
         """
         if batch_size % self.teams:
             who = "ranks" if self.context == 1 else f"teams of {self.context} ranks"
@@ -69,13 +68,13 @@ class Ranks:
 
 
 def ranks(device: str | None = None, timeout: float = 600.0) -> Ranks:
-    """This process among those that `torchrun` started: joins them by nccl on CUDA, by gloo on the CPU.
+    """Joins the processes that `torchrun` started, by nccl on CUDA and gloo on the CPU.
 
-    Without torchrun it is alone, and there is no process group. `device`: as `compat.choose_device` takes it; None is
-    MINICOGVX_DEVICE, else the fastest here. Under torchrun "cuda" is for each rank the GPU of its own number. A rank
+    Without torchrun this is a single process, without a process group. `device`: as for `compat.choose_device`; None is
+    MINICOGVX_DEVICE, else the fastest here. Under torchrun "cuda" means the GPU with the rank's local number. A rank
     that waits longer than `timeout` seconds for another raises an error instead of hanging.
-    Raises ValueError for a device that is not here or that ranks cannot share, for a variable of torchrun that is no
-    number, and for more ranks on this machine than GPUs.
+    Raises ValueError for a device that is missing or that ranks cannot share, for an environment variable of torchrun
+    that is not a number, and for more ranks on this machine than GPUs.
     """
     name = choose_device(device)
     if "RANK" not in os.environ:
@@ -103,18 +102,18 @@ def _backend(device: torch.device) -> str:
 
 
 def _be_a_group(device: torch.device) -> None:
-    """A process group of this process alone, which FSDP2 needs even to shard nothing. `leave` ends it."""
+    """A process group of one, which FSDP2 needs even on a single process. `leave` destroys it."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
 
 
 def _meeting_place(rank: int, world: int, waits: timedelta) -> dist.Store:
-    """Where the ranks leave each other their addresses.
+    """The store in which the ranks publish their addresses.
 
-    `torchrun --max-restarts` starts dead ranks again beside the same store, with the addresses of the dead still in it.
-    On one machine all ranks know how often that was, and leave theirs apart. On several each counts for itself; there
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 asks torchrun for a new store.
+    `torchrun --max-restarts` restarts ranks with the same store, which still holds the addresses of the dead ones. On
+    one machine all ranks know the number of restarts and use it as a prefix. On several machines each counts its own;
+    there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun create a new store.
     """
     store, _, _ = next(rendezvous("env://", rank, world, timeout=waits))
     if os.environ.get("LOCAL_WORLD_SIZE") != str(world):
@@ -123,16 +122,16 @@ def _meeting_place(rank: int, world: int, waits: timedelta) -> dist.Store:
 
 
 def barrier(ranks: Ranks) -> None:
-    """Waits until every rank has come here."""
+    """Waits until every rank has reached this call."""
     if ranks.world_size > 1:
         dist.barrier()
 
 
 def leave() -> None:
-    """Leaves the process group, if there is one; the last call of a run.
+    """Destroys the process group, if there is one; the last call of a run.
 
-    gloo's threads outlive the group where PyTorch's caches hold it, and after a message they need the interpreter to
-    let go of its tensors. A process that ends at that moment aborts, so they are given a moment.
+    gloo's threads outlive a group that PyTorch's caches still reference, and after a message they need the interpreter
+    to free its tensors. A process that exits at that moment aborts, so this waits briefly.
     """
     if dist.is_initialized():
         gc.collect()
@@ -141,10 +140,10 @@ def leave() -> None:
 
 
 def environment_number(name: str) -> int:
-    """A variable that torchrun sets, such as WORLD_SIZE. Raises ValueError where it is no number."""
+    """A variable that torchrun sets, such as WORLD_SIZE. Raises ValueError if it is not a number."""
     value = os.environ.get(name, "")
     if not value.isdigit():
-        raise ValueError(f"{name} is {value!r}; torchrun sets it to a whole number, so start the run by torchrun")
+        raise ValueError(f"{name} is {value!r}; torchrun sets it to a whole number, so start the run with torchrun")
     return int(value)
 
 
@@ -152,7 +151,7 @@ def environment_number(name: str) -> int:
 
 
 def check_sharding(sharding: str, device: torch.device) -> None:
-    """Raises ValueError for a sharding that there is not, and for FSDP2 on a device that has no process groups."""
+    """Raises ValueError for an unknown sharding, and for FSDP2 on a device without process groups."""
     if sharding not in ("replicate", "fsdp"):
         raise ValueError(f"sharding is {sharding!r}; it must be 'replicate' or 'fsdp'")
     if sharding == "fsdp" and device.type not in ("cpu", "cuda"):
@@ -163,19 +162,18 @@ def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: tor
          offload: bool = False) -> nn.Module:
     """`model`, ready to train on all ranks; call what is returned. All ranks start from the weights of rank 0.
 
-    "replicate": `DistributedDataParallel` around it, whose `.module` it is; without torchrun the model itself. "fsdp":
-    the model itself, its weights cut in place along their first axis, block by block where it is an ExpertTransformer;
-    the weights keep their own dtype and are updated in it. A process alone then holds all shards, which is of use with
-    `offload`. A model on the meta device is cut first and then gets memory for the shards alone, without values:
-    `sharded_checkpoints.read_slices` brings them.
+    "replicate": the model wrapped in `DistributedDataParallel`; without torchrun the model itself. "fsdp": the model
+    itself, its weights sharded in place along their first axis (block by block for an ExpertTransformer) and updated in
+    their own dtype. On a single process it holds all shards, which is useful with `offload`. A model on the meta device
+    is sharded first and then gets uninitialised memory for its shards; `sharded_checkpoints.read_slices` fills it.
 
     Args:
-        dtype: under FSDP2, what forward and backward compute in (published: bfloat16); gradients are summed in float32.
-            None: the weights' own. Under "replicate" a model computes in the dtype of its weights, and `dtype` must be
-            None; gradients of 16 bits are summed in float32 there, too.
-        offload: under FSDP2, weights, gradients and optimizer state lie in the memory of the CPU.
+        dtype: under FSDP2, the format of forward and backward (published: bfloat16); gradients are summed in float32.
+            None: that of the weights. Under "replicate" a model computes in the dtype of its weights, and `dtype` must
+            be None; 16-bit gradients are summed in float32 as well.
+        offload: under FSDP2, keep weights, gradients and optimizer state in CPU memory.
 
-    Raises ValueError for options that do not go together.
+    Raises ValueError for options that exclude each other.
     """
     check_sharding(sharding, ranks.device)
     if sharding == "replicate" and (dtype is not None or offload):
@@ -206,10 +204,10 @@ def _replicate(model, ranks):
 
 
 def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's mean of gradients, with the sum over ranks in float32: in 16 bits it loses small gradients."""
+    """A DDP hook: the mean of gradients, summed over ranks in float32; a 16-bit sum loses small gradients."""
     buffer = bucket.buffer()
     wide = buffer.float().div_(world_size)
-    if wide.is_cuda:  # while the backward pass goes on
+    if wide.is_cuda:  # overlaps with the backward pass
         done = dist.all_reduce(wide, async_op=True).get_future()
         return done.then(lambda future: buffer.copy_(future.value()[0]))
     dist.all_reduce(wide)
@@ -220,7 +218,7 @@ def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.
 
 @torch.no_grad()
 def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
-    """Gives every rank the weights of rank 0, in place."""
+    """Broadcasts the weights of rank 0, in place."""
     for tensor in (*model.parameters(), *model.buffers()) if ranks.world_size > 1 else ():
         dist.broadcast(tensor, src=0)
 
@@ -230,10 +228,10 @@ def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
-    """Replaces each gradient by its mean over ranks, in one message: for small modules that `wrap` has not seen.
+    """Replaces each gradient by its mean over ranks, in one all-reduce: for small modules outside `wrap`.
 
-    Within a team, whose ranks hold parts of the same clips, gradients are summed. A missing one counts as zero, so that
-    all ranks send the same.
+    Within a team, whose ranks hold parts of the same clips, gradients are summed. A missing gradient counts as zero:
+    all ranks must send the same sizes.
     """
     if ranks.world_size == 1:
         return
@@ -246,30 +244,8 @@ def average_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
         p.grad = grad.view_as(p).to(p.dtype)
 
 
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales all gradients so that their joint norm is at most `max_norm`; returns the norm before, alike on all ranks.
-
-    Right for whole gradients (averaged already), for FSDP2's shards, whose squares are summed over ranks, and for both
-    together. A norm that is not finite is returned and nothing is scaled: the caller skips the step.
-    """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return torch.zeros(())
-    kinds = [g for g in grads if isinstance(g, DTensor)], [g for g in grads if not isinstance(g, DTensor)]
-    norms = [nn.utils.get_total_norm(kind) for kind in kinds if kind]
-    norms = [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
-    norm = torch.stack([n.to(norms[-1].device) for n in norms]).norm()  # offloaded shards lie on the CPU
-    if torch.isfinite(norm):
-        factor = min(max_norm / (norm.item() + 1e-6), 1.0)
-        for kind in kinds:
-            if kind and factor < 1:
-                torch._foreach_mul_(kind, factor)
-    return norm
-
-
 def mean_over_ranks(values: Mapping[str, float | Tensor], ranks: Ranks) -> dict[str, float | Tensor]:
-    """Each logged value averaged over ranks, all of them in one message; every rank must give the same names."""
+    """Averages logged values over ranks, in one all-reduce; every rank must pass the same names."""
     if ranks.world_size == 1:
         return dict(values)
     both = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=ranks.device)

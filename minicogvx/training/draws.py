@@ -1,4 +1,4 @@
-"""What each step of a fine-tuning sees: batches of one size, or packs of all sizes, from cached clips."""
+"""The batches of a fine-tuning run: clips of one size, or packs of all sizes, from the cache."""
 
 import random
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from minicogvx.data.frame_pack import Pack, frame_packs
 from minicogvx.diffusion.objective import diffusion_loss
+from minicogvx.diffusion.sampling import OFS
 from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.pipeline import OFS, Pipeline
+from minicogvx.pipeline import Pipeline
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.image_condition import image_latents
@@ -22,7 +23,7 @@ from minicogvx.transformer.model import ExpertTransformer
 
 @dataclass
 class Batch:
-    """One pass: what the network is given and what it should say; `share` is its part of the whole step."""
+    """Inputs and target of one forward pass; `share` is its weight in the step."""
 
     x0: Float[Tensor, "b c t h w"]
     text: Float[Tensor, "b n d"]
@@ -38,21 +39,21 @@ class Draw:
     def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
         self.vae, self.model, self.clips, self.empty = pipe.vae, model, clips, empty_text(pipe, clips)
         self.tuning, self.ranks, self.seed = tuning, ranks, seed
-        # Under `offload` the weights lie elsewhere than where is computed.
+        # With `offload` the weights are not on the device that computes.
         self.device = ranks.device if tuning.offload else model.proj_out.weight.device
-        # A picture given as the image is its own answer.
+        # A single image would be its own target.
         self.buckets = [numbers for bucket, numbers in clips.buckets().items()
                         if not tuning.image_to_video or bucket[0] > 1]
         self.schedule = NoiseSchedule(pipe.schedule_config)
         self.weights = [len(bucket) for bucket in self.buckets]
 
     def batches(self, step: int) -> list[Batch]:
-        """The passes of one step. One size a step, the same on all ranks, so that none waits for another.
+        """The passes of one step. A step has one clip size, the same on all ranks, so that none waits for another.
 
-        A size is as likely as it has clips. A rank's generator draws clips, dropped captions, latents, noise,
-        timesteps, and what belongs to the image.
+        A size is drawn in proportion to its number of clips. A rank's generator draws clips, dropped captions, latents,
+        noise, timesteps, and the noise of the image.
         """
-        # Python's own generator: torch's keeps 32 bits of a seed, and size and clips must not hang together.
+        # Python's generator: torch's keeps 32 bits of a seed, and size and clips must be independent.
         bucket, = random.Random(f"size {self.seed} {step}").choices(self.buckets, self.weights)
         generator = rank_generator(self.seed * 10_000_000 + step, self.ranks)
         index = bucket[torch.randint(len(bucket), (self.tuning.batch_size,), generator=generator)]
@@ -68,7 +69,7 @@ class Draw:
                 for i in parts(len(x0), self.tuning.accumulate)]
 
     def backward(self, network: nn.Module, batch: Batch) -> float:
-        """Leaves gradients on the model; the loss, times the batch's share."""
+        """Adds gradients to the model; returns the loss times the batch's share."""
         weight = self.model.proj_out.weight
         x0, noise, text, t = (x.to(self.device) for x in (batch.x0, batch.noise, batch.text, batch.t))
         x = self.schedule.add_noise(x0, noise, t)
@@ -83,7 +84,7 @@ class Draw:
 
 @dataclass
 class PackBatch:
-    """One sequence: clips of any size, one behind the other."""
+    """One sequence of clips of any sizes."""
 
     x0: list[Float[Tensor, "c _t _h _w"]]
     texts: list[Float[Tensor, "n d"]]
@@ -94,7 +95,8 @@ class PackBatch:
 class PackedDraw:
     """Fills sequences of `sequence_length` tokens; a step of one rank is `batch_size` of them.
 
-    Every clip counts alike, whatever shares its pack: losses are summed and divided by the mean number of clips a step.
+    Every clip has the same weight, whatever else is in its pack: losses are summed and divided by the mean number of
+    clips per step.
     """
 
     def __init__(self, pipe: Pipeline, model: ExpertTransformer, clips: CachedClips, tuning, ranks: Ranks, seed: int):
@@ -106,28 +108,26 @@ class PackedDraw:
         self.clips_a_step = len(clips) / len(self.packs) * tuning.batch_size
 
     def batches(self, step: int) -> list[PackBatch]:
-        """This rank's sequences. Every clip once an epoch; an epoch's packs are dealt out to the ranks in turn."""
+        """This rank's sequences. Every clip occurs once per epoch; the packs of an epoch go to the ranks in turn."""
         generator = rank_generator(self.seed * 10_000_000 + step, self.ranks)
         first = (step * self.ranks.world_size + self.ranks.rank) * self.tuning.batch_size
         return [self._read(self._pack(first + i), generator) for i in range(self.tuning.batch_size)]
 
     def backward(self, network: nn.Module, batch: PackBatch) -> float:
-        """Leaves gradients on the model; the losses of the pack's clips over the mean number of clips a step."""
+        """Adds gradients to the model; returns the sum of the pack's losses over the mean number of clips per step."""
         losses = packed_diffusion_loss(network, self.schedule, batch.x0, batch.texts, batch.t, batch.noises)
         loss = mean_loss(losses, batch.x0, total=self.clips_a_step)
         loss.backward()
         return loss.item()
 
     def _tokens(self, i: int) -> int:
-        t, h, w = self.clips.latent_size(i)
-        p, p_t = self.model.config.patch_size, self.model.config.patch_size_t or 1
-        return self.model.config.max_text_seq_length + -(-t // p_t) * (h // p) * (w // p)
+        return self.model.config.max_text_seq_length + self.model.config.num_patches(self.clips.latent_size(i))
 
     def _fill(self, epoch: int) -> list[Pack]:
         return list(frame_packs(self.tokens, self.tuning.sequence_length, self.seed * 1_000_003 + epoch))
 
     def _pack(self, number: int) -> Pack:
-        """Pack `number` of the whole training, counted over all epochs."""
+        """Pack `number` of the run, counted over all epochs."""
         while number >= self.before + len(self.packs):
             self.before, self.epoch = self.before + len(self.packs), self.epoch + 1
             self.packs = self._fill(self.epoch)
@@ -145,12 +145,12 @@ class PackedDraw:
 
 
 def empty_text(pipe: Pipeline, clips: CachedClips) -> Float[Tensor, "1 n d"]:
-    """What stands for a dropped caption: what the pipeline's guidance will compare with."""
+    """The features for a dropped caption: those that the pipeline's guidance uses."""
     empty = clips.empty_text()
     return torch.zeros_like(empty) if pipe.unconditional == "zeros" else empty
 
 
 def whole_patches(latents: Float[Tensor, "b c t h w"], patch_t: int | None) -> Float[Tensor, "b c t2 h w"]:
-    """Repeats the first latent frame until patches in time are whole: what sampling does, too (1.5 models)."""
+    """Repeats the first latent frame until the patches divide the frames, as sampling does (1.5 models)."""
     front = -latents.shape[2] % (patch_t or 1)
     return torch.cat([latents[:, :, :1].expand(-1, -1, front, -1, -1), latents], dim=2)

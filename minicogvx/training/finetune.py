@@ -1,6 +1,6 @@
-"""Trains a model further on real clips (training/cache.py): all its weights or LoRA, text or image to video.
+"""Fine-tunes a model on real clips (training/cache.py): all weights or LoRA, text or image to video.
 
-The text encoder and the VAE stay as they are. Learning rates and the rest are those of the released fine-tuning code.
+The text encoder and the VAE are frozen. Learning rates and other defaults are those of the released fine-tuning code.
 """
 
 from dataclasses import dataclass, field
@@ -21,19 +21,18 @@ from minicogvx.training.master_weights import MasterWeights
 from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.sharded_run import ShardedCheckpoints
-from minicogvx.transformer.embeddings import sample_latent_size
 from minicogvx.transformer.model import ExpertTransformer
 
-LARGE = 10**9  # parameters of a transformer whose activations no GPU holds by default: the published sizes
+LARGE = 10**9  # parameters; from here on (the published sizes) blocks are recomputed by default, or no GPU holds them
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Everything about a fine-tuning but its data."""
+    """Everything about a fine-tuning run except its data."""
 
     steps: int = 1000
-    batch_size: int = 2  # of one rank; all clips of a batch have one size. With sequence_length: packs
-    sequence_length: int = 0  # tokens; above 0 clips of all sizes share sequences: frame pack (paper 3.1)
+    batch_size: int = 2  # per rank; all clips of a batch have one size. With sequence_length: packs
+    sequence_length: int = 0  # tokens; above 0: clips of all sizes share sequences, frame pack (paper 3.1)
     learning_rate: float | None = None  # None: 2e-5 for all weights, 1e-3 for LoRA
     warmup: int = 100
     weight_decay: float = 1e-4
@@ -41,22 +40,24 @@ class FineTuning:
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
     lora_rank: int = 0  # 0: all weights learn; the released code has 128
     lora_alpha: float | None = None  # None: half the rank, or that of lora_from
-    lora_from: str | None = None  # a LoRA file whose adapters are trained further
+    lora_from: str | None = None  # a LoRA file to start from
     image_to_video: bool = False
     image: ImageCondition = field(default_factory=ImageCondition)
     optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for the matrices of the blocks, at ten times the rate
-    ema_decay: float = 0.0  # 0: the last weights are kept, not their average
-    accumulate: int = 1  # passes that one batch is cut into
-    gradient_checkpointing: bool | None = None  # a third more time, far less memory; None: in models of LARGE or more
+    ema_decay: float = 0.0  # 0: keep the last weights, not their moving average
+    accumulate: int = 1  # gradient accumulation: passes per batch
+    gradient_checkpointing: bool | None = None  # a third more time, far less memory; None: from LARGE on
     compile: bool = False
     timesteps: Literal["rank", "stratified", "uniform"] = "stratified"  # see training/rank_draws.py
-    sharding: Literal["replicate", "fsdp"] = "replicate"  # "fsdp": of use on several ranks, and with offload on one
-    offload: bool = False  # under "fsdp": weights and optimizer state lie in the memory of the CPU
+    sharding: Literal["replicate", "fsdp"] = "replicate"  # "fsdp": for several ranks, or for one with offload
+    offload: bool = False  # under "fsdp": keep weights and optimizer state in CPU memory
 
     def __post_init__(self):
         check_limits(self, {"steps batch_size accumulate": "1 or more", "clip": "above 0",
                             "sequence_length learning_rate warmup weight_decay lora_rank lora_alpha": "0 or more",
                             "text_dropout ema_decay": "from 0 to below 1"})
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}; it must be from 1 to batch_size={self.batch_size}")
         if self.lora_from is not None and not self.lora_rank:
             raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")
         if self.sharding == "fsdp" and (self.optimizer == "muon" or self.ema_decay or self.compile):
@@ -77,26 +78,25 @@ class FineTuning:
 
     @property
     def alpha(self) -> float:
-        """Alpha of new adapters; those of `lora_from` bring theirs (`lora.trained_alpha`)."""
+        """Alpha of new adapters; those of `lora_from` keep their own (`lora.trained_alpha`)."""
         return self.lora_rank / 2 if self.lora_alpha is None else self.lora_alpha
 
     def recomputes(self, model: nn.Module) -> bool:
-        """Whether each block of `model` is computed again in the backward pass (activation checkpointing)."""
+        """Whether each block of `model` is recomputed in the backward pass (activation checkpointing)."""
         if self.gradient_checkpointing is None:
             return sum(p.numel() for p in model.parameters()) >= LARGE
         return self.gradient_checkpointing
 
 
 def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
-    """Raises ValueError for a model that cannot be trained so.
+    """Raises ValueError for a model that cannot be trained with these options.
 
     Such as an image-to-video model without images, LoRA on a model whose image channels are new (they would stay zero),
-    and adapters to train further that are of another model.
+    and `lora_from` with the adapters of another model.
     """
-    takes_image = config.in_channels != config.out_channels
-    if takes_image and not tuning.image_to_video:
+    if config.image_to_video and not tuning.image_to_video:
         raise ValueError("this model makes videos from an image; train it with image_to_video=True")
-    if tuning.lora_rank and tuning.image_to_video and not takes_image:
+    if tuning.lora_rank and tuning.image_to_video and not config.image_to_video:
         raise ValueError(f"lora_rank is {tuning.lora_rank}, and this model takes no image yet; train all its "
                          f"weights with image_to_video=True first")
     if tuning.lora_rank:
@@ -107,13 +107,13 @@ def check_model(config: TransformerConfig, tuning: FineTuning) -> None:
 
 
 def prepare(pipe: Pipeline, tuning: FineTuning) -> ExpertTransformer:
-    """The transformer that will learn: widened for the image if need be, with adapters if asked for.
+    """The transformer to train: with image channels or adapters, if the options say so.
 
     Raises what `check_model` and `continue_lora` raise.
     """
     model = pipe.transformer
     check_model(model.config, tuning)
-    if tuning.image_to_video and not pipe.takes_image_channels:
+    if tuning.image_to_video and not model.config.image_to_video:
         model = widen_for_image(model)
     model.requires_grad_(True)
     if tuning.lora_from is not None:
@@ -128,9 +128,9 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
              ranks: Ranks = Ranks()) -> ExpertTransformer:
     """Trains `pipe.transformer` on `clips` and returns it; with `lora_rank` it has adapters in it.
 
-    The model computes in its own number format; what learns is kept in float32 beside it. Every step and rank draws
-    from its own seed: a run that was killed ends in the same weights, bit for bit. With several ranks, each draws its
-    own clips, and gradients are averaged. Raises ValueError for a cache that does not fit, before any work.
+    The model computes in its own dtype; trained weights have a float32 master copy. Every step and rank draws from its
+    own seed: a run that was killed and resumed ends with the same weights, bit for bit. With several ranks, each draws
+    its own clips, and gradients are averaged. Raises ValueError for a cache that does not fit, before any work.
     """
     torch.manual_seed(seed)  # adapters start at random
     model = prepare(pipe, tuning)
@@ -159,7 +159,7 @@ def finetune(pipe: Pipeline, clips: CachedClips, tuning: FineTuning, seed: int =
 
 def spread(model: ExpertTransformer, tuning: FineTuning, keep: Keep, ranks: Ranks) -> tuple[
         nn.Module, MasterWeights, ShardedCheckpoints | None]:
-    """What computes, what learns, and where checkpoints go: whole on every rank, or a part of it on each (FSDP2)."""
+    """The network, its master weights and its checkpoints: replicated on all ranks, or sharded over them (FSDP2)."""
     if tuning.sharding == "replicate":
         return torch.compile(model) if tuning.compile else model, MasterWeights(model), None
     dtype = model.proj_out.weight.dtype
@@ -169,7 +169,7 @@ def spread(model: ExpertTransformer, tuning: FineTuning, keep: Keep, ranks: Rank
 
 
 def check_clips(clips: CachedClips, pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning) -> None:
-    """Raises ValueError, in one sentence, for a cache that this training cannot use."""
+    """Raises ValueError, in one sentence, for a cache that this run cannot use."""
     if not clips.has_text:
         raise ValueError(f"the cache in {clips.folder} has no text features; make it with the model that is trained")
     if tuning.image_to_video and not clips.has_first_frames:
@@ -189,11 +189,11 @@ def check_clips(clips: CachedClips, pipe: Pipeline, model: ExpertTransformer, tu
 
 def _check_sizes(clips: CachedClips, config: TransformerConfig, tuning: FineTuning) -> None:
     if tuning.image_to_video and all(frames == 1 for frames, _, _ in clips.buckets()):
-        raise ValueError(f"the cache in {clips.folder} has clips of 1 frame alone; from an image a model learns to "
+        raise ValueError(f"the cache in {clips.folder} has only clips of 1 frame; from an image a model learns to "
                          f"make the frames after it")
-    size = sample_latent_size(config)
+    size = config.sample_latent_size
     for i in range(len(clips)) if "learned" in config.position else ():
         t, h, w = clips.latent_size(i)
-        if (-(-t // (config.patch_size_t or 1)) * (config.patch_size_t or 1), h, w) != size:
+        if (config.whole_patches(t), h, w) != size:
             raise ValueError(f"clip {i} in {clips.folder} has latents of {t} x {h} x {w} (frames x height x width); "
                              f"the learned position table of this model fits only {size[0]} x {size[1]} x {size[2]}")

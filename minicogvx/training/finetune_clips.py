@@ -1,4 +1,4 @@
-"""The encoded clips that a fine-tuning reads: made now, resumed, or those of `minicogvx data cache`."""
+"""The encoded clips for a fine-tuning run: encoded now, resumed, or those of `minicogvx data cache`."""
 
 from pathlib import Path
 
@@ -28,15 +28,15 @@ def encoded_clips(pipe: Pipeline, model_name: str, clips: list[VideoClip], folde
 
 
 def clips_encoded_before(pipe: Pipeline, model_name: str, folder: Path) -> CachedClips:
-    """What `minicogvx data cache` encoded. Raises what `open_cache` raises."""
+    """The clips that `minicogvx data cache` encoded. Raises what `open_cache` raises."""
     encoder = _as_begun(pipe, model_name, folder)
     return open_cache(folder, encoder.vae, encoder.text)
 
 
 def _as_begun(pipe: Pipeline, model_name: str, folder: Path) -> Pipeline:
-    """`pipe`, or the same model in the number format that the cache in `folder` was begun with.
+    """`pipe`, or the same model in the dtype that the cache in `folder` was begun with.
 
-    Training may move to another format; clips that are encoded already stay as they are.
+    A resumed run may train in another dtype; clips that are encoded already are kept.
     """
     in_use = is_cache(folder) and holds_clips(folder)
     begun = getattr(torch, str(read_json(folder / PLAN).get("dtype")), None) if in_use else None

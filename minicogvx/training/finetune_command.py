@@ -1,18 +1,18 @@
-"""`minicogvx finetune`: a model trained further on a folder of your own clips, in one command."""
+"""`minicogvx finetune`: fine-tunes a model on a folder of your own clips, in one command."""
 
 import argparse
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from minicogvx.options import add_device_options, chosen
+from minicogvx.options import add_device_options, check_names, chosen
 from minicogvx.parsing import THREADS, TRAINING_SEED, Parser, number, path_to, whole
 
 
 def main(argv: list[str] | None = None) -> int:
     """Reads and encodes the clips once, trains, and writes a LoRA file or a whole pipeline folder."""
     arguments = _parser().parse_args(argv)
+    check_names(arguments, may_be_preset=True)
     device, dtype = chosen(arguments, training=True)
     from minicogvx.training.command import use_threads
     from minicogvx.training.overrides import fields
@@ -30,17 +30,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_cache_options(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where clips that are encoded already are to be read in another way."""
+    """Raises ValueError for options on how videos are read if the clips are encoded already."""
     from minicogvx.training.cache import is_cache
 
     for name in ("list", "num_frames", "height", "width", "fps"):
         if getattr(arguments, name) is not None and is_cache(arguments.folder):
-            raise ValueError(f"--{name.replace('_', '-')} says how films are read, and the clips in {arguments.folder} "
-                             f"are encoded already; leave it out")
+            raise ValueError(f"--{name.replace('_', '-')} says how videos are read, and the clips in "
+                             f"{arguments.folder} are encoded already; leave it out")
 
 
 def _tuning(arguments: argparse.Namespace):
-    """The published stage's numbers, if there is one, under what the command line says."""
+    """The settings of the published stage, if one is given, overridden by the command line."""
     from minicogvx.training.finetune import FineTuning
     from minicogvx.training.overrides import override
     from minicogvx.training.stages import published_stage, rank_batch
@@ -50,7 +50,7 @@ def _tuning(arguments: argparse.Namespace):
     if arguments.stage is not None:
         stage = published_stage(arguments.stage)
         clips = rank_batch(stage, _world_size())
-        given |= {"steps": stage.steps, "batch_size": clips, "accumulate": clips}  # one clip a pass
+        given |= {"steps": stage.steps, "batch_size": clips, "accumulate": clips}  # one clip per pass
     if arguments.steps is not None:
         given["steps"] = arguments.steps
     if arguments.batch_size is not None:
@@ -61,7 +61,7 @@ def _tuning(arguments: argparse.Namespace):
 
 
 def _of_lora_file(arguments: argparse.Namespace) -> dict:
-    """Path, rank and alpha of the adapters to train further. Raises ValueError where the model or --lora differ."""
+    """Path, rank and alpha of the adapters of --lora-from. Raises ValueError if the model or --lora do not agree."""
     import torch
 
     from minicogvx.training.lora import read_lora
@@ -77,7 +77,7 @@ def _of_lora_file(arguments: argparse.Namespace) -> dict:
 
 
 def _fill_size(arguments: argparse.Namespace) -> dict:
-    """Sets the size that the stage and the model ask for where the command line has none; the numbers for --show."""
+    """Sets the clip size, if not given, to that of the stage and the model; returns the numbers for --show."""
     from minicogvx.training.stages import StageSize, clip_tokens, published_stage, stage_size
 
     stage = published_stage(arguments.stage)
@@ -93,19 +93,20 @@ def _fill_size(arguments: argparse.Namespace) -> dict:
 
 
 def _configs(model: str):
-    """VAE config, transformer config and frames a second of a folder, or of a preset whose weights are not here."""
-    from minicogvx.interop import diffusers, find_folder, shipped
+    """VAE config, transformer config and fps of a folder, or of a preset whose weights are not installed."""
+    from minicogvx.interop import find_folder, shipped
+    from minicogvx.interop.folder_configs import read_configs
     from minicogvx.presets import PRESETS, preset
 
     if model in PRESETS and model not in shipped() and not Path(model).is_dir():
         sizes = preset(model)
         return sizes.vae, sizes.transformer, sizes.fps
-    configs, own = diffusers.read_configs(find_folder(model))
-    return configs["vae"], configs["transformer"], own["fps"]
+    configs = read_configs(find_folder(model))
+    return configs.vae, configs.transformer, configs.fps
 
 
 def _world_size() -> int:
-    """How many ranks torchrun started; they join later."""
+    """The number of ranks that torchrun started; they join later."""
     from minicogvx.training.distributed import environment_number
 
     return environment_number("WORLD_SIZE") if "RANK" in os.environ else 1
@@ -130,23 +131,24 @@ def _train(arguments: argparse.Namespace, tuning, keep, device: str, dtype) -> i
 
 
 def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
-    """From films to the result; what to do next."""
+    """Trains on the videos and writes the result; returns the line that says how to try it."""
     import minicogvx
     from minicogvx.training.finetune import finetune
     from minicogvx.training.finetune_clips import clips_encoded_before, encoded_clips
+    from minicogvx.training.finetune_record import compare_with_before
     from minicogvx.training.finetune_result import write_result
 
+    if here.first:
+        keep = replace(keep, on_resume=compare_with_before(arguments, tuning, keep.folder, dtype, here))
     films = _scan(arguments, tuning, here)
     if tuning.sequence_length and films is not None:
         _check_sequence(arguments, tuning, films)
-    at_first = "cpu" if tuning.sharding == "fsdp" else here.device  # FSDP2 brings each rank's part to its device
+    at_first = "cpu" if tuning.sharding == "fsdp" else here.device  # FSDP2 moves each rank's shard to its device
     pipe = minicogvx.load(arguments.model, at_first, dtype)
-    if here.first:
-        keep = replace(keep, on_resume=_compare(arguments, tuning, keep.folder, dtype, here))
     clips = (clips_encoded_before(pipe, arguments.model, Path(arguments.folder)) if films is None else
              encoded_clips(pipe, arguments.model, films, keep.folder / "cache", _settings(arguments, tuning), here))
-    pipe.text.to("cpu")  # what training has no use for leaves the GPU
-    pipe.vae.to(here.device if tuning.image_to_video else "cpu")  # pictures are noised and encoded anew in every step
+    pipe.text.to("cpu")  # not used in training
+    pipe.vae.to(here.device if tuning.image_to_video else "cpu")  # images are noised and encoded again in every step
     for problem in clips.problems if here.first else ():
         print(f"left out {problem.name}: {problem.reason}")
     model = finetune(pipe, clips, tuning, arguments.seed, keep, here)
@@ -154,14 +156,14 @@ def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
 
 
 def _scan(arguments, tuning, here):
-    """The films that can be used, with a line about each other one; None where they are encoded already."""
+    """The usable videos, with a line about each other one; None if they are encoded already."""
     from minicogvx.data.video_folder import scan_folder
     from minicogvx.training.cache import is_cache
 
     if is_cache(arguments.folder):
         return None
     if here.first and arguments.stage == 4 and not arguments.list:
-        print("stage 4 is for the best 20 % of the films: minicogvx data curate --best 0.2 lists them for --list")
+        print("stage 4 is for the best 20 % of the videos: minicogvx data curate --best 0.2 lists them for --list")
     found = scan_folder(arguments.folder, listing=arguments.list)
     only_films = tuning.image_to_video or not _settings(arguments, tuning).mixed_lengths
     left_out = [clip for clip in found.clips if clip.is_image and only_films]
@@ -169,18 +171,18 @@ def _scan(arguments, tuning, here):
         for problem in found.problems:
             print(f"left out {problem.name}: {problem.reason}")
         for clip in left_out:
-            print(f"left out {clip.name}: a picture, and this model is trained on films alone")
+            print(f"left out {clip.name}: a picture, and this model is trained only on videos")
         if found.passed_over:
             print(found.passed_over_sentence())
     found.need_clips()
     kept = [clip for clip in found.clips if not (clip.is_image and only_films)]
     if not kept:
-        raise ValueError(f"{arguments.folder} holds pictures alone, and this model is trained on films alone")
+        raise ValueError(f"{arguments.folder} holds only pictures, and this model is trained only on videos")
     return kept
 
 
 def _check_sequence(arguments, tuning, films) -> None:
-    """Raises ValueError where the longest clip of the films would not fit into a packed sequence."""
+    """Raises ValueError if the longest clip does not fit into a packed sequence."""
     from minicogvx.training.cache_plan import plan_items
     from minicogvx.training.stages import StageSize, clip_tokens
 
@@ -194,38 +196,16 @@ def _check_sequence(arguments, tuning, films) -> None:
                          f"longest clip with its caption")
 
 
-def _compare(arguments, tuning, out: Path, dtype, here):
-    """What writes down what is trained, and of what; ValueError where the folder was begun with something else."""
-    from minicogvx.interop import find_folder
-    from minicogvx.interop.lora import FILE
-    from minicogvx.training.overrides import ADAPTERS, JOINT, compare, forget_failed_start, surroundings
-
-    adapters = Path(tuning.lora_from or ".")
-    files = {"weights of the model": sorted((find_folder(arguments.model) / "transformer").glob("*.safetensors")),
-             ADAPTERS: [adapters / FILE if adapters.is_dir() else adapters] if tuning.lora_from else []}
-    forget_failed_start(out / "finetuning.json")
-    also = {name: _digest(paths) for name, paths in files.items()} | surroundings(here, dtype)
-    return compare(out / "finetuning.json", tuning, arguments.seed,
-                   also | {JOINT: tuning.batch_size * here.world_size})
-
-
-def _digest(paths: list[Path]) -> str:
-    """A short hash of what is in the files; in whatever number format they are then opened, it is the same."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def _check(arguments, tuning, device: str) -> None:
-    """Refuses what the model and the device cannot do before a film is opened."""
+    """Raises ValueError for what the model or the device cannot do, before a video is opened."""
     import torch
 
+    from minicogvx.interop import find_folder
     from minicogvx.presets import video_size
     from minicogvx.training.distributed import check_sharding
     from minicogvx.training.finetune import check_model
 
+    find_folder(arguments.model)  # a preset has sizes, and not always weights
     check_sharding(tuning.sharding, torch.device(device))
     vae, transformer, _ = _configs(arguments.model)
     check_model(transformer, tuning)
@@ -240,9 +220,9 @@ def _check(arguments, tuning, device: str) -> None:
 
 
 def _settings(arguments, tuning):
-    """How films are read, where the command line does not say as the model's own.
+    """How videos are read; the model's own size and rate unless the command line says otherwise.
 
-    A learned table of positions fits one size and length: films are cropped to it, and shorter ones left out.
+    A learned table of positions fits one size and length: videos are cropped to it, and shorter ones left out.
     """
     from minicogvx.presets import video_size
     from minicogvx.training.cache import CacheSettings
@@ -256,36 +236,36 @@ def _settings(arguments, tuning):
 
 def _parser() -> Parser:
     parser = Parser(prog="minicogvx finetune",
-                    description="Train a model further on a folder of films with captions (NAME.txt beside each, or "
-                                "metadata.jsonl). The same command again resumes a run that was cut off; torchrun "
-                                "spreads it over GPUs.")
+                    description="Fine-tune a model on a folder of videos with captions (NAME.txt beside each, or "
+                                "metadata.jsonl). The same command again resumes an interrupted run; torchrun spreads "
+                                "it over GPUs.")
     parser.add_argument("folder", metavar="FOLDER", type=path_to(),
-                        help="films and captions, or what `minicogvx data cache` made of them")
+                        help="videos and captions, or the output of `minicogvx data cache`")
     parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
                         help="what to start from (default: toy)")
     parser.add_argument("--out", type=path_to(), default="runs/finetune", metavar="FOLDER",
                         help="where to write (default: runs/finetune)")
     parser.add_argument("--lora", type=whole(0), default=0, metavar="RANK", help="train only adapters, of this rank")
     parser.add_argument("--lora-from", type=path_to(), metavar="FILE",
-                        help="train the adapters of this LoRA file further; they bring their rank")
-    parser.add_argument("--image-to-video", action="store_true", help="train it to begin with a picture")
+                        help="start from the adapters of this LoRA file, at their rank")
+    parser.add_argument("--image-to-video", action="store_true", help="train it to continue an image")
     parser.add_argument("--stage", type=whole(1, 4), metavar="1-4",
                         help="size, length, steps and batch of a published stage (paper, Table 5); options change them")
     parser.add_argument("--list", type=path_to(), metavar="FILE.jsonl",
-                        help="the films to take, as `minicogvx data curate` writes it")
+                        help="use only these videos: a list that `minicogvx data curate` wrote")
     parser.add_argument("--steps", type=whole(1), metavar="N", help="default: 1000, or the stage's")
     parser.add_argument("--batch-size", type=whole(1, 65_536), metavar="N",
-                        help="of each rank; default: 2, or the stage's over all ranks, one clip a pass")
+                        help="per rank; default: 2, or the stage's over all ranks, one clip per pass")
     parser.add_argument("--learning-rate", type=number(0.0), metavar="X", help="default: 2e-5, or 1e-3 with --lora")
     parser.add_argument("--num-frames", type=whole(), metavar="N", help="at most; default: the model's, or the stage's")
     parser.add_argument("--height", type=whole(), metavar="PIXELS")
     parser.add_argument("--width", type=whole(), metavar="PIXELS")
-    parser.add_argument("--fps", type=whole(), metavar="N", help="frames a second that films are read at")
+    parser.add_argument("--fps", type=whole(), metavar="N", help="frames per second at which videos are read")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other number: see --show")
     parser.add_argument("--show", action="store_true", help="print every number, and stop")
     parser.add_argument("--seed", type=TRAINING_SEED, default=0, metavar="N")
     parser.add_argument("--threads", type=THREADS, metavar="N",
-                        help="processor threads (default: all cores; under torchrun one a rank)")
+                        help="CPU threads (default: all cores; under torchrun one per rank)")
     parser.add_argument("--checkpoint-every", type=whole(1), default=200, metavar="STEPS")
     parser.add_argument("--tensorboard", action="store_true")
     add_device_options(parser, training=True)

@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves: a LoRA file or a whole pipeline folder, and the command that tries it."""
+"""The result of a fine-tuning run: a LoRA file or a whole pipeline folder, and a command to try it."""
 
 import shlex
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 
 from minicogvx.files import written_whole
-from minicogvx.interop import diffusers
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.cached_clips import CachedClips
 from minicogvx.training.distributed import Ranks
@@ -18,9 +17,9 @@ from minicogvx.transformer.model import ExpertTransformer
 
 def write_result(pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning, clips: CachedClips, out: Path,
                  model_name: str, ranks: Ranks) -> str:
-    """All ranks call it; the first one writes to `out`. Returns where the result is and a command that runs as it is.
+    """All ranks call it; the first writes to `out`. Returns the path of the result and a command that uses it.
 
-    `model_name`: what `--model` was given, which a LoRA file needs beside it.
+    `model_name`: the value of `--model`, which a LoRA file must be used with.
     """
     weights = whole_weights(model, ranks)
     if not ranks.first:
@@ -34,7 +33,7 @@ def write_result(pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning, c
         fps = max(1, round(clips.fps))
         whole = Pipeline(pipe.vae, trained, pipe.schedule_config, pipe.text, fps, pipe.unconditional,
                          pipe.guidance_scale)
-        made = diffusers.export(whole, out / "pipeline", overwrite=True, allow_departures=True)
+        made = whole.save(out / "pipeline", overwrite=True, allow_departures=True)
         options = ["--model", str(out / "pipeline")]
     number = next((i for i in range(len(clips)) if clips.bucket(i)[0] > 1), 0)
     if tuning.image_to_video:
@@ -44,7 +43,7 @@ def write_result(pipe: Pipeline, model: ExpertTransformer, tuning: FineTuning, c
 
 
 def _write_picture(clips: CachedClips, number: int, path: Path) -> Path:
-    """The first frame of a clip: a picture to try the model with."""
+    """Writes the first frame of a clip, as an image to try the model with."""
     pixels = ((clips.first_pixels([number])[0, :, 0].permute(1, 2, 0) + 1) * 127.5).round().byte()
     with written_whole(path) as part:
         Image.fromarray(pixels.numpy()).save(part)

@@ -1,4 +1,4 @@
-"""One batch of all ranks together: every rank draws the same one and computes on its own part."""
+"""One joint batch of all ranks: every rank draws the same one and computes on its own part."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from minicogvx.training.distributed import Ranks
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees, or one rank or one pass of it."""
+    """The inputs of one step, or of one rank or one pass of it."""
 
     x0: Float[Tensor, "b c t h w"]
     captions: list[str]
@@ -27,37 +27,37 @@ class Batch:
         return Batch(self.x0[index], captions, self.features[index], self.noise[index], self.t[index])
 
     def variance(self, kinds: list[int]) -> float:
-        """Of the features of these kinds; at least 1e-6."""
+        """The variance of the features of these kinds; at least 1e-6."""
         return self.features[..., kinds].float().var().clamp(min=1e-6).item()
 
 
 def own_part(joint: Batch, here: Ranks) -> Batch:
     """This rank's clips: those whose timesteps lie in its own interval (explicit uniform sampling, paper 3.3).
 
-    The b timesteps come one from each of b equal parts of 0 .. T-1, so in order of size they are cut into intervals
-    (to one timestep where the ranks do not divide T).
+    There is one timestep from each of b equal parts of 0 .. T-1, so sorting them sorts the clips into intervals (up to
+    one timestep if the ranks do not divide T).
     """
     return joint[joint.t.argsort(stable=True)[here.part(len(joint.t))]] if here.world_size > 1 else joint
 
 
 def form_team(here: Ranks) -> Ranks:
-    """`here` with the means to speak to its team, where neighbours share clips. All ranks call it."""
+    """`here` with the process group of its team, if neighbours share clips. All ranks must call it."""
     if here.teams == 1 or here.context == 1:
         return here
     return replace(here, group=dist.new_subgroups(here.context)[0])
 
 
 def parts(length: int, count: int) -> list[slice]:
-    """`count` slices of a batch, as equal as can be: gradient accumulation."""
+    """`count` slices of a batch, as equal as possible, for gradient accumulation."""
     bounds = [length * i // count for i in range(count + 1)]
     return [slice(low, high) for low, high in zip(bounds, bounds[1:]) if high > low]
 
 
 @contextmanager
 def joint_gradient(weight: Tensor, ranks: Ranks) -> Iterator[None]:
-    """While open, each gradient that reaches `weight` is its mean over ranks (its sum within a team).
+    """Within this context, each gradient of `weight` is replaced by its mean over ranks (its sum within a team).
 
-    For a loss that compares gradients, as the adaptive weight of the GAN does: each rank sees those of the whole batch.
+    For the adaptive weight of the GAN, which compares gradient norms: each rank needs those of the whole batch.
     """
     if ranks.world_size == 1:
         yield

@@ -1,4 +1,4 @@
-"""A set of training clips, encoded once: diffusion training then never touches a pixel."""
+"""A set of training clips of the shapes world, encoded once: diffusion training then reads only latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +20,14 @@ STORED = torch.float16  # eight times finer than bfloat16; latents are far from 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Posteriors of clips and the scenes that they show."""
+    """Posteriors of clips, and their scenes."""
 
     scenes: list[Scene]
     mean: Float[Tensor, "m c t h w"]
     std: Float[Tensor, "m c t h w"]
     scaling_factor: float
     features: Float[Tensor, "m t h w k"]  # what covers each latent cell: see training/alignment.py
-    sample: bool = True  # as published; False takes the mean, which leaves a small model less noise to fit
+    sample: bool = True  # as published; False takes the mean, which spares a small model the noise
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Float[Tensor, "b c t h w"]:
         """Scaled latents of the clips at `index`."""
@@ -47,7 +47,7 @@ class LatentSet:
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
                  dtype: torch.dtype | None = None, batch_size: int = 16, progress: bool = True,
                  side: int | None = None, here: Ranks = Ranks()) -> LatentSet:
-    """Renders `clips` training scenes, encodes them in `dtype` (see choose_dtype) and keeps 16 bits of each number.
+    """Renders `clips` training scenes, encodes them in `dtype` (see choose_dtype) and stores them in 16 bits.
 
     `side`: height and width in pixels; None: the VAE's own size. Each rank encodes its share, and all of them get the
     whole set, on the CPU. Raises ValueError for fewer clips than ranks.
@@ -72,7 +72,7 @@ def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_obj
 
 
 def _shares(scenes: list[Scene], batch_size: int, here: Ranks) -> list[list[list[Scene]]]:
-    """For each rank its batches. Nobody goes without, and with enough clips the batches are those of one rank alone."""
+    """The batches of each rank. None is empty, and given enough clips they are those of a single rank."""
     size = min(batch_size, len(scenes) // here.world_size)
     batches = [scenes[i:i + size] for i in range(0, len(scenes), size)]
     bounds = [len(batches) * rank // here.world_size for rank in range(here.world_size + 1)]
@@ -80,7 +80,7 @@ def _shares(scenes: list[Scene], batch_size: int, here: Ranks) -> list[list[list
 
 
 def _gather(own: Tensor, lengths: Sequence[int], ranks: Ranks) -> Tensor:
-    """The parts of all ranks, one behind the other; `lengths`: how many rows each rank has."""
+    """Concatenates the parts of all ranks; `lengths`: the number of rows of each rank."""
     parts = [own if rank == ranks.rank else own.new_empty(length, *own.shape[1:])
              for rank, length in enumerate(lengths)]
     for rank, part in enumerate(parts) if ranks.world_size > 1 else ():

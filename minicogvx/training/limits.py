@@ -1,4 +1,4 @@
-"""What the numbers of a training may be: every training config checks its own in one call."""
+"""The valid ranges of training settings: every training config checks its fields in one call."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 
 from minicogvx.ranges import check_choice, shown
 
-# The largest values that are allowed, far above every published training; for all others it is `_MOST_OF_ALL`.
+# Upper limits, far above every published training; all other fields have `_MOST_OF_ALL`.
 _MOST = {"steps": 10**8, "batch_size": 65_536, "height": 8192, "width": 8192, "side": 8192, "num_frames": 10_000,
          "latent_frames": 10_000, "chunk_frames": 10_000, "clips": 10**7, "context_ranks": 65_536}
 _MOST_OF_ALL = 10**12
@@ -17,16 +17,15 @@ _HOLDS = {
     "above 0": lambda value: value > 0,
     "from 0 to 1": lambda value: 0 <= value <= 1,
     "from 0 to below 1": lambda value: 0 <= value < 1,
-    "any": lambda value: True,  # but a number: NaN and infinity are none
+    "any": lambda value: True,  # if finite
 }
 
 
 def check_limits(config, limits: Mapping[str, str]) -> None:
-    """Raises ValueError for the first field of a config dataclass that its type or `limits` do not allow.
+    """Raises ValueError for the first field of a config dataclass that violates its type or `limits`.
 
-    `limits` names fields, or groups of fields with blanks between them, and says in words what each may be, such as
-    {"steps batch_size": "1 or more"}; how large some may be is in one table here, whatever config they belong to.
-    None passes: where a field may be None, it is none of the numbers.
+    `limits` maps fields, separated by blanks, to their range in words, such as {"steps batch_size": "1 or more"}; upper
+    limits are in one table here, for all configs. None is not checked.
     """
     for field in fields(config):
         value, kinds = getattr(config, field.name), (field.type, *get_args(field.type))

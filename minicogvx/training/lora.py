@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on the transformer's attention, by `peft`, in diffusers' file format.
 
 A frozen weight W becomes W + (alpha / r) B A with B: d x r, A: r x d. B starts at zero, so training starts from the
-model as it is. The published fine-tuning code adapts queries, keys, values and output projection.
+unchanged model. The published fine-tuning code adapts queries, keys, values and output projection.
 """
 
 import json
@@ -34,7 +34,7 @@ def check_lora(config: TransformerConfig, rank: int, alpha: float) -> None:
 
 
 def add_lora(model: ExpertTransformer, rank: int, alpha: float) -> None:
-    """Adapters on every attention, in float32 or the model's own format; all other weights are frozen, in place.
+    """Adds adapters to every attention, in float32 or the model's dtype, and freezes all other weights, in place.
 
     Raises what `check_lora` raises.
     """
@@ -46,10 +46,10 @@ def add_lora(model: ExpertTransformer, rank: int, alpha: float) -> None:
 
 
 def read_lora(model: ExpertTransformer, path: str | Path) -> tuple[dict[str, Adapter], int, float]:
-    """The adapters in a file by the layers of `model` (which may be on the meta device), their rank and their alpha.
+    """The adapters in a file, by the layers of `model` (which may be on the meta device), their rank and their alpha.
 
-    Raises FileNotFoundError, or ValueError for a file that does not fit the model or that `add_lora` has no place for:
-    it makes adapters of one rank and scale, without biases, on all `TARGETS`.
+    Raises FileNotFoundError, and ValueError for a file that does not fit the model, or whose adapters differ from those
+    of `add_lora`: one rank and scale, without biases, on all `TARGETS`.
     """
     adapters = read_adapters(model, path)
     kinds = {(len(adapter.a), adapter.scale, adapter.bias is None) for adapter in adapters.values()}
@@ -65,7 +65,7 @@ def read_lora(model: ExpertTransformer, path: str | Path) -> tuple[dict[str, Ada
 def continue_lora(model: ExpertTransformer, path: str | Path, rank: int, alpha: float | None = None) -> None:
     """As `add_lora`, but the adapters start as those in a file. `alpha`: None takes the file's own.
 
-    Raises what `read_lora` raises, and ValueError where the file has another rank or alpha.
+    Raises what `read_lora` raises, and ValueError if the file has another rank or alpha.
     """
     adapters, own_rank, own_alpha = read_lora(model, path)
     alpha = own_alpha if alpha is None else alpha
@@ -80,14 +80,14 @@ def continue_lora(model: ExpertTransformer, path: str | Path, rank: int, alpha: 
 
 
 def trained_alpha(model: ExpertTransformer) -> float:
-    """The alpha of the adapters in `model`, which are all of one."""
+    """The alpha of the adapters in `model`, which is the same for all."""
     return next(module.lora_alpha["default"] for module in model.modules() if hasattr(module, "lora_alpha"))
 
 
 def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The adapters by their names in the file: `transformer.transformer_blocks.0.attn1.to_q.lora_A.weight` and so on.
+    """The adapters, by their names in the file: `transformer.transformer_blocks.0.attn1.to_q.lora_A.weight` and so on.
 
-    `weights`: the model's state dict, where it has been gathered from many ranks.
+    `weights`: the model's state dict, if it was gathered from several ranks.
     """
     from peft import get_peft_model_state_dict
 
@@ -96,7 +96,7 @@ def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None 
 
 
 def write_lora(path: str | Path, tensors: dict[str, Tensor], rank: int, alpha: float) -> Path:
-    """Writes adapters, with rank and alpha in the header where diffusers reads them; `path`: folder or file."""
+    """Writes adapters, with rank and alpha in the header, as diffusers expects; `path`: folder or file."""
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / FILE
     # Without "alpha" in the header diffusers takes alpha = rank.

@@ -1,6 +1,6 @@
-"""Float32 copies of the weights that learn, beside a model that computes in 16 bits.
+"""Float32 copies of the trained weights of a model that computes in 16 bits.
 
-A step of 1e-5 is lost in bfloat16, whose numbers near 1 lie 1/128 apart. So the sum of all steps is kept in float32.
+A step of 1e-5 is lost in bfloat16, whose numbers near 1 are 1/128 apart. So updates are accumulated in float32.
 """
 
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from minicogvx.training.distributed import Ranks, average_gradients
 
 
 class MasterWeights(nn.Module):
-    """The trainable weights of `model` in float32, by the model's own names; frozen ones are not among them.
+    """The trainable (not the frozen) weights of `model` in float32, by the model's own names.
 
-    After each backward pass: `take_gradients`, a step of the optimizer on `named_weights`, `write_back`. `own`: they
-    are the model's own weights and no copies, where it is float32 itself, as FSDP2 keeps it.
+    After each backward pass: `take_gradients`, an optimizer step on `named_weights`, `write_back`. `own`: these are the
+    model's own weights, not copies, because they are float32 already, as under FSDP2.
     """
 
     def __init__(self, model: nn.Module, own: bool = False):
         super().__init__()
         self.own, self.full = own, nn.ParameterDict()
         self.low = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for name, p in self.low.items():  # one by one: from a dictionary it would take them sorted
-            without_dots = name.replace(".", "/")  # none may be in it
+        for name, p in self.low.items():  # one by one: ParameterDict sorts the keys of a dictionary
+            without_dots = name.replace(".", "/")  # ParameterDict allows no dots in names
             self.full[without_dots] = p if own else nn.Parameter(p.detach().to(torch.float32, copy=True))
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -31,14 +31,14 @@ class MasterWeights(nn.Module):
         return ((name.replace("/", "."), p) for name, p in self.full.items())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The same as a state dict."""
+        """The weights as a state dict."""
         return {name: p.detach() for name, p in self.named_weights()}
 
     @torch.no_grad()
     def take_gradients(self, ranks: Ranks = Ranks()) -> None:
         """Moves the model's gradients to the float32 weights, as the mean over ranks; a missing one counts as zero.
 
-        Own weights have theirs already, and FSDP2 has averaged them.
+        With `own`, nothing to do: FSDP2 has averaged them.
         """
         if self.own:
             return
@@ -49,6 +49,6 @@ class MasterWeights(nn.Module):
 
     @torch.no_grad()
     def write_back(self, weights: "MasterWeights | None" = None) -> None:
-        """Rounds the float32 weights (or those of `weights`, such as their moving average) into the model."""
+        """Copies the float32 weights (or `weights`, such as their moving average) into the model, rounded."""
         for (_, full), low in () if self.own else zip((weights or self).named_weights(), self.low.values()):
             low.copy_(full)

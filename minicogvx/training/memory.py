@@ -1,11 +1,11 @@
 """How much memory a training step of the transformer needs on each GPU, worked out on the meta device from shapes.
 
-What making a video needs is in training/memory_generating.py.
+For generating a video see training/memory_generating.py.
 
 Weights are float32 and so are AdamW's two averages; forward and backward run in bfloat16 (paper, Table 6). Clips and
-captions are taken as encoded beforehand, so neither the VAE nor the text encoder is on the GPU. Not counted: CUDA's own
-half gigabyte or so, what a fragmented allocator wastes, messages under way, and an optimizer's temporaries, which fall
-where the activations have gone (AdamW with fused=True has none).
+captions are assumed to be encoded already, so neither the VAE nor the text encoder is on the GPU. Not counted: CUDA's
+own half gigabyte or so, fragmentation, communication buffers, and the optimizer's temporaries, which live after the
+activations are freed (AdamW with fused=True has none).
 """
 
 import contextlib
@@ -21,21 +21,23 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minicogvx.presets import Preset, TransformerConfig
+from minicogvx.presets import Preset, TransformerConfig, video_size
+from minicogvx.ranges import valid_frames
 from minicogvx.training.lora import add_lora
 from minicogvx.transformer.model import ExpertTransformer
 
+PUBLISHED_DTYPE = torch.bfloat16  # of forward and backward passes (paper, Table 6)
 SHARDINGS = ("replicate", "replicate+checkpoint", "fsdp", "fsdp+checkpoint", "fsdp+checkpoint+offload")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the highest point of a training step. `host`: of this rank, in the memory of the CPU."""
+    """Bytes at the peak of a training step. `host`: this rank's CPU memory."""
 
     parameters: int
     gradients: int
     optimizer: int
-    gathered: int  # under FSDP2: whole weights and gradients of the blocks at work
+    gathered: int  # under FSDP2: gathered weights and gradients of the blocks that compute
     activations: int
     host: int = 0
 
@@ -47,7 +49,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a forward pass leaves for the backward pass, and the most that lives during the latter."""
+    """Bytes that a forward pass saves for the backward pass, and the peak during the latter."""
 
     kept: int
     peak: int
@@ -55,7 +57,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one GPU trains on: latents `batch x frames x height x width`, and `text` tokens beside each."""
+    """The batch of one GPU: latents `batch x frames x height x width`, and `text` tokens for each clip."""
 
     batch: int
     frames: int
@@ -70,30 +72,28 @@ def inputs_for(preset: Preset, height: int | None = None, width: int | None = No
 
     Raises ValueError for a size that the VAE or the patches do not divide.
     """
-    height, width, frames = (own if given is None else given for given, own in (
-        (height, preset.height), (width, preset.width), (frames, preset.num_frames)))
     config, vae = preset.transformer, preset.vae
-    time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
+    frames, height, width = video_size(vae, config, frames, height, width)
+    time, pixels = vae.temporal_compression_ratio, vae.spatial_compression_ratio * config.patch_size
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be 1 or more")
     if frames < 1 or frames % time != 1 % time:
-        low = max((frames - 1) // time * time + 1, 1)
-        raise ValueError(f"frames is {frames}; it must be {time}k + 1, such as {low} or {low + time}")
+        raise ValueError(f"frames is {frames}; it must be {valid_frames(frames, time)}")
     for name, size in (("height", height), ("width", width)):
-        if size < 1 or size % (space * config.patch_size):
-            raise ValueError(f"{name} is {size}; it must be a multiple of {space * config.patch_size}")
-    latents, patch = (frames - 1) // time + 1, config.patch_size_t or 1
-    return Inputs(batch, -(-latents // patch) * patch, height // space, width // space, config.max_text_seq_length)
+        if size < 1 or size % pixels:
+            raise ValueError(f"{name} is {size}; it must be a multiple of {pixels}")
+    latent_frames, *size = vae.latent_size(frames, height, width)
+    return Inputs(batch, config.whole_patches(latent_frames), *size, config.max_text_seq_length)
 
 
 def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
-           dtype: torch.dtype = torch.bfloat16) -> Memory:
-    """Of one of `gpus` GPUs, each with `inputs`, under one of SHARDINGS; `dtype` is what forward and backward run in.
+           dtype: torch.dtype = PUBLISHED_DTYPE) -> Memory:
+    """The memory of one of `gpus` GPUs, each with `inputs`, under one of SHARDINGS; `dtype`: of forward and backward.
 
-    replicate: every GPU has all weights, and in 16 bits a copy of them. fsdp: FSDP2 cuts weights, gradients and
-    optimizer state (`distributed.wrap`), and while a block is at work its weights are whole in `dtype`, those of the
-    next one, too, and its gradients both in `dtype` and, on their way to the other GPUs, in float32. +checkpoint: each
-    block keeps its input alone and is computed again in the backward pass. +offload: the shards lie on the CPU.
+    replicate: every GPU has all weights, and for a 16-bit `dtype` also a 16-bit copy. fsdp: FSDP2 shards weights,
+    gradients and optimizer state (`distributed.wrap`); while a block computes, its weights and those of the next one
+    are gathered in `dtype`, and its gradients exist in `dtype` and, for the reduce-scatter, in float32. +checkpoint:
+    each block saves only its input and is recomputed in the backward pass. +offload: the shards are in CPU memory.
     """
     if sharding not in SHARDINGS:
         raise ValueError(f"sharding is {sharding!r}; it must be one of {', '.join(SHARDINGS)}")
@@ -101,7 +101,7 @@ def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
         raise ValueError(f"gpus is {gpus}; it must be 1 or more")
     shapes, blocks, buffers = _weights(config)
     activations, low = activations_of(config, inputs, "checkpoint" in sharding, dtype).peak, dtype.itemsize
-    copy = low if low < 4 else 0  # bytes of a weight in 16 bits beside its float32
+    copy = low if low < 4 else 0  # bytes per weight of the 16-bit copy
     if sharding.startswith("replicate"):
         count = sum(shape.numel() for shape in shapes)
         return Memory((4 + copy) * count + buffers, 4 * count, 8 * count, 0, activations)
@@ -115,11 +115,11 @@ def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
 
 
 def memory_of_lora(config: TransformerConfig, inputs: Inputs, rank: int, checkpointing: bool,
-                   dtype: torch.dtype = torch.bfloat16) -> Memory:
-    """Of a GPU that trains adapters of this rank, on one GPU or replicated on many; `dtype` is that of frozen weights.
+                   dtype: torch.dtype = PUBLISHED_DTYPE) -> Memory:
+    """The memory of a GPU that trains adapters of this rank, alone or replicated; `dtype` is that of frozen weights.
 
-    Adapters are there in `dtype`, where they compute, and in float32, where they learn: only they have gradients and
-    AdamW's averages. Raises ValueError for a rank that does not fit the model, and without the peft package.
+    Adapters exist in `dtype`, to compute, and as float32 master weights; only they have gradients and AdamW state.
+    Raises ValueError for a rank that does not fit the model, and without the peft package.
     """
     frozen, buffers = parameter_count(config), _weights(config)[2]
     with torch.device("meta"):
@@ -132,13 +132,13 @@ def memory_of_lora(config: TransformerConfig, inputs: Inputs, rank: int, checkpo
 
 
 def parameter_count(config: TransformerConfig) -> int:
-    """Parameters of a transformer, without making one."""
+    """The number of parameters of a transformer, without allocating one."""
     return sum(shape.numel() for shape in _weights(config)[0])
 
 
 @functools.cache
 def _weights(config: TransformerConfig) -> tuple[list[torch.Size], list[torch.Size], int]:
-    """The shapes of all parameters, of those in blocks, and the bytes of buffers, which are never cut."""
+    """The shapes of all parameters, of those in blocks, and the bytes of buffers, which are never sharded."""
     with torch.device("meta"):
         model = ExpertTransformer(config)
     parameters, blocks = ([p.shape for p in part.parameters()] for part in (model, model.transformer_blocks))
@@ -146,7 +146,7 @@ def _weights(config: TransformerConfig) -> tuple[list[torch.Size], list[torch.Si
 
 
 def _rows_of_first_rank(shape: torch.Size, ranks: int) -> int:
-    """FSDP2 cuts the first axis into `ranks` pieces, rounded up: the first rank has one of full size."""
+    """FSDP2 cuts the first axis into `ranks` pieces, rounded up: the first rank has the largest."""
     return -(-shape[0] // ranks) * (shape.numel() // shape[0])
 
 
@@ -155,8 +155,8 @@ def _rows_of_first_rank(shape: torch.Size, ranks: int) -> int:
 
 @functools.cache
 def activations_of(config: TransformerConfig, inputs: Inputs, checkpointing: bool = False,
-                   dtype: torch.dtype = torch.bfloat16, lora_rank: int = 0) -> Activations:
-    """Counted on the meta device in models of two and three blocks; each further block adds what the third did."""
+                   dtype: torch.dtype = PUBLISHED_DTYPE, lora_rank: int = 0) -> Activations:
+    """Counted on the meta device in models of two and three blocks; each further block adds as much as the third."""
     two, three = (count_activations(replace(config, num_layers=layers), inputs, checkpointing, dtype,
                                     lora_rank) for layers in (2, 3))
     more = config.num_layers - 2
@@ -165,10 +165,10 @@ def activations_of(config: TransformerConfig, inputs: Inputs, checkpointing: boo
 
 def count_activations(config: TransformerConfig, inputs: Inputs, checkpointing: bool, dtype: torch.dtype,
                       lora_rank: int = 0) -> Activations:
-    """One forward and backward pass on the meta device, with all layers; every tensor is counted while it lives.
+    """One forward and backward pass on the meta device, with all layers; counts every tensor while it is alive.
 
-    With a `lora_rank` only adapters learn: a frozen layer need not keep what came in. Gradients of weights are counted
-    elsewhere and dropped here as soon as they are there, which under FSDP2 they are.
+    With a `lora_rank` only adapters are trained: a frozen layer need not save its input. Gradients of weights are
+    counted elsewhere, and freed here as soon as they are computed, as FSDP2 does.
     """
     with torch.device("meta"):
         model = ExpertTransformer(config)
@@ -201,17 +201,17 @@ def _drop(p: nn.Parameter) -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make on the meta device and that are still alive."""
+    """Counts the storages that operations create on the meta device, for as long as they are alive."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         gc.collect()
         self.weights = {StorageWeakRef(p.untyped_storage()) for p in (*model.parameters(), *model.buffers())}
         self.sizes: dict[StorageWeakRef, int] = {}
-        self.most = self.peak = 0  # bytes: what would be alive if nothing had died since the last look; the most so far
+        self.most = self.peak = 0  # bytes: alive if nothing was freed since the last count; the maximum so far
 
     def __torch_dispatch__(self, func: Callable, types, args=(), kwargs=None):
-        """Runs the operation and looks at what it returned; a view shares a storage that is known already."""
+        """Runs the operation and counts its outputs; the storage of a view is known already."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_meta:
@@ -224,7 +224,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def now(self) -> int:
-        """Bytes alive at this moment."""
+        """Bytes alive now."""
         self.sizes = {reference: size for reference, size in self.sizes.items() if not reference.expired()}
         self.most = sum(self.sizes.values())
         return self.most
@@ -232,7 +232,7 @@ class LiveBytes(TorchDispatchMode):
 
 @contextlib.contextmanager
 def flash_attention() -> Iterator[None]:
-    """Has attention keep what a GPU's fused kernels keep: q, k, v, the output and one number a row, no scores.
+    """Makes attention save what a GPU's fused kernels save: q, k, v, the output and one number per row, no scores.
 
     A TorchFunctionMode would not do: it is off inside `backward`, where checkpointing runs the blocks again.
     """

@@ -1,4 +1,4 @@
-"""`minicogvx memory`: what training, LoRA and making a video need on each GPU."""
+"""`minicogvx memory`: what training, LoRA and generating a video need on each GPU."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ _SIDE, _GPUS = whole(*RANGES["sample_height"]), whole(1, 1_000_000)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the tables, or with --check holds the arithmetic to a real step."""
+    """Prints the tables; with --check compares the estimate with a real step."""
     arguments = _parser().parse_args(argv)
     import torch
 
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="minicogvx memory",
-                    description="GiB on each GPU that training a transformer, training adapters and making a video "
-                                "take: worked out from shapes, in seconds, on any machine.")
+                    description="GiB on each GPU for training a transformer, training adapters and generating a video: "
+                                "computed from shapes, in seconds, on any machine.")
     parser.add_argument("preset", type=one_of(PRESETS, "preset", "presets"), metavar="PRESET",
                         help=f"which size: {', '.join(PRESETS)}")
     parser.add_argument("--height", type=_SIDE, metavar="PIXELS", help="default: the preset's own")
@@ -44,13 +44,13 @@ def _parser() -> Parser:
                         help="4k + 1 (default: the preset's own)")
     parser.add_argument("--batch", type=whole(1, 65_536), default=1, metavar="N", help="clips on each GPU (default: 1)")
     parser.add_argument("--gpus", type=_GPUS, nargs="+", default=[1, 2, 4, 8, 16, 64], metavar="N",
-                        help="numbers of GPUs, a column each (default: 1 2 4 8 16 64)")
+                        help="numbers of GPUs, one column each (default: 1 2 4 8 16 64)")
     parser.add_argument("--parts", type=_GPUS, default=8, metavar="N",
-                        help="GPUs to show the parts for (default: 8)")
+                        help="number of GPUs for the breakdown (default: 8)")
     parser.add_argument("--lora", type=whole(), default=64, metavar="RANK", help="of the adapters (default: 64)")
     parser.add_argument("--dtype", type=one_of(("float32", "bfloat16")), metavar="float32|bfloat16",
                         help="what networks compute in (default: bfloat16; with --check float32)")
-    parser.add_argument("--check", action="store_true", help="no tables, but one real step that is held against them")
+    parser.add_argument("--check", action="store_true", help="no tables: compare the estimate with one real step")
     parser.add_argument("--device", metavar="cpu|cuda", help="with --check: where (default: cpu)")
     return parser
 
@@ -60,8 +60,7 @@ def _print_training(sizes, inputs, gpus, parts, dtype) -> None:
 
     config = sizes.transformer
     table = {(how, n): memory(config, inputs, n, how, dtype) for how in SHARDINGS for n in {*gpus, parts}}
-    patch = config.patch_size**2 * (config.patch_size_t or 1)
-    tokens = inputs.frames * inputs.height * inputs.width // patch + inputs.text
+    tokens = config.num_patches((inputs.frames, inputs.height, inputs.width)) + inputs.text
     print(f"{sizes.name}: on each GPU {inputs.batch} x latents {config.in_channels}x{inputs.frames}x{inputs.height}x"
           f"{inputs.width}, {tokens:,} tokens; weights and AdamW float32, computing in {_name(dtype)}\n")
     print(f"{'GiB on each GPU':25}" + "".join(f"{n:>9}" for n in gpus) + "   GPUs")
@@ -76,7 +75,7 @@ _PARTS = ("parameters", "gradients", "optimizer", "gathered", "activations", "ho
 
 
 def _print_lora(sizes, inputs, rank: int, dtype) -> None:
-    """The rows of LoRA, and whether `minicogvx finetune` recomputes activations without being told."""
+    """The rows of LoRA, and whether `minicogvx finetune` recomputes activations by default."""
     from minicogvx.training.finetune import LARGE
     from minicogvx.training.memory import memory_of_lora, parameter_count
 
@@ -89,7 +88,7 @@ def _print_lora(sizes, inputs, rank: int, dtype) -> None:
         need = memory_of_lora(sizes.transformer, inputs, rank, checkpointing, dtype)
         print(f"{name:25}{_gib(need.total):>17}" + "".join(f"{_gib(getattr(need, part)):>12}" for part in of_lora))
     large = parameter_count(sizes.transformer) >= LARGE
-    print(f"finetune recomputes activations of this model (+checkpoint) {'unless told' if large else 'if told to by'} "
+    print(f"finetune recomputes activations of this model (+checkpoint) {'unless' if large else 'only with'} "
           f"--set gradient_checkpointing={not large}")
 
 
@@ -118,7 +117,7 @@ def _name(dtype) -> str:
 
 
 def _place(asked: str | None, dtype) -> str:
-    """Where the check computes. Raises ValueError for a device whose memory says nothing of a GPU's."""
+    """The device of the check. Raises ValueError for one whose memory cannot be compared."""
     from minicogvx.compat import choose_device, choose_dtype
 
     device = choose_device(asked or "cpu")
@@ -149,9 +148,9 @@ def _check(sizes, inputs, device: str, dtype) -> int:
 
 
 def real_step(config, inputs, device: str = "cpu", dtype=None) -> dict[str, int]:
-    """Bytes of one step with all weights in `dtype` (None: float32): tensors by size, activations by what memory grows.
+    """Bytes of one step with all weights in `dtype` (None: float32): tensors by size, activations by memory growth.
 
-    On the CPU that is the memory of the process, on Linux only; on CUDA what PyTorch has handed out.
+    On the CPU that is the memory of the process, on Linux only; on CUDA, PyTorch's allocations.
     """
     import gc
 
@@ -171,7 +170,7 @@ def real_step(config, inputs, device: str = "cpu", dtype=None) -> dict[str, int]
         text = like.new_empty(inputs.batch, inputs.text, config.text_embed_dim).normal_()
         return model(latents, torch.arange(inputs.batch, device=device), text, ofs).square().mean()
 
-    loss(inputs).backward()  # loads kernels, makes tables, and gradients, which the next pass keeps
+    loss(inputs).backward()  # loads kernels and allocates tables and gradients, which the next pass reuses
     optimizer.step()
     gc.collect()
     before = used()
@@ -185,7 +184,7 @@ def real_step(config, inputs, device: str = "cpu", dtype=None) -> dict[str, int]
 
 
 def _meter(device: str):
-    """A function that gives the bytes in use on `device`."""
+    """A function that returns the bytes in use on `device`."""
     if device != "cpu":
         import torch
 
@@ -194,7 +193,7 @@ def _meter(device: str):
         raise ValueError("--check reads /proc/self/status; it must run on Linux, or with --device cuda")
     import ctypes
 
-    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed blocks go back at once, so growth is what is held
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed blocks are returned at once: growth is use
     return _resident
 
 

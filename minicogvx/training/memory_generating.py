@@ -1,6 +1,6 @@
-"""How much memory making a video needs on a GPU, worked out on the meta device from shapes.
+"""How much memory generating a video needs on a GPU, worked out on the meta device from shapes.
 
-Not counted: CUDA's own half gigabyte or so, and what a fragmented allocator wastes.
+Not counted: CUDA's own half gigabyte or so, and fragmentation.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.memory import Inputs, LiveBytes, empty_inputs, flash_attention, parameter_count
+from minicogvx.training.memory import PUBLISHED_DTYPE, Inputs, LiveBytes, empty_inputs, flash_attention, parameter_count
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.tiling import tiled_decode
@@ -19,7 +19,7 @@ from minicogvx.vae.tiling import tiled_decode
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of a network's weights, and the most that lives beside them while it is at work."""
+    """Bytes of a network's weights, and the peak of everything else while it computes."""
 
     weights: int
     work: int
@@ -35,17 +35,17 @@ class Generating:
     tiled: Part
 
     def peak(self, tile: bool = False, offload: bool = False) -> int:
-        """Bytes at the highest point: all weights and the network that needs most, or under `offload` one at a time."""
+        """Peak bytes: all weights plus the network that needs most; with `offload`, one network at a time."""
         parts = (self.text, self.transformer, self.tiled if tile else self.vae)
         if offload:
             return max(part.weights + part.work for part in parts)
         return sum(part.weights for part in parts) + max(part.work for part in parts)
 
 
-def generating(preset: Preset, inputs: Inputs, dtype: torch.dtype = torch.bfloat16) -> Generating:
-    """Counted for `inputs.batch` videos with guidance, which doubles what text encoder and transformer see.
+def generating(preset: Preset, inputs: Inputs, dtype: torch.dtype = PUBLISHED_DTYPE) -> Generating:
+    """Counted for `inputs.batch` videos with guidance, which doubles the batch of text encoder and transformer.
 
-    Where patches span two latent frames, the VAE is given the frame that only fills a patch, too.
+    If patches span two latent frames, the VAE also decodes the frame that only fills a patch.
     """
     with torch.device("meta"):
         text = TextEncoder.from_config(preset.text, (), inputs.text).encoder.to(dtype)

@@ -1,6 +1,6 @@
-"""`torch.optim.Muon`, quicker for small models and on processors without bfloat16.
+"""`torch.optim.Muon`, faster for small models and on CPUs without bfloat16.
 
-Matrices of one shape are orthogonalised together, in the number format that the device is fastest in.
+Matrices of one shape are orthogonalised together, in the dtype in which the device is fastest.
 """
 
 from functools import cache
@@ -11,16 +11,15 @@ from torch.distributed.tensor import DTensor
 
 from minicogvx.compat import fastest_dtype
 
-STACKED = 2**20  # numbers in a matrix, at most; a larger one keeps every core busy by itself
+STACKED = 2**20  # elements of a matrix, at most; a larger one keeps every core busy by itself
 
 
 class StackedMuon(torch.optim.Muon):
     """The update of `torch.optim.Muon`, in the same order of operations, on stacks of matrices.
 
-    A small transformer has dozens of matrices of three shapes. One by one, most of the time goes into starting
-    operations that are over at once. Large matrices, and those that lie on many ranks, are taken one by one. The
-    results agree with torch's to the rounding of bfloat16, in which torch computes on every device: also on processors
-    that emulate it fifty times slower than float32.
+    A small transformer has dozens of matrices of three shapes. One by one, most of the time is spent on launching tiny
+    operations. Large matrices and DTensors are updated one by one. The results agree with torch's to the rounding of
+    bfloat16, in which torch computes on every device, even on CPUs that emulate it fifty times slower than float32.
     """
 
     @torch.no_grad()
@@ -61,12 +60,12 @@ class StackedMuon(torch.optim.Muon):
 
 @cache
 def _iterates_in(device_type: str) -> torch.dtype:
-    """The number format of the iteration, whatever MINICOGVX_DTYPE says: bfloat16 where the device computes in it."""
+    """The dtype of the iteration, independent of MINICOGVX_DTYPE: bfloat16 if the device computes in it."""
     return fastest_dtype(device_type)[0]
 
 
 def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """A matrix `m n`, or each of a stack `k m n`, with its singular values brought near 1 (Newton-Schulz iteration)."""
+    """A matrix `m n`, or each of a stack `k m n`, with singular values moved close to 1 (Newton-Schulz iteration)."""
     a, b, c = coefficients
     tall, add_product = matrices.shape[-2] > matrices.shape[-1], torch.baddbmm if matrices.ndim == 3 else torch.addmm
     x = matrices.to(_iterates_in(matrices.device.type))

@@ -1,6 +1,6 @@
-"""Muon for matrices, AdamW for the rest, one learning-rate curve for both.
+"""Muon for matrices, AdamW for the rest, one learning-rate schedule for both.
 
-Why Muon: at 200 small steps AdamW had learnt only the background of a clip where Muon had learnt the shape.
+Why Muon: after 200 small steps AdamW had learnt only the background of a clip, Muon the shape as well.
 """
 
 import math
@@ -16,14 +16,14 @@ from minicogvx.training.muon import StackedMuon
 class MuonAdamW:
     """`torch.optim.Muon` on the given matrices and convolution kernels, `torch.optim.AdamW` on all other parameters.
 
-    A convolution kernel `o i t h w` is to Muon the matrix `o x (i t h w)`: a view, so both share their numbers.
+    Muon treats a convolution kernel `o i t h w` as the matrix `o x (i t h w)`, a view of it.
     Muon works on stacks of matrices (training/muon.py).
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
                  adamw_lr: float = 1e-3, muon_on: Callable[[str, Tensor], bool] = lambda name, p: p.ndim >= 2,
                  weight_decay: float = 0.0, clip: float = 1.0, betas: tuple[float, float] = (0.9, 0.95)):
-        """`muon_on(name, parameter)` says which Muon takes; AdamW alone where it never says yes."""
+        """`muon_on(name, parameter)`: whether Muon updates it; if never, AdamW is used alone."""
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
         self.matrices = [p for name, p in parameters if muon_on(name, p)]
         self.others = [p for name, p in parameters if not muon_on(name, p)]
@@ -39,7 +39,7 @@ class MuonAdamW:
     def step(self, factor: float) -> Tensor:
         """One update at `factor` times the base learning rates; returns the gradient norm and clears the gradients.
 
-        A gradient norm that is not finite leaves the weights as they are.
+        If the norm is not finite, the weights are left unchanged.
         """
         norm = nn.utils.clip_grad_norm_(self.matrices + self.others, self.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -58,7 +58,7 @@ class MuonAdamW:
         return [group for _, optimizer, _ in self.halves() for group in optimizer.param_groups]
 
     def halves(self) -> list[tuple[str, torch.optim.Optimizer, list[nn.Parameter]]]:
-        """Name, optimizer and parameters of Muon and of AdamW, where it has any."""
+        """Name, optimizer and parameters of Muon and of AdamW, without one that has no parameters."""
         return [half for half in (("muon", self.muon, self.flat), ("adamw", self.adamw, self.others)) if half[2]]
 
 
@@ -72,7 +72,7 @@ def average(averages: Iterable[nn.Module], modules: Iterable[nn.Module], decay: 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
     """Learning-rate factor: linear from 0 to 1 in `warmup` steps, then a cosine down to `floor` at the last step.
 
-    The warm-up takes at most half of the steps: a short run would otherwise end before it does.
+    The warm-up takes at most half of the steps, so that a short run gets beyond it.
     """
     warmup = min(warmup, steps // 2)
     if step < warmup:
@@ -82,5 +82,5 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> fl
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """Which parameters Muon takes: the matrices of the blocks of "transformer", without their modulations."""
+    """Whether Muon updates a parameter: the matrices of the transformer's blocks, except modulations."""
     return parameter.ndim == 2 and name.startswith("transformer.transformer_blocks") and ".norm" not in name

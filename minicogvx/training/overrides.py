@@ -18,10 +18,10 @@ from minicogvx.ranges import shown
 from minicogvx.suggest import did_you_mean
 from minicogvx.training.distributed import Ranks
 
-# Fields that may differ when a run is resumed, by the last name of their path: how a step is computed, and not what is
-# learnt. The number of steps may change, too (see `_last_steps`), and the batch where the ranks do.
+# Fields that may differ when a run is resumed, by the last name of their path: how a step is computed, not what is
+# learnt. The number of steps may also change (see `_last_steps`), and the batch per rank with the number of ranks.
 JOINT = "batch_size of all ranks"
-ADAPTERS = "weights of lora_from"  # a hash, which says nothing to people
+ADAPTERS = "weights of lora_from"  # a hash, which is not shown
 HOW = frozenset({"accumulate", "gradient_checkpointing", "compile", "sharding", "offload", "context_ranks",
                  "sample_every", "guidance_scale", "dtype", "device", "ranks", JOINT, "torch", "minicogvx",
                  "lora_from"})  # a path; its weights must be the same
@@ -30,10 +30,10 @@ Change = tuple[list[str], Any, str]  # path, value, and the path as it was writt
 
 
 def override(config: Any, *assignments: str) -> Any:
-    """A copy of `config` in which some fields are others, named by their paths: names of fields and indices of tuples.
+    """A copy of `config` with some fields replaced. A path consists of names of fields and indices of tuples.
 
-    All change together, in any order; of two values for one path the last holds. Raises ValueError, in one sentence,
-    for a path that leads nowhere, a value of the wrong kind, and what the dataclasses themselves refuse.
+    All are replaced together, so order does not matter; of two values for one path the last wins. Raises ValueError, in
+    one sentence, for an unknown path, a value of the wrong type, and whatever the dataclasses reject.
     """
     changes = []
     for assignment in assignments:
@@ -45,7 +45,7 @@ def override(config: Any, *assignments: str) -> Any:
 
 
 def fields(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value in `config` by the path that `override` takes."""
+    """Every value in `config`, by its path as in `override`."""
     if dataclasses.is_dataclass(config):
         parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     elif isinstance(config, tuple) and any(map(dataclasses.is_dataclass, config)):
@@ -58,12 +58,12 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
             unrecorded: Mapping[str, Any] = {}) -> Callable[[], None]:
-    """Compares what a run trains with to what was written to `path` before; what it returns writes it there.
+    """Compares the settings of a run with those recorded at `path`; returns a function that records them.
 
-    That is to be called once the run is accepted, and writes once. What is in `HOW` may have changed, which is then
-    printed on one line. A field that did not exist when the run was begun had its default, or its value in
-    `unrecorded`. `also`: what else must stay as it was, or belongs to `HOW`.
-    Raises ValueError, with the first number that differs and must not.
+    Call it once the run is accepted; it writes only once. Fields in `HOW` may have changed; such changes are printed on
+    one line. A field that did not exist when the run was begun counts as its default, or its value in `unrecorded`.
+    `also`: further values that must not change, unless they are in `HOW`.
+    Raises ValueError, with the first value that differs and must not.
     """
     numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
     before = json.loads(json.dumps(_defaults(config) | dict(also) | dict(unrecorded)))
@@ -71,11 +71,11 @@ def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
     changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
     free = HOW | {_last_steps(numbers)}
     if JOINT in numbers and numbers[JOINT] == before[JOINT] and numbers["ranks"] != before["ranks"]:
-        free |= {"batch_size"}  # of one rank
+        free |= {"batch_size"}  # per rank
     for name in changed:
         if name.rpartition(".")[2] not in free and name not in free:
             raise ValueError(f"{path.parent} was begun with {_difference(name, before, numbers)}; name another folder, "
-                             f"or remove this one to start anew")
+                             f"or remove this one to start again")
 
     @functools.cache
     def write() -> None:
@@ -95,28 +95,13 @@ def _difference(name: str, before: Mapping[str, Any], numbers: Mapping[str, Any]
 
 
 def surroundings(ranks: Ranks, dtype: torch.dtype) -> dict[str, Any]:
-    """What a run computes with, for `compare`: of interest where two runs of the same numbers differ."""
+    """The software and hardware of a run, for `compare`: they matter if two runs with the same settings differ."""
     return {"dtype": str(dtype).removeprefix("torch."), "device": ranks.device.type, "ranks": ranks.world_size,
             "torch": str(torch.__version__), "minicogvx": __version__}
 
 
-def forget_failed_start(path: Path) -> None:
-    """Removes what was written at `path` for a run that has left no checkpoint and no result beside it.
-
-    Raises ValueError where there are results and nothing was written down: some other run's, or somebody's own.
-    """
-    results = [found for pattern in ("checkpoints/*", "*.safetensors", "pipeline") for found in
-               path.parent.glob(pattern)]
-    whole = [found for found in results if not found.name.startswith(".")]  # and not what a killed run left
-    if not results:
-        path.unlink(missing_ok=True)
-    elif whole and not path.exists():
-        raise ValueError(f"{path.parent} holds {whole[0].relative_to(path.parent)}, which this run did not make and "
-                         f"would write over; name another folder")
-
-
 def _last_steps(numbers: Mapping[str, Any]) -> str:
-    """The path of the number of steps that may grow: of the stage behind which there is none."""
+    """The path of the number of steps that may grow: that of the last stage."""
     stages = [path for path in numbers if re.fullmatch(r"transformer\.stages\.\d+\.steps", path)]
     return max(stages, key=lambda path: int(path.split(".")[2]), default="steps")
 
@@ -139,7 +124,7 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _replaced(config: Any, changes: list[Change]) -> Any:
-    """One new object on each level, made once: a dataclass sees all that changes in it before it says no."""
+    """One new object on each level, built once: a dataclass is checked with all its changes in place."""
     new, deeper = {}, {}
     for (head, *rest), value, whole in changes:
         name = _name(config, head, whole)
@@ -156,7 +141,7 @@ def _replaced(config: Any, changes: list[Change]) -> Any:
 
 
 def _name(config: Any, head: str, whole: str) -> str | int:
-    """Of a field, or the index in a tuple, that `head` means."""
+    """The field name, or the index in a tuple, that `head` refers to."""
     if isinstance(config, tuple):
         if not head.isdigit() or int(head) >= len(config):
             raise ValueError(f"{whole} leads nowhere: {head!r} must be from 0 to {len(config) - 1}")
@@ -193,7 +178,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if kind is Literal:
         return value in parts
     if kind is tuple:
-        return isinstance(value, tuple) and (not parts[-1] is ... or all(_fits(one, parts[0]) for one in value))
+        return isinstance(value, tuple) and (parts[-1] is not ... or all(_fits(one, parts[0]) for one in value))
     return type(value) is (wanted if wanted is not None else NoneType)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.transformer.packed import packed_forward
+from minicogvx.transformer.packed import forward_clips
 
 
 def packed_diffusion_loss(model: ExpertTransformer, schedule: NoiseSchedule,
@@ -29,7 +29,7 @@ def packed_diffusion_loss(model: ExpertTransformer, schedule: NoiseSchedule,
         The mean squared error of each clip, in at least float32. `mean_loss` makes one number of it.
 
     Raises:
-        ValueError: if the lists differ in length, if a noise is not of its clip's shape, and as `packed_forward` does.
+        ValueError: if the lists differ in length, if a noise is not of its clip's shape, and as `forward_clips` does.
     """
     if [clip.shape for clip in latents] != [noise.shape for noise in noises]:
         raise ValueError(f"noises has shapes {[tuple(noise.shape) for noise in noises]}; they must be those of the "
@@ -40,7 +40,7 @@ def packed_diffusion_loss(model: ExpertTransformer, schedule: NoiseSchedule,
     each = timesteps.split(1)  # one-clip batches: the schedule and the loss stay those of any other training
     noisy = [schedule.add_noise(clip[None], noise[None], t)[0].to(text.dtype)
              for clip, noise, t, text in zip(latents, noises, each, texts)]
-    predictions = packed_forward(model, noisy, timesteps, texts)
+    predictions = forward_clips(model, noisy, timesteps, texts)
     return torch.cat([diffusion_loss(prediction[None], clip[None], noise[None], t, schedule)
                       for prediction, clip, noise, t in zip(predictions, latents, noises, each)])
 

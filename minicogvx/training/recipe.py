@@ -1,4 +1,4 @@
-"""The recipes of the models that this repository trains: every number of the shipped model's training, in one place."""
+"""The training recipes of the models in this repository: every setting of the shipped model's training."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,7 +9,6 @@ import torch
 from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import sample_scenes
 from minicogvx.files import check_writable, locked
-from minicogvx.interop import diffusers
 from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, preset
@@ -19,27 +18,29 @@ from minicogvx.training.distributed import Ranks, broadcast_weights
 from minicogvx.training.dry_run import check_transformer, check_vae
 from minicogvx.training.latents import LatentSet, encode_world
 from minicogvx.training.limits import check_limits
-from minicogvx.training.overrides import compare, fields, forget_failed_start, surroundings
+from minicogvx.training.overrides import compare, fields, surroundings
 from minicogvx.training.run import Keep
+from minicogvx.training.run_folder import forget_failed_start
 from minicogvx.training.samples import Samples
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, check_captions, train_transformer
 from minicogvx.training.vae import VAEStage, train_vae
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELossConfig
 
-# L2 beside L1: see VAELossConfig.
+_LOGS = "vae_[0-9]*.jsonl", "transformer.jsonl"
+# For L2 beside L1 see VAELossConfig.
 _PIXELS = VAELossConfig(l2_weight=10.0, lpips_weight=0.0, kl_weight=0.1, gan_weight=0.0)
 _PIXELS_LPIPS = replace(_PIXELS, lpips_weight=0.1, lpips_net="alex", lpips_frames=1)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one preset is trained from nothing on the shapes world."""
+    """How one preset is trained from scratch on the shapes world."""
 
     preset: str
     vae: tuple[VAEStage, ...]
     clips: int  # encoded once for diffusion training
-    two_objects: float  # share of them that show two objects
+    two_objects: float  # share of them with two objects
     transformer: TransformerTraining
     guidance_scale: float = 3.0  # what the model samples with by default; 3 obeyed more training captions than 6
     sizes: Preset | None = None  # None: those of the preset
@@ -51,7 +52,7 @@ class Recipe:
         check_number("guidance_scale", self.guidance_scale, whole=False)
 
     def check(self, seed: int = 0, here: Ranks = Ranks()) -> None:
-        """Raises ValueError, before any work, for what `train_recipe` would stop at late."""
+        """Raises ValueError, before any work, for settings at which `train_recipe` would fail late."""
         sizes = self.sizes or preset(self.preset)
         check_vae(sizes.vae, self.vae, here)
         check_transformer(sizes, self.transformer, here)
@@ -90,11 +91,11 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype | 
     """Trains VAE, then transformer and text encoder, and writes `out/pipeline`, a diffusers folder in 16 bits.
 
     `out/recipe.json` holds every number of the recipe, `out/minutes.json` the minutes of each part. A second call with
-    the same `out` goes on where the first was cut off: the finished VAE is in `out/vae.safetensors`, the state of a
-    part under way in `out/checkpoints`. Many ranks share the work and the first of them writes. Raises ValueError if
-    `out` was begun with other numbers (overrides.HOW may change) or is in use, for sizes that do not fit each other,
-    for a batch that the ranks do not divide, for fewer clips than ranks, and for captions that may be too long;
-    OSError where `out` cannot be written.
+    the same `out` resumes the first: the finished VAE is in `out/vae.safetensors`, the state of an unfinished part in
+    `out/checkpoints`. Several ranks share the work, and the first writes. Raises ValueError if `out` was begun with
+    other settings (overrides.HOW may change), holds such files without being of a run, or is in use, for sizes that do
+    not fit each other, for a batch that the ranks do not divide, for fewer clips than ranks, and for captions that may
+    be too long; OSError if `out` cannot be written.
     """
     recipe.check(seed, here)
     dtype = choose_dtype(here.device, dtype, training=True)
@@ -102,7 +103,7 @@ def train_recipe(recipe: Recipe, out: Path, seed: int = 0, dtype: torch.dtype | 
         return _train(recipe, out, seed, dtype, keep, here)
     check_writable(out, folder=True)
     with locked(out):
-        forget_failed_start(out / "recipe.json")
+        forget_failed_start(out / "recipe.json", _LOGS, ("minutes.json", "samples"))
         own = preset(recipe.preset)
         write_down = compare(out / "recipe.json", replace(recipe, sizes=recipe.sizes or own), seed,
                              surroundings(here, dtype), fields(own, "sizes"))
@@ -121,7 +122,7 @@ def _train(recipe: Recipe, out: Path, seed: int, dtype: torch.dtype, keep: Keep,
     minutes.write("transformer")
     pipe = Pipeline(vae, transformer, sizes.schedule, text, fps=sizes.fps, guidance_scale=recipe.guidance_scale)
     if here.first:
-        diffusers.export(pipe, out / "pipeline", dtype=torch.float16, overwrite=True, allow_departures=True)
+        pipe.save(out / "pipeline", dtype=torch.float16, overwrite=True, allow_departures=True)
     return pipe
 
 
@@ -136,7 +137,7 @@ def finished_vae(recipe: Recipe, sizes: Preset, out: Path, seed: int, dtype: tor
             write_tensors(file, vae.state_dict())
         return vae
     vae = CausalVAE(sizes.vae)
-    if here.first:  # whose disk may be the only one that has it
+    if here.first:  # the file may be on its disk only
         load_into(vae, read_tensors(file), file)
     broadcast_weights(vae.to(here.device), here)
     return vae
@@ -144,19 +145,19 @@ def finished_vae(recipe: Recipe, sizes: Preset, out: Path, seed: int, dtype: tor
 
 def encode_stages(vae: CausalVAE, recipe: Recipe, sizes: Preset, seed: int, dtype: torch.dtype, progress: bool,
                   here: Ranks = Ranks()) -> list[LatentSet]:
-    """The clips of each stage; stages of one size share theirs, and all sizes show the same scenes."""
-    sets, wanted = {}, [(stage.num_frames or sizes.num_frames, stage.side or sizes.height)
-                        for stage in recipe.transformer.stages]
+    """The clips of each stage; stages of one size share them, and all sizes show the same scenes."""
+    num_frames, height, _ = sizes.video_size
+    sets, wanted = {}, [(stage.num_frames or num_frames, stage.side or height) for stage in recipe.transformer.stages]
     for frames, side in dict.fromkeys(wanted):
         latents = encode_world(vae, recipe.clips, seed + 1, frames, recipe.two_objects, dtype, side=side,
                                progress=progress, here=here)
-        # The posteriors' means: a small model has enough to fit without their noise.
+        # The posteriors' means: their noise would only make it harder for a small model.
         sets[frames, side] = replace(latents, sample=False)
     return [sets[size] for size in wanted]
 
 
 class _Minutes:
-    """Minutes of each part in one JSON file; a part that was done again counts again."""
+    """Minutes of each part in one JSON file, summed over resumed runs."""
 
     def __init__(self, path: Path, here: Ranks):
         self.path, self.here, self.start = path, here, time.perf_counter()

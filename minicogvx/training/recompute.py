@@ -1,4 +1,4 @@
-"""Activation checkpointing of the VAE: what a residual block computed is thrown away and computed again when needed."""
+"""Activation checkpointing of the VAE: the activations of a residual block are recomputed in the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from minicogvx.vae.causal_conv import ConvCache
 
 @contextmanager
 def recomputed_blocks(vae: CausalVAE, wanted: bool = True) -> Iterator[None]:
-    """While open, every residual block of `vae` keeps its input alone for the backward pass. Same numbers.
+    """Within this context, every residual block of `vae` saves only its input for the backward pass. Same results.
 
-    Not for ranks that share clips: they would speak to each other amid the backward pass, each in its own order.
+    Not for ranks that share clips: their collectives would run in the backward pass, in another order on each rank.
     """
     blocks = [block for block in vae.modules() if isinstance(block, ResnetBlock)] if wanted else []
     for block in blocks:
@@ -26,13 +26,13 @@ def recomputed_blocks(vae: CausalVAE, wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         for block in blocks:
-            del block.forward  # the class's own shows again
+            del block.forward  # restores the class's method
 
 
 def _recomputed(forward, x: Tensor, z: Tensor | None = None, cache: ConvCache | None = None) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x, z, cache)
-    before = _copy(cache)  # `forward` leaves its own frames in the cache
+    before = _copy(cache)  # `forward` overwrites the frames in the cache
     caches = [cache]
 
     def run(x, z):

@@ -1,4 +1,4 @@
-"""Clips of a model that is still learning, and how many of them obey their captions."""
+"""Sample clips during training, and the share that matches their captions."""
 
 import random
 from pathlib import Path
@@ -20,9 +20,9 @@ SAMPLE_SEED = 4_000_037  # of the captions; the final figure is measured on othe
 
 
 class Samples:
-    """Called by the trainer now and then: writes `step_00000500.mp4` and `.png`, and says which share of clips obeys.
+    """Called by the trainer every few steps: writes `step_00000500.mp4` and `.png`, and measures adherence.
 
-    Always the same captions of the training split and the same noise, so that one picture follows the other.
+    Captions (of the training split) and noise are always the same, so that the pictures can be compared.
     """
 
     def __init__(self, vae: CausalVAE, preset: Preset, guidance_scale: float, folder: Path, clips: int = 16,
@@ -37,9 +37,9 @@ class Samples:
                         guidance_scale=self.guidance_scale)
         with torch.no_grad():
             clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=25)).cpu()
-        rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # a row of the picture for each clip
+        rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # one row of the picture per clip
         beside = rearrange(clips[:self.shown], "b t h w c -> t h (b w) c")
-        beside = beside.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # a film of 64 pixels is small to watch
+        beside = beside.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # 64 pixels are too small to watch
         write_mp4(self.folder / f"step_{step:08d}.mp4", beside, self.preset.fps)
         write_strip(self.folder / f"step_{step:08d}.png", rows, min_side=96 * self.shown)
         right = sum(matches(read(clip), scene)["all"] for clip, scene in zip(clips, self.scenes))

@@ -1,8 +1,8 @@
-"""A folder with the state of a run on many ranks: each writes the part it holds, and any number of ranks reads it back.
+"""The state of a sharded run in a folder: each rank writes its shards, and any number of ranks can read them.
 
-Written by `torch.distributed.checkpoint` in safetensors files. Its default format is not used: the `.metadata` in it is
-a pickle, which could run code when it is opened. `checkpoint.json` beside them, written last, lists every tensor and
-the size and checksum of every file. The folder gets its name only when it is whole.
+Written by `torch.distributed.checkpoint` in safetensors files. Its default format is not used: its `.metadata` is
+a pickle, which can run code when it is opened. `checkpoint.json`, written last, lists every tensor and the size and
+checksum of every file. The folder gets its name only when it is complete.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ _INDEX = "checkpoint.json"
 
 
 class Damaged(ValueError):
-    """A checkpoint that is cut short, or whose numbers are not those that were written."""
+    """A checkpoint that is truncated, or whose content is not what was written."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[
         str, Tensor]:
-    """The state of AdamW or Muon by the name of its parameter, made first where no step has been taken yet.
+    """The state of AdamW or Muon, by the names of the parameters; it is created if no step has been taken yet.
 
-    They are the optimizer's own tensors: what `load_sharded` writes into them is what the next step uses.
+    These are the optimizer's own tensors: `load_sharded` writes into them.
     """
     slots = ("momentum_buffer",) if isinstance(optimizer, torch.optim.Muon) else ("exp_avg", "exp_avg_sq")
     tensors = {}
@@ -51,9 +51,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named_parameters: Iterab
 def save_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks, notes: Mapping | None = None) -> None:
     """Writes `tensors` (weights, averages, optimizer state by name: whole or DTensors) and `notes` (JSON) to `folder`.
 
-    All ranks call it, with the same names. Tensors that are whole must be alike on all ranks: one of them writes each.
-    Written beside and renamed; a folder of that name is replaced. Raises ValueError for a value that is not finite,
-    OSError where a rank could not write, on every rank, and leaves nothing behind.
+    All ranks call it, with the same names. Whole tensors must be equal on all ranks; one rank writes each of them.
+    Writes a temporary folder and renames it, replacing an existing one. Raises ValueError for a value that is not
+    finite and OSError if a rank could not write, on every rank, and leaves nothing behind.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -97,9 +97,9 @@ def save_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks, note
 def load_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict:
     """Fills `tensors` in place from a folder that any number of ranks wrote, and returns its notes.
 
-    Every rank reads only the slices it holds. Before anything is changed, names, shapes and the checksum of every file
-    are known to be right. Raises FileNotFoundError where there is none, Damaged for a folder that is not whole and
-    ValueError for one of another model: on every rank, in one sentence.
+    Every rank reads only its own slices. Names, shapes and the checksum of every file are verified before anything is
+    changed. Raises FileNotFoundError if there is no checkpoint, Damaged for one that is not intact and ValueError for
+    one of another model: on every rank, in one sentence.
     """
     folder = Path(folder)
     index = _index(folder, ranks)
@@ -108,7 +108,7 @@ def load_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> d
         if shapes.get(name) != list(tensor.shape):
             found = tuple(shapes[name]) if name in shapes else "missing"
             raise ValueError(f"{name} in {folder} is {found}; this run needs {tuple(tensor.shape)}: "
-                             f"move the folder away to start anew")
+                             f"move the folder away to start again")
     mine = sorted(index["files"])[ranks.rank::ranks.world_size]
     wrong = [problem for name in mine if (problem := _problem(folder / name, *index["files"][name]))]
     wrong = [problem for problems in _gather({ranks.rank: wrong}, ranks).values() for problem in problems]
@@ -119,7 +119,7 @@ def load_sharded(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> d
 
 
 def _index(folder: Path, ranks: Ranks) -> dict:
-    """As the first rank reads it: what only one rank cannot read would keep the others waiting."""
+    """The index, read by rank 0: an error on a single rank would leave the others waiting."""
     found, problem = {}, None
     if ranks.first:
         try:
@@ -136,10 +136,10 @@ def _index(folder: Path, ranks: Ranks) -> dict:
 
 @torch.no_grad()
 def read_slices(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Fills `tensors` in place from the safetensors files of `folder`: its own slices for each rank.
+    """Fills `tensors` in place from the safetensors files of `folder`; each rank reads its own slices.
 
-    The folder may be an ordinary one, such as `transformer/` of a diffusers pipeline: so a published model comes into
-    shards without any rank ever holding it whole.
+    The folder may be an ordinary one, such as `transformer/` of a diffusers pipeline: a published model is then sharded
+    without any rank ever holding all of it.
     """
     reader = dcp.HuggingFaceStorageReader(str(folder))
     with _quiet_alone(ranks) as no_dist:
@@ -160,14 +160,14 @@ def whole_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _quiet_alone(ranks):
-    """Whether this is a process alone; of that, PyTorch would warn at every checkpoint."""
+    """Whether this is a single process; suppresses PyTorch's warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield ranks.world_size == 1
 
 
 def _at_least_1d(tensors):
-    """Numbers without an axis as views with one: the format reads slices, and of those there are none to take."""
+    """Scalars as views with one axis: the format reads slices, which a scalar does not have."""
     return {name: tensor.view(1) if tensor.ndim == 0 else tensor for name, tensor in tensors.items()}
 
 
@@ -200,7 +200,7 @@ def _refuse_nan(tensors, folder, ranks):
 
 
 def _gather(own: dict, ranks: Ranks) -> dict:
-    """All ranks' dictionaries in one, on every rank."""
+    """The dictionaries of all ranks merged, on every rank."""
     if ranks.world_size == 1:
         return own
     parts = [None] * ranks.world_size
@@ -209,7 +209,7 @@ def _gather(own: dict, ranks: Ranks) -> dict:
 
 
 def _together(action, folder, ranks):
-    """Runs `action` on every rank and waits for all; what fails on one is raised on all, so that none waits in vain."""
+    """Runs `action` on every rank; an error on one is raised on all, so that none waits for it forever."""
     problem = None
     try:
         action()

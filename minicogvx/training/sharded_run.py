@@ -1,4 +1,4 @@
-"""The checkpoints of a run under FSDP2: a folder each, to which every rank writes the part that it holds."""
+"""Checkpoints of a run under FSDP2: one folder each, to which every rank writes its shards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,14 @@ from torch import nn
 
 from minicogvx.training.agreement import from_first
 from minicogvx.training.checkpoints import (
-    UNREADABLE, Optimizers, checkpoint_files, keep_newest, load_checkpoint, passed_over_sentence, state_tensors, tidy,
+    UNREADABLE,
+    Optimizers,
+    checkpoint_files,
+    keep_newest,
+    load_checkpoint,
+    passed_over_sentence,
+    state_tensors,
+    tidy,
 )
 from minicogvx.training.distributed import Ranks
 from minicogvx.training.sharded_checkpoints import load_sharded, save_sharded
@@ -26,11 +33,11 @@ class ShardedCheckpoints:
     of_every_rank: ClassVar[bool] = True
 
     def files(self) -> list[Path]:
-        """Those that are there, the newest first."""
+        """The existing ones, newest first."""
         return checkpoint_files(self.folder, self.name)
 
     def save(self, step: int, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> Path:
-        """All ranks call it. Raises OSError, on every rank, where one had no room."""
+        """All ranks call it. Raises OSError, on every rank, if the disk of one is full."""
         path = self.folder / f"{self.name}_{step:08d}"
         save_sharded(path, state_tensors(modules, optimizers), self.ranks, {"step": step})
         if self.ranks.first:
@@ -38,9 +45,9 @@ class ShardedCheckpoints:
         return path
 
     def load(self, modules: Mapping[str, nn.Module], optimizers: Optimizers) -> tuple[int, list[str]]:
-        """All ranks call it: the newest that is whole; the steps done, and what was passed over.
+        """All ranks call it. Restores the newest intact one; returns the steps done, and a sentence for each skipped.
 
-        Raises ValueError, and changes nothing, where a whole one belongs to a model of another size.
+        Raises ValueError, and changes nothing, if an intact one belongs to a model of another size.
         """
         passed_over = []
         if self.ranks.first:

@@ -1,4 +1,4 @@
-"""The four stages that the authors trained in, as numbers to start from (paper 3.2, Table 5)."""
+"""The four training stages of the paper, as settings to start from (paper 3.2, Table 5)."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ class PublishedStage:
     """A row of Table 5. Learning rates were not published.
 
     `sequence_length` is larger than any clip of its stage, so it is presumably that of packed sequences (paper 3.1,
-    frame pack), on one rank or a group of them; nothing that was published says so. Nothing here depends on it: give
-    it as `sequence_length` of `FineTuning` to pack, with `--batch-size` in packs and `--set accumulate=1`.
+    frame pack), on one rank or a group of ranks; the paper does not say. It is not used here: to pack, pass it as
+    `sequence_length` of `FineTuning`, with `--batch-size` in packs and `--set accumulate=1`.
     """
 
     name: str
-    short_side: int  # pixels that films are resized to (paper 3.2, in the text)
+    short_side: int  # pixels to which videos are resized (paper 3.2, in the text)
     max_height: int  # pixels; Table 5 caps height and width, in stage 2 below the text's short side
     max_width: int
     seconds: int  # at most
-    batch_size: int  # clips of one step, over all ranks
+    batch_size: int  # clips per step, over all ranks
     sequence_length: int  # tokens; see above
     steps: int
     best_share: float = 1.0  # of the data
@@ -36,7 +36,7 @@ PUBLISHED_STAGES = (
 
 @dataclass(frozen=True)
 class StageSize:
-    """The largest clips of a stage, for one model."""
+    """The largest clips of a stage, for a given model."""
 
     num_frames: int
     height: int  # pixels
@@ -52,12 +52,12 @@ def published_stage(number: int) -> PublishedStage:
 
 
 def stage_size(stage: PublishedStage, vae: VAEConfig, fps: int | float) -> StageSize:
-    """The stage's largest clips at `fps`, as a model with this VAE takes them.
+    """The stage's largest clips at `fps`, for a model with this VAE.
 
-    The length is the longest of 4k + 1 frames (of 8k + 1, where the VAE has the published first-frame rule) within
-    the stage's seconds and one frame. At the published 8 and 16 frames a second it is 8k + 1 in any case, which the
-    released fine-tuning code demands: 49, 97, 81 and 161. Sides are rounded down to whole patches; those of Table 5
-    are whole. Raises ValueError for an fps that is not above 0.
+    The length is the largest 4k + 1 (8k + 1 if the VAE has the published first-frame rule) up to seconds * fps + 1. At
+    the published 8 and 16 fps it is always 8k + 1, which the released fine-tuning code requires: 49, 97, 81 and 161.
+    Sides are rounded down to multiples of the patch; those of Table 5 already are. Raises ValueError for an fps that is
+    not above 0.
     """
     if not fps > 0:
         raise ValueError(f"fps is {fps}; it must be above 0")
@@ -69,18 +69,16 @@ def stage_size(stage: PublishedStage, vae: VAEConfig, fps: int | float) -> Stage
 def clip_tokens(size: StageSize, vae: VAEConfig, transformer: TransformerConfig) -> int:
     """Tokens of one clip of this size, its text included.
 
-    For 5b 5,218 in stage 1, 17,776 in stage 2, 85,906 in stages 3 and 4; for 1.5-5b, whose films have twice as many
-    frames a second and whose patches twice as many frames, the same. Table 5's sequences thus hold 4.8, 4.2 and 8.1 of
-    a stage's longest clips.
+    For 5b: 5,218 in stage 1, 17,776 in stage 2, 85,906 in stages 3 and 4. The same for 1.5-5b, whose videos have twice
+    the frame rate and whose patches span twice as many frames. So Table 5's sequences hold 4.8, 4.2 and 8.1 of a
+    stage's longest clips.
     """
-    latent_frames = (size.num_frames - 1) // vae.temporal_compression_ratio + 1
-    patches = -(-latent_frames // (transformer.patch_size_t or 1))  # the first latent is repeated until they are whole
-    pixels = vae.spatial_compression_ratio * transformer.patch_size
-    return transformer.max_text_seq_length + patches * (size.height // pixels) * (size.width // pixels)
+    latents = vae.latent_size(size.num_frames, size.height, size.width)
+    return transformer.max_text_seq_length + transformer.num_patches(latents)
 
 
 def rank_batch(stage: PublishedStage, world_size: int) -> int:
-    """Clips of one step on each of `world_size` ranks: the joint batch is reached, or just exceeded.
+    """Clips per step on each of `world_size` ranks, rounded up: together at least the stage's batch.
 
     Raises ValueError for fewer than one rank.
     """

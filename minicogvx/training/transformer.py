@@ -29,8 +29,9 @@ from minicogvx.training.limits import check_limits
 from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
 from minicogvx.training.run import Keep, Run
 from minicogvx.transformer.attention import Attention
+from minicogvx.transformer.block import FeedForward
 from minicogvx.transformer.expert_norm import ExpertNorm
-from minicogvx.transformer.model import ExpertTransformer, FeedForward
+from minicogvx.transformer.model import ExpertTransformer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TransformerStage:
 
     steps: int
     batch_size: int = 32
-    latent_frames: int | None = None  # None: whole clips; 1: images, which a causal VAE's first latent frame is
+    latent_frames: int | None = None  # None: whole clips; 1: images (the first latent frame of a causal VAE)
     num_frames: int | None = None  # of the clips, in pixels; None: the preset's
     side: int | None = None  # height and width in pixels; None: the preset's
 
@@ -49,7 +50,7 @@ class TransformerStage:
 
 @dataclass(frozen=True)
 class TransformerTraining:
-    """All stages, under one learning-rate curve. Images first is progressive training in time (paper 3.2)."""
+    """All stages, under one learning-rate schedule. Images first is progressive training in time (paper 3.2)."""
 
     stages: tuple[TransformerStage, ...]
     muon_lr: float = 0.03
@@ -58,12 +59,12 @@ class TransformerTraining:
     text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
     caption_style: Literal["short", "dense"] | None = None  # None: either; see data/captions.py
     ema_decay: float = 0.998
-    alignment_weight: float = 1.0  # falls to 0 towards the end; see training/alignment.py
+    alignment_weight: float = 1.0  # decays to 0 towards the end; see training/alignment.py
     alignment_kinds: tuple[str, ...] = ("shape", "motion")
     optimizer: Literal["muon", "adamw"] = "muon"  # "adamw": for all weights, at adamw_lr
     weight_decay: float = 0.0
     clip: float = 1.0  # gradient norm
-    accumulate: int = 1  # passes that one batch is cut into
+    accumulate: int = 1  # gradient accumulation: passes per batch
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: a third more time, less memory
     compile: bool = False  # torch.compile; micro on two cores: a first step of 54 s, then 163 instead of 174 ms
     sample_every: int = 0  # steps between sample clips; 0: none
@@ -84,9 +85,9 @@ class TransformerTraining:
 
 @torch.no_grad()
 def initialise(model: ExpertTransformer) -> None:
-    """Start values for training from nothing: every block is the identity, yet its weights learn from the first step.
+    """Initial values for training from scratch: every block is the identity, yet its weights get gradients at once.
 
-    The usual zero gates leave the blocks without gradient until the gates have grown. Here the gates start at one and
+    With the usual zero gates the blocks get no gradient until the gates have grown. Here the gates start at one, and
     the last layer of each branch at zero.
     """
     for part in model.transformer_blocks.modules():
@@ -101,7 +102,7 @@ def initialise(model: ExpertTransformer) -> None:
 
 
 class Networks:
-    """All that learns: float32 weights, the copy of them that computes in `dtype`, and their moving averages."""
+    """Everything that is trained: float32 weights, their copy in `dtype` that computes, and their moving averages."""
 
     def __init__(self, preset: Preset, training: TransformerTraining, dtype: torch.dtype, device: torch.device):
         self.dtype, self.master = dtype, ExpertTransformer(preset.transformer)
@@ -117,12 +118,12 @@ class Networks:
         self.text.encoder.train()
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What the optimizer changes."""
+        """The parameters of the optimizer."""
         return [*self.alignment.named_parameters(prefix="alignment"),
                 *self.master.named_parameters(prefix="transformer"), *self.text.encoder.named_parameters(prefix="text")]
 
     def kept(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds."""
+        """The modules in a checkpoint."""
         return {"transformer": self.master, "text": self.text.encoder, "ema_transformer": self.ema[0],
                 "ema_text": self.ema[1], "alignment": self.alignment}
 
@@ -134,17 +135,17 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
                       seed: int = 0, dtype: torch.dtype | None = None, keep: Keep = Keep(),
                       on_sample: OnSample | None = None,
                       here: Ranks = Ranks()) -> tuple[ExpertTransformer, TextEncoder]:
-    """A transformer and a text encoder trained together from nothing; returns their moving averages.
+    """Trains a transformer and a text encoder together, from scratch; returns their moving averages.
 
     `latents`: one set for all stages, or one for each. The forward and backward pass run in `dtype` (None: see
     choose_dtype) on a copy of the weights, which stay float32. Every step draws its clips, words, noise and timesteps
-    from its own seed, so on a processor a run that was killed and goes on ends in the same weights, bit for bit. On
-    many ranks each takes its part of every batch. With `accumulate` 1, all end in the weights of one rank up to
+    from its own seed, so on a CPU a run that was killed and resumed ends with the same weights, bit for bit. With
+    several ranks, each takes its part of every batch. With `accumulate` 1, the result is that of a single rank up to
     rounding; with more, other clips share a pass and its draws. `on_sample(step, transformer, text)` is called on the
     first rank, with the averages, after every `training.sample_every` steps; the figures that it returns are recorded.
     """
     for stage in training.stages:
-        here.part(stage.batch_size)  # refuses a batch that the ranks do not divide
+        here.part(stage.batch_size)  # raises ValueError for a batch that the ranks do not divide
     pairs = pair_up(training.stages, latents)
     check_captions(preset, training, [scene for _, clips in pairs for scene in clips.scenes])
     plan = [pair for pair in pairs for _ in range(pair[0].steps)]
@@ -171,7 +172,7 @@ def train_transformer(preset: Preset, latents: LatentSet | Sequence[LatentSet], 
 
 def draw_step(clips: LatentSet, stage: TransformerStage, training: TransformerTraining, schedule: NoiseSchedule,
               generator: torch.Generator) -> Batch:
-    """The batch of one step, of all ranks together."""
+    """The joint batch of all ranks for one step."""
     x0, captions, features = draw_batch(clips, stage.batch_size, training.text_dropout, generator, stage.latent_frames,
                                         training.caption_style)
     return Batch(x0, captions, features, *draw_noise(x0, schedule, generator, training.timesteps == "uniform"))
@@ -179,12 +180,12 @@ def draw_step(clips: LatentSet, stage: TransformerStage, training: TransformerTr
 
 def backward(nets: Networks, schedule: NoiseSchedule, joint: Batch, alignment_weight: float, accumulate: int = 1,
              here: Ranks = Ranks()) -> dict[str, Tensor]:
-    """Leaves the gradients of this rank's part of a batch, still to be averaged; the means of its losses, by name."""
+    """Adds the gradients of this rank's part of a batch, not yet averaged; returns its mean losses by name."""
     batch = own_part(joint, here)
     asked, losses = nets.alignment.asked, []
     for piece in parts(len(batch.t), accumulate):
         one = batch[piece]
-        # The alignment's loss is divided by the variance of what it is given: it should be that of all.
+        # The alignment loss is divided by the variance of its features: it should be that of the joint batch.
         scale = 1.0 if len(one.t) == len(joint.t) else one.variance(asked) / joint.variance(asked)
         loss = v_loss(nets.model, schedule, one.x0, one.noise, one.t, nets.text.encode(one.captions).to(nets.dtype))
         aligned = nets.alignment(one.features.to(here.device)) * scale
@@ -195,7 +196,7 @@ def backward(nets: Networks, schedule: NoiseSchedule, joint: Batch, alignment_we
 
 def rare_figures(run: Run, nets: Networks, clips: LatentSet, schedule: NoiseSchedule, sample_every: int,
                  on_sample: OnSample | None) -> dict[str, float]:
-    """What is measured now and then: the caption-swap gain with every tenth row, samples when they are due."""
+    """Measurements that few steps have: the caption-swap gain with every tenth row, samples when they are due."""
     step, figures = run.done, {}
     if run.logs(step) and step % (10 * run.keep.log_every) == 0:
         figures["swap_gain"] = swap_gain(nets.working, nets.text, clips, schedule, nets.dtype)
@@ -206,7 +207,7 @@ def rare_figures(run: Run, nets: Networks, clips: LatentSet, schedule: NoiseSche
 
 def pair_up(stages: Sequence[TransformerStage],
             latents: LatentSet | Sequence[LatentSet]) -> list[tuple[TransformerStage, LatentSet]]:
-    """Each stage with the clips that it draws from. Raises ValueError unless there is one set for all, or for each."""
+    """Each stage with its clips. Raises ValueError unless there is one set for all stages, or one for each."""
     sets = [latents] * len(stages) if isinstance(latents, LatentSet) else list(latents)
     if len(sets) != len(stages):
         raise ValueError(f"there are {len(sets)} sets of latents for {len(stages)} stages; give one, or one for each")
@@ -214,7 +215,7 @@ def pair_up(stages: Sequence[TransformerStage],
 
 
 def check_captions(preset: Preset, training: TransformerTraining, scenes: list[Scene]) -> None:
-    """Raises ValueError where a caption could be longer than the transformer takes: better now than in step 900."""
+    """Raises ValueError if a caption could be longer than the transformer takes: better now than in step 900."""
     most, room = most_tokens(scenes, training.caption_style), preset.transformer.max_text_seq_length
     if most > room:
         raise ValueError(f"max_text_seq_length is {room}; these captions have up to {most} tokens: take a larger one, "
@@ -252,7 +253,7 @@ def draw_noise(x0: Float[Tensor, "b c t h w"], schedule: NoiseSchedule, generato
 def v_loss(model: nn.Module, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h w"],
            noise: Float[Tensor, "b c t h w"], t: Int[Tensor, " b"],
            text_features: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
-    """Mean loss of one forward pass, in the number format and on the device of `text_features`."""
+    """Mean loss of one forward pass, in the dtype and on the device of `text_features`."""
     x0, noise, t = (x.to(text_features.device) for x in (x0, noise, t))
     prediction = model(schedule.add_noise(x0, noise, t).to(text_features.dtype), t, text_features)
     return diffusion_loss(prediction, x0, noise, t, schedule).mean()
@@ -261,9 +262,9 @@ def v_loss(model: nn.Module, schedule: NoiseSchedule, x0: Float[Tensor, "b c t h
 @torch.no_grad()
 def update_master(master: nn.Module, working: nn.Module, optimizer: MuonAdamW, factor: float,
                   here: Ranks = Ranks()) -> Tensor:
-    """Hands the gradients of the short copy to the float32 weights, steps and copies them back; the gradient norm.
+    """One step of the float32 weights with the gradients of their 16-bit copy, which is updated; the gradient norm.
 
-    On many ranks the optimizer's gradients are averaged first, in float32.
+    With several ranks the gradients are averaged first, in float32.
     """
     for p, low in zip(master.parameters(), working.parameters()):
         if low.grad is not None:
@@ -277,9 +278,9 @@ def update_master(master: nn.Module, working: nn.Module, optimizer: MuonAdamW, f
 @torch.no_grad()
 def swap_gain(model: ExpertTransformer, text: TextEncoder, latents: LatentSet, schedule: NoiseSchedule,
               dtype: torch.dtype, clips: int = 192) -> float:
-    """How much the loss rises when each caption names the wrong shape: near 0 the model has not learnt the word.
+    """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
 
-    It shows a shape that does not obey long before samples do.
+    It reveals a model that ignores shapes long before samples do.
     """
     clips = min(clips, len(latents.scenes))
     x0 = latents.draw(torch.arange(clips), torch.Generator().manual_seed(0))

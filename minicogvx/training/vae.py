@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minicogvx.compat import choose_dtype
 from minicogvx.data.shapes import render_batch, sample_scenes
+from minicogvx.interop.lpips_weights import check_lpips, load_perceptual
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic, mark_if_not_finite
 from minicogvx.training.distributed import Ranks, average_gradients, broadcast_weights, mean_over_ranks
@@ -26,8 +27,8 @@ from minicogvx.training.run import Keep, Run
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.discriminator import DiscriminatorConfig
-from minicogvx.vae.losses import PerceptualDistance, VAELoss, VAELossConfig
-from minicogvx.vae.lpips_weights import check_lpips
+from minicogvx.vae.losses import VAELoss, VAELossConfig
+from minicogvx.vae.perceptual import SMALLEST_SIDE
 
 WORLD_FPS = 8  # of a clip of the shapes world at its usual speed
 
@@ -80,7 +81,8 @@ class VAEStage:
             if (self.num_frames - 1) % ratio or config.first_frame != "start":
                 raise ValueError(f"num_frames is {self.num_frames} and first_frame {config.first_frame!r}; ranks that "
                                  f"share a clip need {ratio}k + 1 frames and 'start'")
-            context_parallel.latent_shares((self.num_frames - 1) // ratio + 1, here.context)
+            latent_frames, *_ = config.latent_size(self.num_frames, self.height, self.width)
+            context_parallel.latent_shares(latent_frames, here.context)
         return here
 
     def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
@@ -120,14 +122,14 @@ def psnr(video: Tensor, reconstruction: Tensor) -> float:
 
 def train_vae(config: VAEConfig, stages: tuple[VAEStage, ...], seed: int = 0, dtype: torch.dtype | None = None,
               keep: Keep = Keep(), here: Ranks = Ranks()) -> CausalVAE:
-    """A VAE trained from nothing on the shapes world. Weights stay float32; activations are `dtype` (see choose_dtype).
+    """A VAE trained from scratch on the shapes world. Weights stay float32; activations are `dtype` (see choose_dtype).
 
     After a stage that trains the encoder at the VAE's own size, each latent channel is brought to unit variance
-    (`normalise_latents`). Deterministic on a processor for a seed and a number of threads: a run that was killed and
-    goes on from `keep.folder` ends in the same weights, bit for bit. On many ranks each takes its part of every batch.
+    (`normalise_latents`). Deterministic on a CPU for a seed and a number of threads: a run that was killed and is
+    resumed from `keep.folder` ends in the same weights, bit for bit. On many ranks each takes its shard of every batch.
     With `accumulate` 1, all end in the weights of one rank up to rounding; with more, other clips share a pass and its
     draws. Ranks that share clips (`context_ranks`) see each in one piece, as one rank does with `chunk_frames` None.
-    A GAN goes on from stage to stage, and its `gan_start` counts the steps of all.
+    A GAN is kept from stage to stage, and its `gan_start` counts the steps of all.
     Raises what `check_stages` raises.
     """
     check_stages(config, stages, here)
@@ -166,8 +168,7 @@ def _check_sides(number: int, stage: VAEStage) -> None:
     """Raises ValueError for frames that are too small for LPIPS or for the discriminator, where the loss has them."""
     loss, least = stage.loss, {}
     if loss.lpips_weight:
-        smallest = PerceptualDistance(loss.lpips_net, model=nn.Identity()).smallest_side  # without its weights
-        least["LPIPS"] = -(-smallest // loss.lpips_upscale)
+        least["LPIPS"] = -(-SMALLEST_SIDE[loss.lpips_net] // loss.lpips_upscale)
     if loss.gan_weight:
         least["the discriminator"] = 2**min(stage.discriminator.stages, 64)
     for network, side in least.items():
@@ -182,7 +183,7 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
                 before: int = 0) -> Critic:
     """One stage, in place; step i draws its clips and noise from seed `first_seed + i`. Figures are recorded by name.
 
-    `earlier`: what the stage before returned, and `before` the steps up to here: the GAN goes on from there. A loss or
+    `earlier`: what the stage before returned, and `before` the steps up to here: the GAN resumes from them. A loss or
     a gradient that is not finite leaves the weights as they are; too many in a row raise FloatingPointError.
     """
     broadcast_weights(vae, here)
@@ -193,8 +194,8 @@ def train_stage(vae: CausalVAE, stage: VAEStage, first_seed: int, dtype: torch.d
     critic = Critic(stage.loss, stage.discriminator, stage.num_frames, here, earlier)
     averages = [deepcopy(part).requires_grad_(False)] if stage.ema_decay else []
     here = form_team(stage.share_out(here, vae.config))
-    part_of_batch = here.rank // here.context, here.teams
-    objective = VAELoss(stage.loss, critic.network, strict=False, part=part_of_batch).to(here.device)
+    perceptual = load_perceptual(stage.loss, shard=(here.rank // here.context, here.teams))
+    objective = VAELoss(stage.loss, critic.network, perceptual, strict=False).to(here.device)
     run = Run(name, stage.steps, keep, here.first)
     run.resume({"vae": vae} | ({"ema": averages[0]} if averages else {}) | critic.modules,
                {"optimizer": optimizer} | critic.optimizers)
@@ -232,8 +233,7 @@ def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w
         reconstruction = reconstruction.float()
         share = len(piece) / len(video)
         with joint_gradient(last_layer, here):  # where the adaptive weight is measured
-            losses = objective.autoencoder(piece, reconstruction, posterior.mean, posterior.logvar, step, last_layer,
-                                           generator)
+            losses = objective.autoencoder(piece, reconstruction, posterior, step, last_layer, generator)
         (losses["total"] * share).backward()
         mark_if_not_finite(losses["total"], last_layer)
         passes.append({name: loss.detach() * share for name, loss in losses.items()})
@@ -244,11 +244,11 @@ def backward(vae: CausalVAE, objective: VAELoss, video: Float[Tensor, "b c t h w
 def reconstruct(vae: CausalVAE, video: Float[Tensor, "b c t h w"], generator: torch.Generator,
                 chunk_frames: int | None = 8,
                 here: Ranks = Ranks()) -> tuple[Float[Tensor, "b c t h w"], DiagonalGaussian]:
-    """What `vae(video, generator, chunk_frames)` gives, on any device and for one rank's part of a batch.
+    """What `vae(video, generator, chunk_frames)` returns, on any device and for one rank's shard of a batch.
 
     The posterior's noise is drawn for the whole batch, on the CPU, and cut: it does not depend on the number of ranks.
-    A latent that is not finite, which `decode` refuses, gives a video of NaN, for a trainer that leaves the step out.
-    Of ranks that share clips each computes on its own frames, and all get the whole.
+    A latent that is not finite, which `decode` refuses, gives a video of NaN, for a trainer that skips the step. Ranks
+    that share clips each compute their own frames, and all return the whole.
     """
     shared = here.context > 1
     posterior = context_parallel.encode_joined(vae, video, here.group) if shared else vae.encode(video, chunk_frames)

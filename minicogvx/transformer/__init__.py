@@ -1,1 +1,5 @@
-"""The expert transformer (paper 2.2): `model.py` is the assembly, the other files are its parts."""
+"""The expert transformer (paper 2.2): `model.py` is the assembly, `block.py` one block, the other files are the parts.
+
+Apart from these stand the departures for ablations (`variants.py`), clips of many sizes in one sequence (`packed.py`)
+and kernels for speed (`cpu_attention.py`).
+"""

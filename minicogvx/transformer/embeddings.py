@@ -1,4 +1,4 @@
-"""What enters the transformer: time, patches of latents, text (paper 2.2)."""
+"""The inputs of the transformer: time, patches of latents, text (paper 2.2)."""
 
 import math
 
@@ -56,7 +56,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         c, p, d = config.in_channels, config.patch_size, config.width
-        self.patch, self.patch_t, self.by_frame = p, config.patch_size_t or 1, config.patch_size_t is None
+        self.patch, self.patch_t, self.by_frame = p, config.patch[0], config.patch_size_t is None
         if self.by_frame:
             self.proj = PatchConv2d(c, d, kernel_size=p, stride=p)
         else:
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
         self.max_text = config.max_text_seq_length
-        self.learned_size = sample_latent_size(config)
+        self.learned_size = config.sample_latent_size
         if config.position == "learned":
             self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, self.table_rows(), d))
         elif config.position == "rope+learned":
@@ -94,10 +94,3 @@ class PatchEmbed(nn.Module):
             text = text + self.pos_embedding[:, :text.shape[1]]
             video = video + self.pos_embedding[:, self.max_text:]
         return torch.cat([text, video], dim=1)                                      # b n d
-
-
-def sample_latent_size(config: TransformerConfig) -> tuple[int, int, int]:
-    """Frames, height and width of the latents of a default clip; frames rounded up to whole patches."""
-    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
-    patch_t = config.patch_size_t or 1
-    return -(-frames // patch_t) * patch_t, config.sample_height, config.sample_width

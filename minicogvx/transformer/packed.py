@@ -1,88 +1,27 @@
-"""The expert transformer on a packed sequence: many clips, each of its own size, text, time and positions (paper 3.1).
+"""Clips of many sizes through the expert transformer at once (paper 3.1, Frame Pack): lists in, lists out.
 
-A pack is `n d`: clip after clip, each as [text | video]. Clips of equal length lie side by side, so a pack is also a
-few ordinary batches `b n d` laid end to end. The linear layers, nearly all of the work, do not care which clip a token
-is from and see the whole pack at once; norms, modulations and gates run batch by batch, through the model's own
-modules, and so need nothing larger than one vector a clip. Attention stays within each clip. The weights are the
-model's, and the result is that of running each clip alone. The published layout and masks are not known; this is ours.
+The model's own forward pass runs on one row of tokens, `1 n d`. The linear layers, nearly all of the work, see the
+whole row; norms, gates and attention are kept within clips by `layout.PackLayout`. The weights are the model's, and the
+result is that of running each clip alone. The published layout and masks are not known; this is ours.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Complex, Float, Int, Num
+from jaxtyping import Float, Num
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from minicogvx.presets import TransformerConfig
-from minicogvx.transformer.attention import Attention, attend
-from minicogvx.transformer.expert_norm import add_gated
-from minicogvx.transformer.model import Block, ExpertTransformer, check_inputs
-from minicogvx.transformer.patchify import unpatchify
-from minicogvx.transformer.positions import rotate
-
-Batches = list[Float[Tensor, "_b _n d"]]  # the parts of a pack, one for each `Batch` of its layout
+from minicogvx.transformer.layout import DenseLayout, Heads, PackLayout
+from minicogvx.transformer.model import ExpertTransformer, check_inputs
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Clips with equally many text and equally many video tokens, side by side in the pack."""
-
-    clips: tuple[int, ...]  # their places in the caller's lists
-    num_text: int
-    num_video: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one clip."""
-        return self.num_text + self.num_video
-
-
-@dataclass(frozen=True)
-class PackLayout:
-    """What lies where in a pack."""
-
-    batches: tuple[Batch, ...]
-
-    @property
-    def order(self) -> list[int]:
-        """The clips as they lie in the pack."""
-        return [i for batch in self.batches for i in batch.clips]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each batch."""
-        return [len(batch.clips) * batch.tokens for batch in self.batches]
-
-    def split(self, x: Float[Tensor, "n d"]) -> Batches:
-        """The pack's batches, as views."""
-        parts = x.split(self.lengths)  # one split: the backward pass of each slice would fill a whole pack with zeros
-        return [part.unflatten(0, (len(batch.clips), -1)) for part, batch in zip(parts, self.batches)]
-
-    def clip_of_token(self, device: torch.device) -> Int[Tensor, " n"]:
-        """For each token the number of its clip, counted along the pack."""
-        lengths = torch.tensor([batch.tokens for batch in self.batches for _ in batch.clips], device=device)
-        return torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-
-
-def pack_layout(lengths: Sequence[tuple[int, int]]) -> PackLayout:
-    """Where clips with so many (text, video) tokens go, batches in the order of their first clips."""
-    batches: dict[tuple[int, int], list[int]] = {}
-    for i, length in enumerate(lengths):
-        batches.setdefault(length, []).append(i)
-    return PackLayout(tuple(Batch(tuple(clips), *length) for length, clips in batches.items()))
-
-
-def packed_forward(model: ExpertTransformer, latents: Sequence[Float[Tensor, "c _t _h _w"]],
-                   timesteps: Num[Tensor, " clips"], texts: Sequence[Float[Tensor, "_n_text d_text"]],
-                   ofs: Num[Tensor, " clips"] | None = None,
-                   kernel: Literal["auto", "batches", "flex"] = "auto") -> list[Float[Tensor, "c_out _t _h _w"]]:
+def forward_clips(model: ExpertTransformer, latents: Sequence[Float[Tensor, "c _t _h _w"]],
+                  timesteps: Num[Tensor, " clips"], texts: Sequence[Float[Tensor, "_n_text d_text"]],
+                  ofs: Num[Tensor, " clips"] | None = None,
+                  kernel: Literal["auto", "batches", "flex"] = "auto") -> list[Float[Tensor, "c_out _t _h _w"]]:
     """`model(latents, timesteps, texts)` for clips of any mixture of sizes at once.
 
     Args:
@@ -103,81 +42,48 @@ def packed_forward(model: ExpertTransformer, latents: Sequence[Float[Tensor, "c 
     check_pack(model.config, latents, timesteps, texts, ofs)
     if kernel not in ("auto", "batches", "flex"):
         raise ValueError(f"kernel is {kernel!r}; it must be one of 'auto', 'batches', 'flex'")
-    device, grids = latents[0].device, [model.grid(clip[None]) for clip in latents]
-    layout = pack_layout([(len(text), math.prod(grid)) for text, grid in zip(texts, grids)])
-    flex = kernel == "flex" or (kernel == "auto" and device.type == "cuda")
-    mask = clip_mask(layout, device) if flex else None
-    # Every clip has its own tables: its own grid, counted from its own first token.
-    ropes, sincos = zip(*(model.positions(grid, len(text), device) for text, grid in zip(texts, grids)))
-    rope = None if ropes[0] is None else torch.cat([ropes[i] for i in layout.order])
-
-    time = model.time_embedding(timesteps)                      # clips d_time
-    if ofs is not None:
-        time = time + model.ofs_embedding(ofs)                  # clips d_time
-    time = F.silu(time)[layout.order].split([len(batch.clips) for batch in layout.batches])  # b d_time each
-
-    x = [torch.cat([model.patch_embed(latents[i][None], texts[i][None], sincos[i]) for i in batch.clips])
-         for batch in layout.batches]                           # b n d each
-    for block in model.transformer_blocks:
-        if model.gradient_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(packed_block, block, x, time, layout, rope, mask, use_reentrant=False)
-        else:
-            x = packed_block(block, x, time, layout, rope, mask)  # b n d each
-    patches = [patch for batch, part, t in zip(layout.batches, x, time) for patch in _head(model, part, t, batch)]
-    outputs = {i: unpatchify(patch, grids[i], model.patch[0], model.patch[1])[0]
-               for i, patch in zip(layout.order, patches)}
-    return [outputs[i] for i in range(len(latents))]            # c_out t h w each
+    device = latents[0].device
+    clips = [model.layout(model.grid(clip[None]), len(text), device) for clip, text in zip(latents, texts)]
+    order, flex = pack_order(clips), kernel == "flex" or (kernel == "auto" and device.type == "cuda")
+    layout = pack_layout([clips[i] for i in order], device, flex)
+    outputs = model([latents[i] for i in order], timesteps[order], [texts[i] for i in order],
+                    None if ofs is None else ofs[order], layout)
+    by_clip = dict(zip(order, outputs))
+    return [by_clip[i] for i in range(len(latents))]
 
 
-def packed_block(block: Block, x: Batches, time: Sequence[Float[Tensor, "_b d_time"]], layout: PackLayout,
-                 rope: Complex[Tensor, "n half_dim"] | None, mask: object | None) -> Batches:
-    """`block(x)`: what needs to know the clip goes batch by batch, the linear layers take the pack as one."""
-    y, gates = _modulated(block.norm1, x, time, layout)         # n d
-    y = attend_within_clips(block.attn1, y, layout, rope, mask)  # n d
-    x = _residual(x, y, gates, layout)                          # b n d each
-    y, gates = _modulated(block.norm2, x, time, layout)         # n d
-    y = block.ff(y[None])[0]                                    # n d
-    return _residual(x, y, gates, layout)                       # b n d each
+def pack_order(clips: Sequence[DenseLayout]) -> list[int]:
+    """The clips in the order of the pack: those of equal length together, otherwise as they come."""
+    first: dict[tuple[int, int], int] = {}
+    for i, clip in enumerate(clips):
+        first.setdefault((clip.num_text, clip.num_video), i)
+    return sorted(range(len(clips)), key=lambda i: first[clips[i].num_text, clips[i].num_video])
 
 
-def _modulated(norm, x, time, layout):
-    parts = [norm(part, batch.num_text, t) for part, batch, t in zip(x, layout.batches, time)]
-    return torch.cat([y.flatten(0, 1) for y, *_ in parts]), [gates for _, *gates in parts]
+def pack_layout(clips: Sequence[DenseLayout], device: torch.device, flex: bool) -> PackLayout:
+    """Where clips lie that follow one another in this order. `flex`: one flex_attention for the whole pack."""
+    rope = None if clips[0].rope is None else torch.cat([clip.rope for clip in clips])
+    return PackLayout(tuple(clips), rope, masked_attention(clips, device) if flex else None)
 
 
-def _residual(x, y, gates, layout):
-    return [add_gated(part, branch, *gate, batch.num_text)
-            for part, branch, gate, batch in zip(x, layout.split(y), gates, layout.batches)]
+def masked_attention(clips: Sequence[DenseLayout], device: torch.device) -> Callable[[Heads, Heads, Heads], Heads]:
+    """Attention of the whole pack by PyTorch's flex_attention, within clips by its mask."""
+    mask = clip_mask(clips, device)
+
+    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+        return _flex(q.is_cuda)(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)
+
+    return attend
 
 
-def _head(model, x, time, batch):
-    x = model.norm_final(x[:, batch.num_text:])                 # b n_video d
-    return model.proj_out(model.norm_out(x, time)).split(1)     # 1 n_video patch_values each
-
-
-def attend_within_clips(attention: Attention, x: Float[Tensor, "n d"], layout: PackLayout,
-                        rope: Complex[Tensor, "n half_dim"] | None, mask: object | None) -> Float[Tensor, "n d"]:
-    """`attention(x)` where a token sees the tokens of its own clip and no others."""
-    q, k, v = attention.project(x[None])                        # 1 heads n d_head
-    if rope is not None:
-        q, k = rotate(q, rope), rotate(k, rope)
-    if mask is not None:
-        out = _flex(q.is_cuda)(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)
-        return attention.to_out[0](rearrange(out, "1 heads n d_head -> n (heads d_head)"))
-    parts = []
-    for batch, *qkv in zip(layout.batches, *(part.split(layout.lengths, dim=2) for part in (q, k, v))):
-        qkv = (rearrange(part, "1 heads (b n) d_head -> b heads n d_head", n=batch.tokens) for part in qkv)
-        parts.append(rearrange(attend(*qkv), "b heads n d_head -> (b n) (heads d_head)"))
-    return attention.to_out[0](torch.cat(parts))
-
-
-def clip_mask(layout: PackLayout, device: torch.device):
+def clip_mask(clips: Sequence[DenseLayout], device: torch.device):
     """The document mask of flex_attention: a query sees a key if both are of one clip; empty blocks cost nothing.
 
     Not yet run on a GPU. On a CPU it is checked forward; PyTorch has no backward for it there.
     """
     from torch.nn.attention.flex_attention import create_block_mask
-    clip = layout.clip_of_token(device)
+    lengths = torch.tensor([clip.num_tokens for clip in clips], device=device)
+    clip = torch.arange(len(clips), device=device).repeat_interleave(lengths)  # of each token
 
     # Compiled, it never makes the n x n mask, which has 5.6 billion entries at 75k tokens.
     return create_block_mask(lambda b, head, query, key: clip[query] == clip[key], None, None, len(clip), len(clip),

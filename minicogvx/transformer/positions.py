@@ -6,27 +6,39 @@ from torch import Tensor
 
 
 def rope_3d(grid: tuple[int, int, int], head_dim: int, base_grid: tuple[int, int] | None = None,
-            theta: float = 10000.0) -> tuple[Float[Tensor, "n head_dim"], Float[Tensor, "n head_dim"]]:
-    """Cosines and sines of the rotary angles of t x h x w tokens (time first, then rows, then columns).
+            theta: float = 10000.0) -> Complex[Tensor, "n half"]:
+    """The rotary table of t x h x w tokens (time first, then rows, then columns): e^(i angle) for each pair.
 
-    A quarter of the head dimension turns with time, three eighths with the row, three eighths with the column;
-    dimensions 2i and 2i+1 share one angle. Without `base_grid` the coordinates are integers: another size
-    *extrapolates*. With it, rows and columns are squeezed into the base grid of (height, width): *interpolation*.
+    A quarter of the head's pairs turns with time, three eighths with the row, three eighths with the column.
+    Without `base_grid` the coordinates are integers: another size *extrapolates*. With it, rows and columns are
+    squeezed into the base grid of (height, width): *interpolation*.
     """
     t, h, w = grid
     if base_grid is None:
         rows, columns = torch.arange(h).float(), torch.arange(w).float()
     else:
         rows, columns = interpolated_coordinates(h, w, base_grid)
-    angles_t = _rotary_angles(torch.arange(t).float(), head_dim // 4, theta)
-    angles_h = _rotary_angles(rows, head_dim // 8 * 3, theta)
-    angles_w = _rotary_angles(columns, head_dim // 8 * 3, theta)
+    of_time = _rotary_angles(torch.arange(t).float(), head_dim // 4, theta)   # t half/4
+    of_row = _rotary_angles(rows, head_dim // 8 * 3, theta)                   # h half*3/8
+    of_column = _rotary_angles(columns, head_dim // 8 * 3, theta)             # w half*3/8
     angles = torch.cat([
-        angles_t[:, None, None].expand(t, h, w, -1),
-        angles_h[None, :, None].expand(t, h, w, -1),
-        angles_w[None, None, :].expand(t, h, w, -1),
+        of_time[:, None, None].expand(t, h, w, -1),
+        of_row[None, :, None].expand(t, h, w, -1),
+        of_column[None, None, :].expand(t, h, w, -1),
     ], dim=-1).flatten(0, 2)
-    return angles.cos(), angles.sin()
+    return torch.complex(angles.cos(), angles.sin())
+
+
+def with_text(table: Complex[Tensor, "n_video half"], num_text: int) -> Complex[Tensor, "n half"]:
+    """A table for text and video: rows of 1 in front, so that the text is not turned."""
+    return torch.cat([table.new_ones(num_text, table.shape[1]), table])
+
+
+def rotate(x: Float[Tensor, "b heads n head_dim"],
+           table: Complex[Tensor, "n half"]) -> Float[Tensor, "b heads n head_dim"]:
+    """Turn each adjacent pair (x0, x1) of a query or key by its angle, in float32: (x0 + i x1) e^(i angle)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 def interpolated_coordinates(h: int, w: int, base_grid: tuple[int, int]) -> tuple[
@@ -44,23 +56,9 @@ def interpolated_coordinates(h: int, w: int, base_grid: tuple[int, int]) -> tupl
     return rows, columns
 
 
-def _rotary_angles(coordinates: Float[Tensor, " m"], dim: int, theta: float) -> Float[Tensor, "m dim"]:
+def _rotary_angles(coordinates: Float[Tensor, " m"], dim: int, theta: float) -> Float[Tensor, "m half_dim"]:
     frequencies = 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
-    return torch.outer(coordinates, frequencies).repeat_interleave(2, dim=1)
-
-
-def rotations(cos: Float[Tensor, "n head_dim"], sin: Float[Tensor, "n head_dim"],
-              num_text: int) -> Complex[Tensor, "n_all half_dim"]:
-    """The table as one unit complex number a pair, with rows of 1 (no rotation) in front for the text tokens."""
-    video = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
-    return torch.cat([video.new_ones(num_text, video.shape[1]), video])
-
-
-def rotate(x: Float[Tensor, "b heads n head_dim"],
-           table: Complex[Tensor, "n half_dim"]) -> Float[Tensor, "b heads n head_dim"]:
-    """Turn each adjacent pair (x0, x1) of a query or key by its angle, in float32: (x0 + i x1) e^(i angle)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+    return torch.outer(coordinates, frequencies)
 
 
 def sincos_3d(grid: tuple[int, int, int], width: int, spatial_scale: float = 1.875,

@@ -1,8 +1,8 @@
 """The 3D causal VAE (paper 2.1): video -> latents -> video, a quarter as long and an eighth as high and wide.
 
 How many frames a clip has in latents, and again as a video, depends on the rule for the first frame
-(`blocks.first_frame_alone`): "start" takes 4k + 1 frames and gives back as many; "parity", as published, takes any
-number and gives back 8k + 1 or 8k, 8 for 5.
+(`blocks.first_stays_single`): "start" takes 4k + 1 frames and returns as many; "parity", as published, takes any
+number and returns 8k + 1 or 8k, 8 for 5.
 """
 
 import math
@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.presets import VAEConfig
-from minicogvx.vae.blocks import DownBlock, GroupNorm, MidBlock, SpatialNorm, UpBlock
+from minicogvx.vae.blocks import DownBlock, MidBlock, SpatialNormSiLU, UpBlock
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.ops import channels_last
+from minicogvx.vae.checks import check_chunk, check_latents, check_pieces, check_video
+from minicogvx.vae.layers import NormSiLU
 
 
 class Encoder(nn.Module):
@@ -26,20 +27,20 @@ class Encoder(nn.Module):
         widths, halvings = config.block_out_channels, int(math.log2(config.temporal_compression_ratio))
         self.conv_in = CausalConv3d(config.in_channels, widths[0], time_padding=config.time_padding)
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(i - 1, 0)], width, config, time=i < halvings, last=i == len(widths) - 1)
+            DownBlock(widths[max(i - 1, 0)], width, config, temporal=i < halvings, last=i == len(widths) - 1)
             for i, width in enumerate(widths))
         self.mid_block = MidBlock(widths[-1], config, conditioned=False)
-        self.norm_out = GroupNorm(widths[-1], config)
+        self.norm_out = NormSiLU(widths[-1], config)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, time_padding=config.time_padding)
 
     def forward(self, video: Float[Tensor, "b c t h w"],
                 cache: ConvCache | None = None) -> Float[Tensor, "b c2 lt lh lw"]:
-        """Mean and log-variance of the latents, one behind the other on the channels."""
-        x = self.conv_in(channels_last(video), cache)
+        """Mean and log-variance of the latents, concatenated on the channels."""
+        x = self.conv_in(video, cache)
         for block in self.down_blocks:
             x = block(x, cache)
         x = self.mid_block(x, None, cache)
-        return self.conv_out(self.norm_out(x, None, cache), cache)
+        return self.conv_out(self.norm_out(x), cache)
 
 
 class Decoder(nn.Module):
@@ -51,18 +52,17 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(config.latent_channels, widths[0], time_padding=config.time_padding)
         self.mid_block = MidBlock(widths[0], config, conditioned=True)
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[max(i - 1, 0)], width, config, time=i < doublings, last=i == len(widths) - 1)
+            UpBlock(widths[max(i - 1, 0)], width, config, temporal=i < doublings, last=i == len(widths) - 1)
             for i, width in enumerate(widths))
-        self.norm_out = SpatialNorm(widths[-1], config)
+        self.norm_out = SpatialNormSiLU(widths[-1], config)
         self.conv_out = CausalConv3d(widths[-1], config.out_channels, time_padding=config.time_padding)
 
     def forward(self, z: Float[Tensor, "b c lt lh lw"], cache: ConvCache | None = None) -> Float[Tensor, "b o t h w"]:
         """Video of unscaled latents, which every block reads again."""
-        z = channels_last(z)
         x = self.mid_block(self.conv_in(z, cache), z, cache)
         for block in self.up_blocks:
             x = block(x, z, cache)
-        return self.conv_out(self.norm_out(x, z, cache), cache)
+        return self.conv_out(self.norm_out(x, z), cache)
 
 
 class DiagonalGaussian:
@@ -101,7 +101,7 @@ def chunk_sizes(length: int, chunk: int | None) -> list[int]:
 class CausalVAE(nn.Module):
     """Encoder, posterior and decoder. Parameter names are those of `diffusers`' `AutoencoderKLCogVideoX`.
 
-    It computes in the dtype of what it is given: float32 weights and a bfloat16 video is how it is trained.
+    It computes in the dtype of its input: float32 weights and a bfloat16 video is how it is trained.
     """
 
     def __init__(self, config: VAEConfig):
@@ -114,13 +114,13 @@ class CausalVAE(nn.Module):
         """The posterior of `video` (pixels in -1..1): latents `b c lt h/8 w/8`, not yet scaled; lt is (t-1)/4 + 1 for
         t = 4k + 1 frames.
 
-        `chunk_frames`: frames that pass at a time, 8 as published, None for all; it bounds memory and, as group norms
+        `chunk_frames`: frames encoded at a time, 8 as published, None for all; it bounds memory and, as group norms
         see one chunk, changes the numbers a little (not with `norm_over="frame"`).
         Raises ValueError for no frames, a count that is not 4k + 1 where `first_frame` is "start", a size that does not
         divide, or NaN.
         """
-        _check_chunk("chunk_frames", chunk_frames, self.config.temporal_compression_ratio, 8)
-        self._check_video(video)
+        check_chunk("chunk_frames", chunk_frames, self.config.temporal_compression_ratio, 8)
+        check_video(self.config, video)
         pieces = video.split(chunk_sizes(video.shape[2], chunk_frames), dim=2)
         return DiagonalGaussian(torch.cat(list(_run(self.encoder, pieces)), dim=2))
 
@@ -129,21 +129,21 @@ class CausalVAE(nn.Module):
         """Video `b 3 t 8lh 8lw` in about -1..1 from unscaled latents; t is 4(lt - 1) + 1, or 4 lt where lt is even and
         `first_frame` is "parity".
 
-        `chunk_latents`: latent frames that pass at a time, 2 as published, None for all; see `encode`.
+        `chunk_latents`: latent frames decoded at a time, 2 as published, None for all; see `encode`.
         Raises ValueError for a chunk below 1, another number of channels, no frames, or NaN.
         """
-        _check_chunk("chunk_latents", chunk_latents, 1, 2)
-        self._check_latents(latents)
+        check_chunk("chunk_latents", chunk_latents, 1, 2)
+        check_latents(self.config, latents)
         pieces = latents.split(chunk_sizes(latents.shape[2], chunk_latents), dim=2)
         return torch.cat(list(_run(self.decoder, pieces)), dim=2)
 
     def encode_stream(self, pieces: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[DiagonalGaussian]:
         """Encodes a video of any length piece by piece at constant memory: 4k+1 frames first, then 4k each time."""
-        return map(DiagonalGaussian, _run(self.encoder, self._whole_groups(pieces)))
+        return map(DiagonalGaussian, _run(self.encoder, check_pieces(self.config, pieces)))
 
     def decode_stream(self, pieces: Iterable[Float[Tensor, "b c _ lh lw"]]) -> Iterator[Float[Tensor, "b o _ h w"]]:
         """Decodes latents of any length piece by piece at constant memory."""
-        return _run(self.decoder, (self._check_latents(piece) for piece in pieces))
+        return _run(self.decoder, (check_latents(self.config, piece) for piece in pieces))
 
     def forward(self, video: Float[Tensor, "b c t h w"], generator: torch.Generator | None = None,
                 chunk_frames: int | None = 8) -> tuple[Float[Tensor, "b o t h w"], DiagonalGaussian]:
@@ -151,62 +151,6 @@ class CausalVAE(nn.Module):
         posterior = self.encode(video, chunk_frames)
         chunk_latents = chunk_frames and max(chunk_frames // self.config.temporal_compression_ratio, 1)
         return self.decode(posterior.sample(generator).to(video.dtype), chunk_latents), posterior
-
-    def _whole_groups(self, pieces):
-        ratio, start = self.config.temporal_compression_ratio, 1
-        for piece in pieces:
-            self._check_pixels(piece)
-            if (piece.shape[2] - start) % ratio:
-                raise ValueError(f"a piece has {piece.shape[2]} frames; the first must have {ratio}k + 1 and the later "
-                                 f"ones {ratio}k")
-            start = 0
-            yield piece
-
-    def _check_video(self, video):
-        self._check_pixels(video)
-        time, frames = self.config.temporal_compression_ratio, video.shape[2]
-        if frames < 1 and self.config.first_frame == "parity":
-            raise ValueError("the video has 0 frames; it must have at least 1")
-        if frames < 1 or self.config.first_frame == "start" and (frames - 1) % time:
-            low = max((frames - 1) // time * time + 1, 1)
-            raise ValueError(f"the video has {frames} frames; it must have {time}k + 1, such as {low} or {low + time}")
-
-    def _check_pixels(self, video):
-        _check_values("the video has", video)
-        channels, space, (height, width) = video.shape[1], self.config.spatial_compression_ratio, video.shape[3:]
-        if channels != self.config.in_channels:
-            raise ValueError(f"the video has {channels} channels; this VAE takes {self.config.in_channels}")
-        if height % space or width % space:
-            raise ValueError(f"the video is {height}x{width}; height and width must be multiples of {space}")
-        if not video.is_meta and not torch.isfinite(video).all():  # the meta device has shapes and no values
-            raise ValueError("the video holds NaN or infinite values; pixels must be numbers in -1..1")
-
-    def _check_latents(self, latents):
-        _check_values("the latents have", latents)
-        if latents.shape[1] != self.config.latent_channels:
-            raise ValueError(f"the latents have {latents.shape[1]} channels; this VAE takes "
-                             f"{self.config.latent_channels}")
-        if not latents.shape[2]:
-            raise ValueError("the latents have 0 frames; there must be at least 1")
-        if not latents.is_meta and not torch.isfinite(latents).all():
-            raise ValueError("the latents hold NaN or infinite values; the sampler that made them has diverged")
-        return latents
-
-
-def _check_chunk(name: str, chunk: object, multiple: int, usual: int) -> None:
-    """ValueError unless `chunk` is None or a positive multiple of `multiple`."""
-    if chunk is None or isinstance(chunk, int) and chunk > 0 and chunk % multiple == 0:
-        return
-    least = f"a multiple of {multiple}" if multiple > 1 else "a whole number of at least 1"
-    raise ValueError(f"{name} is {chunk!r}; it must be {least}, such as {max(multiple, usual)}, or None")
-
-
-def _check_values(they_have: str, x: Tensor) -> None:
-    """ValueError unless `x` is `b c t h w` of floating point, with at least one pixel."""
-    if x.ndim != 5 or 0 in (x.shape[0], *x.shape[3:]):
-        raise ValueError(f"{they_have} the shape {tuple(x.shape)}; it must be (b, c, t, h, w), each at least 1")
-    if not x.is_floating_point():
-        raise ValueError(f"{they_have} the number format {x.dtype}; it must be floating point, such as torch.float32")
 
 
 def _run(network: nn.Module, pieces: Iterable[Tensor]) -> Iterator[Tensor]:

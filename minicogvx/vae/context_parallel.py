@@ -1,7 +1,9 @@
 """A clip too long for one GPU, split along time over several: context parallelism of the causal VAE (paper 2.1).
 
 Rank 0 holds the first frame and its groups of four, each later rank the groups that follow. A causal convolution
-looks two frames back, so each rank hands the end of its share to the next; a group norm pools its statistics.
+looks two frames back, so each rank sends the last frames of its shard to the next; a group norm pools its statistics.
+The modules of the VAE know nothing of this: the one comes in by the cache (`RankBoundary`), the other in place of the
+norms' `forward` (`_pooled_norms`).
 
     rank 0   f | 1 2 3 4 | 5 6 7 8          latents 0 1 2
                             7 8 ->
@@ -11,6 +13,9 @@ With both, outputs and gradients are those of one rank that sees the whole clip 
 in every forward pass, and in the backward pass, too: one that has no loss of its own starts from `output.sum() * 0`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,16 +27,18 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from minicogvx.vae.autoencoder import CausalVAE, DiagonalGaussian
-from minicogvx.vae.causal_conv import ConvCache
+from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
+from minicogvx.vae.checks import check_latents, check_piece
+from minicogvx.vae.layers import NormSiLU
 
 Group = dist.ProcessGroup | None  # the ranks that share one clip; None: all
 BorrowedGradient = Literal["returned", "dropped"]
 
 
 def latent_shares(latent_frames: int, ranks: int) -> list[int]:
-    """How many latent frames each rank holds: whole groups, as even as can be, and rank 0 the first frame besides.
+    """How many latent frames each rank holds: whole groups, as evenly as possible, and on rank 0 the first frame, too.
 
-    Raises ValueError where a rank would go without.
+    Raises ValueError if there are fewer latent frames than ranks.
     """
     if latent_frames < ranks:
         raise ValueError(f"the clip has {latent_frames} latent frames; to split it over {ranks} ranks it must have at "
@@ -49,49 +56,53 @@ def own_frames(video: Float[Tensor, "b c t h w"], ratio: int = 4, group: Group =
 
 
 def own_latents(latents: Float[Tensor, "b c lt lh lw"], group: Group = None) -> Float[Tensor, "b c s lh lw"]:
-    """This rank's part of whole latents."""
+    """This rank's shard of whole latents."""
     return latents.split(latent_shares(latents.shape[2], dist.get_world_size(group)), dim=2)[dist.get_rank(group)]
 
 
 def encode(vae: CausalVAE, frames: Float[Tensor, "b c s h w"], group: Group = None, gather_norm: bool = True,
            borrowed_gradient: BorrowedGradient = "returned") -> DiagonalGaussian:
-    """The posterior of this rank's frames (`own_frames`): its part of `vae.encode(video, chunk_frames=None)`.
+    """The posterior of this rank's frames (`own_frames`): its shard of `vae.encode(video, chunk_frames=None)`.
 
     Args:
         gather_norm: group norms over all ranks' frames (published for the encoder); False: over this rank's.
         borrowed_gradient: "returned" sends the gradient of the borrowed frames back to the rank that lent them, which
-            is exact and our default. "dropped" is what the published code does: cheaper, and the gradient of a frame
-            then lacks what it did for the frames behind the next rank's border. On the toy's VAE and 33 frames that
-            put the encoder's gradient off by 7 % on 2 ranks and 17 % on 4 (`benchmarks/context_parallel.py`).
+            is exact and our default. "dropped" is what the published code does: cheaper, but the gradient of a frame
+            then lacks its effect on the frames of the next rank. On the toy's VAE and 33 frames that put the encoder's
+            gradient off by 7 % on 2 ranks and 17 % on 4 (`benchmarks/context_parallel.py`).
 
-    Raises ValueError for frames that are not whole groups, and where `first_frame` is "parity": that rule counts the
+    Raises ValueError for frames that are not whole groups, and if `first_frame` is "parity": that rule counts the
     frames of the whole clip, which no rank has.
     """
     ratio, rank = vae.config.temporal_compression_ratio, dist.get_rank(group)
     if (frames.shape[2] - (rank == 0)) % ratio or not frames.shape[2]:
         want = f"{ratio}k + 1" if rank == 0 else f"{ratio}k, at least {ratio}"
         raise ValueError(f"rank {rank} has {frames.shape[2]} frames; it must have {want}")
-    vae._check_pixels(frames)
-    return DiagonalGaussian(vae.encoder(frames, RankCache(vae, group, gather_norm, borrowed_gradient)))
+    check_piece(vae.config, frames)
+    boundary = RankBoundary(vae, group, borrowed_gradient)
+    with _pooled_norms(vae.encoder, group, gather_norm):
+        return DiagonalGaussian(vae.encoder(frames, boundary))
 
 
 def decode(vae: CausalVAE, latents: Float[Tensor, "b c s lh lw"], group: Group = None, gather_norm: bool = True,
            borrowed_gradient: BorrowedGradient = "returned") -> Float[Tensor, "b o t h w"]:
-    """The video of this rank's latents (`own_latents`): its part of `vae.decode(latents, chunk_latents=None)`.
+    """The video of this rank's latents (`own_latents`): its shard of `vae.decode(latents, chunk_latents=None)`.
 
     Arguments as in `encode`. Published: `gather_norm` False for 2B and 5B, True for 5B-I2V and 1.5.
     """
-    vae._check_latents(latents)
-    return vae.decoder(latents, RankCache(vae, group, gather_norm, borrowed_gradient))
+    check_latents(vae.config, latents)
+    boundary = RankBoundary(vae, group, borrowed_gradient)
+    with _pooled_norms(vae.decoder, group, gather_norm):
+        return vae.decoder(latents, boundary)
 
 
-def join_time(part: Float[Tensor, "b c s h w"], group: Group = None) -> Float[Tensor, "b c t h w"]:
-    """All ranks' parts one behind the other, on every rank.
+def join_time(shard: Float[Tensor, "b c s h w"], group: Group = None) -> Float[Tensor, "b c t h w"]:
+    """All ranks' shards, joined along time, on every rank.
 
-    The gradient of a part is the slice of what this rank made of the whole: a loss of the whole must be the same on all
-    ranks.
+    The gradient of a shard is its slice of this rank's gradient of the whole: a loss of the whole must be the same on
+    all ranks.
     """
-    return _Join.apply(part, group)
+    return _GatherTime.apply(shard, group)
 
 
 def encode_joined(vae: CausalVAE, video: Float[Tensor, "b c t h w"], group: Group = None) -> DiagonalGaussian:
@@ -106,10 +117,10 @@ def decode_joined(vae: CausalVAE, latents: Float[Tensor, "b c lt lh lw"],
     return join_time(decode(vae, own_latents(latents, group), group), group)
 
 
-class RankCache(ConvCache):
-    """Stands where `ConvCache` stands: the frames before this rank's come from the previous rank, not from the past."""
+class RankBoundary(ConvCache):
+    """Used in place of a `ConvCache`: the frames before this rank's come from the previous rank, not from the past."""
 
-    def __init__(self, vae: CausalVAE, group: Group, gather_norm: bool, borrowed_gradient: BorrowedGradient):
+    def __init__(self, vae: CausalVAE, group: Group, borrowed_gradient: BorrowedGradient):
         super().__init__()
         if vae.config.first_frame != "start":
             raise ValueError(f"first_frame is {vae.config.first_frame!r}; context parallelism needs 'start'")
@@ -117,32 +128,40 @@ class RankCache(ConvCache):
             raise ValueError(f"borrowed_gradient is {borrowed_gradient!r}; it must be 'returned' or 'dropped'")
         self.group, self.returned = group, borrowed_gradient == "returned"
         self.start = dist.get_rank(group) == 0
-        if gather_norm:
-            self.norm_silu = self._gathered_norm_silu
 
-    def before(self, conv: nn.Module, x: Tensor, first: Tensor | None) -> Tensor:
-        """The end of what the previous rank's `conv` sees; on rank 0 `first`, or copies of the first frame."""
-        if first is None:
-            first = x[:, :, :1].expand(-1, -1, conv.past_frames, -1, -1)
-        return _Borrow.apply(x[:, :, -conv.past_frames:], first, self.group, self.returned)
+    def pad(self, conv: CausalConv3d, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c p h w"]:
+        """The last frames that `conv` sees on the previous rank, then `x`; on rank 0 as at the start of a video."""
+        first = conv.pad(x[:, :, :1])[:, :, :-1]
+        return conv.pad(x, _Borrow.apply(x[:, :, -conv.past_frames:], first, self.group, self.returned))
 
-    def after(self, conv: nn.Module, seen: Tensor) -> None:
-        """Nothing to keep: this rank sees its frames once."""
 
-    def _gathered_norm_silu(self, x, groups, eps, gain, bias, scale=None, shift=None):
-        """`ops.norm_silu` with the mean and variance of all ranks' frames.
+@contextmanager
+def _pooled_norms(network: nn.Module, group: Group, wanted: bool) -> Iterator[None]:
+    """While open, the norms of `network` over a chunk take their statistics over the frames of all ranks."""
+    norms = [norm for norm in network.modules() if wanted and isinstance(norm, NormSiLU) and norm.over == "chunk"]
+    for norm in norms:
+        norm.forward = partial(_pooled_norm_silu, norm, group)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward  # restores the method of the class
 
-        `checkpoint` computes each half again in the backward pass instead of keeping float32 copies of x; no rank
-        talks to another inside one.
-        """
-        mean, variance = pool(_Gather.apply(_checkpoint(_statistics, x, groups), self.group))
-        slope = _per_channel((variance + eps).rsqrt(), x) * gain[:, None, None, None]
-        offset = bias[:, None, None, None] - _per_channel(mean, x) * slope
-        return _checkpoint(_affine_silu, x, slope, offset, scale, shift)
+
+def _pooled_norm_silu(norm, group, x, scale=None, shift=None):
+    """`NormSiLU.forward` with the mean and variance of all ranks' frames.
+
+    `checkpoint` computes each half again in the backward pass instead of keeping float32 copies of x; neither half
+    communicates.
+    """
+    mean, variance = pool(_Gather.apply(_checkpoint(_statistics, x, norm.num_groups), group))
+    slope = _per_channel((variance + norm.eps).rsqrt(), x) * norm.weight[:, None, None, None]
+    offset = norm.bias[:, None, None, None] - _per_channel(mean, x) * slope
+    return _checkpoint(_affine_silu, x, slope, offset, scale, shift)
 
 
 def pool(statistics: Float[Tensor, "ranks 3 b g"]) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"]]:
-    """Mean and variance of the whole from each part's (count, mean, variance)."""
+    """Mean and variance of the whole from each shard's (count, mean, variance)."""
     count, means, variances = statistics.unbind(1)
     share = count / count.sum(0)
     mean = (share * means).sum(0)
@@ -173,17 +192,17 @@ def _checkpoint(function, *inputs):
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-# ---- what ranks say to each other
+# ---- collectives
 
 
 def _all_gather(x, group):
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.stack(parts)
+    gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, x.contiguous(), group=group)
+    return torch.stack(gathered)
 
 
 class _Gather(torch.autograd.Function):
-    """Every rank's `x`, stacked in front. Backward: each rank receives what all made of its part."""
+    """All-gather of `x`, stacked in front. Backward: all-reduces the gradients and returns this rank's slice."""
 
     @staticmethod
     def forward(ctx, x, group):
@@ -191,28 +210,28 @@ class _Gather(torch.autograd.Function):
         return _all_gather(x, group)
 
     @staticmethod
-    @once_differentiable  # what is said between ranks is not recorded
+    @once_differentiable  # autograd does not record collectives
     def backward(ctx, grad):
-        grad = grad.clone(memory_format=torch.contiguous_format)  # the sum is written into it; others may read `grad`
+        grad = grad.clone(memory_format=torch.contiguous_format)  # all_reduce writes into its argument
         dist.all_reduce(grad, group=ctx.group)
         return grad[dist.get_rank(ctx.group)], None
 
 
-class _Join(torch.autograd.Function):
-    """Every rank's `part`, one behind the other along time. Backward: this rank's slice, without a message."""
+class _GatherTime(torch.autograd.Function):
+    """All-gather of shards, joined along time. Backward: this rank's slice of the gradient; no communication."""
 
     @staticmethod
-    def forward(ctx, part, group):
-        """Gathers parts that may differ in length by padding them to the longest."""
-        sizes = _all_gather(torch.tensor([part.shape[2]], device=part.device), group).flatten().tolist()
+    def forward(ctx, shard, group):
+        """Pads shards of different lengths to the longest: ranks may only gather equal shapes."""
+        sizes = _all_gather(torch.tensor([shard.shape[2]], device=shard.device), group).flatten().tolist()
         rank = dist.get_rank(group)
         ctx.own = slice(sum(sizes[:rank]), sum(sizes[:rank + 1]))
-        widest = part.new_zeros(*part.shape[:2], max(sizes), *part.shape[3:])  # ranks may only gather equal shapes
-        widest[:, :, :part.shape[2]] = part
-        return torch.cat([whole[:, :, :size] for whole, size in zip(_all_gather(widest, group), sizes)], dim=2)
+        padded = shard.new_zeros(*shard.shape[:2], max(sizes), *shard.shape[3:])
+        padded[:, :, :shard.shape[2]] = shard
+        return torch.cat([whole[:, :, :size] for whole, size in zip(_all_gather(padded, group), sizes)], dim=2)
 
     @staticmethod
-    @once_differentiable  # what is said between ranks is not recorded
+    @once_differentiable  # autograd does not record collectives
     def backward(ctx, grad):
         return grad[:, :, ctx.own], None
 
@@ -220,9 +239,9 @@ class _Join(torch.autograd.Function):
 class _Borrow(torch.autograd.Function):
     """The k frames before this rank's: the last k that the previous rank's convolution sees; on rank 0 `first`.
 
-    `tail` is the end of this rank's own frames, k of them or all if there are fewer. With fewer, what goes on to the
-    next rank begins with what was borrowed, so it can be sent only after that has come. The node is part of every
-    rank's graph, also where it borrows nothing: the backward passes of all ranks then meet in the same order.
+    `tail` is the end of this rank's own frames, k of them or all if there are fewer. With fewer, what is sent to the
+    next rank begins with borrowed frames, so those must be received first. The node is part of every rank's graph,
+    even if it borrows nothing: all ranks then reach their backward collectives in the same order.
     """
 
     @staticmethod
@@ -239,9 +258,9 @@ class _Borrow(torch.autograd.Function):
         return past
 
     @staticmethod
-    @once_differentiable  # what is said between ranks is not recorded
+    @once_differentiable  # autograd does not record collectives
     def backward(ctx, grad):
-        """The gradient of what was borrowed goes back to the rank that lent it."""
+        """Returns the gradient of borrowed frames to the rank that lent them."""
         lost, of_lent = ctx.wanted - ctx.own, None
         if ctx.returned and not lost:
             of_lent = _exchange(ctx.group, -1, send=grad, like=grad)
@@ -249,16 +268,16 @@ class _Borrow(torch.autograd.Function):
             of_lent = _exchange(ctx.group, -1, like=grad)
             if of_lent is not None:
                 grad = grad.clone()
-                grad[:, :, ctx.own:] += of_lent[:, :, :lost]  # these frames were only handed through
+                grad[:, :, ctx.own:] += of_lent[:, :, :lost]  # borrowed by this rank and lent again
             _exchange(ctx.group, -1, send=grad)
         of_tail = torch.zeros_like(grad[:, :, lost:]) if of_lent is None else of_lent[:, :, lost:]
         return of_tail, grad if dist.get_rank(ctx.group) == 0 else None, None, None
 
 
 def _exchange(group, step, send=None, like=None):
-    """Sends `send` to rank + step, receives something like `like` from rank - step; None where there is no such rank.
+    """Sends `send` to rank + step and receives a tensor like `like` from rank - step; None if there is no such rank.
 
-    Always by `batch_isend_irecv`: on NCCL a single send would go by another channel than a batched receive.
+    Always by `batch_isend_irecv`: on NCCL a single send would use another channel than a batched receive.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     operations, received = [], None

@@ -1,16 +1,17 @@
 """The 3D discriminator of the VAE's GAN loss (paper 2.1: "GAN loss from a 3D discriminator").
 
-The published repository describes none in its paper and configures none, but it carries a leftover `Discriminator3D`.
+Neither the paper nor any released config specifies the discriminator; the repository contains an unused
+`Discriminator3D`, which we follow.
 
-The same here: stages with a residual 1x1x1 stride-2 skip beside 3x3x3 convolutions with leaky ReLU (slope 0.1), summed
-and divided by sqrt(2); down-sampling by moving 2x2(x2) neighbours onto channels and mixing them 1x1, which is exactly
-a convolution with kernel 2 and stride 2; log2(frames) stages that halve time and space, then stages that halve space
-alone; widths that double up to a limit; no normalisation by default.
+What is the same: stages with a residual 1x1x1 stride-2 skip beside 3x3x3 convolutions with leaky ReLU (slope 0.1),
+summed and divided by sqrt(2); down-sampling by moving 2x2(x2) neighbours onto channels and mixing them 1x1, which is
+exactly a convolution with kernel 2 and stride 2; log2(frames) stages that halve time and space, then stages that halve
+space alone; widths that double up to a limit; no normalisation by default.
 
-Not the same: it takes any number of frames (9, 17: an odd count repeats its first frame; the leftover one wants a power
-of two) and any frame size, because it returns one logit per patch where the other flattens a fixed map into a linear
-layer; the number of stages is fixed, not log2(size) - 2; of the two convolutions the second works after the
-down-sampling, which costs an eighth; the space-only stages keep a kernel over time; no linear attention and no blur.
+What differs: it takes any number of frames (an odd number, 9 or 17, repeats its first frame; theirs needs a power of
+two) and any frame size, because it returns one logit per patch, where theirs flattens a fixed map into a linear layer;
+the number of stages is fixed, not log2(size) - 2; the second of the two convolutions comes after the down-sampling,
+which costs an eighth; the space-only stages keep a kernel over time; no linear attention and no blur.
 """
 
 import math
@@ -57,7 +58,7 @@ class PatchDiscriminator3D(nn.Module):
         self.config = config
         widths = [config.in_channels] + [min(config.width * 2**i, config.max_width) for i in range(config.stages)]
         self.stages = nn.ModuleList(
-            DiscriminatorStage(widths[i], widths[i + 1], time=i < config.time_stages, config=config)
+            DiscriminatorStage(widths[i], widths[i + 1], temporal=i < config.time_stages, config=config)
             for i in range(config.stages))
         self.to_logits = nn.Sequential(
             _conv(config, widths[-1], widths[-1], 3, padding=1),
@@ -80,11 +81,11 @@ class PatchDiscriminator3D(nn.Module):
 
 
 class DiscriminatorStage(nn.Module):
-    """Halves height and width, and with `time` the number of frames; a residual block."""
+    """Halves height and width and, if `temporal`, the number of frames; a residual block."""
 
-    def __init__(self, in_channels: int, out_channels: int, time: bool, config: DiscriminatorConfig):
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool, config: DiscriminatorConfig):
         super().__init__()
-        self.step = (2 if time else 1, 2, 2)
+        self.step = (2 if temporal else 1, 2, 2)
         self.conv1 = _conv(config, in_channels, out_channels, 3, padding=1)
         self.norm1 = _norm(config, out_channels)
         self.down = _conv(config, out_channels, out_channels, self.step, stride=self.step)

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minicogvx.presets import VAEConfig
 from minicogvx.vae.autoencoder import CausalVAE, DiagonalGaussian
+from minicogvx.vae.checks import check_latents, check_video
 
 OVERLAP = (1 / 6, 1 / 5)  # of a tile's height and width, as published
 
@@ -27,8 +29,8 @@ def tiled_encode(vae: CausalVAE, video: Float[Tensor, "b c t h w"], tile: tuple[
     Raises ValueError for a tile that the VAE's compression does not divide, an overlap that leaves nothing new in a
     tile, and whatever `encode` refuses.
     """
-    sizes, shared = _tile_in_latents(vae, tile, overlap)
-    vae._check_video(video)
+    sizes, shared = _tile_in_latents(vae.config, tile, overlap)
+    check_video(vae.config, video)
     space = vae.config.spatial_compression_ratio
     tile = (sizes[0] * space, sizes[1] * space)
     if _fits(video, tile):
@@ -45,8 +47,8 @@ def tiled_encode(vae: CausalVAE, video: Float[Tensor, "b c t h w"], tile: tuple[
 def tiled_decode(vae: CausalVAE, latents: Float[Tensor, "b c lt lh lw"], tile: tuple[int, int] | None = None,
                  overlap: tuple[float, float] = OVERLAP, chunk_latents: int | None = 2) -> Float[Tensor, "b o t h w"]:
     """`vae.decode(latents)`, one tile at a time; `tile` in pixels, and the rest as in `tiled_encode`."""
-    tile, shared = _tile_in_latents(vae, tile, overlap)
-    vae._check_latents(latents)
+    tile, shared = _tile_in_latents(vae.config, tile, overlap)
+    check_latents(vae.config, latents)
     if _fits(latents, tile):
         return vae.decode(latents, chunk_latents)
     space = vae.config.spatial_compression_ratio
@@ -55,9 +57,9 @@ def tiled_decode(vae: CausalVAE, latents: Float[Tensor, "b c lt lh lw"], tile: t
                      (shared[0] * space, shared[1] * space))
 
 
-def check_tile(vae: CausalVAE, tile: tuple[int, int] | None) -> None:
+def check_tile(config: VAEConfig, tile: tuple[int, int] | None) -> None:
     """Raises ValueError for a tile, in pixels, that `tiled_encode` and `tiled_decode` would refuse."""
-    _tile_in_latents(vae, tile, OVERLAP)
+    _tile_in_latents(config, tile, OVERLAP)
 
 
 def _by_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int], step: tuple[int, int],
@@ -96,14 +98,14 @@ def _fits(x: Tensor, tile: tuple[int, int]) -> bool:
     return x.shape[3] <= tile[0] and x.shape[4] <= tile[1]
 
 
-def _tile_in_latents(vae: CausalVAE, tile: tuple[int, int] | None,
+def _tile_in_latents(config: VAEConfig, tile: tuple[int, int] | None,
                      overlap: tuple[float, float]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of a tile, and what it shares with the next, in latents.
 
     Whole latents keep the tiles of the video and those of the latents in step. `diffusers` rounds the two apart for
     some sizes (a tile of 64 pixels with 1/6 is one) and then returns a picture of another size; the published agree.
     """
-    space, config = vae.config.spatial_compression_ratio, vae.config
+    space = config.spatial_compression_ratio
     if tile is None:  # rounded down to whole latents
         tile = tuple(max(size // 2 // space, 1) * space for size in (config.sample_height, config.sample_width))
     if any(size <= 0 or size % space for size in tile):

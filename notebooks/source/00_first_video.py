@@ -686,4 +686,4 @@ for name, giant in giants.items():
 # six shapes.
 #
 # **Where to read on.** The map above is the package's folder: `minicogvx/text`, `vae`, `diffusion`,
-# `transformer`, and `pipeline.py`, which is `denoise` above with everything that users ask for.
+# `transformer`, and `pipeline.py`. There `denoise` is `sample_loop`, in `diffusion/sampling.py`.

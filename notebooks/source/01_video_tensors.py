@@ -602,9 +602,9 @@ for name, (t, h, w) in {"5b": (49, 480, 720), "1.5-5b": (81, 768, 1360)}.items()
         vae = CausalVAE(sizes.vae)
         video = torch.empty(1, 3, t, h, w)
     latent = vae.encode(video).mode()
-    frames_in = latent.shape[2] + latent.shape[2] % (sizes.transformer.patch_size_t or 1)  # 1.5 repeats the first
+    frames_in = sizes.transformer.whole_patches(latent.shape[2])  # 1.5 repeats the first
     work[name] = flops(sizes.transformer, (frames_in, *latent.shape[3:]), 226)
-    tokens = frames_in // (sizes.transformer.patch_size_t or 1) * (h // 16) * (w // 16)
+    tokens = frames_in // sizes.transformer.patch[0] * (h // 16) * (w // 16)
     print(f"{name}: video {tuple(video.shape)}, {4 * video.numel() / 1e9:.1f} GB as 32-bit numbers")
     print(f"    latents {tuple(latent.shape)}, {2 * latent.numel() / 1e6:.1f} MB in 16 bits; {tokens:,} tokens; "
           f"{work[name] / 1e12:,.0f} TFLOP a run")

@@ -24,14 +24,15 @@ from minicogvx.course import (
 )
 from minicogvx.data.shapes import BACKGROUNDS, Scene, ShapeObject, render
 from minicogvx.evaluation.reconstruction import flicker
+from minicogvx.interop.lpips_weights import load_lpips
 from minicogvx.presets import preset
 from minicogvx.training.optim import MuonAdamW
 from minicogvx.training.vae import world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
-from minicogvx.vae.losses import (
-    PerceptualDistance, VAELoss, VAELossConfig, adaptive_weight, hinge_discriminator_loss, reconstruction_l1,
-)
+from minicogvx.vae.gan import adaptive_weight, hinge_discriminator_loss
+from minicogvx.vae.losses import VAELoss, VAELossConfig, reconstruction_l1
+from minicogvx.vae.perceptual import PerceptualDistance
 
 torch.set_grad_enabled(False)  # on again only where something is trained
 device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
@@ -307,7 +308,7 @@ for name, picture in spoiled.items():
 # The channel weights come from a study in which people said which of two spoiled pictures looks nearer.
 
 # %%
-alex = PerceptualDistance("alex").to(device)
+alex = PerceptualDistance(load_lpips("alex")).to(device)
 
 
 def looks_apart(picture, other):
@@ -508,10 +509,11 @@ with torch.enable_grad():
     back, posterior = vae(video, torch.Generator().manual_seed(0))
     mine = whole_loss(video, back, posterior, with_gan=True)[0]
     losses = VAELoss(everything, discriminator, alex)
-    package = losses.autoencoder(video, back, posterior.mean, posterior.logvar, 0, last_layer)["total"]
+    package = losses.autoencoder(video, back, posterior, 0, last_layer)["total"]
     slopes = [torch.autograd.grad(total, last_layer, retain_graph=True)[0] for total in (mine, package)]
 print("the same total:   ", torch.allclose(mine, package, rtol=1e-3))
 print("the same gradient:", torch.allclose(*slopes, rtol=1e-2, atol=1e-5))
+show_source(VAELoss.autoencoder)
 
 # %% [markdown]
 # Now train on, from the VAE that knows L1 + L2. The GAN waits for five steps; the authors' waits for "a few
@@ -719,7 +721,7 @@ for frames in (1, 17, 161):
 # difficult". Weights, learning rate and data were not published; ours were found on a world of coloured
 # shapes.
 #
-# **Where to read on.** `minicogvx/vae/losses.py` has every loss of this notebook, `discriminator.py` the 3D
+# **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `discriminator.py` has the 3D
 # network, `training/vae.py` the stages of the shipped VAE. LPIPS: [Zhang et
 # al.](https://arxiv.org/abs/1801.03924); the adaptive weight: [VQGAN](https://arxiv.org/abs/2012.09841).
 # Next: notebook 04, how noise becomes such a latent.

@@ -439,9 +439,9 @@ print("the package computes the same:", torch.allclose(mine, package, atol=1e-2)
 show_source(DPMSampler.step)
 
 # %% [markdown]
-# The package writes $e^{-2h}$ for our $k$. The first and the last step do not lean: before the first there is
-# no guess, and after the last no noise. The noise really is drawn twice, as both published programs do; so the
-# same seed gives the same video here and there.
+# The package writes $e^{-2h}$ for our $k$; its `B` is $1 - k$, its `D` the guess that leans, its `C` how far. The first
+# and the last step do not lean: before the first there is no guess, and after the last no noise. The noise really is
+# drawn twice, as both published programs do; so the same seed gives the same video here and there.
 #
 # To see the difference, take a world of single numbers: three narrow clouds. Its perfect network is known, so
 # every error is the sampler's. Predict what the ways from noise to data look like.

@@ -23,6 +23,7 @@ from minicogvx.course import (
 from minicogvx.data import captions, oracle
 from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, render_batch, sample_scenes
 from minicogvx.diffusion import diffusion_loss, draw_noise, dynamic_guidance_scale, guide
+from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.transformer import draw_batch
@@ -593,7 +594,8 @@ def tamed(cond, guided, share):
 tamed = check("5.5", tamed)
 
 # %% [markdown]
-# Here is a whole sampler from your parts. Predict: does scale 15 become usable?
+# Here is a whole sampler from your parts, and the package's loop, whose `condition` can be an image or a video.
+# Predict: does scale 15 become usable?
 
 # %% tags=["nbval-ignore-output"]
 def sampled(texts, x, scales, share=0.0, against=""):
@@ -617,6 +619,7 @@ def sampled(texts, x, scales, share=0.0, against=""):
 mine = sampled(asked[:1], noises[:1], [6.0] * 10)
 package = pipe.sample(asked[:1], num_inference_steps=10, guidance_scale=6.0, latents=noises[:1])
 print("your sampler is the package's:", torch.allclose(mine, package, atol=1e-2))
+show_source(sample_loop)
 print("guidance 15, tamed: ", end="")
 repaired = measured(sampled(asked, noises, [15.0] * 10, share=0.7))
 show_rows({"guidance 15": swept[15.0][0][0], "15, tamed": repaired[0][0]},

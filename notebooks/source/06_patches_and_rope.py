@@ -22,7 +22,7 @@ from minicogvx.presets import preset
 from minicogvx.transformer.embeddings import PatchEmbed
 from minicogvx.transformer.model import ExpertTransformer, flops
 from minicogvx.transformer.patchify import patchify, unpatchify
-from minicogvx.transformer.positions import interpolated_coordinates, rope_3d, rotate, rotations, sincos_3d
+from minicogvx.transformer.positions import interpolated_coordinates, rope_3d, rotate, sincos_3d, with_text
 
 torch.set_grad_enabled(False)
 device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
@@ -123,10 +123,11 @@ package = tall.patch_embed(longer, text, None)[0, text.shape[1]:]
 print(type(tall.patch_embed.proj).__name__, tuple(tall.patch_embed.proj.weight.shape),
       "is the same matrix product:", torch.allclose(by_matrix, package, atol=1e-4))
 print(f"{len(by_conv)} tokens become {len(package)}")
+show_source(PatchEmbed.forward)
 
 # %% [markdown]
-# One matrix in both cases. But 17 frames give 5 latent frames, and 5 is odd. The published models repeat the
-# first latent frame in front, and drop it at the end.
+# One matrix in both cases. (The two tables in `forward` come in sections 3 and 6.) But 17 frames give 5 latent frames,
+# and 5 is odd. The published models repeat the first latent frame in front, and drop it at the end.
 #
 # **Exercise 6.1 Back from patches** (difficulty 1 of 3, 10 minutes). At its end the transformer holds tokens,
 # and the VAE wants latents. `hint("6.1")` gives one more hint each time, `solution("6.1")` a solution.
@@ -362,9 +363,9 @@ def angles_by_hand(frame, row, column):
 
 
 naive = torch.tensor([angles_by_hand(i, row, column) for i in range(5) for row in range(4) for column in range(4)])
-cos, sin = rope_3d((5, 4, 4), 64)
-same = torch.allclose(naive.cos(), cos[:, ::2], atol=1e-5) and torch.allclose(naive.sin(), sin[:, ::2], atol=1e-5)
-print("the package's cosines and sines, two channels an angle:", tuple(cos.shape), same)
+table = rope_3d((5, 4, 4), 64)
+same = torch.allclose(torch.polar(torch.ones_like(naive), naive), table, atol=1e-5)
+print("the package's table, one complex number a pair:", tuple(table.shape), same)
 show_source(rope_3d)
 
 # %% [markdown]
@@ -372,18 +373,17 @@ show_source(rope_3d)
 # columns. Predict: a query and all keys are ones. Where in the frame is the score high?
 
 # %%
-cos, sin = rope_3d((1, 30, 45), 64)
-ones = rotate(torch.ones(1, 1, 30 * 45, 64), torch.complex(cos[:, ::2], sin[:, ::2]))[0, 0]
+ones = rotate(torch.ones(1, 1, 30 * 45, 64), rope_3d((1, 30, 45), 64))[0, 0]
 alike = (ones @ ones[15 * 45 + 22] / 64).view(30, 45)
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
-axes[0].imshow(rope_3d((5, 4, 4), 64)[0], aspect="auto", cmap="viridis")
-axes[0].set(xlabel="channel: time, row, column", ylabel="token", title="cosines for the toy")
+axes[0].imshow(rope_3d((5, 4, 4), 64).real, aspect="auto", cmap="viridis")
+axes[0].set(xlabel="pair: time, row, column", ylabel="token", title="cosines for the toy")
 picture = axes[1].imshow(alike, cmap="viridis")
 axes[1].set(xlabel="column", ylabel="row", title="5B: score with the middle, all ones")
 figure.colorbar(picture, ax=axes[1])
 for axis in axes:
     axis.grid(False)
-show_figure(figure, "Left, 80 tokens by 64 channels: in each share the first channels change quickly, the last hardly "
+show_figure(figure, "Left, 80 tokens by 32 pairs: in each share the first pairs change quickly, the last hardly "
                     "at all. Right, scores with the middle patch of 30 x 45: a bright cross through it, brightest at "
                     "the patch itself, and fainter bands on both sides.")
 
@@ -425,7 +425,8 @@ def moved(columns, text_too):
     words = grid[0, 0, 0] * text_too
     angles = torch.cat([words.expand(32, 32), grid.flatten(0, 2)])
     net, table = copy(pipe.transformer), torch.polar(torch.ones_like(angles), angles).to(device)
-    net.positions = lambda grid, num_text, device: (table, None)
+    layout = replace(net.layout((5, 4, 4), 32, table.device), rope=table)
+    net.layout = lambda grid, num_text, device: layout
     return net
 
 
@@ -623,7 +624,7 @@ tokens = pipe.transformer.patch_embed(noisy, text, None)  # b n d: 32 words, 80 
 q, k, _ = block.attn1.project(tokens)
 angles = grid_angles((5, 4, 4), 64, 32).to(device)
 mine = turn_pairs(q, angles) @ turn_pairs(k, angles).mT  # b heads n n
-table = rotations(*rope_3d((5, 4, 4), 64), 32).to(device)
+table = with_text(rope_3d((5, 4, 4), 64), 32).to(device)
 package = rotate(q, table) @ rotate(k, table).mT
 print("your scores are the package's:", torch.allclose(mine, package, atol=1e-2))
 
@@ -655,7 +656,7 @@ for name, size in sizes.items():
     if config.position == "sincos":
         print(f"    table added once: {(n - 226) * config.width * 4 / 1e6:.0f} MB in float32")
     else:
-        print(f"    cosines and sines, all layers: {(n - 226) * 64 * 2 * 4 / 1e6:.1f} MB in float32")
+        print(f"    rotary table, one for all layers: {(n - 226) * 32 * 8 / 1e6:.1f} MB in complex64")
     if embed.pos_embedding is not None:
         print(f"    learned table {tuple(embed.pos_embedding.shape)}: {embed.pos_embedding.numel():,} numbers")
     print(f"    {flops(config, size, 226) / 1e12:,.0f} TFLOP for one answer")

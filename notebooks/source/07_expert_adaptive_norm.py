@@ -22,8 +22,10 @@ from minicogvx.diffusion import diffusion_loss, stratified_timesteps
 from minicogvx.presets import preset
 from minicogvx.training.latents import encode_world
 from minicogvx.training.transformer import initialise, swap_gain
+from minicogvx.transformer.block import Block
 from minicogvx.transformer.embeddings import timestep_sinusoid
 from minicogvx.transformer.expert_norm import ExpertNorm
+from minicogvx.transformer.layout import DenseLayout
 from minicogvx.transformer.model import ExpertTransformer, flops
 
 torch.set_grad_enabled(False)  # training cells switch it on for themselves
@@ -310,7 +312,8 @@ def one_token_at_a_time(x, num_text, modulation, layer):
 
 modulation = norms[0].linear(time[t])  # b 6d
 naive = one_token_at_a_time(first[0], NUM_TEXT, modulation[0], norms[0].norm)
-package, *gates = norms[0](first, NUM_TEXT, time[t])
+layout = net.layout((5, 4, 4), NUM_TEXT, torch.device(device))  # where text and video tokens lie, and their rotation
+package, gates = norms[0](first, time[t], layout)
 print("tokens, channels:", tuple(naive.shape))
 print("the package computes the same:", torch.allclose(naive, package[0], atol=1e-3))
 show_source(ExpertNorm)
@@ -372,22 +375,25 @@ def half_block(x, num_text, modulation, norm, layer):
 half_block = check("7.5", half_block)
 
 
-def whole_block(block, x, time, rope):
+def whole_block(block, x, time):
     """One block of the toy out of your pieces."""
     def my_norm(norm):
         return lambda x: normalise(x, norm.weight, norm.bias, norm.eps)
 
     x = half_block(x, NUM_TEXT, block.norm1.linear(time), my_norm(block.norm1.norm),
-                   lambda y: block.attn1(y, NUM_TEXT, 5, rope))
+                   lambda y: block.attn1(y, layout))
     return half_block(x, NUM_TEXT, block.norm2.linear(time), my_norm(block.norm2.norm), block.ff)
 
 
-rope, _ = net.positions((5, 4, 4), NUM_TEXT, torch.device(device))
 block = net.transformer_blocks[0]
-ours, theirs = whole_block(block, first[:4], time[t[:4]], rope), block(first[:4], NUM_TEXT, 5, time[t[:4]], rope)
+ours, theirs = whole_block(block, first[:4], time[t[:4]]), block(first[:4], time[t[:4]], layout)
 print("your block computes what the toy's does:", torch.allclose(ours, theirs, rtol=1e-3, atol=1e-1))
+show_source(Block)
 
 # %% [markdown]
+# That is the whole block of the paper, your two halves under each other. `t_emb` is our `time`; `add_gated` is the
+# last line of your `half_block`. Notebook 08 opens the attention.
+#
 # ## 5. A block that does nothing
 #
 # How should training begin? In the published models the linear layer of every modulation starts with zeros,
@@ -400,6 +406,7 @@ small = replace(preset("toy").transformer, num_attention_heads=2, attention_head
                 time_embed_dim=32)
 generator = torch.Generator().manual_seed(2)
 inputs, times = torch.randn(16, 24, 64, generator=generator), torch.randn(16, 32, generator=generator)
+eight_words = DenseLayout(8, (1, 4, 4))  # 8 text tokens, then 16 of one frame
 
 
 def new_block(zero_gates):
@@ -414,14 +421,14 @@ def new_block(zero_gates):
 def with_gradient(block):
     """How many numbers of each parameter get a gradient, from a loss that looks at all outputs."""
     with torch.enable_grad():
-        output = block(inputs, 8, 1, times, None)
+        output = block(inputs, times, eight_words)
         (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
     return {name: int((p.grad != 0).sum()) for name, p in block.named_parameters() if bool((p.grad != 0).any())}
 
 
 for name, zero_gates in (("adaLN-Zero", True), ("gates at one", False)):
     block = new_block(zero_gates)
-    print(f"{name}: gives its input back exactly: {torch.equal(block(inputs, 8, 1, times, None), inputs)}")
+    print(f"{name}: gives its input back exactly: {torch.equal(block(inputs, times, eight_words), inputs)}")
     for part, reached in with_gradient(block).items():
         print(f"    gradient reaches {reached} of {block.get_parameter(part).numel()} numbers of {part}")
 
@@ -447,7 +454,7 @@ for name, parameter in teacher.named_parameters():
         nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 for norm in (teacher.norm1, teacher.norm2):
     norm.linear.bias.view(6, -1)[[2, 5]] = 1.0  # open gates
-wanted = teacher(inputs, 8, 1, times, None)
+wanted = teacher(inputs, times, eight_words)
 
 imitation = {}
 with torch.enable_grad():
@@ -455,7 +462,7 @@ with torch.enable_grad():
         block, imitation[name] = new_block(zero_gates), []
         optimizer = torch.optim.Adam(block.parameters(), lr=1e-3)
         for step in range(100):
-            loss = (block(inputs, 8, 1, times, None) - wanted).square().mean()
+            loss = (block(inputs, times, eight_words) - wanted).square().mean()
             optimizer.zero_grad()
             loss.backward()
             imitation[name].append((loss.item(), block.ff.net[0].proj.weight.grad.norm().item()))
@@ -722,7 +729,8 @@ for name, published in PUBLISHED.items():
 with torch.device("meta"):
     giant = ExpertTransformer(preset("2b").transformer)
     block = giant.transformer_blocks[0]
-    y, text_gate, gate = block.norm1(torch.empty(1, 226 + 13 * 30 * 45, 1920), 226, torch.empty(1, 512))
+    sequence = DenseLayout(226, (13, 30, 45))
+    y, (text_gate, gate) = block.norm1(torch.empty(1, 226 + 13 * 30 * 45, 1920), torch.empty(1, 512), sequence)
 print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", tuple(y.shape), "gates",
       tuple(text_gate.shape), tuple(gate.shape))
 

@@ -29,11 +29,13 @@ from minicogvx.presets import preset
 from minicogvx.training.alignment import scene_features
 from minicogvx.training.latents import encode_world
 from minicogvx.transformer import attention as attention_file
-from minicogvx.transformer.attention import (
-    BLOCK_SCORES, KEPT_SCORES, attend, attend_along_time, attend_within_frames, probabilities, written_out,
-)
-from minicogvx.transformer.model import Block, ExpertTransformer, flops
+from minicogvx.transformer import cpu_attention
+from minicogvx.transformer.attention import Attention, attention
+from minicogvx.transformer.block import Block
+from minicogvx.transformer.cpu_attention import attention_probs, math_attention
+from minicogvx.transformer.model import ExpertTransformer, flops
 from minicogvx.transformer.positions import rotate
+from minicogvx.transformer.variants import VariantBlock, spatial_attention, temporal_attention
 
 torch.set_grad_enabled(False)  # switched on again where something is trained
 device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
@@ -73,7 +75,7 @@ def noised(scenes, t, seed):
 
 
 def entering(latents, t, words):
-    """What each block hands to its attention: tokens b n d, number of text tokens, frames, rotations."""
+    """What each block hands to its attention: tokens b n d, and their layout."""
     seen = []
     hooks = [block.attn1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs)) for block in blocks]
     pipe.transformer(latents, torch.full((len(latents),), t, device=device), pipe.text.encode(words))
@@ -82,11 +84,11 @@ def entering(latents, t, words):
     return seen
 
 
-def turned_qkv(attention, inputs):
+def turned_qkv(layer, inputs):
     """Queries, keys and values, each b heads n d; queries and keys turned by their place."""
-    x, _, _, rope = inputs
-    q, k, v = attention.project(x)
-    return rotate(q, rope), rotate(k, rope), v
+    x, layout = inputs
+    q, k, v = layer.project(x)
+    return rotate(q, layout.rope), rotate(k, layout.rope), v
 
 
 inputs = entering(noised([scene], 400, seed=0), 400, [PROMPT])
@@ -114,13 +116,15 @@ def by_hand(q, k, v):
 
 
 naive = by_hand(*(x[0, 0].cpu() for x in (q, k, v)))
-print("the package's attention answers the same:", torch.allclose(naive, attend(q, k, v)[0, 0].cpu(), atol=1e-4))
-show_source(written_out)
-show_source(probabilities)
+print("the package's attention answers the same:", torch.allclose(naive, attention(q, k, v)[0, 0].cpu(), atol=1e-4))
+show_source(math_attention)
+show_source(attention_probs)
+show_source(Attention)
 
 # %% [markdown]
-# No word here says what is text, what is video, what is near. Attention is a question to a *set*. Position
-# came in before, by rotation (notebook 06), and modality by the expert norm (notebook 07).
+# The layer around it is short: project, norm and turn queries and keys, attend, project back. No word here says what
+# is text, what is video, what is near. Attention is a question to a *set*. Position comes in by rotation (notebook
+# 06), and modality came in before, by the expert norm (notebook 07).
 #
 # ## 2. Who asks whom
 #
@@ -179,7 +183,7 @@ def sample_without(words, rows, columns):
     allowed = torch.ones(n, n, dtype=torch.bool, device=device)
     if rows is not None:
         allowed[rows, columns] = False
-    with patch.object(attention_file, "attend", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, allowed)):
+    with patch.object(attention_file, "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, allowed)):
         return pipe.decode(pipe.sample(words, num_inference_steps=10, guidance_scale=3.0, seed=5))
 
 
@@ -201,7 +205,7 @@ show_rows({f"forbidden: {name}": clips[0] for name, clips in made.items()},
 noise = draw_noise((1, 16, 5, 8, 8), torch.Generator().manual_seed(0), device=device)
 allowed = torch.ones(num_text + frames * places, num_text + frames * places, dtype=torch.bool, device=device)
 allowed[VIDEO, TEXT] = False
-with patch.object(attention_file, "attend", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, allowed)):
+with patch.object(attention_file, "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, allowed)):
     answers = pipe.transformer(noise.repeat(2, 1, 1, 1, 1), torch.tensor([500, 500], device=device),
                                pipe.text.encode(["a red circle moves up", "a blue bar stays still"]))
 print("where video may not ask text, two captions give one answer:", torch.allclose(answers[0], answers[1], atol=1e-5))
@@ -225,18 +229,18 @@ video = [x[:, :, num_text:] for x in (q, k, v)]  # b heads (frames places) d
 in_space, in_time = torch.zeros_like(video[0]), torch.zeros_like(video[0])
 for f in range(frames):
     tokens = range(f * places, (f + 1) * places)  # one frame
-    in_space[:, :, tokens] = attend(*(x[:, :, tokens] for x in video))
+    in_space[:, :, tokens] = attention(*(x[:, :, tokens] for x in video))
 for p in range(places):
     tokens = range(p, frames * places, places)  # one place in every frame
-    in_time[:, :, tokens] = attend(*(x[:, :, tokens] for x in video))
+    in_time[:, :, tokens] = attention(*(x[:, :, tokens] for x in video))
 
-print("space, the package's:", torch.allclose(in_space, attend_within_frames(*video, 0, frames), atol=1e-5))
-print("time, the package's: ", torch.allclose(in_time, attend_along_time(*video, frames), atol=1e-5))
-show_source(attend_along_time)
+print("space, the package's:", torch.allclose(in_space, spatial_attention(*video, 0, frames), atol=1e-5))
+print("time, the package's: ", torch.allclose(in_time, temporal_attention(*video, frames), atol=1e-5))
+show_source(temporal_attention)
 print(f"query-key pairs: full {(frames * places) ** 2}, space {frames * places ** 2}, time {places * frames ** 2}")
 
 # %% [markdown]
-# With `attention="factorised"` a `Block` of the package has both, one after the other, each with a norm and a
+# With `attention="factorised"` a block of the package has both, one after the other, each with a norm and a
 # gate. There the text leads every frame in the space half.
 #
 # ## 4. A shape that moves far
@@ -315,8 +319,8 @@ def one_step(kind, q, k, v):
     """One attention of a single head with sharp scores, n d."""
     q, k, v = (x.float()[None, None] for x in (300 * q, k, v))
     if kind == "full":
-        return attend(q, k, v)[0, 0]
-    return (attend_within_frames(q, k, v, 0, 2) if kind == "space" else attend_along_time(q, k, v, 2))[0, 0]
+        return attention(q, k, v)[0, 0]
+    return (spatial_attention(q, k, v, 0, 2) if kind == "space" else temporal_attention(q, k, v, 2))[0, 0]
 
 
 def right(answers):
@@ -447,9 +451,9 @@ places_now = (32, 64, 128, 256, 448)
 for count in places_now:
     x = torch.randn(1, 4, 8 * count, 64, generator=torch.Generator().manual_seed(0))
     flat = x.flatten(0, 1)
-    spent["full, fused"].append(fastest(lambda: attend(x, x, x)))
-    spent["full, written out"].append(fastest(lambda: written_out(flat, flat, flat)))
-    halves = fastest(lambda: attend_within_frames(x, x, x, 0, 8)) + fastest(lambda: attend_along_time(x, x, x, 8))
+    spent["full, fused"].append(fastest(lambda: attention(x, x, x)))
+    spent["full, written out"].append(fastest(lambda: math_attention(flat, flat, flat)))
+    halves = fastest(lambda: spatial_attention(x, x, x, 0, 8)) + fastest(lambda: temporal_attention(x, x, x, 8))
     spent["space and time"].append(halves)
 for (name, values), style in zip(spent.items(), ("o-", "s--", "^:")):
     axes[1].loglog([8 * count for count in places_now], [1000 * value for value in values], style, label=name)
@@ -519,14 +523,15 @@ def ran(call):
 
 
 print([name for name in torch.nn.attention.SDPBackend.__members__ if name not in ("ERROR", "OVERRIDEABLE")])
-show_source(attend)
+show_source(attention)
 for dtype in (torch.float32, torch.bfloat16):
     for n in (112, 1024):
         x = torch.zeros(1, 4, n, 64, dtype=dtype)
-        print(dtype, f"n = {n}:", ran(lambda: attend(x, x, x)))
+        print(dtype, f"n = {n}:", ran(lambda: attention(x, x, x)))
 x = torch.zeros(4, 112, 64)
 print("heads as batch, three axes:", ran(lambda: F.scaled_dot_product_attention(x, x, x)))
-print(f"blocks of {BLOCK_SCORES:,} scores; whole matrices are kept for training up to {KEPT_SCORES:,}")
+print(f"blocks of {cpu_attention.BLOCK_SCORES:,} scores; whole matrices are kept for training up to "
+      f"{cpu_attention.KEPT_SCORES:,}")
 
 # %% [markdown]
 # Four families. MATH writes the matrix out. The other three never hold it: FLASH, EFFICIENT and CUDNN; on a
@@ -551,10 +556,10 @@ def there_and_back(kernel):
 
 
 def without_fusing(q, k, v):
-    return written_out(*(x.flatten(0, 1) for x in (q, k, v))).view(q.shape)
+    return math_attention(*(x.flatten(0, 1) for x in (q, k, v))).view(q.shape)
 
 
-kernels = {"fused": F.scaled_dot_product_attention, "written out": without_fusing, "the package's choice": attend}
+kernels = {"fused": F.scaled_dot_product_attention, "written out": without_fusing, "the package's choice": attention}
 for name, kernel in kernels.items():
     print(f"{quick}, {name:21s} {1000 * fastest(lambda: there_and_back(kernel)):6.1f} ms")
 
@@ -753,11 +758,11 @@ def every_head_in_blocks(q, k, v):
 text = pipe.text.encode([PROMPT])
 noise = draw_noise((1, 16, 5, 8, 8), torch.Generator().manual_seed(0), device=device)
 last = torch.tensor([999], device=device)
-with patch.object(attention_file, "attend", every_head_in_blocks):
+with patch.object(attention_file, "attention", every_head_in_blocks):
     mine = pipe.transformer(noise, last, text)
 print("the toy answers the same with your attention:",
       torch.allclose(mine, pipe.transformer(noise, last, text), atol=1e-3))
-whole = attend(q, k, v).transpose(1, 2).flatten(2)
+whole = attention(q, k, v).transpose(1, 2).flatten(2)
 flat = [x.transpose(1, 2).flatten(2) for x in (q, k, v)]
 print("your heads give the same:", torch.allclose(multi_head(*flat, 4), whole, atol=1e-4))
 print("your space is the package's:", torch.allclose(space_or_time(*video, frames, "space"), in_space, atol=1e-5))
@@ -793,7 +798,7 @@ for name, size in (("5b", (13, 60, 90)), ("1.5-5b", (22, 96, 170))):
           f"never built; q, k, v and the answer: {8 * n * config.width / 1e9:.2f} GB")
 print(f"and 161 frames: {attention_share(226 + 21 * 48 * 85, 3072):.0%} attention")
 with torch.device("meta"):
-    extra = sum(p.numel() for p in Block(replace(config, attention="factorised")).parameters())
+    extra = sum(p.numel() for p in VariantBlock(replace(config, attention="factorised")).parameters())
     extra -= sum(p.numel() for p in Block(config).parameters())
 print(f"a factorised block of the 5B has {extra:,} parameters more")
 

@@ -52,7 +52,7 @@ class Lab:
         self.cells = page.locator(".jp-NotebookPanel:visible .jp-Cell")
         page.wait_for_function("count => document.querySelectorAll('.jp-NotebookPanel .jp-Cell').length >= count",
                                arg=count, timeout=60_000)
-        # the kernel is there: its name stands in the toolbar, and its circle is empty
+        # the kernel has started: its name is in the toolbar, and its circle is empty
         page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=60_000)
 
     def run_all(self, last: int, seconds: float) -> None:
@@ -119,7 +119,7 @@ def test_a_learners_way_through_one_notebook(page, jupyter, notebook):
     lab.run_all(last, RUN_SECONDS)
     assert lab.errors() == []
 
-    # the outputs: a film that plays, pictures that can be drawn, an exercise that waits
+    # the outputs: a playing video, pictures that load, an exercise that is not tried yet
     film = page.locator(".jp-OutputArea video").first
     film.scroll_into_view_if_needed()
     page.wait_for_function("film => film.readyState >= 2 && film.videoWidth > 0", arg=film.element_handle())
@@ -167,7 +167,7 @@ def test_every_widget_follows_its_sliders(page, jupyter):
         assert handles.count() == count and before[2]
         for i in range(count):
             handles.nth(i).focus()
-            page.keyboard.press("ArrowRight")  # by keyboard, as somebody does who uses no mouse
+            page.keyboard.press("ArrowRight")  # by keyboard, without a mouse
             after = new_picture(page, output, before)
             assert after[0] != before[0] and after[1] != before[1] and after[2], cells[place]
             before = after

@@ -8,8 +8,7 @@
 
 from minicogvx.course.exercises.checking import Verdict, all_exercises, check, find, hint, judge, progress
 from minicogvx.course.exercises.exercise import Exercise, Wrong
-from minicogvx.course.exercises.guards import guard
 from minicogvx.course.exercises.solutions import solution, solution_source
 
-__all__ = ["Exercise", "Verdict", "Wrong", "all_exercises", "check", "find", "guard", "hint", "judge", "progress",
-           "solution", "solution_source"]
+__all__ = ["Exercise", "Verdict", "Wrong", "all_exercises", "check", "find", "hint", "judge", "progress", "solution",
+           "solution_source"]

@@ -14,26 +14,26 @@ import torch
 from minicogvx.course.exercises import record
 from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
 
-MAX_MESSAGE = 300  # characters of somebody else's error message
+MAX_MESSAGE = 300  # characters of an error message from other code
 _hints_given: dict[str, int] = {}  # in this session
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found: `state` is "right", "wrong", "stopped" (another exception) or "not tried"."""
+    """The result of a check: `state` is "right", "wrong", "stopped" (another exception) or "not tried"."""
 
     state: str
     message: str = ""
 
 
 def check(number: str, answer: Any) -> Any:
-    """Checks `answer`, the learner's function (or value), and says what it found.
+    """Checks `answer`, the learner's function (or value), and prints the result.
 
-    Returns the answer itself where it is right, and otherwise the package's version, so that a notebook always runs to
-    its end. Raises ValueError for an unknown number and nothing else, whatever the learner's code does.
+    Returns the answer itself if it is right, and otherwise the package's version, so that a notebook always runs to its
+    end. Raises ValueError for an unknown number and nothing else, whatever the learner's code does.
     """
     exercise = find(number)
-    # A cell that is run again after a failed check would hand the package's version in.
+    # Rerunning the cell after a failed check would submit the package's version.
     verdict = Verdict("not tried") if answer is exercise.reference else judge(exercise, answer)
     if verdict.state == "right":
         print(f"Exercise {exercise.number}: right.")
@@ -48,18 +48,18 @@ def check(number: str, answer: Any) -> Any:
 
 
 def judge(exercise: Exercise, answer: Any) -> Verdict:
-    """The verdict on `answer`, without a word and without a trace in the learner's record."""
+    """The verdict on `answer`; prints and records nothing."""
     if answer is None or answer is ...:
         return Verdict("not tried")
     try:
-        # The same numbers at each check, and the learner's own random numbers stay as they were.
+        # The same numbers at each check, and the learner's own random state is preserved.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             exercise.check(answer)
     except Wrong as wrong:
         return Verdict("wrong", str(wrong))
     except Exception as error:
-        # By its message: torch, too, raises NotImplementedError, for shapes that it cannot pad.
+        # By its message, as torch also raises NotImplementedError, for shapes that it cannot pad.
         if isinstance(error, NotImplementedError) and str(error) in ("", STUB_MESSAGE):
             return Verdict("not tried")
         return Verdict("stopped", _in_a_sentence(error, answer))
@@ -67,7 +67,7 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
 
 
 def find(number: str) -> Exercise:
-    """The exercise of that number. Raises ValueError, with a list of what there is, for an unknown one."""
+    """The exercise of that number. Raises ValueError, with a list of all, for an unknown one."""
     notebook = str(number).partition(".")[0]
     name = f"notebook_{notebook:0>2}"
     for exercise in _exercises_in(name) if name in _modules() else ():
@@ -122,7 +122,7 @@ def _in_a_sentence(error: Exception, answer: Any) -> str:
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + " ..."
     said = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    # The innermost line of the learner's own: what lies deeper is torch's or the package's.
+    # The innermost line of the learner's own code; deeper frames are torch's or the package's.
     home = getattr(answer, "__module__", None)
     lines = [(frame.f_code.co_filename, line, frame.f_globals)
              for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == home]

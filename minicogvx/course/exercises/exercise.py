@@ -1,7 +1,7 @@
-"""What an exercise is, and the words in which a check says what is wrong with an answer.
+"""The definition of an exercise, and helpers with which a check says what is wrong with an answer.
 
 A check is a function of the learner's answer. It tests properties, raises `Wrong` for the first that fails, and
-returns nothing where all hold. It runs with torch's generator freshly seeded, so it may simply draw its tensors.
+returns nothing if all hold. It runs with torch's generator freshly seeded, so it may simply draw its tensors.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STUB_MESSAGE = "write this"  # of the NotImplementedError that stands where the learner's code goes
+STUB_MESSAGE = "write this"  # of the NotImplementedError in place of the learner's code
 
 
 class Wrong(Exception):
-    """A property does not hold. Its message says which, with shapes and numbers, in a sentence or two."""
+    """A property that does not hold. The message says which, with shapes and numbers, in a sentence or two."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise. `reference` is the package's own version of what the learner writes: it stands in until then.
+    """One exercise. `reference` is the package's own version, used until the learner has solved it.
 
-    Its name must differ from the learner's: what a notebook defines under a name of the package counts as pasted.
+    Its name must differ from the learner's, because a notebook must not define names of the package.
     Raises ValueError for other than three hints, or a difficulty that is not 1, 2 or 3.
     """
 
@@ -52,7 +52,7 @@ def expect_shape(what: str, got: Any, shape: tuple[int, ...]) -> None:
 
 
 def expect_close(what: str, got: Any, wanted: Tensor, atol: float = 1e-4) -> None:
-    """Raises Wrong unless `got` has the shape of `wanted` and, up to `atol`, its numbers. Names the first other one."""
+    """Raises Wrong unless `got` has the shape of `wanted` and, up to `atol`, its numbers; names the first mismatch."""
     expect_shape(what, got, tuple(wanted.shape))
     apart = ~torch.isclose(got.to(wanted.dtype), wanted, rtol=1e-4, atol=atol)
     if apart.any():
@@ -73,7 +73,7 @@ def expect_equal(what: str, got: Any, wanted: Any) -> None:
 
 
 def expect_raises(what: str, kind: type[Exception], call: Callable[[], Any]) -> None:
-    """Raises Wrong unless `call()` raises `kind`. What else it raises goes on, so that a stub counts as a stub."""
+    """Raises Wrong unless `call()` raises `kind`. Other exceptions propagate, so that a stub counts as a stub."""
     try:
         got = call()
     except kind:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
-from minicogvx.vae.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
+from minicogvx.vae.gan import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
 
 # ---- 3.1 best_still
 

@@ -196,8 +196,8 @@ def _check_shares(what: str, video: Tensor, head_dim: int) -> None:
 
 
 def _check_against_package(what: str, video: Tensor, grid: tuple[int, int, int], head_dim: int) -> None:
-    cos, sin = (table[:, ::2].view(*grid, -1) for table in rope_3d(grid, head_dim))
-    apart = ((video.cos() - cos).abs() + (video.sin() - sin).abs()).amax(dim=-1)
+    table = rope_3d(grid, head_dim).view(*grid, -1)
+    apart = ((video.cos() - table.real).abs() + (video.sin() - table.imag).abs()).amax(dim=-1)
     if apart.max() > 1e-3:
         place = tuple((apart > 1e-3).nonzero()[0].tolist())
         raise Wrong(f"{what}: the token at frame {place[0]}, row {place[1]}, column {place[2]} has wrong angles. An "

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
 from minicogvx.transformer.embeddings import timestep_sinusoid
-from minicogvx.transformer.expert_norm import add_gated, by_modality, modulate
+from minicogvx.transformer.expert_norm import modulate
+from minicogvx.transformer.layout import by_modality
 
 PIECES = ("shift", "scale", "gate")
 
@@ -186,7 +187,12 @@ def gated_half(x: Float[Tensor, "b n d"], num_text: int, modulation: Float[Tenso
                layer) -> Float[Tensor, "b n d"]:
     """Norm, modulation, layer, gated residual."""
     y, *gates = modulated_by_modality(norm(x), num_text, modulation)
-    return add_gated(x, layer(y), *gates, num_text)
+    return _with_gates(x, layer(y), *gates, num_text)
+
+
+def _with_gates(x: Tensor, y: Tensor, text_gate: Tensor, gate: Tensor, num_text: int) -> Tensor:
+    (text, video), (new_text, new_video) = by_modality(x, num_text), by_modality(y, num_text)
+    return torch.cat([text + text_gate * new_text, video + gate * new_video], dim=1)
 
 
 def check_half_block(half_block) -> None:
@@ -214,7 +220,7 @@ def check_half_block(half_block) -> None:
     still = half_block(x.clone(), num_text, closed, norm, layer)
     if not torch.allclose(still, x, atol=1e-6):
         raise Wrong("With both gates 0 the result must be x itself; the gate stands before what the layer gives.")
-    if torch.allclose(got, add_gated(x, layer(wanted), gate, text_gate, num_text), atol=1e-5):
+    if torch.allclose(got, _with_gates(x, layer(wanted), gate, text_gate, num_text), atol=1e-5):
         raise Wrong("Text goes through the video gate, and video through the text gate.")
     expect_close(what, got, gated_half(x, num_text, modulation, norm, layer))
 

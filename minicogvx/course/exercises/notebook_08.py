@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
-from minicogvx.transformer.attention import attend, attend_along_time, attend_within_frames
+from minicogvx.transformer.attention import attention
+from minicogvx.transformer.variants import spatial_attention, temporal_attention
 
 OWN = {"space": "frame", "time": "place in every frame"}
 
@@ -22,7 +23,7 @@ def attended_by_heads(q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"], v: F
                       heads: int) -> Float[Tensor, "b n d"]:
     """Attention in `heads` parts of the width, each with a softmax of its own (paper 2.2)."""
     q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
-    return rearrange(attend(q, k, v), "b heads n d -> b n (heads d)")
+    return rearrange(attention(q, k, v), "b heads n d -> b n (heads d)")
 
 
 def check_multi_head(multi_head) -> None:
@@ -64,7 +65,7 @@ def _check_scale(multi_head) -> None:
 def attended_apart(q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads n d"], v: Float[Tensor, "b heads n d"],
                    frames: int, kind: str) -> Float[Tensor, "b heads n d"]:
     """One half of 2D+1D attention: within each frame ("space"), or along each place ("time")."""
-    return attend_within_frames(q, k, v, 0, frames) if kind == "space" else attend_along_time(q, k, v, frames)
+    return spatial_attention(q, k, v, 0, frames) if kind == "space" else temporal_attention(q, k, v, frames)
 
 
 def check_space_or_time(space_or_time) -> None:

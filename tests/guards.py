@@ -1,4 +1,4 @@
-"""What the tests hold every exercise to: a check that lets a wrong answer pass teaches the wrong thing."""
+"""What every exercise must satisfy: a check that accepts a wrong answer teaches the wrong thing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise
 
 
 def guard(exercise: Exercise | str, solution: Any, wrong_answers: Sequence[tuple[str, Any]]) -> None:
-    """Raises AssertionError unless the check of `exercise` (or its number) tells all answers apart.
+    """Raises AssertionError unless the check of `exercise` (or its number) distinguishes all answers.
 
     The untouched stub counts as not tried; `solution` and the package's version are right; each of at least three
-    `wrong_answers`, pairs of a fragment and an answer, is refused with a message that contains the fragment.
+    `wrong_answers`, pairs of a fragment and an answer, is rejected with a message that contains the fragment.
     """
     exercise = find(exercise) if isinstance(exercise, str) else exercise
     _expect(exercise, "the stub", _stub, "not tried")

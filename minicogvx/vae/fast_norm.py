@@ -1,6 +1,6 @@
-"""Group norm, modulation and SiLU in one go, forward and backward: the kernels of `ops.norm_silu`.
+"""Group norm, modulation and SiLU in one operation, forward and backward: the kernel of `fast.norm_silu`.
 
-`silu_of_norm` is the formula; all else here is the same in fewer passes over memory, and more exact on a CPU.
+The formula is in `layers.NormSiLU`. This is the same in fewer passes over memory, and more exact on a CPU.
 """
 
 import torch
@@ -9,17 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 IN_CACHE = 2**17  # numbers that pass through several operations while they are in a core's cache
-
-
-def silu_of_norm(x: Float[Tensor, "b c t h w"], groups: int, eps: float,
-                 gain: Float[Tensor, " c"], bias: Float[Tensor, " c"],
-                 scale: Float[Tensor, "b c t lh lw"] | None = None, shift: Float[Tensor, "b c t lh lw"] | None = None,
-                 ) -> Float[Tensor, "b c t h w"]:
-    """`silu(group_norm(x) * up(scale) + up(shift))`, as it reads; `up` repeats rows and columns."""
-    y = F.group_norm(x, groups, gain, bias, eps)
-    if scale is not None:
-        y = y * F.interpolate(scale, x.shape[2:]) + F.interpolate(shift, x.shape[2:])
-    return F.silu(y)
 
 
 def group_statistics(x: Float[Tensor, "b c t h w"], groups: int) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"]]:
@@ -51,7 +40,7 @@ def _affine(x, groups, eps, gain, bias):
 
 
 def _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out=None):
-    """(`group_norm(x) * up(scale) + up(shift)`, mean, rstd), written into `out` where it is given."""
+    """(`group_norm(x) * up(scale) + up(shift)`, mean, rstd), written into `out` if given."""
     if _needs_exact_sums(x):
         slope, offset, mean, rstd = _affine(x, groups, eps, gain, bias)
         if scale is None:
@@ -62,11 +51,11 @@ def _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out=None):
         normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
         if scale is None:
             return normed if out is None else out.copy_(normed), mean, rstd
-    out = torch.empty_like(x) if out is None else out
-    for clip in range(len(x)):  # one clip is one contiguous block, in a buffer with room, too
-        rows = _rows(out[clip:clip + 1], scale.shape[3])
-        torch.addcmul(_widen(shift[clip:clip + 1], x.shape[4]), _rows(normed[clip:clip + 1], scale.shape[3]),
-                      _widen(scale[clip:clip + 1], x.shape[4]), out=rows)
+    out, cells, width = torch.empty_like(x) if out is None else out, scale.shape[3], x.shape[4]
+    # clip by clip: each is one contiguous block of `out`
+    for to, one, factor, summand in zip(*(v.split(1) for v in (out, normed, scale, shift))):
+        torch.addcmul(_repeat_width(summand, width), _pixel_rows(one, cells), _repeat_width(factor, width),
+                      out=_pixel_rows(to, cells))
     return out, mean, rstd
 
 
@@ -75,21 +64,22 @@ def _group_norm(x, groups, eps, gain, bias):
     b, c, t, h, w = x.shape
     tall = x.permute(0, 2, 3, 4, 1).reshape(b, t * h, w, c).permute(0, 3, 1, 2)
     normed, mean, rstd = torch.native_group_norm(tall, gain, bias, b, c, t * h * w, groups, eps)
-    return _unrows(normed.permute(0, 2, 3, 1), x.shape), mean, rstd
+    return _from_rows(normed.permute(0, 2, 3, 1), x.shape), mean, rstd
 
 
-def norm_silu_into(y: Float[Tensor, "b c t h w"], x: Float[Tensor, "b c t h w"], groups: int, eps: float,
+def norm_silu_into(out: Float[Tensor, "b c t h w"], x: Float[Tensor, "b c t h w"], groups: int, eps: float,
                    gain: Float[Tensor, " c"], bias: Float[Tensor, " c"], scale: Float[Tensor, "b c t lh lw"] | None,
-                   shift: Float[Tensor, "b c t lh lw"] | None) -> None:
-    """`silu_of_norm` without gradients, written into `y`, whose clips are contiguous each."""
-    _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out=y)
-    F.silu(y, inplace=True)
+                   shift: Float[Tensor, "b c t lh lw"] | None) -> Float[Tensor, "b c t h w"]:
+    """The formula without gradients, written into `out`, which may be the end of a longer buffer."""
+    _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out)
+    return F.silu(out, inplace=True)
 
 
-class NormSiLU(torch.autograd.Function):
-    """`silu_of_norm` with its backward written out: every sum over pixels goes by way of sums over latent cells.
+class FusedNormSiLU(torch.autograd.Function):
+    """silu(group_norm(x) * up(scale) + up(shift)) with its backward written out.
 
-    A gradient that is itself to be differentiated (`create_graph=True`) is made from the formula instead.
+    Sums over pixels go by way of sums over latent cells. A gradient that is itself to be differentiated
+    (`create_graph=True`) is made from the formula instead.
     """
 
     @staticmethod
@@ -114,55 +104,58 @@ class NormSiLU(torch.autograd.Function):
         rstd, mean = (_per_channel(v, gain.numel()) for v in (rstd, mean))  # b c 1 1 1
         slope = rstd * gain.float()[:, None, None, None]
         offset = bias.float()[:, None, None, None] - mean * slope  # group_norm(x) = x * slope + offset
-        xs, scale = _rows(x, cells), scale.float()
-        before = torch.addcmul(_widen(scale * offset + shift, w, x), xs, _widen(scale * slope, w, x))
-        grad = torch.ops.aten.silu_backward(_rows(grad, cells), before)
+        xs, scale = _pixel_rows(x, cells), scale.float()
+        before = torch.addcmul(_repeat_width(scale * offset + shift, w, x), xs, _repeat_width(scale * slope, w, x))
+        grad = torch.ops.aten.silu_backward(_pixel_rows(grad, cells), before)
         # sums over each cell, then over all pixels
-        grad_shift = _sum_cells(grad, scale.shape)
-        cell_x = _sum_cells(grad * xs, scale.shape)
+        grad_shift = _cell_sums(grad, scale.shape)
+        cell_x = _cell_sums(grad * xs, scale.shape)
         total = (scale * grad_shift).sum((2, 3, 4), keepdim=True)
         along = rstd * ((scale * cell_x).sum((2, 3, 4), keepdim=True) - mean * total)  # with the normalised x
         # dx = slope * scale * grad - rstd * (mean_grad + normalised x * mean_along), means over the group
         mean_grad, mean_along = (_group_sum(v * gain.float()[:, None, None, None], ctx.groups) / count
                                  for v in (total, along))
         of_x = -rstd * rstd * mean_along
-        grad_x = torch.addcmul(_widen(-rstd * mean_grad - of_x * mean, w, x), xs, _widen(of_x, w, x))
-        grad_x = torch.addcmul(grad_x, grad, _widen(scale * slope, w, x), out=grad_x)
-        grads = (_unrows(grad_x, x.shape), along.sum(0).flatten().to(gain.dtype), total.sum(0).flatten().to(bias.dtype))
+        grad_x = torch.addcmul(_repeat_width(-rstd * mean_grad - of_x * mean, w, x), xs, _repeat_width(of_x, w, x))
+        grad_x = torch.addcmul(grad_x, grad, _repeat_width(scale * slope, w, x), out=grad_x)
+        grads = [_from_rows(grad_x, x.shape), along.sum(0).flatten().to(gain.dtype),
+                 total.sum(0).flatten().to(bias.dtype)]
         if not conditioned:
             return *grads, None, None, None, None
         return *grads, (slope * cell_x + offset * grad_shift).to(x.dtype), grad_shift.to(x.dtype), None, None
 
 
 def _gradients_of_formula(inputs, groups, eps, grad):
-    """Gradients of `silu_of_norm` that can be differentiated again; None for what needs none."""
+    """Gradients of the plain formula, which can be differentiated again; None for what needs none."""
     x, gain, bias, scale, shift = inputs
+    y = F.group_norm(x, groups, gain, bias, eps)
+    if scale is not None:
+        y = y * F.interpolate(scale, x.shape[2:]) + F.interpolate(shift, x.shape[2:])
     wanted = [v for v in inputs if v is not None and v.requires_grad]
-    found = iter(torch.autograd.grad(silu_of_norm(x, groups, eps, gain, bias, scale, shift), wanted, grad,
-                                     create_graph=True))
+    found = iter(torch.autograd.grad(F.silu(y), wanted, grad, create_graph=True))
     return [next(found) if v is not None and v.requires_grad else None for v in inputs]
 
 
-def _rows(x, cells):
+def _pixel_rows(x, cells):
     """`b c t h w` as `b t cell row (w c)`: one line of pixels is one contiguous row."""
     b, c, t, h, w = x.shape
     return x.permute(0, 2, 3, 4, 1).reshape(b, t, cells, h // cells, w * c)
 
 
-def _unrows(x, shape):
+def _from_rows(x, shape):
     b, c, t, h, w = shape
     return x.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)
 
 
-def _widen(x, width, like=None):
-    """A latent-sized map `b c t lh lw`, repeated along the width only, as rows that broadcast against `_rows`."""
+def _repeat_width(x, width, like=None):
+    """A latent-sized map `b c t lh lw`, repeated along the width only, as rows that broadcast against `_pixel_rows`."""
     x = (x if like is None else x.to(like.dtype)).permute(0, 2, 3, 4, 1)
     b, t, lh, lw, c = x.shape
     return x.unsqueeze(4).expand(b, t, lh, lw, width // lw, c).reshape(b, t, lh, 1, width * c)
 
 
-def _sum_cells(rows, shape):
-    """Sums of `_rows` over the pixels of each latent cell, `b c t lh lw`, in float32."""
+def _cell_sums(rows, shape):
+    """Sums of `_pixel_rows` over the pixels of each latent cell, `b c t lh lw`, in float32."""
     b, c, t, lh, lw = shape
     rows = rows.sum(3).view(b, t, lh, lw, -1, c).float().sum(4)
     return rows.permute(0, 4, 1, 2, 3)

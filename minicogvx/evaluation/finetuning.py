@@ -1,27 +1,26 @@
-"""What a fine-tuning taught: a new look, or to begin with a given picture."""
+"""Scores of fine-tuned models: a new style, or continuing a given picture."""
 
 from dataclasses import dataclass
 
 from minicogvx.data.shapes import Scene, render_batch
 from minicogvx.data.styles import Style
-from minicogvx.evaluation.adherence import Tally, generate, judge, say_parts
+from minicogvx.evaluation.adherence import Counts, generate, judge, say_parts
 from minicogvx.evaluation.reconstruction import flicker, psnr
 from minicogvx.pipeline import Pipeline
 
-
-# ---- a look
+# ---- style
 
 
 @dataclass(frozen=True)
 class StyleScore:
-    """Shares of clips, 0..1: "style" have the look; "shape", "motion", "count" are right in these, "kept" in all three
-    of them, "all" in these and the look."""
+    """Shares of clips, 0..1: "style": in the style; "shape", "motion", "count": right; "kept": right in all three;
+    "all": kept and in the style."""
 
     style: str
     share: dict[str, float]
     clips: int
     seconds_per_clip: float
-    failures: list[dict]  # caption, what was wrong and what was read, one each
+    failures: list[dict]  # of each: caption, wrong properties, and what was read
 
     def __str__(self) -> str:
         parts = say_parts({name: value for name, value in self.share.items() if name != "style"})
@@ -30,32 +29,32 @@ class StyleScore:
                 f"{100 * self.share['all']:.1f} % are both; {self.seconds_per_clip:.2f} s a clip")
 
 
-def measure_style(pipe: Pipeline, scenes: list[Scene], look: Style, seed: int = 0, num_inference_steps: int = 25,
+def measure_style(pipe: Pipeline, scenes: list[Scene], style: Style, seed: int = 0, num_inference_steps: int = 25,
                   guidance_scale: float | None = None, batch_size: int = 16, progress: bool = True) -> StyleScore:
-    """Generates one clip for each scene's caption, which never names the look. See `adherence.judge`.
+    """Generates one clip for each scene's caption, which never names the style. See `adherence.judge`.
 
-    Raises ValueError for a scene of two objects: without colours the oracle cannot tell one from the other.
+    Raises ValueError for a scene of two objects: without colours the oracle cannot distinguish them.
     """
     if any(len(scene.objects) > 1 for scene in scenes):
-        raise ValueError(f"some scenes have two objects, which the oracle cannot tell apart in {look.name}; "
+        raise ValueError(f"some scenes have two objects, which the oracle cannot tell apart in {style.name}; "
                          f"two-objects must be 0")
-    tally = Tally()
+    counts = Counts()
     for scene, caption, clip in generate(pipe, scenes, seed, num_inference_steps, guidance_scale, batch_size, progress):
-        tally.add(caption, *judge(clip, scene, look))
-    return StyleScore(look.name, tally.share, tally.clips, tally.seconds_per_clip, tally.failures)
+        counts.add(caption, *judge(clip, scene, style))
+    return StyleScore(style.name, counts.share, counts.clips, counts.seconds_per_clip, counts.failures)
 
 
-# ---- a picture
+# ---- image to video
 
 
 @dataclass(frozen=True)
 class PictureScore:
-    """How near the first frame is to the given picture, in dB, and whether the clip goes on as the caption says.
+    """The PSNR of the first frame with the given picture, in dB, and whether the clip continues as the caption says.
 
-    `psnr_of_clip`, in dB, compares all frames with the true clip: it is low where the object of the picture is left for
-    another in another place, and never perfect, because no caption says how fast things move. `step` is the mean
-    absolute change from the first frame to the second, in 8-bit grey levels: more than `step_of_true` is a jump. Of a
-    model that makes single frames it is 0.
+    `psnr_of_clip`, in dB, compares all frames with the true clip: it is low if the model abandons the pictured object
+    and draws another elsewhere, and never perfect, because captions do not specify speed. `step` is the mean absolute
+    change from the first frame to the second, in 8-bit grey levels: more than `step_of_true` is a jump. It is 0 for a
+    model of single frames.
     """
 
     psnr: float
@@ -70,7 +69,7 @@ class PictureScore:
     def __str__(self) -> str:
         return (f"the first frame is the picture to {self.psnr:.2f} dB, the clip the true one to "
                 f"{self.psnr_of_clip:.2f} dB, its first step {self.step:.2f} grey levels (true clips "
-                f"{self.step_of_true:.2f}); {100 * self.share['all']:.1f} % of {self.clips} clips right in everything "
+                f"{self.step_of_true:.2f}); {100 * self.share['all']:.1f} % of {self.clips} clips fully correct "
                 f"({say_parts(self.share)}); {self.seconds_per_clip:.2f} s a clip")
 
 
@@ -79,16 +78,16 @@ def measure_image_to_video(pipe: Pipeline, scenes: list[Scene], seed: int = 0, n
                            progress: bool = True) -> PictureScore:
     """Generates one clip for each scene's caption and true first frame.
 
-    A model without image channels is given the picture as `Pipeline` does it: its latent is put back at every step. The
-    first frame of such a clip is the VAE's own round trip, the best that any model with this VAE can show.
+    For a model without image channels, `Pipeline` puts the picture's latent back at every step. The first frame of such
+    a clip is the VAE's own round trip, the best possible with this VAE.
     """
-    tally, near, whole, step, step_of_true = Tally(), 0.0, 0.0, 0.0, 0.0
+    counts, near, whole, step, step_of_true = Counts(), 0.0, 0.0, 0.0, 0.0
     for scene, caption, clip in generate(pipe, scenes, seed, num_inference_steps, guidance_scale, batch_size, progress,
                                          from_picture=True):
         true = render_batch([scene], *clip.shape[:3])[0]
         near, whole = near + psnr(true[0], clip[0]), whole + psnr(true, clip)
         step, step_of_true = step + flicker(clip[:2]), step_of_true + flicker(true[:2])
-        tally.add(caption, *judge(clip, scene))
-    n = tally.clips
-    return PictureScore(near / n, whole / n, step / n, step_of_true / n, tally.share, n, tally.seconds_per_clip,
-                        tally.failures)
+        counts.add(caption, *judge(clip, scene))
+    n = counts.clips
+    return PictureScore(near / n, whole / n, step / n, step_of_true / n, counts.share, n, counts.seconds_per_clip,
+                        counts.failures)

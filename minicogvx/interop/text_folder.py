@@ -1,8 +1,10 @@
-"""A tokenizer and a T5 encoder out of the folders of a diffusers pipeline, checked as strictly as the other networks.
+"""Tokenizer and T5 encoder in the folders of a diffusers pipeline, checked as strictly as the other networks.
 
 `transformers` itself draws at random what a file lacks and passes over what it does not know.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -10,16 +12,53 @@ from typing import get_args, get_type_hints
 
 import torch
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
+from transformers.utils import logging
 
-from minicogvx.interop.safetensors_files import common_dtype, load_into, read_json, read_sharded
+from minicogvx.interop.safetensors_files import (
+    MAX_SHARD_BYTES,
+    common_dtype,
+    load_into,
+    read_json,
+    read_sharded,
+    write_json,
+    write_sharded,
+)
 from minicogvx.presets import TextConfig
 from minicogvx.ranges import check_choice, check_number, shown
 from minicogvx.room import is_out_of_memory
+from minicogvx.text.encoder import T5_ALWAYS, TextEncoder, move_encoder
 
-T5_ALWAYS = {"dropout_rate": 0.0, "is_encoder_decoder": False, "use_cache": False, "pad_token_id": 0, "eos_token_id": 1}
 _NUMBERS = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
             "relative_attention_max_distance", "layer_norm_epsilon")
 _TABLES = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
+
+
+def read_text(folder: str | Path, max_length: int, dtype: torch.dtype | None = None) -> TextEncoder:
+    """The text encoder in `folder/tokenizer` and `folder/text_encoder`.
+
+    `dtype` None keeps the number format of the files. Raises what `open_encoder` and `open_tokenizer` raise.
+    """
+    folder = Path(folder)
+    with _without_bars():
+        encoder = open_encoder(folder / "text_encoder", dtype)
+        tokenizer = open_tokenizer(folder / "tokenizer", encoder.config.vocab_size, max_length)
+    return TextEncoder(tokenizer, encoder, max_length)
+
+
+def write_text(text: TextEncoder, folder: str | Path, dtype: torch.dtype | None = None,
+               max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Writes `folder/tokenizer` and `folder/text_encoder`; `dtype` None keeps the weights' number format."""
+    place = Path(folder) / "text_encoder"
+    tensors = {name: tensor for name, tensor in text.encoder.state_dict().items()
+               if name != "encoder.embed_tokens.weight"}  # that is shared.weight
+    write_sharded(place, tensors, "model", dtype, max_shard_bytes)
+    text.encoder.config.save_pretrained(place)
+    # transformers opens T5 in the format that its config names, diffusers its own networks in float32, unless both
+    # are told the same: then all parts must come alike, whatever the files hold.
+    write_json(place / "config.json", read_json(place / "config.json")
+               | {"architectures": ["T5EncoderModel"], "dtype": "float32"})
+    with _without_bars():
+        text.tokenizer.save_pretrained(Path(folder) / "tokenizer")
 
 
 def open_encoder(folder: Path, dtype: torch.dtype | None = None) -> T5EncoderModel:
@@ -39,19 +78,6 @@ def open_encoder(folder: Path, dtype: torch.dtype | None = None) -> T5EncoderMod
     encoder.tie_weights()
     move_encoder(encoder, dtype or common_dtype(tensors))
     return encoder.eval()
-
-
-def move_encoder(encoder: T5EncoderModel, *target) -> None:
-    """`encoder.to(*target)`, except that layers called `wo` are float32 where the others are float16.
-
-    Their sums overflow float16 in T5 XXL; transformers does the same.
-    """
-    layers = [module for name, module in encoder.named_modules() if name.endswith(".wo")]
-    weights = [layer.weight.detach() for layer in layers]  # not rounded on the way
-    encoder.to(*target)
-    for layer, weight in zip(layers, weights):
-        if layer.weight.dtype == torch.float16:
-            layer.weight.data = weight.to(layer.weight.device, torch.float32)
 
 
 def _t5_config(values: dict, origin: str) -> T5Config:
@@ -117,3 +143,15 @@ def _is_installed(name: str) -> bool:
         return find_spec(name) is not None
     except ModuleNotFoundError:  # of the package around it
         return False
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers reports loading with bars of its own; a learner needs one bar at a time."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -1,17 +1,22 @@
-"""Each quick operation of the VAE against its plain formula, forward and backward."""
+"""Each quick version of a leaf of the VAE against the leaf's own formula, forward and backward."""
+
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
-from minicogvx.vae import norm_kernels
+from minicogvx.presets import VAEConfig
+from minicogvx.vae import CausalVAE, fast, fast_norm
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.norm_kernels import group_statistics, silu_of_norm
-from minicogvx.vae.ops import (
-    FRONT_ROOM, as_frames, channels_last, conv3d, downsample_conv, from_frames, norm_silu, pad_first, pad_front,
-    repeat_time, upsample_conv, upsample_weight,
-)
+from minicogvx.vae.fast import channels_last, conv3d, downsample_conv, norm_silu, pad_time, upsample_conv
+from minicogvx.vae.fast_norm import group_statistics
+from minicogvx.vae.layers import Conv3d, DownConv2d, NormSiLU, UpConv2d, stretch_time
 
+TINY = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
+                 sample_height=8, sample_width=8)
 EPS = 1e-6
 
 
@@ -30,13 +35,15 @@ def ours(x, gain, bias, *conditions):
 
 
 def plain(x, gain, bias, *conditions):
-    return silu_of_norm(x, 2, EPS, gain, bias, *conditions)
+    """The formula of the leaf."""
+    with fast.off():
+        return functional_call(NormSiLU(4, TINY), {"weight": gain, "bias": bias}, (x, *conditions))
 
 
 @pytest.fixture(params=[True, False], ids=["sums by hand", "PyTorch's kernel"])
 def both_ways(request, monkeypatch):
     """Statistics as on a CPU in float32, and as on GPUs and in 16 bits."""
-    monkeypatch.setattr(norm_kernels, "_needs_exact_sums", lambda x: request.param)
+    monkeypatch.setattr(fast_norm, "_needs_exact_sums", lambda x: request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -109,73 +116,101 @@ def test_norm_silu_leaves_its_input_alone():
     assert torch.equal(x, before)
 
 
-def test_pad_front_with_room_moves_nothing():
-    x, gain, bias = norm_inputs(False)
-    y = ours(x, gain, bias)
-    past, want = normal(2, 4, 2, 4, 6, seed=5), y.clone()
-    assert y.front_room == FRONT_ROOM == 2
-    padded = pad_front(y, past)
-    assert padded.data_ptr() == y.data_ptr() - 2 * y.stride(2) * y.element_size()
-    assert torch.equal(padded, torch.cat([past, want], dim=2))
+@pytest.mark.parametrize("frames", [1, 3])
+def test_pad_time_is_cat_and_hands_gradients_to_both(frames):
+    x, past = normal(2, 4, 2, 4, 6).requires_grad_(), normal(2, 4, frames, 4, 6, seed=1).requires_grad_()
+    assert torch.equal(pad_time(x, frames, past), torch.cat([past, x], dim=2))
+    assert torch.autograd.gradcheck(lambda x, past: pad_time(x, frames, past), [x, past], fast_mode=True)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_pad_front_without_enough_room_is_cat(frames):
-    x, past = normal(2, 4, 2, 4, 6), normal(2, 4, frames, 4, 6, seed=1)
-    assert torch.equal(pad_front(x, past), torch.cat([past, x], dim=2))
-    roomy = ours(*norm_inputs(False))
-    assert torch.equal(pad_front(roomy, past), torch.cat([past, roomy], dim=2))
-
-
-def test_pad_front_hands_gradients_to_both():
-    x, past = normal(1, 2, 2, 2, 2).requires_grad_(), normal(1, 2, 2, 2, 2, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(pad_front, [x, past])
-
-
-@pytest.mark.parametrize("frames", [1, 3])
-def test_pad_first_is_pad_front_with_copies_and_hands_their_gradients_back(frames):
+def test_pad_time_repeats_the_first_frame_and_hands_the_copies_gradients_back(frames):
     x = normal(2, 2, frames, 2, 3).requires_grad_()
     want = torch.cat([x[:, :, :1]] * 2 + [x], dim=2)
-    assert torch.equal(pad_first(x, 2), want) and torch.equal(pad_first(x.detach(), 2), want)
-    assert torch.autograd.gradcheck(lambda x: pad_first(x, 2), [x])
+    assert torch.equal(pad_time(x, 2), want) and torch.equal(pad_time(x.detach(), 2), want)
+    assert torch.autograd.gradcheck(lambda x: pad_time(x, 2), [x])
 
 
-def test_upsample_conv_is_nearest_then_a_convolution():
-    x, weight, bias = normal(2, 3, 2, 3, 4), normal(5, 3, 3, 3, seed=1), normal(5, seed=2)
-    doubled = F.interpolate(as_frames(x), scale_factor=2.0, mode="nearest")
-    want = from_frames(F.conv2d(doubled, weight, bias, padding=1), 2)
-    torch.testing.assert_close(upsample_conv(x, weight, bias), want)
-    assert upsample_weight(weight).shape == (3, 5, 4, 4)
-    assert torch.autograd.gradcheck(upsample_conv, [v.requires_grad_() for v in (x, weight, bias)], fast_mode=True)
+def test_the_free_frames_of_a_norm_are_filled_once_and_the_norm_is_left_alone():
+    y = ours(*norm_inputs(False))
+    kept, (one, two) = y.clone(), (normal(2, 4, 2, 4, 6, seed=seed) for seed in (5, 6))
+    first = pad_time(y, 2, one)
+    assert first.data_ptr() < y.data_ptr() and torch.equal(first, torch.cat([one, kept], dim=2))
+    assert torch.equal(pad_time(y, 2, two), torch.cat([two, kept], dim=2))
+    assert torch.equal(first[:, :, :2], one) and torch.equal(y, kept)
 
 
-def test_downsample_conv_is_a_right_and_bottom_padded_strided_convolution():
-    x, weight, bias = normal(2, 3, 2, 4, 6), normal(5, 3, 3, 3, seed=1), normal(5, seed=2)
-    want = from_frames(F.conv2d(F.pad(as_frames(x), (0, 1, 0, 1)), weight, bias, stride=2), 2)
-    torch.testing.assert_close(downsample_conv(x, weight, bias), want)
-    assert torch.autograd.gradcheck(downsample_conv, [v.requires_grad_() for v in (x, weight, bias)], fast_mode=True)
+def test_the_free_frames_serve_no_tensor_whose_gradient_is_asked_for():
+    x, gain, bias = norm_inputs(False)
+    y = ours(x, gain, bias).requires_grad_()  # a leaf
+    past, weight = torch.zeros_like(x).requires_grad_(), normal(2, 4, 4, 4, 6, seed=5)
+    (pad_time(y, 2, past) * weight).sum().backward()
+    assert torch.equal(y.grad, weight[:, :, 2:]) and torch.equal(past.grad, weight[:, :, :2])
+    past.grad = None  # of a piece before that had a gradient
+    (pad_time(ours(x, gain, bias), 2, past) * weight).sum().backward()
+    assert torch.equal(past.grad, weight[:, :, :2])
 
 
-@pytest.mark.parametrize(("latents", "frames", "first_alone", "index"), [
-    (1, 1, True, [0]), (1, 1, False, [0]), (2, 2, False, [0, 1]), (3, 3, True, [0, 1, 2]),
-    (1, 4, False, [0, 0, 0, 0]), (1, 2, False, [0, 0]), (2, 8, False, [0, 0, 0, 0, 1, 1, 1, 1]),
-    (2, 3, True, [0, 1, 1]), (2, 5, True, [0, 1, 1, 1, 1]), (3, 5, True, [0, 1, 1, 2, 2]),
-    (3, 9, True, [0, 1, 1, 1, 1, 2, 2, 2, 2]), (3, 6, False, [0, 0, 1, 1, 2, 2]),
-    (2, 9, True, [0, 1, 1, 1, 1, 1, 1, 1, 1]),
+LEAVES = {
+    "norm": (lambda: NormSiLU(4, TINY), (2, 4, 3, 4, 6)),
+    "norm over the frame": (lambda: NormSiLU(4, replace(TINY, norm_over="frame")), (2, 4, 3, 4, 6)),
+    "convolution": (lambda: Conv3d(4, 3, 3, padding=(0, 1, 1)), (2, 4, 4, 4, 6)),
+    "convolution of one small clip": (lambda: Conv3d(4, 3, 3, padding=(0, 1, 1)), (1, 4, 6, 4, 6)),
+    "down": (lambda: DownConv2d(4, 3, 3, stride=2), (2, 4, 3, 4, 6)),
+    "up": (lambda: UpConv2d(4, 3, 3, padding=1), (2, 4, 3, 4, 6)),
+    "causal convolution": (lambda: CausalConv3d(4, 3), (2, 4, 3, 4, 6)),
+    "causal convolution, zeros": (lambda: CausalConv3d(4, 3, time_padding="zeros"), (2, 4, 3, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_leaf_is_its_formula(name, dtype):
+    torch.manual_seed(0)
+    make, shape = LEAVES[name]
+    leaf, x = make().to(dtype), normal(*shape, dtype=dtype).requires_grad_()
+    found, inputs = [], [x, *leaf.parameters()]
+    for switch in (nullcontext, fast.off):
+        with switch():
+            y = leaf(x)
+            with torch.no_grad():
+                torch.testing.assert_close(leaf(x), y, rtol=1e-5, atol=1e-5)
+        found.append([y, *torch.autograd.grad((y * normal(*y.shape, seed=1, dtype=dtype)).sum(), inputs)])
+    for quick, formula in zip(*found, strict=True):
+        torch.testing.assert_close(quick, formula, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{}, {"first_frame": "start"}, {"norm_over": "frame", "time_padding": "zeros"}])
+def test_the_whole_vae_is_what_its_formulas_say(changed):
+    torch.manual_seed(0)
+    vae = CausalVAE(replace(TINY, **changed)).requires_grad_(False)
+    video, z = normal(2, 3, 9, 8, 8, dtype=torch.float32).clamp(-1, 1), normal(1, 4, 3, 2, 2, dtype=torch.float32)
+    quick = [vae.encode(video, chunk_frames=4).mean, vae.decode(z, chunk_latents=1)]
+    with fast.off():
+        formulas = [vae.encode(video, chunk_frames=4).mean, vae.decode(z, chunk_latents=1)]
+    for a, b in zip(quick, formulas):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_convolutions_that_resample_pass_gradcheck():
+    inputs = [v.requires_grad_() for v in (normal(2, 3, 2, 4, 6), normal(5, 3, 3, 3, seed=1), normal(5, seed=2))]
+    for resample in (upsample_conv, downsample_conv):
+        assert torch.autograd.gradcheck(resample, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("switch", [nullcontext, fast.off])
+@pytest.mark.parametrize(("latents", "frames", "index"), [
+    (1, 1, [0]), (2, 2, [0, 1]), (3, 3, [0, 1, 2]), (1, 4, [0, 0, 0, 0]), (1, 2, [0, 0]),
+    (2, 8, [0, 0, 0, 0, 1, 1, 1, 1]), (2, 3, [0, 1, 1]), (2, 5, [0, 1, 1, 1, 1]), (3, 5, [0, 1, 1, 2, 2]),
+    (3, 9, [0, 1, 1, 1, 1, 2, 2, 2, 2]), (3, 6, [0, 0, 1, 1, 2, 2]), (2, 9, [0, 1, 1, 1, 1, 1, 1, 1, 1]),
 ])
-def test_repeat_time_is_nearest_up_sampling(latents, frames, first_alone, index):
+def test_time_is_stretched_by_nearest_up_sampling(latents, frames, index, switch):
     x = normal(2, 4, latents, 3, 3).requires_grad_()
-    y, expected = repeat_time(x, frames, first_alone), x[:, :, index]
+    with switch():
+        y, expected = stretch_time(x, frames), x[:, :, index]
     assert torch.equal(y, expected)
     cotangent = torch.randn_like(y)
     torch.testing.assert_close(*(torch.autograd.grad(v, x, cotangent)[0] for v in (y, expected)))
-
-
-def test_frames_fold_and_unfold_without_a_copy():
-    x = channels_last(normal(2, 3, 4, 5, 6))
-    folded = as_frames(x)
-    assert folded.shape == (8, 3, 5, 6) and folded.data_ptr() == x.data_ptr()
-    assert torch.equal(folded[5], x[1, :, 1]) and torch.equal(from_frames(folded, 2), x)
 
 
 @pytest.mark.parametrize("time_padding", ["first", "zeros"])
@@ -212,29 +247,12 @@ def test_conv3d_in_halves_is_conv3d(frames, shape):
     b, c, h, w = shape
     inputs = [torch.randn(b, c, frames + 2, h, w), torch.randn(3, c, 3, 3, 3), torch.randn(3)]
     ours, theirs = ([v.clone().requires_grad_(True) for v in inputs] for _ in range(2))
-    y, expected = conv3d(*ours, padding=1), torch.nn.functional.conv3d(*theirs, padding=(0, 1, 1))
+    y, expected = conv3d(*ours, padding=(0, 1, 1)), torch.nn.functional.conv3d(*theirs, padding=(0, 1, 1))
     assert torch.allclose(y, expected, atol=1e-5)
     cotangent = torch.randn_like(y)
     y.backward(cotangent), expected.backward(cotangent)
     for a, b in zip(ours, theirs):
         assert torch.allclose(a.grad, b.grad, atol=1e-4)
-
-
-def test_room_in_front_is_given_away_once():
-    x, gain, bias = norm_inputs(False)
-    y = ours(x, gain, bias)
-    first = pad_front(y, normal(2, 4, 2, 4, 6, seed=5))
-    before = first.clone()
-    second = pad_first(y, 2)
-    assert torch.equal(first, before) and torch.equal(second[:, :, :2], y[:, :, :1].expand(-1, -1, 2, -1, -1))
-
-
-def test_room_in_front_serves_no_tensor_whose_gradient_is_asked_for():
-    x, gain, bias = norm_inputs(False)
-    y = ours(x, gain, bias).requires_grad_()  # a leaf: nothing may be written around it
-    weight = normal(2, 4, 4, 4, 6, seed=5)
-    (pad_front(y, torch.zeros_like(x[:, :, :2])) * weight).sum().backward()
-    assert torch.equal(y.grad, weight[:, :, 2:])
 
 
 def operations():
@@ -248,11 +266,11 @@ def operations():
         "norm_silu, modulated": (lambda *v: norm_silu(v[0], 2, EPS, *v[1:]), (x, gain, bias, scale, shift)),
         "norm_silu, weights frozen": (lambda *v: norm_silu(v[0], 2, EPS, gain.detach(), bias.detach(), *v[1:]),
                                       (x, scale, shift)),
-        "pad_first": (lambda v: pad_first(v, 2), (x,)),
-        "pad_first of one frame": (lambda v: pad_first(v, 3), (short,)),
-        "pad_front": (pad_front, (x, short)),
-        "repeat_time": (lambda v: repeat_time(v, 3, True), (x,)),
-        "conv3d": (lambda *v: conv3d(pad_first(v[0], 2), *v[1:], padding=1), (x, kernel, out)),
+        "pad_time": (lambda v: pad_time(v, 2), (x,)),
+        "pad_time of one frame": (lambda v: pad_time(v, 3), (short,)),
+        "pad_time behind a past": (lambda x, past: pad_time(x, 1, past), (x, short)),
+        "stretch_time": (lambda v: stretch_time(v, 3), (x,)),
+        "conv3d": (lambda *v: conv3d(pad_time(v[0], 2), *v[1:], padding=(0, 1, 1)), (x, kernel, out)),
         "upsample_conv": (upsample_conv, (x, flat, out)),
         "downsample_conv": (downsample_conv, (x, flat, out)),
     }
@@ -267,15 +285,6 @@ def test_a_backward_leaves_the_gradient_that_it_is_given_alone(name):
     first, again = (torch.autograd.grad(y, inputs, given, retain_graph=True) for _ in range(2))
     assert torch.equal(given, before) and all(map(torch.equal, first, again))
     run(*inputs).sum().backward()  # the gradient of a sum is one number, expanded
-
-
-def test_pad_first_for_one_consumer_has_the_same_gradients_of_both_orders():
-    x, weight = normal(2, 2, 3, 2, 3).requires_grad_(), normal(2, 2, 5, 2, 3, seed=1)
-    gradients = [torch.autograd.grad(pad_first(x, 2, unseen).pow(3).sum(), x)[0] for unseen in (False, True)]
-    assert torch.equal(*gradients)
-    once, = torch.autograd.grad(pad_first(x, 2, unseen=True), x, weight.clone(), create_graph=True)
-    assert torch.equal(once, torch.autograd.grad(pad_first(x, 2), x, weight)[0])
-    assert torch.autograd.gradgradcheck(lambda v: pad_first(v, 2, unseen=True).pow(3), [x])
 
 
 @pytest.mark.parametrize("name", operations())

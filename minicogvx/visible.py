@@ -1,0 +1,26 @@
+"""Text as it is printed: control characters, which file names and captions may hold, are shown instead of obeyed."""
+
+from typing import Any
+
+_KEPT = "\t\n\r"
+_HIDDEN = (*range(0x20), *range(0x7f, 0xa0), *range(0x202a, 0x202f), *range(0x2066, 0x206a))  # control, direction
+_SHOWN = {code: ascii(chr(code))[1:-1] for code in _HIDDEN if chr(code) not in _KEPT}
+
+
+def visible(text: str) -> str:
+    """`text` with every control character but tabs and ends of lines as an escape sequence, such as \\x1b."""
+    return text.translate(_SHOWN)
+
+
+class Visible:
+    """A text stream that writes what `visible` returns; otherwise it is `stream`."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes `text`, made visible."""
+        return self._stream.write(visible(text))
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
