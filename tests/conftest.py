@@ -4,6 +4,8 @@ Tests not named here are quick: all of them together take less than 90 seconds o
 edit. A name is that of a file, or of one function in it: `FILE::FUNCTION`.
 """
 
+import os
+
 import pytest
 
 LEVELS = {
@@ -76,7 +78,20 @@ def pytest_itemcollected(item) -> None:
         item.add_marker(level_of(item.path.name, getattr(item, "originalname", None) or item.name))
 
 
+@pytest.hookimpl(trylast=True)  # after -m has chosen
 def pytest_collection_modifyitems(items) -> None:
-    """Notebooks first, then the slow ones: what takes long must not begin when the other processes have finished."""
-    order = {"notebooks": 0, "slow": 1}
-    items.sort(key=lambda item: min((order.get(mark.name, 2) for mark in item.iter_markers()), default=2))
+    """Every process of pytest-xdist, which begins with an equal share of the list, gets as many notebooks, and first.
+
+    They take longest: left to the end, one process runs them while the others have nothing to do.
+    """
+    levels = [{mark.name for mark in item.iter_markers()} for item in items]
+    notebooks = [item for item, marks in zip(items, levels) if "notebooks" in marks]
+    others = [item for name in ("slow", "") for item, marks in zip(items, levels)
+              if "notebooks" not in marks and ("slow" in marks) == (name == "slow")]
+    processes, total = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), len(items)
+    items.clear()
+    for i in range(processes):
+        share = notebooks[i::processes]
+        room = (total - len(items)) // (processes - i) - len(share)
+        items += share + others[:room]
+        del others[:room]

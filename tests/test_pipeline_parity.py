@@ -142,16 +142,17 @@ def test_every_size_and_frame_count_that_diffusers_takes_gives_its_video(opened,
     """Also those whose first latent frame comes back as four frames and not as one: 8 for 5."""
     size = {"height": height, "width": width}
     call = {"negative_prompt": NEGATIVE, "num_inference_steps": 2, "guidance_scale": 4.0, **size}
-    theirs, film = {"generator": torch.Generator().manual_seed(5), "max_sequence_length": TEXT}, None
+    theirs, ours = {"generator": torch.Generator().manual_seed(5), "max_sequence_length": TEXT}, {}
     if task == "video":
         film = torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(1))
         pipe, reference = opened(name, CogVideoXVideoToVideoPipeline)
         theirs |= {"video": film.permute(0, 3, 1, 2), "strength": 0.6}
+        ours = {"video": film, "strength": 0.6}
     else:
         pipe, reference = opened(name)
         theirs["num_frames"] = frames
     expected = reference(prompt=PROMPT, output_type="pt", **call, **theirs).frames[0].permute(0, 2, 3, 1)
-    found = pipe(PROMPT, video=film, strength=0.6, num_frames=frames, seed=5, **call)
+    found = pipe(PROMPT, num_frames=frames, seed=5, **ours, **call)
     assert len(expected) > frames and relative(found, expected) < 2e-5
 
 
