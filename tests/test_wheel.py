@@ -58,9 +58,9 @@ def sources(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sources) -> Path:
+def wheel(sources, tmp_path_factory) -> Path:
     """The wheel, built straight from the sources."""
-    return build("wheel", sources, sources.parent / "wheel")
+    return build("wheel", sources, tmp_path_factory.mktemp("built") / "wheel")
 
 
 @pytest.fixture(scope="module")
