@@ -17,7 +17,8 @@ from torch import Tensor
 import minicogvx
 from benchmarks.measure import M_MMAP_THRESHOLD, peak_of
 from minicogvx.compat import choose_dtype
-from minicogvx.training.distributed import Ranks, average_gradients, barrier, leave, ranks
+from minicogvx.engine.ranks import Ranks, barrier, leave, ranks
+from minicogvx.engine.sharding import average_gradients
 from minicogvx.training.vae import backward, world_batch
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.losses import VAELoss, VAELossConfig

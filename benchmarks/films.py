@@ -20,14 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.oracle_accuracy import worsen
-from minicogvx.data.captions import evaluation_caption
-from minicogvx.data.curation import curate
-from minicogvx.data.curation_report import Curation
-from minicogvx.data.shapes import Scene, render_batch, sample_scenes
-from minicogvx.data.shots import Shot
-from minicogvx.data.video_captions import caption_shapes
-from minicogvx.data.video_files import write_mp4
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.films.captioning import caption_shapes
+from minicogvx.data.films.curate import curate
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.films.report import Curation
+from minicogvx.data.films.shots import Shot
+from minicogvx.data.world.captions import evaluation_caption
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import Scene, sample_scenes
+from minicogvx.media import write_mp4
 
 FPS, FRAMES = 8, 17
 REASONS = {"frozen": "static", "black": "black", "unsharp": "blurred"}

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minicogvx.data.frame_pack import Pack, check_tokens, shuffled
+from minicogvx.data.clips.packs import Pack, check_tokens, shuffled
 from minicogvx.presets import Preset, preset
 
 

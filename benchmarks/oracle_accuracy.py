@@ -10,8 +10,9 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import render, sample_scenes
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import sample_scenes
 
 
 def worsen(video: Tensor, blur: float, noise: float, generator: torch.Generator) -> Tensor:

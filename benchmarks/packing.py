@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.measure import difference
 from benchmarks.mixtures import TOY_MIXTURE, ClipSize, Mixture, bucketed_batches, filled_share, padded_batches
 from minicogvx.compat import choose_dtype
-from minicogvx.data.frame_pack import Pack, frame_packs
+from minicogvx.data.clips.packs import Pack, frame_packs
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.presets import preset

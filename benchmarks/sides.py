@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 import minicogvx
-from minicogvx.data.captions import vocabulary
+from minicogvx.data.world.captions import vocabulary
 from minicogvx.interop import DATA
 from minicogvx.interop.configs import to_diffusers
 from minicogvx.pipeline import Pipeline

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import minicogvx
-from minicogvx.data.captions import caption
+from minicogvx.data.clips.world import encode_world
+from minicogvx.data.world.captions import caption
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.timesteps import rank_timesteps, stratified_timesteps, uniform_timesteps
-from minicogvx.training.latents import encode_world
 
 
 @torch.no_grad()

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from minicogvx.compat import choose_dtype
+from minicogvx.data.clips.world import LatentSet, encode_world
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.interop.lpips_weights import load_perceptual, lpips_source
 from minicogvx.presets import preset
 from minicogvx.training import transformer as transformer_training
 from minicogvx.training import vae as vae_training
-from minicogvx.training.latents import LatentSet, encode_world
-from minicogvx.training.recipe import RECIPES, Recipe
+from minicogvx.training.recipes import RECIPES, Recipe
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELoss
 

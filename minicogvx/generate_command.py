@@ -74,7 +74,7 @@ def _one_caption(words: list[str]) -> str:
     if len(words) > 1 and any(" " in word.strip() for word in words):
         raise ValueError(f"{len(words)} captions are given, the second of them {words[1]!r}; give one, in quotation "
                          f"marks")
-    from minicogvx.data.listing import one_line
+    from minicogvx.data.films.listing import one_line
 
     caption = " ".join(words)
     if not one_line(caption):
@@ -86,13 +86,14 @@ def _check(arguments: argparse.Namespace) -> Path:
     """Checks everything that does not depend on the model. Returns the mp4 to write."""
     if arguments.strength is not None and not arguments.video:
         raise ValueError("--strength belongs to --video, which is not given; leave it out or name a video")
-    from minicogvx.data import video_files
+    from minicogvx.data.films.decode import read_image, read_video
     from minicogvx.files import check_writable
+    from minicogvx.media import made_here
 
     if arguments.image:
-        video_files.read_image(arguments.image, 8, 8)
+        read_image(arguments.image, 8, 8)
     if arguments.video:
-        video_files.read_video(arguments.video, 1, 8, 8, fps=1)
+        read_video(arguments.video, 1, 8, 8, fps=1)
     out = Path(arguments.out or _default_out(arguments))
     for path in (out, out.with_suffix(".gif"), out.with_suffix(".png")):
         check_writable(path)
@@ -101,7 +102,7 @@ def _check(arguments: argparse.Namespace) -> Path:
                 raise ValueError(f"{path} is to be written, and it is what --image or --video names; name another file "
                                  f"with --out")
         named = arguments.out is not None and path == out
-        if path.exists() and not named and not video_files.made_here(path):
+        if path.exists() and not named and not made_here(path):
             raise ValueError(f"{path} would be written over, and minicogvx did not make it; name another file with "
                              f"--out")
     return out
@@ -143,7 +144,7 @@ def _default_out(arguments: argparse.Namespace) -> Path:
 
 def _note_two_objects(prompt: str, pipe) -> None:
     """Warns if a model of the shapes world is asked for two objects, which it seldom gets right."""
-    from minicogvx.data.captions import parse_caption
+    from minicogvx.data.world.captions import parse_caption
 
     if pipe.text.whole_words and len(parse_caption(prompt).objects) > 1:
         warnings.warn("the caption names more than one object, which models this small hardly ever get right: shapes "
@@ -153,12 +154,12 @@ def _note_two_objects(prompt: str, pipe) -> None:
 def _sample(pipe, arguments: argparse.Namespace, size: tuple[int, int, int]):
     from tqdm import tqdm
 
-    from minicogvx.data import video_files
+    from minicogvx.data.films.decode import read_image, read_video
     from minicogvx.request import STRENGTH
 
     frames, height, width = size
-    image = video_files.read_image(arguments.image, height, width) if arguments.image else None
-    video = video_files.read_video(arguments.video, *size, pipe.fps) if arguments.video else None
+    image = read_image(arguments.image, height, width) if arguments.image else None
+    video = read_video(arguments.video, *size, pipe.fps) if arguments.video else None
     with tqdm(total=arguments.steps, desc="denoising", unit="step") as bar:
 
         def on_step(done: int, total: int) -> None:
@@ -173,16 +174,16 @@ def _sample(pipe, arguments: argparse.Namespace, size: tuple[int, int, int]):
 
 
 def _write_all(out: Path, video, fps: int) -> list[Path]:
-    from minicogvx.data import video_files
+    from minicogvx.media import MAKER, write_gif, write_mp4, write_strip
 
-    return [video_files.write_mp4(out, video, fps, video_files.MAKER),
-            video_files.write_gif(out.with_suffix(".gif"), video, fps),
-            video_files.write_strip(out.with_suffix(".png"), video)]
+    return [write_mp4(out, video, fps, MAKER),
+            write_gif(out.with_suffix(".gif"), video, fps),
+            write_strip(out.with_suffix(".png"), video)]
 
 
 def _tell_what_it_shows(prompt: str, video) -> None:
     """For a caption of the shapes world, prints the oracle's reading, and whether it matches."""
-    from minicogvx.data import captions, oracle
+    from minicogvx.data.world import captions, oracle
 
     wanted = captions.parse_caption(prompt)
     if not wanted.objects or len(video) < 2 or min(video.shape[1:3]) > 256:

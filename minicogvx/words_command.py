@@ -1,6 +1,6 @@
 """`minicogvx words`: the vocabulary of the shipped model."""
 
-from minicogvx.data.captions import vocabulary, words_by_kind
+from minicogvx.data.world.captions import vocabulary, words_by_kind
 from minicogvx.parsing import Parser
 
 EXAMPLES = ("a red circle moves right", "a small yellow star near the top left bounces on a navy background")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minicogvx.data import video_files
+from minicogvx.media import write_mp4
 
 
 def film(path: Path, video: torch.Tensor, times: list[float] | None = None, fps: int = 8, rotation: int = 0,
@@ -130,4 +130,4 @@ def caption(path: Path, text: str = "a film") -> Path:
 
 def mp4(path: Path, video: torch.Tensor, fps: int = 8) -> Path:
     """As `minicogvx generate` writes it."""
-    return video_files.write_mp4(path, video, fps)
+    return write_mp4(path, video, fps)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minicogvx.training import muon
+from minicogvx.engine import muon
 
 
 def start_ranks(module: str, folder: Path, count: int) -> str:

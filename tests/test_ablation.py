@@ -21,11 +21,11 @@ from minicogvx.ablation import (
 )
 from minicogvx.ablation.results import Results, read_results, write_results
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEPart, VAEStagesStudy, VAEStudy
-from minicogvx.data.shapes import is_held_out, sample_scenes
+from minicogvx.data.clips.world import LatentSet
+from minicogvx.data.world.features import FEATURES
+from minicogvx.data.world.scenes import is_held_out, sample_scenes
 from minicogvx.files import locked
 from minicogvx.presets import preset
-from minicogvx.training.alignment import FEATURES
-from minicogvx.training.latents import LatentSet
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE, DiagonalGaussian
 from minicogvx.vae.losses import VAELossConfig

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from minicogvx.data import command
-from minicogvx.data.aesthetics import AestheticScorer, ClipWithHead
-from minicogvx.data.curation import curate
+from minicogvx.data.films.aesthetics import AestheticScorer, ClipWithHead
+from minicogvx.data.films.curate import curate
 
 KINDS = ("AestheticsPredictorV1", "AestheticsPredictorV2Linear", "AestheticsPredictorV2ReLU")
 

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from minicogvx.data.buckets import ASPECTS, aspect_buckets, choose_bucket, kept_share
-from minicogvx.data.video_files import resize_and_crop
+from minicogvx.data.films.buckets import ASPECTS, aspect_buckets, choose_bucket, kept_share
+from minicogvx.data.films.decode import resize_and_crop
 
 SIZES = [(480, 720), (768, 1360), (128, 128)]
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from minicogvx import cli
 from minicogvx.data import command
-from minicogvx.data.video_folder import read_clip, scan_folder
+from minicogvx.data.clips import encode as cache
+from minicogvx.data.clips.encode import CachedClips, CacheSettings, cache_clips, is_cache, open_cache
+from minicogvx.data.clips.plan import file_fingerprint, plan_items, shard
+from minicogvx.data.films.folder import read_clip, scan_folder
 from minicogvx.files import locked
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training import cache
-from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips, is_cache, open_cache
-from minicogvx.training.cache_plan import file_fingerprint, plan_items, shard
 from minicogvx.vae import CausalVAE
 
 MICRO = preset("micro")
@@ -326,7 +326,7 @@ def test_the_command_encodes_clips_and_captions_in_the_format_that_is_asked_for(
         seen.append((dtype, text.encoder.dtype, str(text.encoder.device), str(next(vae.parameters()).device)))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("minicogvx.training.cache.cache_clips", watched)
+    monkeypatch.setattr("minicogvx.data.clips.encode.cache_clips", watched)
     for dtype in ("float32", "bfloat16"):
         assert cli.main(["data", "cache", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--dtype",
                          dtype]) == 2

@@ -11,11 +11,12 @@ import torch
 from films import caption, mp4, pan
 from PIL import Image
 
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.clips import encode as cache
+from minicogvx.data.clips import plan as cache_plan
+from minicogvx.data.clips.encode import CachedClips, CacheSettings, cache_clips, holds_clips, is_cache
+from minicogvx.data.films.folder import scan_folder
 from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.presets import preset
-from minicogvx.training import cache, cache_plan
-from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips, holds_clips, is_cache
 from minicogvx.vae import CausalVAE
 
 SETTINGS = CacheSettings(num_frames=9, height=32, width=32, fps=8)

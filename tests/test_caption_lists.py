@@ -10,9 +10,9 @@ from films import caption, mp4, ramp
 from PIL import Image
 
 from minicogvx.data import command
-from minicogvx.data.listing import write_lines
-from minicogvx.data.video_captions import caption_clips
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.films.captioning import caption_clips
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.films.listing import write_lines
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_names_of_any_bytes_are_written_so_that_they_are_found_again(films):
 @pytest.mark.parametrize("out, words", [("words.csv", "must end in .jsonl"), ("notes.json", "one JSON value")])
 def test_the_command_checks_where_it_writes_first(films, monkeypatch, out, words):
     (films / "notes.json").write_text("[\n1\n]")
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     with pytest.raises(ValueError, match=words):
         command.main(["caption", str(films), "--captioner", "shapes", "--out", str(films / out)])
     assert (films / "notes.json").read_text() == "[\n1\n]"

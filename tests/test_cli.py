@@ -9,7 +9,10 @@ from PIL import Image
 
 import minicogvx
 from minicogvx import cli
-from minicogvx.data import shapes, video_files
+from minicogvx.data.films.decode import read_video
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.media import write_mp4
 from minicogvx.presets import preset
 
 
@@ -33,8 +36,8 @@ class FakePipeline:
 @pytest.fixture
 def pipe(monkeypatch, tmp_path) -> FakePipeline:
     monkeypatch.chdir(tmp_path)
-    scene = next(scene for scene in shapes.sample_scenes(200, seed=1) if _is_plain(scene))
-    fake = FakePipeline(shapes.render(scene, 9, 32, 32))
+    scene = next(scene for scene in sample_scenes(200, seed=1) if _is_plain(scene))
+    fake = FakePipeline(render(scene, 9, 32, 32))
     fake.prompt = f"a {scene.objects[0].colour} {scene.objects[0].shape} {scene.objects[0].motion}"
     monkeypatch.setitem(vars(minicogvx), "load", lambda name, *_, **__: fake if name == "toy" else pytest.fail(name))
     return fake
@@ -59,7 +62,7 @@ def test_generate_writes_three_files_and_tells_what_the_oracle_sees(pipe, capsys
     assert f"the oracle sees a {words[1]} {words[2]} that {' '.join(words[3:])} on " in printed.out
     assert printed.out.endswith(": as asked\n")
     assert "denoising: 100%" in printed.err and "3/3" in printed.err
-    seen = video_files.read_video("new/clip.mp4", 9, 32, 32, fps=8)
+    seen = read_video("new/clip.mp4", 9, 32, 32, fps=8)
     assert (seen - pipe.video).abs().mean() < 0.04
 
 
@@ -85,7 +88,7 @@ def test_generate_passes_every_option_on(pipe):
 
 def test_generate_reads_image_and_video_at_the_models_size(pipe):
     Image.new("RGB", (50, 40), (255, 0, 0)).save("red.png")
-    video_files.write_mp4("film.mp4", pipe.video.repeat(2, 1, 2, 1), fps=8)
+    write_mp4("film.mp4", pipe.video.repeat(2, 1, 2, 1), fps=8)
     assert cli.main(["generate", "x", "--image", "red.png"]) == 0
     assert cli.main(["generate", "x", "--video", "film.mp4", "--strength", "0.5"]) == 0
     first, second = pipe.calls

@@ -16,9 +16,9 @@ import minicogvx
 from minicogvx import cli, room, words_command
 from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.ablation.studies import STUDIES
-from minicogvx.data import captions
 from minicogvx.data.command import COMMANDS as DATA_COMMANDS
-from minicogvx.data.video_files import write_mp4
+from minicogvx.data.world import captions
+from minicogvx.media import write_mp4
 from minicogvx.training.command import RECIPE_NAMES
 
 EVERY = [[], *([name] for name in cli.COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
@@ -140,7 +140,7 @@ def test_words_lists_every_word_by_kind(capsys):
 
 def test_what_every_command_can_be_asked_for_is_what_there_is():
     assert QUESTIONS == {name: study.question for name, study in STUDIES.items()}
-    assert RECIPE_NAMES == tuple(importlib.import_module("minicogvx.training.recipe").RECIPES)
+    assert RECIPE_NAMES == tuple(importlib.import_module("minicogvx.training.recipes").RECIPES)
 
 
 @pytest.mark.parametrize("argv", [["help"], ["generate", "--help"], ["words"]], ids=" ".join)

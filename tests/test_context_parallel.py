@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from minicogvx.engine.ranks import leave, ranks
+from minicogvx.engine.sharding import average_gradients
 from minicogvx.presets import VAEConfig
-from minicogvx.training.distributed import average_gradients, leave, ranks
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.context_parallel import join_time, latent_shares, own_frames, own_latents, pool
 

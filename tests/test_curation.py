@@ -14,11 +14,13 @@ import torch
 from films import caption, film, mp4, pan, texture
 from PIL import Image
 
-from minicogvx.data import command, shapes, video_files
-from minicogvx.data.curation import CurationThresholds, best_fraction, curate
-from minicogvx.data.listing import write_lines
-from minicogvx.data.optical_flow import motion_strength, optical_flow
-from minicogvx.data.shots import (
+from minicogvx.data import command
+from minicogvx.data.films.curate import CurationThresholds, best_fraction, curate
+from minicogvx.data.films.decode import read_video
+from minicogvx.data.films.flow import motion_strength, optical_flow
+from minicogvx.data.films.folder import VideoClip, read_clip, scan_folder
+from minicogvx.data.films.listing import write_lines
+from minicogvx.data.films.shots import (
     Shot,
     Track,
     content_change,
@@ -28,7 +30,8 @@ from minicogvx.data.shots import (
     measure,
     sharpness,
 )
-from minicogvx.data.video_folder import VideoClip, read_clip, scan_folder
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import sample_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,7 +133,7 @@ def test_changes_of_colour_and_of_content():
 
 def real_film() -> torch.Tensor:
     """Two seconds at 180 x 320 pixels."""
-    return video_files.read_video(ROOT / "data" / "clips" / "big_buck_bunny.mp4", 16, 180, 320, fps=8)
+    return read_video(ROOT / "data" / "clips" / "big_buck_bunny.mp4", 16, 180, 320, fps=8)
 
 
 def test_a_real_video_has_no_fault(tmp_path):
@@ -164,10 +167,10 @@ def test_neither_a_fast_pan_nor_a_sudden_start_nor_a_fade_is_a_cut(tmp_path):
 
 
 def test_shots_of_the_shapes_world_are_whole_and_move(tmp_path):
-    scenes = shapes.sample_scenes(12, seed=3)
+    scenes = sample_scenes(12, seed=3)
     moving = [scene for scene in scenes if scene.objects[0].motion not in ("stays still", "grows", "shrinks")][:4]
     for i, scene in enumerate(moving):
-        mp4(tmp_path / f"{i}.mp4", shapes.render(scene, 17, 64, 64))
+        mp4(tmp_path / f"{i}.mp4", render(scene, 17, 64, 64))
     for clip in scan_folder(tmp_path, need_captions=False).clips:
         shot, = find_shots(clip)
         assert shot.reasons == (), (clip.name, shot.scores)

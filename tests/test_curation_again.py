@@ -7,11 +7,13 @@ import torch
 from films import caption, mp4, pan, texture
 from PIL import Image
 
-from minicogvx.data import command, curation, shots
-from minicogvx.data.curation import CurationThresholds, curate
-from minicogvx.data.listing import write_lines
-from minicogvx.data.video_captions import caption_clips
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data import command
+from minicogvx.data.films import curate as curation
+from minicogvx.data.films import shots
+from minicogvx.data.films.captioning import caption_clips
+from minicogvx.data.films.curate import CurationThresholds, curate
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.films.listing import write_lines
 
 
 @pytest.fixture

@@ -13,19 +13,20 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicogvx.diffusion.timesteps import rank_interval
-from minicogvx.interop.safetensors_files import read_tensors, write_tensors
-from minicogvx.presets import TransformerConfig
-from minicogvx.training.distributed import Ranks, average_gradients, leave, mean_over_ranks, ranks, wrap
-from minicogvx.training.memory import Inputs, memory
-from minicogvx.training.optim import MuonAdamW
-from minicogvx.training.rank_draws import draw_timesteps, rank_generator
-from minicogvx.training.sharded_checkpoints import (
+from minicogvx.engine.optim import MuonAdamW
+from minicogvx.engine.ranks import Ranks, leave, ranks
+from minicogvx.engine.sharded_checkpoints import (
     load_sharded,
     optimizer_tensors,
     read_slices,
     save_sharded,
     whole_weights,
 )
+from minicogvx.engine.sharding import average_gradients, mean_over_ranks, wrap
+from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.presets import TransformerConfig
+from minicogvx.training.memory import Inputs, memory
+from minicogvx.training.rank_draws import draw_timesteps, rank_generator
 from minicogvx.transformer.model import ExpertTransformer
 
 # The learned table has one row along its first axis: FSDP2 leaves the second rank an empty shard. 11 is cut 6, 5.

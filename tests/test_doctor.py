@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minicogvx import cli, compat, doctor, estimates, interop
-from minicogvx.training.recipe import RECIPES
+from minicogvx.training.recipes import RECIPES
 from minicogvx.training.transformer import TransformerStage
 
 

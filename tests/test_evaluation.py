@@ -9,9 +9,10 @@ from PIL import Image
 from torch import nn
 
 import minicogvx
-from minicogvx.data.captions import vocabulary
-from minicogvx.data.shapes import render_batch, sample_scenes
-from minicogvx.data.styles import STYLES, render_styled
+from minicogvx.data.world.captions import vocabulary
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.data.world.styles import STYLES, render_styled
 from minicogvx.diffusion.samplers import randn
 from minicogvx.evaluation.adherence import clip_seed, generate, judge, measure_adherence
 from minicogvx.evaluation.command import main
@@ -176,7 +177,7 @@ def test_a_model_of_single_frames_has_no_step_and_no_flicker(monkeypatch, tmp_pa
     result = measure_reconstruction(PerfectVAE(), SCENES, 1, progress=False)
     assert result.flicker == result.flicker_of_true == 0.0
     monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Still())
-    monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
+    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
     out = tmp_path / "a.json"
     assert main(["--image-to-video", "--clips", "6", "--out", str(out)]) == 0
     assert json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))["step"] == 0.0
@@ -184,7 +185,7 @@ def test_a_model_of_single_frames_has_no_step_and_no_flicker(monkeypatch, tmp_pa
 
 def test_the_figures_are_written_before_the_strip_is_made(monkeypatch, tmp_path):
     monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Perfect())
-    monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
+    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
 
     def fail(*_):
         raise MemoryError
@@ -204,7 +205,7 @@ def test_flicker_is_in_grey_levels():
 
 def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Perfect())
-    monkeypatch.setattr("minicogvx.data.shapes.sample_scenes", lambda *_: SCENES)
+    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
     out = tmp_path / "new" / "figures.json"
     assert main(["--clips", "6", "--out", str(out)]) == 0
     assert "toy, held_out: 100.0 % of 6 clips" in capsys.readouterr().out

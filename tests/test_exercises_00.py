@@ -7,9 +7,10 @@ import torch
 from einops import rearrange
 
 from minicogvx.course.exercises import find, judge
-from minicogvx.data import captions, video_files
+from minicogvx.data.world import captions
 from minicogvx.diffusion import NoiseSchedule, inference_timesteps
 from minicogvx.diffusion.conditioning import FirstFramePutBack
+from minicogvx.media import _to_bytes
 from minicogvx.presets import PRESETS, ScheduleConfig
 from minicogvx.text import word_tokenizer
 from minicogvx.transformer.patchify import patchify
@@ -348,7 +349,7 @@ def test_put_back():
 def test_the_screen_gets_what_the_pipeline_writes_to_files():
     video = 2.4 * torch.rand(1, 3, 5, 16, 16) - 1.2
     decoded = rearrange(video / 2 + 0.5, "b c t h w -> b t h w c").clamp(0, 1)  # as Pipeline.decode ends
-    assert torch.equal(find("0.1").reference(video)[0], video_files._to_bytes(decoded[0]))
+    assert torch.equal(find("0.1").reference(video)[0], _to_bytes(decoded[0]))
 
 
 def test_words_are_numbered_as_the_tokenizer_does():

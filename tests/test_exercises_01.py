@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from minicogvx.course.exercises import find
-from minicogvx.data import oracle
-from minicogvx.data.shapes import DIRECTIONS, render, sample_scenes, trajectory
-from minicogvx.data.video_files import read_video, resize_and_crop, write_mp4
+from minicogvx.data.films.decode import read_video, resize_and_crop
+from minicogvx.data.world import oracle
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import DIRECTIONS, sample_scenes, trajectory
+from minicogvx.media import write_mp4
 from tests.guards import guard
 
 # ---- 1.1 resample

@@ -4,10 +4,11 @@ import pytest
 import torch
 from films import coded, pan, ramp
 
-from minicogvx.data import file_ends, film_frames
-from minicogvx.data.pictures import UnusableFile
-from minicogvx.data.video_files import write_gif
-from minicogvx.data.video_probe import probe
+from minicogvx.data.films import file_ends
+from minicogvx.data.films import frames as film_frames
+from minicogvx.data.films.pictures import UnusableFile
+from minicogvx.data.films.probe import probe
+from minicogvx.media import write_gif
 
 
 def noise(t: int = 40):

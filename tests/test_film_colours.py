@@ -8,8 +8,8 @@ import pytest
 import torch
 from films import coded, mp4
 
-from minicogvx.data.video_files import read_video
-from minicogvx.data.video_probe import probe
+from minicogvx.data.films.decode import read_video
+from minicogvx.data.films.probe import probe
 
 COLOUR = torch.tensor([0.1, 0.75, 0.3])
 

@@ -13,13 +13,14 @@ from av.stream import Disposition
 from films import call, caption, coded, film, mp4, pan, ramp, sound_only, with_cover
 from PIL import Image
 
-from minicogvx.data import pictures, shots, video_files
-from minicogvx.data.curation import CurationThresholds, curate
-from minicogvx.data.frame_order import in_order
-from minicogvx.data.pictures import UnusableFile
-from minicogvx.data.video_files import read_video, stream_frames
-from minicogvx.data.video_folder import read_clip, scan_folder
-from minicogvx.data.video_probe import FILMS, probe
+from minicogvx.data.films import pictures, shots
+from minicogvx.data.films.curate import CurationThresholds, curate
+from minicogvx.data.films.decode import read_video, stream_frames
+from minicogvx.data.films.folder import read_clip, scan_folder
+from minicogvx.data.films.frame_order import in_order
+from minicogvx.data.films.pictures import UnusableFile, existing_file
+from minicogvx.data.films.probe import FILMS, probe
+from minicogvx.media import write_gif
 
 LEVELS = 0.1 + 0.8 * torch.arange(16) / 16  # of `ramp(16)`
 
@@ -113,9 +114,9 @@ def test_a_title_in_an_old_encoding_is_no_obstacle(tmp_path):
 @pytest.mark.parametrize("name", ["12:30.mp4", "http:a.mp4", "50%d.gif", "-i.mp4", "caf\udce9.mp4", "été 夏.mp4"])
 def test_names_are_only_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    mp4(tmp_path / "a.mp4", ramp(16)) if name.endswith("mp4") else video_files.write_gif("a.gif", pan(16), 8, 32)
+    mp4(tmp_path / "a.mp4", ramp(16)) if name.endswith("mp4") else write_gif("a.gif", pan(16), 8, 32)
     (tmp_path / "a").with_suffix(name[-4:]).rename(name)
-    assert probe(video_files.existing_file(name)).frames == 16
+    assert probe(existing_file(name)).frames == 16
 
 
 # ---- time
@@ -302,7 +303,7 @@ def test_mirrors_and_turns(tmp_path, name):
 
 
 def test_the_bound_on_size(tmp_path):
-    video_files.write_gif(tmp_path / "huge.gif", ramp(3), 8, 32)
+    write_gif(tmp_path / "huge.gif", ramp(3), 8, 32)
     data = bytearray((tmp_path / "huge.gif").read_bytes())
     data[6:10] = struct.pack("<HH", 20000, 12000)
     (tmp_path / "huge.gif").write_bytes(data)

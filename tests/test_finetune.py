@@ -9,21 +9,22 @@ import torch
 from PIL import Image
 from torch.distributed.tensor import DTensor
 
-from minicogvx.data.captions import vocabulary
-from minicogvx.data.shapes import render_batch, sample_scenes
-from minicogvx.data.video_files import write_mp4
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.clips.encode import CachedClips, CacheSettings, cache_clips
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.world.captions import vocabulary
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.master_weights import MasterWeights
+from minicogvx.engine.ranks import Ranks, leave
+from minicogvx.engine.sharded_checkpoints import whole_weights
+from minicogvx.media import write_mp4
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.cache import CachedClips, CacheSettings, cache_clips
-from minicogvx.training.distributed import Ranks, leave
 from minicogvx.training.draws import Draw, PackedDraw, whole_patches
 from minicogvx.training.finetune import FineTuning, finetune
 from minicogvx.training.image_condition import ImageCondition, image_latents, widen_for_image
-from minicogvx.training.master_weights import MasterWeights
-from minicogvx.training.run import Keep, Run
-from minicogvx.training.sharded_checkpoints import whole_weights
+from minicogvx.training.loop import Keep, Run
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from minicogvx import cli
-from minicogvx.data.video_files import write_mp4
 from minicogvx.files import locked
 from minicogvx.interop.safetensors_files import read_json, read_sharded, read_tensors
+from minicogvx.media import write_mp4
 from minicogvx.pipeline import Pipeline
+from minicogvx.training.loop import Run
 from minicogvx.training.lora import FILE, lora_tensors, write_lora
-from minicogvx.training.run import Run
 from minicogvx.transformer.model import ExpertTransformer
 from tests.test_finetune import TINY, films_and_model, tiny_pipe
 
@@ -133,7 +133,7 @@ def test_two_runs_in_one_folder_and_places_that_cannot_be_written(home, tmp_path
     with locked(out):
         assert command(home, out, "--steps", 1) == 2
         assert f"{out} is in use by another run" in capsys.readouterr().err
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
         assert command(home, place, "--steps", 1) == 2
@@ -184,7 +184,7 @@ def test_adapters_that_cannot_be_trained_further_are_refused_before_a_video_is_r
                                                                                    monkeypatch):
     from minicogvx.training.lora import add_lora
 
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     model = tiny_pipe().transformer
     add_lora(model, 2, 3.0)
     tensors = lora_tensors(model)
@@ -242,7 +242,7 @@ def test_videos_are_cropped_to_the_one_size_of_a_learned_table(home, one_size, t
 @pytest.mark.parametrize("options", [("--num-frames", 5), ("--height", 64), ("--width", 32, "--height", 48)])
 def test_other_sizes_than_that_of_a_learned_table_are_refused_before_a_video_is_read(
         home, one_size, tmp_path, capsys, monkeypatch, options):
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     assert command(home, tmp_path / "run", "--image-to-video", *options, model=one_size) == 2
     assert "fits only 9 frames of 32x48" in capsys.readouterr().err and not (tmp_path / "run").exists()
 

@@ -20,7 +20,7 @@ def home(tmp_path_factory):
 
 
 def test_a_model_is_trained_on_a_cache(home, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     assert cli.main(["finetune", str(home / "cache"), "--model", str(home / "model"), "--steps", "1", "--out",
                      str(tmp_path / "x")]) == 0, capsys.readouterr().err
     assert minicogvx.load(tmp_path / "x" / "pipeline").fps == 12 and not (tmp_path / "x" / "cache").exists()

@@ -26,7 +26,7 @@ def test_the_command_refuses_before_a_video_is_read(films, tmp_path, capsys, mon
     tiny_pipe().save(tmp_path / "model")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("MINICOGVX_DEVICE", "cpu")
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     assert cli.main(["finetune", str(films), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"),
                      *options]) == 2
     told = capsys.readouterr().err

@@ -8,8 +8,8 @@ import pytest
 from films import caption, mp4, ramp
 
 from minicogvx.data import command
-from minicogvx.data.folder_walk import walk_folder
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.films.folder_walk import walk_folder
 
 ENDINGS = (".mp4", ".png")
 

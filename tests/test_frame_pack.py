@@ -16,8 +16,8 @@ from benchmarks.mixtures import (
     filled_share,
     padded_batches,
 )
-from minicogvx.data import frame_pack
-from minicogvx.data.frame_pack import frame_packs
+from minicogvx.data.clips import packs as frame_pack
+from minicogvx.data.clips.packs import frame_packs
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.presets import ScheduleConfig, TransformerConfig, preset

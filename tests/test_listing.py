@@ -10,8 +10,8 @@ import pytest
 from films import caption, mp4, ramp
 from PIL import Image
 
-from minicogvx.data.listing import Listing, read_list, writable_list, write_lines
-from minicogvx.data.video_folder import clip_line, read_clip, scan_folder
+from minicogvx.data.films.folder import clip_line, read_clip, scan_folder
+from minicogvx.data.films.listing import Listing, read_list, writable_list, write_lines
 
 
 def pictures(folder, *names):

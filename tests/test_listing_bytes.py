@@ -9,11 +9,12 @@ import pytest
 from films import mp4, ramp
 from PIL import Image
 
-from minicogvx.data import caption_notes, command
-from minicogvx.data.listing import Listing, writable_list, write_lines
-from minicogvx.data.shape_films import ShapeFilms, write_shape_films
-from minicogvx.data.video_captions import caption_clips
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data import command
+from minicogvx.data.films import caption_notes
+from minicogvx.data.films.captioning import caption_clips
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.films.listing import Listing, writable_list, write_lines
+from minicogvx.data.world.films import ShapeFilms, write_shape_films
 
 
 @pytest.mark.parametrize("line, after", [
@@ -88,7 +89,7 @@ def test_notes_and_captions_that_cannot_be_written_are_named(tmp_path, monkeypat
     with pytest.raises(OSError, match=f"{path} cannot be written: "):
         caption_notes.Notes(path, open("/dev/full", "w"), "me", {}).add(("a.mp4", 0), "words")
     monkeypatch.setattr("pathlib.Path.write_text", full)
-    monkeypatch.setattr("minicogvx.data.shape_films.write_json", lambda *_: None)
+    monkeypatch.setattr("minicogvx.data.world.films.write_json", lambda *_: None)
     with pytest.raises(OSError, match="shape-00000.txt cannot be written: "):
         write_shape_films(tmp_path / "films", ShapeFilms(1, side=16), progress=False)
 
@@ -99,6 +100,6 @@ def test_notes_and_captions_that_cannot_be_written_are_named(tmp_path, monkeypat
     (["--captioner", "nowhere"], "there is no folder nowhere")])
 def test_a_captioner_is_opened_before_videos_are_read(tmp_path, monkeypatch, options, words):
     mp4(tmp_path / "a.mp4", ramp(16))
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     with pytest.raises((ValueError, OSError), match=words):
         command.main(["caption", str(tmp_path), *options])

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks.oracle_accuracy import worsen
-from minicogvx.data.captions import evaluation_caption, parse_caption
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, render, sample_scenes
+from minicogvx.data.world.captions import evaluation_caption, parse_caption
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, sample_scenes
 
 
 @pytest.mark.parametrize("size, frames", [(64, 17), (32, 9)])

@@ -5,9 +5,9 @@ from dataclasses import fields as dataclass_fields
 import pytest
 
 from minicogvx import cli
+from minicogvx.engine.config import fields, override
 from minicogvx.training.finetune import FineTuning
-from minicogvx.training.overrides import fields, override
-from minicogvx.training.recipe import RECIPES
+from minicogvx.training.recipes import RECIPES
 
 TOY = RECIPES["toy"]
 

@@ -9,12 +9,12 @@ import torch
 from films import caption
 from PIL import Image
 
-from minicogvx.data import pictures
-from minicogvx.data.pictures import UnusableFile
-from minicogvx.data.shots import find_shots
-from minicogvx.data.video_files import read_image, read_video, stream_frames
-from minicogvx.data.video_folder import read_clip, scan_folder
-from minicogvx.data.video_probe import IMAGES, probe
+from minicogvx.data.films import pictures
+from minicogvx.data.films.decode import read_image, read_video, stream_frames
+from minicogvx.data.films.folder import read_clip, scan_folder
+from minicogvx.data.films.pictures import UnusableFile
+from minicogvx.data.films.probe import IMAGES, probe
+from minicogvx.data.films.shots import find_shots
 
 RAMP = np.linspace(0, 1, 64 * 64, dtype=np.float64).reshape(64, 64)
 
@@ -179,7 +179,7 @@ def test_whatever_a_reader_says_of_a_damaged_picture_is_a_problem_of_it(tmp_path
             raise error
         return real(image, path)
 
-    monkeypatch.setattr("minicogvx.data.video_probe.upright_picture", upright)
+    monkeypatch.setattr("minicogvx.data.films.probe.upright_picture", upright)
     found = scan_folder(tmp_path)
     assert [clip.name for clip in found.clips] == ["b.png"]
     assert [str(problem) for problem in found.problems] == [

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minicogvx.data.captions import vocabulary
+from minicogvx.data.world.captions import vocabulary
 from minicogvx.pipeline import Pipeline
 from minicogvx.pixels import encode_pixels
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, VAEConfig

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from minicogvx import cli
-from minicogvx.training import distributed, recipe
-from minicogvx.training.run import Run
+from minicogvx.engine import ranks
+from minicogvx.training import recipes as recipe
+from minicogvx.training.loop import Run
 from minicogvx.training.transformer import TransformerStage, TransformerTraining
 from tests.test_finetune import films_and_model
 from tests.test_training import GAN, STAGE, TINY
@@ -27,7 +28,7 @@ def work(home: Path, wanted: list[str]) -> None:
     DIE=transformer:1:3 kills rank 1 at step 3 of the transformer, in the last command and only once.
     """
     recipe.RECIPES["micro"], recipe.preset = RECIPE, lambda name: TINY
-    leave, distributed.leave = distributed.leave, lambda: None  # one process group for all
+    leave, ranks.leave = ranks.leave, lambda: None  # one process group for all
     name, rank, step = os.environ.get("DIE", "none:0:0").split(":")
     marker, record, begun = home / f"died_{name}_{rank}_{step}", Run.record, []
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
+from minicogvx.engine.config import ADAPTERS, JOINT, compare, override, surroundings
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.run_folder import forget_failed_start
 from minicogvx.interop.safetensors_files import read_json
-from minicogvx.training.distributed import Ranks
 from minicogvx.training.finetune import FineTuning
-from minicogvx.training.overrides import ADAPTERS, JOINT, compare, override, surroundings
-from minicogvx.training.recipe import RECIPES
-from minicogvx.training.run_folder import forget_failed_start
+from minicogvx.training.recipes import RECIPES
 
 TUNING, MICRO = FineTuning(batch_size=4), RECIPES["micro"]
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from minicogvx.engine import checkpoints as checkpoints_module
+from minicogvx.engine.checkpoints import Checkpoints, Damaged, checksum, load_checkpoint
+from minicogvx.engine.optim import MuonAdamW
 from minicogvx.interop.safetensors_files import write_tensors
-from minicogvx.training import checkpoints as checkpoints_module
-from minicogvx.training.checkpoints import Checkpoints, Damaged, checksum, load_checkpoint
-from minicogvx.training.optim import MuonAdamW
-from minicogvx.training.run import BAD_STEPS, Keep, Run
+from minicogvx.training.loop import BAD_STEPS, Keep, Run
 
 
 def quiet(folder, **fields):
@@ -114,7 +114,7 @@ def test_what_a_run_that_saved_in_parts_left_is_cleared_by_one_that_does_not(tmp
 
 @pytest.mark.parametrize("leader, stop", [(True, KeyboardInterrupt), (False, SystemExit)])
 def test_of_many_ranks_that_stop_the_first_one_says_so(tmp_path, monkeypatch, leader, stop):
-    monkeypatch.setattr("minicogvx.training.run.any_rank", lambda noted: True)
+    monkeypatch.setattr("minicogvx.training.loop.any_rank", lambda noted: True)
     run = Run("linear", 2, quiet(tmp_path), leader)
     run.resume({}, {})
     with pytest.raises(stop, match="stopped after step 1" if leader else "130"):
@@ -263,7 +263,7 @@ def test_tensorboard_holds_the_figures(tmp_path):
     ({"checkpoints": 0}, "checkpoints is 0"), ({"tensorboard": True}, "tensorboard is not installed"),
 ])
 def test_what_cannot_be_kept_is_refused_at_once(monkeypatch, fields, message):
-    monkeypatch.setattr("minicogvx.training.run.find_spec", lambda name: None)
+    monkeypatch.setattr("minicogvx.training.loop.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         Keep(**fields)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from minicogvx import cli
+from minicogvx.engine.run_folder import forget_failed_start
 from minicogvx.training.lora import FILE
-from minicogvx.training.run_folder import forget_failed_start
 from tests.test_finetune import films_and_model
 
 LIST = '{"file_name": "a.mp4", "text": "a red circle"}\n'
@@ -53,7 +53,7 @@ def command(home, out, *options, model=None):
 @pytest.mark.parametrize("made", ["pipeline/model_index.json", FILE, "cats.safetensors", "finetune.jsonl",
                                   "finetuning.json", "first_frame.png"])
 def test_a_folder_with_foreign_results_is_left_alone(home, tmp_path, capsys, monkeypatch, made):
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     (tmp_path / made).parent.mkdir(exist_ok=True)
     (tmp_path / made).write_text("mine")
     assert command(home, tmp_path, "--steps", 1, "--image-to-video") == 2
@@ -78,7 +78,7 @@ def test_a_model_without_weights_and_a_folder_of_another_run_are_named_before_a_
                                                                                             monkeypatch):
     out = tmp_path / "run"
     assert command(home, out, "--steps", 1, "--lora", 2) == 0
-    monkeypatch.setattr("minicogvx.data.video_folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
+    monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
     for model in ("micro", "5b"):
         assert command(home, tmp_path / "new", "--lora", 2, model=model) == 2
         assert f"the weights of {model!r} are not shipped" in capsys.readouterr().err

@@ -6,13 +6,24 @@ import pytest
 import torch
 
 from minicogvx import cli
-from minicogvx.data.captions import parse_caption
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shape_films import ShapeFilms, write_shape_films
-from minicogvx.data.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, ShapeObject, render_batch, sample_scenes
-from minicogvx.data.styles import FIGURE, GROUND, STYLES, SURVIVES, as_seen, colours_of, render_styled, shows, style
-from minicogvx.data.video_files import read_video
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.films.decode import read_video
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.world.captions import parse_caption
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.films import ShapeFilms, write_shape_films
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, ShapeObject, sample_scenes
+from minicogvx.data.world.styles import (
+    FIGURE,
+    GROUND,
+    STYLES,
+    SURVIVES,
+    as_seen,
+    colours_of,
+    render_styled,
+    shows,
+    style,
+)
 from minicogvx.files import locked
 
 SCENES = sample_scenes(24, 9, "train", two_objects=0.0)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from minicogvx.data.captions import MAX_WORDS, caption, evaluation_caption, parse_caption, vocabulary
-from minicogvx.data.shapes import (
+from minicogvx.data.world.captions import MAX_WORDS, caption, evaluation_caption, parse_caption, vocabulary
+from minicogvx.data.world.drawing import coverage, render, render_batch
+from minicogvx.data.world.scenes import (
     BACKGROUNDS,
     COLOURS,
     EXTENT,
@@ -19,10 +20,7 @@ from minicogvx.data.shapes import (
     UNIT_AREA,
     Scene,
     ShapeObject,
-    coverage,
     is_held_out,
-    render,
-    render_batch,
     sample_scenes,
     trajectory,
 )

@@ -6,8 +6,8 @@ import zlib
 import pytest
 import torch
 
-from minicogvx.training.distributed import Ranks
-from minicogvx.training.sharded_checkpoints import load_sharded, save_sharded
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharded_checkpoints import load_sharded, save_sharded
 
 ALONE = Ranks()
 

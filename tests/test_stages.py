@@ -21,9 +21,10 @@ from minicogvx.ablation.stage_clips import (
 from minicogvx.ablation.stage_judge import Judge
 from minicogvx.ablation.stages import Bench, Learner, StagesCurve, compare_stages, refine, train
 from minicogvx.ablation.studies import STAGES, STUDIES, StagesStudy, TimedStage
-from minicogvx.data.captions import vocabulary
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import is_held_out, render_batch, sample_scenes
+from minicogvx.data.world.captions import vocabulary
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import is_held_out, sample_scenes
 from minicogvx.evaluation.adherence import Adherence
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset

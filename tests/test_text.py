@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import torch
 
-from minicogvx.data.captions import vocabulary
+from minicogvx.data.world.captions import vocabulary
 from minicogvx.interop.text_folder import read_text, write_text
 from minicogvx.presets import TextConfig
 from minicogvx.text import TextEncoder

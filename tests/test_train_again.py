@@ -10,9 +10,9 @@ import torch
 from minicogvx import cli
 from minicogvx.files import locked
 from minicogvx.interop.safetensors_files import read_json, read_sharded, write_json
-from minicogvx.training import recipe as recipes
-from minicogvx.training.recipe import Recipe, train_recipe
-from minicogvx.training.run import Keep, Run
+from minicogvx.training import recipes as recipes
+from minicogvx.training.loop import Keep, Run
+from minicogvx.training.recipes import Recipe, train_recipe
 from minicogvx.training.transformer import TransformerStage, TransformerTraining
 from minicogvx.training.vae import check_stages
 from minicogvx.vae.discriminator import DiscriminatorConfig
@@ -193,7 +193,7 @@ def test_a_folder_with_foreign_results_is_left_alone(tiny, tmp_path, made):
 
 def test_a_run_that_fails_leaves_its_group_too(tmp_path, monkeypatch, capsys):
     left = []
-    monkeypatch.setattr("minicogvx.training.distributed.leave", lambda: left.append(True))
+    monkeypatch.setattr("minicogvx.engine.ranks.leave", lambda: left.append(True))
     monkeypatch.setattr(recipes, "train_recipe", lambda *_: (_ for _ in ()).throw(ValueError("no")))
     assert cli.main(["train", "micro", "--out", str(tmp_path / "run")]) == 2 and left == [True]
     assert cli.main(["finetune", str(tmp_path), "--out", str(tmp_path / "run")]) == 2 and left == [True] * 2

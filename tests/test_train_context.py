@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minicogvx.engine.ranks import Ranks, leave, ranks
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
-from minicogvx.training.distributed import Ranks, leave, ranks
-from minicogvx.training.recipe import RECIPES, train_recipe
-from minicogvx.training.run import Keep
+from minicogvx.training.loop import Keep
+from minicogvx.training.recipes import RECIPES, train_recipe
 from minicogvx.training.vae import VAEStage, initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE
 from tests.ranks import exact_muon, start_ranks

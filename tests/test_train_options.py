@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from minicogvx import cli
+from minicogvx.engine.config import override
+from minicogvx.engine.optim import warmup_cosine
 from minicogvx.interop.safetensors_files import read_json, read_tensors
 from minicogvx.presets import preset
-from minicogvx.training import recipe as recipes
+from minicogvx.training import recipes as recipes
 from minicogvx.training import vae as vae_training
 from minicogvx.training.critic import Critic
-from minicogvx.training.optim import warmup_cosine
-from minicogvx.training.overrides import override
-from minicogvx.training.recipe import RECIPES, train_recipe
+from minicogvx.training.loop import Keep
+from minicogvx.training.recipes import RECIPES, train_recipe
 from minicogvx.training.recompute import recomputed_blocks
-from minicogvx.training.run import Keep
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import train_vae, world_batch
 from minicogvx.vae import CausalVAE

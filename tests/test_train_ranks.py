@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from minicogvx.data.clips.world import encode_world
 from minicogvx.diffusion.timesteps import rank_interval, stratified_timesteps
+from minicogvx.engine.optim import MuonAdamW
+from minicogvx.engine.ranks import Ranks, leave, ranks
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
-from minicogvx.training.distributed import Ranks, leave, ranks
 from minicogvx.training.joint_batch import Batch, own_part
-from minicogvx.training.latents import encode_world
-from minicogvx.training.optim import MuonAdamW
-from minicogvx.training.run import Keep, Run
+from minicogvx.training.loop import Keep, Run
 from minicogvx.training.transformer import Networks, TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import initialise, train_stage, train_vae
 from minicogvx.vae import CausalVAE

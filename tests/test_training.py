@@ -10,21 +10,22 @@ from PIL import Image
 from torch import nn
 
 import minicogvx
-from minicogvx.data.captions import caption, most_tokens
-from minicogvx.data.shapes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
+from minicogvx.data.clips.world import encode_world
+from minicogvx.data.world.captions import caption, most_tokens
+from minicogvx.data.world.features import FEATURES, scene_features
+from minicogvx.data.world.scenes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
+from minicogvx.engine.checkpoints import Checkpoints
+from minicogvx.engine.muon import StackedMuon
+from minicogvx.engine.optim import MuonAdamW, warmup_cosine
+from minicogvx.engine.ranks import Ranks
 from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.presets import preset
-from minicogvx.training import recipe as recipes
+from minicogvx.training import recipes as recipes
 from minicogvx.training import transformer as transformer_training
 from minicogvx.training import vae as vae_training
-from minicogvx.training.alignment import FEATURES, Alignment, scene_features
-from minicogvx.training.checkpoints import Checkpoints
-from minicogvx.training.distributed import Ranks
-from minicogvx.training.latents import encode_world
-from minicogvx.training.muon import StackedMuon
-from minicogvx.training.optim import MuonAdamW, warmup_cosine
-from minicogvx.training.run import Keep
+from minicogvx.training.alignment import Alignment
+from minicogvx.training.loop import Keep
 from minicogvx.training.samples import Samples
 from minicogvx.training.transformer import TransformerStage, TransformerTraining, train_transformer
 from minicogvx.training.vae import VAEStage, initialise, normalise_latents, train_stage, train_vae, world_batch

@@ -6,9 +6,8 @@ import pytest
 import torch
 from films import caption, mp4, pan, ramp
 
-from minicogvx.data import command, shapes
-from minicogvx.data.captions import parse_caption
-from minicogvx.data.video_captions import (
+from minicogvx.data import command
+from minicogvx.data.films.captioning import (
     DenseCaptioner,
     caption_clips,
     caption_frames,
@@ -17,7 +16,10 @@ from minicogvx.data.video_captions import (
     limit_words,
     still_frames,
 )
-from minicogvx.data.video_folder import scan_folder
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.world.captions import parse_caption
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import sample_scenes
 
 
 @pytest.fixture
@@ -25,9 +27,9 @@ def world(tmp_path):
     """Four clips of the shapes world, a video of something else, and their scenes."""
     folder = tmp_path / "world"
     folder.mkdir()
-    scenes = shapes.sample_scenes(4, seed=5)
+    scenes = sample_scenes(4, seed=5)
     for i, scene in enumerate(scenes):
-        mp4(folder / f"{i}.mp4", shapes.render(scene, 17, 64, 64))
+        mp4(folder / f"{i}.mp4", render(scene, 17, 64, 64))
     mp4(folder / "other.mp4", pan(17, 64, 64))
     return folder, scenes
 
@@ -170,7 +172,7 @@ def t5(tmp_path_factory):
 
 
 def test_a_vision_language_model_and_a_summary_from_their_folders(world, blip, t5):
-    from minicogvx.data.caption_models import VisionLanguageModel
+    from minicogvx.data.films.caption_models import VisionLanguageModel
 
     folder, scenes = world
     clip = scan_folder(folder, need_captions=False).clips[0]
@@ -200,7 +202,7 @@ def test_captioners_compute_where_and_in_the_format_that_is_asked_for(world, bli
 def test_a_causal_model_does_not_repeat_the_question(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from minicogvx.data.caption_models import LanguageModel
+    from minicogvx.data.films.caption_models import LanguageModel
     from minicogvx.text.encoder import word_tokenizer
 
     tokenizer = word_tokenizer(("what", "is", "this", "nothing"))
@@ -217,7 +219,7 @@ def test_a_causal_model_does_not_repeat_the_question(tmp_path):
 
 
 def test_folders_that_do_not_open(tmp_path):
-    from minicogvx.data.caption_models import LanguageModel, VisionLanguageModel
+    from minicogvx.data.films.caption_models import LanguageModel, VisionLanguageModel
 
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         VisionLanguageModel(tmp_path / "none", "x")

@@ -12,8 +12,10 @@ from films import caption, film, mp4, ramp, sound_only
 from PIL import Image
 
 from minicogvx.cli import main
-from minicogvx.data import command, film_frames, video_files
-from minicogvx.data.video_folder import clip_bucket, clip_line, read_clip, scan_folder
+from minicogvx.data import command
+from minicogvx.data.films import frames as film_frames
+from minicogvx.data.films.decode import read_video, stream_frames
+from minicogvx.data.films.folder import clip_bucket, clip_line, read_clip, scan_folder
 
 
 @pytest.fixture
@@ -108,11 +110,11 @@ def test_frames_come_from_the_second_asked_for(tmp_path):
 
 def test_a_seek_gives_the_frames_that_decoding_from_the_beginning_gives(tmp_path, monkeypatch):
     path = film(tmp_path / "long.mp4", ramp(160, 16, 16), fps=8)  # 20 seconds, a key frame every second
-    sought = video_files.read_video(path, 9, 16, 16, fps=5, start=13.3)
+    sought = read_video(path, 9, 16, 16, fps=5, start=13.3)
     monkeypatch.setattr(film_frames, "_SEEK_FROM", float("inf"))
-    assert torch.equal(sought, video_files.read_video(path, 9, 16, 16, fps=5, start=13.3))
+    assert torch.equal(sought, read_video(path, 9, 16, 16, fps=5, start=13.3))
     with pytest.raises(ValueError, match="long.mp4 lasts 20.00 s; 9 frames at 5 fps need 20.80 s"):
-        video_files.read_video(path, 9, 16, 16, fps=5, start=19.0)
+        read_video(path, 9, 16, 16, fps=5, start=19.0)
 
 
 def test_a_variable_rate_is_resampled_by_time_stamps(tmp_path):
@@ -196,15 +198,15 @@ def test_bad_folders_and_arguments(tmp_path):
     with pytest.raises(ValueError, match="min_seconds is -1"):
         scan_folder(tmp_path, min_seconds=-1)
     with pytest.raises(ValueError, match="start is -1"):
-        video_files.read_video(mp4(tmp_path / "a.mp4", ramp(8)), 1, 16, 16, fps=8, start=-1.0)
+        read_video(mp4(tmp_path / "a.mp4", ramp(8)), 1, 16, 16, fps=8, start=-1.0)
     assert scan_folder(tmp_path, need_captions=False).clips[0].variable_rate is False
 
 
 def test_a_long_video_is_read_at_constant_memory(tmp_path):
-    frames = video_files.stream_frames(film(tmp_path / "long.mp4", ramp(400, 16, 16)), (k / 8 for k in range(10**6)), 8)
+    frames = stream_frames(film(tmp_path / "long.mp4", ramp(400, 16, 16)), (k / 8 for k in range(10**6)), 8)
     seen = [(tuple(frame.shape), float(frame.float().mean() / 255)) for frame in frames]
     assert len(seen) == 400 and seen[0][0] == (8, 8, 3) and seen[-1][1] > 0.85
-    long = video_files.stream_frames(tmp_path / "long.mp4", iter([0.0]))
+    long = stream_frames(tmp_path / "long.mp4", iter([0.0]))
     assert next(long).shape == (16, 16, 3) and next(long, None) is None
 
 

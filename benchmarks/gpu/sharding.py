@@ -13,7 +13,8 @@ from benchmarks.gpu.machine import Machine, in_each_format
 from benchmarks.gpu.rows import TOLERANCE, Row, judged
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.twins import Inputs, apart, inputs, joined, loss_and_gradients, mse, random_model, sampled
-from minicogvx.training.distributed import Ranks, leave, ranks, wrap
+from minicogvx.engine.ranks import Ranks, leave, ranks
+from minicogvx.engine.sharding import wrap
 from minicogvx.transformer.model import ExpertTransformer
 
 

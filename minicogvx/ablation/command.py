@@ -159,7 +159,7 @@ def study_latents(study, device: str = "cpu", dtype=None):
     import torch
 
     import minicogvx
-    from minicogvx.training.latents import encode_world
+    from minicogvx.data.clips.world import encode_world
 
     pipe = minicogvx.load("toy", device, torch.float32)
     latents = encode_world(pipe.vae, study.clips, study.clips_seed, pipe.video_size.num_frames, dtype=dtype)

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from minicogvx.ablation.studies import StagesStudy
 from minicogvx.compat import choose_dtype
-from minicogvx.data.shapes import Scene, render_batch, sample_scenes
-from minicogvx.training.alignment import scene_features
-from minicogvx.training.latents import STORED, LatentSet
+from minicogvx.data.clips.world import STORED, LatentSet
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.features import scene_features
+from minicogvx.data.world.scenes import Scene, sample_scenes
 from minicogvx.vae import CausalVAE
 
 BEST = 0.2  # share of the clips in the last stage (paper, Table 5)

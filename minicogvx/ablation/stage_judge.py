@@ -9,8 +9,9 @@ from torch import Tensor
 from minicogvx.ablation.stage_clips import SCENES_SEED, out_of_focus, steepness, unseen_scenes
 from minicogvx.ablation.studies import StagesStudy
 from minicogvx.ablation.vaes import round_trip
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import Scene, render_batch
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import Scene
 from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig

@@ -23,14 +23,14 @@ from minicogvx.ablation.stage_judge import Judge
 from minicogvx.ablation.studies import StagesStudy, TimedStage
 from minicogvx.ablation.transformers import held_back_loss
 from minicogvx.compat import choose_dtype
-from minicogvx.data.captions import vocabulary
+from minicogvx.data.clips.world import LatentSet
+from minicogvx.data.world.captions import vocabulary
 from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.engine.optim import average, warmup_cosine
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment
-from minicogvx.training.latents import LatentSet
-from minicogvx.training.optim import average, warmup_cosine
 from minicogvx.training.transformer import (
     TransformerStage,
     TransformerTraining,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from minicogvx.compat import choose_dtype
-from minicogvx.data.captions import caption, vocabulary
+from minicogvx.data.clips.world import LatentSet
+from minicogvx.data.world.captions import caption, vocabulary
 from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.engine.optim import warmup_cosine
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.latents import LatentSet
-from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.transformer import (
     TransformerStage,
     TransformerTraining,

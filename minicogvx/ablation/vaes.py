@@ -13,13 +13,14 @@ from torch import Tensor
 from minicogvx.ablation.studies import VAEPart
 from minicogvx.ablation.transformers import check_run, is_measured
 from minicogvx.compat import choose_dtype
-from minicogvx.data.shapes import render_batch, sample_scenes
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.optim import warmup_cosine
+from minicogvx.engine.ranks import Ranks
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.interop.lpips_weights import load_lpips, load_perceptual
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic
-from minicogvx.training.distributed import Ranks
-from minicogvx.training.optim import warmup_cosine
 from minicogvx.training.vae import VAEStage, backward, initialise, world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.losses import VAELoss, VAELossConfig

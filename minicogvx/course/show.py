@@ -21,7 +21,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from minicogvx.data.video_files import write_mp4
+from minicogvx.media import write_mp4
 
 MAX_CLIP_BYTES = 200_000  # of the embedded mp4: notebooks should be small
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito's

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from minicogvx.data.thresholds import CurationThresholds
+from minicogvx.data.films.thresholds import CurationThresholds
 from minicogvx.options import add_device_options, check_names, chosen
 from minicogvx.parsing import SEED, SHARE, Parser, choose_command, number, path_to, whole
 from minicogvx.ranges import RANGES
@@ -108,7 +108,7 @@ def _add_cache(parser: Parser) -> None:
 
 
 def _shapes(arguments: argparse.Namespace) -> int:
-    from minicogvx.data.shape_films import ShapeFilms, write_shape_films
+    from minicogvx.data.world.films import ShapeFilms, write_shape_films
 
     films = ShapeFilms(arguments.clips, arguments.style, arguments.seed, arguments.side, arguments.frames,
                        arguments.two_objects)
@@ -119,7 +119,7 @@ def _shapes(arguments: argparse.Namespace) -> int:
 
 
 def _scan(arguments: argparse.Namespace) -> int:
-    from minicogvx.data.video_folder import scan_folder
+    from minicogvx.data.films.folder import scan_folder
 
     found = scan_folder(arguments.folder, arguments.min_seconds, arguments.list, progress=True)
     for clip in found.clips[:LISTED]:
@@ -136,7 +136,7 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 def _curate(arguments: argparse.Namespace) -> int:
     device, dtype = chosen(arguments, dtype="float32")
-    from minicogvx.data.curation import BEST, KEPT, REPORT, check_place, curate, write_best
+    from minicogvx.data.films.curate import BEST, KEPT, REPORT, check_place, curate, write_best
 
     thresholds = CurationThresholds(**{name: getattr(arguments, name) for name in vars(CurationThresholds())})
     if thresholds.min_aesthetic != CurationThresholds().min_aesthetic and not arguments.aesthetic:
@@ -145,7 +145,7 @@ def _curate(arguments: argparse.Namespace) -> int:
     check_place(arguments.out, arguments.best is not None)
     scorer = None
     if arguments.aesthetic:
-        from minicogvx.data.aesthetics import AestheticScorer
+        from minicogvx.data.films.aesthetics import AestheticScorer
 
         scorer = AestheticScorer(arguments.aesthetic, device, dtype)
     result = curate(arguments.folder, arguments.out, thresholds, scorer, arguments.list)
@@ -164,9 +164,9 @@ def _curate(arguments: argparse.Namespace) -> int:
 
 def _caption(arguments: argparse.Namespace) -> int:
     device, dtype = chosen(arguments)
-    from minicogvx.data.listing import METADATA, writable_list
-    from minicogvx.data.video_captions import EVERY_SECONDS, DenseCaptioner, caption_clips, caption_shapes
-    from minicogvx.data.video_folder import scan_folder
+    from minicogvx.data.films.captioning import EVERY_SECONDS, DenseCaptioner, caption_clips, caption_shapes
+    from minicogvx.data.films.folder import scan_folder
+    from minicogvx.data.films.listing import METADATA, writable_list
 
     given = [f"--{name}" for name in ("summary", "every") if getattr(arguments, name) is not None]
     if given and arguments.captioner == "shapes":
@@ -186,12 +186,12 @@ def _caption(arguments: argparse.Namespace) -> int:
 def _cache(arguments: argparse.Namespace) -> int:
     check_names(arguments)
     device, dtype = chosen(arguments)
-    from minicogvx.data.video_folder import scan_folder
+    from minicogvx.data.clips.encode import CacheSettings, cache_clips
+    from minicogvx.data.films.folder import scan_folder
     from minicogvx.files import check_writable
     from minicogvx.interop import find_folder
     from minicogvx.interop.folder_configs import read_configs
     from minicogvx.presets import video_size
-    from minicogvx.training.cache import CacheSettings, cache_clips
 
     folder = find_folder(arguments.model)
     configs = read_configs(folder)

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from minicogvx.data.captions import evaluation_caption
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import Scene, render_batch
-from minicogvx.data.styles import SURVIVES, Style, as_seen, shows
+from minicogvx.data.world.captions import evaluation_caption
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import Scene
+from minicogvx.data.world.styles import SURVIVES, Style, as_seen, shows
 from minicogvx.pipeline import Pipeline
 
 _SUMS = ("kept", "all")  # conjunctions of properties
@@ -78,7 +79,7 @@ def clip_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
 def judge(clip: Float[Tensor, "t h w 3"], scene: Scene, style: Style | None = None) -> tuple[dict[str, bool], str]:
     """Whether each property of a clip, and "all" of them, is right, and what the oracle read.
 
-    With a style, the keys are: "style" (is it present), the properties still readable under it (data/styles.py), "kept"
+    With a style, the keys are: "style" (is it present), the properties still readable under it (data/world/styles.py), "kept"
     (all of those), and "all" (style and kept). A clip without the style is read as usual, so that a model that was not
     fine-tuned can be compared.
     """

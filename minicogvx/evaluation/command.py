@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     check_names(arguments)
     _check(arguments)
     where = chosen(arguments)
-    from minicogvx.data.shapes import sample_scenes
+    from minicogvx.data.world.scenes import sample_scenes
 
     split = arguments.split or ("train" if arguments.image_to_video else "held_out")
     scenes = sample_scenes(arguments.clips, HELD_OUT_SEED + arguments.seed, split, arguments.two_objects)
@@ -85,7 +85,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be checked before a model is loaded. Raises ValueError or FileNotFoundError."""
     if arguments.what == "vae":
         _check_vae(arguments)
-    from minicogvx.data import styles, video_files
+    from minicogvx.data.films.pictures import existing_file
+    from minicogvx.data.world import styles
 
     if styles.style(arguments.style) and arguments.image_to_video:
         raise ValueError(f"style is {arguments.style!r}; with --image-to-video it must be 'plain'")
@@ -100,7 +101,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.lora:
         from minicogvx.training.lora import FILE
 
-        video_files.existing_file(Path(arguments.lora) / FILE if Path(arguments.lora).is_dir() else arguments.lora)
+        existing_file(Path(arguments.lora) / FILE if Path(arguments.lora).is_dir() else arguments.lora)
 
 
 def _check_vae(arguments: argparse.Namespace) -> None:
@@ -138,7 +139,7 @@ def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
 
 
 def _measure(arguments: argparse.Namespace, pipe, scenes: list):
-    from minicogvx.data import styles
+    from minicogvx.data.world import styles
     from minicogvx.evaluation.adherence import measure_adherence
     from minicogvx.evaluation.finetuning import measure_image_to_video, measure_style
     from minicogvx.evaluation.reconstruction import measure_reconstruction
@@ -153,7 +154,7 @@ def _measure(arguments: argparse.Namespace, pipe, scenes: list):
 
 
 def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> Path:
-    from minicogvx.data.styles import render_styled, style
+    from minicogvx.data.world.styles import render_styled, style
     from minicogvx.evaluation.adherence import generate
     from minicogvx.evaluation.comparison import write_comparison
 

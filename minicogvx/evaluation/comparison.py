@@ -8,8 +8,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from minicogvx.data.video_files import output_file
 from minicogvx.files import written_whole
+from minicogvx.media import output_file
 
 _GAP, _BETWEEN, _MARGIN = 3, 18, 12  # pixels between frames, between columns, around everything
 _LABEL, _CAPTION = 18, 15  # font sizes in pixels

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from minicogvx.data.shapes import Scene, render_batch
-from minicogvx.data.styles import Style
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import Scene
+from minicogvx.data.world.styles import Style
 from minicogvx.evaluation.adherence import Counts, generate, judge, say_parts
 from minicogvx.evaluation.reconstruction import flicker, psnr
 from minicogvx.pipeline import Pipeline

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from minicogvx.data.shapes import Scene
-from minicogvx.data.styles import Style, render_styled
+from minicogvx.data.world.scenes import Scene
+from minicogvx.data.world.styles import Style, render_styled
 from minicogvx.diffusion.samplers import check_finite, randn
 from minicogvx.evaluation.adherence import check_scenes, clip_generators, judge, say_parts
 from minicogvx.presets import VAEConfig
@@ -51,7 +51,7 @@ def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int,
     """Sends true clips of the shapes world through encoder, sampled posterior and decoder, in the VAE's own dtype.
 
     Each clip's noise is drawn on the CPU from `seed` and the clip's index, so that it is the same on every device and
-    in any batch. `style`: draw the clips in this style (data/styles.py); the oracle then reads what is still readable.
+    in any batch. `style`: draw the clips in this style (data/world/styles.py); the oracle then reads what is still readable.
     Raises ValueError for no scenes, for clips that the VAE decodes to another number of frames, and for NaN.
     """
     check_scenes(scenes)

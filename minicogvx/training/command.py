@@ -7,7 +7,7 @@ from pathlib import Path
 from minicogvx.options import add_device_options, chosen
 from minicogvx.parsing import THREADS, TRAINING_SEED, Parser, one_of, path_to, whole
 
-RECIPE_NAMES = ("micro", "toy")  # of recipe.py, which is too slow to import for `--help`
+RECIPE_NAMES = ("micro", "toy")  # of recipes.py, which is too slow to import for `--help`
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,11 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     a GPU is used only if --device or MINICOGVX_DEVICE asks for it.
     """
     arguments = _parser().parse_args(argv)
+    from minicogvx.engine.config import fields, override
+    from minicogvx.engine.ranks import leave, ranks
     from minicogvx.presets import preset
-    from minicogvx.training.distributed import leave, ranks
-    from minicogvx.training.overrides import fields, override
-    from minicogvx.training.recipe import RECIPES, train_recipe
-    from minicogvx.training.run import Keep
+    from minicogvx.training.loop import Keep
+    from minicogvx.training.recipes import RECIPES, train_recipe
 
     device, dtype = chosen(arguments, training=True, device="cpu")
     own = preset(RECIPES[arguments.recipe].preset)

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.training.distributed import Ranks, average_gradients, broadcast_weights
-from minicogvx.training.optim import MuonAdamW
+from minicogvx.engine.optim import MuonAdamW
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharding import average_gradients, broadcast_weights
 from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
 from minicogvx.vae.losses import VAELoss, VAELossConfig
 

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minicogvx.data.frame_pack import Pack, frame_packs
+from minicogvx.data.clips.cache import CachedClips
+from minicogvx.data.clips.packs import Pack, frame_packs
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.sampling import OFS
 from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.engine.ranks import Ranks
 from minicogvx.pipeline import Pipeline
-from minicogvx.training.cached_clips import CachedClips
-from minicogvx.training.distributed import Ranks
 from minicogvx.training.image_condition import image_latents
 from minicogvx.training.joint_batch import parts
 from minicogvx.training.packed import mean_loss, packed_diffusion_loss

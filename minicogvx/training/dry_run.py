@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
+from minicogvx.engine.ranks import Ranks
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, VAEConfig
-from minicogvx.training.distributed import Ranks
 from minicogvx.training.transformer import Networks, TransformerTraining
 from minicogvx.training.vae import VAEStage, check_stages
 from minicogvx.vae import CausalVAE

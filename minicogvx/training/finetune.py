@@ -1,4 +1,4 @@
-"""Fine-tunes a model on real clips (training/cache.py): all weights or LoRA, text or image to video.
+"""Fine-tunes a model on real clips (data/clips/encode.py): all weights or LoRA, text or image to video.
 
 The text encoder and the VAE are frozen. Learning rates and other defaults are those of the released fine-tuning code.
 """
@@ -9,18 +9,19 @@ from typing import Literal
 import torch
 from torch import nn
 
+from minicogvx.data.clips.cache import CachedClips
+from minicogvx.engine.limits import check_limits
+from minicogvx.engine.master_weights import MasterWeights
+from minicogvx.engine.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharded_run import ShardedCheckpoints
+from minicogvx.engine.sharding import mean_over_ranks, wrap
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import TransformerConfig
-from minicogvx.training.cached_clips import CachedClips
-from minicogvx.training.distributed import Ranks, mean_over_ranks, wrap
 from minicogvx.training.draws import Draw, PackedDraw
 from minicogvx.training.image_condition import ImageCondition, widen_for_image
-from minicogvx.training.limits import check_limits
+from minicogvx.training.loop import Keep, Run
 from minicogvx.training.lora import add_lora, check_lora, continue_lora
-from minicogvx.training.master_weights import MasterWeights
-from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
-from minicogvx.training.run import Keep, Run
-from minicogvx.training.sharded_run import ShardedCheckpoints
 from minicogvx.transformer.model import ExpertTransformer
 
 LARGE = 10**9  # parameters; from here on (the published sizes) blocks are recomputed by default, or no GPU holds them

@@ -14,9 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     check_names(arguments, may_be_preset=True)
     device, dtype = chosen(arguments, training=True)
+    from minicogvx.engine.config import fields
     from minicogvx.training.command import use_threads
-    from minicogvx.training.overrides import fields
-    from minicogvx.training.run import Keep
+    from minicogvx.training.loop import Keep
 
     _check_cache_options(arguments)
     tuning = _tuning(arguments)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check_cache_options(arguments: argparse.Namespace) -> None:
     """Raises ValueError for options on how videos are read if the clips are encoded already."""
-    from minicogvx.training.cache import is_cache
+    from minicogvx.data.clips.encode import is_cache
 
     for name in ("list", "num_frames", "height", "width", "fps"):
         if getattr(arguments, name) is not None and is_cache(arguments.folder):
@@ -41,8 +41,8 @@ def _check_cache_options(arguments: argparse.Namespace) -> None:
 
 def _tuning(arguments: argparse.Namespace):
     """The settings of the published stage, if one is given, overridden by the command line."""
+    from minicogvx.engine.config import override
     from minicogvx.training.finetune import FineTuning
-    from minicogvx.training.overrides import override
     from minicogvx.training.stages import published_stage, rank_batch
 
     given = {"lora_rank": arguments.lora, "image_to_video": arguments.image_to_video,
@@ -107,14 +107,14 @@ def _configs(model: str):
 
 def _world_size() -> int:
     """The number of ranks that torchrun started; they join later."""
-    from minicogvx.training.distributed import environment_number
+    from minicogvx.engine.ranks import environment_number
 
     return environment_number("WORLD_SIZE") if "RANK" in os.environ else 1
 
 
 def _train(arguments: argparse.Namespace, tuning, keep, device: str, dtype) -> int:
+    from minicogvx.engine.ranks import leave, ranks
     from minicogvx.files import check_writable, locked
-    from minicogvx.training.distributed import leave, ranks
 
     _check(arguments, tuning, device)
     here = ranks(device, timeout=24 * 3600.0)  # seconds: the others wait while the first rank encodes
@@ -133,8 +133,8 @@ def _train(arguments: argparse.Namespace, tuning, keep, device: str, dtype) -> i
 def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
     """Trains on the videos and writes the result; returns the line that says how to try it."""
     import minicogvx
+    from minicogvx.data.clips.encoded import clips_encoded_before, encoded_clips
     from minicogvx.training.finetune import finetune
-    from minicogvx.training.finetune_clips import clips_encoded_before, encoded_clips
     from minicogvx.training.finetune_record import compare_with_before
     from minicogvx.training.finetune_result import write_result
 
@@ -157,8 +157,8 @@ def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
 
 def _scan(arguments, tuning, here):
     """The usable videos, with a line about each other one; None if they are encoded already."""
-    from minicogvx.data.video_folder import scan_folder
-    from minicogvx.training.cache import is_cache
+    from minicogvx.data.clips.encode import is_cache
+    from minicogvx.data.films.folder import scan_folder
 
     if is_cache(arguments.folder):
         return None
@@ -183,7 +183,7 @@ def _scan(arguments, tuning, here):
 
 def _check_sequence(arguments, tuning, films) -> None:
     """Raises ValueError if the longest clip does not fit into a packed sequence."""
-    from minicogvx.training.cache_plan import plan_items
+    from minicogvx.data.clips.plan import plan_items
     from minicogvx.training.stages import StageSize, clip_tokens
 
     vae, transformer, _ = _configs(arguments.model)
@@ -200,9 +200,9 @@ def _check(arguments, tuning, device: str) -> None:
     """Raises ValueError for what the model or the device cannot do, before a video is opened."""
     import torch
 
+    from minicogvx.engine.sharding import check_sharding
     from minicogvx.interop import find_folder
     from minicogvx.presets import video_size
-    from minicogvx.training.distributed import check_sharding
     from minicogvx.training.finetune import check_model
 
     find_folder(arguments.model)  # a preset has sizes, and not always weights
@@ -224,8 +224,8 @@ def _settings(arguments, tuning):
 
     A learned table of positions fits one size and length: videos are cropped to it, and shorter ones left out.
     """
+    from minicogvx.data.clips.encode import CacheSettings
     from minicogvx.presets import video_size
-    from minicogvx.training.cache import CacheSettings
 
     vae, transformer, fps = _configs(arguments.model)
     frames, height, width = video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from minicogvx.engine.config import ADAPTERS, JOINT, compare, surroundings
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.run_folder import forget_failed_start
 from minicogvx.interop import find_folder
 from minicogvx.interop.lora import FILE
-from minicogvx.training.distributed import Ranks
 from minicogvx.training.finetune import FineTuning
-from minicogvx.training.overrides import ADAPTERS, JOINT, compare, surroundings
-from minicogvx.training.run_folder import forget_failed_start
 
 _RECORD, _LOG, _PICTURE = "finetuning.json", "finetune.jsonl", "first_frame.png"  # some of the files that a run writes
 

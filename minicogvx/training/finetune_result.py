@@ -5,13 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from minicogvx.data.clips.cache import CachedClips
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharded_checkpoints import whole_weights
 from minicogvx.files import written_whole
 from minicogvx.pipeline import Pipeline
-from minicogvx.training.cached_clips import CachedClips
-from minicogvx.training.distributed import Ranks
 from minicogvx.training.finetune import FineTuning
 from minicogvx.training.lora import FILE, lora_tensors, trained_alpha, write_lora
-from minicogvx.training.sharded_checkpoints import whole_weights
 from minicogvx.transformer.model import ExpertTransformer
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.training.limits import check_limits
+from minicogvx.engine.limits import check_limits
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 

@@ -1,15 +1,12 @@
 """One joint batch of all ranks: every rank draws the same one and computes on its own part."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minicogvx.training.distributed import Ranks
+from minicogvx.engine.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -40,36 +37,9 @@ def own_part(joint: Batch, here: Ranks) -> Batch:
     return joint[joint.t.argsort(stable=True)[here.part(len(joint.t))]] if here.world_size > 1 else joint
 
 
-def form_team(here: Ranks) -> Ranks:
-    """`here` with the process group of its team, if neighbours share clips. All ranks must call it."""
-    if here.teams == 1 or here.context == 1:
-        return here
-    return replace(here, group=dist.new_subgroups(here.context)[0])
-
-
 def parts(length: int, count: int) -> list[slice]:
     """`count` slices of a batch, as equal as possible, for gradient accumulation."""
     bounds = [length * i // count for i in range(count + 1)]
     return [slice(low, high) for low, high in zip(bounds, bounds[1:]) if high > low]
 
 
-@contextmanager
-def joint_gradient(weight: Tensor, ranks: Ranks) -> Iterator[None]:
-    """Within this context, each gradient of `weight` is replaced by its mean over ranks (its sum within a team).
-
-    For the adaptive weight of the GAN, which compares gradient norms: each rank needs those of the whole batch.
-    """
-    if ranks.world_size == 1:
-        yield
-        return
-
-    def mean(gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient / ranks.teams
-
-    handle = weight.register_hook(mean)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from minicogvx.diffusion.timesteps import rank_interval, rank_timesteps, stratified_timesteps, uniform_timesteps
-from minicogvx.training.distributed import Ranks
+from minicogvx.engine.ranks import Ranks
 
 
 def rank_generator(step_seed: int, ranks: Ranks) -> torch.Generator:

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
-from minicogvx.data.captions import evaluation_caption
-from minicogvx.data.oracle import matches, read
-from minicogvx.data.shapes import sample_scenes
-from minicogvx.data.video_files import write_mp4, write_strip
+from minicogvx.data.world.captions import evaluation_caption
+from minicogvx.data.world.oracle import matches, read
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.media import write_mp4, write_strip
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder

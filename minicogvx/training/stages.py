@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from minicogvx.data.clips.plan import frame_step, size_step
 from minicogvx.presets import TransformerConfig, VAEConfig
-from minicogvx.training.cache_plan import frame_step, size_step
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minicogvx.compat import choose_dtype
-from minicogvx.data.captions import caption, most_tokens, vocabulary
-from minicogvx.data.shapes import SHAPES, Scene
+from minicogvx.data.clips.world import LatentSet
+from minicogvx.data.world.captions import caption, most_tokens, vocabulary
+from minicogvx.data.world.features import check_kinds
+from minicogvx.data.world.scenes import SHAPES, Scene
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import stratified_timesteps, uniform_timesteps
+from minicogvx.engine.limits import check_limits
+from minicogvx.engine.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharding import average_gradients, mean_over_ranks
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.alignment import Alignment, check_kinds
-from minicogvx.training.distributed import Ranks, average_gradients, mean_over_ranks
+from minicogvx.training.alignment import Alignment
 from minicogvx.training.joint_batch import Batch, own_part, parts
-from minicogvx.training.latents import LatentSet
-from minicogvx.training.limits import check_limits
-from minicogvx.training.optim import MuonAdamW, average, is_block_matrix, warmup_cosine
-from minicogvx.training.run import Keep, Run
+from minicogvx.training.loop import Keep, Run
 from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.block import FeedForward
 from minicogvx.transformer.expert_norm import ExpertNorm

@@ -14,16 +14,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.compat import choose_dtype
-from minicogvx.data.shapes import render_batch, sample_scenes
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.limits import check_limits
+from minicogvx.engine.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharding import average_gradients, broadcast_weights, form_team, joint_gradient, mean_over_ranks
 from minicogvx.interop.lpips_weights import check_lpips, load_perceptual
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic, mark_if_not_finite
-from minicogvx.training.distributed import Ranks, average_gradients, broadcast_weights, mean_over_ranks
-from minicogvx.training.joint_batch import form_team, joint_gradient
-from minicogvx.training.limits import check_limits
-from minicogvx.training.optim import MuonAdamW, average, warmup_cosine
+from minicogvx.training.loop import Keep, Run
 from minicogvx.training.recompute import recomputed_blocks
-from minicogvx.training.run import Keep, Run
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.discriminator import DiscriminatorConfig

@@ -19,12 +19,13 @@ import minicogvx
 from minicogvx.course import (
     check, explore_frames, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
-from minicogvx.data import captions, oracle
-from minicogvx.data.buckets import aspect_buckets, choose_bucket, kept_share
-from minicogvx.data.shapes import (
-    DIRECTIONS, MOTIONS, SHAPES, SPLITS, TRIPLES, UNIT_AREA, Scene, ShapeObject, coverage, render, sample_scenes,
+from minicogvx.data.films.buckets import aspect_buckets, choose_bucket, kept_share
+from minicogvx.data.films.decode import read_video, resize_and_crop
+from minicogvx.data.world import captions, oracle
+from minicogvx.data.world.drawing import coverage, render
+from minicogvx.data.world.scenes import (
+    DIRECTIONS, MOTIONS, SHAPES, SPLITS, TRIPLES, UNIT_AREA, Scene, ShapeObject, sample_scenes,
 )
-from minicogvx.data.video_files import read_video, resize_and_crop
 from minicogvx.interop import DATA
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
@@ -645,5 +646,5 @@ print(f"35 million clips of 49 x 480 x 720: raw {clips * 3 * 49 * 480 * 720 / 1e
 # lectures, full of text, or filmed from a screen. They built a whole system to write captions; the ablations
 # (section 4.1) do not measure how much it brought.
 #
-# **Where to read on.** `minicogvx/data/` is this notebook as a package: `video_files.py`, `buckets.py`, `shapes.py`,
-# `captions.py`, `oracle.py`. Next: **notebook 02**, the causal VAE, which makes the latents you have counted.
+# **Where to read on.** `minicogvx/data/` is this notebook as a package: `world/` has `scenes.py`, `drawing.py`, `captions.py`
+# and `oracle.py`, `films/` has `decode.py` and `buckets.py`. Next: **notebook 02**, the causal VAE, which makes the latents you have counted.

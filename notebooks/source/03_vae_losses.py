@@ -22,11 +22,12 @@ from minicogvx.compat import choose_dtype
 from minicogvx.course import (
     check, compare_clips, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
-from minicogvx.data.shapes import BACKGROUNDS, Scene, ShapeObject, render
+from minicogvx.data.world.scenes import BACKGROUNDS, Scene, ShapeObject
+from minicogvx.data.world.drawing import render
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.interop.lpips_weights import load_lpips
 from minicogvx.presets import preset
-from minicogvx.training.optim import MuonAdamW
+from minicogvx.engine.optim import MuonAdamW
 from minicogvx.training.vae import world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D

@@ -20,8 +20,9 @@ import minicogvx
 from minicogvx.course import (
     check, explore_sweep, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
-from minicogvx.data import captions, oracle
-from minicogvx.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, render_batch, sample_scenes
+from minicogvx.data.world import captions, oracle
+from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, sample_scenes
+from minicogvx.data.world.drawing import render_batch
 from minicogvx.diffusion import diffusion_loss, draw_noise, dynamic_guidance_scale, guide
 from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.presets import preset

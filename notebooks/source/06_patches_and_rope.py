@@ -473,7 +473,7 @@ except ValueError as error:
 
 # %% tags=["nbval-ignore-output"]
 from minicogvx.ablation import compare_transformers, load_results
-from minicogvx.training.latents import encode_world
+from minicogvx.data.clips.world import encode_world
 
 clips = encode_world(pipe.vae, 256, seed=0, num_frames=17, progress=False)
 base = replace(toy, num_attention_heads=2, num_layers=4)

@@ -17,10 +17,10 @@ import minicogvx
 from minicogvx.ablation import compare_transformers, load_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.course import check, hint, new_figure, notebook_device, show_clip, show_figure, show_source, solution
-from minicogvx.data.captions import caption
+from minicogvx.data.world.captions import caption
 from minicogvx.diffusion import diffusion_loss, stratified_timesteps
 from minicogvx.presets import preset
-from minicogvx.training.latents import encode_world
+from minicogvx.data.clips.world import encode_world
 from minicogvx.training.transformer import initialise, swap_gain
 from minicogvx.transformer.block import Block
 from minicogvx.transformer.embeddings import timestep_sinusoid
@@ -765,6 +765,6 @@ print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", t
 # and training loss than one shared norm and than MMDiT (figures 8 and 10; plots without numbers). Its first version
 # reports that experts in the feed-forward add nothing. The size of the compared models is not stated.
 #
-# **Where to read on.** `minicogvx/transformer/expert_norm.py`, and `Block` in `model.py`: 30 lines that you have now
+# **Where to read on.** `minicogvx/transformer/expert_norm.py`, and `Block` in `block.py`: 30 lines that you have now
 # written yourself. Layer norm: [Ba et al.](https://arxiv.org/abs/1607.06450). Next: the layer between norm and gate,
 # full attention over space and time.

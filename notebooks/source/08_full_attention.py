@@ -22,12 +22,13 @@ from minicogvx.compat import choose_dtype
 from minicogvx.course import (
     check, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
-from minicogvx.data import captions, oracle
-from minicogvx.data.shapes import DIRECTIONS, Scene, ShapeObject, render, render_batch, sample_scenes
+from minicogvx.data.world import captions, oracle
+from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
+from minicogvx.data.world.drawing import render, render_batch
 from minicogvx.diffusion import draw_noise
 from minicogvx.presets import preset
-from minicogvx.training.alignment import scene_features
-from minicogvx.training.latents import encode_world
+from minicogvx.data.world.features import scene_features
+from minicogvx.data.clips.world import encode_world
 from minicogvx.transformer import attention as attention_file
 from minicogvx.transformer import cpu_attention
 from minicogvx.transformer.attention import Attention, attention
@@ -832,7 +833,8 @@ print(f"a factorised block of the 5B has {extra:,} parameters more")
 # **What the paper found.** Factorised attention makes large motion hard and training unstable; full attention
 # took 1.1 to 2.3 times as long, and the authors found it worth that.
 #
-# **Where to read on.** `minicogvx/transformer/attention.py`, 156 lines.
+# **Where to read on.** `minicogvx/transformer/attention.py`, one class and one function; `layout.py` says which
+# tokens are of one clip.
 # [FlashAttention](https://arxiv.org/abs/2205.14135); the [running
 # softmax](https://arxiv.org/abs/1805.02867); [2D+1D](https://arxiv.org/abs/2102.05095) in TimeSformer. This ends
 # the first half of the course: every component of CogVideoX has been in your hands.

@@ -10,8 +10,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_equal, expect_raises, expect_shape
-from minicogvx.data.buckets import aspect_buckets, choose_bucket, kept_share
-from minicogvx.data.shapes import DIRECTIONS, displacement
+from minicogvx.data.films.buckets import aspect_buckets, choose_bucket, kept_share
+from minicogvx.data.world.scenes import DIRECTIONS, displacement
 
 # ---- 1.1 resample
 

@@ -1,0 +1,1 @@
+"""Encoded clips: what every trainer of the transformer reads."""

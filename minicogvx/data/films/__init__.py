@@ -1,0 +1,1 @@
+"""Real films: read, listed, cut, curated and captioned."""

@@ -1,0 +1,1 @@
+"""The shapes world: clips that a program draws, with captions, and an oracle that reads them."""

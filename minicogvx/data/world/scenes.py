@@ -1,0 +1,192 @@
+"""The scenes of the shapes world: words and numbers, no pixels. drawing.py renders them.
+
+A `Scene` is in units of the frame and of the clip, so it can be rendered at any resolution and with any number of
+frames. `sample_scenes` draws random ones. Whole combinations of shape, colour and motion (every green triangle that
+moves up, for example) are held out of the training split, so a model that generates them has learnt to compose words,
+not memorised clips.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+SHAPES = ("circle", "triangle", "cross", "ring", "star", "bar")
+COLOURS = {  # RGB in 0..1
+    "red": (0.88, 0.10, 0.16), "orange": (1.00, 0.53, 0.00), "yellow": (0.98, 0.92, 0.16),
+    "green": (0.12, 0.73, 0.24), "cyan": (0.20, 0.88, 0.92), "blue": (0.16, 0.37, 1.00),
+    "purple": (0.75, 0.18, 0.86), "white": (0.98, 0.98, 0.98),
+}
+BACKGROUNDS = {
+    "black": (0.03, 0.03, 0.04), "grey": (0.44, 0.44, 0.455), "navy": (0.07, 0.10, 0.43), "brown": (0.39, 0.235, 0.10),
+}
+DIRECTIONS = {  # (x, y); y points down, as rows of pixels do
+    "moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1),
+    "moves up and left": (-1, -1), "moves up and right": (1, -1),
+    "moves down and left": (-1, 1), "moves down and right": (1, 1),
+}
+MOTIONS = (*DIRECTIONS, "bounces", "grows", "shrinks", "moves in a circle", "stays still")
+
+
+@dataclass(frozen=True)
+class ShapeObject:
+    """One moving thing. Lengths are in frame sizes: x in widths, y in heights, radius in the shorter of the two."""
+
+    shape: str
+    colour: str
+    motion: str
+    x: float  # where the centre is in the first frame
+    y: float
+    radius: float  # in the first frame
+    speed: float = 0.0  # change over the clip: distance (diagonal: on each axis), hop height, orbit width, radius
+    phase: float = 0.0  # where on its circle it starts, in radians
+    size: str | None = None  # "small" or "large" if a caption may mention it
+
+    def __post_init__(self):
+        for field, valid in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("motion", MOTIONS)):
+            if getattr(self, field) not in valid:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(valid)}")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two objects before a plain background."""
+
+    objects: tuple[ShapeObject, ...]
+    background: str
+
+    def __post_init__(self):
+        if self.background not in BACKGROUNDS:
+            raise ValueError(f"background is {self.background!r}; it must be one of {', '.join(BACKGROUNDS)}")
+        if len(self.objects) not in (1, 2):
+            raise ValueError(f"a scene has {len(self.objects)} objects; it must have one or two")
+
+
+# Proportions in units of an object's radius, chosen such that the six look equally large.
+TRIANGLE, CROSS_ARM, RING_HOLE, STAR, STAR_INNER, BAR = 1.25, 0.34, 0.52, 1.22, 0.42, (1.25, 0.42)
+UNIT_AREA = {  # area at radius 1
+    "circle": math.pi, "ring": math.pi * (1 - RING_HOLE**2), "bar": 4 * BAR[0] * BAR[1],
+    "triangle": 0.75 * math.sqrt(3) * TRIANGLE**2, "cross": 8 * CROSS_ARM - 4 * CROSS_ARM**2,
+    "star": 5 * STAR**2 * STAR_INNER * math.sin(math.pi / 5),
+}
+EXTENT = {  # half width and half height of the bounding box at radius 1
+    "circle": (1.0, 1.0), "ring": (1.0, 1.0), "cross": (1.0, 1.0), "bar": BAR, "star": (1.17, STAR),
+    "triangle": (1.09, TRIANGLE),
+}
+_MARGIN = 0.01  # between a shape and the frame's edge
+_GAP = 0.05  # between two objects, at every moment
+_CLOCK = np.linspace(0.0, 1.0, 33)  # moments at which the sampler checks that nothing leaves the frame or collides
+
+
+# ---- motions
+
+
+def hop(u: np.ndarray) -> np.ndarray:
+    """Height, 0..1, of a ball that hops twice in a clip: two parabolas."""
+    s = (2 * u) % 1.0
+    return 4 * s * (1 - s)
+
+
+def displacement(motion: str, u: np.ndarray, speed, phase=0.0) -> tuple[np.ndarray, np.ndarray]:
+    """The centre's offset (dx, dy) from its start at clip time u in 0..1, broadcast over `speed` and `phase`."""
+    if motion in DIRECTIONS:
+        dx, dy = DIRECTIONS[motion]
+        return dx * speed * u, dy * speed * u
+    if motion == "bounces":
+        return 0 * speed * u, -speed * hop(u)
+    if motion == "moves in a circle":  # once around, clockwise
+        angle = phase + 2 * math.pi * u
+        return speed / 2 * (np.cos(angle) - np.cos(phase)), speed / 2 * (np.sin(angle) - np.sin(phase))
+    return 0 * speed * u, 0 * speed * u
+
+
+def trajectory(thing: ShapeObject, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre x, centre y and radius at clip times u in 0..1, in frame sizes."""
+    dx, dy = displacement(thing.motion, u, thing.speed, thing.phase)
+    growth = {"grows": thing.speed, "shrinks": -thing.speed}.get(thing.motion, 0.0)
+    return thing.x + dx, thing.y + dy, thing.radius + growth * u
+
+
+# ---- sampling
+
+
+def is_held_out(shape: str, colour: str, motion: str) -> bool:
+    """Whether training never shows this combination: one in eight, spread as a Latin square.
+
+    Every shape, colour and motion, and every pair of them, still occurs in training; green triangles that move up do
+    not.
+    """
+    return (3 * SHAPES.index(shape) + 5 * list(COLOURS).index(colour) + MOTIONS.index(motion)) % 8 == 4
+
+
+TRIPLES = tuple(product(SHAPES, COLOURS, MOTIONS))
+SPLITS = {
+    "train": tuple(triple for triple in TRIPLES if not is_held_out(*triple)),
+    "held_out": tuple(triple for triple in TRIPLES if is_held_out(*triple)),
+}
+
+
+def sample_scenes(n: int, seed: int, split: str = "train", two_objects: float = 0.15) -> list[Scene]:
+    """n random scenes, determined by `seed`.
+
+    `two_objects` is the share with two objects, of different colours, which never touch. In `split="held_out"` one
+    object is a held-out combination, in "train" none is. Raises ValueError for an unknown split or a share not in 0..1.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be 'train' or 'held_out'")
+    if not 0 <= two_objects <= 1:
+        raise ValueError(f"two_objects is {two_objects}; it must lie in 0..1")
+    rng = random.Random(f"{split} {seed}")
+    return [_two(rng, split) if rng.random() < two_objects else _one(rng, split) for _ in range(n)]
+
+
+def _one(rng: random.Random, split: str) -> Scene:
+    shape, colour, motion = rng.choice(SPLITS[split])
+    size = None if motion in ("grows", "shrinks") else rng.choice(("small", "large"))
+    radii = {"small": (0.165, 0.18), "large": (0.21, 0.235), None: (0.09, 0.11)}[size]
+    thing = _place(rng, shape, colour, motion, radii, grown=(0.24, 0.27), speeds=(0.32, 0.45), size=size)
+    return Scene((thing,), rng.choice(list(BACKGROUNDS)))
+
+
+def _two(rng: random.Random, split: str) -> Scene:
+    background = rng.choice(list(BACKGROUNDS))
+    radii = {True: (0.08, 0.09), False: (0.125, 0.14)}
+    while True:
+        triples = [rng.choice(SPLITS[split]), rng.choice(SPLITS["train"])]
+        if triples[0][1] == triples[1][1]:
+            continue
+        rng.shuffle(triples)
+        for _ in range(40):  # then with other motions: some pairs hardly fit into one frame
+            pair = [_place(rng, *triple, radii=radii[triple[2] in ("grows", "shrinks")], grown=(0.17, 0.185),
+                           speeds=(0.30, 0.36)) for triple in triples]
+            if _apart(*pair):
+                return Scene(tuple(pair), background)
+
+
+def _place(rng: random.Random, shape: str, colour: str, motion: str, radii: tuple, grown: tuple, speeds: tuple,
+           size: str | None = None) -> ShapeObject:
+    """Random parameters of one object such that it stays inside the frame."""
+    radius, speed, phase, largest = rng.uniform(*radii), 0.0, 0.0, 0.0
+    if motion in ("grows", "shrinks"):
+        largest = rng.uniform(*grown)
+        speed = largest - radius
+        radius = radius if motion == "grows" else largest
+    extent = [max(radius, largest) * share + _MARGIN for share in EXTENT[shape]]
+    if motion not in ("grows", "shrinks", "stays still"):
+        speed = rng.uniform(speeds[0], min(speeds[1], 1 - 2 * max(extent)))
+    if motion == "moves in a circle":
+        phase = rng.uniform(0, 2 * math.pi)
+    start = [rng.uniform(reach - float(d.min()), 1 - reach - float(d.max()))
+             for reach, d in zip(extent, displacement(motion, _CLOCK, speed, phase))]
+    return ShapeObject(shape, colour, motion, start[0], start[1], radius, speed, phase, size)
+
+
+def _apart(first: ShapeObject, second: ShapeObject) -> bool:
+    """Whether the bounding boxes keep a gap at every moment."""
+    (x1, y1, r1), (x2, y2, r2) = trajectory(first, _CLOCK), trajectory(second, _CLOCK)
+    (w1, h1), (w2, h2) = EXTENT[first.shape], EXTENT[second.shape]
+    beside = np.abs(x1 - x2) > w1 * r1 + w2 * r2 + _GAP
+    above = np.abs(y1 - y2) > h1 * r1 + h2 * r2 + _GAP
+    return bool((beside | above).all())

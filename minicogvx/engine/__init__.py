@@ -1,0 +1,1 @@
+"""Training machinery that knows no video: ranks, sharding, checkpoints, optimizers, configs."""
