@@ -153,17 +153,14 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
 
 
 def study_latents(study, device: str = "cpu", dtype=None):
-    """The clips of a study of transformers, as posterior means of the shipped VAE, like for the shipped model."""
-    from dataclasses import replace
-
+    """The clips of a study of transformers, encoded by the shipped VAE."""
     import torch
 
     import minicogvx
     from minicogvx.data.clips.world import encode_world
 
     pipe = minicogvx.load("toy", device, torch.float32)
-    latents = encode_world(pipe.vae, study.clips, study.clips_seed, pipe.video_size.num_frames, dtype=dtype)
-    return replace(latents, sample=False)
+    return encode_world(pipe.vae, study.clips, study.clips_seed, pipe.video_size.num_frames, dtype=dtype)
 
 
 def _line(curve) -> str:

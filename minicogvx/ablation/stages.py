@@ -10,41 +10,37 @@ encoder; the alignment loss of the shipped models, decaying to 0. The moving ave
 lag by a few hundred steps, so a curve bends shortly after the start of a stage.
 """
 
-import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from minicogvx.ablation.stage_clips import StageClips, pick
+from minicogvx.ablation.compare import seeded_task, trained_model
+from minicogvx.ablation.stage_clips import StageClips
 from minicogvx.ablation.stage_judge import Judge
-from minicogvx.ablation.studies import StagesStudy, TimedStage
-from minicogvx.ablation.transformers import held_back_loss
+from minicogvx.ablation.studies import StagesStudy, size_of
+from minicogvx.ablation.transformers import study_training
 from minicogvx.compat import choose_dtype
-from minicogvx.data.clips.world import LatentSet
-from minicogvx.data.world.captions import vocabulary
-from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.engine.optim import average, warmup_cosine
+from minicogvx.data.clips.clips import Clips, Selected
+from minicogvx.engine.optim import warmup_cosine
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.alignment import Alignment
-from minicogvx.training.transformer import (
-    TransformerStage,
-    TransformerTraining,
-    draw_batch,
-    draw_noise,
-    initialise,
-    update_master,
-    v_loss,
-)
+from minicogvx.training.alignment import feature_variance
+from minicogvx.training.batches import Pass, Steps
+from minicogvx.training.loop import fit
+from minicogvx.training.run import Keep, Run
+from minicogvx.training.stages import Stage
+from minicogvx.training.transformer import TransformerTask
+from minicogvx.training.validation import held_back_loss
 from minicogvx.transformer.model import ExpertTransformer
 
-# A shorter average than the shipped model's, because runs are shorter; the stage in it is not used.
-RECIPE = TransformerTraining((TransformerStage(1),), ema_decay=0.995)
 _TICKS, _WARMUP = 10_000, 200  # time steps of a run's schedule; warm-up is the first fiftieth
+_ENDLESS = 10**9  # steps
 
 
 @dataclass
@@ -107,11 +103,11 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         judge = Judge(study, bench.clips.train[study.full].scenes, bench.pipe, bench.schedule)
         for name in names:
-            learner, curve = train(bench, name, seed)
-            made = [finish(curve, learner, judge)]
+            task, curve = train(bench, name, seed)
+            made = [finish(curve, task, judge)]
             if name == study.refined and study.best_fifth:
                 for kind in ("all clips", "the best fifth"):
-                    after, refined = refine(bench, learner, curve, kind)
+                    after, refined = refine(bench, task, curve, kind)
                     made.append(finish(refined, after, judge))
             curves += made
             if on_curves:
@@ -119,138 +115,190 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
     return curves
 
 
-def train(bench: Bench, name: str, seed: int) -> tuple["Learner", StagesCurve]:
+def train(bench: Bench, name: str, seed: int) -> tuple["TimedTask", StagesCurve]:
     """Trains one variant from scratch, through its stages."""
     config, stages = bench.study.variants[name]
-    learner = Learner(config, bench, seed)
-    curve = StagesCurve(name, seed, sum(p.numel() for p in learner.master.parameters()),
+    task = new_task(bench, config, stages, seed, alignment=1.0)
+    curve = StagesCurve(name, seed, sum(p.numel() for p in task.model.parameters()),
                         sharp_share=1 - bench.clips.flawed.float().mean().item())
-    spend(bench, learner, curve, [(stage, bench.clips.train[stage.size], str(stage)) for stage in stages],
-          60 * bench.study.minutes, seed * 10_000_000, RECIPE.alignment_weight)
-    return learner, curve
+    sets = [bench.clips.train[size_of(stage)] for stage in stages]
+    spend(bench, task, curve, sets, [label(stage) for stage in stages], 60 * bench.study.minutes, seed)
+    return task, curve
 
 
-def refine(bench: Bench, learner: "Learner", before: StagesCurve, kind: str) -> tuple["Learner", StagesCurve]:
+def refine(bench: Bench, before: "TimedTask", curve: StagesCurve, kind: str) -> tuple["TimedTask", StagesCurve]:
     """Continues from a run's averages at the full size, on "the best fifth" of its clips or on "all clips".
 
     The authors published neither the learning rate of their last stage nor how it starts. Ours: a new optimizer and a
     new average, `refine_rate` times the learning rate with its own warm-up and cosine, no alignment.
     """
     study, clips = bench.study, bench.clips
-    last = study.variants[before.name][1][-1]
+    stage = replace(study.variants[curve.name][1][-1], steps=1, learning_rate=study.refine_rate)
     chosen = clips.best() if kind == "the best fifth" else torch.arange(len(clips.flawed))
-    on = Learner(learner.master.config, bench, before.seed)
-    on.begin_with(*learner.averages)
-    on.seconds, on.steps, on.clips, on.tokens = learner.seconds, learner.steps, learner.clips, learner.tokens
-    curve = StagesCurve(f"{before.name}, then {kind}", before.seed, before.parameters,
+    task = new_task(bench, before.model.config, (stage,), curve.seed)
+    task.begin_with(before)
+    again = StagesCurve(f"{curve.name}, then {kind}", curve.seed, curve.parameters,
                         sharp_share=1 - clips.flawed[chosen].float().mean().item())
-    stage = TimedStage(1.0, *last.size, last.batch_size)
-    # Far from the run's own seeds; the same noise for both kinds.
-    spend(bench, on, curve, [(stage, pick(clips.train[last.size], chosen), f"{stage}, {kind}")],
-          60 * study.best_fifth, before.seed * 10_000_000 + 5_000_000, 0.0, study.refine_rate)
-    return on, curve
+    some = Selected(clips.train[size_of(stage)], chosen.tolist())
+    spend(bench, task, again, [some], [f"{label(stage)}, {kind}"], 60 * study.best_fifth, curve.seed + 500_000)
+    return task, again
 
 
-def spend(bench: Bench, learner: "Learner", curve: StagesCurve, plan: Sequence[tuple[TimedStage, LatentSet, str]],
-          seconds: float, seed: int, alignment_weight: float, rate: float = 1.0) -> None:
-    """Trains for `seconds`, which the stages of `plan` share; the clock runs only during steps.
+def label(stage: Stage) -> str:
+    """A stage in a few words."""
+    return f"{stage.height}x{stage.width}, {stage.num_frames} frames"
+
+
+def new_task(bench: Bench, config: TransformerConfig, stages: Sequence[Stage], seed: int,
+             alignment: float = 0.0) -> "TimedTask":
+    """A shorter average than the shipped model's, because runs are shorter."""
+    training = study_training(*stages, ema_decay=0.995, alignment_weight=alignment)
+    device = bench.pipe.vae.decoder.conv_out.conv.weight.device
+    variance = feature_variance(bench.clips.train[bench.study.full].covered[:1024], training.alignment_kinds)
+    return seeded_task(config, training, bench.text, bench.schedule, device,
+                       choose_dtype(device, bench.dtype, training=True), seed, TimedTask, variance)
+
+
+def spend(bench: Bench, task: "TimedTask", curve: StagesCurve, sets: Sequence[Clips], labels: Sequence[str],
+          seconds: float, seed: int) -> None:
+    """Trains for `seconds`, which the stages share; the clock runs only during steps.
 
     Measures at the start, after every `study.every` seconds, and at the end of each stage.
     """
-    start, taken, end, measured, told = learner.seconds, 0, 0.0, 0, 0
-    measure(bench, learner, curve)
-    for stage, latents, label in plan:
-        end += stage.share * seconds
-        while (used := learner.seconds - start) < end:
-            if used // bench.study.every > measured:
-                measured = used // bench.study.every
-                measure(bench, learner, curve)
-            share = used / seconds
-            factor = rate * warmup_cosine(int(_TICKS * share), _TICKS, _WARMUP)
-            began = bench.now()
-            learner.step(latents, stage.batch_size, seed + taken, factor, alignment_weight * (1 - share))
-            learner.seconds += bench.now() - began
-            taken += 1
-            while bench.on_second and told < min(int(learner.seconds - start), int(seconds)):
-                told += 1
-                bench.on_second(curve.name)
-        measure(bench, learner, curve)
-        curve.stages.append(label)
-        curve.ends.append(learner.seconds)
+    run = TimedRun(curve.name, seconds, task, bench)
+    data = TimedSteps(Steps(sets, task.training, task.model.config, seed=seed), run)
+    watcher = StageWatcher(bench, curve, run, data, labels)
+    measure(bench, task, curve)
+    fit(task, data, run, lambda step: run.stage.learning_rate * warmup_cosine(int(_TICKS * run.progress), _TICKS,
+                                                                              _WARMUP), [watcher])
 
 
-def measure(bench: Bench, learner: "Learner", curve: StagesCurve) -> None:
-    """Adds a point to the curve, unless the last one was at the same step."""
-    if curve.steps and curve.steps[-1] == learner.steps:
-        return
-    model, text = learner.short_average()
-    for name in ("seconds", "steps", "clips", "tokens"):
-        getattr(curve, name).append(getattr(learner, name))
-    for name, latents in (("loss", bench.clips.held_back), ("loss_of_sharp", bench.clips.held_back_sharp)):
-        getattr(curve, name).append(held_back_loss(model, text, latents, learner.schedule, learner.dtype))
+class TimedTask(TransformerTask):
+    """A transformer in training that counts the seconds, steps, clips and tokens spent."""
 
-
-def finish(curve: StagesCurve, learner: "Learner", judge: Judge) -> StagesCurve:
-    """Adds the model and its scores to the curve."""
-    model, text = learner.short_average()
-    text.encoder.eval()
-    curve.adherence, curve.measured, curve.sharpness = judge(model, text)
-    curve.references, curve.model, curve.text = judge.references, learner.averages[0].eval(), text
-    return curve
-
-
-class Learner:
-    """A transformer and a text encoder in training, their averages, and the seconds, clips and tokens spent."""
-
-    def __init__(self, config: TransformerConfig, bench: Bench, seed: int):
-        # Seeded twice: the text encoder's weights must not depend on how many numbers the model draws.
-        torch.manual_seed(seed)
-        self.text = TextEncoder.from_config(bench.text, vocabulary(), config.max_text_seq_length)
-        self.text.encoder.train()
-        torch.manual_seed(seed)
-        self.master = ExpertTransformer(config)
-        initialise(self.master)
-        device = bench.pipe.vae.decoder.conv_out.conv.weight.device
-        self.schedule, self.dtype = NoiseSchedule(bench.schedule), choose_dtype(device, bench.dtype, training=True)
-        self.master.to(device), self.text.encoder.to(device)
-        self.working = copy.deepcopy(self.master).to(self.dtype)
-        self.alignment = Alignment(self.working, RECIPE.alignment_kinds).to(device)
-        self.optimizer = RECIPE.new_optimizer([
-            *self.alignment.named_parameters(prefix="alignment"), *self.master.named_parameters(prefix="transformer"),
-            *self.text.encoder.named_parameters(prefix="text")])
-        self.averages = [copy.deepcopy(net).requires_grad_(False) for net in (self.master, self.text.encoder)]
-        self.averaged = 0  # number of steps in the averages
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.seconds, self.steps, self.clips, self.tokens = 0.0, 0, 0, 0
+        self.clock: TimedRun | None = None
 
-    def begin_with(self, transformer: ExpertTransformer, text_encoder: torch.nn.Module) -> None:
-        """Copies these weights, before the first step."""
-        for net in (self.master, self.working, self.averages[0]):
-            net.load_state_dict(transformer.state_dict())
-        for net in (self.text.encoder, self.averages[1]):
-            net.load_state_dict(text_encoder.state_dict())
+    def backward(self, batch: Pass, progress: float, last: bool = True) -> dict[str, Tensor]:
+        """See `TransformerTask`."""
+        self.clips, self.tokens = self.clips + len(batch.examples), self.tokens + batch.tokens
+        return super().backward(batch, progress, last)
 
-    def step(self, latents: LatentSet, batch_size: int, seed: int, factor: float, alignment_weight: float) -> Tensor:
-        """One update on the batch of `seed`; returns the v-loss."""
-        generator = torch.Generator().manual_seed(seed)
-        x0, captions, features = draw_batch(latents, batch_size, RECIPE.text_dropout, generator)
-        noise, t = draw_noise(x0, self.schedule, generator)
-        loss = v_loss(self.working, self.schedule, x0, noise, t, self.text.encode(captions).to(self.dtype))
-        (loss + alignment_weight * self.alignment(features.to(loss.device)) if alignment_weight else loss).backward()
-        update_master(self.master, self.working, self.optimizer, factor)
-        average(self.averages, (self.master, self.text.encoder),
-                min(RECIPE.ema_decay, (1 + self.averaged) / (10 + self.averaged)))
-        self.averaged += 1
+    def update(self, step: int, rate: float) -> Tensor:
+        """See `TransformerTask`. Stops the clock of the run."""
+        norm = super().update(step, rate)
         self.steps += 1
-        self.clips += len(x0)
-        self.tokens += len(x0) * (self.text.max_length + _video_tokens(self.working, x0))
-        return loss.detach()
+        self.clock.stop()
+        return norm
 
-    def short_average(self) -> tuple[ExpertTransformer, TextEncoder]:
-        """The averages, the transformer in the dtype of passes."""
-        text = TextEncoder(self.text.tokenizer, self.averages[1], self.text.max_length)
-        return copy.deepcopy(self.averages[0]).to(self.dtype).eval(), text
+    def begin_with(self, other: "TimedTask") -> None:
+        """Takes over what `other` has learnt, and what it has spent."""
+        learnt = other.result()
+        for part in (self.weights.tensors(), self.average):
+            for name, tensor in part.items():
+                tensor.copy_(learnt[name])
+        self.weights.write_back()
+        self.seconds, self.steps, self.clips, self.tokens = other.seconds, other.steps, other.clips, other.tokens
 
 
-def _video_tokens(model: ExpertTransformer, x0: Tensor) -> int:
-    t, h, w = model.grid(x0)
-    return t * h * w
+class TimedRun(Run):
+    """Steps until so many seconds of training are spent; what is measured in between does not count."""
+
+    def __init__(self, name: str, seconds: float, task: TimedTask, bench: Bench):
+        super().__init__(name, _ENDLESS, Keep(progress=False))
+        self.limit, self.task, self.bench, self.before = seconds, task, bench, task.seconds
+        self.shares = list(accumulate(stage.steps for stage in task.training.stages))
+        task.clock, self.began, self.told = self, 0.0, 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the seconds that is spent."""
+        return (self.task.seconds - self.before) / self.limit
+
+    @property
+    def number(self) -> int:
+        """The number of the stage."""
+        ends = [end / self.shares[-1] for end in self.shares]
+        return next((i for i, end in enumerate(ends) if self.progress < end), len(ends) - 1)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage at this moment."""
+        return self.task.training.stages[self.number]
+
+    def __iter__(self) -> Iterator[int]:
+        while self.progress < 1:
+            self.started = self.began = self.bench.now()
+            yield self.done
+            self.done += 1
+
+    def logs(self, step: int) -> bool:
+        """Nothing is logged."""
+        return False
+
+    def stop(self) -> None:
+        """Ends a step: its seconds are spent."""
+        self.task.seconds += self.bench.now() - self.began
+        spent = int(min(self.task.seconds - self.before, self.limit))
+        while self.bench.on_second and self.told < spent:
+            self.told += 1
+            self.bench.on_second(self.name)
+
+
+class TimedSteps(Dataset):
+    """The next step of whatever stage the clock has come to."""
+
+    def __init__(self, steps: Steps, run: TimedRun):
+        self.steps, self.run, self.taken = steps, run, [0] * len(steps.sets)
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, step: int) -> list[Pass]:
+        number = self.run.number
+        self.taken[number] += 1
+        return self.steps.passes(number, self.taken[number] - 1, step)
+
+
+class StageWatcher:
+    """A watcher: measures after every `study.every` seconds and at the end of each stage."""
+
+    every = 1
+
+    def __init__(self, bench: Bench, curve: StagesCurve, run: TimedRun, data: TimedSteps, labels: Sequence[str]):
+        self.bench, self.curve, self.run, self.labels = bench, curve, run, labels
+        self.measured = self.number = 0
+
+    def __call__(self, step: int, task: TimedTask) -> dict[str, float]:
+        """Nothing to log."""
+        spent, over = self.run.progress * self.run.limit, self.run.progress >= 1
+        ended = over or self.run.number != self.number
+        if ended or spent // self.bench.study.every > self.measured:
+            self.measured = spent // self.bench.study.every
+            measure(self.bench, task, self.curve)
+        if ended:
+            self.curve.stages.append(self.labels[self.number])
+            self.curve.ends.append(task.seconds)
+            self.number = self.run.number
+        return {}
+
+
+def measure(bench: Bench, task: TimedTask, curve: StagesCurve) -> None:
+    """Adds a point to the curve, unless the last one was at the same step."""
+    if curve.steps and curve.steps[-1] == task.steps:
+        return
+    for name in ("seconds", "steps", "clips", "tokens"):
+        getattr(curve, name).append(getattr(task, name))
+    for name, clips in (("loss", bench.clips.held_back), ("loss_of_sharp", bench.clips.held_back_sharp)):
+        getattr(curve, name).append(held_back_loss(task, clips))
+
+
+def finish(curve: StagesCurve, task: TimedTask, judge: Judge) -> StagesCurve:
+    """Adds the model and its scores to the curve."""
+    model, text = trained_model(task)
+    with task.averaged():
+        curve.adherence, curve.measured, curve.sharpness = judge(task.model, task.text)
+    curve.references, curve.model, curve.text = judge.references, model, text
+    return curve

@@ -20,7 +20,6 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.nn.parallel import DistributedDataParallel
 
 from minicogvx.engine.ranks import Ranks, backend
-from minicogvx.transformer.model import ExpertTransformer
 
 
 def _be_a_group(device: torch.device) -> None:
@@ -39,7 +38,8 @@ def check_sharding(sharding: str, device: torch.device) -> None:
 
 
 def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: torch.dtype | None = None,
-         offload: bool = False) -> nn.Module:
+         offload: bool = False,
+         blocks: Iterable[nn.Module] = ()) -> nn.Module:
     """`model`, ready to train on all ranks; call what is returned. All ranks start from the weights of rank 0.
 
     "replicate": the model wrapped in `DistributedDataParallel`; without torchrun the model itself. "fsdp": the model
@@ -68,7 +68,7 @@ def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: tor
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     offloading = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     mesh = dist.init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for block in model.transformer_blocks if isinstance(model, ExpertTransformer) else ():
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offloading)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offloading)
     return model.to_empty(device="cpu" if offload else ranks.device) if on_meta else model
@@ -157,3 +157,9 @@ def joint_gradient(weight: Tensor, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def without_sync(model: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Provisional."""
+    yield

@@ -1,0 +1,108 @@
+"""Films as training data: scanned on one rank, read by the VAE's trainer, encoded once for the transformer's."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from minicogvx.data.clips.cache import CachedClips
+from minicogvx.data.clips.clips import Clips, Selected
+from minicogvx.data.clips.encode import CacheSettings, cache_clips, is_cache, open_cache
+from minicogvx.data.clips.order import number_of
+from minicogvx.data.films.folder import VideoClip, scan_folder
+from minicogvx.engine.ranks import Ranks, barrier, from_first
+from minicogvx.pipeline import Pipeline
+from minicogvx.training.settings import TransformerTraining
+from minicogvx.training.videos import FilmVideos
+
+
+@dataclass(frozen=True)
+class FilmData:
+    """A folder of films with captions, or of clips that `minicogvx data encode` made of them."""
+
+    folder: Path
+    listing: str | None = None  # only the clips of this list
+    fps: int | None = None  # at which films are read; None: the model's own
+    films: tuple[VideoClip, ...] = ()  # those that can be used
+    problems: tuple[str, ...] = ()  # a line about each other one
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the folder holds encoded clips, not films."""
+        return is_cache(self.folder)
+
+    def scanned(self, training: TransformerTraining, ranks: Ranks) -> "FilmData":
+        """The same with its films, which rank 0 looks at. Raises ValueError if none can be used."""
+        if self.encoded:
+            return self
+        films, problems = from_first(_scan(self, training) if ranks.first else None, ranks)
+        return replace(self, films=films, problems=problems)
+
+    def words(self) -> tuple[str, ...]:
+        """Every word of the captions, for a text encoder that begins with random weights."""
+        return tuple(sorted({word for clip in self.films
+                             for word in re.sub(r"[^\w\s]", " ", clip.caption.lower()).split()}))
+
+    def videos(self, seed: int) -> FilmVideos:
+        """What the VAE is trained on."""
+        return FilmVideos(self.films, seed)
+
+    def clips(self, job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clips | None]:
+        """The clips of each stage of `job`, a `train.Job`, and those held back."""
+        training, own = job.recipe.transformer, parts.video_size
+        frozen = None if job.model is None else parts.text
+        if self.encoded:
+            sets = [open_cache(self.folder, parts.vae, frozen)] * len(training.stages)
+        else:
+            sizes = [(stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width)
+                     for stage in training.stages]
+            made = {size: self._encode(job, parts, frozen, size, sizes, ranks) for size in dict.fromkeys(sizes)}
+            sets = [made[size] for size in sizes]
+        chosen = [_chosen(clips, stage.best) for clips, stage in zip(sets, training.stages)]
+        if not training.validate_every:
+            return chosen, None
+        back = {i for i in range(len(sets[-1])) if is_held_back(sets[-1], i, job.recipe.held_back)}
+        kept = [Selected(clips, [i for i in range(len(clips)) if not is_held_back(clips, i, job.recipe.held_back)])
+                for clips in chosen]
+        return kept, Selected(sets[-1], sorted(back))
+
+    def _encode(self, job, parts: Pipeline, text, size: tuple[int, int, int], sizes: Sequence, ranks: Ranks) -> Clips:
+        training, config = job.recipe.transformer, parts.transformer.config
+        any_size = "learned" not in config.position
+        settings = CacheSettings(*size, parts.fps if self.fps is None else self.fps, any_size, any_size,
+                                 first_frame=training.image_to_video)
+        name = "cache" if len(set(sizes)) == 1 else "cache_{}x{}x{}".format(*size)
+        if ranks.first:
+            cache_clips(self.films, job.out / name, parts.vae, text, settings, job.dtype)
+        barrier(ranks)
+        return CachedClips(job.out / name)
+
+
+def is_held_back(clips: Clips, i: int, share: float) -> bool:
+    """Whether clip `i` is for measuring: by its caption, so that pieces and copies of one film stay together."""
+    return number_of("held back", clips.captions[i]) < share * 2**32
+
+
+def _chosen(clips: Clips, best: float) -> Clips:
+    """The share of the clips with the highest scores."""
+    if best == 1:
+        return clips
+    scores = torch.tensor([clips.score(i) for i in range(len(clips))])
+    return Selected(clips, scores.topk(max(1, round(best * len(clips)))).indices.sort().values.tolist())
+
+
+def _scan(data: FilmData, training: TransformerTraining) -> tuple[tuple[VideoClip, ...], tuple[str, ...]]:
+    """The usable films, and a line about each other one."""
+    found = scan_folder(data.folder, listing=data.listing)
+    problems = [f"left out {problem.name}: {problem.reason}" for problem in found.problems]
+    found.need_clips()
+    kept = [clip for clip in found.clips if not (clip.is_image and training.image_to_video)]
+    problems += [f"left out {clip.name}: a picture, and this model is trained only on videos"
+                 for clip in found.clips if clip.is_image and training.image_to_video]
+    if found.passed_over:
+        problems.append(found.passed_over_sentence())
+    if not kept:
+        raise ValueError(f"{data.folder} holds only pictures, and this model is trained only on videos")
+    return tuple(kept), tuple(problems)

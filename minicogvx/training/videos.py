@@ -1,0 +1,131 @@
+"""What the VAE is trained on: batches of videos, drawn or read from films; the same on any number of ranks."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minicogvx.data.clips.order import Order, number_of
+from minicogvx.data.films.folder import VideoClip, read_clip
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.ranks import Ranks
+from minicogvx.presets import VAEConfig
+from minicogvx.training.settings import WORLD_FPS, VAEStage, VAETraining
+
+
+@dataclass(frozen=True)
+class VideoPass:
+    """The videos of one forward pass."""
+
+    video: Float[Tensor, "b c t h w"]  # in -1..1
+    seeds: list[int]  # one a video, of its latent's noise
+    step: int  # of the whole training
+    share: float  # of the videos of this rank in the step
+    seed: int  # of the frames that LPIPS compares
+
+    @property
+    def tokens(self) -> int:
+        """None: a VAE has no tokens, so none are counted."""
+        return 0
+
+
+class Videos(Protocol):
+    """Where the videos of a training come from."""
+
+    def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
+              own: slice) -> Float[Tensor, "b c t h w"]:
+        """The videos `own` of the joint batch of a step, in -1..1.
+
+        Args:
+            size: frames, height and width in pixels.
+            within: the step's number in its stage; `step`: in the whole training.
+        """
+
+
+@dataclass(frozen=True)
+class WorldVideos:
+    """Clips of the shapes world, new ones in every step."""
+
+    seed: int = 0
+
+    def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
+              own: slice) -> Float[Tensor, "b c t h w"]:
+        """At twice the frame rate the same number of frames shows the first half of the motion, in half steps."""
+        seed = self.seed * 10_000_000 + 1 + step
+        rate = random.Random(seed).choice(stage.frame_rates)
+        if rate % WORLD_FPS:
+            raise ValueError(f"frame_rates is {stage.frame_rates}; of the shapes world they must be multiples of "
+                             f"{WORLD_FPS}")
+        frames, height, width = size
+        scenes = sample_scenes(stage.batch_size, seed, "train")[own]
+        clips = render_batch(scenes, rate // WORLD_FPS * (frames - 1) + 1, height, width)[:, :frames]
+        return clips.permute(0, 4, 1, 2, 3) * 2 - 1
+
+
+class FilmVideos:
+    """Pieces of films, from a random moment of each; every film once an epoch (paper 2.1)."""
+
+    def __init__(self, clips: Sequence[VideoClip], seed: int = 0):
+        self.clips, self.seed = list(clips), seed
+
+    def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
+              own: slice) -> Float[Tensor, "b c t h w"]:
+        """Raises ValueError or OSError, which name the film, for one that cannot be read."""
+        frames, height, width = size
+        rate = random.Random(number_of("rate", self.seed, step)).choice(stage.frame_rates)
+        usable = self.usable(frames, rate)
+        order = Order(len(usable), number_of("films", self.seed, frames, rate))
+        places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
+        videos = []
+        for place in places:
+            clip = usable[order.take(place, 1)[0]]
+            spare = clip.frames_at(rate) - frames
+            start = random.Random(number_of("start", self.seed, step, place)).randint(0, max(spare, 0)) / rate
+            videos.append(read_clip(clip, 0.0 if clip.is_image else start, frames, rate, height, width))
+        return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+
+    def usable(self, frames: int, rate: int) -> list[VideoClip]:
+        """The films that last long enough. Raises ValueError if none does."""
+        long_enough = [clip for clip in self.clips if clip.frames_at(rate) >= frames]
+        if not long_enough:
+            raise ValueError(f"none of {len(self.clips)} films has {frames} frames at {rate} frames per second")
+        return long_enough
+
+
+class VideoSteps(Dataset):
+    """Step k of a stage as the forward passes of this rank: `steps[k]`, a list of `VideoPass`."""
+
+    def __init__(self, videos: Videos, training: VAETraining, number: int, config: VAEConfig,
+                 ranks: Ranks = Ranks(), seed: int = 0):
+        """`number`: of the stage."""
+        self.videos, self.training, self.number, self.ranks, self.seed = videos, training, number, ranks, seed
+        self.stage = training.stages[number]
+        self.before = sum(stage.steps for stage in training.stages[:number])
+        self.size = stage_size(self.stage, config)
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, within: int) -> list[VideoPass]:
+        step, stage = self.before + within, self.stage
+        own = self.ranks.part(stage.batch_size)
+        video = self.videos.batch(stage, self.size, within, step, own)
+        seeds = [number_of("latent", self.seed, step, place) for place in range(stage.batch_size)[own]]
+        pieces = video.tensor_split(min(self.training.accumulate, len(video)))
+        passes, first = [], 0
+        for number, piece in enumerate(pieces):
+            passes.append(VideoPass(piece, seeds[first:first + len(piece)], step, len(piece) / len(video),
+                                    number_of("frames", self.seed, step, number)))
+            first += len(piece)
+        return passes
+
+
+def stage_size(stage: VAEStage, config: VAEConfig) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of the videos of a stage; by default 17 frames of the VAE's own size."""
+    return stage.num_frames or 17, stage.height or config.sample_height, stage.width or config.sample_width
