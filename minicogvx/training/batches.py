@@ -6,7 +6,7 @@ in the joint batch. So a step is the same on any number of ranks, in any number 
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ class Example:
     text: Float[Tensor, "n d"] | None  # stored features of the caption; None: it is encoded in the step
     features: Float[Tensor, "t h w k"] | None  # what the alignment head is asked for
     picture: Float[Tensor, "3 1 h2 w2"] | None  # the noised first frame, for image to video
-    picture_noise: Float[Tensor, "c 1 h w"] | None  # of the posterior of the picture's latent
+    picture_noise: Float[Tensor, "c_image 1 h w"]  # of the posterior of the picture's latent; else without channels
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,15 @@ class Pass:
 
     def stack(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """A field of all examples as one tensor."""
-        return torch.stack([getattr(example, name) for example in self.examples]).to(device)
+        return torch.stack(self.each(name, device))
+
+    def each(self, name: str, device: torch.device | str = "cpu") -> list[Tensor]:
+        """A field of every example."""
+        return [getattr(example, name).to(device) for example in self.examples]
+
+    def one_by_one(self) -> list["Pass"]:
+        """A pass for each clip."""
+        return [replace(self, examples=[example]) for example in self.examples]
 
     def timesteps(self, device: torch.device | str = "cpu") -> Int[Tensor, " b"]:
         """The timestep of each clip."""
@@ -103,7 +111,7 @@ class Steps(Dataset):
         sizes = [self._size(number, i, place in images) for place, i in enumerate(joint)]
         total = stage.batch_size / self.ranks.teams
         strata = _strata(len(joint), self.seed, step)
-        return [self._pass([self._example(number, joint[place], place, strata[place] / len(joint), len(joint), step,
+        return [self._pass([self.example(number, joint[place], place, strata[place] / len(joint), len(joint), step,
                                           place in images) for place in group], False, total, step)
                 for group in passes(sizes, self.ranks, self.training.accumulate)]
 
@@ -111,7 +119,7 @@ class Steps(Dataset):
         """The packs of this rank, whose first clip has place `first` among the `count` clips of the joint batch."""
         strata = _strata(count, self.seed, step)
         for pack in packs:
-            examples = [self._example(number, i, place, strata[place] / count, count, step, self._is_image(number, i))
+            examples = [self.example(number, i, place, strata[place] / count, count, step, self._is_image(number, i))
                         for place, i in enumerate(pack.indices, first)]
             first += len(pack.indices)
             yield self._pass(examples, True, total, step)
@@ -121,7 +129,7 @@ class Steps(Dataset):
         tokens = sum(self._tokens(tuple(example.latents.shape[1:])) for example in examples)
         return Pass(examples, packed, total, shows, tokens)
 
-    def _example(self, number: int, index: int, place: int, low: float, count: int, step: int, image: bool) -> Example:
+    def example(self, number: int, index: int, place: int, low: float, count: int, step: int, image: bool) -> Example:
         """Clip `index` of the stage's set, at this place of the joint batch of `count` clips."""
         clips, training = self.sets[number], self.training
         words = random.Random(f"clip {self.seed} {step} {place}")
@@ -132,7 +140,8 @@ class Steps(Dataset):
         latents = whole_patches(latents[:, :1] if image else latents, self.config.patch_size_t)
         noise = torch.randn(latents.shape, generator=generator)
         u = torch.rand((), generator=generator).item()
-        text = features = picture = picture_noise = None
+        text = features = picture = None
+        picture_noise = latents[:0, :1]
         if clips.has_text:
             text = clips.text(index) if not dropped else clips.empty_text() * (not self.zero_text)
         if training.alignment_weight:

@@ -18,10 +18,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments.encoders = None
     from minicogvx.engine.config import override
 
-    recipe = override(_recipe(arguments), *arguments.set)
+    recipe = override(_recipe(arguments), *map(_whole_path, arguments.set))
     if arguments.lora_from is not None:
         recipe = with_adapters(recipe, arguments.lora_from, arguments.model)
     return run(arguments, recipe, Path(arguments.out), device, dtype)
+
+
+def _whole_path(assignment: str) -> str:
+    """`warmup=20` means `transformer.warmup=20`, as nothing else is trained here."""
+    from minicogvx.training.settings import TransformerTraining
+
+    name = assignment.partition("=")[0].partition(".")[0]
+    return f"transformer.{assignment}" if name in TransformerTraining.__dataclass_fields__ else assignment
 
 
 def _recipe(arguments: argparse.Namespace):

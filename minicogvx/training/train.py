@@ -190,8 +190,8 @@ def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Cl
         found.append(Samples(parts.vae, job.recipe.model_sizes, job.recipe.guidance_scale, folder,
                              training.sample_every))
     if job.data is None and job.model is None:
-        found.append(SwapGain(sample_scenes(64, job.seed + 1, "train", job.recipe.two_objects), sets[-1],
-                              10 * job.keep.log_every))
+        found.append(SwapGain(sample_scenes(min(192, job.recipe.clips), job.seed + 1, "train", job.recipe.two_objects),
+                              sets[-1], 10 * job.keep.log_every))
     return found
 
 

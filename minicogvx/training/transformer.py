@@ -22,12 +22,12 @@ from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.batches import Pass
 from minicogvx.training.image_condition import image_channels
+from minicogvx.training.packed import packed_diffusion_loss
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.block import FeedForward
 from minicogvx.transformer.expert_norm import ExpertNorm
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.transformer.packed import forward_clips
 from minicogvx.vae import CausalVAE
 
 LARGE = 10**9  # parameters; from here on (the published sizes) blocks are recomputed by default, or no GPU holds them
@@ -104,24 +104,17 @@ class TransformerTask:
     def losses(self, batch: Pass) -> Float[Tensor, " clips"]:
         """The mean squared error of each clip's velocity (paper 3)."""
         texts = self.text_features(batch)
-        if batch.packed:
-            return self._packed_losses(batch, texts)
-        x0, noise = (batch.stack(name, self.ranks.device) for name in ("latents", "noise"))
         t = batch.timesteps(self.ranks.device)
-        x = self.with_pictures(self.schedule.add_noise(x0, noise, t), batch)
+        if batch.packed:
+            latents, noises = (batch.each(name, self.ranks.device) for name in ("latents", "noise"))
+            beside = [self.pictures(one, clip.shape[1])[0] for one, clip in zip(batch.one_by_one(), latents)]
+            return packed_diffusion_loss(self.network, self.schedule, latents, list(texts), t, noises,
+                                         beside if self.training.image_to_video else None, self._ofs(t))
+        x0, noise = (batch.stack(name, self.ranks.device) for name in ("latents", "noise"))
+        x = self.schedule.add_noise(x0, noise, t)
+        x = torch.cat([x, self.pictures(batch, x.shape[2])], dim=1)  # none, but for image to video
         velocity = self.network(x.to(self.dtype), t, texts, self._ofs(t))
         return diffusion_loss(velocity, x0, noise, t, self.schedule)
-
-    def _packed_losses(self, batch: Pass, texts: Float[Tensor, "clips n d"]) -> Float[Tensor, " clips"]:
-        """The same for clips of any sizes, which share one sequence (paper 3.1)."""
-        t, device = batch.timesteps(self.ranks.device), self.ranks.device
-        alone = [Pass([example], True, 1.0, batch.shows_pictures) for example in batch.examples]
-        clips = [(one.stack("latents", device), one.stack("noise", device), at) for one, at in zip(alone, t.split(1))]
-        noisy = [self.with_pictures(self.schedule.add_noise(*clip), one)[0].to(self.dtype)
-                 for clip, one in zip(clips, alone)]
-        velocities = forward_clips(self.network, noisy, t, list(texts), self._ofs(t))
-        return torch.cat([diffusion_loss(velocity[None], *clip, self.schedule)
-                          for velocity, clip in zip(velocities, clips)])
 
     def text_features(self, batch: Pass) -> Float[Tensor, "b n d"]:
         """The stored features of the captions, or those that the text encoder gives now."""
@@ -132,14 +125,12 @@ class TransformerTask:
             features = features * torch.tensor([bool(words) for words in batch.captions])[:, None, None].to(features)
         return features.to(self.dtype)
 
-    def with_pictures(self, x: Float[Tensor, "b c t h w"], batch: Pass) -> Float[Tensor, "b c_in t h w"]:
-        """The noisy latents, and for image to video those of the pictures behind them, or zeros."""
-        if not self.training.image_to_video:
-            return x
-        if not batch.shows_pictures:
-            return torch.cat([x, torch.zeros_like(x)], dim=1)
-        channels = image_channels(self.vae, batch.stack("picture"), batch.stack("picture_noise"), x.shape[2])
-        return torch.cat([x, channels.to(x)], dim=1)
+    def pictures(self, batch: Pass, frames: int) -> Float[Tensor, "b c t h w"]:
+        """The image channels, for image to video: the pictures' latents, or zeros where pictures are dropped."""
+        noise = batch.stack("picture_noise", self.ranks.device)  # b c 1 h w; without channels if there are none
+        if not (self.training.image_to_video and batch.shows_pictures):
+            return torch.zeros_like(noise).expand(-1, -1, frames, -1, -1)
+        return image_channels(self.vae, batch.stack("picture"), noise, frames).to(noise)
 
     def _ofs(self, t: Tensor) -> Tensor | None:
         return torch.full_like(t, OFS, dtype=self.dtype) if self.model.config.ofs_embed_dim else None

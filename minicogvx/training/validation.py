@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
-from minicogvx.data.clips.clips import Clips
+from minicogvx.data.clips.clips import Clips, stack_latents
 from minicogvx.data.clips.order import number_of
 from minicogvx.data.world.captions import caption
 from minicogvx.data.world.scenes import SHAPES, Scene
+from minicogvx.diffusion.objective import diffusion_loss
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.diffusion.timesteps import stratified_timesteps
 from minicogvx.engine.ranks import Ranks
 from minicogvx.engine.sharding import mean_over_ranks
+from minicogvx.text import TextEncoder
 from minicogvx.training.batches import Example, Pass, whole_patches
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.transformer import TransformerTask
@@ -55,8 +60,9 @@ def fixed_example(clips: Clips, i: int, t: int, training: TransformerTraining, p
     noise = torch.randn(latents.shape, generator=generator)
     text = clips.text(i) if clips.has_text else None
     picture = clips.first_pixels(i) if training.image_to_video else None
+    picture_noise = torch.zeros_like(latents[:, :1])[:None if training.image_to_video else 0]
     return Example(latents, noise, t, clips.caption(i, random.Random(i), training.caption_style), text, None, picture,
-                   torch.zeros_like(latents[:, :1]))
+                   picture_noise)
 
 
 def held_back_loss(task: TransformerTask, clips: Clips) -> float:
@@ -69,28 +75,35 @@ def held_back_loss(task: TransformerTask, clips: Clips) -> float:
 
 
 class SwapGain:
-    """A watcher: how much the loss rises when each caption names the wrong shape, near 0 if the word is not learnt.
+    """A watcher of a transformer on the shapes world: see `swap_gain`."""
 
-    It reveals a model that ignores shapes long before samples do.
-    """
-
-    def __init__(self, scenes: Sequence[Scene], clips: Clips, every: int, most: int = 64):
+    def __init__(self, scenes: Sequence[Scene], clips: Clips, every: int, most: int = 192):
         self.scenes, self.clips, self.every = list(scenes[:most]), clips, every
 
-    @torch.no_grad()
     def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
-        """The difference of the two mean losses, on every rank the same."""
-        right, wrong = (self._loss(task, scenes) for scenes in (self.scenes, [_other_shapes(s) for s in self.scenes]))
-        return {"swap_gain": wrong - right}
+        """The gain of the weights, on every rank the same."""
+        return {"swap_gain": swap_gain(task.model, task.text, task.schedule, self.scenes, self.clips, task.dtype)}
 
-    def _loss(self, task: TransformerTask, scenes: list[Scene]) -> float:
-        examples, words, count = [], random.Random(0), len(scenes)  # the same phrasing, noise and timesteps for both
-        for i, scene in enumerate(scenes):
-            latents, generator = self.clips.latents(i), torch.Generator().manual_seed(number_of("swap", i))
-            noise = torch.randn(latents.shape, generator=generator)
-            examples.append(Example(latents, noise, (2 * i + 1) * 1000 // (2 * count), caption(scene, words, "short"),
-                                    None, None, None, None))
-        return task.losses(Pass(examples, False, 1.0)).mean().item()
+
+@torch.no_grad()
+def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scenes: Sequence[Scene], clips: Clips,
+              dtype: torch.dtype) -> float:
+    """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
+
+    It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips.
+    """
+    device, generator = text.encoder.device, torch.Generator().manual_seed(1)
+    x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0)).to(device)
+    noise = torch.randn(x0.shape, generator=generator).to(device)
+    t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator).to(device)
+    noisy = schedule.add_noise(x0, noise, t).to(dtype)
+
+    def loss(scenes: Sequence[Scene]) -> float:
+        words = random.Random(0)  # the same phrasing for both
+        features = text.encode([caption(scene, words, "short") for scene in scenes]).to(dtype)
+        return diffusion_loss(model(noisy, t, features), x0, noise, t, schedule).mean().item()
+
+    return loss([_other_shapes(scene) for scene in scenes]) - loss(scenes)
 
 
 def _other_shapes(scene: Scene) -> Scene:

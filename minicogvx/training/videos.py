@@ -56,16 +56,24 @@ class WorldVideos:
 
     def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
               own: slice) -> Float[Tensor, "b c t h w"]:
-        """At twice the frame rate the same number of frames shows the first half of the motion, in half steps."""
+        """Raises ValueError for a rate that the world does not have."""
         seed = self.seed * 10_000_000 + 1 + step
         rate = random.Random(seed).choice(stage.frame_rates)
         if rate % WORLD_FPS:
             raise ValueError(f"frame_rates is {stage.frame_rates}; of the shapes world they must be multiples of "
                              f"{WORLD_FPS}")
-        frames, height, width = size
-        scenes = sample_scenes(stage.batch_size, seed, "train")[own]
-        clips = render_batch(scenes, rate // WORLD_FPS * (frames - 1) + 1, height, width)[:, :frames]
-        return clips.permute(0, 4, 1, 2, 3) * 2 - 1
+        return world_batch(stage.batch_size, seed, *size, rate, own)
+
+
+def world_batch(size: int, seed: int, num_frames: int, height: int, width: int, frame_rate: int = WORLD_FPS,
+                own: slice = slice(None)) -> Float[Tensor, "b c t h w"]:
+    """A batch of training clips of the shapes world as a VAE sees them, in -1..1; `own`: the clips that are wanted.
+
+    At twice the frame rate the same number of frames shows the first half of the motion, in steps half as long.
+    """
+    times, scenes = frame_rate // WORLD_FPS, sample_scenes(size, seed, "train")[own]
+    clips = render_batch(scenes, times * (num_frames - 1) + 1, height, width)[:, :num_frames]
+    return clips.permute(0, 4, 1, 2, 3) * 2 - 1
 
 
 class FilmVideos:

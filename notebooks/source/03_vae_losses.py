@@ -28,7 +28,7 @@ from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.interop.lpips_weights import load_lpips
 from minicogvx.presets import preset
 from minicogvx.engine.optim import MuonAdamW
-from minicogvx.training.vae import world_batch
+from minicogvx.training.videos import world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
 from minicogvx.vae.gan import adaptive_weight, hinge_discriminator_loss

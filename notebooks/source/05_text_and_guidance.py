@@ -27,7 +27,7 @@ from minicogvx.diffusion import diffusion_loss, draw_noise, dynamic_guidance_sca
 from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.transformer import draw_batch
+from minicogvx.training.batches import Steps
 from minicogvx.transformer.model import ExpertTransformer, flops
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
@@ -370,10 +370,10 @@ show_figure(figure, "Per cent read rightly, one row a token, one column a questi
 # ## 4. Dropping the text
 #
 # Guidance will need a second answer from the same network: what it would do without a caption. So in training,
-# one caption in ten is thrown away. The package's batch:
+# one caption in ten is thrown away. One clip of a training step, in the package:
 
 # %%
-show_source(draw_batch)
+show_source(Steps.example)
 nothing = pipe.text.encode([""])  # 1 n d_text
 print("tokens of the empty caption:", pipe.text.tokens([""])[0, :4].tolist(), "...")
 print("its features are zero:", bool((nothing == 0).all()))

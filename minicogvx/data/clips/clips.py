@@ -42,6 +42,12 @@ class Clips(Protocol):
         """What covers each latent cell; known of drawn clips only."""
 
 
+def stack_latents(clips: Clips, numbers: Sequence[int],
+                  generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
+    """The latents of some clips of one size, as one batch."""
+    return torch.stack([clips.latents(i, generator) for i in numbers])
+
+
 @dataclass(frozen=True)
 class Selected:
     """Some of the clips of a set: those of these numbers."""
