@@ -89,5 +89,5 @@ def _module(name: str) -> str:
 def update_average(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
     """average = decay average + (1 - decay) weight, in place; at first with a decay of (1 + step) / (10 + step)."""
     decay = min(decay, (1 + step) / (10 + step))
-    for name, kept in average.items():
-        kept.lerp_(weights[name], 1 - decay)
+    if average:
+        torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - decay)

@@ -53,6 +53,8 @@ class FilmData:
         """The clips of each stage of `job`, a `train.Job`, and those held back."""
         training, own = job.recipe.transformer, parts.video_size
         frozen = None if job.model is None else parts.text
+        for part in (parts.vae, *([frozen] if frozen else [])):
+            part.to(ranks.device)
         if self.encoded:
             sets = [open_cache(self.folder, parts.vae, frozen)] * len(training.stages)
         else:

@@ -168,13 +168,15 @@ def _world(vae: CausalVAE, recipe: Recipe, count: int, seed: int, size: tuple[in
 
 
 def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ranks) -> TransformerTask:
-    """The transformer in training. Text encoder and VAE move to the CPU where they have nothing to do."""
+    """The transformer in training. Text encoder and VAE are on the device, or where they are not used on the CPU."""
     training, trains_text = job.recipe.transformer, job.model is None
     variance = 1.0
     if training.alignment_weight:
         variance = feature_variance(sets[-1].covered[:1024], training.alignment_kinds)
-    if job.data is not None and not training.image_to_video and not training.sample_every:
-        parts.vae.to("cpu")
+    samples = job.data is None and training.sample_every
+    parts.vae.to(ranks.device if training.image_to_video or samples else "cpu")
+    if not trains_text:
+        parts.text.to("cpu" if sets[-1].has_text and not samples else ranks.device)
     return TransformerTask(parts.transformer, parts.text, parts.schedule_config, training, ranks, job.dtype,
                            trains_text, parts.vae, parts.unconditional == "zeros", variance)
 

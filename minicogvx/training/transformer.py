@@ -56,7 +56,9 @@ class TransformerTask:
         self.alignment = None
         if training.alignment_weight:
             self.alignment = Alignment(model, training.alignment_kinds, feature_variance).to(ranks.device)
-        text.encoder.to(ranks.device).requires_grad_(from_random).train(from_random)
+        text.encoder.requires_grad_(from_random).train(from_random)
+        if from_random:
+            text.encoder.to(ranks.device)
         modules = {"transformer": model} | ({"text": text.encoder} if from_random else {})
         modules |= {"alignment": self.alignment} if self.alignment else {}
         self.weights = self._spread(modules)
@@ -123,7 +125,7 @@ class TransformerTask:
         features = self.text.encode(batch.captions)
         if self.zero_text:
             features = features * torch.tensor([bool(words) for words in batch.captions])[:, None, None].to(features)
-        return features.to(self.dtype)
+        return features.to(self.ranks.device, self.dtype)
 
     def pictures(self, batch: Pass, frames: int) -> Float[Tensor, "b c t h w"]:
         """The image channels, for image to video: the pictures' latents, or zeros where pictures are dropped."""

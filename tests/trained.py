@@ -1,0 +1,48 @@
+"""Small trainings for the tests of the trainers: a recipe, films of mixed lengths, and the command line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from minicogvx import cli
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.config import to_toml
+from minicogvx.media import write_mp4
+from minicogvx.training.recipes import Recipe
+from minicogvx.training.settings import TransformerTraining, VAEStage, VAETraining
+from minicogvx.training.stages import Stage
+from minicogvx.vae.losses import VAELossConfig
+from tests.tiny import TINY
+
+LOSS = VAELossConfig(l2_weight=10.0, lpips_weight=0.0, kl_weight=0.1, gan_weight=0.0)
+GAN = replace(LOSS, gan_weight=0.3, gan_start=2)
+RECIPE = Recipe(
+    "micro", clips=24, held_back=0.2, sizes=TINY,
+    vae=VAETraining((VAEStage(3, 4, num_frames=5, loss=LOSS),
+                     VAEStage(4, 2, num_frames=9, learning_rate=0.5, loss=GAN)), optimizer="muon", small_branches=True),
+    transformer=TransformerTraining(
+        (Stage(3, 8, images=1.0), Stage(5, 4)), learning_rate=3e-3, optimizer="muon", warmup=2, ema_decay=0.9,
+        timesteps="stratified", open_gates=True, alignment_weight=1.0))
+FOR_FILMS = replace(RECIPE, transformer=replace(RECIPE.transformer, alignment_weight=0.0))
+
+
+def recipe_file(folder: Path, recipe: Recipe = RECIPE, name: str = "mine") -> str:
+    """The recipe as a file, for `minicogvx train`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.toml").write_text(to_toml(recipe))
+    return str(folder / f"{name}.toml")
+
+
+def train(*words: str | Path) -> None:
+    """`minicogvx train` on one thread, with a checkpoint every other step."""
+    assert cli.main(["train", *map(str, words), "--threads", "1", "--checkpoint-every", "2", "--log-every", "1",
+                     "--dtype", "float32"]) == 0
+
+
+def films_of_mixed_lengths(folder: Path, count: int = 12, frames: tuple[int, ...] = (9, 13, 17)) -> Path:
+    """Films of the shapes world and their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, scene in enumerate(sample_scenes(count, 0, "train", 0.0)):
+        write_mp4(folder / f"{i:02d}.mp4", render(scene, frames[i % len(frames)], 32, 32), 8)
+        (folder / f"{i:02d}.txt").write_text(f"a {scene.objects[0].colour} {scene.objects[0].shape} number {i}")
+    return folder
