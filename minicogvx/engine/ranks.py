@@ -23,14 +23,15 @@ from minicogvx.compat import choose_device
 class Ranks:
     """This process's rank, the number of ranks, and its device. The default is a single process.
 
-    `context` neighbouring ranks form a team that splits the frames of each clip (vae/context_parallel.py).
+    `context` neighbouring ranks form a team that shares each clip: its frames in the VAE (vae/context_parallel.py), its
+    tokens in the transformer (transformer/sequence_parallel.py).
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     context: int = 1
-    group: dist.ProcessGroup | None = None  # this rank's team; None: all ranks
+    group: dist.ProcessGroup | None = None  # this rank's team, from `form_team`; None: no team
 
     def __post_init__(self):
         if self.context < 1 or self.world_size % self.context:

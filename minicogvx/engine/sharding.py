@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from minicogvx.engine.ranks import Ranks, backend
@@ -121,6 +121,14 @@ def average_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
         p.grad = grad.view_as(p).to(p.dtype)
 
 
+def sum_within_teams(model: nn.Module, ranks: Ranks) -> None:
+    """Makes FSDP2 reduce gradients as `average_gradients` does: summed within a team, averaged over teams."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded if ranks.context > 1 else ():
+        module.set_gradient_divide_factor(ranks.teams)
+        module.set_force_sum_reduction_for_comms(True)  # sum, then divide: gloo has no other way
+
+
 def mean_over_ranks(values: Mapping[str, float | Tensor], ranks: Ranks) -> dict[str, float | Tensor]:
     """Averages logged values over ranks, in one all-reduce; every rank must pass the same names."""
     if ranks.world_size == 1:
@@ -132,9 +140,7 @@ def mean_over_ranks(values: Mapping[str, float | Tensor], ranks: Ranks) -> dict[
 
 def form_team(here: Ranks) -> Ranks:
     """`here` with the process group of its team, if neighbours share clips. All ranks must call it."""
-    if here.teams == 1 or here.context == 1:
-        return here
-    return replace(here, group=dist.new_subgroups(here.context)[0])
+    return replace(here, group=dist.new_subgroups(here.context)[0]) if here.context > 1 else here
 
 
 @contextmanager

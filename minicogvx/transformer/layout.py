@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -153,7 +154,28 @@ class PackLayout:
         return tuple(clip.unpatchify(part)[0] for clip, part in zip(self.clips, parts))
 
 
-Layout = DenseLayout | PackLayout
+@runtime_checkable
+class Layout(Protocol):
+    """What the network asks of a layout: `DenseLayout`, `PackLayout`, or a slice of one (`sequence_parallel.py`)."""
+
+    rope: Complex[Tensor, "n half"] | None
+
+    def embed(self, patch_embed: nn.Module, latents, text) -> Float[Tensor, "b n d"]: ...
+
+    def split(self, x: Float[Tensor, "b n d"]) -> Sequence[Float[Tensor, "_b _n d"]]: ...
+
+    def join(self, parts: Sequence[Float[Tensor, "_b _n d"]]) -> Float[Tensor, "b n d"]: ...
+
+    def for_parts(self, text: Float[Tensor, "clips m"],
+                  video: Float[Tensor, "clips m"]) -> Sequence[Float[Tensor, "_clips 1 m"]]: ...
+
+    def within_clips(self, attend: Callable[[Heads, Heads, Heads], Heads], q: Heads, k: Heads, v: Heads) -> Heads: ...
+
+    def video(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n_video d"]: ...
+
+    def for_video(self, m: Float[Tensor, "clips m"]) -> Float[Tensor, "b _n m"]: ...
+
+    def unpatchify(self, x: Float[Tensor, "b n_video patch_values"]): ...
 
 
 def dense_layout(config: TransformerConfig, grid: tuple[int, int, int], num_text: int,

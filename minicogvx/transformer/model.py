@@ -15,7 +15,7 @@ from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.block import Block
 from minicogvx.transformer.embeddings import PatchEmbed, TimeEmbedding
 from minicogvx.transformer.expert_norm import LayerNorm, OutputNorm
-from minicogvx.transformer.layout import DenseLayout, PackLayout, dense_layout
+from minicogvx.transformer.layout import DenseLayout, Layout, dense_layout
 from minicogvx.transformer.variants import VariantBlock
 
 
@@ -47,7 +47,7 @@ class ExpertTransformer(nn.Module):
     def forward(self, latents: Float[Tensor, "b c t h w"] | Sequence[Float[Tensor, "c _t _h _w"]],
                 timestep: Num[Tensor, " b"],
                 text: Float[Tensor, "b n_text d_text"] | Sequence[Float[Tensor, "_n_text d_text"]],
-                ofs: Num[Tensor, " b"] | None = None, layout: PackLayout | None = None,
+                ofs: Num[Tensor, " b"] | None = None, layout: Layout | None = None,
                 ) -> Float[Tensor, "b c_out t h w"] | tuple[Float[Tensor, "c_out _t _h _w"], ...]:
         """One evaluation of the network.
 
@@ -56,8 +56,8 @@ class ExpertTransformer(nn.Module):
             timestep: 0..999, one a sample.
             text: text features, of any length up to `max_text_seq_length`. No mask: padding takes part.
             ofs: the second number that 1.5-5b-i2v is conditioned on (always 2.0 there).
-            layout: None for clips of one size. For clips of many sizes latents and text are lists, and this says how
-                they are packed; call `packed.forward_clips`.
+            layout: None for clips of one size. Otherwise where their tokens lie: packed, from lists of latents and of
+                text (call `packed.forward_clips`), or split over ranks (call `sequence_parallel.forward_split`).
 
         Raises:
             ValueError: if a size does not fit the config; the sentence names the size.

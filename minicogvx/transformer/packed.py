@@ -10,18 +10,21 @@ from functools import cache
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Num
 from torch import Tensor
 
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.layout import DenseLayout, Heads, PackLayout
 from minicogvx.transformer.model import ExpertTransformer, check_inputs
+from minicogvx.transformer.sequence_parallel import split_layout
 
 
 def forward_clips(model: ExpertTransformer, latents: Sequence[Float[Tensor, "c _t _h _w"]],
                   timesteps: Num[Tensor, " clips"], texts: Sequence[Float[Tensor, "_n_text d_text"]],
                   ofs: Num[Tensor, " clips"] | None = None,
-                  kernel: Literal["auto", "batches", "flex"] = "auto") -> list[Float[Tensor, "c_out _t _h _w"]]:
+                  kernel: Literal["auto", "batches", "flex"] = "auto",
+                  group: dist.ProcessGroup | None = None) -> list[Float[Tensor, "c_out _t _h _w"]]:
     """`model(latents, timesteps, texts)` for clips of any mixture of sizes at once.
 
     Args:
@@ -31,6 +34,7 @@ def forward_clips(model: ExpertTransformer, latents: Sequence[Float[Tensor, "c _
         ofs: as in the model, one a clip.
         kernel: how attention is kept within clips. "batches": one ordinary attention a batch. "flex": PyTorch's
             flex_attention with a document mask, one call for the pack, on a GPU only. "auto": "flex" on CUDA.
+        group: ranks that share the pack's tokens, as in `sequence_parallel.forward_split`; None: this rank alone.
 
     Returns:
         The network's output for each clip, in the order of `latents`.
@@ -46,6 +50,8 @@ def forward_clips(model: ExpertTransformer, latents: Sequence[Float[Tensor, "c _
     clips = [model.layout(model.grid(clip[None]), len(text), device) for clip, text in zip(latents, texts)]
     order, flex = pack_order(clips), kernel == "flex" or (kernel == "auto" and device.type == "cuda")
     layout = pack_layout([clips[i] for i in order], device, flex)
+    if group is not None:
+        layout = split_layout(layout, model.config, group)
     outputs = model([latents[i] for i in order], timesteps[order], [texts[i] for i in order],
                     None if ofs is None else ofs[order], layout)
     by_clip = dict(zip(order, outputs))
