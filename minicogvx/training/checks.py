@@ -21,9 +21,11 @@ from minicogvx.presets import Preset, TransformerConfig, VAEConfig, video_size
 from minicogvx.text import TextEncoder
 from minicogvx.training.recipes import Recipe
 from minicogvx.training.settings import TransformerTraining, VAEStage, VAETraining
+from minicogvx.training.stages import Stage
 from minicogvx.training.start import check_start
 from minicogvx.training.videos import stage_size
 from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.transformer.sequence_parallel import check_split
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.perceptual import SMALLEST_SIDE
 
@@ -74,7 +76,7 @@ def _check_given(vae: VAEConfig, transformer: TransformerConfig, training: Trans
     for i, stage in enumerate(training.stages):
         asked = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
         with _named(f"transformer.stages.{i}"):
-            replace(ranks, context=training.context_ranks).part(stage.batch_size)
+            _check_team(stage, training, transformer, ranks)
             if "learned" in transformer.position and asked != tuple(own):
                 raise ValueError(f"it asks for {asked[0]} frames of {asked[1]}x{asked[2]}, and the learned position "
                                  f"table of this model fits only {own[0]} frames of {own[1]}x{own[2]}")
@@ -144,7 +146,7 @@ def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks
         Pipeline(vae, model, sizes.schedule, encoder)  # checks that sampling can use the schedule
     for i, stage in enumerate(training.stages):
         with _named(f"transformer.stages.{i}"):
-            replace(ranks, context=training.context_ranks).part(stage.batch_size)
+            _check_team(stage, training, sizes.transformer, ranks)
             own = sizes.video_size
             size = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
             latents = vae.encode(torch.empty(1, sizes.vae.in_channels, *size, device="meta")).mean
@@ -153,7 +155,14 @@ def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks
             check_pack(stage, training, sizes, latents)
 
 
-def check_pack(stage, training: TransformerTraining, sizes: Preset, latents: torch.Tensor) -> None:
+def _check_team(stage: Stage, training: TransformerTraining, config: TransformerConfig, ranks: Ranks) -> None:
+    """Raises ValueError for a batch that the ranks do not divide, and for ranks that cannot share a clip."""
+    replace(ranks, context=training.context_ranks).part(stage.batch_size)
+    if training.context_ranks > 1:
+        check_split(config, training.context_ranks)
+
+
+def check_pack(stage: Stage, training: TransformerTraining, sizes: Preset, latents: torch.Tensor) -> None:
     """Raises ValueError for packs that the longest clip does not fit into, and for what does not go with packs."""
     tokens = sizes.transformer.max_text_seq_length + sizes.transformer.num_patches(tuple(latents.shape[2:]))
     if stage.pack and stage.pack < tokens:

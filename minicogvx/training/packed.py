@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,7 +18,8 @@ def packed_diffusion_loss(model: ExpertTransformer, schedule: NoiseSchedule,
                           texts: Sequence[Float[Tensor, "_n_text d_text"]], timesteps: Int[Tensor, " clips"],
                           noises: Sequence[Float[Tensor, "c _t _h _w"]],
                           beside: Sequence[Float[Tensor, "c2 _t _h _w"]] | None = None,
-                          ofs: Float[Tensor, " clips"] | None = None) -> Float[Tensor, " clips"]:
+                          ofs: Float[Tensor, " clips"] | None = None,
+                          group: dist.ProcessGroup | None = None) -> Float[Tensor, " clips"]:
     """What `diffusion_loss` gives for each clip alone, v-prediction by default, from one pass over all of them.
 
     How a pack's losses are weighed was not published. Here each clip counts once, whatever else is in its pack, so the
@@ -30,6 +32,7 @@ def packed_diffusion_loss(model: ExpertTransformer, schedule: NoiseSchedule,
         noises: standard normal, each of its clip's shape.
         beside: for image to video, the image channels of each clip.
         ofs: as in the model, one a clip.
+        group: the ranks that share the tokens of the pack.
 
     Returns:
         The mean squared error of each clip, in at least float32.
@@ -47,6 +50,7 @@ def packed_diffusion_loss(model: ExpertTransformer, schedule: NoiseSchedule,
     noisy = [schedule.add_noise(clip[None], noise[None], t)[0] for clip, noise, t in zip(latents, noises, each)]
     if beside is not None:
         noisy = [torch.cat([clip, channels.to(clip)]) for clip, channels in zip(noisy, beside)]
-    predictions = forward_clips(model, [clip.to(text.dtype) for clip, text in zip(noisy, texts)], timesteps, texts, ofs)
+    noisy = [clip.to(text.dtype) for clip, text in zip(noisy, texts)]
+    predictions = forward_clips(model, noisy, timesteps, texts, ofs, group=group)
     return torch.cat([diffusion_loss(prediction[None], clip[None], noise[None], t, schedule)
                       for prediction, clip, noise, t in zip(predictions, latents, noises, each)])

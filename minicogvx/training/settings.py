@@ -74,6 +74,9 @@ class TransformerTraining:
             raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")
         if self.offload and self.sharding == "replicate":
             raise ValueError("offload is True; it goes with sharding='fsdp' or 'hsdp', not 'replicate'")
+        if self.context_ranks > 1 and self.alignment_weight:
+            raise ValueError(f"alignment_weight is {self.alignment_weight}; with context_ranks={self.context_ranks} no "
+                             f"rank has all tokens of a clip, so it must be 0")
         if self.sharding != "replicate" and self.optimizer == "muon":
             raise ValueError(f"optimizer is 'muon'; with sharding={self.sharding!r} it must be 'adamw'")
 

@@ -90,7 +90,7 @@ def _train(job: Job, ranks: Ranks) -> str:
     sets, held_back = clips_of(job, parts, ranks)
     minutes.write("encoding")
     task = transformer_task(job, parts, sets, ranks)
-    data = Steps(sets, task.training, task.model.config, ranks, job.seed, task.zero_text,
+    data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,
                  parts.schedule_config.num_train_timesteps)
     run = Run("transformer", len(data), keep, ranks)
     fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),

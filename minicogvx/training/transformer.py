@@ -6,6 +6,7 @@ trained as well, or one that is given; replicated over ranks or sharded; all wei
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.sampling import OFS
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.engine.ranks import Ranks
-from minicogvx.engine.sharding import without_sync, wrap
+from minicogvx.engine.sharding import form_team, sum_within_teams, without_sync, wrap
 from minicogvx.engine.weights import Weights, update_average
 from minicogvx.presets import ScheduleConfig
 from minicogvx.text import TextEncoder
@@ -28,6 +29,7 @@ from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.block import FeedForward
 from minicogvx.transformer.expert_norm import ExpertNorm
 from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.transformer.sequence_parallel import forward_split
 from minicogvx.vae import CausalVAE
 
 LARGE = 10**9  # parameters; from here on (the published sizes) blocks are recomputed by default, or no GPU holds them
@@ -48,7 +50,8 @@ class TransformerTask:
             zero_text: a dropped caption has features of zeros, not those of the empty caption.
             feature_variance: of what the alignment head predicts; see alignment.py.
         """
-        self.training, self.ranks, self.vae, self.zero_text = training, ranks, vae, zero_text
+        self.training, self.vae, self.zero_text = training, vae, zero_text
+        self.ranks = form_team(replace(ranks, context=training.context_ranks))
         self.trains_text = from_random
         self.schedule, self.text, self.dtype = NoiseSchedule(schedule), text, dtype
         self.model = model.to(ranks.device) if training.sharding == "replicate" else model
@@ -77,6 +80,7 @@ class TransformerTask:
             blocks = self.model.transformer_blocks if name == "transformer" else ()
             dtype = self.dtype if name == "transformer" and self.dtype != torch.float32 else None
             wrap(module.float(), self.ranks, how, dtype, offload, blocks)
+            sum_within_teams(module, self.ranks)
         return Weights(modules)
 
     def backward(self, batch: Pass, progress: float, last: bool = True) -> dict[str, Tensor]:
@@ -111,11 +115,12 @@ class TransformerTask:
             latents, noises = (batch.each(name, self.ranks.device) for name in ("latents", "noise"))
             beside = [self.pictures(one, clip.shape[1])[0] for one, clip in zip(batch.one_by_one(), latents)]
             return packed_diffusion_loss(self.network, self.schedule, latents, list(texts), t, noises,
-                                         beside if self.training.image_to_video else None, self._ofs(t))
+                                         beside if self.training.image_to_video else None, self._ofs(t),
+                                         self.ranks.group)
         x0, noise = (batch.stack(name, self.ranks.device) for name in ("latents", "noise"))
         x = self.schedule.add_noise(x0, noise, t)
         x = torch.cat([x, self.pictures(batch, x.shape[2])], dim=1)  # none, but for image to video
-        velocity = self.network(x.to(self.dtype), t, texts, self._ofs(t))
+        velocity = forward_split(self.network, x.to(self.dtype), t, texts, self._ofs(t), self.ranks.group)
         return diffusion_loss(velocity, x0, noise, t, self.schedule)
 
     def text_features(self, batch: Pass) -> Float[Tensor, "b n d"]:
