@@ -149,7 +149,6 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, m
         (["train", "smal"], "there is no recipe 'smal'; .* did you mean small"),
         (["train", "published", "--data", str(mixed)], "this recipe trains no VAE; .*--encoders"),
         (["train", recipe, "--lora", "4"], "lora_rank is 4; adapters are for a trained model"),
-        (["train", recipe, "--data", str(mixed)], "alignment_weight is 1.0; .* films"),
         (["train", recipe, "--set", "transformer.stages.0.batch_size=0"], "batch_size is 0"),
         (["train", recipe, "--from", str(tmp_path)], "."),
         (["train", recipe, "--out", str(world), "--seed", "1"], "was begun with seed=0, not 1"),

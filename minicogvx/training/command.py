@@ -48,6 +48,10 @@ def run(arguments: argparse.Namespace, recipe, out: Path, device: str, dtype) ->
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
     data = None if arguments.data == "world" else FilmData(Path(arguments.data), arguments.list, arguments.fps)
+    if data is not None and recipe.transformer.alignment_weight:
+        print(f"without alignment_weight={recipe.transformer.alignment_weight}: what covers a cell is known of the "
+              f"shapes world only")
+        recipe = replace(recipe, transformer=replace(recipe.transformer, alignment_weight=0.0))
     job = Job(recipe, out, data, arguments.model, arguments.encoders, arguments.seed, dtype, keep)
     here = ranks(device)
     try:
