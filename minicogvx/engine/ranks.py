@@ -6,14 +6,12 @@ Without torchrun there is one rank and no process group.
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from minicogvx.compat import choose_device
@@ -23,15 +21,14 @@ from minicogvx.compat import choose_device
 class Ranks:
     """This process's rank, the number of ranks, and its device. The default is a single process.
 
-    `context` neighbouring ranks form a team that shares each clip: its frames in the VAE (vae/context_parallel.py), its
-    tokens in the transformer (transformer/sequence_parallel.py).
+    `context` neighbouring ranks form a team that splits the frames of each clip (vae/context_parallel.py).
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     context: int = 1
-    group: dist.ProcessGroup | None = None  # this rank's team, from `form_team`; None: no team
+    group: dist.ProcessGroup | None = None  # this rank's team; None: all ranks
 
     def __post_init__(self):
         if self.context < 1 or self.world_size % self.context:
@@ -139,18 +136,10 @@ def environment_number(name: str) -> int:
 
 def from_first(value: Any, ranks: Ranks) -> Any:
     """Broadcasts rank 0's `value` to every rank."""
-    return _broadcast(value) if ranks.world_size > 1 else value
-
-
-@torch.no_grad()
-def share_from_first(done: int, tensors: Callable[[], Iterable[Tensor]]) -> int:
-    """Broadcasts rank 0's `done` and, if it is above 0, its `tensors` (in place). Returns `done`."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return done
-    done = _broadcast(done)
-    for tensor in tensors() if done else ():
-        dist.broadcast(tensor, src=0)
-    return done
+    given = [value]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(given, src=0)
+    return given[0]
 
 
 def any_rank(said: bool) -> bool:
@@ -160,9 +149,3 @@ def any_rank(said: bool) -> bool:
     flag = torch.tensor(int(said))
     dist.all_reduce(flag)
     return bool(flag)
-
-
-def _broadcast(value: Any) -> Any:
-    given = [value]
-    dist.broadcast_object_list(given, src=0)
-    return given[0]

@@ -8,7 +8,7 @@ keeps checkpoints and figures, and resumes.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from minicogvx.training.run import Run
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a step computes."""
 
@@ -36,6 +37,7 @@ class Task(Protocol):
         """Called after they were written into."""
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Measures a task now and then, on all ranks: the loss on clips held back, say, or samples."""
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ class VideoPass:
         return 0
 
 
+@runtime_checkable
 class Videos(Protocol):
     """Where the videos of a training come from."""
 

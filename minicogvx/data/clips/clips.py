@@ -3,15 +3,20 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Clips(Protocol):
-    """Encoded clips. `world.py` keeps drawn ones in memory, `cache.py` those of films in files."""
+    """Encoded clips. `world.py` keeps drawn ones in memory, `cache.py` those of films in files.
+
+    Where `has_text`, there are also `text(i)` and `empty_text()`, the stored features `n d` of the caption and of the
+    empty one; of drawn clips `features(i)`, which says what covers each latent cell.
+    """
 
     scaling_factor: float  # of the VAE that made the latents
     has_text: bool  # whether text features are stored; else the captions are encoded in every step
@@ -29,17 +34,8 @@ class Clips(Protocol):
     def caption(self, i: int, words: random.Random, style: str | None = None) -> str:
         """The caption of clip `i`; drawn clips have many phrasings, of which `words` chooses."""
 
-    def text(self, i: int) -> Float[Tensor, "n d"]:
-        """Stored features of the caption."""
-
-    def empty_text(self) -> Float[Tensor, "n d"]:
-        """Stored features of the empty caption, for text dropout."""
-
     def first_pixels(self, i: int) -> Float[Tensor, "3 1 h w"]:
         """The first frame in -1..1, for image to video."""
-
-    def features(self, i: int) -> Float[Tensor, "t h w k"]:
-        """What covers each latent cell; known of drawn clips only."""
 
 
 def stack_latents(clips: Clips, numbers: Sequence[int],
