@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check_cache_options(arguments: argparse.Namespace) -> None:
     """Raises ValueError for options on how videos are read if the clips are encoded already."""
-    from minicogvx.data.clips.encode import is_cache
+    from minicogvx.data.clips.cache_files import is_cache
 
     for name in ("list", "num_frames", "height", "width", "fps"):
         if getattr(arguments, name) is not None and is_cache(arguments.folder):
@@ -145,11 +145,11 @@ def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
         _check_sequence(arguments, tuning, films)
     at_first = "cpu" if tuning.sharding == "fsdp" else here.device  # FSDP2 moves each rank's shard to its device
     pipe = minicogvx.load(arguments.model, at_first, dtype)
-    clips = (clips_encoded_before(pipe, arguments.model, Path(arguments.folder)) if films is None else
-             encoded_clips(pipe, arguments.model, films, keep.folder / "cache", _settings(arguments, tuning), here))
+    clips, problems = (clips_encoded_before(pipe, Path(arguments.folder), here), []) if films is None else (
+        encoded_clips(pipe, arguments.model, films, keep.folder / "cache", _settings(arguments, tuning), here))
     pipe.text.to("cpu")  # not used in training
     pipe.vae.to(here.device if tuning.image_to_video else "cpu")  # images are noised and encoded again in every step
-    for problem in clips.problems if here.first else ():
+    for problem in problems if here.first else ():
         print(f"left out {problem.name}: {problem.reason}")
     model = finetune(pipe, clips, tuning, arguments.seed, keep, here)
     return write_result(pipe, model, tuning, clips, keep.folder, arguments.model, here)
@@ -157,14 +157,15 @@ def _run(arguments: argparse.Namespace, tuning, keep, dtype, here) -> str:
 
 def _scan(arguments, tuning, here):
     """The usable videos, with a line about each other one; None if they are encoded already."""
-    from minicogvx.data.clips.encode import is_cache
+    from minicogvx.data.clips.cache_files import is_cache
     from minicogvx.data.films.folder import scan_folder
+    from minicogvx.engine.ranks import by_first
 
     if is_cache(arguments.folder):
         return None
     if here.first and arguments.stage == 4 and not arguments.list:
         print("stage 4 is for the best 20 % of the videos: minicogvx data curate --best 0.2 lists them for --list")
-    found = scan_folder(arguments.folder, listing=arguments.list)
+    found = by_first(lambda: scan_folder(arguments.folder, listing=arguments.list), here)
     only_films = tuning.image_to_video or not _settings(arguments, tuning).mixed_lengths
     left_out = [clip for clip in found.clips if clip.is_image and only_films]
     if here.first:
@@ -224,7 +225,7 @@ def _settings(arguments, tuning):
 
     A learned table of positions fits one size and length: videos are cropped to it, and shorter ones left out.
     """
-    from minicogvx.data.clips.encode import CacheSettings
+    from minicogvx.data.clips.plan import CacheSettings
     from minicogvx.presets import video_size
 
     vae, transformer, fps = _configs(arguments.model)
@@ -240,7 +241,7 @@ def _parser() -> Parser:
                                 "metadata.jsonl). The same command again resumes an interrupted run; torchrun spreads "
                                 "it over GPUs.")
     parser.add_argument("folder", metavar="FOLDER", type=path_to(),
-                        help="videos and captions, or the output of `minicogvx data cache`")
+                        help="videos and captions, or the output of `minicogvx data encode`")
     parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
                         help="what to start from (default: toy)")
     parser.add_argument("--out", type=path_to(), default="runs/finetune", metavar="FOLDER",
