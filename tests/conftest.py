@@ -11,7 +11,7 @@ import pytest
 LEVELS = {
     "ranks": (
         "test_context_parallel.py", "test_distributed.py", "test_finetune_ranks.py", "test_rank_dies.py",
-        "test_sequence_parallel.py", "test_train_context.py", "test_train_ranks.py",
+        "test_sequence_parallel.py", "test_store_ranks.py", "test_train_context.py", "test_train_ranks.py",
     ),
     "notebooks": (
         "test_solved_notebooks.py",

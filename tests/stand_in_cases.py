@@ -180,8 +180,8 @@ def test_evaluate(run):
     run("evaluate", "--model", "model", "--clips", "2", "--steps", "1", "--image-to-video", "--strip", "strip.png")
 
 
-def test_data_cache(run, home):
-    run("data", "cache", "films", "--model", "model", "--out", "cached", "--first-frame")
+def test_data_encode(run, home):
+    run("data", "encode", "films", "--model", "model", "--out", "cached", "--first-frame")
     assert (home / "cached").is_dir()
 
 

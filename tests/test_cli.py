@@ -229,7 +229,7 @@ def test_generate_loads_the_model_as_it_is_asked_to(pipe, monkeypatch):
 ])
 @pytest.mark.parametrize("command", [
     ["generate", "x"], ["evaluate", "--clips", "1"], ["ablate", "position"], ["train", "micro"], ["finetune", "films"],
-    ["data", "cache", "films", "--out", "cache"], ["data", "caption", "films", "--captioner", "shapes"],
+    ["data", "encode", "films", "--out", "cache"], ["data", "caption", "films", "--captioner", "shapes"],
     ["data", "curate", "films", "--out", "kept"],
 ], ids=" ".join)
 def test_every_command_that_computes_checks_device_and_format_first(no_load, capsys, command, options, message):

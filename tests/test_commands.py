@@ -72,7 +72,7 @@ def test_the_version_is_a_command_too(capsys):
 
 @pytest.mark.parametrize("argv, slow", [
     (["generate", "x", "--model", "toi"], "torch"), (["evaluate", "--lora", "nosuch"], "torch"),
-    (["finetune", ".", "--model", "toi"], "torch"), (["data", "cache", ".", "--out", "x", "--model", "toi"], "torch")])
+    (["finetune", ".", "--model", "toi"], "torch"), (["data", "encode", ".", "--out", "x", "--model", "toi"], "torch")])
 def test_a_misspelt_name_is_reported_before_anything_slow_is_imported(argv, slow):
     program = (f"import sys; from minicogvx.cli import main; wrong = main({argv}); "
                f"sys.exit(wrong if {slow!r} not in sys.modules else 1)")
@@ -172,7 +172,7 @@ def test_what_a_stop_says_is_reported(monkeypatch, capsys):
     (["finetune", "films", "--lora", "64"], ["a smaller --batch-size", "--set gradient_checkpointing=True"]),
     (["finetune", "films"], ["--lora 64"]),
     (["train", "micro", "--set", "transformer.accumulate=2"], ["--set transformer.gradient_checkpointing=True"]),
-    (["data", "cache", "films"], ["a smaller --batch-size"]), (["data", "caption", "films"], ["a smaller model"]),
+    (["data", "encode", "films"], ["a smaller --batch-size"]), (["data", "caption", "films"], ["a smaller model"]),
     (["export", "folder"], []), ([], []),
 ])
 def test_what_helps_depends_on_the_command_and_on_what_it_does_already(argv, helps):

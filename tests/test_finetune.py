@@ -6,23 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from minicogvx.engine.master_weights import MasterWeights
+from minicogvx.engine.sharded_checkpoints import whole_weights
+from minicogvx.training.draws import Draw, PackedDraw, whole_patches
+from minicogvx.training.finetune import FineTuning, finetune
 from PIL import Image
 from torch.distributed.tensor import DTensor
 
-from minicogvx.data.clips.encode import CachedClips, CacheSettings, cache_clips
+from minicogvx.data.clips.cache import CachedClips
+from minicogvx.data.clips.encode import encode_clips
+from minicogvx.data.clips.plan import CacheSettings
 from minicogvx.data.films.folder import scan_folder
 from minicogvx.data.world.captions import vocabulary
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import sample_scenes
-from minicogvx.engine.master_weights import MasterWeights
 from minicogvx.engine.ranks import Ranks, leave
-from minicogvx.engine.sharded_checkpoints import whole_weights
 from minicogvx.media import write_mp4
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.draws import Draw, PackedDraw, whole_patches
-from minicogvx.training.finetune import FineTuning, finetune
 from minicogvx.training.image_condition import ImageCondition, image_latents, widen_for_image
 from minicogvx.training.loop import Keep, Run
 from minicogvx.transformer.model import ExpertTransformer
@@ -69,7 +71,7 @@ def encode_films(folder, out):
     """The videos of `folder`, encoded by the tiny model into `out`."""
     pipe = tiny_pipe()
     settings = CacheSettings(num_frames=9, height=32, width=32, fps=8, first_frame=True)
-    return cache_clips(scan_folder(folder).clips, out, pipe.vae, pipe.text, settings, torch.float32, progress=False)
+    return encode_clips(scan_folder(folder).clips, out, pipe.vae, pipe.text, settings, torch.float32, progress=False)[0]
 
 
 def outputs(model, channels=4):
@@ -366,13 +368,13 @@ def test_a_picture_is_not_its_own_answer(films, tmp_path):
     (tmp_path / "films" / "a.txt").write_text(CAPTIONS[0])
     pipe, settings = tiny_pipe(), CacheSettings(num_frames=9, height=32, width=32, fps=8, first_frame=True)
     found = scan_folder(tmp_path / "films").clips
-    clips = cache_clips(found, tmp_path / "all", pipe.vae, pipe.text, settings, torch.float32, progress=False)
+    clips, _ = encode_clips(found, tmp_path / "all", pipe.vae, pipe.text, settings, torch.float32, progress=False)
     assert len(clips) == 4 and len(clips.buckets()) == 2
     draw = Draw(pipe, pipe.transformer, clips, FineTuning(image_to_video=True), Ranks(), seed=0)
     assert [len(bucket) for bucket in draw.buckets] == [3]
     assert sum(map(len, Draw(pipe, pipe.transformer, clips, FineTuning(), Ranks(), seed=0).buckets)) == 4
     pictures = [clip for clip in found if clip.is_image]
-    alone = cache_clips(pictures, tmp_path / "one", pipe.vae, pipe.text, settings, torch.float32, progress=False)
+    alone, _ = encode_clips(pictures, tmp_path / "one", pipe.vae, pipe.text, settings, torch.float32, progress=False)
     with pytest.raises(ValueError, match="has only clips of 1 frame"):
         finetune(tiny_pipe(), alone, FineTuning(image_to_video=True), keep=QUIET)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minicogvx import cli
+from minicogvx.data.clips.cache import CachedClips
 from minicogvx.files import locked
 from minicogvx.interop.safetensors_files import read_json, read_sharded, read_tensors
 from minicogvx.media import write_mp4
@@ -235,8 +236,7 @@ def test_videos_are_cropped_to_the_one_size_of_a_learned_table(home, one_size, t
     assert command(home, tmp_path / "run", "--image-to-video", "--steps", 2, films=films, model=one_size) == 0
     told = capsys.readouterr().out
     assert "left out short.mp4" in told and told.count("left out") == 1
-    index = read_json(tmp_path / "run" / "cache" / "index.json")["items"]
-    assert {(item["frames"], item["height"], item["width"]) for item in index} == {(9, 32, 48)} and len(index) == 3
+    assert CachedClips(tmp_path / "run" / "cache").sizes.tolist() == [[3, 8, 12]] * 3  # 9 frames of 32x48
 
 
 @pytest.mark.parametrize("options", [("--num-frames", 5), ("--height", 64), ("--width", 32, "--height", 48)])

@@ -1,18 +1,19 @@
 """Films as training data: scanned on one rank, read by the VAE's trainer, encoded once for the transformer's."""
 
+import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from minicogvx.data.clips.cache import CachedClips
+from minicogvx.data.clips.cache import CachedClips, check_models
+from minicogvx.data.clips.cache_files import is_cache
 from minicogvx.data.clips.clips import Clips, Selected
-from minicogvx.data.clips.encode import CacheSettings, cache_clips, is_cache, open_cache
+from minicogvx.data.clips.encode import encode_clips
 from minicogvx.data.clips.order import number_of
+from minicogvx.data.clips.plan import CacheSettings
+from minicogvx.data.films.curate import best_share
 from minicogvx.data.films.folder import VideoClip, scan_folder
-from minicogvx.engine.ranks import Ranks, barrier, from_first
+from minicogvx.engine.ranks import Ranks, by_first
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.videos import FilmVideos
@@ -37,7 +38,7 @@ class FilmData:
         """The same with its films, which rank 0 looks at. Raises ValueError if none can be used."""
         if self.encoded:
             return self
-        films, problems = from_first(_scan(self, training) if ranks.first else None, ranks)
+        films, problems = by_first(lambda: _scan(self, training), ranks)
         return replace(self, films=films, problems=problems)
 
     def words(self) -> tuple[str, ...]:
@@ -55,44 +56,40 @@ class FilmData:
         frozen = None if job.model is None else parts.text
         for part in (parts.vae, *([frozen] if frozen else [])):
             part.to(ranks.device)
+        stages = training.stages
         if self.encoded:
-            sets = [open_cache(self.folder, parts.vae, frozen)] * len(training.stages)
+            by_first(lambda: check_models(self.folder, parts.vae, frozen), ranks)
+            sets = [CachedClips(self.folder)] * len(stages)
         else:
             sizes = [(stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width)
-                     for stage in training.stages]
-            made = {size: self._encode(job, parts, frozen, size, sizes, ranks) for size in dict.fromkeys(sizes)}
-            sets = [made[size] for size in sizes]
-        chosen = [_chosen(clips, stage.best) for clips, stage in zip(sets, training.stages)]
+                     for stage in stages]
+            made = {key: self._encode(job, parts, frozen, *key, len(set(sizes)) > 1, ranks)
+                    for key in dict.fromkeys(zip(sizes, (stage.best for stage in stages)))}
+            sets = [made[size, stage.best] for size, stage in zip(sizes, stages)]
         if not training.validate_every:
-            return chosen, None
-        back = {i for i in range(len(sets[-1])) if is_held_back(sets[-1], i, job.recipe.held_back)}
-        kept = [Selected(clips, [i for i in range(len(clips)) if not is_held_back(clips, i, job.recipe.held_back)])
-                for clips in chosen]
-        return kept, Selected(sets[-1], sorted(back))
+            return sets, None
+        back = [{i for i in range(len(clips)) if is_held_back(clips, i, job.recipe.held_back)} for clips in sets]
+        return [Selected(clips, [i for i in range(len(clips)) if i not in without])
+                for clips, without in zip(sets, back)], Selected(sets[-1], sorted(back[-1]))
 
-    def _encode(self, job, parts: Pipeline, text, size: tuple[int, int, int], sizes: Sequence, ranks: Ranks) -> Clips:
+    def _encode(self, job, parts: Pipeline, text, size: tuple[int, int, int], best: float, several: bool,
+                ranks: Ranks) -> Clips:
+        """The films, or the best share of them, encoded at a size. `several`: there are other sizes, too."""
         training, config = job.recipe.transformer, parts.transformer.config
         any_size = "learned" not in config.position
         settings = CacheSettings(*size, parts.fps if self.fps is None else self.fps, any_size, any_size,
                                  first_frame=training.image_to_video)
-        name = "cache" if len(set(sizes)) == 1 else "cache_{}x{}x{}".format(*size)
-        if ranks.first:
-            cache_clips(self.films, job.out / name, parts.vae, text, settings, job.dtype)
-        barrier(ranks)
-        return CachedClips(job.out / name)
+        name = "cache_{}x{}x{}".format(*size) if several else "cache"
+        clips, problems = encode_clips(best_share(self.films, best), job.out / name, parts.vae, text, settings,
+                                       job.dtype, progress=job.keep.progress, ranks=ranks)
+        for problem in problems if ranks.first else ():
+            print(f"left out {problem.name}: {problem.reason}")
+        return clips
 
 
 def is_held_back(clips: Clips, i: int, share: float) -> bool:
     """Whether clip `i` is for measuring: by its caption, so that pieces and copies of one film stay together."""
-    return number_of("held back", clips.captions[i]) < share * 2**32
-
-
-def _chosen(clips: Clips, best: float) -> Clips:
-    """The share of the clips with the highest scores."""
-    if best == 1:
-        return clips
-    scores = torch.tensor([clips.score(i) for i in range(len(clips))])
-    return Selected(clips, scores.topk(max(1, round(best * len(clips)))).indices.sort().values.tolist())
+    return number_of("held back", clips.caption(i, random.Random())) < share * 2**32
 
 
 def _scan(data: FilmData, training: TransformerTraining) -> tuple[tuple[VideoClip, ...], tuple[str, ...]]:

@@ -1,4 +1,8 @@
-"""What the transformer is trained on: encoded clips, one at a time by number, whether drawn or filmed."""
+"""What a trainer of the transformer reads: one encoded clip at a time, by its number.
+
+The clips of the shapes world are in memory (world.py), those of films in files (cache.py). For another source, write a
+class with these methods: nothing in training/ needs to change.
+"""
 
 import random
 from collections.abc import Sequence
@@ -12,30 +16,37 @@ from torch import Tensor
 
 @runtime_checkable
 class Clips(Protocol):
-    """Encoded clips. `world.py` keeps drawn ones in memory, `cache.py` those of films in files.
+    """Encoded clips and pictures with their captions."""
 
-    Where `has_text`, there are also `text(i)` and `empty_text()`, the stored features `n d` of the caption and of the
-    empty one; of drawn clips `features(i)`, which says what covers each latent cell.
-    """
+    scaling_factor: float  # of the VAE: it gives scaled latents a standard deviation near 1
+    has_text: bool  # whether `text` and `empty_text` have features; a trainer of the text encoder needs only captions
+    has_first_frames: bool  # whether `first_pixels` has pixels, for image to video
 
-    scaling_factor: float  # of the VAE that made the latents
-    has_text: bool  # whether text features are stored; else the captions are encoded in every step
-    has_first_frames: bool  # whether first frames are stored, for image to video
-
-    def __len__(self) -> int:
-        """How many."""
+    def __len__(self) -> int: ...
 
     def latent_size(self, i: int) -> tuple[int, int, int]:
-        """Frames, height and width of the latents of clip `i`."""
+        """Frames, height and width of the latents of clip `i`; a picture has one frame. Opens no file."""
+        ...
 
     def latents(self, i: int, generator: torch.Generator | None = None) -> Float[Tensor, "c t h w"]:
-        """Scaled latents in float32, drawn from the posterior; without a generator its mean."""
+        """Scaled latents in float32, drawn from the posterior of clip `i` (paper 2.1); without a generator its mean."""
+        ...
 
     def caption(self, i: int, words: random.Random, style: str | None = None) -> str:
-        """The caption of clip `i`; drawn clips have many phrasings, of which `words` chooses."""
+        """The caption of clip `i`. The shapes world phrases it anew each time, by `words` and in a `style`."""
+        ...
+
+    def text(self, i: int) -> Float[Tensor, "n d"]:
+        """Features of the caption of clip `i`, float32. Raises ValueError if there are none."""
+        ...
+
+    def empty_text(self) -> Float[Tensor, "n d"]:
+        """Features of the empty caption, for text dropout. Raises ValueError if there are none."""
+        ...
 
     def first_pixels(self, i: int) -> Float[Tensor, "3 1 h w"]:
-        """The first frame in -1..1, for image to video."""
+        """The first frame of clip `i` in -1..1, for image to video. Raises ValueError if there is none."""
+        ...
 
 
 def stack_latents(clips: Clips, numbers: Sequence[int],

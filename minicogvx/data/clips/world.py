@@ -55,6 +55,14 @@ class WorldClips:
         """One of the phrasings of what scene `i` shows."""
         return caption(self.scenes[i], words, style)
 
+    def text(self, i: int) -> Float[Tensor, "n d"]:
+        """Raises ValueError: captions are phrased anew each time, so no features are stored."""
+        raise ValueError("clips of the shapes world have no text features; encode their captions")
+
+    def empty_text(self) -> Float[Tensor, "n d"]:
+        """Raises ValueError, as `text` does."""
+        raise ValueError("clips of the shapes world have no text features; encode their captions")
+
     def features(self, i: int) -> Float[Tensor, "t h w k"]:
         """What covers each latent cell of clip `i`: which shape, motion and colour."""
         return self.covered[i]
