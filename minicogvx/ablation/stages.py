@@ -237,8 +237,9 @@ class Learner:
         loss = v_loss(self.working, self.schedule, x0, noise, t, self.text.encode(captions).to(self.dtype))
         (loss + alignment_weight * self.alignment(features.to(loss.device)) if alignment_weight else loss).backward()
         update_master(self.master, self.working, self.optimizer, factor)
-        average(self.averages, (self.master, self.text.encoder),
-                min(RECIPE.ema_decay, (1 + self.averaged) / (10 + self.averaged)))
+        for kept, network in zip(self.averages, (self.master, self.text.encoder)):
+            average(kept.parameters(), network.parameters(),
+                    min(RECIPE.ema_decay, (1 + self.averaged) / (10 + self.averaged)))
         self.averaged += 1
         self.steps += 1
         self.clips += len(x0)

@@ -6,14 +6,12 @@ Without torchrun there is one rank and no process group.
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from minicogvx.compat import choose_device
@@ -138,18 +136,10 @@ def environment_number(name: str) -> int:
 
 def from_first(value: Any, ranks: Ranks) -> Any:
     """Broadcasts rank 0's `value` to every rank."""
-    return _broadcast(value) if ranks.world_size > 1 else value
-
-
-@torch.no_grad()
-def share_from_first(done: int, tensors: Callable[[], Iterable[Tensor]]) -> int:
-    """Broadcasts rank 0's `done` and, if it is above 0, its `tensors` (in place). Returns `done`."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return done
-    done = _broadcast(done)
-    for tensor in tensors() if done else ():
-        dist.broadcast(tensor, src=0)
-    return done
+    given = [value]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(given, src=0)
+    return given[0]
 
 
 def any_rank(said: bool) -> bool:
@@ -159,9 +149,3 @@ def any_rank(said: bool) -> bool:
     flag = torch.tensor(int(said))
     dist.all_reduce(flag)
     return bool(flag)
-
-
-def _broadcast(value: Any) -> Any:
-    given = [value]
-    dist.broadcast_object_list(given, src=0)
-    return given[0]

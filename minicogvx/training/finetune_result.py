@@ -7,7 +7,7 @@ from PIL import Image
 
 from minicogvx.data.clips.cache import CachedClips
 from minicogvx.engine.ranks import Ranks
-from minicogvx.engine.sharded_checkpoints import whole_weights
+from minicogvx.engine.sharding import whole_weights
 from minicogvx.files import written_whole
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.finetune import FineTuning
