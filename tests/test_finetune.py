@@ -21,6 +21,7 @@ from minicogvx.data.world.captions import vocabulary
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks, leave
+from minicogvx.engine.sharding import whole_weights
 from minicogvx.media import write_mp4
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset

@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from minicogvx.engine import checkpoints as checkpoints_module
-from minicogvx.engine.checkpoints import Checkpoints, Damaged, checksum, load_checkpoint
 from minicogvx.engine.optim import MuonAdamW
-from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.training.loop import BAD_STEPS, Keep, Run
 
 
@@ -73,45 +71,6 @@ def test_a_file_with_the_name_of_the_log_is_not_written_over(tmp_path, content):
     assert (tmp_path / "linear.jsonl").read_text() == content and not list(tmp_path.glob("*/*"))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a bit turned", "empty", "text"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys, damage):
-    whole = train(quiet(tmp_path))
-    newest = tmp_path / "checkpoints" / "linear_00000006.safetensors"
-    content = bytearray(newest.read_bytes())
-    if damage == "a bit turned":
-        content[-20] ^= 1
-    newest.write_bytes({"cut short": bytes(content[:-9]), "a bit turned": bytes(content), "empty": b"",
-                        "text": b"no checkpoint"}[damage])
-    capsys.readouterr()
-    assert same(train(quiet(tmp_path)), whole)
-    told = capsys.readouterr().err
-    assert "linear_00000006.safetensors" in told and "resuming from an earlier one" in told
-
-
-def test_checkpoints_without_their_step_or_their_index_are_passed_over_too(tmp_path, capsys):
-    whole = train(quiet(tmp_path))
-    folder = tmp_path / "checkpoints"
-    tensors = {"net/bias": torch.ones(4)}
-    write_tensors(folder / "linear_00000007.safetensors", tensors | {"checksum": torch.tensor(checksum(tensors))})
-    (folder / "linear_00000008").mkdir()
-    (folder / "linear_00000009").mkdir()
-    (folder / "linear_00000009" / "checkpoint.json").write_text('{"files": {}, "tensors": {}}')
-    capsys.readouterr()
-    assert same(train(quiet(tmp_path)), whole)
-    assert capsys.readouterr().err.count("resuming from an earlier one") == 3
-
-
-def test_what_a_run_that_saved_in_parts_left_is_cleared_by_one_that_does_not(tmp_path):
-    train(quiet(tmp_path), steps=2)
-    folder = tmp_path / "checkpoints"
-    for name in (".linear_00000004.part", ".linear_00000003.old"):
-        (folder / name).mkdir()
-        (folder / name / "shard-00001-model.safetensors").touch()
-    (folder / "linear_00000003").mkdir()  # which took the place of the old one
-    assert same(train(quiet(tmp_path)), train(Keep(progress=False)))
-    assert files(tmp_path) == ["linear_00000004.safetensors", "linear_00000006.safetensors"]
-
-
 @pytest.mark.parametrize("leader, stop", [(True, KeyboardInterrupt), (False, SystemExit)])
 def test_of_many_ranks_that_stop_the_first_one_says_so(tmp_path, monkeypatch, leader, stop):
     monkeypatch.setattr("minicogvx.training.loop.any_rank", lambda noted: True)
@@ -119,13 +78,6 @@ def test_of_many_ranks_that_stop_the_first_one_says_so(tmp_path, monkeypatch, le
     run.resume({}, {})
     with pytest.raises(stop, match="stopped after step 1" if leader else "130"):
         list(run)
-
-
-def test_where_every_checkpoint_is_damaged_the_run_begins_anew(tmp_path):
-    whole = train(quiet(tmp_path))
-    for path in (tmp_path / "checkpoints").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    assert same(train(quiet(tmp_path)), whole)
 
 
 def test_a_full_disk_costs_one_checkpoint_and_no_step(tmp_path, capsys, monkeypatch):
@@ -153,23 +105,6 @@ def test_a_full_disk_costs_figures_and_no_step(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Path, "open", full)
     assert same(train(quiet(tmp_path)), whole)
     assert capsys.readouterr().err.count("figures are missing from step 0 on: [Errno 28]") == 1
-
-
-def test_damaged_checkpoints_of_later_steps_do_not_crowd_out_new_ones(tmp_path):
-    train(quiet(tmp_path))
-    for path in (tmp_path / "checkpoints").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    seen, real = [], Checkpoints.save
-
-    def save(self, *arguments):
-        path = real(self, *arguments)
-        seen.append(files(tmp_path))
-        return path
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save)
-        train(quiet(tmp_path))
-    assert seen[0] == ["linear_00000002.safetensors"] and len(seen[1]) == 2
 
 
 def test_a_full_disk_at_the_last_step_is_an_error_that_names_the_file(tmp_path, monkeypatch):
@@ -221,29 +156,6 @@ def test_kill_minus_9_at_any_moment(tmp_path):
         newest = files(tmp_path)[-1]
     assert "linear_00000000" < newest < "linear_00000200"
     assert same(train(quiet(tmp_path), steps=200), train(Keep(progress=False), steps=200))
-
-
-def test_checkpoints_of_another_model_are_refused_and_change_nothing(tmp_path):
-    train(quiet(tmp_path))
-    wider = nn.Linear(4, 5)
-    before = wider.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"net/weight in .* is \(4, 4\); this run needs \(5, 4\): move the file away"):
-        Checkpoints(tmp_path / "checkpoints", "linear").load({"net": wider}, {})
-    assert torch.equal(wider.weight, before)
-
-
-def test_the_checksum_sees_names_numbers_and_formats():
-    a = {"x": torch.arange(4.0), "y": torch.tensor(1)}
-    assert checksum(a) == checksum(dict(reversed(a.items())))
-    assert len({checksum(a), checksum(a | {"x": torch.arange(4.0) + 1e-6}), checksum({"z": a["x"], "y": a["y"]}),
-                checksum(a | {"x": torch.arange(4.0).bfloat16()})}) == 4
-
-
-def test_damaged_is_a_value_error_with_the_path(tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(b"\x80pickle")
-    with pytest.raises(Damaged, match="a.safetensors is a pickle"):
-        load_checkpoint(path, {}, {})
 
 
 def test_tensorboard_holds_the_figures(tmp_path):
