@@ -30,7 +30,7 @@ CLIP = (3, 4, 6)  # 5 text tokens and 18 of video: neither 2 nor 4 divides 23
 PACK = [(3, 4, 6, 5), (1, 4, 4, 5), (3, 4, 6, 2), (1, 4, 4, 5), (2, 6, 4, 6)]  # t h w, text tokens: 71 in all
 
 # name: fields of the config; latents of a batch or of a pack's clips; gradient checkpointing; dtype; relative error
-# (float64 agrees to 1e-6 because the rotation is in float32 even then)
+# (1e-15 was measured in float64, but its rotation is in float32: a value that rounds the other way may differ by 1e-7)
 CASES = {
     "rope": ({}, CLIP, False, "float64", 1e-6),
     "rope, recomputed": ({}, CLIP, True, "float64", 1e-6),
@@ -40,8 +40,8 @@ CASES = {
     "rope and learned": ({"position": "rope+learned"}, CLIP, True, "float64", 1e-6),
     "image to video": ({"in_channels": 8, "patch_size_t": 2, "ofs_embed_dim": 16}, (4, 4, 6), False, "float64", 1e-6),
     "ranks without video": ({}, (1, 2, 2), False, "float64", 1e-6),
-    "float32": ({}, CLIP, False, "float32", 1e-4),
-    "bfloat16": ({}, CLIP, False, "bfloat16", 0.1),
+    "float32": ({}, CLIP, False, "float32", 1e-5),
+    "bfloat16": ({}, CLIP, False, "bfloat16", 0.05),
     "pack": ({}, PACK, False, "float64", 1e-6),
     "pack, recomputed, shared, sincos": ({"position": "sincos", "modulation": "shared"}, PACK, True, "float64", 1e-6),
     "pack, image to video": ({"in_channels": 8, "ofs_embed_dim": 16}, PACK, False, "float64", 1e-6),
@@ -208,7 +208,7 @@ def test_outputs_and_gradients_are_those_of_one_rank(result, subtests):
 
 def test_teams_with_clips_of_their_own_leave_the_gradients_of_the_joint_batch(result):
     if result["ranks"] == RANKS:
-        assert len(result["errors"]["teams"]) == 4 and max(result["errors"]["teams"].values()) <= 1e-4, result["errors"]
+        assert len(result["errors"]["teams"]) == 4 and max(result["errors"]["teams"].values()) <= 1e-5, result["errors"]
 
 
 def test_each_rank_holds_its_share_of_the_tokens_and_attends_to_all_with_its_share_of_the_heads(result):
