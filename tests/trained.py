@@ -33,10 +33,10 @@ def recipe_file(folder: Path, recipe: Recipe = RECIPE, name: str = "mine") -> st
     return str(folder / f"{name}.toml")
 
 
-def train(*words: str | Path) -> None:
-    """`minicogvx train` on one thread, with a checkpoint every other step."""
+def train(*words: str | Path, status: int = 0) -> None:
+    """`minicogvx train` on one thread, with a checkpoint every other step; `status`: how it must end."""
     assert cli.main(["train", *map(str, words), "--threads", "1", "--checkpoint-every", "2", "--log-every", "1",
-                     "--dtype", "float32"]) == 0
+                     "--dtype", "float32"]) == status
 
 
 def films_of_mixed_lengths(folder: Path, count: int = 12, frames: tuple[int, ...] = (9, 13, 17)) -> Path:

@@ -5,8 +5,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+import minicogvx
 from minicogvx.data.clips.cache import CachedClips, check_models
-from minicogvx.data.clips.cache_files import is_cache
+from minicogvx.data.clips.cache_files import holds_clips, is_cache, read_facts
 from minicogvx.data.clips.clips import Clips, Selected
 from minicogvx.data.clips.encode import encode_clips
 from minicogvx.data.clips.order import number_of
@@ -79,12 +82,21 @@ class FilmData:
         any_size = "learned" not in config.position
         settings = CacheSettings(*size, parts.fps if self.fps is None else self.fps, any_size, any_size,
                                  first_frame=training.image_to_video)
-        name = "cache_{}x{}x{}".format(*size) if several else "cache"
-        clips, problems = encode_clips(best_share(self.films, best), job.out / name, parts.vae, text, settings,
-                                       job.dtype, progress=job.keep.progress, ranks=ranks)
+        folder = job.out / ("cache_{}x{}x{}".format(*size) if several else "cache")
+        dtype, vae = by_first(lambda: _dtype_of(folder), ranks) or job.dtype, parts.vae
+        if job.model is not None and dtype != job.dtype:  # resumed in another dtype: clips that are there are kept
+            again = minicogvx.load(job.model, ranks.device, dtype)
+            vae, text = again.vae, again.text
+        clips, problems = encode_clips(best_share(self.films, best), folder, vae, text, settings, dtype,
+                                       progress=job.keep.progress, ranks=ranks)
         for problem in problems if ranks.first else ():
             print(f"left out {problem.name}: {problem.reason}")
         return clips
+
+
+def _dtype_of(folder: Path) -> torch.dtype | None:
+    """The dtype in which the clips in a cache were encoded; None if there are none yet."""
+    return getattr(torch, read_facts(folder)["dtype"]) if is_cache(folder) and holds_clips(folder) else None
 
 
 def is_held_back(clips: Clips, i: int, share: float) -> bool:
