@@ -31,7 +31,7 @@ PLAIN = replace(FOR_FILMS, transformer=TransformerTraining(
 PACKED = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, batch_size=2, pack=300),)))
 SHARED = replace(RECIPE, vae=replace(RECIPE.vae, chunk_frames=None, optimizer="adamw", stages=(
     VAEStage(3, 2, num_frames=9, loss=LOSS, context_ranks=2),)), transformer=replace(
-    RECIPE.transformer, optimizer="adamw", alignment_weight=0.0, context_ranks=2))
+    PLAIN.transformer, stages=RECIPE.transformer.stages, context_ranks=2))
 
 
 def main(home: Path) -> None:
