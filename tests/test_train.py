@@ -96,7 +96,7 @@ def test_given_models_are_trained_further_as_whole_or_by_adapters(filmed, mixed,
     model, before = filmed / "pipeline", weights(load_pipeline(filmed / "pipeline"))
     for name, words in {"all": [], "packed": ["--set", "stages.0.pack=400", "--batch-size", "1"],
                         "muon": ["--set", "optimizer=muon", "--set", "ema_decay=0.9"],
-                        "image": ["--image-to-video"]}.items():
+                        "image": ["--image-to-video", "--set", "sample_every=2", "--set", "validate_every=1"]}.items():
         with subtests.test(name):
             out = tmp_path / name
             assert cli.main(["finetune", str(mixed), "--model", str(model), "--out", str(out), "--steps", "2",
@@ -105,6 +105,8 @@ def test_given_models_are_trained_further_as_whole_or_by_adapters(filmed, mixed,
             moved = {key.split(".")[0] for key in before if after[key].shape != before[key].shape
                      or not torch.equal(after[key], before[key])}
             assert moved == {"transformer"}
+    assert len(list((tmp_path / "image" / "samples").glob("step_00000002_*.mp4"))) > 0
+    assert "validation" in rows(tmp_path / "image" / "transformer.jsonl")[0]
     words = ["finetune", str(mixed), "--model", str(model), "--steps", "2", "--threads", "1", "--dtype", "float32"]
     assert cli.main([*words, "--lora", "4", "--out", str(tmp_path / "lora")]) == 0
     first = read_tensors(tmp_path / "lora" / "pytorch_lora_weights.safetensors")

@@ -71,7 +71,7 @@ class FilmData:
             sets = [made[size, stage.best] for size, stage in zip(sizes, stages)]
         if not training.validate_every:
             return sets, None
-        back = [{i for i in range(len(clips)) if is_held_back(clips, i, job.recipe.held_back)} for clips in sets]
+        back = [held_back(clips, job.recipe.held_back) for clips in sets]
         return [Selected(clips, [i for i in range(len(clips)) if i not in without])
                 for clips, without in zip(sets, back)], Selected(sets[-1], sorted(back[-1]))
 
@@ -99,9 +99,10 @@ def _dtype_of(folder: Path) -> torch.dtype | None:
     return getattr(torch, read_facts(folder)["dtype"]) if is_cache(folder) and holds_clips(folder) else None
 
 
-def is_held_back(clips: Clips, i: int, share: float) -> bool:
-    """Whether clip `i` is for measuring: by its caption, so that pieces and copies of one film stay together."""
-    return number_of("held back", clips.caption(i, random.Random())) < share * 2**32
+def held_back(clips: Clips, share: float) -> set[int]:
+    """The numbers of the clips for measuring: by caption, so that pieces of one film stay together; at least one."""
+    drawn = {i: number_of("held back", clips.caption(i, random.Random())) for i in range(len(clips))}
+    return {i for i, number in drawn.items() if number < share * 2**32} or {min(drawn, key=drawn.get)}
 
 
 def _scan(data: FilmData, training: TransformerTraining) -> tuple[tuple[VideoClip, ...], tuple[str, ...]]:

@@ -36,7 +36,7 @@ from minicogvx.training.recipes import Recipe
 from minicogvx.training.record import compare_with_before
 from minicogvx.training.result import write_result
 from minicogvx.training.run import Keep, Run
-from minicogvx.training.samples import Samples
+from minicogvx.training.samples import FilmSamples, WorldSamples
 from minicogvx.training.stages import stage_of
 from minicogvx.training.start import prepared_transformer, random_transformer, with_transformer
 from minicogvx.training.transformer import TransformerTask
@@ -173,7 +173,7 @@ def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ra
     variance = 1.0
     if training.alignment_weight:
         variance = feature_variance(sets[-1].covered[:1024], training.alignment_kinds)
-    samples = job.data is None and training.sample_every
+    samples = training.sample_every
     parts.vae.to(ranks.device if training.image_to_video or samples else "cpu")
     if not trains_text:
         parts.text.to("cpu" if sets[-1].has_text and not samples else ranks.device)
@@ -187,10 +187,10 @@ def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Cl
     training, found = task.training, []
     if held_back is not None:
         found.append(Validation(held_back, training.validate_every, ranks))
-    if job.data is None and training.sample_every:
+    if training.sample_every:
         folder = job.out / "samples" if ranks.first else None
-        found.append(Samples(parts.vae, job.recipe.model_sizes, job.recipe.guidance_scale, folder,
-                             training.sample_every))
+        found.append(WorldSamples(parts, folder, training.sample_every) if job.data is None else
+                     FilmSamples(parts, sets[-1] if held_back is None else held_back, folder, training.sample_every))
     if job.data is None and job.model is None:
         found.append(SwapGain(sample_scenes(min(192, job.recipe.clips), job.seed + 1, "train", job.recipe.two_objects),
                               sets[-1], 10 * job.keep.log_every))

@@ -82,29 +82,30 @@ class FilmVideos:
 
     def __init__(self, clips: Sequence[VideoClip], seed: int = 0):
         self.clips, self.seed = list(clips), seed
+        self._usable: dict[tuple[int, int], list[VideoClip]] = {}
 
     def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
               own: slice) -> Float[Tensor, "b c t h w"]:
         """Raises ValueError or OSError, which name the film, for one that cannot be read."""
         frames, height, width = size
         rate = random.Random(number_of("rate", self.seed, step)).choice(stage.frame_rates)
-        usable = self.usable(frames, rate)
-        order = Order(len(usable), number_of("films", self.seed, frames, rate))
+        usable = self.usable(frames, min(stage.frame_rates))
         places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
+        films = Order(len(usable), number_of("films", self.seed, step - within)).take(places.start, len(places))
         videos = []
-        for place in places:
-            clip = usable[order.take(place, 1)[0]]
-            spare = clip.frames_at(rate) - frames
-            start = random.Random(number_of("start", self.seed, step, place)).randint(0, max(spare, 0)) / rate
-            videos.append(read_clip(clip, 0.0 if clip.is_image else start, frames, rate, height, width))
+        for place, film in zip(places, films):
+            spare = max(usable[film].frames_at(rate) - frames, 0)
+            start = random.Random(number_of("start", self.seed, step, place)).randint(0, spare) / rate
+            videos.append(read_clip(usable[film], start, frames, rate, height, width))
         return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
 
     def usable(self, frames: int, rate: int) -> list[VideoClip]:
         """The films that last long enough. Raises ValueError if none does."""
-        long_enough = [clip for clip in self.clips if clip.frames_at(rate) >= frames]
-        if not long_enough:
+        if (frames, rate) not in self._usable:
+            self._usable[frames, rate] = [clip for clip in self.clips if clip.frames_at(rate) >= frames]
+        if not self._usable[frames, rate]:
             raise ValueError(f"none of {len(self.clips)} films has {frames} frames at {rate} frames per second")
-        return long_enough
+        return self._usable[frames, rate]
 
 
 class VideoSteps(Dataset):
