@@ -124,7 +124,7 @@ def test_other_tensors_and_numbers_that_are_not_finite_are_refused(tmp_path, sub
             assert same(wanted, before)
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="^weights/net.weight holds NaN or infinity"):
-            checkpoints(tmp_path).save(2, tensors(bad))
+            checkpoints(tmp_path).save(2, tensors() | {"weights/net.weight": torch.full((4, 3), bad)})
     assert names(tmp_path) == ["run_00000001"]
 
 
