@@ -22,8 +22,8 @@ LEVELS = {
     "slow": (
         "test_ablation.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py", "test_finetune.py",
         "test_finetune_again.py", "test_finetune_command.py", "test_memory.py", "test_older_processor.py",
-        "test_run.py", "test_stages.py", "test_stand_in.py", "test_train_again.py", "test_train_options.py",
-        "test_training.py", "test_vae_compile.py", "test_wheel.py",
+        "test_run.py", "test_shots.py", "test_stages.py", "test_stand_in.py", "test_train_again.py",
+        "test_train_options.py", "test_training.py", "test_vae_compile.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_checkpoints.py::test_kill_minus_9_at_any_moment_leaves_the_newest_intact",
         "test_compat.py::test_import_is_instant_and_torchvision_imports_after_it",
@@ -34,9 +34,8 @@ LEVELS = {
         "test_shape_films.py::test_shape_motion_and_count_survive",
         "test_transformer_parity.py::test_published_size_runs_on_the_meta_device",
         "test_vae_parity.py::test_values_and_gradients_are_theirs_at_half_the_published_frame_with_one_thread_and_two",
-        "test_widgets.py::test_a_still_picture_stands_above_the_widget",
+        "test_widgets.py::test_below_a_still_picture_the_widgets_own_and_its_words_follow_every_slider",
         "test_widgets.py::test_noise_grows_with_the_timestep_and_nothing_is_decoded_twice",
-        "test_widgets.py::test_the_picture_and_its_words_follow_every_slider",
         "test_widgets.py::test_the_score_of_rope_depends_on_the_distance_alone",
     ),
 }

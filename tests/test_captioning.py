@@ -1,6 +1,7 @@
 """Captions of videos: the shapes world's from its pixels, and dense ones by tiny models with random weights."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -22,11 +23,10 @@ from minicogvx.data.world.drawing import render
 from minicogvx.data.world.scenes import sample_scenes
 
 
-@pytest.fixture
-def world(tmp_path):
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
     """Four clips of the shapes world, a video of something else, and their scenes."""
-    folder = tmp_path / "world"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("world")
     scenes = sample_scenes(4, seed=5)
     for i, scene in enumerate(scenes):
         mp4(folder / f"{i}.mp4", render(scene, 17, 64, 64))
@@ -48,8 +48,8 @@ def test_the_shapes_world_is_captioned_exactly(world):
         caption_shapes(found[-1])
 
 
-def test_the_command_writes_metadata_that_can_be_scanned(world, capsys):
-    folder, scenes = world
+def test_the_command_writes_metadata_that_can_be_scanned(world, tmp_path, capsys):
+    folder = shutil.copytree(world[0], tmp_path / "world")
     caption(folder / "0.mp4", "mine")
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "3.mp4", "source": "drawn"}) + "\n"
                                            + json.dumps({"file_name": "gone.mp4", "text": "kept"}) + "\n")
@@ -186,15 +186,17 @@ def test_a_vision_language_model_and_a_summary_from_their_folders(world, blip, t
     assert isinstance(summary, str) and len(summary.split()) <= 12 and captioner(clip) == summary
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_captioners_compute_where_and_in_the_format_that_is_asked_for(world, blip, t5, monkeypatch, dtype):
-    captioner = DenseCaptioner.from_folder(blip, t5, 1.0, "cpu", dtype)
-    for model in (captioner.describe.model, captioner.summarise.model):
-        assert model.dtype == dtype and model.device.type == "cpu" and not model.training
-    captioner.describe.max_new_tokens = captioner.summarise.max_new_tokens = 3
-    assert isinstance(captioner(scan_folder(world[0], need_captions=False).clips[0]), str)
-    monkeypatch.setenv("MINICOGVX_DTYPE", str(dtype).removeprefix("torch."))
-    assert DenseCaptioner.from_folder(blip, device="cpu").describe.model.dtype == dtype
+def test_captioners_compute_where_and_in_the_format_that_is_asked_for(world, blip, t5, monkeypatch, subtests):
+    clip = scan_folder(world[0], need_captions=False).clips[0]
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with subtests.test(msg=name):
+            captioner = DenseCaptioner.from_folder(blip, t5, 1.0, "cpu", dtype)
+            for model in (captioner.describe.model, captioner.summarise.model):
+                assert model.dtype == dtype and model.device.type == "cpu" and not model.training
+            captioner.describe.max_new_tokens = captioner.summarise.max_new_tokens = 3
+            assert isinstance(captioner(clip), str)
+            monkeypatch.setenv("MINICOGVX_DTYPE", name)
+            assert DenseCaptioner.from_folder(blip, device="cpu").describe.model.dtype == dtype
     with pytest.raises(ValueError, match="device is 'tpu'"):
         DenseCaptioner.from_folder(blip, device="tpu")
 
