@@ -176,4 +176,5 @@ def unpack_words(file: safe_open, row: int) -> str:
     """One of the texts in a file; nothing else of it is read."""
     ends = file.get_slice("ends")
     start, end = (int(ends[row - 1:row][0]) if row else 0), int(ends[row:row + 1][0])
-    return bytes(file.get_slice("words")[start:end].tolist()).decode("utf-8", "surrogateescape") if end > start else ""
+    words = file.get_slice("words")[start:end].numpy().tobytes() if end > start else b""
+    return words.decode("utf-8", "surrogateescape")
