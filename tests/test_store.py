@@ -10,10 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from minicogvx.data.clips.encoded import clips_encoded_before, encoded_clips
 from PIL import Image
 
-import minicogvx
 from minicogvx import cli
 from minicogvx.data import command
 from minicogvx.data.clips import cache, contents, encode, marks, plan
@@ -23,13 +21,10 @@ from minicogvx.data.clips.clips import Clips
 from minicogvx.data.clips.encode import encode_clips
 from minicogvx.data.clips.plan import CacheSettings, clip_lengths, in_shards, plan_items
 from minicogvx.data.films.folder import read_clip, scan_folder
-from minicogvx.engine.ranks import Ranks
 from minicogvx.files import locked
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
-from minicogvx.pipeline import Pipeline
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 from tests.films import caption, mp4, pan, texture
 
@@ -450,22 +445,6 @@ def test_a_cache_is_used_only_with_the_models_and_settings_that_made_it(folder, 
             ("dtype", lambda: make(folder, out, models, dtype=torch.bfloat16), r"\(bfloat16, not float32\)")):
         with subtests.test(name), pytest.raises(ValueError, match=message):
             use()
-
-
-def test_a_run_encodes_in_the_dtype_in_which_the_cache_was_begun(folder, tmp_path, models):
-    vae, text = models
-    pipe = Pipeline(vae, ExpertTransformer(replace(MICRO.transformer, in_channels=4, out_channels=4, num_layers=1,
-                                                   text_embed_dim=32, max_text_seq_length=12)), MICRO.schedule, text)
-    pipe.save(tmp_path / "model")
-    films = scan_folder(folder, 0.0).clips
-    first, _ = encoded_clips(pipe, str(tmp_path / "model"), films[:2], tmp_path / "out", SETTINGS, Ranks())
-    rounded = minicogvx.load(tmp_path / "model", "cpu", torch.bfloat16)
-    clips, _ = encoded_clips(rounded, str(tmp_path / "model"), films, tmp_path / "out", SETTINGS, Ranks())
-    assert (len(first), len(clips)) == (2, 5)
-    assert len(clips_encoded_before(rounded, tmp_path / "out", Ranks())) == 5
-    with pytest.raises(ValueError, match="the VAE is not the one"):
-        pipe.vae = small_models(9)[0]
-        clips_encoded_before(pipe, tmp_path / "out", Ranks())
 
 
 # ---- what is planned

@@ -154,7 +154,7 @@ def new_task(bench: Bench, config: TransformerConfig, stages: Sequence[Stage], s
     """A shorter average than the shipped model's, because runs are shorter."""
     training = study_training(*stages, ema_decay=0.995, alignment_weight=alignment)
     device = bench.pipe.vae.decoder.conv_out.conv.weight.device
-    variance = feature_variance(bench.clips.train[bench.study.full].covered[:1024], training.alignment_kinds)
+    variance = feature_variance(bench.clips.train[bench.study.full], training.alignment_kinds)
     return seeded_task(config, training, bench.text, bench.schedule, device,
                        choose_dtype(device, bench.dtype, training=True), seed, TimedTask, variance)
 

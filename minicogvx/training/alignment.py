@@ -7,11 +7,13 @@ latent cell. A small head predicts some of them from the middle layer's video to
 CogVideoX does not do this: weight 0 is the published training.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minicogvx.data.clips.clips import Clips
 from minicogvx.data.world.features import check_kinds, span
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -42,7 +44,8 @@ class Alignment(nn.Module):
         return error.square().mean() / self.variance
 
 
-def feature_variance(features: Float[Tensor, "b t h w k"], kinds: tuple[str, ...]) -> float:
-    """The variance of the features of these kinds over all clips and cells."""
+def feature_variance(clips: Clips, kinds: tuple[str, ...], most: int = 1024) -> float:
+    """The variance of the features of these kinds over the cells of the first `most` clips."""
     asked = [feature for kind in kinds for feature in span(kind)]
-    return max(features[..., asked].float().var().item(), 1e-6)
+    features = torch.stack([clips.features(i)[..., asked] for i in range(min(most, len(clips)))])
+    return max(features.float().var().item(), 1e-6)

@@ -1,6 +1,5 @@
 """Films as training data: scanned on one rank, read by the VAE's trainer, encoded once for the transformer's."""
 
-import random
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,9 +98,9 @@ def _dtype_of(folder: Path) -> torch.dtype | None:
     return getattr(torch, read_facts(folder)["dtype"]) if is_cache(folder) and holds_clips(folder) else None
 
 
-def held_back(clips: Clips, share: float) -> set[int]:
-    """The numbers of the clips for measuring: by caption, so that pieces of one film stay together; at least one."""
-    drawn = {i: number_of("held back", clips.caption(i, random.Random())) for i in range(len(clips))}
+def held_back(clips: CachedClips, share: float) -> set[int]:
+    """The numbers of the clips for measuring: all pieces of a film, or none; at least one clip."""
+    drawn = {i: number_of("held back", clips.film(i)) for i in range(len(clips))}
     return {i for i, number in drawn.items() if number < share * 2**32} or {min(drawn, key=drawn.get)}
 
 

@@ -172,7 +172,7 @@ def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ra
     training, trains_text = job.recipe.transformer, job.model is None
     variance = 1.0
     if training.alignment_weight:
-        variance = feature_variance(sets[-1].covered[:1024], training.alignment_kinds)
+        variance = feature_variance(sets[-1], training.alignment_kinds)
     samples = training.sample_every
     parts.vae.to(ranks.device if training.image_to_video or samples else "cpu")
     if not trains_text:

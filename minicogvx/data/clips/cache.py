@@ -33,7 +33,7 @@ class CachedClips:
         used = index["latents"] != GONE
         if pieces is not None:
             used &= torch.isin(index["piece"], pieces)
-        self._index = {name: index[name][used] for name in ("piece", "latents", "caption", "row")}
+        self._index = {name: index[name][used] for name in ("piece", "film", "latents", "caption", "row")}
         self.sizes: Int[Tensor, "n 3"] = index["size"][used]  # frames, height, width of the latents
         if not len(self):
             raise ValueError(f"the cache in {self.folder} has no clips yet; run `minicogvx data encode` on it again")
@@ -77,6 +77,10 @@ class CachedClips:
     def empty_text(self) -> Float[Tensor, "n d"]:
         """Features of the empty caption, for text dropout."""
         return self._features(*self._empty)
+
+    def film(self, i: int) -> int:
+        """A hash of the content of the clip's film: equal for its pieces and copies. Opens no file."""
+        return int(self._index["film"][i])
 
     def name(self, i: int) -> str:
         """The film of the clip: its path inside the folder that was encoded."""

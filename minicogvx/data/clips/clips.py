@@ -65,11 +65,24 @@ class Selected:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getattr__(self, name: str):
-        """What is true of the whole set."""
-        if name.startswith("__") or name in ("clips", "numbers"):  # pickle asks before they are set
-            raise AttributeError(name)
-        return getattr(self.clips, name)
+    @property
+    def scaling_factor(self) -> float:
+        """See `Clips`."""
+        return self.clips.scaling_factor
+
+    @property
+    def has_text(self) -> bool:
+        """See `Clips`."""
+        return self.clips.has_text
+
+    @property
+    def has_first_frames(self) -> bool:
+        """See `Clips`."""
+        return self.clips.has_first_frames
+
+    def empty_text(self) -> Float[Tensor, "n d"]:
+        """See `Clips`."""
+        return self.clips.empty_text()
 
     def latent_size(self, i: int) -> tuple[int, int, int]:
         """See `Clips`."""
