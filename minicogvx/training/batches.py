@@ -46,6 +46,7 @@ class Pass:
     total: float  # by which the sum of the clips' losses is divided
     shows_pictures: bool = True  # false where the picture of image to video is dropped, once for a whole batch
     tokens: int = 0  # text and patches
+    room: int = 0  # of a pack: tokens that it could hold
 
     @property
     def captions(self) -> list[str]:
@@ -122,7 +123,7 @@ class Steps(Dataset):
             examples = [self.example(number, i, place, strata[place] / count, count, step, self._is_image(number, i))
                         for place, i in enumerate(pack.indices, first)]
             first += len(pack.indices)
-            yield self._pass(examples, True, total, step)
+            yield replace(self._pass(examples, True, total, step), room=pack.sequence_length)
 
     def _pass(self, examples: list[Example], packed: bool, total: float, step: int) -> Pass:
         shows = random.Random(f"picture {self.seed} {step}").random() >= self.training.image.dropout

@@ -140,6 +140,8 @@ class Run:
         row["waiting"] = self.waited / row["seconds"]  # the share of the time in which no data was there
         if tokens := sum(getattr(one, "tokens", 0) for one in passes):
             row["tokens_per_second"] = tokens * self.ranks.teams / row["seconds"]
+        if room := sum(getattr(one, "room", 0) for one in passes):
+            row["fill"] = tokens / room  # of the packs
         first = next(iter(row))
         self.bar.set_postfix({first: f"{row[first]:.3f}"}, refresh=False)
         if self.keep.folder:

@@ -16,7 +16,7 @@ from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.sampling import OFS
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.engine.ranks import Ranks
-from minicogvx.engine.sharding import form_team, sum_within_teams, without_sync, wrap
+from minicogvx.engine.sharding import broadcast_weights, form_team, sum_within_teams, without_sync, wrap
 from minicogvx.engine.weights import Weights, update_average
 from minicogvx.presets import ScheduleConfig
 from minicogvx.text import TextEncoder
@@ -74,6 +74,8 @@ class TransformerTask:
         """The weights on this rank: copies of all, or its shards, which FSDP2 rounds and gathers as they are needed."""
         how, offload = self.training.sharding, self.training.offload
         if how == "replicate":
+            for module in modules.values():
+                broadcast_weights(module, self.ranks)
             low = self.dtype != torch.float32
             return Weights(modules, {"transformer": self.dtype} if low else {})
         for name, module in modules.items():
