@@ -51,10 +51,21 @@ def pytest_sessionstart() -> None:
     fix_torchvision_on_import()
 
 
+# tests.tiny imports minicogvx, so fixtures import it themselves, for the reason above.
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The folder of `tests.tiny.tiny_pipe()`, as `Pipeline.save` writes it; for reading only."""
+    from tests.tiny import tiny_pipe
+
+    return tiny_pipe().save(tmp_path_factory.mktemp("models") / "tiny")
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """A folder of three short videos of the shapes world and their captions."""
-    from tests.test_finetune import write_films
+    from tests.tiny import write_films
 
     return write_films(tmp_path_factory.mktemp("films"))
 

@@ -21,7 +21,7 @@ from minicogvx.course.exercises.checking import find
 from minicogvx.diffusion import NoiseSchedule
 from minicogvx.presets import ScheduleConfig
 from tests.stand_in import NAME, StandInTensor
-from tests.test_finetune import CAPTIONS, tiny_pipe, write_films
+from tests.tiny import CAPTIONS, tiny_pipe, write_films
 
 HERE = torch.arange(12.0).reshape(3, 4)  # on the CPU
 
@@ -48,10 +48,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("meeting", REFUSED.values(), ids=REFUSED)
-def test_a_cpu_tensor_is_refused(meeting):
-    with pytest.raises((RuntimeError, TypeError), match="same device|generator|numpy"):
-        meeting()
+def test_a_cpu_tensor_is_refused(subtests):
+    for name, meeting in REFUSED.items():
+        with subtests.test(name), pytest.raises((RuntimeError, TypeError), match="same device|generator|numpy"):
+            meeting()
 
 
 def test_what_a_gpu_allows():
@@ -126,17 +126,19 @@ def test_what_notebooks_show_may_lie_there(monkeypatch):
     assert len(shown) > 10
 
 
-@pytest.mark.parametrize("number", [  # what a notebook calls with tensors of its device; stubs are filled in by these
-    "2.1", "3.2", "3.3", "3.4", "5.5", "6.1", "6.2", "7.1", "7.2", "7.4", "7.6", "8.1", "8.2"])
-def test_the_packages_version_of_an_exercise_works_there(number):
-    exercise = find(number)
+def test_the_packages_version_of_an_exercise_works_there(subtests):
+    cases = [  # what a notebook calls with tensors of its device; stubs are filled in by these
+        "2.1", "3.2", "3.3", "3.4", "5.5", "6.1", "6.2", "7.1", "7.2", "7.4", "7.6", "8.1", "8.2"]
+    for number in cases:
+        with subtests.test(number=number):
+            exercise = find(number)
 
-    def on_device(*given, **named):
-        answer = exercise.reference(*tree_map_only(torch.Tensor, there, given), **named)
-        assert all(x.device.type == NAME for x in tree_leaves(answer))
-        return tree_map_only(torch.Tensor, torch.Tensor.cpu, answer)
+            def on_device(*given, **named):
+                answer = exercise.reference(*tree_map_only(torch.Tensor, there, given), **named)
+                assert all(x.device.type == NAME for x in tree_leaves(answer))
+                return tree_map_only(torch.Tensor, torch.Tensor.cpu, answer)
 
-    exercise.check(on_device)
+            exercise.check(on_device)
 
 
 # ---- the commands

@@ -36,10 +36,11 @@ def test_every_main_job_is_really_tried(monkeypatch):
     assert told["make test"].seconds == pytest.approx(22 * 60 * 0.5 / estimates.REFERENCE_STEP)
 
 
-@pytest.mark.parametrize("seconds, words", [(0.8431, "0.84 s"), (9.96, "10.0 s"), (75.0, "75 s"), (840.0, "14 min"),
-                                            (18720.0, "5.2 h"), (0.004, "0.00 s")])
-def test_seconds_are_said_in_a_fitting_unit(seconds, words):
-    assert estimates.say_seconds(seconds) == words
+def test_seconds_are_said_in_a_fitting_unit(subtests):
+    for seconds, words in ((0.8431, "0.84 s"), (9.96, "10.0 s"), (75.0, "75 s"), (840.0, "14 min"), (18720.0, "5.2 h"),
+                           (0.004, "0.00 s")):
+        with subtests.test(words):
+            assert estimates.say_seconds(seconds) == words
 
 
 def _without(monkeypatch, *names: str) -> list[doctor.Finding]:
@@ -72,10 +73,8 @@ def test_a_missing_requirement_fails_with_its_remedy(monkeypatch):
     assert told[-1] == "1 required part is broken"
     at = next(k for k, line in enumerate(told) if line.startswith("BROKEN"))
     assert "einops" in told[at] and told[at + 1].strip() == "fix: pip install -c constraints.txt einops"
-
-
-def test_without_torch_the_report_still_ends(monkeypatch):
-    found = _without(monkeypatch, "torch")
+    monkeypatch.undo()
+    found = _without(monkeypatch, "torch")  # the report still ends
     assert [finding.name for finding in found if finding.state == "broken"] == ["torch"]
     assert found[-1].name == "memory"
 

@@ -43,8 +43,8 @@ START = """
 from dataclasses import replace
 import minicogvx
 from minicogvx.presets import preset
-from minicogvx.training.recipe import RECIPES
-from minicogvx.training.run import Keep
+from minicogvx.training.recipes import RECIPES
+from minicogvx.training.loop import Keep
 quiet, micro = Keep(progress=False), RECIPES["micro"]
 """
 
@@ -55,7 +55,7 @@ pipe = minicogvx.load("toy")
 pipe("a red circle moves right", num_inference_steps=2)
 """,
     "training": START + """
-from minicogvx.training.latents import encode_world
+from minicogvx.data.clips.world import encode_world
 from minicogvx.training.transformer import train_transformer
 from minicogvx.training.vae import train_vae
 stage = replace(micro.vae[0], steps=2, batch_size=1)
@@ -94,7 +94,7 @@ def test_no_products_in_16_bits_on_an_older_processor(path):
 
 def test_the_count_sees_16_bits_and_the_environment_variable_asks_for_them():
     code = START + """
-from minicogvx.training.latents import encode_world
+from minicogvx.data.clips.world import encode_world
 from minicogvx.vae import CausalVAE
 encode_world(CausalVAE(preset("micro").vae), 1, 0, 1, 0.0, progress=False)
 """
