@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_that_says_what_was_meant(monkeypatch, tmp_path, c
         (["data", "scan", "x", "--lits", "y"], "no option --lits; did you mean --list? (see minicogvx data scan"),
         (["ablate", "positoin"], "did you mean position? (see minicogvx ablate --help)"),
         (["memory", "smal"], "the presets are micro, toy, small"), (["train", "micor"], "did you mean micro?"),
-        (["train", "small"], "there is no recipe 'small'; the recipes are micro, toy"),
+        (["train", "smal"], "there is no recipe 'smal'; the recipes are finetune, micro, published, small, toy"),
         (["finetune", "films", "--learning_rate", "1"], "did you mean --learning-rate?"),
         (["evaluate", "vea"], "it must be captions or vae"), (["export", "x", "--dtype", "int8"], "--dtype is 'int8'"),
         (["doctor", "all"], "'all' is one word too many"), (["words", "--all"], "there is no option --all"),
