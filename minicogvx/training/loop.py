@@ -59,9 +59,11 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
     for step, passes in read_ahead(data, run, workers):
         figures = [task.backward(batch, run.progress, batch is passes[-1]) for batch in passes]
         norm = task.update(step, rate(step))
-        run.record(norm, figures, passes, {name: value for watcher in watchers if (step + 1) % watcher.every == 0
-                                           for name, value in watcher(step + 1, task).items()})
-
+        measured = {}
+        for watcher in watchers:
+            if (step + 1) % watcher.every == 0:
+                measured |= watcher(step + 1, task)
+        run.record(norm, figures, passes, measured)
 
 
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:

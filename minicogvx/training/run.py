@@ -117,23 +117,23 @@ class Run:
         return step % self.keep.log_every == 0 or step == self.total - 1
 
     def record(self, grad_norm: Tensor, figures: Sequence[Mapping[str, Tensor]], passes: Sequence[Any] = (),
-               rare: Mapping[str, float] = {}) -> None:
+               measured: Mapping[str, float] = {}) -> None:
         """Logs the figures of the current step to NAME.jsonl, TensorBoard and the bar, every `log_every` steps.
 
         Args:
             figures: of each pass, its share of a mean.
             passes: their tokens are counted.
-            rare: figures that few steps have; such steps are always logged.
+            measured: figures of watchers, which few steps have; such steps are always logged.
 
         Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
         """
         step = self.done
         self._watch(step, float(grad_norm))
-        if not (rare or self.logs(step)):
+        if not (measured or self.logs(step)):
             return
         names = dict.fromkeys(name for one in figures for name in one)
         row = {name: float(sum(one[name] for one in figures if name in one)) for name in names}
-        row = mean_over_ranks(row, self.ranks) | dict(rare) | {"grad_norm": float(grad_norm)}
+        row = mean_over_ranks(row, self.ranks) | dict(measured) | {"grad_norm": float(grad_norm)}
         if not self.ranks.first:
             return
         row["seconds"] = time.perf_counter() - self.started
