@@ -33,9 +33,9 @@ class Example:
     timestep: int
     caption: str  # empty if it was dropped
     text: Float[Tensor, "n d"] | None  # stored features of the caption; None: it is encoded in the step
-    features: Float[Tensor, "t h w k"] | None  # what the alignment head is asked for
+    features: Float[Tensor, "t h w k"] | None  # what the alignment head must predict
     picture: Float[Tensor, "3 1 h2 w2"] | None  # the noised first frame, for image to video
-    picture_noise: Float[Tensor, "c_image 1 h w"]  # of the posterior of the picture's latent; else without channels
+    picture_noise: Float[Tensor, "c_image 1 h w"]  # of the picture's posterior; without a picture no channels
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Batch:
 
 
 class Steps(Dataset):
-    """Step k of a training as the forward passes of this rank: `steps[k]`, a list of `Pass`."""
+    """`steps[k]` is step k of a training: the forward passes of this rank, a list of `Pass`."""
 
     def __init__(self, clips: Clips | Sequence[Clips], training: TransformerTraining, config: TransformerConfig,
                  ranks: Ranks = Ranks(), seed: int = 0, zero_text: bool = False, T: int = 1000):

@@ -97,7 +97,7 @@ class VAETask:
         self.objective = VAELoss(stage.loss, self.critic.network, perceptual, strict=False).to(self.ranks.device)
 
     def backward(self, batch: VideoPass, progress: float, last: bool = True) -> dict[str, Tensor]:
-        """Adds this pass's share of the step's gradients; its share of the losses by name, detached.
+        """Adds this pass's share of the step's gradients, and returns its share of the losses, by name.
 
         A loss that is not finite leaves a gradient that is not, and the optimizer skips the step.
         """
