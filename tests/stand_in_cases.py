@@ -196,12 +196,14 @@ def test_finetune(run):
 
 
 def test_train(run, home):
-    stages = ["vae.0.steps=2", "vae.0.batch_size=1", "vae.1.steps=1", "vae.1.batch_size=1",
-              "transformer.stages.0.steps=1", "transformer.stages.1.steps=2",
-              "transformer.stages.0.batch_size=2", "transformer.stages.1.batch_size=2", "clips=4",
-              "sizes.transformer.num_layers=1"]
-    run("train", "micro", "--out", "trained", *(word for stage in stages for word in ("--set", stage)))
+    changes = ["vae.stages.0.steps=2", "vae.stages.0.batch_size=1", "vae.stages.1.steps=1",
+               "vae.stages.1.batch_size=1", "transformer.stages.0.steps=1", "transformer.stages.1.steps=2",
+               "transformer.stages.0.batch_size=2", "transformer.stages.1.batch_size=2", "clips=4",
+               "sizes.transformer.num_layers=1"]
+    run("train", "micro", "--out", "trained", *(word for change in changes for word in ("--set", change)))
     assert (home / "trained" / "pipeline" / "model_index.json").is_file()
+    run("train", "micro", "--data", "films", "--out", "on_films", *(word for change in changes
+                                                                    for word in ("--set", change)))
 
 
 def test_ablate(run, monkeypatch):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minicogvx import cli, compat, doctor, estimates, interop
-from minicogvx.training.recipes import RECIPES
-from minicogvx.training.transformer import TransformerStage
+from minicogvx.training.recipes import load_recipe
+from minicogvx.training.stages import Stage
 
 
 def test_this_machine_is_sound(monkeypatch, capsys):
@@ -25,13 +25,14 @@ def test_this_machine_is_sound(monkeypatch, capsys):
 
 
 def test_every_main_job_is_really_tried(monkeypatch):
-    recipe = RECIPES["micro"]
-    few = replace(recipe, vae=tuple(replace(stage, batch_size=1, steps=7) for stage in recipe.vae),
-                  transformer=replace(recipe.transformer, stages=(TransformerStage(steps=5, batch_size=2),)))
-    monkeypatch.setattr(estimates, "RECIPES", {"micro": few})
+    recipe = load_recipe("micro")
+    stages = tuple(replace(stage, batch_size=1, steps=7) for stage in recipe.vae.stages)
+    few = replace(recipe, vae=replace(recipe.vae, stages=stages),
+                  transformer=replace(recipe.transformer, stages=(Stage(5, batch_size=2),)))
+    monkeypatch.setattr(estimates, "load_recipe", lambda name: few)
     monkeypatch.setattr(estimates, "_seconds", lambda run, device: (run(), 0.5)[1])  # each once, half a second each
     told = {estimate.job: estimate for estimate in estimates.estimates()}
-    assert set(told) == {"one toy clip", "train micro", "all notebooks", "make test"}
+    assert set(told) == {"one toy clip", "train micro", "train toy", "all notebooks", "make test"}
     assert told["train micro"].seconds == 0.5 * (14 + 8192 / 16 + 5) and "VAE 7.0 s" in str(told["train micro"])
     assert told["make test"].seconds == pytest.approx(22 * 60 * 0.5 / estimates.REFERENCE_STEP)
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from minicogvx.data.clips.order import Order, PackOrder, passes
+from minicogvx.data.clips.order import Order, PackOrder, own_passes
 from minicogvx.engine.ranks import Ranks
 
 SIZES = [(1, 8, 8)] * 5 + [(3, 8, 8)] * 9 + [(3, 6, 10)] * 2 + [(5, 8, 8)] * 16
@@ -25,14 +25,14 @@ def test_a_resumed_run_goes_on_in_the_line_with_another_number_of_ranks():
     for step in range(10):
         joint, world = order.take(step * 104, 104), 8 if step < 6 else 2
         for rank in range(world):
-            seen.update(joint[place] for one in passes([SIZES[0]] * 104, Ranks(rank, world)) for place in one)
+            seen.update(joint[place] for one in own_passes([SIZES[0]] * 104, Ranks(rank, world)) for place in one)
     assert seen - Counter(range(1000)) == Counter(order.take(1000, 40)), "40 clips of the next epoch, and no others"
     assert len(seen) == 1000
 
 
 def test_ranks_share_a_batch_of_many_sizes():
     for world in (1, 2, 4, 8):
-        own = [passes(SIZES, Ranks(rank, world)) for rank in range(world)]
+        own = [own_passes(SIZES, Ranks(rank, world)) for rank in range(world)]
         assert sorted(place for ones in own for one in ones for place in one) == list(range(32))
         assert len({len(ones) for ones in own}) == 1, "FSDP needs as many passes on every rank"
         assert len({sum(map(len, ones)) for ones in own}) == 1, "and ranks have equally many clips"
@@ -43,14 +43,14 @@ def test_ranks_share_a_batch_of_many_sizes():
 
 
 def test_accumulation_cuts_the_longest_passes_and_teams_share_theirs():
-    assert [len(one) for one in passes([(1, 1, 1)] * 8, Ranks(), 3)] == [2, 2, 4]
-    assert len(passes([(1, 1, 1)] * 8, Ranks(), 8)) == 8
-    teams = [passes(SIZES, Ranks(rank, 4, context=2)) for rank in range(4)]
+    assert [len(one) for one in own_passes([(1, 1, 1)] * 8, Ranks(), 3)] == [2, 2, 4]
+    assert len(own_passes([(1, 1, 1)] * 8, Ranks(), 8)) == 8
+    teams = [own_passes(SIZES, Ranks(rank, 4, context=2)) for rank in range(4)]
     assert teams[0] == teams[1] != teams[2] == teams[3]
     with pytest.raises(ValueError, match="accumulate is 9; .* at most 8"):
-        passes([(1, 1, 1)] * 8, Ranks(), 9)
+        own_passes([(1, 1, 1)] * 8, Ranks(), 9)
     with pytest.raises(ValueError, match="batch_size is 9"):
-        passes([(1, 1, 1)] * 9, Ranks(0, 2))
+        own_passes([(1, 1, 1)] * 9, Ranks(0, 2))
 
 
 def test_packs_hold_every_clip_once_an_epoch_and_are_found_again_after_an_interruption():

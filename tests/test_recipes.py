@@ -49,6 +49,26 @@ def test_the_published_stages_are_those_of_table_5():
     assert all(count < length for count, length in zip(tokens, (25_000, 75_000, 700_000, 700_000)))
 
 
+def test_finetune_takes_its_numbers_from_a_published_stage_and_options_change_them(capsys, monkeypatch):
+    def shown(*words: str) -> dict:
+        assert cli.main(["finetune", "films", "--show", *words]) == 0
+        training = tomllib.loads(capsys.readouterr().out)["transformer"]
+        return training | training["stages"][0]
+
+    assert {"steps": 1000, "batch_size": 2, "height": "none", "accumulate": 1}.items() <= shown().items()
+    two = {"height": 480, "width": 720, "num_frames": 49, "steps": 220_000, "batch_size": 1000, "accumulate": 1000}
+    assert two.items() <= shown("--model", "5b", "--stage", "2").items()
+    assert shown("--model", "5b", "--stage", "1", "--batch-size", "3")["accumulate"] == 3
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert shown("--model", "5b", "--stage", "4")["batch_size"] == 100  # without a rank it is not torchrun's
+    monkeypatch.setenv("RANK", "0")
+    four = {"height": 64, "width": 1360, "num_frames": 41, "steps": 7, "batch_size": 112, "accumulate": 2, "best": 0.2}
+    assert four.items() <= shown("--model", "5b", "--stage", "4", "--steps", "7", "--height", "64", "--fps", "4",
+                                 "--set", "accumulate=2").items()
+    for words, told in ((["--stage", "5"], "stage is 5"), (["--stage", "0"], "stage is 0")):
+        assert cli.main(["finetune", "nowhere", *words]) == 2 and told in capsys.readouterr().err
+
+
 def test_the_defaults_are_the_published_training():
     training = TransformerTraining()
     assert (training.optimizer, training.text_dropout, training.timesteps, training.posterior) == (

@@ -49,15 +49,17 @@ class Measuring:
 
 
 def seeded_task(config: TransformerConfig, training: TransformerTraining, text: TextConfig, schedule: ScheduleConfig,
-                device: torch.device, dtype: torch.dtype, seed: int, kind: type[TransformerTask] = TransformerTask,
-                variance: float = 1.0) -> TransformerTask:
-    """A transformer and a text encoder with random weights: those of the text encoder are the same for every config."""
+                device: torch.device, dtype: torch.dtype, seed: int, feature_variance: float = 1.0) -> TransformerTask:
+    """A transformer and a text encoder with random weights: those of the text encoder are the same for every config.
+
+    `feature_variance`: see `TransformerTask`.
+    """
     torch.manual_seed(seed)
     encoder = TextEncoder.from_config(text, vocabulary(), config.max_text_seq_length)
     torch.manual_seed(seed)
     model = random_transformer(config, training)
-    return kind(model, encoder, schedule, training, Ranks(device=device), dtype, from_random=True,
-                feature_variance=variance)
+    return TransformerTask(model, encoder, schedule, training, Ranks(device=device), dtype, from_random=True,
+                           feature_variance=feature_variance)
 
 
 def trained_model(task: TransformerTask) -> tuple[ExpertTransformer, TextEncoder]:

@@ -38,6 +38,7 @@ class StageClips:
     """The training and test clips of a study of stages."""
 
     train: dict[tuple[int, int], Clips]  # by (frames, side); the same scenes in each
+    scenes: list[Scene]  # of the training clips
     held_back: Clips  # full size, with the training clips' share of blurred ones
     held_back_sharp: Clips  # the same scenes, all in focus
     flawed: Bool[Tensor, " n"]  # which training clips are out of focus; for statistics only, not for training
@@ -64,7 +65,7 @@ def encode_clips(vae: CausalVAE, study: StagesStudy, sizes: Sequence[tuple[int, 
             score, held_back = scores[:cut], Selected(whole, range(cut, study.clips))
     in_focus = torch.zeros(study.held_back, dtype=torch.bool)
     _, sharp = encode_blurred(vae, scenes[cut:], in_focus, *study.full, study.blur, dtype, progress=False)
-    return StageClips(train, held_back, sharp, flawed[:cut], score)
+    return StageClips(train, scenes[:cut], held_back, sharp, flawed[:cut], score)
 
 
 @torch.no_grad()

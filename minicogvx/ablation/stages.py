@@ -11,36 +11,32 @@ lag by a few hundred steps, so a curve bends shortly after the start of a stage.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from minicogvx.ablation.compare import seeded_task, trained_model
 from minicogvx.ablation.stage_clips import StageClips
 from minicogvx.ablation.stage_judge import Judge
 from minicogvx.ablation.studies import StagesStudy, size_of
+from minicogvx.ablation.timed import TimedRun, TimedSteps
 from minicogvx.ablation.transformers import study_training
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Clips, Selected
-from minicogvx.engine.optim import warmup_cosine
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import feature_variance
-from minicogvx.training.batches import Pass, Steps
+from minicogvx.training.batches import Steps
 from minicogvx.training.loop import fit
-from minicogvx.training.run import Keep, Run
 from minicogvx.training.stages import Stage
 from minicogvx.training.transformer import TransformerTask
 from minicogvx.training.validation import held_back_loss
 from minicogvx.transformer.model import ExpertTransformer
 
-_TICKS, _WARMUP = 10_000, 200  # time steps of a run's schedule; warm-up is the first fiftieth
-_ENDLESS = 10**9  # steps
+_SPENT = ("seconds", "steps", "clips", "tokens")
 
 
 @dataclass
@@ -101,7 +97,7 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
         raise ValueError(f"names is empty; give at least one of {'; '.join(study.variants)}")
     curves = []
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        judge = Judge(study, bench.clips.train[study.full].scenes, bench.pipe, bench.schedule)
+        judge = Judge(study, bench.clips.scenes, bench.pipe, bench.schedule)
         for name in names:
             task, curve = train(bench, name, seed)
             made = [finish(curve, task, judge)]
@@ -115,33 +111,35 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
     return curves
 
 
-def train(bench: Bench, name: str, seed: int) -> tuple["TimedTask", StagesCurve]:
+def train(bench: Bench, name: str, seed: int) -> tuple[TransformerTask, StagesCurve]:
     """Trains one variant from scratch, through its stages."""
     config, stages = bench.study.variants[name]
-    task = new_task(bench, config, stages, seed, alignment=1.0)
+    task = new_task(bench, config, stages, seed, alignment_weight=1.0)
     curve = StagesCurve(name, seed, sum(p.numel() for p in task.model.parameters()),
                         sharp_share=1 - bench.clips.flawed.float().mean().item())
-    sets = [bench.clips.train[size_of(stage)] for stage in stages]
-    spend(bench, task, curve, sets, [label(stage) for stage in stages], 60 * bench.study.minutes, seed)
+    plan = [(bench.clips.train[size_of(stage)], label(stage)) for stage in stages]
+    spend(bench, task, curve, plan, 60 * bench.study.minutes, seed)
     return task, curve
 
 
-def refine(bench: Bench, before: "TimedTask", curve: StagesCurve, kind: str) -> tuple["TimedTask", StagesCurve]:
+def refine(bench: Bench, trained: TransformerTask, curve: StagesCurve,
+           kind: str) -> tuple[TransformerTask, StagesCurve]:
     """Continues from a run's averages at the full size, on "the best fifth" of its clips or on "all clips".
 
     The authors published neither the learning rate of their last stage nor how it starts. Ours: a new optimizer and a
     new average, `refine_rate` times the learning rate with its own warm-up and cosine, no alignment.
     """
     study, clips = bench.study, bench.clips
-    stage = replace(study.variants[curve.name][1][-1], steps=1, learning_rate=study.refine_rate)
+    stage = replace(study.variants[curve.name][1][-1], learning_rate=study.refine_rate)
     chosen = clips.best() if kind == "the best fifth" else torch.arange(len(clips.flawed))
-    task = new_task(bench, before.model.config, (stage,), curve.seed)
-    task.begin_with(before)
-    again = StagesCurve(f"{curve.name}, then {kind}", curve.seed, curve.parameters,
-                        sharp_share=1 - clips.flawed[chosen].float().mean().item())
-    some = Selected(clips.train[size_of(stage)], chosen.tolist())
-    spend(bench, task, again, [some], [f"{label(stage)}, {kind}"], 60 * study.best_fifth, curve.seed + 500_000)
-    return task, again
+    task = new_task(bench, trained.model.config, (stage,), curve.seed)
+    begin_with(task, trained.result())
+    refined = StagesCurve(f"{curve.name}, then {kind}", curve.seed, curve.parameters,
+                          sharp_share=1 - clips.flawed[chosen].float().mean().item())
+    plan = [(Selected(clips.train[size_of(stage)], chosen.tolist()), f"{label(stage)}, {kind}")]
+    before = {name: getattr(curve, name)[-1] for name in _SPENT}
+    spend(bench, task, refined, plan, 60 * study.best_fifth, curve.seed + 500_000, before)  # same noise for both kinds
+    return task, refined
 
 
 def label(stage: Stage) -> str:
@@ -150,155 +148,74 @@ def label(stage: Stage) -> str:
 
 
 def new_task(bench: Bench, config: TransformerConfig, stages: Sequence[Stage], seed: int,
-             alignment: float = 0.0) -> "TimedTask":
-    """A shorter average than the shipped model's, because runs are shorter."""
-    training = study_training(*stages, ema_decay=0.995, alignment_weight=alignment)
+             alignment_weight: float = 0.0) -> TransformerTask:
+    """A transformer at its start, with a shorter average than the shipped model's, because runs are shorter."""
+    training = study_training(*stages, ema_decay=0.995, alignment_weight=alignment_weight)
     device = bench.pipe.vae.decoder.conv_out.conv.weight.device
     variance = feature_variance(bench.clips.train[bench.study.full], training.alignment_kinds)
     return seeded_task(config, training, bench.text, bench.schedule, device,
-                       choose_dtype(device, bench.dtype, training=True), seed, TimedTask, variance)
+                       choose_dtype(device, bench.dtype, training=True), seed, variance)
 
 
-def spend(bench: Bench, task: "TimedTask", curve: StagesCurve, sets: Sequence[Clips], labels: Sequence[str],
-          seconds: float, seed: int) -> None:
-    """Trains for `seconds`, which the stages share; the clock runs only during steps.
+@torch.no_grad()
+def begin_with(task: TransformerTask, learnt: Mapping[str, Tensor]) -> None:
+    """Gives a task, and its average, the weights that another one learnt."""
+    for tensors in (task.weights.tensors(), task.average):
+        for name, tensor in tensors.items():
+            tensor.copy_(learnt[name])
+    task.restored()
 
-    Measures at the start, after every `study.every` seconds, and at the end of each stage.
+
+def spend(bench: Bench, task: TransformerTask, curve: StagesCurve, plan: Sequence[tuple[Clips, str]], seconds: float,
+          seed: int, before: Mapping[str, float] = {}) -> None:
+    """Trains for so many seconds, which the stages of the task share.
+
+    `plan`: the clips and the label of each stage. `before`: what was spent on the same weights earlier, by the names
+    of `_SPENT`.
     """
-    run = TimedRun(curve.name, seconds, task, bench)
+    run = TimedRun(curve.name, task.training.stages, seconds, bench.now, bench.on_second)
+    sets, labels = zip(*plan)
     data = TimedSteps(Steps(sets, task.training, task.model.config, seed=seed), run)
-    watcher = StageWatcher(bench, curve, run, data, labels)
-    measure(bench, task, curve)
-    fit(task, data, run, lambda step: run.stage.learning_rate * warmup_cosine(int(_TICKS * run.progress), _TICKS,
-                                                                              _WARMUP), [watcher])
+    watch = Watch(bench, curve, run, data, labels, before)
+    watch.measure(0, task)
+    fit(task, data, run, run.rate, [watch])
 
 
-class TimedTask(TransformerTask):
-    """A transformer in training that counts the seconds, steps, clips and tokens spent."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.seconds, self.steps, self.clips, self.tokens = 0.0, 0, 0, 0
-        self.clock: TimedRun | None = None
-
-    def backward(self, batch: Pass, progress: float, last: bool = True) -> dict[str, Tensor]:
-        """See `TransformerTask`."""
-        self.clips, self.tokens = self.clips + len(batch.examples), self.tokens + batch.tokens
-        return super().backward(batch, progress, last)
-
-    def update(self, step: int, rate: float) -> Tensor:
-        """See `TransformerTask`. Stops the clock of the run."""
-        norm = super().update(step, rate)
-        self.steps += 1
-        self.clock.stop()
-        return norm
-
-    def begin_with(self, other: "TimedTask") -> None:
-        """Takes over what `other` has learnt, and what it has spent."""
-        learnt = other.result()
-        for part in (self.weights.tensors(), self.average):
-            for name, tensor in part.items():
-                tensor.copy_(learnt[name])
-        self.weights.write_back()
-        self.seconds, self.steps, self.clips, self.tokens = other.seconds, other.steps, other.clips, other.tokens
-
-
-class TimedRun(Run):
-    """Steps until so many seconds of training are spent; what is measured in between does not count."""
-
-    def __init__(self, name: str, seconds: float, task: TimedTask, bench: Bench):
-        super().__init__(name, _ENDLESS, Keep(progress=False))
-        self.limit, self.task, self.bench, self.before = seconds, task, bench, task.seconds
-        self.shares = list(accumulate(stage.steps for stage in task.training.stages))
-        task.clock, self.began, self.told = self, 0.0, 0
-
-    @property
-    def progress(self) -> float:
-        """The share of the seconds that is spent."""
-        return (self.task.seconds - self.before) / self.limit
-
-    @property
-    def number(self) -> int:
-        """The number of the stage."""
-        ends = [end / self.shares[-1] for end in self.shares]
-        return next((i for i, end in enumerate(ends) if self.progress < end), len(ends) - 1)
-
-    @property
-    def stage(self) -> Stage:
-        """The stage at this moment."""
-        return self.task.training.stages[self.number]
-
-    def __iter__(self) -> Iterator[int]:
-        while self.progress < 1:
-            self.started = self.began = self.bench.now()
-            yield self.done
-            self.done += 1
-
-    def logs(self, step: int) -> bool:
-        """Nothing is logged."""
-        return False
-
-    def stop(self) -> None:
-        """Ends a step: its seconds are spent."""
-        self.task.seconds += self.bench.now() - self.began
-        spent = int(min(self.task.seconds - self.before, self.limit))
-        while self.bench.on_second and self.told < spent:
-            self.told += 1
-            self.bench.on_second(self.name)
-
-
-class TimedSteps(Dataset):
-    """The next step of whatever stage the clock has come to."""
-
-    def __init__(self, steps: Steps, run: TimedRun):
-        self.steps, self.run, self.taken = steps, run, [0] * len(steps.sets)
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, step: int) -> list[Pass]:
-        number = self.run.number
-        self.taken[number] += 1
-        return self.steps.passes(number, self.taken[number] - 1, step)
-
-
-class StageWatcher:
-    """A watcher: measures after every `study.every` seconds and at the end of each stage."""
+class Watch:
+    """A watcher: stops the clock after each step; measures every `study.every` seconds, and at the end of a stage."""
 
     every = 1
 
-    def __init__(self, bench: Bench, curve: StagesCurve, run: TimedRun, data: TimedSteps, labels: Sequence[str]):
-        self.bench, self.curve, self.run, self.labels = bench, curve, run, labels
-        self.measured = self.number = 0
+    def __init__(self, bench: Bench, curve: StagesCurve, run: TimedRun, data: TimedSteps, labels: Sequence[str],
+                 before: Mapping[str, float]):
+        self.bench, self.curve, self.run, self.data = bench, curve, run, data
+        self.labels, self.before = labels, before
+        self.times = self.stage = 0
 
-    def __call__(self, step: int, task: TimedTask) -> dict[str, float]:
+    def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
         """Nothing to log."""
-        spent, over = self.run.progress * self.run.limit, self.run.progress >= 1
-        ended = over or self.run.number != self.number
-        if ended or spent // self.bench.study.every > self.measured:
-            self.measured = spent // self.bench.study.every
-            measure(self.bench, task, self.curve)
-        if ended:
-            self.curve.stages.append(self.labels[self.number])
-            self.curve.ends.append(task.seconds)
-            self.number = self.run.number
+        self.run.stop()
+        times, stage = self.run.used // self.bench.study.every, self.run.stage
+        if times > self.times or stage > self.stage:
+            self.measure(step, task)
+        for ended in self.labels[self.stage:stage]:
+            self.curve.stages.append(ended)
+            self.curve.ends.append(self.curve.seconds[-1])
+        self.times, self.stage = times, stage
         return {}
 
-
-def measure(bench: Bench, task: TimedTask, curve: StagesCurve) -> None:
-    """Adds a point to the curve, unless the last one was at the same step."""
-    if curve.steps and curve.steps[-1] == task.steps:
-        return
-    for name in ("seconds", "steps", "clips", "tokens"):
-        getattr(curve, name).append(getattr(task, name))
-    for name, clips in (("loss", bench.clips.held_back), ("loss_of_sharp", bench.clips.held_back_sharp)):
-        getattr(curve, name).append(held_back_loss(task, clips))
+    def measure(self, step: int, task: TransformerTask) -> None:
+        """Adds a point to the curve."""
+        for name, value in zip(_SPENT, (self.run.used, step, self.data.clips, self.data.tokens)):
+            getattr(self.curve, name).append(self.before.get(name, 0) + value)
+        self.curve.loss.append(held_back_loss(task, self.bench.clips.held_back))
+        self.curve.loss_of_sharp.append(held_back_loss(task, self.bench.clips.held_back_sharp))
 
 
-def finish(curve: StagesCurve, task: TimedTask, judge: Judge) -> StagesCurve:
+def finish(curve: StagesCurve, task: TransformerTask, judge: Judge) -> StagesCurve:
     """Adds the model and its scores to the curve."""
-    model, text = trained_model(task)
     with task.averaged():
         curve.adherence, curve.measured, curve.sharpness = judge(task.model, task.text)
-    curve.references, curve.model, curve.text = judge.references, model, text
+    curve.references = judge.references
+    curve.model, curve.text = trained_model(task)
     return curve

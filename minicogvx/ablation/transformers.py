@@ -64,7 +64,7 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
         raise ValueError(f"latents hold {len(latents)} clips; {HELD_BACK} are held back, so there must be more")
     held_from, device = len(latents) - HELD_BACK, torch.device(device)
     clips = Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
-    training = study_training(Stage(steps, batch_size), gradient_checkpointing=False)
+    training = study_training(Stage(steps, batch_size))
     shared = training, clips, text, schedule, device, choose_dtype(device, dtype, training=True), seed, every, on_step
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         return {name: _train(name, config, *shared) for name, config in variants.items()}

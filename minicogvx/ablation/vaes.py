@@ -151,7 +151,7 @@ def _train(name: str, config: VAEConfig, stages: Sequence[VAEStage], measures: M
     """Trains one VAE through `stages`; a curve for each of `measures`, whose key is added to its name."""
     start, steps, one = time.perf_counter(), sum(stage.steps for stage in stages), next(iter(measures.values()))
     torch.manual_seed(seed)
-    vae, training = CausalVAE(config), VAETraining(tuple(stages), optimizer="muon", small_branches=True)
+    vae, training = CausalVAE(config), VAETraining(tuple(stages), optimizer="muon")
     small_branches(vae)
     task = VAETask(vae.to(one.device), training, Ranks(device=one.device), one.dtype)
     parameters = sum(p.numel() for p in vae.parameters())

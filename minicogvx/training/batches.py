@@ -5,8 +5,9 @@ in the joint batch. So a step is the same on any number of ranks, in any number 
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -14,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minicogvx.data.clips.clips import Clips, Selected
-from minicogvx.data.clips.order import Order, PackOrder, number_of, passes
+from minicogvx.data.clips.order import Order, PackOrder, number_of, own_passes
 from minicogvx.diffusion.timesteps import rank_interval
 from minicogvx.engine.ranks import Ranks
 from minicogvx.presets import TransformerConfig
 from minicogvx.training.image_condition import noised_picture
 from minicogvx.training.settings import TransformerTraining
-from minicogvx.training.stages import Stage, stage_of
+from minicogvx.training.stages import stage_of
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Example:
     timestep: int
     caption: str  # empty if it was dropped
     text: Float[Tensor, "n d"] | None  # stored features of the caption; None: it is encoded in the step
-    features: Float[Tensor, "t h w k"] | None  # what the alignment head is asked for
+    features: Float[Tensor, "t h w k"] | None  # what the alignment head must predict
     picture: Float[Tensor, "3 1 h2 w2"] | None  # the noised first frame, for image to video
-    picture_noise: Float[Tensor, "c_image 1 h w"]  # of the posterior of the picture's latent; else without channels
+    picture_noise: Float[Tensor, "c_image 1 h w"]  # of the picture's posterior; without a picture no channels
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,18 @@ class Pass:
         return torch.tensor([example.timestep for example in self.examples], device=device)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The joint batch of a step: its clips in order, and which of them this rank computes."""
+
+    clips: list[tuple[int, bool]]  # of each: its number, and whether only the first latent frame is taken, a picture
+    own: list[list[int]]  # places in `clips`, a list for each forward pass
+    packed: bool
+    total: float  # see `Pass`
+
+
 class Steps(Dataset):
-    """Step k of a training as the forward passes of this rank: `steps[k]`, a list of `Pass`."""
+    """`steps[k]` is step k of a training: the forward passes of this rank, a list of `Pass`."""
 
     def __init__(self, clips: Clips | Sequence[Clips], training: TransformerTraining, config: TransformerConfig,
                  ranks: Ranks = Ranks(), seed: int = 0, zero_text: bool = False, T: int = 1000):
@@ -96,67 +107,66 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Pass]:
         number, within = stage_of(self.training.stages, step)
-        return self.passes(number, within, step)
+        return self.of_stage(number, within, step)
 
-    def passes(self, number: int, within: int, step: int) -> list[Pass]:
+    def of_stage(self, number: int, within: int, step: int) -> list[Pass]:
         """The passes of step `within` of stage `number`; `step` seeds what is drawn."""
-        stage, order = self.training.stages[number], self.orders[number]
-        joint = order.take(within * stage.batch_size, stage.batch_size)
-        if stage.pack:
-            own = joint[self.ranks.part(stage.batch_size)]
-            places = [place for pack in joint for place in pack.indices]
-            first = sum(len(pack.indices) for pack in joint[:self.ranks.part(stage.batch_size).start])
-            total = order.clips_a_pack * stage.batch_size / self.ranks.teams
-            return list(self._packed(own, first, len(places), total, number, step))
-        images = _images(stage, self.seed, step)
-        sizes = [self._size(number, i, place in images) for place, i in enumerate(joint)]
-        total = stage.batch_size / self.ranks.teams
-        strata = _strata(len(joint), self.seed, step)
-        return [self._pass([self.example(number, joint[place], place, strata[place] / len(joint), len(joint), step,
-                                          place in images) for place in group], False, total, step)
-                for group in passes(sizes, self.ranks, self.training.accumulate)]
-
-    def _packed(self, packs, first: int, count: int, total: float, number: int, step: int) -> Iterator[Pass]:
-        """The packs of this rank, whose first clip has place `first` among the `count` clips of the joint batch."""
-        strata = _strata(count, self.seed, step)
-        for pack in packs:
-            examples = [self.example(number, i, place, strata[place] / count, count, step, self._is_image(number, i))
-                        for place, i in enumerate(pack.indices, first)]
-            first += len(pack.indices)
-            yield replace(self._pass(examples, True, total, step), room=pack.sequence_length)
-
-    def _pass(self, examples: list[Example], packed: bool, total: float, step: int) -> Pass:
+        batch = self._packed(number, within) if self.training.stages[number].pack else self._batch(number, within, step)
+        count = len(batch.clips)
+        parts = random.Random(f"timesteps {self.seed} {step}").sample(range(count), count)  # of 0 .. T-1, for each clip
         shows = random.Random(f"picture {self.seed} {step}").random() >= self.training.image.dropout
-        tokens = sum(self._tokens(tuple(example.latents.shape[1:])) for example in examples)
-        return Pass(examples, packed, total, shows, tokens)
+        passes = []
+        for places in batch.own:
+            examples = [self.example(number, *batch.clips[place], step, place, parts[place], count) for place in places]
+            tokens = sum(self._tokens(tuple(example.latents.shape[1:])) for example in examples)
+            passes.append(Pass(examples, batch.packed, batch.total, shows, tokens,
+                               self.training.stages[number].pack))
+        return passes
 
-    def example(self, number: int, index: int, place: int, low: float, count: int, step: int, image: bool) -> Example:
-        """Clip `index` of the stage's set, at this place of the joint batch of `count` clips."""
+    def _batch(self, number: int, within: int, step: int) -> _Batch:
+        """The next `batch_size` clips, of which each rank computes those of one size together."""
+        stage, chance = self.training.stages[number], random.Random(f"images {self.seed} {step}")
+        indices = self.orders[number].take(within * stage.batch_size, stage.batch_size)
+        images = set(chance.sample(range(stage.batch_size), round(stage.images * stage.batch_size)))
+        clips = [(i, place in images) for place, i in enumerate(indices)]
+        own = own_passes([self._size(number, *clip) for clip in clips], self.ranks, self.training.accumulate)
+        return _Batch(clips, own, False, stage.batch_size / self.ranks.teams)
+
+    def _packed(self, number: int, within: int) -> _Batch:
+        """The clips of the next `batch_size` packs, of which each rank computes its share, one by one."""
+        stage, order = self.training.stages[number], self.orders[number]
+        packs = order.take(within * stage.batch_size, stage.batch_size)
+        clips = [(i, self._is_image(number, i)) for pack in packs for i in pack.indices]
+        ends = accumulate(len(pack.indices) for pack in packs)
+        places = [list(range(end - len(pack.indices), end)) for pack, end in zip(packs, ends)]
+        # The average number of clips, so that a clip counts the same in a pack of many and in one of few.
+        total = order.clips_a_pack * stage.batch_size / self.ranks.teams
+        return _Batch(clips, places[self.ranks.part(stage.batch_size)], True, total)
+
+    def example(self, number: int, index: int, image: bool, step: int, place: int, part: int, count: int) -> Example:
+        """Clip `index` of the stage's set, or its first latent frame, at this place of the joint batch.
+
+        `part`: the clip's own, of `count` equal parts of the timesteps; `count`: the clips of the joint batch.
+        """
         clips, training = self.sets[number], self.training
         words = random.Random(f"clip {self.seed} {step} {place}")
         generator = torch.Generator().manual_seed(number_of("clip", self.seed, step, place))
-        dropped = words.random() < training.text_dropout
-        caption = clips.caption(index, words, training.caption_style)
+        caption, text = caption_with_dropout(clips, index, words, training, self.zero_text)
         latents = clips.latents(index, generator if training.posterior == "sample" else None)
         latents = whole_patches(latents[:, :1] if image else latents, self.config.patch_size_t)
         noise = torch.randn(latents.shape, generator=generator)
-        u = torch.rand((), generator=generator).item()
-        text = features = picture = None
-        picture_noise = latents[:0, :1]
-        if clips.has_text:
-            text = clips.text(index) if not dropped else clips.empty_text() * (not self.zero_text)
-        if training.alignment_weight:
-            features = clips.features(index)[:latents.shape[1]]
+        timestep = self._timestep(part, count, torch.rand((), generator=generator).item())
+        features = clips.features(index)[:latents.shape[1]] if training.alignment_weight else None
+        picture, picture_noise = None, latents[:0, :1]
         if training.image_to_video:
             picture = noised_picture(clips.first_pixels(index), training.image, generator)
             picture_noise = torch.randn(latents[:, :1].shape, generator=generator)
-        return Example(latents, noise, self._timestep(low, u, count), "" if dropped else caption, text, features,
-                       picture, picture_noise)
+        return Example(latents, noise, timestep, caption, text, features, picture, picture_noise)
 
-    def _timestep(self, low: float, u: float, count: int) -> int:
-        """From this clip's own part of 0 .. T-1, from this rank's, or from all of it (paper 3.3)."""
+    def _timestep(self, part: int, count: int, u: float) -> int:
+        """From this clip's own part of 0 .. T-1, from this rank's, or from all of it (paper 3.3); `u`: random, 0..1."""
         if self.training.timesteps == "stratified":
-            return min(int((low + u / count) * self.T), self.T - 1)
+            return min(int((part / count + u / count) * self.T), self.T - 1)
         first, end = 0, self.T
         if self.training.timesteps == "rank":
             first, end = rank_interval(self.T, self.ranks.rank // self.ranks.context, self.ranks.teams)
@@ -181,15 +191,16 @@ class Steps(Dataset):
         return self.config.max_text_seq_length + self.config.num_patches(size)
 
 
-def _images(stage: Stage, seed: int, step: int) -> set[int]:
-    """The places of the joint batch at which only the first latent frame is taken."""
-    chosen = round(stage.images * stage.batch_size)
-    return set(random.Random(f"images {seed} {step}").sample(range(stage.batch_size), chosen))
+def caption_with_dropout(clips: Clips, index: int, words: random.Random, training: TransformerTraining,
+                         zero_text: bool = False) -> tuple[str, Float[Tensor, "n d"] | None]:
+    """A clip's caption, and its features if they are stored.
 
-
-def _strata(count: int, seed: int, step: int) -> list[int]:
-    """Which of `count` equal parts of 0 .. T-1 each clip of the joint batch has its timestep from."""
-    return random.Random(f"timesteps {seed} {step}").sample(range(count), count)
+    One in ten (`text_dropout`) is replaced by the empty caption: what the model learns from these, guidance subtracts
+    when it samples.
+    """
+    if words.random() < training.text_dropout:
+        return "", clips.empty_text() * (not zero_text) if clips.has_text else None
+    return clips.caption(index, words, training.caption_style), clips.text(index) if clips.has_text else None
 
 
 def whole_patches(latents: Float[Tensor, "c t h w"], patch_t: int | None) -> Float[Tensor, "c t2 h w"]:

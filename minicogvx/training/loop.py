@@ -2,8 +2,8 @@
 
     fit(task, data, Run("transformer", len(data), keep, ranks), rate)
 
-A task computes: `TransformerTask`, `VAETask`. The data draw: `data[step]` is a list of forward passes. The run (run.py)
-keeps checkpoints and figures, and resumes.
+The task (`TransformerTask`, `VAETask`) computes. `data[step]` is what it computes with: the forward passes of a step, a
+list, with everything that is random in them. The run (run.py) keeps checkpoints and figures, and resumes.
 """
 
 import time
@@ -22,9 +22,9 @@ class Task(Protocol):
     """What a step computes."""
 
     def backward(self, batch: Any, progress: float, last: bool = True) -> dict[str, Tensor]:
-        """Adds the gradients of one forward pass, the `last` of its step or not; its share of the figures, by name.
+        """One forward and backward pass: adds its gradients, and returns its share of the figures, by name.
 
-        `progress`: the share of the training that is done, 0..1.
+        `progress`: the share of the training that is done, 0..1. `last`: whether it is the last pass of the step.
         """
 
     def update(self, step: int, rate: float) -> Tensor:
@@ -53,15 +53,17 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
 
     Args:
         rate: the learning rate of each step, as a factor.
-        workers: processes that read data ahead; 0: they are read in between.
+        workers: processes that read data ahead; 0: data are read between the steps.
     """
     run.resume(task.state(), task.restored)
     for step, passes in read_ahead(data, run, workers):
         figures = [task.backward(batch, run.progress, batch is passes[-1]) for batch in passes]
         norm = task.update(step, rate(step))
-        run.record(norm, figures, passes, {name: value for watcher in watchers if (step + 1) % watcher.every == 0
-                                           for name, value in watcher(step + 1, task).items()})
-
+        measured = {}
+        for watcher in watchers:
+            if (step + 1) % watcher.every == 0:
+                measured |= watcher(step + 1, task)
+        run.record(norm, figures, passes, measured)
 
 
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:

@@ -55,11 +55,10 @@ class Run:
         self.name, self.total, self.keep, self.ranks = name, total, keep, ranks
         self.done = self.bad = 0
         self.waited = 0.0  # seconds, for the data of the current step
-        self.writes = True  # figures; false once the disk was full
         if keep.folder and ranks.first:
             keep.folder.mkdir(parents=True, exist_ok=True)
         self.files = keep.folder and Checkpoints(keep.folder / "checkpoints", name, ranks, keep.checkpoints)
-        self.state, self.board = {}, None
+        self.state, self.log = {}, _Log(self)
 
     @property
     def progress(self) -> float:
@@ -109,43 +108,41 @@ class Run:
                         raise SystemExit(130)  # rank 0 prints the message
                     raise KeyboardInterrupt(f"stopped after step {self.done}; run the same command again to resume")
         self._settle()
-        if self.board:
-            self.board.close()
+        self.log.close()
 
     def logs(self, step: int) -> bool:
         """Whether the figures of this step are logged."""
         return step % self.keep.log_every == 0 or step == self.total - 1
 
     def record(self, grad_norm: Tensor, figures: Sequence[Mapping[str, Tensor]], passes: Sequence[Any] = (),
-               rare: Mapping[str, float] = {}) -> None:
+               measured: Mapping[str, float] = {}) -> None:
         """Logs the figures of the current step to NAME.jsonl, TensorBoard and the bar, every `log_every` steps.
 
         Args:
             figures: of each pass, its share of a mean.
             passes: their tokens are counted.
-            rare: figures that few steps have; such steps are always logged.
+            measured: figures of watchers, which few steps have; such steps are always logged.
 
         Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
         """
         step = self.done
         self._watch(step, float(grad_norm))
-        if not (rare or self.logs(step)):
+        if not (measured or self.logs(step)):
             return
         names = dict.fromkeys(name for one in figures for name in one)
         row = {name: float(sum(one[name] for one in figures if name in one)) for name in names}
-        row = mean_over_ranks(row, self.ranks) | dict(rare) | {"grad_norm": float(grad_norm)}
+        row = mean_over_ranks(row, self.ranks) | dict(measured) | {"grad_norm": float(grad_norm)}
         if not self.ranks.first:
             return
         row["seconds"] = time.perf_counter() - self.started
-        row["waiting"] = self.waited / row["seconds"]  # the share of the time in which no data was there
+        row["waiting"] = self.waited / row["seconds"]  # the share of the time spent waiting for data
         if tokens := sum(getattr(one, "tokens", 0) for one in passes):
             row["tokens_per_second"] = tokens * self.ranks.teams / row["seconds"]
         if room := sum(getattr(one, "room", 0) for one in passes):
             row["fill"] = tokens / room  # of the packs
         first = next(iter(row))
         self.bar.set_postfix({first: f"{row[first]:.3f}"}, refresh=False)
-        if self.keep.folder:
-            self._write(step, row)
+        self.log.write(step, row)
 
     def say(self, sentence: str) -> None:
         """Prints a line above the bar, on the first rank."""
@@ -181,25 +178,42 @@ class Run:
                 raise
             self.say(f"no checkpoint at step {self.done}: {error}; the one before is kept")
 
-    def _write(self, step: int, row: Mapping[str, float]) -> None:
+
+class _Log:
+    """The figures of a run, a line a step: NAME.jsonl, and TensorBoard if asked for."""
+
+    def __init__(self, run: Run):
+        self.run, self.keep, self.board = run, run.keep, None
+        self.writes = True  # false once the disk was full: that costs figures, not the run
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Appends a line. Without a folder, does nothing."""
+        if not self.keep.folder:
+            return
         line = json.dumps({"step": step} | {name: _json(value) for name, value in row.items()}) + "\n"
         try:
-            with (self.keep.folder / f"{self.name}.jsonl").open("a") as file:
+            with (self.keep.folder / f"{self.run.name}.jsonl").open("a") as file:
                 file.write(line)
             if self.keep.tensorboard:
                 self._to_tensorboard(step, row)
-        except OSError as error:  # a full disk costs figures, not the run
+        except OSError as error:
             if self.writes:
-                self.say(f"figures are missing from step {step} on: {error}, in {self.keep.folder}; training continues")
+                self.run.say(f"figures are missing from step {step} on: {error}, in {self.keep.folder}; training "
+                             f"continues")
             self.writes = False
 
     def _to_tensorboard(self, step: int, row: Mapping[str, float]) -> None:
         if self.board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.keep.folder / "tensorboard" / self.name), purge_step=step)
+            self.board = SummaryWriter(str(self.keep.folder / "tensorboard" / self.run.name), purge_step=step)
         for name, value in row.items():
             self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """After the last line."""
+        if self.board:
+            self.board.close()
 
 
 class _Stop:

@@ -86,9 +86,9 @@ class TransformerTask:
         return Weights(modules)
 
     def backward(self, batch: Pass, progress: float, last: bool = True) -> dict[str, Tensor]:
-        """Adds this pass's share of the step's gradients; its share of the losses by name, detached.
+        """Adds this pass's share of the step's gradients, and returns its share of the losses, by name.
 
-        `progress`: share of the training that is done. `last`: of the step; gradients are averaged after it alone.
+        `progress`: share of the training that is done. `last`: of the step; only then do ranks average gradients.
         """
         with without_sync(self.model, not last):
             loss = self.losses(batch).sum() / batch.total

@@ -4,6 +4,7 @@ Published are two stages: short clips at 256 x 256, then long ones. The publishe
 optimizer were never released. Ours were chosen on two CPU cores.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -64,8 +65,10 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
         fit(task, data, run, lambda step: stage.learning_rate * warmup_cosine(step, stage.steps, training.warmup),
             workers=training.workers)
     task.finish()
-    measured = VideoSteps(videos, replace(training, accumulate=stage.batch_size), number, config, seed=seed + 1)
-    normalise_latents(vae, [one.video for step in range(-(-_MEASURED // stage.batch_size)) for one in measured[step]])
+    last, one_by_one = training.stages[-1], replace(training, accumulate=training.stages[-1].batch_size)
+    data = VideoSteps(videos, one_by_one, len(training.stages) - 1, config, seed=seed + 1)
+    steps = math.ceil(_MEASURED / last.batch_size)
+    normalise_latents(vae, [one.video for step in range(steps) for one in data[step]])
     broadcast_weights(vae, ranks)  # each rank has measured for itself
     return vae.eval()
 
@@ -94,7 +97,7 @@ class VAETask:
         self.objective = VAELoss(stage.loss, self.critic.network, perceptual, strict=False).to(self.ranks.device)
 
     def backward(self, batch: VideoPass, progress: float, last: bool = True) -> dict[str, Tensor]:
-        """Adds this pass's share of the step's gradients; its share of the losses by name, detached.
+        """Adds this pass's share of the step's gradients, and returns its share of the losses, by name.
 
         A loss that is not finite leaves a gradient that is not, and the optimizer skips the step.
         """

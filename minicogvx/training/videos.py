@@ -109,7 +109,7 @@ class FilmVideos:
 
 
 class VideoSteps(Dataset):
-    """Step k of a stage as the forward passes of this rank: `steps[k]`, a list of `VideoPass`."""
+    """`steps[k]` is step k of a stage: the forward passes of this rank, a list of `VideoPass`."""
 
     def __init__(self, videos: Videos, training: VAETraining, number: int, config: VAEConfig,
                  ranks: Ranks = Ranks(), seed: int = 0):

@@ -17,11 +17,11 @@ import minicogvx
 from minicogvx.ablation import compare_transformers, load_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.course import check, hint, new_figure, notebook_device, show_clip, show_figure, show_source, solution
+from minicogvx.data.clips.clips import Selected, stack_latents
+from minicogvx.data.clips.world import encode_world
 from minicogvx.data.world.captions import caption
 from minicogvx.diffusion import diffusion_loss, stratified_timesteps
 from minicogvx.presets import preset
-from minicogvx.data.clips.clips import Selected, stack_latents
-from minicogvx.data.clips.world import encode_world
 from minicogvx.training.transformer import open_gates
 from minicogvx.training.validation import swap_gain
 from minicogvx.transformer.block import Block

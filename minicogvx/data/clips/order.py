@@ -72,7 +72,7 @@ def _shuffled(count: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(number_of("epoch", seed, epoch)))
 
 
-def passes(sizes: Sequence[Size], ranks: Ranks, at_least: int = 1) -> list[list[int]]:
+def own_passes(sizes: Sequence[Size], ranks: Ranks, at_least: int = 1) -> list[list[int]]:
     """This rank's forward passes of a step: places in the joint batch, in one pass only those of one size.
 
     `sizes`: of all clips of the joint batch. Clips of one size are dealt out to the ranks in turn, so all ranks compute
