@@ -1,6 +1,5 @@
 """The command as a whole: its subcommands, their help, and the messages for mistakes."""
 
-import importlib
 import os
 import re
 import subprocess
@@ -20,7 +19,6 @@ from minicogvx.ablation.studies import STUDIES
 from minicogvx.data.command import COMMANDS as DATA_COMMANDS
 from minicogvx.data.world import captions
 from minicogvx.media import write_mp4
-from minicogvx.training.command import RECIPE_NAMES
 
 EVERY = [[], *([name] for name in cli.COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
 HEAVY = ("torch", "numpy", "av", "PIL", "transformers", "diffusers", "tokenizers", "scipy", "matplotlib", "tqdm")
@@ -138,7 +136,6 @@ def test_words_lists_every_word_by_kind(capsys):
 
 def test_what_every_command_can_be_asked_for_is_what_there_is():
     assert QUESTIONS == {name: study.question for name, study in STUDIES.items()}
-    assert RECIPE_NAMES == tuple(importlib.import_module("minicogvx.training.recipes").RECIPES)
 
 
 def test_a_reader_that_has_enough_and_a_name_that_cannot_be_shown_are_no_mistakes(subtests):
