@@ -12,7 +12,7 @@ PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), 
 # What a command reads (names of its arguments), and the files that it makes.
 READS = ("image", "video", "lora", "list", "model", "before", "captioner", "summary", "aesthetic", "folder")
 MADE = {"train": ["pipeline"], "finetune": ["pipeline"], "data curate": ["kept.jsonl", "best.jsonl", "report.html"]}
-NAMES = ("toy", "shapes")  # instead of a folder
+NAMES = ("toy", "shapes", "random", "world")  # instead of a folder
 
 
 def blocks(text: str) -> list[str]:

@@ -68,23 +68,11 @@ def _check(arguments: argparse.Namespace, timed: bool) -> None:
                              f"{'minutes' if timed else 'steps'}")
 
 
-def place(device: str, dtype) -> str:
-    """The command line options for this device and dtype."""
-    return f"--device {device} --dtype {str(dtype).removeprefix('torch.')}"
-
-
-def check_place(command: str, here: str, out: Path) -> None:
-    """Raises ValueError if `out` was made on another device or in another dtype than `here`; older files do not say."""
-    if "--device" in command and here not in command:
-        raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; name "
-                         f"another file with --out to train all again")
-
-
 def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) -> None:
     import torch
     from tqdm import tqdm
 
-    from minicogvx.ablation.results import Results, write_results
+    from minicogvx.ablation.results import Results, place, write_results
 
     seeds, steps = arguments.seeds, study.steps if arguments.steps is None else arguments.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
@@ -113,7 +101,7 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
 
 def _keep_done(results, study, out: Path, here: str) -> None:
     """Keeps the seeds of the file; raises ValueError if they were made with other settings."""
-    from minicogvx.ablation.results import read_results
+    from minicogvx.ablation.results import check_place, read_results
 
     done = read_results(out)
     for name in ("name", "steps", "torch", "threads"):
