@@ -142,7 +142,7 @@ def _from_toml(wanted: Any, value: Any, base: Any, path: str) -> Any:
 
 def to_toml(config: Any, prefix: str = "") -> str:
     """The text of a TOML file from which `from_table` makes `config` again: every value, tables after values."""
-    plain, tables = [], []
+    plain, tables, hints = [], [], get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
         whole = f"{prefix}.{name}" if prefix else name
@@ -150,7 +150,7 @@ def to_toml(config: Any, prefix: str = "") -> str:
             tables.append(f"[{whole}]\n{to_toml(value, whole)}")
         elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
             tables += [f"[[{whole}]]\n{to_toml(one, whole)}" for one in value]
-        elif value is not None or field.default is not None:
+        elif value is not None or not any(map(dataclasses.is_dataclass, get_args(hints[name]))):
             plain.append(f"{name} = {_toml(value)}")
     return "\n".join([*plain, *("\n" + table for table in tables)])
 
