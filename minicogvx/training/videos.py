@@ -87,16 +87,14 @@ class FilmVideos:
               own: slice) -> Float[Tensor, "b c t h w"]:
         """Raises ValueError or OSError, which name the film, for one that cannot be read."""
         frames, height, width = size
-        rate = random.Random(number_of("rate", self.seed, step)).choice(stage.frame_rates)
-        usable = self.usable(frames, rate)
-        order = Order(len(usable), number_of("films", self.seed, frames, rate))
-        places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
+        usable = self.usable(frames, max(stage.frame_rates))
+        order = Order(len(usable), number_of("films", self.seed, frames))
         videos = []
-        for place in places:
-            clip = usable[order.take(place, 1)[0]]
-            spare = clip.frames_at(rate) - frames
-            start = random.Random(number_of("start", self.seed, step, place)).randint(0, max(spare, 0)) / rate
-            videos.append(read_clip(clip, 0.0 if clip.is_image else start, frames, rate, height, width))
+        for place in range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]:
+            clip, chance = usable[order.take(place, 1)[0]], random.Random(number_of("piece", self.seed, step, place))
+            rate = chance.choice([rate for rate in stage.frame_rates if clip.frames_at(rate) >= frames])
+            start = chance.randint(0, clip.frames_at(rate) - frames) / rate
+            videos.append(read_clip(clip, start, frames, rate, height, width))
         return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
 
     def usable(self, frames: int, rate: int) -> list[VideoClip]:
