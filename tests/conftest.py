@@ -10,8 +10,8 @@ import pytest
 
 LEVELS = {
     "ranks": (
-        "test_context_parallel.py", "test_engine_ranks.py", "test_finetune_ranks.py", "test_rank_dies.py",
-        "test_sequence_parallel.py", "test_store_ranks.py", "test_train_context.py", "test_train_ranks.py",
+        "test_context_parallel.py", "test_engine_ranks.py", "test_rank_dies.py", "test_sequence_parallel.py",
+        "test_store_ranks.py", "test_train_ranks.py", "test_vae_ranks.py",
     ),
     "notebooks": (
         "test_solved_notebooks.py",
@@ -20,10 +20,10 @@ LEVELS = {
         "test_widgets.py::test_nbval_finds_no_difference",
     ),
     "slow": (
-        "test_ablation.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py", "test_finetune.py",
-        "test_finetune_again.py", "test_finetune_command.py", "test_memory.py", "test_older_processor.py",
-        "test_run.py", "test_shots.py", "test_stages.py", "test_stand_in.py", "test_train_again.py",
-        "test_train_options.py", "test_training.py", "test_vae_compile.py", "test_wheel.py",
+        "test_ablation.py", "test_adapters.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py",
+        "test_image_to_video.py", "test_loop.py", "test_memory.py", "test_older_processor.py", "test_run_folder.py",
+        "test_shots.py", "test_stages.py", "test_stand_in.py", "test_train.py", "test_transformer_task.py",
+        "test_vae_compile.py", "test_vae_task.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_checkpoints.py::test_kill_minus_9_at_any_moment_leaves_the_newest_intact",
         "test_compat.py::test_import_is_instant_and_torchvision_imports_after_it",
@@ -73,7 +73,7 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clips(films, tmp_path_factory):
     """The videos of `films`, encoded."""
-    from tests.test_finetune import encode_films
+    from tests.trained import encode_films
 
     return encode_films(films, tmp_path_factory.mktemp("cache"))
 

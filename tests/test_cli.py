@@ -239,7 +239,8 @@ def test_every_command_that_computes_checks_device_and_format_first(no_load, cap
         "--device cpu --dtype int8": "dtype is 'int8', which is unknown; it must be float32 or bfloat16",
     }
     commands = ("generate x", "evaluate --clips 1", "ablate position", "train micro", "finetune films",
-                "data encode films --out cache", "data caption films --captioner shapes", "data curate films --out kept")
+                "data encode films --out cache", "data caption films --captioner shapes",
+                "data curate films --out kept")
     for command, (words, message) in product(commands, options.items()):
         with subtests.test(f"{command} {words}"):
             assert message in mistake(capsys, *command.split(), *words.split())

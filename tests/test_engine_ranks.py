@@ -12,9 +12,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minicogvx.engine import sharding
 from minicogvx.engine.checkpoints import Checkpoints
-from minicogvx.engine.optim import MuonAdamW, average
+from minicogvx.engine.optim import MuonAdamW
 from minicogvx.engine.ranks import Ranks, leave, ranks
 from minicogvx.engine.sharding import average_gradients, mean_over_ranks, whole_weights, without_sync, wrap
+from minicogvx.engine.weights import update_average
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
 from minicogvx.presets import TransformerConfig
 from minicogvx.training.memory import Inputs, memory
@@ -129,10 +130,10 @@ def shards(folder: Path, me: Ranks) -> dict:
     net = sharded(me, seed=me.rank)
     net.gradient_checkpointing = True
     optimizer = adamw(net)
-    kept = [p.detach().clone() for p in net.parameters()]
+    kept = {name: p.detach().clone() for name, p in net.named_parameters()}
     told = take_step(net, optimizer, 1, me)
-    average(kept, net.parameters(), 0.75)
-    told["average"] = torch.cat([p.full_tensor().flatten() for p in kept]).double().square().sum().item()
+    update_average(kept, dict(net.named_parameters()), 0.75, step=10**6)
+    told["average"] = torch.cat([p.full_tensor().flatten() for p in kept.values()]).double().square().sum().item()
     write(folder, "fsdp", net, me)
     told["local"] = {"parameters": sum(p.to_local().nbytes for p in net.parameters()), "optimizer": sum(
         t.to_local().nbytes for t in optimizer.state().values() if isinstance(t, DTensor))}

@@ -13,6 +13,7 @@ from torch import nn
 
 from minicogvx.engine.checkpoints import Checkpoints
 from minicogvx.engine.optim import MuonAdamW, warmup_cosine
+from minicogvx.engine.ranks import Ranks
 from minicogvx.engine.weights import Weights, update_average
 from minicogvx.training.loop import fit
 from minicogvx.training.run import BAD_STEPS, Keep, Run
@@ -175,10 +176,32 @@ def test_a_log_of_somebody_else_is_not_written_over(tmp_path):
     assert "mine" in (tmp_path / "line.jsonl").read_text()
 
 
-def test_settings_of_what_is_kept_are_checked():
+def test_settings_of_what_is_kept_are_checked(monkeypatch):
     for field, value in (("checkpoint_every", 0), ("checkpoints", 0), ("log_every", -1)):
         with pytest.raises(ValueError, match=f"{field} is {value}"):
             Keep(**{field: value})
+    monkeypatch.setattr("minicogvx.training.run.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="tensorboard is not installed"):
+        Keep(tensorboard=True)
+
+
+def test_tensorboard_holds_the_figures_too(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "line"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (row["step"], pytest.approx(row["loss"])) for row in rows(tmp_path)]
+
+
+def test_of_many_ranks_that_stop_the_first_one_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("minicogvx.training.run.any_rank", lambda noted: True)
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: None)
+    for rank, stop, told in ((0, KeyboardInterrupt, "stopped after step 1"), (1, SystemExit, "130")):
+        with pytest.raises(stop, match=told):
+            list(Run("line", 2, Keep(tmp_path, progress=False), Ranks(rank, 2)))
 
 
 def test_checkpoints_are_written_while_training_continues(tmp_path, monkeypatch):

@@ -128,14 +128,25 @@ def test_a_transformer_begins_with_random_weights_and_given_encoders(filmed, mix
     assert not torch.equal(before["transformer.proj_out.bias"], after["transformer.proj_out.bias"])
 
 
-def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, capsys):
+def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, capsys, monkeypatch, subtests):
+    """Pieces of films, of one size and length, at another rate; and without text where the text encoder is trained."""
     model = str(filmed / "pipeline")
-    assert cli.main(["data", "encode", str(mixed), "--model", model, "--out", str(tmp_path / "cache"),
-                     "--dtype", "float32"]) == 0
-    assert cli.main(["finetune", str(tmp_path / "cache"), "--model", model, "--out", str(tmp_path / "run"),
-                     "--steps", "2", "--threads", "1", "--dtype", "float32"]) == 0
-    other = [str(tmp_path / "cache"), "--model", "toy", "--out", str(tmp_path / "other"), "--dtype", "float32"]
-    assert cli.main(["finetune", *other]) == 2 and "the VAE is not the one" in capsys.readouterr().err
+    for name, words in {"cache": ["--windows", "2", "--num-frames", "5", "--one-size", "--one-length", "--fps", "12"],
+                        "captions": ["--no-text"]}.items():
+        assert cli.main(["data", "encode", str(mixed), "--model", model, "--out", str(tmp_path / name),
+                         "--dtype", "float32", *words]) == 0
+    monkeypatch.setattr("minicogvx.training.film_data.scan_folder", lambda *_, **__: pytest.fail("films were read"))
+    words = ["--model", model, "--steps", "2", "--threads", "1", "--dtype", "float32"]
+    assert cli.main(["finetune", str(tmp_path / "cache"), *words, "--out", str(tmp_path / "run")]) == 0
+    assert load_pipeline(tmp_path / "run" / "pipeline").fps == 12 and not (tmp_path / "run" / "cache").exists()
+    for cache, options, told in (
+            ("cache", ["--model", "toy"], "the VAE is not the one"), ("cache", ["--list", "a.jsonl"], "--list is"),
+            ("cache", ["--fps", "8"], "--fps is 8"), ("captions", [], "the text encoder"),
+            ("cache", ["--image-to-video"], "--first-frame")):
+        with subtests.test(told):
+            capsys.readouterr()
+            assert cli.main(["finetune", str(tmp_path / cache), *words, *options, "--out", str(tmp_path / told)]) == 2
+            assert told in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, mixed, world, tmp_path, monkeypatch,

@@ -16,7 +16,9 @@ import torch
 from minicogvx import cli
 from minicogvx.data.clips.order import Order, number_of
 from minicogvx.engine import ranks
+from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.training.batches import Steps
+from minicogvx.training.lora import FILE
 from minicogvx.training.run import Run
 from minicogvx.training.settings import TransformerTraining, VAEStage
 from minicogvx.training.stages import Stage
@@ -29,6 +31,7 @@ FILMS = 20
 PLAIN = replace(FOR_FILMS, transformer=TransformerTraining(
     (Stage(8, batch_size=4),), learning_rate=1e-3, warmup=2, timesteps="stratified", ema_decay=0.5, text_dropout=0.0))
 PACKED = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, batch_size=2, pack=300),)))
+ADAPTERS = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, 4),), lora_rank=2))
 SHARED = replace(RECIPE, vae=replace(RECIPE.vae, chunk_frames=None, optimizer="adamw", stages=(
     VAEStage(3, 2, num_frames=9, loss=LOSS, context_ranks=2),)), transformer=replace(
     PLAIN.transformer, stages=RECIPE.transformer.stages, context_ranks=2))
@@ -82,24 +85,25 @@ def home(tmp_path_factory) -> Path:
     """Runs that are compared: the same commands on one rank and on two."""
     home = tmp_path_factory.mktemp("ranks")
     films = films_of_mixed_lengths(home / "films", FILMS)
-    recipes = {"world": RECIPE, "plain": PLAIN, "packed": PACKED, "shared": SHARED}
+    recipes = {"world": RECIPE, "plain": PLAIN, "packed": PACKED, "shared": SHARED, "adapters": ADAPTERS}
     files = {name: recipe_file(home, recipe, name) for name, recipe in recipes.items()}
 
     def commands(folder: str, extra: dict[str, list[str]]) -> list[list[str]]:
         found = []
         for name, words in extra.items():
-            data = [] if name.split("-")[0] in ("world", "shared") else ["--data", films, "--encoders",
-                                                                         home / "model" / "pipeline"]
-            found.append(["train", files[name.split("-")[0]], *data, "--out", home / folder / name, *words])
+            kind = name.split("-")[0]
+            start = "--from" if kind == "adapters" else "--encoders"
+            data = [] if kind in ("world", "shared") else ["--data", films, start, home / "model" / "pipeline"]
+            found.append(["train", files[kind], *data, "--out", home / folder / name, *words])
         return found
 
     start(home, 1, ["train", files["world"], "--out", home / "model"])
     alone = {"world": [], "plain": [], "packed": [], "shared": ["--set", "vae.stages.0.context_ranks=1",
-                                                                "--set", "transformer.context_ranks=1"]}
+                                                                "--set", "transformer.context_ranks=1"], "adapters": []}
     fsdp = ["--set", "transformer.sharding=fsdp"]
     start(home, 1, *commands("one", alone), name="one")
-    start(home, 2, *commands("two", {"world": [], "plain": [], "packed": [], "shared": [], "plain-fsdp": fsdp,
-                                     "packed-fsdp": fsdp}), name="two")
+    start(home, 2, *commands("two", {"world": [], "plain": [], "packed": [], "shared": [], "adapters": [],
+                                     "plain-fsdp": fsdp, "packed-fsdp": fsdp, "adapters-fsdp": fsdp}), name="two")
     return home
 
 
@@ -108,6 +112,11 @@ def test_two_ranks_learn_what_one_learns(home, subtests):
     for name in ("world", "plain", "packed", "shared", "plain-fsdp", "packed-fsdp"):
         with subtests.test(name):
             assert distance(home / "two" / name, home / "one" / name.split("-")[0]) < 2e-3  # float16 files
+    for name in ("adapters", "adapters-fsdp"):
+        with subtests.test(name):
+            one, two = (read_tensors(folder / FILE) for folder in (home / "one" / "adapters", home / "two" / name))
+            assert one.keys() == two.keys() and any("to_v.lora_B" in key for key in one)
+            assert all((two[key] - one[key]).norm() <= 0.02 * one[key].norm() + 1e-5 for key in one)
 
 
 def test_a_rank_is_killed_and_another_number_of_ranks_goes_on_without_repeating_or_missing_a_clip(home, tmp_path):

@@ -87,8 +87,8 @@ def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
 
 def _difference(name: str, before: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     if name == ADAPTERS:
-        return (f"other adapters: lora_from was {before.get('lora_from')!r} and is now "
-                f"{numbers.get('lora_from')!r}")
+        path = next(path for path in numbers if path.rpartition(".")[2] == "lora_from")
+        return f"other adapters: {path} was {before.get(path)!r} and is now {numbers.get(path)!r}"
     return f"{name}={before.get(name)!r}, not {numbers.get(name)!r}"
 
 

@@ -89,12 +89,6 @@ def _first_state(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tenso
             "exp_avg_sq": torch.zeros_like(p, requires_grad=False)}
 
 
-@torch.no_grad()
-def average(averages: Iterable[Tensor], weights: Iterable[Tensor], decay: float) -> None:
-    """Moving averages, in place: average = decay average + (1 - decay) weight. Whole tensors or DTensors, all alike."""
-    torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
-
-
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
     """Learning-rate factor: linear from 0 to 1 in `warmup` steps, then a cosine down to `floor` at the last step.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from minicogvx.data.clips.plan import CacheSettings
 from minicogvx.data.world.captions import most_tokens, vocabulary
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
@@ -20,11 +21,12 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, TransformerConfig, VAEConfig, video_size
 from minicogvx.text import TextEncoder
 from minicogvx.training.recipes import Recipe
-from minicogvx.training.settings import TransformerTraining, VAEStage, VAETraining
+from minicogvx.training.settings import WORLD_FPS, TransformerTraining, VAEStage, VAETraining
 from minicogvx.training.stages import Stage
 from minicogvx.training.start import check_start
 from minicogvx.training.videos import stage_size
 from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.transformer.packed import check_packable
 from minicogvx.transformer.sequence_parallel import check_split
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.perceptual import SMALLEST_SIDE
@@ -52,7 +54,7 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
     configs = read_configs(find_folder(job.start if job.start != "random" else job.model))
     if job.start != "random":
         check_start(configs.transformer, training)
-    _check_given(configs.vae, configs.transformer, training, ranks)
+    _check_given(configs.vae, configs.transformer, training, ranks, bucketed=job.data is not None)
 
 
 def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) -> None:
@@ -63,6 +65,10 @@ def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) ->
         if (stage.height or 0) != (stage.width or 0):
             raise ValueError(f"transformer.stages.{i} is {stage.height}x{stage.width}; clips of the shapes world are "
                              f"square")
+    for i, stage in enumerate(recipe.vae.stages if recipe.vae else ()):
+        if any(rate % WORLD_FPS for rate in stage.frame_rates):
+            raise ValueError(f"vae.stages.{i}.frame_rates is {stage.frame_rates}; of the shapes world they must be "
+                             f"multiples of {WORLD_FPS}")
     scenes = sample_scenes(recipe.clips, 1, "train", recipe.two_objects)
     most, room = most_tokens(scenes, training.caption_style), recipe.model_sizes.transformer.max_text_seq_length
     if most > room:
@@ -70,13 +76,19 @@ def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) ->
                          f"caption_style='short', or clips of one object")
 
 
-def _check_given(vae: VAEConfig, transformer: TransformerConfig, training: TransformerTraining, ranks: Ranks) -> None:
-    """Raises ValueError, with the stage's number, for sizes and batches that do not fit a given model."""
+def _check_given(vae: VAEConfig, transformer: TransformerConfig, training: TransformerTraining, ranks: Ranks,
+                 bucketed: bool) -> None:
+    """Raises ValueError, with the stage's number, for sizes and batches that do not fit a given model.
+
+    `bucketed`: clips have about the size that a stage asks for, as films do.
+    """
     own = video_size(vae, transformer)
     for i, stage in enumerate(training.stages):
         asked = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
         with _named(f"transformer.stages.{i}"):
             _check_team(stage, training, transformer, ranks)
+            CacheSettings(*asked, fps=WORLD_FPS, bucketed=bucketed).check(vae)
+            check_pack(stage, training, transformer, vae.latent_size(*asked))
             if "learned" in transformer.position and asked != tuple(own):
                 raise ValueError(f"it asks for {asked[0]} frames of {asked[1]}x{asked[2]}, and the learned position "
                                  f"table of this model fits only {own[0]} frames of {own[1]}x{own[2]}")
@@ -152,25 +164,31 @@ def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks
             latents = vae.encode(torch.empty(1, sizes.vae.in_channels, *size, device="meta")).mean
             latents = latents[:, :, :1] if stage.images == 1 else latents
             model(latents.to(text.dtype), torch.zeros(1, dtype=torch.long, device="meta"), text)
-            check_pack(stage, training, sizes, latents)
+            check_pack(stage, training, sizes.transformer, tuple(latents.shape[2:]))
 
 
 def _check_team(stage: Stage, training: TransformerTraining, config: TransformerConfig, ranks: Ranks) -> None:
-    """Raises ValueError for a batch that the ranks do not divide, and for ranks that cannot share a clip."""
-    replace(ranks, context=training.context_ranks).part(stage.batch_size)
+    """Raises ValueError for a batch that ranks or passes do not divide, and for ranks that cannot share a clip."""
+    own = len(range(stage.batch_size)[replace(ranks, context=training.context_ranks).part(stage.batch_size)])
+    if not stage.pack and training.accumulate > own:
+        raise ValueError(f"accumulate is {training.accumulate}; it must be from 1 to {own}, the clips of each rank")
     if training.context_ranks > 1:
         check_split(config, training.context_ranks)
 
 
-def check_pack(stage: Stage, training: TransformerTraining, sizes: Preset, latents: torch.Tensor) -> None:
+def check_pack(stage: Stage, training: TransformerTraining, config: TransformerConfig,
+               latent_size: tuple[int, int, int]) -> None:
     """Raises ValueError for packs that the longest clip does not fit into, and for what does not go with packs."""
-    tokens = sizes.transformer.max_text_seq_length + sizes.transformer.num_patches(tuple(latents.shape[2:]))
-    if stage.pack and stage.pack < tokens:
+    if not stage.pack:
+        return
+    tokens = config.max_text_seq_length + config.num_patches(latent_size)
+    if stage.pack < tokens:
         raise ValueError(f"pack is {stage.pack}; it must be at least {tokens}, the tokens of the longest clip with its "
                          f"caption")
-    if stage.pack and training.alignment_weight:
+    if training.alignment_weight:
         raise ValueError(f"pack is {stage.pack} and alignment_weight {training.alignment_weight}; alignment needs "
                          f"clips of one size, so one of them must be 0")
+    check_packable(config)
 
 
 @contextmanager

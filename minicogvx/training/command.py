@@ -56,10 +56,6 @@ def run(arguments: argparse.Namespace, recipe, out: Path, device: str, dtype) ->
     here = ranks(device)
     try:
         check_job(job, here)
-        if data is not None:
-            job = replace(job, data=data.scanned(recipe.transformer, here))
-        for problem in job.data.problems if job.data and here.first else ():
-            print(problem)
         made = train(job, here)
     finally:
         leave()
@@ -86,8 +82,9 @@ def with_adapters(recipe, file: str, model: str):
     if recipe.transformer.lora_rank not in (0, rank):
         raise ValueError(f"--lora is {recipe.transformer.lora_rank}, and the adapters in {file} have rank {rank}; "
                          f"leave --lora out")
+    given = recipe.transformer.lora_alpha  # if the file has another, `checks.check_job` says so
     return replace(recipe, transformer=replace(recipe.transformer, lora_from=str(Path(file)), lora_rank=rank,
-                                               lora_alpha=alpha))
+                                               lora_alpha=alpha if given is None else given))
 
 
 def add_training_options(parser: Parser) -> None:

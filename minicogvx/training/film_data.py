@@ -37,11 +37,24 @@ class FilmData:
         return is_cache(self.folder)
 
     def scanned(self, training: TransformerTraining, ranks: Ranks) -> "FilmData":
-        """The same with its films, which rank 0 looks at. Raises ValueError if none can be used."""
+        """The same with its films, which rank 0 looks at.
+
+        Raises ValueError if none can be used, and for options about films with clips that are encoded already.
+        """
         if self.encoded:
+            for option, value in {"--list": self.listing, "--fps": self.fps}.items():
+                if value is not None:
+                    raise ValueError(f"{option} is {value}; it says how films are read, and {self.folder} holds clips "
+                                     f"that are encoded already, so leave it out")
             return self
         films, problems = by_first(lambda: _scan(self, training), ranks)
         return replace(self, films=films, problems=problems)
+
+    def rate(self, own: int) -> int:
+        """Frames per second of the clips, a whole number as a model's folder stores it; `own`: of the model itself."""
+        if self.encoded:
+            return max(1, round(read_facts(self.folder)["settings"]["fps"]))
+        return own if self.fps is None else self.fps
 
     def words(self) -> tuple[str, ...]:
         """Every word of the captions, for a text encoder that begins with random weights."""
@@ -79,7 +92,7 @@ class FilmData:
         """The films, or the best share of them, encoded at a size. `several`: there are other sizes, too."""
         training, config = job.recipe.transformer, parts.transformer.config
         any_size = "learned" not in config.position
-        settings = CacheSettings(*size, parts.fps if self.fps is None else self.fps, any_size, any_size,
+        settings = CacheSettings(*size, self.rate(parts.fps), any_size, any_size,
                                  first_frame=training.image_to_video)
         folder = job.out / ("cache_{}x{}x{}".format(*size) if several else "cache")
         dtype, vae = by_first(lambda: _dtype_of(folder), ranks) or job.dtype, parts.vae

@@ -8,6 +8,7 @@ list, with everything that is random in them. The run (run.py) keeps checkpoints
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -56,14 +57,15 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
         workers: processes that read data ahead; 0: data are read between the steps.
     """
     run.resume(task.state(), task.restored)
-    for step, passes in read_ahead(data, run, workers):
-        figures = [task.backward(batch, run.progress, batch is passes[-1]) for batch in passes]
-        norm = task.update(step, rate(step))
-        measured = {}
-        for watcher in watchers:
-            if (step + 1) % watcher.every == 0:
-                measured |= watcher(step + 1, task)
-        run.record(norm, figures, passes, measured)
+    with closing(read_ahead(data, run, workers)) as steps:
+        for step, passes in steps:
+            figures = [task.backward(batch, run.progress, batch is passes[-1]) for batch in passes]
+            norm = task.update(step, rate(step))
+            measured = {}
+            for watcher in watchers:
+                if (step + 1) % watcher.every == 0:
+                    measured |= watcher(step + 1, task)
+            run.record(norm, figures, passes, measured)
 
 
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:

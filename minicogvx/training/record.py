@@ -30,7 +30,7 @@ def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], N
     for name, model in {"weights of the model": job.start, "weights of the encoders": job.encoders}.items():
         folder = None if model in (None, "random") else find_folder(model)
         files[name] = sorted((folder / "transformer").glob("*.safetensors")) if folder else []
-    _spare_inputs(out, {"--data": job.data and job.data.listing, "--lora-from": next(iter(files[ADAPTERS]), None),
+    _spare_inputs(out, {"--list": job.data and job.data.listing, "--lora-from": next(iter(files[ADAPTERS]), None),
                         **{name: find_folder(model) for name, model in
                            (("--from", job.start), ("--encoders", job.encoders)) if model not in (None, "random")}})
     others = ["minutes.json", "samples"] + [PICTURE] * training.image_to_video

@@ -61,7 +61,8 @@ def trained_pipeline(parts: Pipeline, task: TransformerTask, learnt: dict[str, d
     """The pipeline with what was learnt; a frozen part is that of `parts`."""
     dtype = torch.float32 if task.trains_text else next(parts.vae.parameters()).dtype
     model = ExpertTransformer(task.model.config).to(dtype)
-    model.load_state_dict(learnt["transformer"])
+    frozen = {name: tensor for name, tensor in task.model.state_dict().items() if name not in learnt["transformer"]}
+    model.load_state_dict(frozen | learnt["transformer"])  # frozen: a table of positions that is a buffer, as in 5b-i2v
     if task.trains_text:
         parts.text.encoder.to("cpu").load_state_dict(learnt["text"], strict=False)  # a shared weight has two names
         parts.text.encoder.requires_grad_(False).eval()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,8 +93,9 @@ class Run:
 
     def __iter__(self) -> Iterator[int]:
         """The remaining steps, counted from 0. Raises KeyboardInterrupt between two steps after Ctrl-C or SIGTERM."""
-        with tqdm(total=self.total, initial=self.done, desc=self.name, mininterval=5,
-                  disable=not (self.keep.progress and self.ranks.first)) as self.bar, _Stop(self) as stop:
+        with self._written(), tqdm(total=self.total, initial=self.done, desc=self.name, mininterval=5,
+                                   disable=not (self.keep.progress and self.ranks.first)) as self.bar, _Stop(
+                                       self) as stop:
             for step in range(self.done, self.total):
                 self.started = time.perf_counter()
                 yield step
@@ -165,6 +167,16 @@ class Run:
             return
         self._settle()
         self._try(lambda: self.files.save(self.done, self.state))
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """However the steps end, the checkpoint that is being written is written to its end."""
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if self.files:
+                    self.files.settle()
 
     def _settle(self) -> None:
         if self.files:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from minicogvx.data.world.features import check_kinds
 from minicogvx.engine.limits import check_limits
 from minicogvx.engine.optim import MuonAdamW, is_block_matrix
 from minicogvx.training.stages import Stage
@@ -70,6 +71,7 @@ class TransformerTraining:
                             "text_dropout ema_decay": "from 0 to below 1",
                             "learning_rate warmup alignment_weight weight_decay lora_rank lora_alpha workers "
                             "validate_every sample_every": "0 or more"})
+        check_kinds(self.alignment_kinds)
         if self.lora_from is not None and not self.lora_rank:
             raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")
         if self.offload and self.sharding == "replicate":
@@ -114,7 +116,7 @@ class VAEStage(Stage):
     batch_size: int = 4
     loss: VAELossConfig = VAELossConfig()
     decoder_only: bool = False  # the encoder stays as it is: latents that a diffusion model has seen keep their meaning
-    frame_rates: tuple[int, ...] = (WORLD_FPS,)  # one is drawn for each batch; (8, 16) in the published first stage
+    frame_rates: tuple[int, ...] = (WORLD_FPS,)  # one is drawn each time; (8, 16) in the published first stage
     context_ranks: int = 1  # so many ranks share the frames of each clip, as in the published second stage
 
     def __post_init__(self):

@@ -84,10 +84,15 @@ def train(job: Job, ranks: Ranks = Ranks()) -> str:
 
 
 def _train(job: Job, ranks: Ranks) -> str:
+    if job.data is not None:
+        job = replace(job, data=job.data.scanned(job.recipe.transformer, ranks))
+        for problem in job.data.problems if ranks.first else ():
+            print(problem)
     keep, minutes = replace(job.keep, folder=job.out), Minutes(job.out / "minutes.json", ranks)
     parts = starting_parts(job, keep, ranks)
     minutes.write("vae")
     sets, held_back = clips_of(job, parts, ranks)
+    parts.fps = parts.fps if job.data is None else job.data.rate(parts.fps)
     minutes.write("encoding")
     task = transformer_task(job, parts, sets, ranks)
     data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,

@@ -88,15 +88,15 @@ class FilmVideos:
               own: slice) -> Float[Tensor, "b c t h w"]:
         """Raises ValueError or OSError, which name the film, for one that cannot be read."""
         frames, height, width = size
-        rate = random.Random(number_of("rate", self.seed, step)).choice(stage.frame_rates)
-        usable = self.usable(frames, min(stage.frame_rates))
+        usable = self.usable(frames, max(stage.frame_rates))
         places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
         films = Order(len(usable), number_of("films", self.seed, step - within)).take(places.start, len(places))
         videos = []
         for place, film in zip(places, films):
-            spare = max(usable[film].frames_at(rate) - frames, 0)
-            start = random.Random(number_of("start", self.seed, step, place)).randint(0, spare) / rate
-            videos.append(read_clip(usable[film], start, frames, rate, height, width))
+            clip, chance = usable[film], random.Random(number_of("piece", self.seed, step, place))
+            rate = chance.choice([rate for rate in stage.frame_rates if clip.frames_at(rate) >= frames])
+            start = chance.randint(0, clip.frames_at(rate) - frames) / rate
+            videos.append(read_clip(clip, start, frames, rate, height, width))
         return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
 
     def usable(self, frames: int, rate: int) -> list[VideoClip]:
