@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from minicogvx import cli
-from minicogvx.engine.run_folder import forget_failed_start
+from minicogvx.engine.run_folder import has_begun
 from minicogvx.files import locked
 from minicogvx.training.lora import FILE
 from minicogvx.training.run import Keep, Run
@@ -44,7 +44,7 @@ def test_what_lies_in_a_new_folder_under_the_names_of_a_run_is_left_alone(tmp_pa
         with subtests.test(name=name, content=content):
             (tmp_path / name).write_text(content)
             with pytest.raises(ValueError, match=f"holds {name}, which this run did not make"):
-                forget_failed_start(tmp_path / "run.json", ["*.jsonl"], ["first.png"])
+                has_begun(tmp_path / "run.json", ["*.jsonl"], ["first.png"])
             assert (tmp_path / name).read_text() == content
             (tmp_path / name).unlink()
 
@@ -58,15 +58,15 @@ def test_of_logs_only_those_of_runs_are_forgotten(tmp_path, subtests):
             record.write_text(RECORD)
             log.write_text(content)
             if ours:
-                forget_failed_start(record, ["*.jsonl"])
-                assert not list(tmp_path.iterdir())
+                assert not has_begun(record, ["*.jsonl"])
+                assert list(tmp_path.iterdir()) == [record]
                 continue
             with pytest.raises(ValueError, match="holds transformer.jsonl, which this run did not make"):
-                forget_failed_start(record, ["*.jsonl"])
+                has_begun(record, ["*.jsonl"])
             assert log.read_text() == content and record.exists()
 
 
-def test_a_start_that_came_to_nothing_is_forgotten_and_another_is_not(tmp_path, subtests):
+def test_a_start_that_came_to_nothing_does_not_count_and_another_does(tmp_path, subtests):
     for left in (None, "checkpoints/transformer_00000002/a", "vae.safetensors", FILE, "pipeline/model_index.json"):
         with subtests.test(left=left):
             folder = tmp_path / str(left).replace("/", "_")
@@ -76,8 +76,7 @@ def test_a_start_that_came_to_nothing_is_forgotten_and_another_is_not(tmp_path, 
             if left:
                 (folder / left).parent.mkdir(parents=True, exist_ok=True)
                 (folder / left).touch()
-            forget_failed_start(folder / "run.json")
-            assert (folder / "run.json").exists() == bool(left)
+            assert has_begun(folder / "run.json") == bool(left) and (folder / "run.json").exists()
 
 
 # ---- by the command
@@ -134,8 +133,8 @@ def test_of_all_that_a_run_writes_nothing_is_written_over(home, finetune, films,
     mine = tmp_path / "run" / "cache" / "notes.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    finetune(tmp_path / "run", "--steps", 1, data=films, status=2)
-    assert files(tmp_path / "run" / "cache") == {mine: b"mine"}
+    finetune(tmp_path / "run", "--steps", 1, data=films)
+    assert mine.read_text() == "mine", "clips are added beside it"
 
 
 def test_what_an_option_names_is_not_written_over(home, finetune, recipe, tmp_path, capsys, subtests):
@@ -228,20 +227,22 @@ def test_a_start_that_failed_does_not_block_the_next(finetune, films, tmp_path, 
     def no_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    for work in ("minicogvx.vae.CausalVAE.encode", "minicogvx.training.transformer.TransformerTask.backward"):
+    for work in ("vae.CausalVAE.encode", "training.transformer.TransformerTask.backward", "vae.CausalVAE.encode"):
+        shutil.rmtree(out / "cache", ignore_errors=True)
         with monkeypatch.context() as patch:
-            patch.setattr(work, no_memory)
+            patch.setattr(f"minicogvx.{work}", no_memory)
             finetune(out, "--steps", 2, "--batch-size", 3, data=films, status=2)
             assert "there is not enough memory" in capsys.readouterr().err
+    finetune(out, "--steps", 1, "--lora", 2, data=films)
+    assert "resuming" not in capsys.readouterr().out and (out / FILE).is_file()
     out = tmp_path / "killed"
     left = [out / name for name in ("checkpoints/.tmpAb12Cd", "checkpoints/.transformer_00000001.part/a.safetensors",
                                     "cache/.clips-00000.0123abcd.part.safetensors")]
     for path in left:  # by runs that were killed
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    finetune(out, "--steps", 1, "--lora", 2, data=films)
-    assert "resuming" not in capsys.readouterr().out
-    assert (out / FILE).is_file() and not any(path.exists() for path in left)
+    finetune(out, "--steps", 1, data=films)
+    assert not any(path.exists() for path in left)
 
 
 def test_a_signal_ends_a_run_with_a_checkpoint_and_a_second_one_at_once(finetune, tmp_path, capsys, monkeypatch):

@@ -141,12 +141,14 @@ def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, 
     assert load_pipeline(tmp_path / "run" / "pipeline").fps == 12 and not (tmp_path / "run" / "cache").exists()
     for cache, options, told in (
             ("cache", ["--model", "toy"], "the VAE is not the one"), ("cache", ["--list", "a.jsonl"], "--list is"),
-            ("cache", ["--fps", "8"], "--fps is 8"), ("captions", [], "the text encoder"),
+            ("cache", ["--fps", "8"], "--fps is 8"), ("captions", [], "--no-text"),
             ("cache", ["--image-to-video"], "--first-frame")):
         with subtests.test(told):
             capsys.readouterr()
             assert cli.main(["finetune", str(tmp_path / cache), *words, *options, "--out", str(tmp_path / told)]) == 2
             assert told in capsys.readouterr().err
+    train(recipe_file(tmp_path, FOR_FILMS), "--data", tmp_path / "cache", "--out", tmp_path / "new", status=2)
+    assert "encoded already, and this run trains its own VAE" in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, mixed, world, tmp_path, monkeypatch,

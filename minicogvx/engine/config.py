@@ -56,18 +56,18 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
             for path, value in fields(part, f"{prefix}.{name}" if prefix else name).items()}
 
 
-def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
-            unrecorded: Mapping[str, Any] = {}) -> Callable[[], None]:
+def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {}, unrecorded: Mapping[str, Any] = {},
+            begun: bool = True) -> Callable[[], None]:
     """Compares the settings of a run with those recorded at `path`; returns a function that records them.
 
     Call it once the run is accepted; it writes only once. Fields in `HOW` may have changed; such changes are printed on
     one line. A field that did not exist when the run was begun counts as its default, or its value in `unrecorded`.
-    `also`: further values that must not change, unless they are in `HOW`.
+    `also`: further values that must not change, unless they are in `HOW`. `begun`: whether a record counts.
     Raises ValueError, with the first value that differs and must not.
     """
     numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
     before = json.loads(json.dumps(_defaults(config) | dict(also) | dict(unrecorded)))
-    before |= read_json(path) if path.exists() else numbers
+    before |= read_json(path) if begun and path.exists() else numbers
     changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
     free = HOW | {_last_steps(numbers)}
     for name in changed:

@@ -41,6 +41,9 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
                          "with --from, to train its transformer further")
     if job.start == "random" and (training.lora_rank or training.lora_from):
         raise ValueError(f"lora_rank is {training.lora_rank}; adapters are for a trained model: name it with --from")
+    if job.model is None and job.data is not None and job.data.encoded:
+        raise ValueError(f"{job.data.folder} holds clips that are encoded already, and this run trains its own VAE; "
+                         f"name films, or with --encoders or --from the model that they were encoded with")
     if job.data is None:
         _check_world(recipe, training, ranks)
     elif training.alignment_weight:

@@ -9,7 +9,7 @@ import torch
 
 from minicogvx.engine.config import ADAPTERS, compare, fields, surroundings
 from minicogvx.engine.ranks import Ranks
-from minicogvx.engine.run_folder import forget_failed_start
+from minicogvx.engine.run_folder import has_begun
 from minicogvx.files import check_writable
 from minicogvx.interop import find_folder
 from minicogvx.interop.lora import FILE
@@ -34,11 +34,11 @@ def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], N
                         **{name: find_folder(model) for name, model in
                            (("--from", job.start), ("--encoders", job.encoders)) if model not in (None, "random")}})
     others = ["minutes.json", "samples"] + [PICTURE] * training.image_to_video
-    forget_failed_start(out / RECORD, LOGS, others)
+    begun = has_begun(out / RECORD, LOGS, others)
     own = job.recipe.model_sizes
     return compare(out / RECORD, replace(job.recipe, sizes=own), job.seed,
                    {name: _digest(paths) for name, paths in files.items()} | surroundings(ranks, dtype),
-                   fields(own, "sizes"))
+                   fields(own, "sizes"), begun)
 
 
 def _spare_inputs(out: Path, given: Mapping[str, str | Path | None]) -> None:

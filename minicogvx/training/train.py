@@ -33,7 +33,7 @@ from minicogvx.training.batches import Steps
 from minicogvx.training.film_data import FilmData
 from minicogvx.training.loop import Watcher, fit
 from minicogvx.training.recipes import Recipe
-from minicogvx.training.record import compare_with_before
+from minicogvx.training.record import RECORD, compare_with_before
 from minicogvx.training.result import write_result
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.samples import FilmSamples, WorldSamples
@@ -213,5 +213,5 @@ class Minutes:
         """Adds the time since the last call."""
         now = time.perf_counter()
         self.parts[part], self.start = round(self.parts.get(part, 0) + (now - self.start) / 60, 2), now
-        if self.ranks.first:
+        if self.ranks.first and (self.path.parent / RECORD).exists():  # until then the folder is not the run's
             write_json(self.path, self.parts)
