@@ -58,12 +58,12 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
     run.resume(task.state(), task.restored)
     for step, passes in read_ahead(data, run, workers):
         figures = [task.backward(batch, run.progress, batch is passes[-1]) for batch in passes]
-        norm = task.update(step, rate(step))
+        run.end_step(task.update(step, rate(step)))
         measured = {}
         for watcher in watchers:
             if (step + 1) % watcher.every == 0:
                 measured |= watcher(step + 1, task)
-        run.record(norm, figures, passes, measured)
+        run.record(figures, passes, measured)
 
 
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:
