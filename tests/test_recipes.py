@@ -55,7 +55,8 @@ def test_finetune_takes_its_numbers_from_a_published_stage_and_options_change_th
         training = tomllib.loads(capsys.readouterr().out)["transformer"]
         return training | training["stages"][0]
 
-    assert {"steps": 1000, "batch_size": 2, "height": "none", "accumulate": 1}.items() <= shown().items()
+    plain = shown()
+    assert (plain["steps"], plain["batch_size"], plain["accumulate"]) == (1000, 2, 1) and "height" not in plain
     two = {"height": 480, "width": 720, "num_frames": 49, "steps": 220_000, "batch_size": 1000, "accumulate": 1000}
     assert two.items() <= shown("--model", "5b", "--stage", "2").items()
     assert shown("--model", "5b", "--stage", "1", "--batch-size", "3")["accumulate"] == 3

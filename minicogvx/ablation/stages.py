@@ -182,7 +182,7 @@ def spend(bench: Bench, task: TransformerTask, curve: StagesCurve, plan: Sequenc
 
 
 class Watch:
-    """A watcher: stops the clock after each step; measures every `study.every` seconds, and at the end of a stage."""
+    """A watcher: measures every `study.every` seconds of training, and at the end of a stage."""
 
     every = 1
 
@@ -194,7 +194,6 @@ class Watch:
 
     def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
         """Nothing to log."""
-        self.run.stop()
         times, stage = self.run.used // self.bench.study.every, self.run.stage
         if times > self.times or stage > self.stage:
             self.measure(step, task)

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from minicogvx.engine.optim import warmup_cosine
@@ -19,21 +20,21 @@ _TICKS, _WARMUP = 10_000, 200  # time steps of the schedule; warm-up is the firs
 class TimedRun(Run):
     """A run of so many seconds, which its stages share in proportion to their `steps`. It logs and keeps nothing.
 
-    The clock runs from the drawing of a step's data until `stop`, so not while something is measured.
+    The clock runs from the drawing of a step's data to the end of its update, so not while something is measured.
     """
 
     def __init__(self, name: str, stages: Sequence[Stage], seconds: float, now: Callable[[], float] = time.perf_counter,
                  on_second: Callable[[str], None] | None = None):
         """`now`: the clock. `on_second(name)` is called after each second."""
         super().__init__(name, _ENDLESS, Keep(progress=False))
-        self.stages, self.seconds, self.now, self.on_second = stages, seconds, now, on_second
+        self.stages, self.limit, self.now, self.on_second = stages, seconds, now, on_second
         self.used = 0.0  # seconds
         self.ends = list(accumulate(stage.steps for stage in stages))
 
     @property
     def progress(self) -> float:
         """The share of the seconds that is used, 0 to 1 or, after a last step that was slow, above."""
-        return self.used / self.seconds
+        return self.used / self.limit
 
     @property
     def stage(self) -> int:
@@ -48,15 +49,16 @@ class TimedRun(Run):
     def __iter__(self) -> Iterator[int]:
         """The number of each step, as long as seconds are left. Starts the clock."""
         while self.progress < 1:
-            self.began = self.now()
+            self.started, self.began = time.perf_counter(), self.now()
             yield self.done
             self.done += 1
 
-    def stop(self) -> None:
-        """Stops the clock."""
+    def end_step(self, grad_norm: Tensor) -> None:
+        """Stops the clock. Raises what `Run.end_step` raises."""
+        super().end_step(grad_norm)
         before = int(self.used)
         self.used += self.now() - self.began
-        for _ in range(before, int(min(self.used, self.seconds))):
+        for _ in range(before, int(min(self.used, self.limit))):
             if self.on_second:
                 self.on_second(self.name)
 

@@ -8,7 +8,7 @@ import torch
 
 from minicogvx.ablation.compare import Measuring, OnStep, check_run, seeded_task, trained_model
 from minicogvx.compat import choose_dtype
-from minicogvx.data.clips.clips import Selected
+from minicogvx.data.clips.clips import Clips, Selected
 from minicogvx.data.clips.world import WorldClips
 from minicogvx.engine.optim import warmup_cosine
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
@@ -18,6 +18,7 @@ from minicogvx.training.loop import fit
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.stages import Stage
+from minicogvx.training.transformer import TransformerTask
 from minicogvx.training.validation import held_back_loss
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -62,19 +63,20 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
     check_run(variants, steps, batch_size, every)
     if len(latents) <= HELD_BACK:
         raise ValueError(f"latents hold {len(latents)} clips; {HELD_BACK} are held back, so there must be more")
-    held_from, device = len(latents) - HELD_BACK, torch.device(device)
-    clips = Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
-    training = study_training(Stage(steps, batch_size))
-    shared = training, clips, text, schedule, device, choose_dtype(device, dtype, training=True), seed, every, on_step
+    device, dtype = torch.device(device), choose_dtype(device, dtype, training=True)
+    held_from = len(latents) - HELD_BACK
+    train, held_back = Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
+    training, curves = study_training(Stage(steps, batch_size)), {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        return {name: _train(name, config, *shared) for name, config in variants.items()}
+        for name, config in variants.items():
+            task = seeded_task(config, training, text, schedule, device, dtype, seed)
+            curves[name] = _train(name, task, train, held_back, seed, every, on_step)
+    return curves
 
 
-def _train(name: str, config: TransformerConfig, training: TransformerTraining, clips: tuple[Selected, Selected],
-           text: TextConfig, schedule: ScheduleConfig, device: torch.device, dtype: torch.dtype, seed: int, every: int,
+def _train(name: str, task: TransformerTask, train: Clips, held_back: Clips, seed: int, every: int,
            on_step: OnStep | None) -> Curve:
-    start, (train, held_back), steps = time.perf_counter(), clips, training.steps
-    task = seeded_task(config, training, text, schedule, device, dtype, seed)
+    start, steps = time.perf_counter(), task.training.steps
     curve = Curve(name, seed, sum(p.numel() for p in task.model.parameters()), [], [], 0.0)
 
     def measure(done: int) -> None:
@@ -82,9 +84,10 @@ def _train(name: str, config: TransformerConfig, training: TransformerTraining, 
         curve.loss.append(held_back_loss(task, held_back))
 
     measure(0)
-    warmup = max(1, min(training.warmup, steps // 5))
-    fit(task, Steps(train, training, config, seed=seed), Run(name, steps, Keep(progress=False)),
-        lambda step: warmup_cosine(step, steps, warmup), [Measuring(name, steps, every, measure, on_step)])
+    warmup = max(1, min(task.training.warmup, steps // 5))
+    data, run = Steps(train, task.training, task.model.config, seed=seed), Run(name, steps, Keep(progress=False))
+    fit(task, data, run, lambda step: warmup_cosine(step, steps, warmup),
+        [Measuring(name, steps, every, measure, on_step)])
     curve.model, curve.text = trained_model(task)
     curve.seconds = time.perf_counter() - start
     return curve

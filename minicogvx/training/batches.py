@@ -193,14 +193,17 @@ class Steps(Dataset):
 
 def caption_with_dropout(clips: Clips, index: int, words: random.Random, training: TransformerTraining,
                          zero_text: bool = False) -> tuple[str, Float[Tensor, "n d"] | None]:
-    """A clip's caption, and its features if they are stored.
+    """A clip's caption, and its features if they are stored; otherwise the step encodes it.
 
-    One in ten (`text_dropout`) is replaced by the empty caption: what the model learns from these, guidance subtracts
-    when it samples.
+    One caption in ten (`text_dropout`) is replaced by the empty one: what the model learns from these, guidance
+    subtracts when it samples.
     """
-    if words.random() < training.text_dropout:
-        return "", clips.empty_text() * (not zero_text) if clips.has_text else None
-    return clips.caption(index, words, training.caption_style), clips.text(index) if clips.has_text else None
+    dropped = words.random() < training.text_dropout
+    caption = "" if dropped else clips.caption(index, words, training.caption_style)
+    if not clips.has_text:
+        return caption, None
+    features = clips.empty_text() if dropped else clips.text(index)
+    return caption, torch.zeros_like(features) if dropped and zero_text else features
 
 
 def whole_patches(latents: Float[Tensor, "c t h w"], patch_t: int | None) -> Float[Tensor, "c t2 h w"]:

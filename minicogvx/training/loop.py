@@ -60,12 +60,12 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
     with closing(read_ahead(data, run, workers)) as steps:
         for step, passes in steps:
             figures = [task.backward(batch, run.progress, batch is passes[-1]) for batch in passes]
-            norm = task.update(step, rate(step))
+            run.end_step(task.update(step, rate(step)))
             measured = {}
             for watcher in watchers:
                 if (step + 1) % watcher.every == 0:
                     measured |= watcher(step + 1, task)
-            run.record(norm, figures, passes, measured)
+            run.record(figures, passes, measured)
 
 
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:

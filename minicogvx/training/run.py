@@ -116,7 +116,16 @@ class Run:
         """Whether the figures of this step are logged."""
         return step % self.keep.log_every == 0 or step == self.total - 1
 
-    def record(self, grad_norm: Tensor, figures: Sequence[Mapping[str, Tensor]], passes: Sequence[Any] = (),
+    def end_step(self, grad_norm: Tensor) -> None:
+        """Takes the time of the current step, so without what is measured after it.
+
+        Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
+        """
+        self.grad_norm = float(grad_norm)  # waits for the device
+        self.seconds = time.perf_counter() - self.started
+        self._watch(self.done, self.grad_norm)
+
+    def record(self, figures: Sequence[Mapping[str, Tensor]], passes: Sequence[Any] = (),
                measured: Mapping[str, float] = {}) -> None:
         """Logs the figures of the current step to NAME.jsonl, TensorBoard and the bar, every `log_every` steps.
 
@@ -124,27 +133,22 @@ class Run:
             figures: of each pass, its share of a mean.
             passes: their tokens are counted.
             measured: figures of watchers, which few steps have; such steps are always logged.
-
-        Raises FloatingPointError once `BAD_STEPS` in a row had no finite gradient.
         """
-        step = self.done
-        self._watch(step, float(grad_norm))
-        if not (measured or self.logs(step)):
+        if not (measured or self.logs(self.done)):
             return
         names = dict.fromkeys(name for one in figures for name in one)
         row = {name: float(sum(one[name] for one in figures if name in one)) for name in names}
-        row = mean_over_ranks(row, self.ranks) | dict(measured) | {"grad_norm": float(grad_norm)}
+        row = mean_over_ranks(row, self.ranks) | dict(measured) | {"grad_norm": self.grad_norm}
         if not self.ranks.first:
             return
-        row["seconds"] = time.perf_counter() - self.started
-        row["waiting"] = self.waited / row["seconds"]  # the share of the time spent waiting for data
+        row |= {"seconds": self.seconds, "waiting": self.waited / self.seconds}  # waiting for data: a share of the time
         if tokens := sum(getattr(one, "tokens", 0) for one in passes):
-            row["tokens_per_second"] = tokens * self.ranks.teams / row["seconds"]
+            row["tokens_per_second"] = tokens * self.ranks.teams / self.seconds
         if room := sum(getattr(one, "room", 0) for one in passes):
             row["fill"] = tokens / room  # of the packs
         first = next(iter(row))
         self.bar.set_postfix({first: f"{row[first]:.3f}"}, refresh=False)
-        self.log.write(step, row)
+        self.log.write(self.done, row)
 
     def say(self, sentence: str) -> None:
         """Prints a line above the bar, on the first rank."""

@@ -370,8 +370,8 @@ show_figure(figure, "Per cent read rightly, one row a token, one column a questi
 # ## 4. Dropping the text
 #
 # Guidance will need a second answer from the same network: what it would do without a caption. So in training,
-# one caption in ten is thrown away. So the package chooses the words of one clip in one training step. For films,
-# T5's features are computed once and stored; in the shapes world, T5 itself is still learning, so there are none:
+# one caption in ten is thrown away. The package draws anew for each clip in each training step. (Of films, T5's
+# features are computed once and stored. On the shapes world T5 itself is still learning, so none are.)
 
 # %%
 show_source(caption_with_dropout)
