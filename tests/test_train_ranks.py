@@ -50,10 +50,10 @@ def main(home: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         record(run, *arguments, **values)
 
-    def noted(steps, number, index, place, low, count, step, image):
+    def noted(steps, number, index, image, step, *others):
         with seen.open("a") as file:
             file.write(json.dumps([step, index]) + "\n")
-        return example(steps, number, index, place, low, count, step, image)
+        return example(steps, number, index, image, step, *others)
 
     Run.record, Steps.example = recorded, noted
     with exact_muon():

@@ -47,10 +47,11 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
               dtype: torch.dtype | None = None, keep: Keep = Keep(), ranks: Ranks = Ranks()) -> CausalVAE:
     """A VAE trained from scratch, through its stages. Weights stay float32; it computes in `dtype` (see choose_dtype).
 
-    At the end each latent channel is brought to unit variance (`normalise_latents`). Deterministic on a CPU for a seed
-    and a number of threads: a run that was killed and is resumed from `keep.folder` ends in the same weights, bit for
-    bit. On many ranks each takes its part of every batch, and all end in the weights of one rank up to rounding. Ranks
-    that share clips (`context_ranks`) see each in one piece, as one rank does with `chunk_frames` None.
+    After each stage that trains the encoder, every latent channel is brought to unit variance (`normalise_latents`).
+    Deterministic on a CPU for a seed and a number of threads: a run that was killed and is resumed from `keep.folder`
+    ends in the same weights, bit for bit. On many ranks each takes its part of every batch, and all end in the weights
+    of one rank up to rounding. Ranks that share clips (`context_ranks`) see each in one piece, as one rank does with
+    `chunk_frames` None.
     Raises what `checks.check_vae` raises.
     """
     torch.manual_seed(seed)
@@ -64,13 +65,19 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
         run = Run(f"vae_{number}", stage.steps, keep, ranks)
         fit(task, data, run, lambda step: stage.learning_rate * warmup_cosine(step, stage.steps, training.warmup),
             workers=training.workers)
-    task.finish()
-    last, one_by_one = training.stages[-1], replace(training, accumulate=training.stages[-1].batch_size)
-    data = VideoSteps(videos, one_by_one, len(training.stages) - 1, config, seed=seed + 1)
-    steps = math.ceil(_MEASURED / last.batch_size)
-    normalise_latents(vae, [one.video for step in range(steps) for one in data[step]])
-    broadcast_weights(vae, ranks)  # each rank has measured for itself
+        task.finish()
+        if not stage.decoder_only:
+            normalise_latents(vae, _some_videos(videos, training, number, config, seed + 1))
+            broadcast_weights(vae, ranks)  # each rank has measured for itself
     return vae.eval()
+
+
+def _some_videos(videos: Videos, training: VAETraining, number: int, config: VAEConfig,
+                 seed: int) -> list[Float[Tensor, "b c t h w"]]:
+    """Enough of the videos of a stage to measure latents, one by one."""
+    size = training.stages[number].batch_size
+    data = VideoSteps(videos, replace(training, accumulate=size), number, config, seed=seed)
+    return [one.video for step in range(math.ceil(_MEASURED / size)) for one in data[step]]
 
 
 class VAETask:
@@ -82,7 +89,7 @@ class VAETask:
         self.vae, self.training, self.all_ranks, self.ranks, self.dtype = vae, training, ranks, ranks, dtype
         self.weights = Weights({"vae": vae})
         self.optimizer = training.new_optimizer(self.weights.named())
-        self.average = self.weights.copies() if training.ema_decay else {}
+        self.average: dict[str, Tensor] = {}
         self.critic: Critic | None = None
         self.seen: list[tuple[Tensor, Tensor]] = []  # videos and reconstructions of the step so far
 
@@ -92,6 +99,7 @@ class VAETask:
         self.size = stage_size(stage, self.vae.config)
         self.ranks = form_team(replace(self.all_ranks, context=stage.context_ranks))
         self.vae.encoder.requires_grad_(not stage.decoder_only)
+        self.average = self.weights.copies() if self.training.ema_decay else {}
         self.critic = Critic(stage.loss, self.training.discriminator, self.size[0], self.all_ranks, self.critic)
         perceptual = load_perceptual(stage.loss, shard=(self.ranks.rank // self.ranks.context, self.ranks.teams))
         self.objective = VAELoss(stage.loss, self.critic.network, perceptual, strict=False).to(self.ranks.device)
