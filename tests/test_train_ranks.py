@@ -111,7 +111,8 @@ def test_two_ranks_learn_what_one_learns(home, subtests):
     """On the shapes world, on films, in packs, sharded, and with each clip shared by both."""
     for name in ("world", "plain", "packed", "shared", "plain-fsdp", "packed-fsdp"):
         with subtests.test(name):
-            assert distance(home / "two" / name, home / "one" / name.split("-")[0]) < 2e-3  # float16 files
+            bound = 5e-3 if name == "world" else 2e-3  # float16 files; Muon amplifies the rounding of a gradient
+            assert distance(home / "two" / name, home / "one" / name.split("-")[0]) < bound
     for name in ("adapters", "adapters-fsdp"):
         with subtests.test(name):
             one, two = (read_tensors(folder / FILE) for folder in (home / "one" / "adapters", home / "two" / name))
