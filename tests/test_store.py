@@ -22,7 +22,7 @@ from minicogvx.data.clips.encode import encode_clips
 from minicogvx.data.clips.plan import CacheSettings, clip_lengths, in_shards, plan_items
 from minicogvx.data.films.folder import read_clip, scan_folder
 from minicogvx.files import locked
-from minicogvx.interop.safetensors_files import read_tensors, write_tensors
+from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
 from minicogvx.vae import CausalVAE
@@ -487,15 +487,14 @@ def test_a_fingerprint_sees_both_ends_of_a_file(tmp_path):
 
 
 def test_the_command_encodes_with_the_shipped_model(folder, tmp_path, capsys):
-    arguments = ["encode", str(folder), "--out", str(tmp_path / "out"), "--num-frames", "5", "--one-size", "--no-text",
-                 "--windows", "2", "--one-length"]
+    arguments = ["encode", str(folder), "--out", str(tmp_path / "out"), "--num-frames", "5", "--one-size", "--windows", "2",
+                 "--one-length"]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "5 frames of 64x64: 7" in printed and printed.endswith("out: 8 clips\n")
     assert "not used: half.mp4: has 4 frames" in printed
     clips = CachedClips(tmp_path / "out")
-    assert clips.latents(7).shape == (16, 2, 8, 8) and not clips.has_text
-    assert read_tensors(tmp_path / "out" / "text-00000.safetensors").keys() == {"keys", "words", "ends"}
+    assert clips.latents(7).shape == (16, 2, 8, 8) and clips.has_text
     with pytest.raises(ValueError, match="there is no command 'cache'; did you mean encode?"):
         command.main(["cache", *arguments[1:]])
 

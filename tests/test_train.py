@@ -129,19 +129,19 @@ def test_a_transformer_begins_with_random_weights_and_given_encoders(filmed, mix
 
 
 def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, capsys, monkeypatch, subtests):
-    """Pieces of films, of one size and length, at another rate; and without text where the text encoder is trained."""
+    """Pieces of films, of one size and length, at another rate."""
     model = str(filmed / "pipeline")
-    for name, words in {"cache": ["--windows", "2", "--num-frames", "5", "--one-size", "--one-length", "--fps", "12"],
-                        "captions": ["--no-text"]}.items():
-        assert cli.main(["data", "encode", str(mixed), "--model", model, "--out", str(tmp_path / name),
-                         "--dtype", "float32", *words]) == 0
+    assert cli.main(["data", "encode", str(mixed), "--model", model, "--out", str(tmp_path / "cache"), "--windows", "2",
+                     "--num-frames", "5", "--one-size", "--one-length", "--fps", "12", "--dtype", "float32"]) == 0
     monkeypatch.setattr("minicogvx.training.film_data.scan_folder", lambda *_, **__: pytest.fail("films were read"))
     words = ["--model", model, "--steps", "2", "--threads", "1", "--dtype", "float32"]
     assert cli.main(["finetune", str(tmp_path / "cache"), *words, "--out", str(tmp_path / "run")]) == 0
     assert load_pipeline(tmp_path / "run" / "pipeline").fps == 12 and not (tmp_path / "run" / "cache").exists()
     for cache, options, told in (
             ("cache", ["--model", "toy"], "the VAE is not the one"), ("cache", ["--list", "a.jsonl"], "--list is"),
-            ("cache", ["--fps", "8"], "--fps is 8"), ("captions", [], "--no-text"),
+            ("cache", ["--fps", "8"], "--fps is 8"), (filmed / "cache", [], "no text features"),
+            ("cache", ["--num-frames", "9"], "num_frames of stage 0 is 9"), ("cache", ["--height", "48"], "height of"),
+            ("cache", ["--set", "stages.0.best=0.5"], "best of stage 0 is 0.5"),
             ("cache", ["--image-to-video"], "--first-frame")):
         with subtests.test(told):
             capsys.readouterr()

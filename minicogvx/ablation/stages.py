@@ -130,7 +130,7 @@ def refine(bench: Bench, trained: TransformerTask, curve: StagesCurve,
     new average, `refine_rate` times the learning rate with its own warm-up and cosine, no alignment.
     """
     study, clips = bench.study, bench.clips
-    stage = replace(study.variants[curve.name][1][-1], learning_rate=study.refine_rate)
+    stage = replace(study.variants[curve.name][1][-1], learning_rate_factor=study.refine_rate)
     chosen = clips.best() if kind == "the best fifth" else torch.arange(len(clips.flawed))
     task = new_task(bench, trained.model.config, (stage,), curve.seed)
     begin_with(task, trained.result())

@@ -44,7 +44,7 @@ class TimedRun(Run):
     def rate(self, step: int) -> float:
         """The learning rate, as a factor: one warm-up and one cosine over all seconds, times the stage's own."""
         schedule = warmup_cosine(int(_TICKS * self.progress), _TICKS, _WARMUP)
-        return self.stages[self.stage].learning_rate * schedule
+        return self.stages[self.stage].learning_rate_factor * schedule
 
     def __iter__(self) -> Iterator[int]:
         """The number of each step, as long as seconds are left. Starts the clock."""

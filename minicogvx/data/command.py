@@ -98,8 +98,6 @@ def _add_encode(parser: Parser) -> None:
     for name, words, reader in (("num-frames", "frames at most, 4k + 1", whole()), ("height", "pixels", whole()),
                                 ("width", "pixels", whole()), ("fps", "frames per second", number())):
         parser.add_argument(f"--{name}", type=reader, metavar="N", help=f"{words} (default: the model's own)")
-    parser.add_argument("--no-text", action="store_true",
-                        help="encode no captions: for a run that trains its own text encoder")
     parser.add_argument("--one-size", action="store_true", help="crop every clip to height x width, without buckets")
     parser.add_argument("--one-length", action="store_true", help="leave out videos that are shorter than num-frames")
     parser.add_argument("--windows", type=whole(1, 65_536), default=1, metavar="N",
@@ -219,8 +217,7 @@ def _encode_on(here, arguments: argparse.Namespace, configs, settings, dtype) ->
     from minicogvx.data.films.folder import scan_folder
     from minicogvx.engine.ranks import by_first
 
-    length = None if arguments.no_text else configs.transformer.max_text_seq_length
-    vae, text = _open_models(arguments.model, length, here.device, dtype)
+    vae, text = _open_models(arguments.model, configs.transformer.max_text_seq_length, here.device, dtype)
     found = by_first(lambda: scan_folder(arguments.folder, 0.0, arguments.list, progress=True), here)
     found.need_clips()
     clips, problems = encode_clips(found.clips, arguments.out, vae, text, settings, dtype, arguments.batch_size,
@@ -235,11 +232,11 @@ def _encode_on(here, arguments: argparse.Namespace, configs, settings, dtype) ->
     print(f"{arguments.out}: {len(clips)} clips" + (f", and {others} of earlier runs" if others else ""))
 
 
-def _open_models(name: str, text_length: int | None, device, dtype):
+def _open_models(name: str, text_length: int, device, dtype):
     """VAE and text encoder of a pipeline folder, without its transformer, the largest part.
 
     The VAE has float32 weights and computes in `dtype`; the text encoder's weights are in `dtype`, as T5-XXL would take
-    19 GB in float32. `text_length`: tokens of a caption; None: no text encoder.
+    19 GB in float32. `text_length`: tokens of a caption.
     """
     import torch
 
@@ -248,8 +245,7 @@ def _open_models(name: str, text_length: int | None, device, dtype):
     from minicogvx.interop.text_folder import read_text
 
     folder = find_folder(name)
-    text = None if text_length is None else read_text(folder, text_length, dtype).to(device)
-    return load_vae(folder, device, torch.float32), text
+    return load_vae(folder, device, torch.float32), read_text(folder, text_length, dtype).to(device)
 
 
 def _print_left_out(found, problems=()) -> None:

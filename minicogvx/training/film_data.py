@@ -42,13 +42,26 @@ class FilmData:
         Raises ValueError if none can be used, and for options about films with clips that are encoded already.
         """
         if self.encoded:
-            for option, value in {"--list": self.listing, "--fps": self.fps}.items():
-                if value is not None:
-                    raise ValueError(f"{option} is {value}; it says how films are read, and {self.folder} holds clips "
-                                     f"that are encoded already, so leave it out")
+            self._check_encoded(training)
             return self
         films, problems = by_first(lambda: _scan(self, training), ranks)
         return replace(self, films=films, problems=problems)
+
+    def _check_encoded(self, training: TransformerTraining) -> None:
+        """Raises ValueError for what asks for other clips than those that are encoded already."""
+        for option, value in {"--list": self.listing, "--fps": self.fps}.items():
+            if value is not None:
+                raise ValueError(f"{option} is {value}; it says how films are read, and {self.folder} holds clips "
+                                 f"that are encoded already, so leave it out")
+        encoded = read_facts(self.folder)["settings"]
+        for i, stage in enumerate(training.stages):
+            for name in ("num_frames", "height", "width"):
+                if getattr(stage, name) not in (None, encoded[name]):
+                    raise ValueError(f"{name} of stage {i} is {getattr(stage, name)}, and the clips in {self.folder} "
+                                     f"were encoded with {encoded[name]}; name the films instead, or leave it out")
+            if stage.best < 1:
+                raise ValueError(f"best of stage {i} is {stage.best}, and clips in {self.folder} are encoded already; "
+                                 f"name the films instead, or set it to 1")
 
     def rate(self, own: int) -> int:
         """Frames per second of the clips, a whole number as a model's folder stores it; `own`: of the model itself."""

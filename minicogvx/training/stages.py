@@ -23,11 +23,11 @@ class Stage:
     images: float = 0.0  # share of the clips of which only the first latent frame is taken: a picture
     pack: int = 0  # tokens of a sequence, above 0: clips of all sizes share sequences, frame pack (paper 3.1)
     best: float = 1.0  # share of the clips, those with the highest score, as in the published last stage
-    learning_rate: float = 1.0  # times the training's own
+    learning_rate_factor: float = 1.0  # times the learning rate of the training
 
     def __post_init__(self):
         check_limits(self, {"steps batch_size num_frames height width": "1 or more", "images": "from 0 to 1",
-                            "pack learning_rate": "0 or more"})
+                            "pack learning_rate_factor": "0 or more"})
         if not 0 < self.best <= 1:
             raise ValueError(f"best is {self.best}; it must be above 0 and at most 1")
 

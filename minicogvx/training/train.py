@@ -110,7 +110,7 @@ def learning_rate(task: TransformerTask) -> Callable[[int], float]:
 
     def rate(step: int) -> float:
         stage = training.stages[stage_of(training.stages, step)[0]]
-        return stage.learning_rate * warmup_cosine(step, training.steps, training.warmup)
+        return stage.learning_rate_factor * warmup_cosine(step, training.steps, training.warmup)
 
     return rate
 

@@ -63,7 +63,8 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
         task.begin(number)
         data = VideoSteps(videos, training, number, config, task.ranks, seed)
         run = Run(f"vae_{number}", stage.steps, keep, ranks)
-        fit(task, data, run, lambda step: stage.learning_rate * warmup_cosine(step, stage.steps, training.warmup),
+        fit(task, data, run,
+            lambda step: stage.learning_rate_factor * warmup_cosine(step, stage.steps, training.warmup),
             workers=training.workers)
         task.finish()
         if not stage.decoder_only:

@@ -97,7 +97,7 @@ def check_facts(folder: Path, facts: Mapping) -> None:
                              f"{before['settings'].get(name)}: name a new folder")
     if facts.get("text") and not before["text"]:
         raise ValueError(f"the clips in {folder} have no text features, and this text encoder is not trained; encode "
-                         f"them without --no-text, into a new folder")
+                         f"the films again, into a new folder")
     for name, what in (("vae", "VAE"), ("text", "text encoder"), ("scaling_factor", "scaling_factor"),
                        ("dtype", "dtype")):
         if name in facts and facts[name] != before.get(name):
