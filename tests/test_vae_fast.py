@@ -125,6 +125,22 @@ def test_the_free_frames_of_a_norm_are_filled_once_and_where_no_gradient_is_aske
     assert torch.equal(past.grad, weight[:, :, :2])
 
 
+def test_a_norm_that_is_padded_hands_on_the_gradients_of_both_of_all_orders():
+    """Its copies of the first frame are made with it; whoever also sees the norm alone, or changes it, is served."""
+    for modulated in (False, True):
+        inputs = [v.requires_grad_() for v in norm_inputs(modulated)]
+        assert torch.equal(pad_time(ours(*inputs), 2), pad_time(ours(*inputs).clone(), 2))
+        assert torch.autograd.gradcheck(lambda *v: pad_time(ours(*v), 2), inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda *v: pad_time(ours(*v), 2), inputs, fast_mode=True)
+        assert torch.autograd.gradcheck(lambda *v: (lambda y: pad_time(y, 2).sum(2) * y[:, :, 0])(ours(*v)), inputs,
+                                        fast_mode=True)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = ours(*inputs)
+            y.mul_(2)  # as a hook may do
+            assert torch.equal(pad_time(y, 2)[:, :, :1], y[:, :, :1])
+
+
 LEAVES = {
     "norm": (lambda: NormSiLU(4, CONFIG), (2, 4, 3, 4, 6)),
     "norm over the frame": (lambda: NormSiLU(4, replace(CONFIG, norm_over="frame")), (2, 4, 3, 4, 6)),
