@@ -39,26 +39,6 @@ def _affine(x, groups, eps, gain, bias):
     return slope, bias[:, None, None, None] - _per_channel(mean, len(gain)) * slope, mean, rstd
 
 
-def _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out=None):
-    """(`group_norm(x) * up(scale) + up(shift)`, mean, rstd), written into `out` if given."""
-    if _needs_exact_sums(x):
-        slope, offset, mean, rstd = _affine(x, groups, eps, gain, bias)
-        if scale is None:
-            return torch.addcmul(offset, x, slope, out=out), mean, rstd
-        # one pass over the pixels, not two
-        normed, shift, scale = x, torch.addcmul(shift, scale, offset), scale * slope
-    else:
-        normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
-        if scale is None:
-            return normed if out is None else out.copy_(normed), mean, rstd
-    out, cells, width = torch.empty_like(x) if out is None else out, scale.shape[3], x.shape[4]
-    # clip by clip: each is one contiguous block of `out`
-    for to, one, factor, summand in zip(*(v.split(1) for v in (out, normed, scale, shift))):
-        torch.addcmul(_repeat_width(summand, width), _pixel_rows(one, cells), _repeat_width(factor, width),
-                      out=_pixel_rows(to, cells))
-    return out, mean, rstd
-
-
 def _group_norm(x, groups, eps, gain, bias):
     """Group norm, mean and 1/std; frames lie under each other as one tall picture: PyTorch's kernel is quick there."""
     b, c, t, h, w = x.shape
@@ -73,10 +53,31 @@ def norm_silu_into(buffer: Float[Tensor, "b c p h w"], x: Float[Tensor, "b c t h
     """The formula, written into the last frames of `buffer`; copies of the first stand before. Mean and 1/std."""
     free = buffer.shape[2] - x.shape[2]
     out = buffer[:, :, free:]
-    _, mean, rstd = _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out)
-    F.silu(out, inplace=True)
+    if _needs_exact_sums(x):
+        slope, offset, mean, rstd = _affine(x, groups, eps, gain, bias)
+        if scale is not None:  # one pass over the pixels, not two
+            slope, offset = scale * slope, torch.addcmul(shift, scale, offset)
+        _affine_silu(out, x, slope, offset)
+    else:
+        normed, mean, rstd = _group_norm(x, groups, eps, gain, bias)
+        if scale is None:
+            torch.ops.aten.silu.out(normed, out=out)
+        else:
+            _affine_silu(out, normed, scale, shift)
     buffer[:, :, :free] = out[:, :, :1]
     return mean, rstd
+
+
+def _affine_silu(out, x, slope, offset):
+    """out = silu(x * up(slope) + up(offset)); on a CPU a few frames at a time, which stay in the cache for the SiLU."""
+    _, c, t, h, w = x.shape
+    cells, at_once = slope.shape[3], max(1, IN_CACHE // (c * h * w)) if x.device.type == "cpu" else t
+    slope, offset = (v.expand(len(x), c, t, *v.shape[3:]) for v in (slope, offset))
+    for clip in zip(*(v.split(1) for v in (out, x, slope, offset))):  # each is one contiguous block of `out`
+        for to, one, factor, summand in zip(*(v.split(at_once, 2) for v in clip)):
+            rows = _pixel_rows(to, cells)
+            torch.addcmul(_repeat_width(summand, w), _pixel_rows(one, cells), _repeat_width(factor, w), out=rows)
+            F.silu(rows, inplace=True)
 
 
 def empty_buffer(x: Float[Tensor, "b c t h w"], free: int) -> Float[Tensor, "b c p h w"]:
