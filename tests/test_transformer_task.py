@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from minicogvx.data.world.features import FEATURES
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.engine.ranks import Ranks, leave
-from minicogvx.engine.sharding import whole_weights
 from minicogvx.presets import preset
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.batches import Steps
@@ -28,6 +27,7 @@ from minicogvx.training.transformer import TransformerTask, open_gates, recomput
 from minicogvx.training.validation import SwapGain, Validation
 from minicogvx.transformer.layout import DenseLayout
 from minicogvx.transformer.model import ExpertTransformer
+from tests.ranks import whole_weights
 from tests.tiny import TINY, tiny_text, tiny_transformer
 from tests.trained import further, take_steps, world_clips
 
@@ -49,7 +49,7 @@ def world():
 
 def begin(training: TransformerTraining, **options) -> TransformerTask:
     """The tiny transformer, trained with its text encoder."""
-    return TransformerTask(tiny_transformer(), tiny_text(), TINY.schedule, training, from_random=True, **options)
+    return TransformerTask(tiny_transformer(), tiny_text(), TINY.schedule, training, trains_text=True, **options)
 
 
 def steps_of(clips, training: TransformerTraining) -> Steps:
@@ -200,7 +200,7 @@ def test_a_run_moves_between_whole_weights_and_shards_and_back(world, tmp_path, 
         try:
             fit(task, steps_of(world, training), Run("run", steps, Keep(folder, 1, log_every=1, progress=False)),
                 lambda step: 1.0)
-            return whole_weights(task.model, Ranks())
+            return whole_weights(task.model)
         finally:
             leave()
 

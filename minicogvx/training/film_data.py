@@ -18,7 +18,6 @@ from minicogvx.data.films.folder import VideoClip, scan_folder
 from minicogvx.engine.ranks import Ranks, by_first
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.settings import TransformerTraining
-from minicogvx.training.videos import FilmVideos
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,6 @@ class FilmData:
         """Every word of the captions, for a text encoder that begins with random weights."""
         return tuple(sorted({word for clip in self.films
                              for word in re.sub(r"[^\w\s]", " ", clip.caption.lower()).split()}))
-
-    def videos(self, seed: int) -> FilmVideos:
-        """What the VAE is trained on."""
-        return FilmVideos(self.films, seed)
 
     def clips(self, job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clips | None]:
         """The clips of each stage of `job`, a `train.Job`, and those held back."""
