@@ -12,6 +12,7 @@ from minicogvx.engine.config import ADAPTERS, compare, fields, override, surroun
 from minicogvx.engine.ranks import Ranks
 from minicogvx.interop.safetensors_files import read_json, write_json
 from minicogvx.training.recipes import load_recipe
+from minicogvx.training.stages import Stage
 
 TOY = load_recipe("toy")
 FINETUNE = load_recipe("finetune")

@@ -18,6 +18,7 @@ from minicogvx.data.films.folder import VideoClip, scan_folder
 from minicogvx.engine.ranks import Ranks, by_first
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.settings import TransformerTraining
+from minicogvx.training.videos import FilmVideos
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class FilmData:
         """Every word of the captions, for a text encoder that begins with random weights."""
         return tuple(sorted({word for clip in self.films
                              for word in re.sub(r"[^\w\s]", " ", clip.caption.lower()).split()}))
+
+    def videos(self, seed: int, share: float = 0.0) -> FilmVideos:
+        """What the VAE is trained on. `share`: of the films, held back for measuring."""
+        return FilmVideos(self.films, seed, share)
 
     def clips(self, job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clips | None]:
         """The clips of each stage of `job`, a `train.Job`, and those held back."""

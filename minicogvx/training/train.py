@@ -42,7 +42,7 @@ from minicogvx.training.start import prepared_transformer, random_transformer, w
 from minicogvx.training.transformer import TransformerTask
 from minicogvx.training.vae import train_vae
 from minicogvx.training.validation import SwapGain, Validation
-from minicogvx.training.videos import FilmVideos, Videos, WorldVideos
+from minicogvx.training.videos import WorldVideos
 from minicogvx.vae import CausalVAE
 
 VALIDATION_SEED = 7_000_003  # of drawn clips held back
@@ -139,7 +139,9 @@ def finished_vae(job: Job, keep: Keep, ranks: Ranks) -> CausalVAE:
     """The VAE in `out/vae.safetensors`, or one trained now and written there."""
     file, config = job.out / "vae.safetensors", job.recipe.model_sizes.vae
     if not from_first(file.exists(), ranks):
-        vae = train_vae(config, job.recipe.vae, videos_of(job), job.seed, job.dtype, keep, ranks)
+        share = job.recipe.held_back if job.recipe.vae.validate_every else 0.0
+        videos = WorldVideos(job.seed) if job.data is None else job.data.videos(job.seed, share)
+        vae = train_vae(config, job.recipe.vae, videos, job.seed, job.dtype, keep, ranks)
         if ranks.first:
             write_tensors(file, vae.state_dict())
         return vae
@@ -148,13 +150,6 @@ def finished_vae(job: Job, keep: Keep, ranks: Ranks) -> CausalVAE:
         load_into(vae, read_tensors(file), file)
     broadcast_weights(vae.to(ranks.device), ranks)
     return vae
-
-
-def videos_of(job: Job) -> Videos:
-    """What the VAE is trained on."""
-    if job.data is None:
-        return WorldVideos(job.seed)
-    return FilmVideos(job.data.films, job.seed, job.recipe.held_back if job.recipe.vae.validate_every else 0.0)
 
 
 def clips_of(job: Job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clips | None]:
