@@ -117,7 +117,7 @@ def _transformer_seconds(recipe: Recipe, sizes: Preset, clips: WorldClips, dtype
     training = recipe.transformer
     text = TextEncoder.from_config(sizes.text, vocabulary(), sizes.transformer.max_text_seq_length)
     task = TransformerTask(random_transformer(sizes.transformer, training), text, sizes.schedule, training, here, dtype,
-                           from_random=True)
+                           trains_text=True)
     data, total, first = Steps(clips, training, sizes.transformer), 0.0, 0
     for stage in training.stages:
         total += stage.steps * _seconds(lambda: _step(task, data[first]), here.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from minicogvx.engine import muon
 
@@ -19,6 +20,12 @@ def start_ranks(module: str, folder: Path, count: int) -> str:
                           cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The whole state dict on the CPU, gathered tensor by tensor; all ranks call it."""
+    return {name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()
+            for name, tensor in model.state_dict().items()}
 
 
 @contextmanager

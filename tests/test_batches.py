@@ -1,5 +1,6 @@
 """What is drawn for a step of the transformer: the same on any number of ranks, in any number of passes."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
@@ -97,6 +98,13 @@ def test_each_clip_has_its_own_part_of_the_timesteps_or_each_rank():
         for e in examples(Steps(Clips(), training(), CONFIG), k):
             sizes.setdefault(e.latents.shape[1], []).append(e.timestep)
     assert all(min(times) < 400 and max(times) > 600 for times in sizes.values())
+
+
+def test_each_rank_and_so_each_timestep_gets_clips_of_every_size():
+    for rank in range(4):
+        steps = Steps(Clips(), training(Stage(60, batch_size=4), timesteps="rank"), CONFIG, Ranks(rank, 4))
+        seen = Counter(e.latents.shape[1] for k in range(60) for e in examples(steps, k))
+        assert seen.keys() == {1, 3, 5} and all(10 < count < 30 for count in seen.values())
 
 
 def test_pictures_are_part_of_a_batch_or_its_whole():

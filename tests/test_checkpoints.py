@@ -35,7 +35,7 @@ def tensors(value: float = 1.0) -> dict[str, torch.Tensor]:
 
 def save(folder: Path, step: int, value: float | None = None, **options) -> Path:
     files = checkpoints(folder, **options)
-    files.save(step, tensors(step if value is None else value), {"clips": 3 * step})
+    files.save(step, tensors(step if value is None else value))
     files.settle()
     return folder / f"run_{step:08d}"
 
@@ -52,7 +52,7 @@ def test_every_tensor_and_note_is_restored_from_safetensors_and_json(tmp_path, m
     monkeypatch.setattr(checkpoint_files, "FILE_BYTES", 60)  # so that one rank writes several files
     path = save(tmp_path, 500, value=7.0)
     found = tensors(0.0)
-    assert checkpoints(tmp_path).load(found) == (500, {"clips": 1500}, [])
+    assert checkpoints(tmp_path).load(found) == (500, [])
     assert same(found, tensors(7.0)) and found["weights/net.bias"].dtype == torch.bfloat16
     assert names(tmp_path) == ["run_00000500"]
     index = json.loads((path / "checkpoint.json").read_text())
@@ -102,14 +102,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, subtests):
             paths = [save(folder, step) for step in (1, 2)]
             apply(paths[1], next(paths[1].glob("*.safetensors")))
             found = tensors(0.0)
-            step, notes, (sentence,) = checkpoints(folder).load(found)
-            assert (step, notes) == (1, {"clips": 3}) and same(found, tensors(1.0))
+            step, (sentence,) = checkpoints(folder).load(found)
+            assert step == 1 and same(found, tensors(1.0))
             assert str(paths[1]) in sentence and "\n" not in sentence
 
             apply(paths[0], next(paths[0].glob("*.safetensors")))  # none is left: nothing is changed
             found = tensors(0.0)
-            step, notes, sentences = checkpoints(folder).load(found)
-            assert (step, notes, len(sentences)) == (0, {}, 2) and same(found, tensors(0.0))
+            step, sentences = checkpoints(folder).load(found)
+            assert (step, len(sentences)) == (0, 2) and same(found, tensors(0.0))
 
 
 def test_other_tensors_and_numbers_that_are_not_finite_are_refused(tmp_path, subtests):
@@ -172,7 +172,7 @@ import sys, torch
 from pathlib import Path
 from minicogvx.engine.checkpoints import Checkpoints
 files, live = Checkpoints(Path(sys.argv[1]), "run"), {f"w{i}": torch.zeros(20_000) for i in range(8)}
-step, _, _ = files.load(live)
+step, _ = files.load(live)
 while True:
     step += 1
     for tensor in live.values():
@@ -194,7 +194,7 @@ def test_kill_minus_9_at_any_moment_leaves_the_newest_intact(tmp_path):
         assert process.wait() == -signal.SIGKILL
         (tmp_path / ".run_00009999.part").mkdir(exist_ok=True)  # what such a run can leave
         found = {f"w{i}": torch.zeros(20_000) for i in range(8)}
-        step, _, passed_over = checkpoints(tmp_path).load(found)
+        step, passed_over = checkpoints(tmp_path).load(found)
         assert not passed_over and f"run_{step:08d}" >= there[0]
         assert all(torch.equal(tensor, torch.full_like(tensor, step)) for tensor in found.values())
         assert not list(tmp_path.glob(".*"))

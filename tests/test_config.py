@@ -12,6 +12,7 @@ from minicogvx.engine.config import ADAPTERS, compare, fields, override, surroun
 from minicogvx.engine.ranks import Ranks
 from minicogvx.interop.safetensors_files import read_json, write_json
 from minicogvx.training.recipes import load_recipe
+from minicogvx.training.stages import Stage
 
 TOY = load_recipe("toy")
 FINETUNE = load_recipe("finetune")
@@ -136,6 +137,10 @@ def test_what_is_learnt_may_not_change(record, subtests):
         with pytest.raises(ValueError, match="was begun with seed=0, not 1"):
             record(config, 1)
         assert record.path.read_text() == before
+    for batch_size in (2, 64):
+        more = replace(FINETUNE.transformer, stages=(*FINETUNE.transformer.stages, Stage(100, batch_size)))
+        with pytest.raises(ValueError, match="was begun with 1 transformer.stages, not 2"):
+            record(replace(FINETUNE, transformer=more))
     config = override(FINETUNE, "transformer.lora_rank=2", "transformer.lora_from=cats.safetensors")
     record.path.unlink()
     record(config, also={ADAPTERS: "0a1b"})

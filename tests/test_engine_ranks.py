@@ -14,13 +14,13 @@ from minicogvx.engine import sharding
 from minicogvx.engine.checkpoints import Checkpoints
 from minicogvx.engine.optim import MuonAdamW
 from minicogvx.engine.ranks import Ranks, leave, ranks
-from minicogvx.engine.sharding import average_gradients, mean_over_ranks, whole_weights, without_sync, wrap
+from minicogvx.engine.sharding import average_gradients, mean_over_ranks, without_sync, wrap
 from minicogvx.engine.weights import update_average
 from minicogvx.interop.safetensors_files import read_tensors, write_tensors
 from minicogvx.presets import TransformerConfig
 from minicogvx.training.memory import Inputs, memory
 from minicogvx.transformer.model import ExpertTransformer
-from tests.ranks import exact_muon, start_ranks
+from tests.ranks import exact_muon, start_ranks, whole_weights
 
 # The learned table has one row along its first axis: FSDP2 leaves all ranks but the first an empty shard. 11 is cut
 # 6, 5 and 3, 3, 3, 2.
@@ -88,7 +88,7 @@ def sharded(me: Ranks, seed: int = 0, how: str = "fsdp", **options) -> torch.nn.
 
 
 def write(folder: Path, name: str, net: torch.nn.Module, me: Ranks) -> None:
-    weights = whole_weights(net, me)
+    weights = whole_weights(net)
     if me.first:
         write_tensors(folder / f"{name}.safetensors", weights)
 
@@ -105,7 +105,7 @@ def replicated(folder: Path, me: Ranks) -> dict:
     sharding.MESSAGE = whole_message
     write(folder, "replicate", net, me)
     disk, own_disk = Checkpoints(folder / f"disk{me.rank}", "run", me), Checkpoints(folder / "disk1", "run")
-    disk.save(1, state(net, optimizer), {"clips": 4})
+    disk.save(1, state(net, optimizer))
     disk.settle()
     if me.rank == 1:
         own_disk.save(9, state(net, optimizer))
@@ -138,7 +138,7 @@ def shards(folder: Path, me: Ranks) -> dict:
     told["local"] = {"parameters": sum(p.to_local().nbytes for p in net.parameters()), "optimizer": sum(
         t.to_local().nbytes for t in optimizer.state().values() if isinstance(t, DTensor))}
     files = Checkpoints(folder / "two", "run", me)
-    files.save(1, state(net, optimizer), {"clips": 4})
+    files.save(1, state(net, optimizer))
     take_step(net, optimizer, 2, me)
     write(folder, "fsdp_2", net, me)
     files.settle()
@@ -330,14 +330,14 @@ def test_two_ranks_take_the_step_of_one(two, alone, subtests):
 
 def test_all_ranks_resume_from_what_the_first_one_found(two, alone):
     told = two[1]["replicate"]
-    assert told["resumed"] == [[1, {"clips": 4}, []]] * 2 and told["alike"]
+    assert told["resumed"] == [[1, []]] * 2 and told["alike"]
     same(two[0], "replicate_2", alone[2], {name: alone[1][name] for name in START})
     assert told["refused"][0] == told["refused"][1] and "; this run needs " in told["refused"][0]
 
 
 def test_shards_are_resumed_bit_for_bit_by_as_many_ranks_and_by_more_or_fewer(two, alone):
     folder, told = two[0], two[1]["fsdp"]
-    assert told["two"] == [[1, {"clips": 4}, []]] * 2 and told["one"] == [[1, {}, []]] * 2
+    assert told["two"] == told["one"] == [[1, []]] * 2
     through, resumed = (read_tensors(folder / f"{name}.safetensors") for name in ("fsdp_2", "resumed_from_two"))
     assert through.keys() == resumed.keys() and all(torch.equal(through[key], resumed[key]) for key in through)
     same(folder, "resumed_from_one", alone[2], {name: alone[1][name] for name in START})
@@ -387,8 +387,8 @@ def test_an_error_on_one_rank_is_raised_on_all(two):
                               ("nan", "ValueError", "bias holds NaN")):
         first, other = (said.replace("apart1", "apart0") for said in told[name])
         assert first == other and first.startswith(kind) and words in first, told[name]
-    (step, _, (sentence,)), other = told["damaged"]
-    assert step == 3 and "shard-00002" in sentence and other == [step, {}, [sentence]]
+    (step, (sentence,)), other = told["damaged"]
+    assert step == 3 and "shard-00002" in sentence and other == [step, [sentence]]
     assert sorted(path.name for path in (folder / "mishaps").iterdir()) == ["run_00000003", "run_00000005"]
 
 

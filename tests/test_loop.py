@@ -144,10 +144,10 @@ def test_steps_without_a_finite_gradient_change_nothing_and_too_many_end_the_run
 def test_a_full_disk_costs_figures_or_a_checkpoint_but_not_the_run(tmp_path, monkeypatch, capsys):
     save = Checkpoints.save
 
-    def full(self, step, tensors, notes={}):
+    def full(self, step, tensors):
         if step == 10:
             raise OSError("No space left on device")
-        save(self, step, tensors, notes)
+        save(self, step, tensors)
 
     monkeypatch.setattr(Checkpoints, "save", full)
     assert same(train(tmp_path), train(None))

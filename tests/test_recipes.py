@@ -22,6 +22,9 @@ def test_those_that_are_shipped_can_be_printed_and_read_again(tmp_path, capsys):
         assert cli.main(["train", name, "--show"]) == 0
         (tmp_path / f"{name}.toml").write_text(capsys.readouterr().out)
         assert load_recipe(str(tmp_path / f"{name}.toml")) == recipe
+    assert cli.main(["train", "micro", "--show", "--set", "preset=toy", "--set", "sizes.transformer.num_layers=3"]) == 0
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert shown["sizes"]["vae"]["latent_channels"] == 16 and shown["sizes"]["transformer"]["num_layers"] == 3
     whole = override(load_recipe("micro"), "transformer.stages.1.steps=7", "vae.chunk_frames=None",
                      "transformer.alignment_kinds=('shape',)")
     assert from_table(Recipe, tomllib.loads(to_toml(replace(whole, sizes=None)))) == whole
@@ -56,7 +59,7 @@ def test_finetune_takes_its_numbers_from_a_published_stage_and_options_change_th
         return training | training["stages"][0]
 
     plain = shown()
-    assert (plain["steps"], plain["batch_size"], plain["accumulate"]) == (1000, 2, 1) and "height" not in plain
+    assert (plain["steps"], plain["batch_size"], plain["accumulate"]) == (1000, 2, 1) and plain["height"] == "none"
     two = {"height": 480, "width": 720, "num_frames": 49, "steps": 220_000, "batch_size": 1000, "accumulate": 1000}
     assert two.items() <= shown("--model", "5b", "--stage", "2").items()
     assert shown("--model", "5b", "--stage", "1", "--batch-size", "3")["accumulate"] == 3
@@ -114,10 +117,12 @@ def test_settings_that_exclude_each_other_or_are_out_of_range(subtests):
         (lambda: TransformerTraining((stage,), text_dropout=1.0)): "text_dropout is 1.0",
         (lambda: TransformerTraining((stage,), lora_from="a")): "lora_from is 'a' and lora_rank 0",
         (lambda: TransformerTraining((stage,), offload=True)): "offload is True",
+        (lambda: TransformerTraining((stage, Stage(1, images=0.5)), image_to_video=True)): "stages.1.images is 0.5",
         (lambda: TransformerTraining((stage,), sharding="fsdp", optimizer="muon")): "optimizer is 'muon'",
         (lambda: TransformerTraining((stage,), learning_rate=float("nan"))): "learning_rate is nan",
         (lambda: VAEStage(1, pack=100)): "pack is 100", (lambda: VAEStage(1, frame_rates=())): "frame_rates is",
-        (lambda: VAETraining(())): "vae is ", (lambda: VAETraining((vae_stage,), chunk_frames=0)): "chunk_frames is 0",
+        (lambda: VAETraining(())): "stages is ",
+        (lambda: VAETraining((vae_stage,), chunk_frames=0)): "chunk_frames is 0",
         (lambda: VAETraining((VAEStage(1, context_ranks=2),))): "context_ranks is 2",
         (lambda: Recipe("micro", TransformerTraining(), clips=0)): "clips is 0",
         (lambda: Recipe("micro", TransformerTraining(), held_back=1.0)): "held_back is 1.0",

@@ -11,7 +11,9 @@ import torch
 from minicogvx import cli
 from minicogvx.data.clips.cache_files import is_cache
 from minicogvx.interop.safetensors_files import read_tensors
+from minicogvx.training.record import _digest
 from minicogvx.training.stages import Stage
+from minicogvx.training.train import learning_rate
 from tests.tiny import load_pipeline, same, weights
 from tests.trained import FOR_FILMS, films_of_mixed_lengths, recipe_file, train
 
@@ -118,14 +120,30 @@ def test_given_models_are_trained_further_as_whole_or_by_adapters(filmed, mixed,
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 400_000, "only what learns"
 
 
-def test_a_transformer_begins_with_random_weights_and_given_encoders(filmed, mixed, tmp_path):
-    """As the published training did: VAE and text encoder are there already."""
-    recipe = replace(FOR_FILMS, vae=None, transformer=replace(FOR_FILMS.transformer, stages=(Stage(2, 2),)))
-    train(recipe_file(tmp_path, recipe), "--data", mixed, "--encoders", filmed / "pipeline", "--out", tmp_path / "run")
+def test_a_transformer_begins_with_random_weights_and_given_encoders(filmed, mixed, tmp_path, monkeypatch):
+    """As the published training did: VAE and text encoder are there already. Its sizes are those of the recipe."""
+    rates, recipe = [], replace(FOR_FILMS, vae=None, transformer=replace(
+        FOR_FILMS.transformer, stages=(Stage(2, 2),), learning_rate=None))
+    monkeypatch.setattr("minicogvx.training.train.learning_rate",
+                        lambda task: rates.append(task.training.rate()) or learning_rate(task))
+    train(recipe_file(tmp_path, recipe), "--data", mixed, "--encoders", filmed / "pipeline", "--out", tmp_path / "run",
+          "--set", "sizes.transformer.num_layers=3")
+    assert rates == [1e-4] and load_pipeline(tmp_path / "run" / "pipeline").transformer.config.num_layers == 3
+    used = [path for part in ("vae", "text_encoder") for path in (filmed / "pipeline" / part).glob("*.safetensors")]
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["weights of the encoders"] == _digest(used)
     before, after = (weights(load_pipeline(folder / "pipeline")) for folder in (filmed, tmp_path / "run"))
     same_parts = {key.split(".")[0] for key in before if torch.equal(before[key], after[key])}
     assert {"vae", "text"} <= same_parts
     assert not torch.equal(before["transformer.proj_out.bias"], after["transformer.proj_out.bias"])
+
+
+def test_on_the_shapes_world_a_model_learns_to_continue_an_image(tmp_path):
+    """On whole clips also where the recipe has pictures; samples are given the first frames of their scenes."""
+    train(recipe_file(tmp_path), "--image-to-video", "--out", tmp_path / "run", "--set", "transformer.stages.1.steps=7",
+          "--set", "transformer.validate_every=5", "--set", "transformer.sample_every=5")
+    log = rows(tmp_path / "run" / "transformer.jsonl")
+    assert {"obeyed", "validation"} <= log[9].keys() and "swap_gain" not in log[9]
+    assert load_pipeline(tmp_path / "run" / "pipeline").image_to_video
 
 
 def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, capsys, monkeypatch, subtests):
@@ -165,6 +183,14 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, m
         (["train", recipe, "--lora", "4"], "lora_rank is 4; adapters are for a trained model"),
         (["train", recipe, "--set", "transformer.stages.0.batch_size=0"], "batch_size is 0"),
         (["train", recipe, "--from", str(tmp_path)], "."),
+        (["train", recipe, "--lora-from", recipe], "--lora-from is .*; adapters are for a trained model"),
+        (["train", recipe, "--list", "some.jsonl"], "--list is some.jsonl"),
+        (["train", recipe, "--fps", "8"], "--fps is 8"),
+        (["train", recipe, "--set", "transformer.image_to_video=True"], "stages.0.images is 1.0"),
+        (["train", "small", "--encoders", model], "sizes.transformer.in_channels is 16; .* it must be 4"),
+        (["train", recipe, "--from", "toy", "--encoders", model], "in toy, transformer.in_channels is 16"),
+        (["finetune", str(mixed), "--model", "random"], "--from is random"),
+        (["finetune", "world", "--model", model], "world"),
         (["train", recipe, "--out", str(world), "--seed", "1"], "was begun with seed=0, not 1"),
         (["train", recipe, "--out", str(world), "--set", "transformer.text_dropout=0.2"], "text_dropout=0.1, not 0.2"),
         (["train", recipe, "--out", str(foreign)], "recipe.json, which this run did not make"),

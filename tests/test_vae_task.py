@@ -17,7 +17,7 @@ from minicogvx.training.critic import Critic
 from minicogvx.training.loop import fit
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.settings import VAEStage, VAETraining
-from minicogvx.training.vae import VAETask, normalise_latents, small_branches, train_vae
+from minicogvx.training.vae import VAETask, VAEValidation, normalise_latents, small_branches, train_vae
 from minicogvx.training.videos import FilmVideos, VideoSteps, WorldVideos, world_batch
 from minicogvx.vae.discriminator import DiscriminatorConfig
 from tests.films import caption, mp4, ramp
@@ -212,6 +212,40 @@ def test_a_step_whose_reconstruction_is_not_finite_is_left_out(tmp_path, capsys,
                     rows = [json.loads(line) for line in (folder / "vae.jsonl").open()]
                     assert [isinstance(row["grad_norm"], str) for row in rows] == [False, False, True, False]
                     assert "the gradient of step 2 is not finite; the weights stay" in capsys.readouterr().err
+
+
+# ---- what is watched
+
+
+def test_videos_that_are_held_back_are_measured_and_change_nothing(tmp_path):
+    training = replace(TRAINING, ema_decay=0.5, stages=(replace(STAGE, steps=4), replace(STAGE, steps=2, loss=GAN)))
+    watched, found = replace(training, validate_every=2), []
+    for name, wanted in (("plain", training), ("watched", watched)):
+        keep = Keep(tmp_path / name, log_every=1, progress=False)
+        found.append(train_vae(TINY.vae, wanted, WorldVideos(), keep=keep).state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    rows = [json.loads(line) for line in (tmp_path / "watched" / "vae_0.jsonl").open()]
+    assert [row["step"] for row in rows if "validation_psnr" in row] == [1, 3]
+    task = begin(training)
+    take(task, videos(training), range(2))
+    watcher = VAEValidation(WorldVideos(), STAGE, (5, 32, 32), 2)
+    before = watcher(2, task)
+    assert before == watcher(2, task) and before["validation_l1"] > 0 and task.seen == []
+    task.average = {}
+    assert watcher(2, task) != before, "of the average, where there is one"
+
+
+def test_films_that_are_held_back_are_not_trained_on(folder):
+    clips = scan_folder(folder).clips
+    some = FilmVideos(clips, share=0.3)
+    names = {clip.name for clip in some.kept}
+    assert names and not names & {clip.name for clip in some.clips} and len(some.kept + some.clips) == 10
+    assert len(FilmVideos(clips, share=1e-9).kept) == 1 and not FilmVideos(clips).kept
+    measured = list(some.held_back(STAGE, (5, 32, 32)))
+    assert len(measured) == len(names) and measured[0].shape == (3, 5, 32, 32)
+    for few, frames in ((FilmVideos(clips), 5), (some, 49)):
+        with pytest.raises(ValueError, match="films that are held back has"):
+            VAEValidation(few, STAGE, (frames, 32, 32), 1)
 
 
 # ---- before and after

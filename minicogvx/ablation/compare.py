@@ -58,7 +58,7 @@ def seeded_task(config: TransformerConfig, training: TransformerTraining, text: 
     encoder = TextEncoder.from_config(text, vocabulary(), config.max_text_seq_length)
     torch.manual_seed(seed)
     model = random_transformer(config, training)
-    return TransformerTask(model, encoder, schedule, training, Ranks(device=device), dtype, from_random=True,
+    return TransformerTask(model, encoder, schedule, training, Ranks(device=device), dtype, trains_text=True,
                            feature_variance=feature_variance)
 
 

@@ -145,7 +145,7 @@ def _index(path: Path, ranks: Ranks) -> dict:
         except (OSError, ValueError):
             pass
     found = from_first(found, ranks)
-    if not {"tensors", "files", "step", "notes"} <= found.keys():
+    if not {"tensors", "files", "step"} <= found.keys():
         raise Damaged(f"{path / _INDEX} is missing or damaged")
     return found
 

@@ -36,16 +36,13 @@ class Checkpoints:
         return sorted((path for path in self.folder.glob("*") if named.fullmatch(path.name)), reverse=True)
 
     @torch.no_grad()
-    def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping = {}) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Copies `tensors` to the CPU and returns; training may change them while a thread writes the copies.
 
         Once they are written, all checkpoints are removed but this one and the `keep` - 1 before it. Any of later steps
         were found damaged when the run resumed.
 
-        Args:
-            tensors: weights, moving averages and optimizer state by name, the same names on every rank.
-            notes: further values, for JSON.
-
+        `tensors`: weights, moving averages and optimizer state by name, the same names on every rank.
         Raises ValueError, on every rank, for a number that is not finite; and what `settle` raises.
         """
         self.settle()
@@ -54,7 +51,7 @@ class Checkpoints:
         writers = self._writers(tensors)
         if writers:
             copies = {name: part.to("cpu", copy=True).contiguous() for name, part in at_least_1d(tensors).items()}
-            self.writing = self.thread.submit(self._write, path, copies, {"step": step, "notes": dict(notes)}, writers)
+            self.writing = self.thread.submit(self._write, path, copies, {"step": step}, writers)
 
     def settle(self) -> None:
         """Waits until the last checkpoint is written. Call it before the run ends.
@@ -66,11 +63,11 @@ class Checkpoints:
             writing.result()
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> tuple[int, dict, list[str]]:
+    def load(self, tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:
         """Fills `tensors` in place from the newest intact checkpoint.
 
-        Returns, on every rank the same, its step, its notes, and a sentence for each damaged one that was skipped.
-        If none is intact: 0, {}, and `tensors` as they were. Raises ValueError, and changes nothing, if the newest
+        Returns, on every rank the same, its step, and a sentence for each damaged one that was skipped.
+        If none is intact: 0, and `tensors` as they were. Raises ValueError, and changes nothing, if the newest
         intact one holds tensors of other names or shapes.
         """
         self.settle()
@@ -106,7 +103,7 @@ class Checkpoints:
             for other in set(paths) - set(kept):
                 shutil.rmtree(other, ignore_errors=True)
 
-    def _newest(self, tensors: Mapping[str, Tensor], readers: Ranks) -> tuple[int, dict, list[str]]:
+    def _newest(self, tensors: Mapping[str, Tensor], readers: Ranks) -> tuple[int, list[str]]:
         if readers.first:
             for left in self.folder.glob(f".{self.name}_*.part"):  # by a run that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
@@ -114,10 +111,10 @@ class Checkpoints:
         for path in from_first(self.paths(), readers):
             try:
                 record = read_folder(path, tensors, readers)
-                return record["step"], record["notes"], passed_over
+                return record["step"], passed_over
             except Damaged as error:
                 passed_over.append(f"{error}; resuming from an earlier one")
-        return 0, {}, passed_over
+        return 0, passed_over
 
 
 def _sharded(tensors: Mapping[str, Tensor]) -> bool:

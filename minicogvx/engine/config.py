@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -67,13 +68,17 @@ def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {}, un
     """
     numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
     before = json.loads(json.dumps(_defaults(config) | dict(also) | dict(unrecorded)))
-    before |= read_json(path) if begun and path.exists() else numbers
+    recorded = read_json(path) if begun and path.exists() else numbers
+    before |= recorded
     changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
     free = HOW | {_last_steps(numbers)}
-    for name in changed:
-        if name.rpartition(".")[2] not in free and name not in free:
-            raise ValueError(f"{path.parent} was begun with {_difference(name, before, numbers)}; name another folder, "
-                             f"or remove this one to start again")
+    wrong = [f"{_stages(recorded)[part]} {part}, not {count}" for part, count in _stages(numbers).items()
+             if _stages(recorded)[part] != count]
+    wrong += [_difference(name, before, numbers) for name in changed
+              if name.rpartition(".")[2] not in free and name not in free]
+    if wrong:
+        raise ValueError(f"{path.parent} was begun with {wrong[0]}; name another folder, or remove this one to start "
+                         f"again")
 
     @functools.cache
     def write() -> None:
@@ -96,6 +101,11 @@ def surroundings(ranks: Ranks, dtype: torch.dtype) -> dict[str, Any]:
     """The software and hardware of a run, for `compare`: they matter if two runs with the same settings differ."""
     return {"dtype": str(dtype).removeprefix("torch."), "device": ranks.device.type, "ranks": ranks.world_size,
             "torch": str(torch.__version__), "minicogvx": __version__}
+
+
+def _stages(numbers: Mapping[str, Any]) -> Counter[str]:
+    """How many stages there are, by the path of their tuple."""
+    return Counter(path.rsplit(".", 2)[0] for path in numbers if re.fullmatch(r".*\bstages\.\d+\.steps", path))
 
 
 def _last_steps(numbers: Mapping[str, Any]) -> str:

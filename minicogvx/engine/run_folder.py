@@ -2,15 +2,25 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from minicogvx.files import check_writable, written_whole
+from minicogvx.engine.ranks import Ranks, by_first
+from minicogvx.files import check_writable, locked, written_whole
 from minicogvx.interop.safetensors_files import read_json
 
 _RECORD = {"seed", "device", "torch"}  # every record of `config.compare` has these, among others
 _ROW = b'{"step": '  # how every row of a log begins
 _RESULTS = "checkpoints/*", "*.safetensors", "pipeline"
+
+
+@contextmanager
+def only_run(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """`folder`, locked by rank 0 for all ranks. Raises ValueError, on every rank, if another run uses it."""
+    with ExitStack() as stack:
+        by_first(lambda: stack.enter_context(locked(folder)), ranks)
+        yield
 
 
 def has_begun(record: Path, logs: Sequence[str] = (), others: Sequence[str] = ()) -> bool:

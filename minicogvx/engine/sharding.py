@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from minicogvx.engine.ranks import Ranks, backend, environment_number
 
@@ -105,17 +104,6 @@ def without_sync(model: nn.Module, active: bool = True) -> Iterator[None]:
         yield
     finally:
         model.set_requires_gradient_sync(True)
-
-
-@torch.no_grad()
-def whole_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
-    """The whole state dict on the CPU of rank 0, gathered tensor by tensor; {} on the others. All ranks call it."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if ranks.first:
-            weights[name] = tensor.cpu().clone()
-    return weights
 
 
 @torch.no_grad()

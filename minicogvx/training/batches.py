@@ -129,7 +129,8 @@ class Steps(Dataset):
         indices = self.orders[number].take(within * stage.batch_size, stage.batch_size)
         images = set(chance.sample(range(stage.batch_size), round(stage.images * stage.batch_size)))
         clips = [(i, place in images) for place, i in enumerate(indices)]
-        own = own_passes([self._size(number, *clip) for clip in clips], self.ranks, self.training.accumulate)
+        own = own_passes([self._size(number, *clip) for clip in clips], self.ranks, self.training.accumulate,
+                         number_of("turn", self.seed, step))
         return _Batch(clips, own, False, stage.batch_size / self.ranks.teams)
 
     def _packed(self, number: int, within: int) -> _Batch:

@@ -15,7 +15,7 @@ from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
 from minicogvx.engine.sharding import check_sharding
 from minicogvx.interop import find_folder
-from minicogvx.interop.folder_configs import read_configs
+from minicogvx.interop.folder_configs import FolderConfigs, read_configs
 from minicogvx.interop.lpips_weights import check_lpips
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, TransformerConfig, VAEConfig, video_size
@@ -54,10 +54,26 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
         check_vae(sizes.vae, recipe.vae, ranks)
         check_transformer(sizes, training, ranks)
         return
-    configs = read_configs(find_folder(job.start if job.start != "random" else job.model))
+    given = read_configs(find_folder(job.model))
+    transformer = recipe.model_sizes.transformer
     if job.start != "random":
-        check_start(configs.transformer, training)
-    _check_given(configs.vae, configs.transformer, training, ranks, bucketed=job.data is not None)
+        transformer = read_configs(find_folder(job.start)).transformer
+        check_start(transformer, training)
+    _check_encoders(given, transformer, job)
+    _check_given(given.vae, transformer, training, ranks, bucketed=job.data is not None)
+
+
+def _check_encoders(given: FolderConfigs, transformer: TransformerConfig, job) -> None:
+    """Raises ValueError for a transformer that takes other latents or texts than the given encoders make."""
+    latents, text = given.vae.latent_channels, given.transformer
+    whose = "sizes.transformer." if job.start == "random" else f"in {job.start}, transformer."
+    for field, valid in (("in_channels", (latents, 2 * latents)), ("out_channels", (latents,)),
+                         ("temporal_compression_ratio", (given.vae.temporal_compression_ratio,)),
+                         ("text_embed_dim", (text.text_embed_dim,)),
+                         ("max_text_seq_length", (text.max_text_seq_length,))):
+        if getattr(transformer, field) not in valid:
+            raise ValueError(f"{whose}{field} is {getattr(transformer, field)}; with VAE and text encoder of "
+                             f"{job.model} it must be {valid[0]}")
 
 
 def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) -> None:
@@ -87,7 +103,7 @@ def _check_given(vae: VAEConfig, transformer: TransformerConfig, training: Trans
     """
     own = video_size(vae, transformer)
     for i, stage in enumerate(training.stages):
-        asked = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
+        asked = stage.size(own)
         with _named(f"transformer.stages.{i}"):
             _check_team(stage, training, transformer, ranks)
             CacheSettings(*asked, fps=WORLD_FPS, bucketed=bucketed).check(vae)
@@ -162,8 +178,7 @@ def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks
     for i, stage in enumerate(training.stages):
         with _named(f"transformer.stages.{i}"):
             _check_team(stage, training, sizes.transformer, ranks)
-            own = sizes.video_size
-            size = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
+            size = stage.size(sizes.video_size)
             latents = vae.encode(torch.empty(1, sizes.vae.in_channels, *size, device="meta")).mean
             latents = latents[:, :, :1] if stage.images == 1 else latents
             model(latents.to(text.dtype), torch.zeros(1, dtype=torch.long, device="meta"), text)

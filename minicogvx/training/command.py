@@ -21,19 +21,26 @@ def main(argv: list[str] | None = None) -> int:
     from minicogvx.training.recipes import load_recipe
 
     recipe = load_recipe(arguments.recipe)
-    training = recipe.transformer
-    given = {"lora_rank": arguments.lora, "image_to_video": arguments.image_to_video or None}
-    training = replace(training, **{name: value for name, value in given.items() if value is not None})
+    if presets := [one for one in arguments.set if one.startswith("preset=")]:
+        recipe = replace(override(recipe, *presets), sizes=None)
+    training = recipe.transformer.from_image() if arguments.image_to_video else recipe.transformer
+    if arguments.lora is not None:
+        training = replace(training, lora_rank=arguments.lora)
     recipe = replace(recipe, transformer=training, sizes=recipe.model_sizes)
     recipe = override(recipe, *arguments.set)
     if arguments.lora_from is not None:
         recipe = with_adapters(recipe, arguments.lora_from, arguments.model)
     out = Path(f"runs/{Path(arguments.recipe).stem}" if arguments.out is None else arguments.out)
-    return run(arguments, recipe, out, device, dtype)
+    films = None if arguments.data == "world" else arguments.data
+    for option, value in {"--list": arguments.list, "--fps": arguments.fps}.items() if films is None else ():
+        if value is not None:
+            raise ValueError(f"{option} is {value}; it says how films are read, so name their folder with --data, or "
+                             f"leave it out")
+    return run(arguments, recipe, films, out, device, dtype)
 
 
-def run(arguments: argparse.Namespace, recipe, out: Path, device: str, dtype) -> int:
-    """Trains by `recipe`, whatever command line it came from."""
+def run(arguments: argparse.Namespace, recipe, films: str | None, out: Path, device: str, dtype) -> int:
+    """Trains by `recipe`, whatever command line it came from, on a folder of films or on the shapes world."""
     from minicogvx.engine.config import to_toml
     from minicogvx.engine.ranks import leave, ranks
     from minicogvx.training.checks import check_job
@@ -47,7 +54,7 @@ def run(arguments: argparse.Namespace, recipe, out: Path, device: str, dtype) ->
     use_threads(arguments.threads)
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
-    data = None if arguments.data == "world" else FilmData(Path(arguments.data), arguments.list, arguments.fps)
+    data = None if films is None else FilmData(Path(films), arguments.list, arguments.fps)
     if data is not None and recipe.transformer.alignment_weight:
         print(f"without alignment_weight={recipe.transformer.alignment_weight}: what covers a cell is known of the "
               f"shapes world only")
@@ -67,8 +74,10 @@ def run(arguments: argparse.Namespace, recipe, out: Path, device: str, dtype) ->
 def with_adapters(recipe, file: str, model: str):
     """The recipe, with path, rank and alpha of the adapters in a LoRA file.
 
-    Raises ValueError if the model, or a rank that was given, does not agree.
+    Raises ValueError if the model, or a rank that was given, does not agree, and for a model of random weights.
     """
+    if model == "random":
+        raise ValueError(f"--lora-from is {file}; adapters are for a trained model: name it with --from")
     import torch
 
     from minicogvx.interop import find_folder
@@ -95,7 +104,8 @@ def add_training_options(parser: Parser) -> None:
     parser.add_argument("--lora", type=whole(0), metavar="RANK", help="train only adapters, of this rank")
     parser.add_argument("--lora-from", type=path_to(), metavar="FILE",
                         help="start from the adapters of this LoRA file, at their rank")
-    parser.add_argument("--image-to-video", action="store_true", help="train it to continue an image")
+    parser.add_argument("--image-to-video", action="store_true",
+                        help="train it to continue an image, in all stages on whole clips (images=0)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
                         help="change one number, such as transformer.stages.0.steps=200; may be repeated")
     parser.add_argument("--show", action="store_true", help="print every number as a recipe file, and stop")

@@ -74,9 +74,9 @@ class FilmData:
         return tuple(sorted({word for clip in self.films
                              for word in re.sub(r"[^\w\s]", " ", clip.caption.lower()).split()}))
 
-    def videos(self, seed: int) -> FilmVideos:
-        """What the VAE is trained on."""
-        return FilmVideos(self.films, seed)
+    def videos(self, seed: int, share: float = 0.0) -> FilmVideos:
+        """What the VAE is trained on. `share`: of the films, held back for measuring."""
+        return FilmVideos(self.films, seed, share)
 
     def clips(self, job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clips | None]:
         """The clips of each stage of `job`, a `train.Job`, and those held back."""

@@ -13,6 +13,8 @@ from minicogvx.training.command import add_training_options, run, with_adapters
 def main(argv: list[str] | None = None) -> int:
     """Trains a given model, or adapters for it, on a folder of films."""
     arguments = _parser().parse_args(argv)
+    if arguments.model == "random":
+        raise ValueError("--from is random; finetune takes a trained model, and minicogvx train random weights")
     check_names(arguments, may_be_preset=True)
     device, dtype = chosen(arguments, training=True)
     arguments.encoders = None
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe = override(_recipe(arguments), *map(_whole_path, arguments.set))
     if arguments.lora_from is not None:
         recipe = with_adapters(recipe, arguments.lora_from, arguments.model)
-    return run(arguments, recipe, Path(arguments.out), device, dtype)
+    return run(arguments, recipe, arguments.data, Path(arguments.out), device, dtype)
 
 
 def _whole_path(assignment: str) -> str:
@@ -44,10 +46,10 @@ def _recipe(arguments: argparse.Namespace):
             "steps": arguments.steps, "batch_size": arguments.batch_size}
     stage = replace(stage, **{name: value for name, value in size.items() if value is not None})
     training = {"lora_rank": arguments.lora, "learning_rate": arguments.learning_rate,
-                "image_to_video": arguments.image_to_video or None, "stages": (stage,),
+                "stages": (stage,),
                 "accumulate": max(1, stage.batch_size // _ranks()) if arguments.stage is not None else None}
-    return replace(recipe, transformer=replace(recipe.transformer, **{name: value for name, value in training.items()
-                                                                      if value is not None}))
+    training = replace(recipe.transformer, **{name: value for name, value in training.items() if value is not None})
+    return replace(recipe, transformer=training.from_image() if arguments.image_to_video else training)
 
 
 def _published_stage(arguments: argparse.Namespace):
@@ -82,7 +84,7 @@ def _parser() -> Parser:
                                 "it over GPUs.")
     parser.add_argument("data", metavar="FOLDER", type=path_to(),
                         help="films and captions, or the output of `minicogvx data encode`")
-    parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
+    parser.add_argument("--from", "--model", dest="model", type=path_to(), default="toy", metavar="toy|FOLDER",
                         help="what to start from (default: toy)")
     parser.add_argument("--out", type=path_to(), default="runs/finetune", metavar="FOLDER",
                         help="where to write (default: runs/finetune)")

@@ -91,7 +91,7 @@ def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
     """The memory of one of `gpus` GPUs, each with `inputs`, under one of SHARDINGS; `dtype`: of forward and backward.
 
     replicate: every GPU has all weights, and for a 16-bit `dtype` also a 16-bit copy. fsdp: FSDP2 shards weights,
-    gradients and optimizer state (`distributed.wrap`); while a block computes, its weights and those of the next one
+    gradients and optimizer state (`sharding.wrap`); while a block computes, its weights and those of the next one
     are gathered in `dtype`, and its gradients exist in `dtype` and, for the reduce-scatter, in float32. +checkpoint:
     each block saves only its input and is recomputed in the backward pass. +offload: the shards are in CPU memory.
     """

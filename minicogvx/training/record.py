@@ -27,9 +27,10 @@ def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], N
     check_writable(out, folder=True)
     adapters = Path(training.lora_from or ".")
     files = {ADAPTERS: [adapters / FILE if adapters.is_dir() else adapters] if training.lora_from else []}
-    for name, model in {"weights of the model": job.start, "weights of the encoders": job.encoders}.items():
-        folder = None if model in (None, "random") else find_folder(model)
-        files[name] = sorted((folder / "transformer").glob("*.safetensors")) if folder else []
+    for name, model, used in (("weights of the model", job.start, ("transformer",)),
+                              ("weights of the encoders", job.encoders, ("vae", "text_encoder"))):
+        parts = () if model in (None, "random") else [find_folder(model) / part for part in used]
+        files[name] = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
     _spare_inputs(out, {"--list": job.data and job.data.listing, "--lora-from": next(iter(files[ADAPTERS]), None),
                         **{name: find_folder(model) for name, model in
                            (("--from", job.start), ("--encoders", job.encoders)) if model not in (None, "random")}})

@@ -77,7 +77,7 @@ class Run:
             return 0
         if self.ranks.first:
             remove_parts(self.files.folder)
-        self.done, _, passed_over = self.files.load(state)
+        self.done, passed_over = self.files.load(state)
         for sentence in passed_over:
             self.say(sentence)
         if self.done > self.total:

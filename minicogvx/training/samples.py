@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minicogvx.data.clips.clips import Clips
 from minicogvx.data.world.captions import evaluation_caption
+from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.oracle import matches, read
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.media import write_mp4, write_strip
@@ -22,7 +23,10 @@ STEPS = 25
 
 
 class WorldSamples:
-    """A watcher: writes `step_00000500.mp4` and `.png`, and measures the share of clips that obey their captions."""
+    """A watcher: writes `step_00000500.mp4` and `.png`, and measures the share of clips that obey their captions.
+
+    From an image, the first frame of each caption's scene is given.
+    """
 
     def __init__(self, parts: Pipeline, folder: Path | None, every: int, clips: int = 16, shown: int = 4):
         """`parts`: with the VAE and the text encoder of the training. `folder`: None where another rank writes."""
@@ -33,9 +37,12 @@ class WorldSamples:
     @torch.no_grad()
     def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
         """The figure "obeyed": the share of clips in which the oracle finds everything right."""
+        images = None
+        if task.training.image_to_video:
+            images = render_batch(self.scenes, 1, *self.parts.video_size[1:])[:, 0]
         with task.averaged():
             pipe = with_transformer(self.parts, task.model)
-            clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=STEPS)).cpu()
+            clips = pipe.decode(pipe.sample(self.captions, images, num_inference_steps=STEPS)).cpu()
         rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # one row of the picture per clip
         beside = rearrange(clips[:self.shown], "b t h w c -> t h (b w) c")
         _write(self.folder, f"step_{step:08d}", beside, rows, pipe.fps, self.shown)

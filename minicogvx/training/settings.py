@@ -1,7 +1,7 @@
 """Every number of a training. The defaults are the published ones, where they are known; recipes name departures."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -79,6 +79,10 @@ class TransformerTraining:
         if self.context_ranks > 1 and self.alignment_weight:
             raise ValueError(f"alignment_weight is {self.alignment_weight}; with context_ranks={self.context_ranks} no "
                              f"rank has all tokens of a clip, so it must be 0")
+        for i, stage in enumerate(self.stages if self.image_to_video else ()):
+            if stage.images:
+                raise ValueError(f"stages.{i}.images is {stage.images}; with image_to_video=True it must be 0, as a "
+                                 f"picture would be its own answer")
         if self.sharding != "replicate" and self.optimizer == "muon":
             raise ValueError(f"optimizer is 'muon'; with sharding={self.sharding!r} it must be 'adamw'")
 
@@ -86,6 +90,10 @@ class TransformerTraining:
     def steps(self) -> int:
         """Of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def from_image(self) -> "TransformerTraining":
+        """The same for image to video: of whole clips, as a picture would be its own answer."""
+        return replace(self, image_to_video=True, stages=tuple(replace(stage, images=0.0) for stage in self.stages))
 
     @property
     def alpha(self) -> float:
@@ -98,10 +106,9 @@ class TransformerTraining:
             return self.learning_rate
         return 1e-4 if from_random else 1e-3 if self.lora_rank else 2e-5
 
-    def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]],
-                      from_random: bool = False) -> MuonAdamW:
+    def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
         """Muon for the matrices of the blocks and AdamW for the rest, or AdamW alone."""
-        rate = self.rate(from_random)
+        rate = self.rate()
         muon_on = is_block_matrix if self.optimizer == "muon" else lambda name, p: False
         return MuonAdamW(named_parameters, self.muon_factor * rate, rate, muon_on, self.weight_decay, self.clip)
 
@@ -148,11 +155,12 @@ class VAETraining:
     chunk_frames: int | None = 8  # frames that pass through the network at once; None: all
     gradient_checkpointing: bool = False
     workers: int = 0
-    validate_every: int = 0
+    # What is watched.
+    validate_every: int = 0  # steps between measurements on videos held back; 0: none
 
     def __post_init__(self):
         if not self.stages:
-            raise ValueError("vae is (); it must hold at least one stage")
+            raise ValueError("stages is (); it must hold at least one stage")
         check_limits(self, {"accumulate chunk_frames": "1 or more", "clip muon_factor": "above 0",
                             "learning_rate warmup weight_decay workers validate_every": "0 or more",
                             "ema_decay": "from 0 to below 1"})

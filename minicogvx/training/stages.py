@@ -12,13 +12,13 @@ from minicogvx.engine.limits import check_limits
 class Stage:
     """A part of a training in which clips have one size and batches one number of clips.
 
-    Weights, optimizer and moving average go on from stage to stage.
+    Weights, optimizer and moving average go on from stage to stage; the average of a VAE begins anew in each.
     """
 
     steps: int
     batch_size: int = 32  # clips of all ranks together; with `pack`, sequences
-    num_frames: int | None = None  # of the longest clips, in pixels; None: the preset's
-    height: int | None = None  # pixels; None: the preset's
+    num_frames: int | None = None  # of the longest clips; None: the model's own, of a VAE 17
+    height: int | None = None  # pixels; None: the model's own
     width: int | None = None
     images: float = 0.0  # share of the clips of which only the first latent frame is taken: a picture
     pack: int = 0  # tokens of a sequence, above 0: clips of all sizes share sequences, frame pack (paper 3.1)
@@ -30,6 +30,10 @@ class Stage:
                             "pack learning_rate_factor": "0 or more"})
         if not 0 < self.best <= 1:
             raise ValueError(f"best is {self.best}; it must be above 0 and at most 1")
+
+    def size(self, own: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Frames, height and width in pixels of the longest clips; `own`: of a model's videos."""
+        return self.num_frames or own[0], self.height or own[1], self.width or own[2]
 
 
 def stage_of(stages: Sequence[Stage], step: int) -> tuple[int, int]:

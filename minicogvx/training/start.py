@@ -20,10 +20,11 @@ def check_start(config: TransformerConfig, training: TransformerTraining) -> Non
     and `lora_from` with the adapters of another model.
     """
     if config.image_to_video and not training.image_to_video:
-        raise ValueError("this model makes videos from an image; train it with image_to_video=True")
+        raise ValueError("image_to_video is False; this model makes videos from an image: train it with "
+                         "--image-to-video")
     if training.lora_rank and training.image_to_video and not config.image_to_video:
         raise ValueError(f"lora_rank is {training.lora_rank}, and this model takes no image yet; train all its "
-                         f"weights with image_to_video=True first")
+                         f"weights with --image-to-video first, without --lora")
     if training.lora_rank:
         check_lora(config, training.lora_rank, training.alpha)
     if training.lora_from is not None:

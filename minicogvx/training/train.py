@@ -22,9 +22,9 @@ from minicogvx.data.clips.world import WorldClips, encode_world
 from minicogvx.data.world.captions import vocabulary
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.optim import warmup_cosine
-from minicogvx.engine.ranks import Ranks, from_first
+from minicogvx.engine.ranks import Ranks, by_first, from_first
+from minicogvx.engine.run_folder import only_run
 from minicogvx.engine.sharding import broadcast_weights
-from minicogvx.files import locked
 from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.text import TextEncoder
@@ -72,15 +72,16 @@ def train(job: Job, ranks: Ranks = Ranks()) -> str:
     """Trains VAE, then transformer and text encoder, or the transformer of a given model. All ranks call it.
 
     A second call with the same `job.out` resumes the first. Returns, on the first rank, the path of the result and a
-    command that uses it. Raises ValueError if `out` was begun with other settings (`config.HOW` may change), holds
-    files that are not a run's, or is in use, and what `check_job` raises; OSError if `out` cannot be written.
+    command that uses it. Raises, on all ranks, ValueError if `out` was begun with other settings (`config.HOW` may
+    change), holds files that are not a run's, or is in use, and OSError if it cannot be written. Call
+    `checks.check_job` before it: what does not fit ends this one late.
     """
     dtype = choose_dtype(ranks.device, job.dtype, training=True)
-    if not ranks.first:
-        return _train(replace(job, dtype=dtype), ranks)
-    with locked(job.out):
-        write_down = compare_with_before(job, dtype, ranks)
-        return _train(replace(job, dtype=dtype, keep=replace(job.keep, on_resume=write_down)), ranks)
+    write_down = []  # on the first rank, which has the record
+    with only_run(job.out, ranks):
+        by_first(lambda: write_down.append(compare_with_before(job, dtype, ranks)), ranks)
+        keep = replace(job.keep, on_resume=write_down[0] if ranks.first else None)
+        return _train(replace(job, dtype=dtype, keep=keep), ranks)
 
 
 def _train(job: Job, ranks: Ranks) -> str:
@@ -97,7 +98,7 @@ def _train(job: Job, ranks: Ranks) -> str:
     task = transformer_task(job, parts, sets, ranks)
     data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,
                  parts.schedule_config.num_train_timesteps)
-    run = Run("transformer", len(data), keep, ranks)
+    run = Run("transformer", len(data), keep, task.ranks)
     fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),
         task.training.workers)
     minutes.write("transformer")
@@ -129,7 +130,7 @@ def starting_parts(job: Job, keep: Keep, ranks: Ranks) -> Pipeline:
     given = minicogvx.load(job.model, place, job.dtype)
     torch.manual_seed(job.seed)
     if job.start == RANDOM:
-        return with_transformer(given, random_transformer(given.transformer.config, training))
+        return with_transformer(given, random_transformer(sizes.transformer, training))
     own = given if job.start == job.model else minicogvx.load(job.start, place, job.dtype)
     return with_transformer(given, prepared_transformer(own.transformer, training))
 
@@ -138,9 +139,9 @@ def finished_vae(job: Job, keep: Keep, ranks: Ranks) -> CausalVAE:
     """The VAE in `out/vae.safetensors`, or one trained now and written there."""
     file, config = job.out / "vae.safetensors", job.recipe.model_sizes.vae
     if not from_first(file.exists(), ranks):
-        often = replace(keep, checkpoint_every=min(keep.checkpoint_every, 200), log_every=min(keep.log_every, 10))
-        videos = WorldVideos(job.seed) if job.data is None else job.data.videos(job.seed)
-        vae = train_vae(config, job.recipe.vae, videos, job.seed, job.dtype, often, ranks)
+        share = job.recipe.held_back if job.recipe.vae.validate_every else 0.0
+        videos = WorldVideos(job.seed) if job.data is None else job.data.videos(job.seed, share)
+        vae = train_vae(config, job.recipe.vae, videos, job.seed, job.dtype, keep, ranks)
         if ranks.first:
             write_tensors(file, vae.state_dict())
         return vae
@@ -156,7 +157,7 @@ def clips_of(job: Job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clip
     if job.data is not None:
         return job.data.clips(job, parts, ranks)
     recipe, own = job.recipe, parts.video_size
-    sizes = [(stage.num_frames or own.num_frames, stage.height or own.height) for stage in recipe.transformer.stages]
+    sizes = [stage.size(own)[:2] for stage in recipe.transformer.stages]
     sets = {size: _world(parts.vae, recipe, recipe.clips, job.seed + 1, size, job, ranks)
             for size in dict.fromkeys(sizes)}
     held_back = None
@@ -175,6 +176,7 @@ def _world(vae: CausalVAE, recipe: Recipe, count: int, seed: int, size: tuple[in
 def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ranks) -> TransformerTask:
     """The transformer in training. Text encoder and VAE are on the device, or where they are not used on the CPU."""
     training, trains_text = job.recipe.transformer, job.model is None
+    training = replace(training, learning_rate=training.rate(from_random=job.start == RANDOM))
     variance = 1.0
     if training.alignment_weight:
         variance = feature_variance(sets[-1], training.alignment_kinds)
@@ -196,7 +198,7 @@ def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Cl
         folder = job.out / "samples" if ranks.first else None
         found.append(WorldSamples(parts, folder, training.sample_every) if job.data is None else
                      FilmSamples(parts, sets[-1] if held_back is None else held_back, folder, training.sample_every))
-    if job.data is None and job.model is None:
+    if job.data is None and job.model is None and not training.image_to_video:
         found.append(SwapGain(sample_scenes(min(192, job.recipe.clips), job.seed + 1, "train", job.recipe.two_objects),
                               sets[-1], 10 * job.keep.log_every))
     return found

@@ -40,33 +40,33 @@ class TransformerTask:
 
     def __init__(self, model: ExpertTransformer, text: TextEncoder, schedule: ScheduleConfig,
                  training: TransformerTraining, ranks: Ranks = Ranks(), dtype: torch.dtype = torch.float32,
-                 from_random: bool = False, vae: CausalVAE | None = None, zero_text: bool = False,
+                 trains_text: bool = False, vae: CausalVAE | None = None, zero_text: bool = False,
                  feature_variance: float = 1.0):
         """Moves everything to the ranks' device, `model` in `dtype`.
 
         Args:
-            from_random: the text encoder is trained; else it is frozen.
+            trains_text: the text encoder is trained as well; else it is frozen.
             vae: for image to video, where pictures are noised and encoded in every step.
             zero_text: a dropped caption has features of zeros, not those of the empty caption.
             feature_variance: of what the alignment head predicts; see alignment.py.
         """
         self.training, self.vae, self.zero_text = training, vae, zero_text
         self.ranks = form_team(replace(ranks, context=training.context_ranks))
-        self.trains_text = from_random
+        self.trains_text = trains_text
         self.schedule, self.text, self.dtype = NoiseSchedule(schedule), text, dtype
         self.model = model.to(ranks.device) if training.sharding == "replicate" else model
         self.model.gradient_checkpointing = recomputes(model, training)
         self.alignment = None
         if training.alignment_weight:
             self.alignment = Alignment(model, training.alignment_kinds, feature_variance).to(ranks.device)
-        text.encoder.requires_grad_(from_random).train(from_random)
-        if from_random:
+        text.encoder.requires_grad_(trains_text).train(trains_text)
+        if trains_text:
             text.encoder.to(ranks.device)
-        modules = {"transformer": model} | ({"text": text.encoder} if from_random else {})
+        modules = {"transformer": model} | ({"text": text.encoder} if trains_text else {})
         modules |= {"alignment": self.alignment} if self.alignment else {}
         self.weights = self._spread(modules)
         self.network = torch.compile(model) if training.compile else model
-        self.optimizer = training.new_optimizer(self.weights.named(), from_random)
+        self.optimizer = training.new_optimizer(self.weights.named())
         self.average = self.weights.copies() if training.ema_decay else {}
         model.train()
 

@@ -5,7 +5,8 @@ optimizer were never released. Ours were chosen on two CPU cores.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -23,11 +24,11 @@ from minicogvx.training.critic import Critic, mark_if_not_finite
 from minicogvx.training.loop import fit
 from minicogvx.training.recompute import recomputed_blocks
 from minicogvx.training.run import Keep, Run
-from minicogvx.training.settings import VAETraining
+from minicogvx.training.settings import VAEStage, VAETraining
 from minicogvx.training.videos import VideoPass, Videos, VideoSteps, stage_size
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
-from minicogvx.vae.losses import VAELoss
+from minicogvx.vae.losses import VAELoss, reconstruction_l1
 
 _MEASURED = 64  # videos whose latents are brought to unit variance
 
@@ -52,20 +53,23 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
     ends in the same weights, bit for bit. On many ranks each takes its part of every batch, and all end in the weights
     of one rank up to rounding. Ranks that share clips (`context_ranks`) see each in one piece, as one rank does with
     `chunk_frames` None.
-    Raises what `checks.check_vae` raises.
+    Call `checks.check_vae` before it: what does not fit ends this one late. Raises ValueError, before the first step,
+    if videos are to be measured and none is held back that is long enough.
     """
     torch.manual_seed(seed)
     vae = CausalVAE(config)
     if training.small_branches:
         small_branches(vae)
     task = VAETask(vae.to(ranks.device), training, ranks, choose_dtype(ranks.device, dtype, training=True))
+    watched = [[VAEValidation(videos, stage, stage_size(stage, config), training.validate_every)]
+               if training.validate_every else [] for stage in training.stages]
     for number, stage in enumerate(training.stages):
         task.begin(number)
         data = VideoSteps(videos, training, number, config, task.ranks, seed)
         run = Run(f"vae_{number}", stage.steps, keep, ranks)
         fit(task, data, run,
             lambda step: stage.learning_rate_factor * warmup_cosine(step, stage.steps, training.warmup),
-            workers=training.workers)
+            watched[number], training.workers)
         task.finish()
         if not stage.decoder_only:
             normalise_latents(vae, _some_videos(videos, training, number, config, seed + 1))
@@ -92,7 +96,7 @@ class VAETask:
         self.optimizer = training.new_optimizer(self.weights.named())
         self.average: dict[str, Tensor] = {}
         self.critic: Critic | None = None
-        self.seen: list[tuple[Tensor, Tensor]] = []  # videos and reconstructions of the step so far
+        self.seen: list[tuple[Tensor, Tensor]] = []  # with a GAN, videos and reconstructions of the step so far
 
     def begin(self, number: int) -> None:
         """Prepares for a stage. A discriminator is kept from stage to stage where its shapes allow."""
@@ -119,10 +123,11 @@ class VAETask:
                                                     torch.Generator().manual_seed(batch.seed))
             (losses["total"] * batch.share).backward()
         mark_if_not_finite(losses["total"], layer)
-        self.seen.append((video, reconstruction.detach()))
+        if self.objective.gan_active(batch.step):
+            self.seen.append((video, reconstruction.detach()))
         losses = {"psnr": psnr(video, reconstruction.detach())} | losses
         figures = {name: value.detach() * batch.share for name, value in losses.items()}
-        return figures | self._critic_step(batch.step) if last else figures
+        return figures | self._critic_step(batch.step) if last and self.seen else figures
 
     def _critic_step(self, step: int) -> Mapping[str, Tensor]:
         """A step of the discriminator on all videos of the step; its figures."""
@@ -167,12 +172,42 @@ class VAETask:
     def restored(self) -> None:
         """Nothing is derived from the state."""
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context, the VAE is the one that `finish` leaves."""
+        with self.weights.replaced_by(self.average) if self.average else nullcontext():
+            yield
+
     @torch.no_grad()
     def finish(self) -> None:
         """Leaves what was learnt in the VAE: the moving average, if there is one."""
         for name, value in self.average.items():
             self.weights.learning[name].copy_(value)
         self.vae.encoder.requires_grad_(True)
+
+
+class VAEValidation:
+    """A watcher of a VAE: `validation_psnr` and `validation_l1` of the moving average, if there is one, or the weights.
+
+    On videos that are held back, with fixed noise. Every rank measures all of them, one at a time.
+    """
+
+    def __init__(self, videos: Videos, stage: VAEStage, size: tuple[int, int, int], every: int):
+        """Raises ValueError or OSError if no video of this size is held back, or the first cannot be read."""
+        self.videos, self.stage, self.size, self.every = videos, stage, size, every
+        next(videos.held_back(stage, size))
+
+    @torch.no_grad()
+    def __call__(self, step: int, task: VAETask) -> dict[str, float]:
+        """Means over the videos, on every rank the same."""
+        figures = []
+        with task.averaged():
+            for i, video in enumerate(self.videos.held_back(self.stage, self.size)):
+                video = video[None].to(task.ranks.device)
+                reconstruction = task.reconstruct(video, [i])[0].float()
+                figures.append((psnr(video, reconstruction), reconstruction_l1(video, reconstruction)))
+        names = "validation_psnr", "validation_l1"
+        return {name: sum(map(float, values)) / len(values) for name, values in zip(names, zip(*figures))}
 
 
 def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
@@ -182,7 +217,7 @@ def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_latents(vae: CausalVAE, videos: list[Float[Tensor, "b c t h w"]]) -> None:
+def normalise_latents(vae: CausalVAE, videos: list[Float[Tensor, "_ c t h w"]]) -> None:
     """Folds a scale for each latent channel into the weights, so that on `videos` every channel has unit variance.
 
     The file format holds one scaling factor for all channels; the diffusion model learns faster if they are alike.

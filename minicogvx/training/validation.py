@@ -22,6 +22,7 @@ from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.transformer import TransformerTask
 
 TIMESTEPS = (100, 300, 500, 700, 900)
+AT_ONCE = 32  # clips whose swap gain is measured in one pass
 
 
 class Validation:
@@ -93,15 +94,20 @@ def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scen
     It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips.
     """
     device, generator = text.encoder.device, torch.Generator().manual_seed(1)
-    x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0)).to(device)
-    noise = torch.randn(x0.shape, generator=generator).to(device)
-    t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator).to(device)
-    noisy = schedule.add_noise(x0, noise, t).to(dtype)
+    x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0))
+    noise = torch.randn(x0.shape, generator=generator)
+    t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
 
     def loss(scenes: Sequence[Scene]) -> float:
-        words = random.Random(0)  # the same phrasing for both
-        features = text.encode([caption(scene, words, "short") for scene in scenes]).to(dtype)
-        return diffusion_loss(model(noisy, t, features), x0, noise, t, schedule).mean().item()
+        words, total = random.Random(0), 0.0  # the same phrasing for both
+        captions = [caption(scene, words, "short") for scene in scenes]
+        for first in range(0, len(scenes), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            own, own_noise, own_t = (tensor[part].to(device) for tensor in (x0, noise, t))
+            noisy, features = schedule.add_noise(own, own_noise, own_t), text.encode(captions[part])
+            total += diffusion_loss(model(noisy.to(dtype), own_t, features.to(dtype)), own, own_noise, own_t,
+                                    schedule).sum().item()
+        return total / len(scenes)
 
     return loss([_other_shapes(scene) for scene in scenes]) - loss(scenes)
 

@@ -1,7 +1,7 @@
 """What the VAE is trained on: batches of videos, drawn or read from films; the same on any number of ranks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +17,8 @@ from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
 from minicogvx.presets import VAEConfig
 from minicogvx.training.settings import WORLD_FPS, VAEStage, VAETraining
+
+MEASURED = 16  # videos held back, at most
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Videos(Protocol):
             within: the step's number in its stage; `step`: in the whole training.
         """
 
+    def held_back(self, stage: VAEStage, size: tuple[int, int, int]) -> Iterator[Float[Tensor, "c t h w"]]:
+        """A few videos that `batch` never gives, always the same, one at a time. Raises ValueError if there is none."""
+
 
 @dataclass(frozen=True)
 class WorldVideos:
@@ -65,6 +70,10 @@ class WorldVideos:
                              f"{WORLD_FPS}")
         return world_batch(stage.batch_size, seed, *size, rate, own)
 
+    def held_back(self, stage: VAEStage, size: tuple[int, int, int]) -> Iterator[Float[Tensor, "c t h w"]]:
+        """At the first of the stage's rates."""
+        yield from world_batch(MEASURED, 0, *size, stage.frame_rates[0])  # `batch` has other seeds, from 1 on
+
 
 def world_batch(size: int, seed: int, num_frames: int, height: int, width: int, frame_rate: int = WORLD_FPS,
                 own: slice = slice(None)) -> Float[Tensor, "b c t h w"]:
@@ -80,8 +89,12 @@ def world_batch(size: int, seed: int, num_frames: int, height: int, width: int, 
 class FilmVideos:
     """Pieces of films, from a random moment of each; every film once an epoch (paper 2.1)."""
 
-    def __init__(self, clips: Sequence[VideoClip], seed: int = 0):
-        self.clips, self.seed = list(clips), seed
+    def __init__(self, clips: Sequence[VideoClip], seed: int = 0, share: float = 0.0):
+        """`share`: of the films, by their names held back for measuring; above 0, at least one."""
+        drawn = {i: number_of("held back", clip.name) for i, clip in enumerate(clips)}
+        kept = [i for i in drawn if drawn[i] < share * 2**32] or [min(drawn, key=drawn.get)] * (share > 0)
+        self.kept = [clips[i] for i in kept]
+        self.clips, self.seed = [clip for i, clip in enumerate(clips) if i not in set(kept)], seed
         self._usable: dict[tuple[int, int], list[VideoClip]] = {}
 
     def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
@@ -98,6 +111,17 @@ class FilmVideos:
             start = chance.randint(0, clip.frames_at(rate) - frames) / rate
             videos.append(read_clip(clip, start, frames, rate, height, width))
         return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+
+    def held_back(self, stage: VAEStage, size: tuple[int, int, int]) -> Iterator[Float[Tensor, "c t h w"]]:
+        """The beginnings of films, at the first of the stage's rates."""
+        frames, height, width = size
+        rate = stage.frame_rates[0]
+        long = [clip for clip in self.kept if clip.frames_at(rate) >= frames][:MEASURED]
+        if not long:
+            raise ValueError(f"none of {len(self.kept)} films that are held back has {frames} frames at {rate} frames "
+                             f"per second; set held_back to a larger share, or vae.validate_every to 0")
+        for clip in long:
+            yield read_clip(clip, 0.0, frames, rate, height, width).permute(3, 0, 1, 2) * 2 - 1
 
     def usable(self, frames: int, rate: int) -> list[VideoClip]:
         """The films that last long enough. Raises ValueError if none does."""
@@ -138,4 +162,4 @@ class VideoSteps(Dataset):
 
 def stage_size(stage: VAEStage, config: VAEConfig) -> tuple[int, int, int]:
     """Frames, height and width in pixels of the videos of a stage; by default 17 frames of the VAE's own size."""
-    return stage.num_frames or 17, stage.height or config.sample_height, stage.width or config.sample_width
+    return stage.size((17, config.sample_height, config.sample_width))

@@ -5,7 +5,6 @@ on any number of ranks; new films and changed captions add files. No film is rea
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from minicogvx.data.clips.plan import CacheItem, CacheSettings, Piece, in_shards
 from minicogvx.data.clips.world import STORED
 from minicogvx.data.films.folder import Problem, VideoClip, read_clip
 from minicogvx.engine.ranks import Ranks, by_first, on_each
-from minicogvx.files import locked
+from minicogvx.engine.run_folder import only_run
 from minicogvx.vae import CausalVAE
 
 SHARD_BYTES = 256 * 2**20  # of a file; each is kept or lost as a whole when a run is killed
@@ -67,7 +66,7 @@ def encode_clips(films: Sequence[VideoClip], out: str | Path, vae: CausalVAE, te
     dtype = choose_dtype(next(vae.parameters()).device, dtype)
     encoder = _Encoder(vae, text, settings, dtype, batch_size, progress and ranks.first)
     contents = Contents(out, by_first(encoder.facts, ranks))
-    with _only_run(out, ranks):
+    with only_run(out, ranks):
         by_first(contents.begin, ranks)
         on_each(lambda: check_facts(out, contents.facts), ranks)  # every rank sees the folder
         pieces, unread = keyed(items, ranks)
@@ -78,14 +77,6 @@ def encode_clips(films: Sequence[VideoClip], out: str | Path, vae: CausalVAE, te
         _add_captions(contents, pieces, encoder, shard_bytes, ranks)
         keys = by_first(lambda: write_index(contents, pieces), ranks)
     return CachedClips(out, torch.tensor(keys, dtype=torch.int64)), problems
-
-
-@contextmanager
-def _only_run(out: Path, ranks: Ranks) -> Iterator[None]:
-    """`out`, locked by rank 0 for all ranks. Raises ValueError, on every rank, if another run uses it."""
-    with ExitStack() as stack:
-        by_first(lambda: stack.enter_context(locked(out)), ranks)
-        yield
 
 
 def _plan(films: Sequence[VideoClip], vae: CausalVAE, text, settings: CacheSettings) -> tuple[list[CacheItem],

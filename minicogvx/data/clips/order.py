@@ -72,16 +72,19 @@ def _shuffled(count: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(number_of("epoch", seed, epoch)))
 
 
-def own_passes(sizes: Sequence[Size], ranks: Ranks, at_least: int = 1) -> list[list[int]]:
+def own_passes(sizes: Sequence[Size], ranks: Ranks, at_least: int = 1, turn: int = 0) -> list[list[int]]:
     """This rank's forward passes of a step: places in the joint batch, in one pass only those of one size.
 
-    `sizes`: of all clips of the joint batch. Clips of one size are dealt out to the ranks in turn, so all ranks compute
-    about the same. All have the same number of passes, as FSDP needs, and at least `at_least` (gradient accumulation).
+    `sizes`: of all clips of the joint batch. They are dealt out to the ranks by size, so all ranks compute about the
+    same. `turn`: which rank gets the first of them, the smallest; a new number in every step, the same on all ranks,
+    keeps size apart from what belongs to a rank, such as its timesteps. All have the same number of passes, as FSDP
+    needs, and at least `at_least` (gradient accumulation).
     Raises ValueError for a batch that the ranks do not divide, or with fewer clips a rank than `at_least`.
     """
     ranks.part(len(sizes))
     dealt = sorted(range(len(sizes)), key=lambda place: (sizes[place], place))
-    team, teams = ranks.rank // ranks.context, ranks.teams
+    teams = ranks.teams
+    team = (ranks.rank // ranks.context + turn) % teams
     shares = [[list(run) for _, run in groupby(dealt[first::teams], lambda place: sizes[place])]
               for first in range(teams)]
     wanted = max(at_least, *map(len, shares))
