@@ -487,8 +487,8 @@ def test_a_fingerprint_sees_both_ends_of_a_file(tmp_path):
 
 
 def test_the_command_encodes_with_the_shipped_model(folder, tmp_path, capsys):
-    arguments = ["encode", str(folder), "--out", str(tmp_path / "out"), "--num-frames", "5", "--one-size", "--windows", "2",
-                 "--one-length"]
+    arguments = ["encode", str(folder), "--out", str(tmp_path / "out"), "--num-frames", "5", "--one-size",
+                 "--windows", "2", "--one-length"]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "5 frames of 64x64: 7" in printed and printed.endswith("out: 8 clips\n")

@@ -31,7 +31,8 @@ GAN = replace(LOSS, gan_weight=0.3, gan_start=2)
 RECIPE = Recipe(
     "micro", clips=24, held_back=0.2, sizes=TINY,
     vae=VAETraining((VAEStage(3, 4, num_frames=5, loss=LOSS),
-                     VAEStage(4, 2, num_frames=9, learning_rate_factor=0.5, loss=GAN)), optimizer="muon", small_branches=True),
+                     VAEStage(4, 2, num_frames=9, learning_rate_factor=0.5, loss=GAN)),
+                    optimizer="muon", small_branches=True),
     transformer=TransformerTraining(
         (Stage(3, 8, images=1.0), Stage(5, 4)), learning_rate=3e-3, optimizer="muon", warmup=2, ema_decay=0.9,
         timesteps="stratified", open_gates=True, alignment_weight=1.0))

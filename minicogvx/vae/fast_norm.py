@@ -107,7 +107,8 @@ class FusedNormSiLU(torch.autograd.Function):
         """The written-out gradient: sums at latent resolution where scale and shift are that small."""
         x, gain, bias, mean, rstd, scale, shift = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_gradients_of_formula((x, gain, bias, scale, shift), ctx.groups, ctx.eps, ctx.free, grad), *[None] * 3
+            inputs = x, gain, bias, scale, shift
+            return *_gradients_of_formula(inputs, ctx.groups, ctx.eps, ctx.free, grad), None, None, None
         w, count = x.shape[4], x[0].numel() // ctx.groups
         conditioned = scale is not None
         if not conditioned:  # one cell, the whole frame, with scale 1 and shift 0
@@ -136,8 +137,8 @@ class FusedNormSiLU(torch.autograd.Function):
         grads = [_from_rows(grad_x, x.shape), along.sum(0).flatten().to(gain.dtype),
                  total.sum(0).flatten().to(bias.dtype)]
         if not conditioned:
-            return *grads, *[None] * 5
-        return *grads, (slope * cell_x + offset * grad_shift).to(x.dtype), grad_shift.to(x.dtype), *[None] * 3
+            return *grads, None, None, None, None, None
+        return *grads, (slope * cell_x + offset * grad_shift).to(x.dtype), grad_shift.to(x.dtype), None, None, None
 
 
 def _gradients_of_formula(inputs, groups, eps, free, grad):
