@@ -1,7 +1,7 @@
 """What the VAE is trained on: batches of videos, drawn or read from films; the same on any number of ranks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minicogvx.data.clips.order import Order, number_of
-from minicogvx.data.films.folder import VideoClip, read_clip
+from minicogvx.data.films.folder import VideoClip, failed, read_clip
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
@@ -83,21 +83,36 @@ class FilmVideos:
     def __init__(self, clips: Sequence[VideoClip], seed: int = 0):
         self.clips, self.seed = list(clips), seed
         self._usable: dict[tuple[int, int], list[VideoClip]] = {}
+        self._passed_over: set[str] = set()
 
     def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
               own: slice) -> Float[Tensor, "b c t h w"]:
-        """Raises ValueError or OSError, which name the film, for one that cannot be read."""
-        frames, height, width = size
-        usable = self.usable(frames, max(stage.frame_rates))
+        """Raises ValueError if no film lasts long enough, or can be read."""
+        usable = self.usable(size[0], max(stage.frame_rates))
         places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
         films = Order(len(usable), number_of("films", self.seed, step - within)).take(places.start, len(places))
         videos = []
         for place, film in zip(places, films):
-            clip, chance = usable[film], random.Random(number_of("piece", self.seed, step, place))
+            following = (usable[(film + i) % len(usable)] for i in range(len(usable)))
+            videos.append(self._piece(following, stage, size, number_of("piece", self.seed, step, place)))
+        return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+
+    def _piece(self, films: Iterable[VideoClip], stage: VAEStage, size: tuple[int, int, int],
+               seed: int) -> Float[Tensor, "t h w 3"]:
+        """A piece of the first of the films that can be read; the others are named once."""
+        frames, height, width = size
+        for clip in films:
+            chance = random.Random(seed)
             rate = chance.choice([rate for rate in stage.frame_rates if clip.frames_at(rate) >= frames])
             start = chance.randint(0, clip.frames_at(rate) - frames) / rate
-            videos.append(read_clip(clip, start, frames, rate, height, width))
-        return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+            try:
+                return read_clip(clip, start, frames, rate, height, width)
+            except (ValueError, OSError) as error:
+                problem = failed(clip, error)
+            if clip.name not in self._passed_over:
+                self._passed_over.add(clip.name)
+                print(f"{problem}; the next film is taken")
+        raise ValueError(f"no film can be read; {problem}")
 
     def usable(self, frames: int, rate: int) -> list[VideoClip]:
         """The films that last long enough. Raises ValueError if none does."""
