@@ -309,8 +309,14 @@ def test_every_film_that_is_long_enough_comes_once_an_epoch_from_a_moment_of_its
     assert video.shape == (4, 17) and (video[:, -1] > video[:, 0]).all(), "frames in their order"
 
 
-def test_a_film_that_is_too_short_or_has_gone_is_named(folder):
+def test_a_film_that_is_too_short_or_cannot_be_read_is_named(folder, capsys):
     clips = scan_folder(folder).clips
+    (folder / "4.mp4").write_bytes(b"broken")
+    films, stage = FilmVideos(clips, 3), replace(STAGE, batch_size=10)
+    taken = [films.batch(stage, (5, 32, 32), step, step, slice(None)) for step in range(2)]
+    assert capsys.readouterr().out.count("4.mp4") == 1
+    again = FilmVideos(clips, 3).batch(stage, (5, 32, 32), 1, 1, slice(None))
+    assert len(again) == 10 and torch.equal(again, taken[1])
     with pytest.raises(ValueError, match="none of 10 films has 49 frames at 8 frames per second"):
         FilmVideos(clips).batch(STAGE, (49, 32, 32), 0, 0, slice(4))
     for path in folder.glob("*.mp4"):

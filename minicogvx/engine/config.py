@@ -23,7 +23,7 @@ from minicogvx.suggest import did_you_mean
 # learnt. The number of steps of the last stage may also change (see `_last_steps`).
 ADAPTERS = "weights of lora_from"  # a hash, which is not shown
 HOW = frozenset({"accumulate", "gradient_checkpointing", "compile", "sharding", "offload", "context_ranks", "workers",
-                 "sample_every", "guidance_scale", "dtype", "device", "ranks", "torch", "minicogvx",
+                 "sample_every", "validate_every", "guidance_scale", "dtype", "device", "ranks", "torch", "minicogvx",
                  "lora_from"})  # a path; its weights must be the same
 
 Change = tuple[list[str], Any, str]  # path, value, and the path as it was written

@@ -38,7 +38,8 @@ def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], N
     begun = has_begun(out / RECORD, LOGS, others)
     own, films = job.recipe.model_sizes, job.data
     data = {"data": str(films.folder.resolve()) if films else "world",
-            "list": str(Path(films.listing).resolve()) if films and films.listing else None}
+            "list": str(Path(films.listing).resolve()) if films and films.listing else None,
+            "films held back": bool(films and training.validate_every)}  # they are not trained on
     return compare(out / RECORD, replace(job.recipe, sizes=own), job.seed,
                    data | {name: _digest(paths) for name, paths in files.items()} | surroundings(ranks, dtype),
                    fields(own, "sizes"), begun)
