@@ -112,6 +112,9 @@ def test_pictures_are_part_of_a_batch_or_its_whole():
         steps = Steps(Selected(Clips(), [2, 5, 8, 11, 14]), training(Stage(3, 16, images=share)), CONFIG)
         for k in range(3):
             assert sum(e.latents.shape[1] == 1 for e in examples(steps, k)) == count
+    steps = Steps(Selected(Clips(), [2, 5, 8, 11, 14]), training(Stage(200, 2, images=0.25)), CONFIG)
+    counts = [sum(e.latents.shape[1] == 1 for e in examples(steps, k)) for k in range(200)]
+    assert set(counts) == {0, 1} and 75 < sum(counts) < 125, "half a picture a step, on average"
 
 
 def test_stages_follow_one_another_with_clips_of_their_own():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 from minicogvx import cli
+from minicogvx.data.clips.cache import CachedClips
 from minicogvx.data.clips.cache_files import is_cache
+from minicogvx.engine.ranks import Ranks
 from minicogvx.interop.safetensors_files import read_tensors
+from minicogvx.training.film_data import FilmData, choose_held_back
 from minicogvx.training.record import _digest
 from minicogvx.training.stages import Stage
-from minicogvx.training.train import learning_rate
-from tests.tiny import load_pipeline, same, weights
+from minicogvx.training.train import Job, learning_rate
+from tests.tiny import load_pipeline, same, tiny_pipe, weights
 from tests.trained import FOR_FILMS, films_of_mixed_lengths, recipe_file, train
 
 
@@ -92,6 +96,35 @@ def test_films_train_vae_text_encoder_and_transformer_from_random_weights(filmed
     assert "number" in pipe.text.vocabulary and pipe.text.unknown_words("a number 3") == []
     assert pipe("a red circle number 3", num_inference_steps=2).shape == (9, 32, 32, 3)
     assert is_cache(filmed / "cache")
+
+
+def test_a_resumed_run_keeps_its_words_and_leaves_out_captions_that_do_not_fit(filmed, mixed, tmp_path, capsys):
+    films, out = shutil.copytree(mixed, tmp_path / "films"), shutil.copytree(filmed, tmp_path / "run")
+    record = json.loads((out / "recipe.json").read_text())
+    (out / "recipe.json").write_text(json.dumps(record | {"data": str(films.resolve())}))
+    (films / "00.txt").write_text("aardvark")
+    (films / "01.txt").write_text("number " * 32)
+    train(recipe_file(tmp_path, FOR_FILMS), "--data", films, "--out", out, "--set", "transformer.stages.1.steps=6")
+    assert "left out 01.mp4: its caption has 33 tokens; at most 32 fit" in capsys.readouterr().out
+    text, before = (load_pipeline(folder / "pipeline").text for folder in (out, filmed))
+    assert text.unknown_words("aardvark") == ["aardvark"] and text.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+
+
+def test_films_are_held_back_whole_and_whatever_others_there_are(tmp_path, mixed, filmed):
+    names, model = [f"{i}.mp4" for i in range(100)], str(filmed / "pipeline")
+    back = choose_held_back(names, 0.1, Ranks())
+    assert 3 < len(back) < 20 and choose_held_back(names[:50], 0.1, Ranks()) == back & {*names[:50]}
+    assert len(choose_held_back(names, 0.0, Ranks())) == 1
+    with pytest.raises(ValueError, match="held_back is 0.0, by which 1 of 100 films"):
+        choose_held_back(names, 0.0, Ranks(0, 2))
+    assert cli.main(["data", "encode", str(mixed), "--model", model, "--out", str(tmp_path / "cache"), "--windows", "2",
+                     "--num-frames", "5", "--one-length", "--first-frame", "--dtype", "float32"]) == 0
+    whole = CachedClips(tmp_path / "cache")
+    training = replace(FOR_FILMS.transformer, stages=(Stage(1, 2),), validate_every=1)
+    job = Job(replace(FOR_FILMS, transformer=training), tmp_path, FilmData(tmp_path / "cache"), model)
+    (train_set,), held = job.data.clips(job, load_pipeline(model), Ranks())
+    films = [{whole.film(i) for i in part.numbers} for part in (train_set, held)]
+    assert len(train_set) + len(held) == len(whole) and films[1] and not films[0] & films[1]
 
 
 def test_given_models_are_trained_further_as_whole_or_by_adapters(filmed, mixed, tmp_path, subtests):
@@ -172,6 +205,12 @@ def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, 
 def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, mixed, world, tmp_path, monkeypatch,
                                                                        capsys, subtests):
     model, recipe = str(filmed / "pipeline"), recipe_file(tmp_path)
+    films = ["train", recipe_file(tmp_path, FOR_FILMS, "films"), "--data", str(mixed)]
+    short = tiny_pipe(transformer={"max_text_seq_length": 20})
+    short.text.max_length = 20
+    short.save(tmp_path / "short", allow_departures=True)
+    listing = tmp_path / "other.jsonl"
+    listing.touch()
     for name in ("train_vae", "encode_world", "TransformerTask"):
         monkeypatch.setattr(f"minicogvx.training.train.{name}", lambda *_, **__: pytest.fail("work has begun"))
     foreign = tmp_path / "foreign"
@@ -193,6 +232,14 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, m
         (["finetune", "world", "--model", model], "world"),
         (["train", recipe, "--out", str(world), "--seed", "1"], "was begun with seed=0, not 1"),
         (["train", recipe, "--out", str(world), "--set", "transformer.text_dropout=0.2"], "text_dropout=0.1, not 0.2"),
+        ([*films[:2], "--out", str(filmed)], "with data='.*', not 'world'"),
+        ([*films, "--out", str(filmed), "--list", str(listing)], "with list=None, not"),
+        ([*films, "--out", str(filmed), "--set", "transformer.validate_every=1"], "films held back=False, not True"),
+        ([*films, "--set", "vae.stages.1.num_frames=49"], "none of 12 films has 49 frames"),
+        ([*films, "--set", "transformer.stages.1.best=0.5"], "00.mp4 has no scores"),
+        ([*films, "--set", "transformer.validate_every=1", "--set", "held_back=0.999"], "12 of 12 films are held back"),
+        (["train", recipe, "--from", str(tmp_path / "short"), "--set", "transformer.alignment_weight=0.0"],
+         "max_text_seq_length is 20"),
         (["train", recipe, "--out", str(foreign)], "recipe.json, which this run did not make"),
         (["finetune", str(mixed), "--model", "mikro"], "there is no model 'mikro'.* did you mean micro"),
         (["finetune", str(mixed), "--model", model, "--lora", "99"], "rank of LoRA is 99"),

@@ -235,14 +235,11 @@ def test_videos_that_are_held_back_are_measured_and_change_nothing(tmp_path):
     assert watcher(2, task) != before, "of the average, where there is one"
 
 
-def test_films_that_are_held_back_are_not_trained_on(folder):
+def test_videos_that_are_held_back_are_measured_if_they_are_long_enough(folder):
     clips = scan_folder(folder).clips
-    some = FilmVideos(clips, share=0.3)
-    names = {clip.name for clip in some.kept}
-    assert names and not names & {clip.name for clip in some.clips} and len(some.kept + some.clips) == 10
-    assert len(FilmVideos(clips, share=1e-9).kept) == 1 and not FilmVideos(clips).kept
+    some = FilmVideos(clips[3:], measured=clips[:3])
     measured = list(some.held_back(STAGE, (5, 32, 32)))
-    assert len(measured) == len(names) and measured[0].shape == (3, 5, 32, 32)
+    assert len(measured) == 3 and measured[0].shape == (3, 5, 32, 32)
     for few, frames in ((FilmVideos(clips), 5), (some, 49)):
         with pytest.raises(ValueError, match="films that are held back has"):
             VAEValidation(few, STAGE, (frames, 32, 32), 1)
@@ -343,11 +340,17 @@ def test_every_film_that_is_long_enough_comes_once_an_epoch_from_a_moment_of_its
     assert video.shape == (4, 17) and (video[:, -1] > video[:, 0]).all(), "frames in their order"
 
 
-def test_a_film_that_is_too_short_or_has_gone_is_named(folder):
+def test_a_film_that_is_too_short_or_cannot_be_read_is_named(folder, capsys):
     clips = scan_folder(folder).clips
+    (folder / "4.mp4").write_bytes(b"broken")
+    films, stage = FilmVideos(clips, 3), replace(STAGE, batch_size=10)
+    taken = [films.batch(stage, (5, 32, 32), step, step, slice(None)) for step in range(2)]
+    assert capsys.readouterr().out.count("4.mp4") == 1
+    again = FilmVideos(clips, 3).batch(stage, (5, 32, 32), 1, 1, slice(None))
+    assert len(again) == 10 and torch.equal(again, taken[1])
     with pytest.raises(ValueError, match="none of 10 films has 49 frames at 8 frames per second"):
         FilmVideos(clips).batch(STAGE, (49, 32, 32), 0, 0, slice(4))
     for path in folder.glob("*.mp4"):
         path.unlink()
-    with pytest.raises(OSError, match=r"\d.mp4"):
+    with pytest.raises(ValueError, match=r"no film can be read; \d.mp4"):
         FilmVideos(clips).batch(STAGE, (5, 32, 32), 0, 0, slice(1))

@@ -127,7 +127,8 @@ class Steps(Dataset):
         """The next `batch_size` clips, of which each rank computes those of one size together."""
         stage, chance = self.training.stages[number], random.Random(f"images {self.seed} {step}")
         indices = self.orders[number].take(within * stage.batch_size, stage.batch_size)
-        images = set(chance.sample(range(stage.batch_size), round(stage.images * stage.batch_size)))
+        extra = random.Random(f"share {self.seed} {step}").random()  # half a clip is one in every other step
+        images = set(chance.sample(range(stage.batch_size), int(stage.images * stage.batch_size + extra)))
         clips = [(i, place in images) for place, i in enumerate(indices)]
         own = own_passes([self._size(number, *clip) for clip in clips], self.ranks, self.training.accumulate,
                          number_of("turn", self.seed, step))

@@ -45,7 +45,7 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
         raise ValueError(f"{job.data.folder} holds clips that are encoded already, and this run trains its own VAE; "
                          f"name films, or with --encoders or --from the model that they were encoded with")
     if job.data is None:
-        _check_world(recipe, training, ranks)
+        _check_world(recipe, training, job.configs.transformer, ranks)
     elif training.alignment_weight:
         raise ValueError(f"alignment_weight is {training.alignment_weight}; what covers a cell is known of the shapes "
                          f"world only, so for films it must be 0")
@@ -76,7 +76,7 @@ def _check_encoders(given: FolderConfigs, transformer: TransformerConfig, job) -
                              f"{job.model} it must be {valid[0]}")
 
 
-def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) -> None:
+def _check_world(recipe: Recipe, training: TransformerTraining, config: TransformerConfig, ranks: Ranks) -> None:
     """Raises ValueError for fewer clips than ranks, and if a caption could be longer than the transformer takes."""
     if recipe.clips < ranks.world_size:
         raise ValueError(f"clips is {recipe.clips}; it must be at least {ranks.world_size}, the number of ranks")
@@ -89,7 +89,7 @@ def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) ->
             raise ValueError(f"vae.stages.{i}.frame_rates is {stage.frame_rates}; of the shapes world they must be "
                              f"multiples of {WORLD_FPS}")
     scenes = sample_scenes(recipe.clips, 1, "train", recipe.two_objects)
-    most, room = most_tokens(scenes, training.caption_style), recipe.model_sizes.transformer.max_text_seq_length
+    most, room = most_tokens(scenes, training.caption_style), config.max_text_seq_length
     if most > room:
         raise ValueError(f"max_text_seq_length is {room}; these captions have up to {most} tokens: take a larger one, "
                          f"caption_style='short', or clips of one object")

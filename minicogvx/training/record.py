@@ -13,6 +13,7 @@ from minicogvx.engine.run_folder import has_begun
 from minicogvx.files import check_writable
 from minicogvx.interop import find_folder
 from minicogvx.interop.lora import FILE
+from minicogvx.training.film_data import WORDS
 from minicogvx.training.result import PICTURE
 
 RECORD, LOGS = "recipe.json", ("vae_[0-9]*.jsonl", "transformer.jsonl")
@@ -34,11 +35,14 @@ def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], N
     _spare_inputs(out, {"--list": job.data and job.data.listing, "--lora-from": next(iter(files[ADAPTERS]), None),
                         **{name: find_folder(model) for name, model in
                            (("--from", job.start), ("--encoders", job.encoders)) if model not in (None, "random")}})
-    others = ["minutes.json", "samples"] + [PICTURE] * training.image_to_video
+    others = ["minutes.json", "samples", WORDS] + [PICTURE] * training.image_to_video
     begun = has_begun(out / RECORD, LOGS, others)
-    own = job.recipe.model_sizes
+    own, films = job.recipe.model_sizes, job.data
+    data = {"data": str(films.folder.resolve()) if films else "world",
+            "list": str(Path(films.listing).resolve()) if films and films.listing else None,
+            "films held back": job.holds_films_back}
     return compare(out / RECORD, replace(job.recipe, sizes=own), job.seed,
-                   {name: _digest(paths) for name, paths in files.items()} | surroundings(ranks, dtype),
+                   data | {name: _digest(paths) for name, paths in files.items()} | surroundings(ranks, dtype),
                    fields(own, "sizes"), begun)
 
 

@@ -3,6 +3,7 @@
     recipe.json                what the run was begun with
     vae_0.jsonl, ..., transformer.jsonl   figures
     vae.safetensors            the trained VAE
+    words.json                 the vocabulary of a text encoder that is trained on films
     cache/                     encoded films
     checkpoints/               of the part that is being trained
     pipeline/, or pytorch_lora_weights.safetensors   the result
@@ -25,12 +26,15 @@ from minicogvx.engine.optim import warmup_cosine
 from minicogvx.engine.ranks import Ranks, by_first, from_first
 from minicogvx.engine.run_folder import only_run
 from minicogvx.engine.sharding import broadcast_weights
+from minicogvx.interop import find_folder
+from minicogvx.interop.folder_configs import FolderConfigs, read_configs
 from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
+from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import feature_variance
 from minicogvx.training.batches import Steps
-from minicogvx.training.film_data import FilmData
+from minicogvx.training.film_data import WORDS, FilmData
 from minicogvx.training.loop import Watcher, fit
 from minicogvx.training.recipes import Recipe
 from minicogvx.training.record import RECORD, compare_with_before
@@ -67,6 +71,19 @@ class Job:
         """The model whose VAE and text encoder are used, frozen; None: they are trained."""
         return self.encoders or (None if self.start == RANDOM else self.start)
 
+    @property
+    def holds_films_back(self) -> bool:
+        """Whether some films are only measured on, not trained on."""
+        training, vae = self.recipe.transformer, self.recipe.vae if self.model is None else None
+        return self.data is not None and bool(training.validate_every or vae and vae.validate_every)
+
+    @property
+    def configs(self) -> Preset | FolderConfigs:
+        """Of the model that is trained further, or else has the encoders; those of the recipe, if all begins anew."""
+        if self.model is None:
+            return self.recipe.model_sizes
+        return read_configs(find_folder(self.model if self.start == RANDOM else self.start))
+
 
 def train(job: Job, ranks: Ranks = Ranks()) -> str:
     """Trains VAE, then transformer and text encoder, or the transformer of a given model. All ranks call it.
@@ -86,7 +103,7 @@ def train(job: Job, ranks: Ranks = Ranks()) -> str:
 
 def _train(job: Job, ranks: Ranks) -> str:
     if job.data is not None:
-        job = replace(job, data=job.data.scanned(job.recipe.transformer, ranks))
+        job = replace(job, data=job.data.scanned(job, ranks))
         for problem in job.data.problems if ranks.first else ():
             print(problem)
     keep, minutes = replace(job.keep, folder=job.out), Minutes(job.out / "minutes.json", ranks)
@@ -123,7 +140,7 @@ def starting_parts(job: Job, keep: Keep, ranks: Ranks) -> Pipeline:
         vae = finished_vae(job, keep, ranks)
         torch.manual_seed(job.seed)
         model = random_transformer(sizes.transformer, training)
-        words = vocabulary() if job.data is None else job.data.words()
+        words = vocabulary() if job.data is None else job.data.words(job.out / WORDS, ranks)
         text = TextEncoder.from_config(sizes.text, words, sizes.transformer.max_text_seq_length)
         return Pipeline(vae, model, sizes.schedule, text, fps=sizes.fps, guidance_scale=job.recipe.guidance_scale)
     place = ranks.device if training.sharding == "replicate" else "cpu"  # FSDP2 moves each rank's shards to its device
@@ -139,8 +156,7 @@ def finished_vae(job: Job, keep: Keep, ranks: Ranks) -> CausalVAE:
     """The VAE in `out/vae.safetensors`, or one trained now and written there."""
     file, config = job.out / "vae.safetensors", job.recipe.model_sizes.vae
     if not from_first(file.exists(), ranks):
-        share = job.recipe.held_back if job.recipe.vae.validate_every else 0.0
-        videos = WorldVideos(job.seed) if job.data is None else job.data.videos(job.seed, share)
+        videos = WorldVideos(job.seed) if job.data is None else job.data.videos(job.seed)
         vae = train_vae(config, job.recipe.vae, videos, job.seed, job.dtype, keep, ranks)
         if ranks.first:
             write_tensors(file, vae.state_dict())

@@ -1,7 +1,7 @@
 """What the VAE is trained on: batches of videos, drawn or read from films; the same on any number of ranks."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minicogvx.data.clips.order import Order, number_of
-from minicogvx.data.films.folder import VideoClip, read_clip
+from minicogvx.data.films.folder import VideoClip, failed, read_clip
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
@@ -89,37 +89,49 @@ def world_batch(size: int, seed: int, num_frames: int, height: int, width: int, 
 class FilmVideos:
     """Pieces of films, from a random moment of each; every film once an epoch (paper 2.1)."""
 
-    def __init__(self, clips: Sequence[VideoClip], seed: int = 0, share: float = 0.0):
-        """`share`: of the films, by their names held back for measuring; above 0, at least one."""
-        drawn = {i: number_of("held back", clip.name) for i, clip in enumerate(clips)}
-        kept = [i for i in drawn if drawn[i] < share * 2**32] or [min(drawn, key=drawn.get)] * (share > 0)
-        self.kept = [clips[i] for i in kept]
-        self.clips, self.seed = [clip for i, clip in enumerate(clips) if i not in set(kept)], seed
+    def __init__(self, clips: Sequence[VideoClip], seed: int = 0, measured: Sequence[VideoClip] = ()):
+        """`measured`: other films, held back for measuring."""
+        self.clips, self.seed, self.measured = list(clips), seed, list(measured)
         self._usable: dict[tuple[int, int], list[VideoClip]] = {}
+        self._passed_over: set[str] = set()
 
     def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
               own: slice) -> Float[Tensor, "b c t h w"]:
-        """Raises ValueError or OSError, which name the film, for one that cannot be read."""
-        frames, height, width = size
-        usable = self.usable(frames, max(stage.frame_rates))
+        """Raises ValueError if no film lasts long enough, or can be read."""
+        usable = self.usable(size[0], max(stage.frame_rates))
         places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
         films = Order(len(usable), number_of("films", self.seed, step - within)).take(places.start, len(places))
         videos = []
         for place, film in zip(places, films):
-            clip, chance = usable[film], random.Random(number_of("piece", self.seed, step, place))
+            following = (usable[(film + i) % len(usable)] for i in range(len(usable)))
+            videos.append(self._piece(following, stage, size, number_of("piece", self.seed, step, place)))
+        return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+
+    def _piece(self, films: Iterable[VideoClip], stage: VAEStage, size: tuple[int, int, int],
+               seed: int) -> Float[Tensor, "t h w 3"]:
+        """A piece of the first of the films that can be read; the others are named once."""
+        frames, height, width = size
+        for clip in films:
+            chance = random.Random(seed)
             rate = chance.choice([rate for rate in stage.frame_rates if clip.frames_at(rate) >= frames])
             start = chance.randint(0, clip.frames_at(rate) - frames) / rate
-            videos.append(read_clip(clip, start, frames, rate, height, width))
-        return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+            try:
+                return read_clip(clip, start, frames, rate, height, width)
+            except (ValueError, OSError) as error:
+                problem = failed(clip, error)
+            if clip.name not in self._passed_over:
+                self._passed_over.add(clip.name)
+                print(f"{problem}; the next film is taken")
+        raise ValueError(f"no film can be read; {problem}")
 
     def held_back(self, stage: VAEStage, size: tuple[int, int, int]) -> Iterator[Float[Tensor, "c t h w"]]:
         """The beginnings of films, at the first of the stage's rates."""
         frames, height, width = size
         rate = stage.frame_rates[0]
-        long = [clip for clip in self.kept if clip.frames_at(rate) >= frames][:MEASURED]
+        long = [clip for clip in self.measured if clip.frames_at(rate) >= frames][:MEASURED]
         if not long:
-            raise ValueError(f"none of {len(self.kept)} films that are held back has {frames} frames at {rate} frames "
-                             f"per second; set held_back to a larger share, or vae.validate_every to 0")
+            raise ValueError(f"none of {len(self.measured)} films that are held back has {frames} frames at {rate} "
+                             f"frames per second; set held_back to a larger share, or vae.validate_every to 0")
         for clip in long:
             yield read_clip(clip, 0.0, frames, rate, height, width).permute(3, 0, 1, 2) * 2 - 1
 

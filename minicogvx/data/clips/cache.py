@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -41,11 +41,6 @@ class CachedClips:
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-    @property
-    def pictures(self) -> Bool[Tensor, " n"]:
-        """Which clips are pictures."""
-        return self.sizes[:, 0] == 1
 
     def latent_size(self, i: int) -> tuple[int, int, int]:
         """Frames, height and width of the latents of clip `i`. Opens no file."""

@@ -105,5 +105,5 @@ class Selected:
         return self.clips.first_pixels(self.numbers[i])
 
     def features(self, i: int) -> Float[Tensor, "t h w k"]:
-        """See `Clips`."""
+        """What the alignment head must predict, which only `WorldClips` know."""
         return self.clips.features(self.numbers[i])

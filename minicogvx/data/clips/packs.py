@@ -16,7 +16,7 @@ LOOK_AHEAD = 64  # clips that wait; on both of benchmarks/mixtures.py, 256 fill 
 
 @dataclass(frozen=True)
 class Pack:
-    """The indices of the clips of one training step on one rank, and how much of the sequence they fill."""
+    """The indices of the clips of one sequence, and how much of it they fill."""
 
     indices: tuple[int, ...]
     tokens: int  # of the clips themselves
@@ -29,7 +29,7 @@ def frame_packs(tokens: Sequence[int], sequence_length: int, seed: int, look_ahe
     A pack takes waiting clips in order of arrival until one does not fit, then repeatedly the longest of `look_ahead`
     waiting clips that fits (best fit). The first part preserves the distribution of the data, the second fills the
     pack. The clip that has waited longest comes first, so none waits for more than `look_ahead` packs.
-    With several ranks, each draws the same packs and keeps its own: `islice(packs, rank, None, world_size)`.
+    With several ranks, each draws the same packs, and of those of a step computes consecutive ones (`Ranks.part`).
 
     Args:
         tokens: of each clip, text and patches.

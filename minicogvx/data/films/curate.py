@@ -2,7 +2,7 @@
 
 The published system kept about 35 million shots, and 2 billion pictures chosen by aesthetics (paper, section 3.4); its
 last stage fine-tunes on the best 20 % of the data, which removes subtitles and watermarks and improves the visual
-quality at a slight loss of semantics (section 3.2 and Table 5). data/shots.py lists what is measured and what is not.
+quality at a slight loss of semantics (section 3.2 and Table 5). shots.py lists what is measured and what is not.
 """
 
 import os

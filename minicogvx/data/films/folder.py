@@ -1,6 +1,6 @@
 """A folder of videos and pictures with captions: its clips, its problems, and the frames of any clip.
 
-A caption is `name.txt` beside the file, or a line of a list such as `metadata.jsonl` (data/listing.py has the kinds),
+A caption is `name.txt` beside the file, or a line of a list such as `metadata.jsonl` (listing.py has the kinds),
 which takes precedence. A line may also have `start` and `end` in seconds: then the clip is that piece of the file, and
 a file may have several lines. Bad files are reported by name, and the others are used.
 """
@@ -142,7 +142,7 @@ def read_clip(clip: VideoClip, start_seconds: float, num_frames: int, fps: int |
 
 
 def clip_bucket(clip: VideoClip, height: int, width: int, step: int = 16) -> Size:
-    """The size of about `height` x `width` pixels in area that keeps most of the clip: see data/buckets.py."""
+    """The size of about `height` x `width` pixels in area that keeps most of the clip: see buckets.py."""
     return choose_bucket(clip.height, clip.width, aspect_buckets(height, width, step))
 
 
