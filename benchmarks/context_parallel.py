@@ -19,9 +19,11 @@ from benchmarks.measure import M_MMAP_THRESHOLD, peak_of
 from minicogvx.compat import choose_dtype
 from minicogvx.engine.ranks import Ranks, barrier, leave, ranks
 from minicogvx.engine.sharding import average_gradients
-from minicogvx.training.vae import backward, world_batch
+from minicogvx.training.settings import VAEStage, VAETraining
+from minicogvx.training.vae import VAETask
+from minicogvx.training.videos import VideoPass, world_batch
 from minicogvx.vae import CausalVAE, context_parallel
-from minicogvx.vae.losses import VAELoss, VAELossConfig
+from minicogvx.vae.losses import VAELossConfig
 
 LOSS = VAELossConfig(lpips_weight=0.0, gan_weight=0.0)
 
@@ -54,14 +56,17 @@ def compare_gradients(vae: CausalVAE, team: Ranks) -> None:
 def compare_memory(vae: CausalVAE, team: Ranks) -> None:
     """Prints the peak memory that a step adds to each rank, alone and together with the others."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed blocks are returned at once: memory held is memory used
-    objective, video = VAELoss(LOSS), world_batch(1, 5, 65, 64, 64)
+    video = world_batch(1, 5, 65, 64, 64)
 
-    def step(frames: int, here: Ranks) -> None:
-        backward(vae, objective, video[:, :, :frames], 0, 0, choose_dtype("cpu"), None, here=here)
+    def step(task: VAETask, frames: int) -> None:
+        task.backward(VideoPass(video[:, :, :frames], [0], 0, 1.0, 0), 0.0)
 
     for who, here in (("alone", Ranks()), ("together", team)):
-        step(4 * team.world_size + 1, here)  # loads kernels
-        peak = peak_of(lambda: step(65, here))
+        stage = VAEStage(1, 1, loss=LOSS, context_ranks=here.context)
+        task = VAETask(vae, VAETraining((stage,), chunk_frames=None), replace(here, context=1), choose_dtype("cpu"))
+        task.begin(0)
+        step(task, 4 * team.world_size + 1)  # loads kernels
+        peak = peak_of(lambda: step(task, 65))
         barrier(team)
         peaks = [None] * team.world_size
         dist.all_gather_object(peaks, peak)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import minicogvx
+from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
 from minicogvx.data.world.captions import caption
 from minicogvx.diffusion.objective import diffusion_loss
@@ -31,7 +32,7 @@ def losses(draws: int, seed: int) -> Tensor:
     found = []
     for t in torch.arange(T).repeat_interleave(draws).split(100):
         index = torch.randint(len(latents.scenes), (len(t),), generator=generator)
-        x0 = latents.draw(index, generator)
+        x0 = stack_latents(latents, index.tolist(), generator)
         noise = torch.randn(x0.shape, generator=generator)
         text = pipe.text.encode([caption(latents.scenes[i], words) for i in index]).to(dtype)
         prediction = pipe.transformer(pipe.schedule.add_noise(x0, noise, t).to(dtype), t, text)

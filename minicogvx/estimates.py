@@ -11,15 +11,20 @@ from dataclasses import dataclass, replace
 import torch
 
 from minicogvx.compat import choose_dtype
-from minicogvx.data.clips.world import LatentSet, encode_world
-from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.interop.lpips_weights import load_perceptual, lpips_source
-from minicogvx.presets import preset
-from minicogvx.training import transformer as transformer_training
-from minicogvx.training import vae as vae_training
-from minicogvx.training.recipes import RECIPES, Recipe
+from minicogvx.data.clips.world import WorldClips, encode_world
+from minicogvx.data.world.captions import vocabulary
+from minicogvx.engine.ranks import Ranks
+from minicogvx.interop.lpips_weights import lpips_source
+from minicogvx.presets import Preset
+from minicogvx.text import TextEncoder
+from minicogvx.training.batches import Steps
+from minicogvx.training.loop import Task
+from minicogvx.training.recipes import Recipe, load_recipe
+from minicogvx.training.start import random_transformer
+from minicogvx.training.transformer import TransformerTask
+from minicogvx.training.vae import VAETask
+from minicogvx.training.videos import VideoSteps, WorldVideos
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.losses import VAELoss
 
 # One training step of micro's transformer, all notebooks once and the whole test suite, in seconds on our CPU (AMD EPYC
 # with avx512_bf16, two cores). Other machines are scaled by their own step.
@@ -51,12 +56,13 @@ def say_seconds(seconds: float) -> str:
 def estimates(device: torch.device = torch.device("cpu")) -> Iterator[Estimate]:
     """An estimate for each main job, as soon as it is known; takes about half a minute on two cores."""
     yield clip_seconds(device)
-    for name, recipe in RECIPES.items():
+    for name in ("micro", "toy"):
+        recipe = load_recipe(name)
         parts = training_seconds(recipe, device)
         detail = ", ".join(f"{part} {say_seconds(value)}" for part, value in parts.items())
         yield Estimate(f"train {name}", sum(parts.values()), detail)
         if name == "micro":
-            slower = parts["transformer"] / sum(s.steps for s in recipe.transformer.stages) / REFERENCE_STEP
+            slower = parts["transformer"] / recipe.transformer.steps / REFERENCE_STEP
     for job, seconds in REFERENCE_JOBS.items():
         yield Estimate(job, seconds * slower, f"a training step takes {slower:.1f} times as long here as where "
                                               f"{say_seconds(seconds)} was measured")
@@ -77,50 +83,52 @@ def clip_seconds(device: torch.device, steps: int = 25) -> Estimate:
 
 def training_seconds(recipe: Recipe, device: torch.device) -> dict[str, float]:
     """Seconds of the VAE's stages, of encoding the clips once, and of the transformer's stages."""
-    sizes, dtype = recipe.sizes or preset(recipe.preset), choose_dtype(device, training=True)
+    sizes, dtype, here = recipe.model_sizes, choose_dtype(device, training=True), Ranks(device=device)
     torch.manual_seed(0)
     vae = CausalVAE(sizes.vae).to(device)
-    parts = {"VAE": sum(stage.steps * _vae_step(vae, stage, dtype, device) for stage in recipe.vae)}
+    parts = {"VAE": _vae_seconds(vae, recipe, dtype, here)}
     count = 16
     parts["encoding"] = recipe.clips / count * _seconds(lambda: _encode(vae, sizes, count, dtype), device)
-    clips = _encode(vae, sizes, 4 * count, dtype)
-    parts["transformer"] = _transformer_steps(recipe, sizes, clips, dtype, device)
+    parts["transformer"] = _transformer_seconds(recipe, sizes, _encode(vae, sizes, 4 * count, dtype), dtype, here)
     return parts
 
 
-def _encode(vae: CausalVAE, sizes, count: int, dtype: torch.dtype) -> LatentSet:
+def _encode(vae: CausalVAE, sizes: Preset, count: int, dtype: torch.dtype) -> WorldClips:
     return encode_world(vae, count, 1, sizes.video_size.num_frames, 0.0, dtype, progress=False)
 
 
-def _vae_step(vae: CausalVAE, stage, dtype: torch.dtype, device: torch.device) -> float:
-    """One training step, without a GAN, and without LPIPS if its network is not installed."""
-    known = lpips_source(stage.loss.lpips_net) is not None
-    loss = replace(stage.loss, gan_weight=0.0, lpips_weight=stage.loss.lpips_weight if known else 0.0)
-    optimizer = stage.new_optimizer(vae.named_parameters())
-    objective = VAELoss(loss, None, load_perceptual(loss), strict=False).to(device)
-
-    def step() -> None:
-        video = vae_training.world_batch(stage.batch_size, 1, stage.num_frames, stage.height, stage.width).to(device)
-        vae_training.backward(vae, objective, video, 0, 1, dtype, stage.chunk_frames, stage.accumulate)
-        optimizer.step(1e-6)
-
-    return _seconds(step, device)
-
-
-def _transformer_steps(recipe: Recipe, sizes, clips: LatentSet, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of all stages; each is timed on clips of the preset's own size."""
-    training, schedule = recipe.transformer, NoiseSchedule(sizes.schedule)
-    nets = transformer_training.Networks(sizes, training, dtype, device)
-    optimizer, total = training.new_optimizer(nets.named_parameters()), 0.0
-    for stage in training.stages:
-
-        def step(stage=stage) -> None:
-            batch = transformer_training.draw_step(clips, stage, training, schedule, torch.Generator().manual_seed(0))
-            transformer_training.backward(nets, schedule, batch, 1.0)
-            transformer_training.update_master(nets.master, nets.working, optimizer, 1e-6)
-
-        total += stage.steps * _seconds(step, device)
+def _vae_seconds(vae: CausalVAE, recipe: Recipe, dtype: torch.dtype, here: Ranks) -> float:
+    """Seconds of all stages, without a GAN, and without LPIPS if its network is not installed."""
+    known = {net: lpips_source(net) is not None for net in ("alex", "vgg")}
+    stages = tuple(replace(stage, loss=replace(
+        stage.loss, gan_weight=0.0, lpips_weight=stage.loss.lpips_weight * known[stage.loss.lpips_net]))
+        for stage in recipe.vae.stages)
+    training, total = replace(recipe.vae, stages=stages), 0.0
+    task = VAETask(vae, training, here, dtype)
+    for number, stage in enumerate(stages):
+        task.begin(number)
+        data = VideoSteps(WorldVideos(), training, number, vae.config)
+        total += stage.steps * _seconds(lambda: _step(task, data[0]), here.device)
     return total
+
+
+def _transformer_seconds(recipe: Recipe, sizes: Preset, clips: WorldClips, dtype: torch.dtype, here: Ranks) -> float:
+    """Seconds of all stages; each is timed on clips of the preset's own size."""
+    training = recipe.transformer
+    text = TextEncoder.from_config(sizes.text, vocabulary(), sizes.transformer.max_text_seq_length)
+    task = TransformerTask(random_transformer(sizes.transformer, training), text, sizes.schedule, training, here, dtype,
+                           from_random=True)
+    data, total, first = Steps(clips, training, sizes.transformer), 0.0, 0
+    for stage in training.stages:
+        total += stage.steps * _seconds(lambda: _step(task, data[first]), here.device)
+        first += stage.steps
+    return total
+
+
+def _step(task: Task, passes: list) -> None:
+    for batch in passes:
+        task.backward(batch, 0.0, batch is passes[-1])
+    task.update(0, 1e-6)
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 2) -> float:

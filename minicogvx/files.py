@@ -99,8 +99,8 @@ def locked(folder: str | Path, instead: str = "name another folder") -> Iterator
     OSError if the folder cannot be created. If the file system has no locks, prints a warning to stderr.
     """
     folder = Path(folder)
-    made = not folder.exists()
     with naming(folder):
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         handle = _locked_file(folder / _LOCK, folder, instead)
     try:

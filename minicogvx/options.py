@@ -52,14 +52,15 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
 def check_names(arguments: argparse.Namespace, may_be_preset: bool = False) -> None:
     """Raises ValueError or OSError for models and LoRA files that are not here, before PyTorch is imported.
 
-    `may_be_preset`: presets are accepted whose weights are not here, and of which settings can be shown.
+    A model may be "random" where training begins. `may_be_preset`: presets are accepted whose weights are not here, and
+    of which settings can be shown.
     """
     from minicogvx.interop import find_folder
     from minicogvx.presets import PRESETS
 
     given = vars(arguments)
-    for name in filter(None, (given.get("model"), given.get("before"))):
-        if not (may_be_preset and name in PRESETS):
+    for name in filter(None, (given.get("model"), given.get("before"), given.get("encoders"))):
+        if name != "random" and not (may_be_preset and name in PRESETS):
             find_folder(name)
     for path in (given.get("lora"), given.get("lora_from")):
         if isinstance(path, str) and not os.path.exists(path):

@@ -29,7 +29,7 @@ _ADVICE = {  # command -> (text in the command line if it is already in use, adv
               ("", "a smaller batch_size of the stage (--set)")),
     "finetune": (("", "a smaller --batch-size"), (_CHECKPOINTING, f"--set {_CHECKPOINTING}"), *_SIZE,
                  ("--lora", "--lora 64")),
-    "data cache": (("", "a smaller --batch-size"), *_SIZE),
+    "data encode": (("", "a smaller --batch-size"), *_SIZE),
     "data": (("", "a smaller model"),),
     "memory": (("", "a smaller --batch"),),
 }

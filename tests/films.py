@@ -1,14 +1,20 @@
-"""Small videos for the tests, written by PyAV: whole ones, and each kind of broken one."""
+"""Small videos for the tests, written by PyAV: whole ones and broken ones; pictures, captions and lists of them."""
 
 import io
+import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from minicogvx.data.films.decode import read_video, stream_frames
+from minicogvx.data.films.folder import scan_folder
+from minicogvx.data.films.probe import FilmFacts, probe
 from minicogvx.media import write_mp4
 
 
@@ -122,12 +128,55 @@ def pan(t: int, h: int = 64, w: int = 96, step: int = 1, seed: int = 0, grain: i
     return torch.stack([wide[:, k * step:k * step + w] for k in range(t)])
 
 
+def mp4(path: Path, video: torch.Tensor, fps: int = 8) -> Path:
+    """As `minicogvx generate` writes it."""
+    return write_mp4(path, video, fps)
+
+
+def levels(path: Path, frames: int, fps: float = 8, start: float = 0.0) -> torch.Tensor:
+    """The brightness of each frame that is read, which tells where in a `ramp` it stands."""
+    return read_video(path, frames, 16, 16, fps, start).mean((1, 2, 3))
+
+
+def agrees(path: Path, frames: int, seconds: float) -> FilmFacts:
+    """What the probe promises is what can be read, and no more."""
+    facts = probe(path)
+    assert (facts.frames, facts.seconds) == (frames, pytest.approx(seconds, abs=2e-3)), facts
+    shown = list(stream_frames(path, (k / 8 for k in range(1000)), 8))
+    assert len(shown) == pytest.approx(seconds * 8, abs=0.1), len(shown)
+    return facts
+
+
+# ---- pictures, captions and lists
+
+
+def pictures(folder: Path, *names: str | bytes) -> Path:
+    """Small red pictures; returns `folder`."""
+    for name in names:
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), "red").save(path)
+    return folder
+
+
 def caption(path: Path, text: str = "a film") -> Path:
     """Puts `text` into the .txt file beside `path`."""
     path.with_suffix(".txt").write_text(text)
     return path
 
 
-def mp4(path: Path, video: torch.Tensor, fps: int = 8) -> Path:
-    """As `minicogvx generate` writes it."""
-    return write_mp4(path, video, fps)
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    """A file with this content, byte for byte."""
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
+
+
+def row(**fields) -> str:
+    """A line of a list."""
+    return json.dumps({"file_name": "a.png", "text": "words"} | fields)
+
+
+def captions(folder: Path, **options) -> tuple[dict[str, str], list[str]]:
+    """The caption of each clip that a scan finds, and the problems."""
+    found = scan_folder(folder, 0.0, **options)
+    return {clip.name: clip.caption for clip in found.clips}, [str(problem) for problem in found.problems]

@@ -21,7 +21,7 @@ from minicogvx.course.exercises.checking import find
 from minicogvx.diffusion import NoiseSchedule
 from minicogvx.presets import ScheduleConfig
 from tests.stand_in import NAME, StandInTensor
-from tests.test_finetune import CAPTIONS, tiny_pipe, write_films
+from tests.tiny import CAPTIONS, tiny_pipe, write_films
 
 HERE = torch.arange(12.0).reshape(3, 4)  # on the CPU
 
@@ -48,10 +48,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("meeting", REFUSED.values(), ids=REFUSED)
-def test_a_cpu_tensor_is_refused(meeting):
-    with pytest.raises((RuntimeError, TypeError), match="same device|generator|numpy"):
-        meeting()
+def test_a_cpu_tensor_is_refused(subtests):
+    for name, meeting in REFUSED.items():
+        with subtests.test(name), pytest.raises((RuntimeError, TypeError), match="same device|generator|numpy"):
+            meeting()
 
 
 def test_what_a_gpu_allows():
@@ -126,17 +126,19 @@ def test_what_notebooks_show_may_lie_there(monkeypatch):
     assert len(shown) > 10
 
 
-@pytest.mark.parametrize("number", [  # what a notebook calls with tensors of its device; stubs are filled in by these
-    "2.1", "3.2", "3.3", "3.4", "5.5", "6.1", "6.2", "7.1", "7.2", "7.4", "7.6", "8.1", "8.2"])
-def test_the_packages_version_of_an_exercise_works_there(number):
-    exercise = find(number)
+def test_the_packages_version_of_an_exercise_works_there(subtests):
+    cases = [  # what a notebook calls with tensors of its device; stubs are filled in by these
+        "2.1", "3.2", "3.3", "3.4", "5.5", "6.1", "6.2", "7.1", "7.2", "7.4", "7.6", "8.1", "8.2"]
+    for number in cases:
+        with subtests.test(number=number):
+            exercise = find(number)
 
-    def on_device(*given, **named):
-        answer = exercise.reference(*tree_map_only(torch.Tensor, there, given), **named)
-        assert all(x.device.type == NAME for x in tree_leaves(answer))
-        return tree_map_only(torch.Tensor, torch.Tensor.cpu, answer)
+            def on_device(*given, **named):
+                answer = exercise.reference(*tree_map_only(torch.Tensor, there, given), **named)
+                assert all(x.device.type == NAME for x in tree_leaves(answer))
+                return tree_map_only(torch.Tensor, torch.Tensor.cpu, answer)
 
-    exercise.check(on_device)
+            exercise.check(on_device)
 
 
 # ---- the commands
@@ -180,8 +182,8 @@ def test_evaluate(run):
     run("evaluate", "--model", "model", "--clips", "2", "--steps", "1", "--image-to-video", "--strip", "strip.png")
 
 
-def test_data_cache(run, home):
-    run("data", "cache", "films", "--model", "model", "--out", "cached", "--first-frame")
+def test_data_encode(run, home):
+    run("data", "encode", "films", "--model", "model", "--out", "cached", "--first-frame")
     assert (home / "cached").is_dir()
 
 
@@ -194,12 +196,14 @@ def test_finetune(run):
 
 
 def test_train(run, home):
-    stages = ["vae.0.steps=2", "vae.0.batch_size=1", "vae.1.steps=1", "vae.1.batch_size=1",
-              "transformer.stages.0.steps=1", "transformer.stages.1.steps=2",
-              "transformer.stages.0.batch_size=2", "transformer.stages.1.batch_size=2", "clips=4",
-              "sizes.transformer.num_layers=1"]
-    run("train", "micro", "--out", "trained", *(word for stage in stages for word in ("--set", stage)))
+    changes = ["vae.stages.0.steps=2", "vae.stages.0.batch_size=1", "vae.stages.1.steps=1",
+               "vae.stages.1.batch_size=1", "transformer.stages.0.steps=1", "transformer.stages.1.steps=2",
+               "transformer.stages.0.batch_size=2", "transformer.stages.1.batch_size=2", "clips=4",
+               "sizes.transformer.num_layers=1"]
+    run("train", "micro", "--out", "trained", *(word for change in changes for word in ("--set", change)))
     assert (home / "trained" / "pipeline" / "model_index.json").is_file()
+    run("train", "micro", "--data", "films", "--out", "on_films", *(word for change in changes
+                                                                    for word in ("--set", change)))
 
 
 def test_ablate(run, monkeypatch):

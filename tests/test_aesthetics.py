@@ -13,7 +13,12 @@ from minicogvx.data import command
 from minicogvx.data.films.aesthetics import AestheticScorer, ClipWithHead
 from minicogvx.data.films.curate import curate
 
-KINDS = ("AestheticsPredictorV1", "AestheticsPredictorV2Linear", "AestheticsPredictorV2ReLU")
+HEADS = {  # of each kind, the weights of its head
+    "AestheticsPredictorV1": {"predictor.weight"},
+    "AestheticsPredictorV2Linear": {f"layers.{i}.weight" for i in (0, 2, 4, 6, 7)},
+    "AestheticsPredictorV2ReLU": {f"layers.{i}.weight" for i in (0, 3, 6, 9, 11)},
+}
+KINDS = tuple(HEADS)
 
 
 def folder_of(kind: str, folder, processor: bool = True):
@@ -48,19 +53,16 @@ def by_hand(folder, picture):
     return x.item(), [tuple(weights[name].shape) for name in names]
 
 
-@pytest.mark.parametrize("kind, names", [
-    (KINDS[0], {"predictor.weight"}),
-    (KINDS[1], {f"layers.{i}.weight" for i in (0, 2, 4, 6, 7)}),
-    (KINDS[2], {f"layers.{i}.weight" for i in (0, 3, 6, 9, 11)}),
-])
-def test_the_score_is_the_heads_of_the_normalised_embedding(tmp_path, kind, names):
-    folder = folder_of(kind, tmp_path / kind)
+def test_the_score_is_the_heads_of_the_normalised_embedding(tmp_path, subtests):
     picture = texture(48, 64, grain=2)
-    expected, shapes = by_hand(folder, picture)
-    found = AestheticScorer(folder)(picture)
-    assert found == pytest.approx(expected, abs=1e-5) and abs(found) > 1e-4
-    assert names <= load_file(folder / "model.safetensors").keys() and len(shapes) == len(names)
-    assert AestheticScorer(folder)(1 - picture) != found
+    for kind, names in HEADS.items():
+        with subtests.test(msg=kind):
+            folder = folder_of(kind, tmp_path / kind)
+            expected, shapes = by_hand(folder, picture)
+            score = AestheticScorer(folder)
+            assert score(picture) == pytest.approx(expected, abs=1e-5) and abs(expected) > 1e-4
+            assert names <= load_file(folder / "model.safetensors").keys() and len(shapes) == len(names)
+            assert score(1 - picture) != score(picture)
 
 
 def test_without_a_file_the_preparation_is_clips_own(tmp_path):
@@ -76,7 +78,7 @@ def test_scores_are_float32_unless_another_format_is_asked_for(tmp_path, monkeyp
     exact, low = AestheticScorer(folder, "cpu"), AestheticScorer(folder, "cpu", torch.bfloat16)
     assert exact.model.dtype == torch.float32 and low.model.dtype == torch.bfloat16
     assert exact(picture) != low(picture) == pytest.approx(exact(picture), abs=0.05)
-    with pytest.raises(ValueError, match="dtype is 'float16', which a processor cannot compute in"):
+    with pytest.raises(ValueError, match="dtype is 'float16'"):
         AestheticScorer(folder, "cpu", torch.float16)
 
 
@@ -98,7 +100,7 @@ def test_folders_that_cannot_score_are_refused(tmp_path):
     folder = folder_of(KINDS[0], tmp_path / "model")
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(written | {"architectures": ["CLIPVisionModel"]}))
-    with pytest.raises(ValueError, match="architectures is 'CLIPVisionModel'; it must be one of Aes"):
+    with pytest.raises(ValueError, match="architectures is 'CLIPVisionModel'"):
         AestheticScorer(folder)
     (folder / "config.json").write_text(json.dumps(written | {"architectures": [KINDS[1]]}))
     with pytest.raises(ValueError, match="lacks weights: layers.0.bias"):

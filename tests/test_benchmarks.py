@@ -65,27 +65,28 @@ class FakeSide:
         return [torch.mm(torch.ones(2, 3), torch.ones(3, 4)) * (1 + self.case.apart * (self.who == OURS))]
 
 
-@pytest.mark.parametrize("case", KINDS, ids=command.name_of)
-def test_both_programs_agree_on_every_operation(case):
-    row = command.measure(case, seconds=0, memory=False)
-    assert row.timing is not None, row.verdict
-    assert row.difference <= (1e-4 if case.dtype == torch.float32 else 0.1)
-    assert len(row.timing.ours) == len(row.timing.theirs) == 3 and min(row.timing.ours + row.timing.theirs) > 0
-    assert min(row.flops) > 0
+def test_both_programs_agree_on_every_operation(subtests):
+    for case in KINDS:
+        with subtests.test(command.name_of(case)):
+            row = command.measure(case, seconds=0, memory=False)
+            assert row.timing is not None, row.verdict
+            assert row.difference <= (1e-4 if case.dtype == torch.float32 else 0.1)
+            assert len(row.timing.ours) == len(row.timing.theirs) == 3 and min(row.timing.ours + row.timing.theirs) > 0
+            assert min(row.flops) > 0
 
 
-@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32,)],
-                         ids=["with bfloat16", "without"])
-def test_every_operation_is_measured_in_every_format_of_the_processor(dtypes):
-    for kind, operation in [(VAECase, "encode"), (VAECase, "decode"), (VAECase, "training step"),
-                            (TransformerCase, "forward"), (TransformerCase, "training step"),
-                            (SamplingCase, "caption to pixels")]:
-        for chosen in (cases(False, dtypes), cases(True, dtypes)):
-            found = {(type(case), case.operation, case.dtype) for case in chosen}
-            assert {(kind, operation, dtype) for dtype in dtypes} <= found
-            assert {dtype for _, _, dtype in found} == set(dtypes)
-    names = [command.name_of(case) for case in cases(False, dtypes)]
-    assert len(set(names)) == len(names) > len(cases(True, dtypes))
+def test_every_operation_is_measured_in_every_format_of_the_processor(subtests):
+    for dtypes in ((torch.bfloat16, torch.float32), (torch.float32,)):
+        with subtests.test(dtypes=dtypes):
+            for kind, operation in [(VAECase, "encode"), (VAECase, "decode"), (VAECase, "training step"),
+                                    (TransformerCase, "forward"), (TransformerCase, "training step"),
+                                    (SamplingCase, "caption to pixels")]:
+                for chosen in (cases(False, dtypes), cases(True, dtypes)):
+                    found = {(type(case), case.operation, case.dtype) for case in chosen}
+                    assert {(kind, operation, dtype) for dtype in dtypes} <= found
+                    assert {dtype for _, _, dtype in found} == set(dtypes)
+            names = [command.name_of(case) for case in cases(False, dtypes)]
+            assert len(set(names)) == len(names) > len(cases(True, dtypes))
 
 
 def test_programs_that_disagree_are_not_timed():
@@ -103,12 +104,17 @@ def test_runs_take_turns():
     assert len(alternate(int, int, seconds=60, at_most=5).ours) == 5
 
 
-def test_ratio_and_spread():
+def test_ratio_spread_and_ceiling_and_tables_line_up():
     timing = Timing([1.0, 2.0, 2.0, 4.0, 2.0], [4.0, 4.0, 6.0, 4.0, 4.0])
     assert timing.ratio == 2.0 and timing.spread == (2.0, 3.0)
     verdicts = [Row(Fake(), 0.0, (1, 1), Timing([1.0] * 4, theirs)).verdict
                 for theirs in ([2.0] * 4, [0.5] * 4, [0.5, 0.9, 1.1, 2.0])]
     assert verdicts == ["faster", "SLOWER than diffusers", "no difference"]
+    assert 1e7 < ceiling(torch.float32, size=256, runs=3) < 1e16
+    plain = render(("name", "ms"), [("a", "1.0"), ("long", "10.0")], markdown=False)
+    assert plain.splitlines() == ["name    ms", "a      1.0", "long  10.0"]
+    markdown = render(("name", "ms"), [("a", "1.0")], markdown=True)
+    assert markdown.splitlines() == ["| name |  ms |", "| ---- | --: |", "| a    | 1.0 |"]
 
 
 def test_difference_is_relative_and_refuses_what_cannot_be_compared():
@@ -119,13 +125,14 @@ def test_difference_is_relative_and_refuses_what_cannot_be_compared():
         difference([a], [a, a])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_operations_of_the_transformer_are_counted_in_both_programs(dtype):
-    case = TransformerCase("tiny", TRANSFORMER, "forward", dtype, 2)
-    expected = flops(TRANSFORMER, (3, 4, 4), num_text=TRANSFORMER.max_text_seq_length, batch=2)
-    for who in (OURS, THEIRS):
-        side = case.side(who)
-        assert count_flops(lambda: side.result(side.inputs()))[1] == expected
+def test_operations_of_the_transformer_are_counted_in_both_programs(subtests):
+    for dtype in (torch.float32, torch.bfloat16):
+        with subtests.test(dtype=dtype):
+            case = TransformerCase("tiny", TRANSFORMER, "forward", dtype, 2)
+            expected = flops(TRANSFORMER, (3, 4, 4), num_text=TRANSFORMER.max_text_seq_length, batch=2)
+            for who in (OURS, THEIRS):
+                side = case.side(who)
+                assert count_flops(lambda: side.result(side.inputs()))[1] == expected
 
 
 def test_operations_of_a_vae_step_are_those_of_forward_three_times():
@@ -137,12 +144,9 @@ def test_operations_of_a_vae_step_are_those_of_forward_three_times():
     assert 2.8 * forward < step < 3 * forward  # the video itself needs no gradient
 
 
-@pytest.mark.parametrize("megabytes", [48, 8])
-def test_memory_is_measured_in_a_process_of_its_own(megabytes):
-    assert peak_memory(Fake(megabytes=megabytes), OURS) / MEGA == pytest.approx(megabytes, abs=2)
-
-
-def test_memory_of_a_real_case():
+def test_memory_is_measured_in_a_process_of_its_own():
+    for megabytes in (48, 8):
+        assert peak_memory(Fake(megabytes=megabytes), OURS) / MEGA == pytest.approx(megabytes, abs=2)
     case = VAECase("tiny", VAE, "decode", torch.float32, 1, 9, 64)
     ours, theirs = peak_memory(case, OURS), peak_memory(case, THEIRS)
     assert 0 < ours < theirs < 200 * MEGA  # the video alone has 0.4 MB
@@ -174,14 +178,3 @@ def test_bad_options_are_refused_before_any_work(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         command.main(["--json", str(tmp_path / "absent" / "x.json")])
     assert "there is no folder" in capsys.readouterr().err
-
-
-def test_tables_line_up():
-    plain = render(("name", "ms"), [("a", "1.0"), ("long", "10.0")], markdown=False)
-    assert plain.splitlines() == ["name    ms", "a      1.0", "long  10.0"]
-    markdown = render(("name", "ms"), [("a", "1.0")], markdown=True)
-    assert markdown.splitlines() == ["| name |  ms |", "| ---- | --: |", "| a    | 1.0 |"]
-
-
-def test_ceiling_is_a_rate():
-    assert 1e7 < ceiling(torch.float32, size=256, runs=3) < 1e16

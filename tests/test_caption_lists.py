@@ -1,18 +1,20 @@
 """What captioning does to a list: no line loses anything, none are mixed up, and one run at a time writes."""
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from films import caption, mp4, ramp
-from PIL import Image
+from films import caption, mp4, pictures, ramp
 
 from minicogvx.data import command
+from minicogvx.data.films.caption_notes import Notes
 from minicogvx.data.films.captioning import caption_clips
 from minicogvx.data.films.folder import scan_folder
 from minicogvx.data.films.listing import write_lines
+from minicogvx.data.world.films import ShapeFilms, write_shape_films
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,7 @@ def films(film, tmp_path):
     """A folder with the videos a.mp4 and b.mp4 and the picture c.png."""
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(film.read_bytes())
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "c.png")
-    return tmp_path
+    return pictures(tmp_path, "c.png")
 
 
 def rows(path: Path) -> list[dict]:
@@ -167,10 +168,40 @@ def test_names_of_any_bytes_are_written_so_that_they_are_found_again(films):
     (films / "metadata.jsonl").read_text(encoding="utf-8", errors="strict")
 
 
-@pytest.mark.parametrize("out, words", [("words.csv", "must end in .jsonl"), ("notes.json", "one JSON value")])
-def test_the_command_checks_where_it_writes_first(films, monkeypatch, out, words):
-    (films / "notes.json").write_text("[\n1\n]")
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take one of the two names")
+def test_names_that_only_bytes_tell_apart_get_their_own_captions(tmp_path):
+    names = ["e\u0301.png", "\u00e9.png"]
+    pictures(tmp_path, *names)
+    write_lines(tmp_path / "metadata.jsonl", [{"file_name": name} for name in reversed(names)])
+    after, _ = run(tmp_path, lambda clip: f"{len(clip.name)} letters")
+    assert after == [{"file_name": name, "text": f"{len(name)} letters"} for name in reversed(names)]
+
+
+def full(*_, **__):
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without /dev/full")
+def test_notes_and_captions_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    path = tmp_path / "captions.jsonl"
+    with pytest.raises(OSError, match=f"{path} cannot be written: "):
+        Notes(path, open("/dev/full", "w"), "me", {}).add(("a.mp4", 0), "words")
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("minicogvx.data.world.films.write_json", lambda *_: None)
+    with pytest.raises(OSError, match="shape-00000.txt cannot be written: "):
+        write_shape_films(tmp_path / "films", ShapeFilms(1, side=16), progress=False)
+
+
+def test_mistakes_in_a_command_end_it_before_videos_are_read(films, monkeypatch, subtests):
     monkeypatch.setattr("minicogvx.data.films.folder.scan_folder", lambda *_, **__: pytest.fail("videos were read"))
-    with pytest.raises(ValueError, match=words):
-        command.main(["caption", str(films), "--captioner", "shapes", "--out", str(films / out)])
+    (films / "notes.json").write_text("[\n1\n]")
+    for options, words in (
+        (["shapes", "--out", str(films / "words.csv")], "must end in .jsonl"),
+        (["shapes", "--out", str(films / "notes.json")], "one JSON value"),
+        (["shapes", "--summary", "t5"], "--summary is for a captioner in a folder"),
+        (["shapes", "--every", "3"], "--every is for a captioner in a folder"),
+        (["nowhere"], "there is no folder nowhere"),
+    ):
+        with subtests.test(msg=" ".join(options)), pytest.raises((ValueError, OSError), match=words):
+            command.main(["caption", str(films), "--captioner", *options])
     assert (films / "notes.json").read_text() == "[\n1\n]"

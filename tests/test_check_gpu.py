@@ -45,12 +45,18 @@ def whole(tmp_path_factory):
     return done.returncode, done.stdout, json.loads(path.read_text()), path
 
 
-def test_every_check_gives_rows_and_all_agree(whole):
-    status, printed, found, _ = whole
+def test_every_check_gives_rows_that_agree_and_the_file_has_every_row_of_the_table(whole):
+    status, printed, found, path = whole
     assert status == 0, printed
     assert {row["check"] for row in found["rows"]} == set(check_gpu.CHECKS)
     assert all(row["result"] in (AGREES, MEASURED) for row in found["rows"]), printed
     assert "Every check ran, and all agree." in printed
+    lines = [line for line in printed.splitlines() if line.startswith(tuple(check_gpu.CHECKS))]
+    assert len(lines) == len(found["rows"]) and [p.name for p in path.parent.iterdir()] == [path.name]
+    for line, row in zip(lines, found["rows"]):
+        assert row["check"] in line and row["part"] in line and row["result"] in line
+        assert row.keys() == Row("check").__dict__.keys()
+    assert found["machine"]["device"] == "cpu" and found["matrix_product_flops_per_second"]["float32"] > 0
 
 
 def test_parity_is_within_the_stated_tolerance_in_both_formats(whole):
@@ -75,35 +81,13 @@ def test_what_is_timed_has_figures_for_both_programs(whole):
     assert tiles["part"].startswith("tiles") and tiles["flops"] > frames["flops"] > 0  # the overlap is seen twice
 
 
-def test_the_file_has_every_row_of_the_table(whole):
-    _, printed, found, path = whole
-    lines = [line for line in printed.splitlines() if line.startswith(tuple(check_gpu.CHECKS))]
-    assert len(lines) == len(found["rows"]) and [p.name for p in path.parent.iterdir()] == [path.name]
-    for line, row in zip(lines, found["rows"]):
-        assert row["check"] in line and row["part"] in line and row["result"] in line
-        assert row.keys() == Row("check").__dict__.keys()
-    assert found["machine"]["device"] == "cpu" and found["matrix_product_flops_per_second"]["float32"] > 0
-
-
-@pytest.mark.parametrize(("numbers", "factor"), [("float32", 1.001), ("bfloat16", 1.05)])
-def test_a_program_that_is_off_disagrees(monkeypatch, numbers, factor):
-    right = TransformerTwins.ours_says
-    monkeypatch.setattr(TransformerTwins, "ours_says", lambda self, x: right(self, x) * factor)
-    found = {(row.part, row.numbers): row for row in parity.transformer("5b")(CPU, TINY)}
-    assert found["forward", numbers].result == DISAGREES and check_gpu.is_bad(found["forward", numbers])
-
-
-def test_one_gradient_that_is_wrong_shows_though_it_is_small():
-    right = {"large": torch.ones(1000), "small": torch.full((10,), 0.1), "rounding": torch.full((3,), 1e-9)}
-    assert worst_gradient(right, right) == 0
-    assert worst_gradient(right | {"small": right["small"] * 1.01}, right) == pytest.approx(0.01, rel=1e-3)
-    assert worst_gradient(right | {"rounding": -right["rounding"]}, right) < 1e-6
-    assert worst_gradient({"large": right["large"]}, right) == math.inf
-    assert worst_gradient(right | {"small": right["small"] * math.nan}, right) == math.inf
-
-
-def test_a_pack_whose_clips_see_each_other_disagrees(monkeypatch):
-    real = packing.forward_clips
+def test_a_program_that_is_off_disagrees_and_a_pack_whose_clips_see_each_other(monkeypatch, subtests):
+    right, real = TransformerTwins.ours_says, packing.forward_clips
+    for numbers, factor in (("float32", 1.001), ("bfloat16", 1.05)):
+        with subtests.test(numbers):
+            monkeypatch.setattr(TransformerTwins, "ours_says", lambda self, x: right(self, x) * factor)
+            found = {(row.part, row.numbers): row for row in parity.transformer("5b")(CPU, TINY)}
+            assert found["forward", numbers].result == DISAGREES and check_gpu.is_bad(found["forward", numbers])
 
     def leaky(model, latents, times, texts, kernel):
         outputs = real(model, latents, times, texts, kernel=kernel)
@@ -112,6 +96,19 @@ def test_a_pack_whose_clips_see_each_other_disagrees(monkeypatch):
     monkeypatch.setattr(packing, "forward_clips", leaky)
     found = [row for row in packing.packed(CPU, TINY) if row.numbers == "float32"]
     assert len(found) == 2 and all(row.result == DISAGREES for row in found)
+
+
+def test_one_gradient_that_is_wrong_shows_though_it_is_small_and_nan_is_infinitely_apart():
+    right = {"large": torch.ones(1000), "small": torch.full((10,), 0.1), "rounding": torch.full((3,), 1e-9)}
+    assert worst_gradient(right, right) == 0
+    assert worst_gradient(right | {"small": right["small"] * 1.01}, right) == pytest.approx(0.01, rel=1e-3)
+    assert worst_gradient(right | {"rounding": -right["rounding"]}, right) < 1e-6
+    assert worst_gradient({"large": right["large"]}, right) == math.inf
+    assert worst_gradient(right | {"small": right["small"] * math.nan}, right) == math.inf
+    assert apart([torch.tensor([math.nan])], [torch.ones(1)]) == math.inf
+    assert apart([torch.ones(2)], [torch.ones(3)]) == math.inf
+    row = rows.measured(math.nan, check="speed 5b", seconds=1.0)  # is no measurement
+    assert row.result == FAILED and rows.as_json(row)["error"] is None and rows.as_json(row)["seconds"] == 1.0
 
 
 def test_a_model_that_was_not_sharded_fails(monkeypatch):
@@ -152,28 +149,24 @@ def test_a_check_that_raises_is_a_row_and_the_others_continue(tmp_path):
     assert "the kernel is missing" in text and "- large, as a whole, any format: does not fit" in text
 
 
-@pytest.mark.parametrize(("row", "bad"), [
-    (Row("packed", result=DISAGREES), True), (Row("parity 2b", result=FAILED), True),
-    (Row("compile vae", result=FAILED), False), (Row("parity 5b", result=NO_ROOM), False),
-    (Row("parity 5b", result=LEFT_OUT), False), (Row("speed 5b"), False), (rows.judged(math.nan, 0.1, check="x"), True),
-    (rows.judged(math.inf, 0.1, check="x"), True), (rows.judged(0.1, 0.1, check="x"), False)])
-def test_what_makes_the_command_fail(row, bad):
-    assert check_gpu.is_bad(row) == bad
-
-
-@pytest.mark.parametrize(("error", "is_one"), [
-    (torch.OutOfMemoryError("x"), True), (MemoryError(), True),
-    (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), True),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-    (RuntimeError("CUDA error: an illegal memory access was encountered"), False), (ValueError("memory"), False)])
-def test_what_counts_as_out_of_memory(error, is_one):
-    assert rows.is_out_of_memory(error) == is_one
-
-
-def test_figures_that_are_not_finite_are_no_measurement():
-    row = rows.measured(math.nan, check="speed 5b", seconds=1.0)
-    assert row.result == FAILED and rows.as_json(row)["error"] is None and rows.as_json(row)["seconds"] == 1.0
+def test_what_makes_the_command_fail_and_what_counts_as_out_of_memory(subtests):
+    for row in (Row("packed", result=DISAGREES), Row("parity 2b", result=FAILED),
+                *(rows.judged(error, 0.1, check="x") for error in (math.nan, math.inf))):
+        with subtests.test(row=row):
+            assert check_gpu.is_bad(row)
+    for row in (Row("compile vae", result=FAILED), Row("parity 5b", result=NO_ROOM), Row("parity 5b", result=LEFT_OUT),
+                Row("speed 5b"), rows.judged(0.1, 0.1, check="x")):
+        with subtests.test(row=row):
+            assert not check_gpu.is_bad(row)
+    for error in (torch.OutOfMemoryError("x"), MemoryError(),
+                  RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+                  RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+                  RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")):
+        with subtests.test(error=error):
+            assert rows.is_out_of_memory(error)
+    for error in (RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("memory")):
+        with subtests.test(error=error):
+            assert not rows.is_out_of_memory(error)
 
 
 def test_a_check_is_stopped_at_the_deadline_and_the_rest_is_left_out(tmp_path):
@@ -232,27 +225,27 @@ def test_where_float32_does_not_fit_bfloat16_is_compared_with_diffusers_itself(m
 # ---- what is refused
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ([], "PyTorch finds none here"), (["--tiny"], "PyTorch finds none here"), (["--device", "cpu"], "add --tiny"),
-    (["--device", "banana"], "'banana'"), (["--device", "cpu", "--tiny", "--dtype", "int8"], "int8"),
-    (["--device", "cpu", "--tiny", "--dtype", "float16"], "float16"),
-    (["--device", "cpu", "--tiny", "--only", "party"], "the checks are parity 2b")])
-def test_a_request_that_cannot_be_met_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, said):
+def test_a_request_that_cannot_be_met_is_one_sentence(monkeypatch, capsys, tmp_path, subtests):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINICOGVX_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert check_gpu.main(arguments) == 1
-    printed = capsys.readouterr()
-    assert said in printed.err and len(printed.err.splitlines()) == 1 and not printed.out
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
-def test_minutes_must_be_above_0(capsys, minutes):
-    with pytest.raises(SystemExit):
-        check_gpu.main(["--device", "cpu", "--tiny", "--minutes", minutes])
-    assert "must be above 0" in capsys.readouterr().err
+    tiny = ["--device", "cpu", "--tiny"]
+    cases = [
+        ([], "PyTorch finds none here"), (["--tiny"], "PyTorch finds none here"), (["--device", "cpu"], "add --tiny"),
+        (["--device", "banana"], "'banana'"), ([*tiny, "--dtype", "int8"], "int8"),
+        ([*tiny, "--dtype", "float16"], "float16"), ([*tiny, "--only", "party"], "the checks are parity 2b")]
+    for arguments, said in cases:
+        with subtests.test(arguments=arguments):
+            assert check_gpu.main(arguments) == 1
+            printed = capsys.readouterr()
+            assert said in printed.err and len(printed.err.splitlines()) == 1 and not printed.out
+            assert not list(tmp_path.iterdir())
+    for minutes in ("0", "-1", "nan"):
+        with subtests.test(minutes=minutes):
+            with pytest.raises(SystemExit):
+                check_gpu.main([*tiny, "--minutes", minutes])
+            assert "must be above 0" in capsys.readouterr().err
 
 
 # ---- the parts
@@ -268,7 +261,7 @@ def test_both_programs_hold_one_set_of_weights_which_is_the_same_in_both_formats
     assert all(weight.std() > 0.05 for weight in exact.values() if weight.numel() > 4)
 
 
-def test_gradients_are_sampled_and_dropped():
+def test_gradients_are_sampled_in_every_row_and_column_and_dropped(subtests):
     model = torch.nn.Linear(600, 300)
     model.bias.requires_grad_(False)
     x = torch.randn(4, 600, generator=torch.Generator().manual_seed(0))
@@ -277,14 +270,12 @@ def test_gradients_are_sampled_and_dropped():
     model(x).square().mean().backward()
     assert torch.equal(found["weight"], sampled(model.weight.grad))
     assert model.weight.grad.flatten()[0] == found["weight"][0] and len(found["weight"]) < 2 * SAMPLES
-
-
-@pytest.mark.parametrize("shape", [(3072, 3072), (448, 36864), (1920, 7680), (600, 300)])
-def test_a_sample_meets_every_row_and_every_column(shape):
-    numbers = torch.arange(shape[0] * shape[1]).view(shape)
-    seen = sampled(numbers).long()  # below 2**24, so float32 holds them
-    assert SAMPLES / 4 < len(seen) < 2 * SAMPLES
-    assert len((seen // shape[1]).unique()) == shape[0] and len((seen % shape[1]).unique()) == min(shape[1], len(seen))
+    for rows_, columns in ((3072, 3072), (448, 36864), (1920, 7680), (600, 300)):
+        with subtests.test(shape=(rows_, columns)):
+            seen = sampled(torch.arange(rows_ * columns).view(rows_, columns)).long()  # below 2**24: float32 holds them
+            assert SAMPLES / 4 < len(seen) < 2 * SAMPLES
+            assert len((seen // columns).unique()) == rows_
+            assert len((seen % columns).unique()) == min(columns, len(seen))
 
 
 def test_programs_are_timed_in_turn():
@@ -293,21 +284,13 @@ def test_programs_are_timed_in_turn():
     assert order == list("abababab") and second.seconds >= 0.01 > first.seconds >= 0 and first.memory is None
 
 
-def test_nan_is_infinitely_apart():
-    assert apart([torch.tensor([math.nan])], [torch.ones(1)]) == math.inf
-    assert apart([torch.ones(2)], [torch.ones(3)]) == math.inf
-
-
-def test_published_sizes_are_published():
+def test_published_sizes_are_published_and_tiny_tiles_are_tiles():
     assert PUBLISHED.transformers["5b"].num_layers == 42 and PUBLISHED.transformers["2b"].num_layers == 30
     assert PUBLISHED.pixels(PUBLISHED.transformers["5b"], PUBLISHED.full_frames) == "480x720x49"
     assert PUBLISHED.large == (81, 768, 1360) and PUBLISHED.cut.width == 3072
     config = PUBLISHED.cut
     for _, height, width, text in PUBLISHED.pack:
         assert height % config.patch_size == width % config.patch_size == 0 and text <= config.max_text_seq_length
-
-
-def test_tiny_tiles_are_tiles():
     vae, _ = vae_twins(TINY.large_vae, torch.float32, CPU.device)
     latents = torch.randn(1, 4, 3, *(size // 2 for size in TINY.large[1:]), generator=torch.Generator().manual_seed(0))
     assert not torch.equal(tiled_decode(vae, latents), vae.decode(latents))

@@ -42,84 +42,73 @@ def test_fixing_is_repeatable_and_keeps_its_library():
     assert len(watchers) == 1
 
 
-def test_nothing_is_defined_where_torchvision_is_absent(monkeypatch):
-    monkeypatch.setattr(compat, "_state", None)
-    monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.library, "Library", lambda *_: pytest.fail("must not define anything"))
-    assert compat.fix_torchvision() == "absent"
-
-
-def test_nothing_is_defined_where_the_operators_load(monkeypatch):
+def test_nothing_is_defined_where_torchvision_is_absent_or_its_operators_load(monkeypatch):
     class Whole:
         nms = qnms = object()
 
+    monkeypatch.setattr(torch.library, "Library", lambda *_: pytest.fail("must not define anything"))
+    monkeypatch.setattr(compat, "_state", None)
+    monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: None)
+    assert compat.fix_torchvision() == "absent"
     monkeypatch.setattr(compat, "_state", None)
     monkeypatch.setattr(torch.ops, "torchvision", Whole, raising=False)
-    monkeypatch.setattr(torch.library, "Library", lambda *_: pytest.fail("must not define anything"))
     monkeypatch.setitem(sys.modules, "torchvision", object())
-    spec = SimpleNamespace(origin="/nowhere/__init__.py")
-    monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: spec)
+    monkeypatch.setattr(compat.PathFinder, "find_spec", lambda name: SimpleNamespace(origin="/nowhere/__init__.py"))
     assert compat.fix_torchvision() == "whole"
 
 
-@pytest.mark.parametrize("flags, dtype", [({"avx2", "avx512f"}, torch.float32), (set(), torch.float32),
-                                          ({"avx2", "avx512_bf16"}, torch.bfloat16), ({"amx_tile"}, torch.bfloat16)])
-def test_dtype_of_a_cpu(monkeypatch, flags, dtype):
-    monkeypatch.setattr(compat, "cpu_features", lambda: flags)
-    assert compat.choose_dtype("cpu") == dtype
-    assert all(flag in compat.explain_dtype("cpu")[1] for flag in flags & {"avx512_bf16", "amx_tile"})
+def test_dtype_of_a_processor_and_of_a_gpu(monkeypatch, subtests):
+    for flags, dtype in (({"avx2", "avx512f"}, torch.float32), (set(), torch.float32),
+                         ({"avx2", "avx512_bf16"}, torch.bfloat16), ({"amx_tile"}, torch.bfloat16)):
+        with subtests.test(flags=flags):
+            monkeypatch.setattr(compat, "cpu_features", lambda: flags)
+            assert compat.choose_dtype("cpu") == dtype
+            assert all(flag in compat.explain_dtype("cpu")[1] for flag in flags & {"avx512_bf16", "amx_tile"})
+    for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+        assert compat.choose_dtype("cuda") == dtype
 
 
-@pytest.mark.parametrize("has_bf16, dtype", [(True, torch.bfloat16), (False, torch.float32)])
-def test_dtype_of_a_gpu(monkeypatch, has_bf16, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    assert compat.choose_dtype("cuda") == dtype
+def test_a_device_is_chosen_in_order_and_one_that_is_not_here_is_refused(monkeypatch, subtests):
+    for cuda, mps, device in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        assert compat.choose_device() == device
+    cases = {"gpu": "'gpu', which is not a device that PyTorch knows; it must be 'cpu'",
+             "cuda": "'cuda', and PyTorch finds no such device here; it must be 'cpu'",
+             "meta": "'meta', and PyTorch finds no such device here", "cpu:3": ".*the last device here is 'cpu:0'"}
+    for asked, told in cases.items():
+        with subtests.test(asked):
+            monkeypatch.setenv("MINICOGVX_DEVICE", asked)
+            assert compat.choose_device("cpu") == "cpu"  # an argument goes before the variable
+            with pytest.raises(ValueError, match=f"^MINICOGVX_DEVICE is {told}"):
+                compat.choose_device()
+            with pytest.raises(ValueError, match=f"^device is {told}"):
+                compat.choose_device(asked)
 
 
-@pytest.mark.parametrize("cuda, mps, device", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
-def test_device_order(monkeypatch, cuda, mps, device):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert compat.choose_device() == device
+def test_a_number_format_that_will_not_do_is_refused_wherever_it_was_named(monkeypatch, subtests):
+    for asked, training, told in (("int8", False, "is 'int8', which is unknown"),
+                                  ("float16", False, "is 'float16', which a processor cannot compute in"),
+                                  ("float16", True, "is 'float16', which is too narrow for gradients")):
+        with subtests.test(asked, training=training):
+            monkeypatch.setenv("MINICOGVX_DTYPE", asked)
+            assert compat.choose_dtype("cpu", torch.float32) == torch.float32
+            with pytest.raises(ValueError, match=f"^MINICOGVX_DTYPE {told}; it must be float32 or bfloat16"):
+                compat.choose_dtype("cpu", training=training)
+            with pytest.raises(ValueError, match=f"^dtype {told}; it must be float32 or bfloat16"):
+                compat.choose_dtype("cpu", asked, training)
 
 
-@pytest.mark.parametrize("asked, told", [
-    ("gpu", "is 'gpu', which is not a device that PyTorch knows; it must be 'cpu'"),
-    ("cuda", "is 'cuda', and PyTorch finds no such device here; it must be 'cpu'"),
-    ("meta", "is 'meta', and PyTorch finds no such device here"), ("cpu:3", "the last device here is 'cpu:0'")])
-def test_a_device_that_is_not_here_is_refused_wherever_it_was_named(monkeypatch, asked, told):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setenv("MINICOGVX_DEVICE", asked)
-    assert compat.choose_device("cpu") == "cpu"  # an argument goes before the variable
-    with pytest.raises(ValueError, match=f"^MINICOGVX_DEVICE {told}|^MINICOGVX_DEVICE.*{told}"):
-        compat.choose_device()
-    with pytest.raises(ValueError, match=f"^device .*{told.removeprefix('is ')}"):
-        compat.choose_device(asked)
-
-
-@pytest.mark.parametrize("asked, training, told", [
-    ("int8", False, "is 'int8', which is unknown; it must be float32 or bfloat16"),
-    ("float16", False, "is 'float16', which a processor cannot compute in; it must be float32 or bfloat16"),
-    ("float16", True, "is 'float16', which is too narrow for gradients; it must be float32 or bfloat16")])
-def test_a_number_format_that_will_not_do_is_refused_wherever_it_was_named(monkeypatch, asked, training, told):
-    monkeypatch.setenv("MINICOGVX_DTYPE", asked)
-    assert compat.choose_dtype("cpu", torch.float32) == torch.float32
-    with pytest.raises(ValueError, match=f"^MINICOGVX_DTYPE {told}"):
-        compat.choose_dtype("cpu", training=training)
-    with pytest.raises(ValueError, match=f"^dtype {told}"):
-        compat.choose_dtype("cpu", asked, training)
-
-
-@pytest.mark.parametrize("variable, value, older", [
-    ("ONEDNN_MAX_CPU_ISA", "AVX2", True), ("ONEDNN_MAX_CPU_ISA", "avx512_core", True),
-    ("ATEN_CPU_CAPABILITY", "avx2", True),
-    ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", False), ("ATEN_CPU_CAPABILITY", "avx512", False)])
-def test_a_processor_may_stand_for_an_older_one(monkeypatch, variable, value, older):
-    for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, value)
-    assert compat._limited_to_older_processors() == older
+def test_a_processor_may_stand_for_an_older_one(monkeypatch, subtests):
+    older, newer = ("AVX2", "avx512_core"), ("AVX512_CORE_BF16",)
+    for variable, values in {"ONEDNN_MAX_CPU_ISA": (*older, *newer), "ATEN_CPU_CAPABILITY": ("avx2", "avx512")}.items():
+        for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+            monkeypatch.delenv(name, raising=False)
+        for value in values:
+            with subtests.test(variable, value=value):
+                monkeypatch.setenv(variable, value)
+                assert compat._limited_to_older_processors() == (value not in (*newer, "avx512"))
 
 
 def test_version_and_unknown_names():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minicogvx import cli, compat, doctor, estimates, interop
-from minicogvx.training.recipes import RECIPES
-from minicogvx.training.transformer import TransformerStage
+from minicogvx.training.recipes import load_recipe
+from minicogvx.training.stages import Stage
 
 
 def test_this_machine_is_sound(monkeypatch, capsys):
@@ -25,21 +25,23 @@ def test_this_machine_is_sound(monkeypatch, capsys):
 
 
 def test_every_main_job_is_really_tried(monkeypatch):
-    recipe = RECIPES["micro"]
-    few = replace(recipe, vae=tuple(replace(stage, batch_size=1, steps=7) for stage in recipe.vae),
-                  transformer=replace(recipe.transformer, stages=(TransformerStage(steps=5, batch_size=2),)))
-    monkeypatch.setattr(estimates, "RECIPES", {"micro": few})
+    recipe = load_recipe("micro")
+    stages = tuple(replace(stage, batch_size=1, steps=7) for stage in recipe.vae.stages)
+    few = replace(recipe, vae=replace(recipe.vae, stages=stages),
+                  transformer=replace(recipe.transformer, stages=(Stage(5, batch_size=2),)))
+    monkeypatch.setattr(estimates, "load_recipe", lambda name: few)
     monkeypatch.setattr(estimates, "_seconds", lambda run, device: (run(), 0.5)[1])  # each once, half a second each
     told = {estimate.job: estimate for estimate in estimates.estimates()}
-    assert set(told) == {"one toy clip", "train micro", "all notebooks", "make test"}
+    assert set(told) == {"one toy clip", "train micro", "train toy", "all notebooks", "make test"}
     assert told["train micro"].seconds == 0.5 * (14 + 8192 / 16 + 5) and "VAE 7.0 s" in str(told["train micro"])
     assert told["make test"].seconds == pytest.approx(22 * 60 * 0.5 / estimates.REFERENCE_STEP)
 
 
-@pytest.mark.parametrize("seconds, words", [(0.8431, "0.84 s"), (9.96, "10.0 s"), (75.0, "75 s"), (840.0, "14 min"),
-                                            (18720.0, "5.2 h"), (0.004, "0.00 s")])
-def test_seconds_are_said_in_a_fitting_unit(seconds, words):
-    assert estimates.say_seconds(seconds) == words
+def test_seconds_are_said_in_a_fitting_unit(subtests):
+    for seconds, words in ((0.8431, "0.84 s"), (9.96, "10.0 s"), (75.0, "75 s"), (840.0, "14 min"), (18720.0, "5.2 h"),
+                           (0.004, "0.00 s")):
+        with subtests.test(words):
+            assert estimates.say_seconds(seconds) == words
 
 
 def _without(monkeypatch, *names: str) -> list[doctor.Finding]:
@@ -72,10 +74,8 @@ def test_a_missing_requirement_fails_with_its_remedy(monkeypatch):
     assert told[-1] == "1 required part is broken"
     at = next(k for k, line in enumerate(told) if line.startswith("BROKEN"))
     assert "einops" in told[at] and told[at + 1].strip() == "fix: pip install -c constraints.txt einops"
-
-
-def test_without_torch_the_report_still_ends(monkeypatch):
-    found = _without(monkeypatch, "torch")
+    monkeypatch.undo()
+    found = _without(monkeypatch, "torch")  # the report still ends
     assert [finding.name for finding in found if finding.state == "broken"] == ["torch"]
     assert found[-1].name == "memory"
 

@@ -1,7 +1,6 @@
 """Scores of generated and of reconstructed clips, for models whose score is known."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from PIL import Image
 from torch import nn
 
 import minicogvx
-from minicogvx.data.world.captions import vocabulary
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.data.world.styles import STYLES, render_styled
@@ -20,12 +18,11 @@ from minicogvx.evaluation.comparison import write_comparison
 from minicogvx.evaluation.finetuning import measure_image_to_video, measure_style
 from minicogvx.evaluation.reconstruction import flicker, measure_reconstruction, psnr
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import VAEConfig, VideoSize, preset
-from minicogvx.text import TextEncoder
+from minicogvx.presets import VAEConfig, VideoSize
 from minicogvx.training.image_condition import widen_for_image
 from minicogvx.training.lora import add_lora, lora_tensors, write_lora
-from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE, DiagonalGaussian
+from tests.tiny import tiny_pipe, tiny_transformer
 
 SCENES = sample_scenes(6, 5, "held_out", two_objects=0.0)
 
@@ -68,24 +65,25 @@ class PerfectVAE(CausalVAE):
         return torch.full_like(latents, -1.0) if self.loss else latents
 
 
-def test_a_perfect_model_scores_one():
+def test_a_perfect_model_scores_one_and_wrong_clips_are_counted_and_reported():
     result = measure_adherence(Perfect(), SCENES, batch_size=4, progress=False)
     assert result.share["all"] == 1.0 and not result.failures and result.clips == 6
     assert str(result).startswith("100.0 % of 6 clips fully correct")
-
-
-def test_wrong_clips_are_counted_and_reported():
     result = measure_adherence(Perfect(wrong=2), SCENES, batch_size=4, progress=False)
     assert result.share["all"] == pytest.approx(4 / 6)
     assert len(result.failures) == 2
     assert all(failure["caption"] and failure["wrong"] and failure["read"] for failure in result.failures)
 
 
-def test_reconstruction_of_a_perfect_and_of_a_useless_vae():
+def test_reconstruction_of_a_perfect_and_of_a_useless_vae_on_a_look_too():
     good = measure_reconstruction(PerfectVAE(), SCENES, 17, batch_size=4, progress=False)
     assert good.share["all"] == 1.0 and good.psnr > 60 and good.flicker == pytest.approx(good.flicker_of_true, rel=0.02)
     bad = measure_reconstruction(PerfectVAE(loss=True), SCENES, 17, batch_size=4, progress=False)
     assert bad.share["all"] == 0.0 and bad.psnr < 20 and bad.flicker == 0.0
+    good = measure_reconstruction(PerfectVAE(), SCENES, 17, progress=False, style=STYLES["cyanotype"])
+    assert good.share["all"] == good.share["style"] == 1.0 and good.psnr > 60
+    bad = measure_reconstruction(PerfectVAE(loss=True), SCENES, 17, progress=False, style=STYLES["cyanotype"])
+    assert bad.share["style"] == 0.0
 
 
 def test_the_posterior_is_sampled_with_the_seed_of_each_clip():
@@ -103,15 +101,6 @@ def test_the_posterior_is_sampled_with_the_seed_of_each_clip():
     each = [measure_reconstruction(Noisy(), SCENES, 17, seed=3, batch_size=size, progress=False) for size in (1, 4, 6)]
     assert each[0].psnr == pytest.approx(each[1].psnr) == pytest.approx(each[2].psnr)
     assert each[0].psnr != measure_reconstruction(Noisy(), SCENES, 17, seed=4, progress=False).psnr
-
-
-def test_a_vae_that_makes_nan_has_no_score():
-    class Broken(PerfectVAE):
-        def decode(self, latents):
-            return latents / 0 * 0
-
-    with pytest.raises(ValueError, match="holds NaN or infinity"):
-        measure_reconstruction(Broken(), SCENES, 17, progress=False)
 
 
 class Seeds(Perfect):
@@ -139,27 +128,39 @@ def test_the_seed_of_a_clip_depends_on_its_place_and_not_on_the_batch():
     assert all(0 <= seed < 2**63 for seeds in others for seed in seeds)
 
 
-@pytest.mark.parametrize(("frames", "ratio", "fits"), [
-    (1, 4, True), (8, 4, True), (17, 4, True), (5, 4, False), (13, 4, False), (11, 4, False), (3, 2, False),
-    (13, 2, True), (9, 8, False), (33, 8, True), (2, 1, True)])
-def test_a_vae_of_the_published_rule_is_measured_on_clips_that_keep_their_length(frames, ratio, fits):
-    torch.manual_seed(0)
-    vae = CausalVAE(VAEConfig(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, sample_height=64,
-                              sample_width=64, temporal_compression_ratio=ratio))
-    if fits:
-        with torch.no_grad():
-            assert measure_reconstruction(vae, SCENES[:1], frames, progress=False).clips == 1
-    else:
-        with pytest.raises(ValueError, match=f"^num_frames is {frames}, .*; it must be {2 * ratio}k . 1, such as "):
-            measure_reconstruction(vae, SCENES[:1], frames, progress=False)
+def test_a_vae_of_the_published_rule_is_measured_on_clips_that_keep_their_length(subtests):
+    fits = {4: (1, 8, 17), 2: (13,), 8: (33,), 1: (2,)}  # numbers of frames by the VAE's ratio
+    others = {4: (5, 13, 11), 2: (3,), 8: (9,), 1: ()}
+    for ratio in fits:
+        vae = CausalVAE(VAEConfig(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2,
+                                  sample_height=64, sample_width=64, temporal_compression_ratio=ratio))
+        vae.requires_grad_(False)
+        for frames in fits[ratio]:
+            with subtests.test(frames=frames, ratio=ratio):
+                assert measure_reconstruction(vae, SCENES[:1], frames, progress=False).clips == 1
+        for frames in others[ratio]:
+            told = f"^num_frames is {frames}, .*; it must be {2 * ratio}k . 1, such as "
+            with subtests.test(frames=frames, ratio=ratio), pytest.raises(ValueError, match=told):
+                measure_reconstruction(vae, SCENES[:1], frames, progress=False)
 
 
-@pytest.mark.parametrize("measure", [
-    lambda: measure_adherence(Perfect(), []), lambda: measure_style(Perfect(), [], STYLES["sepia"]),
-    lambda: measure_image_to_video(Perfect(), []), lambda: measure_reconstruction(PerfectVAE(), [], 17)])
-def test_no_scenes_have_no_score(measure):
-    with pytest.raises(ValueError, match="^scenes is empty; it must have one scene at least$"):
-        measure()
+def test_what_has_no_score(subtests):
+    class Broken(PerfectVAE):
+        def decode(self, latents):
+            return latents / 0 * 0
+
+    empty = "^scenes is empty; it must have one scene at least$"
+    two = sample_scenes(3, 0, "train", 1.0)
+    calls = [
+        (lambda: measure_adherence(Perfect(), []), empty), (lambda: measure_image_to_video(Perfect(), []), empty),
+        (lambda: measure_style(Perfect(), [], STYLES["sepia"]), empty),
+        (lambda: measure_reconstruction(PerfectVAE(), [], 17), empty),
+        (lambda: measure_reconstruction(Broken(), SCENES, 17, progress=False), "holds NaN or infinity"),
+        (lambda: measure_style(Perfect(), two, STYLES["sepia"], progress=False), "some scenes have two objects"),
+    ]
+    for number, (call, told) in enumerate(calls):
+        with subtests.test(told, call=number), pytest.raises(ValueError, match=told):
+            call()
 
 
 class Still(Perfect):
@@ -171,78 +172,76 @@ class Still(Perfect):
         return super().sample(captions, **options)[:, :1]
 
 
-def test_a_model_of_single_frames_has_no_step_and_no_flicker(monkeypatch, tmp_path):
+@pytest.fixture
+def load(monkeypatch):
+    """Sets the pipeline that the command loads; it is measured on SCENES."""
+    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
+    return lambda pipe: monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pipe)
+
+
+def test_a_model_of_single_frames_has_no_step_and_no_flicker(load, tmp_path):
     result = measure_image_to_video(Still(), SCENES, progress=False)
     assert result.step == result.step_of_true == 0.0 and result.psnr == pytest.approx(100)
     result = measure_reconstruction(PerfectVAE(), SCENES, 1, progress=False)
     assert result.flicker == result.flicker_of_true == 0.0
-    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Still())
-    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
+    load(Still())
     out = tmp_path / "a.json"
     assert main(["--image-to-video", "--clips", "6", "--out", str(out)]) == 0
     assert json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))["step"] == 0.0
 
 
-def test_the_figures_are_written_before_the_strip_is_made(monkeypatch, tmp_path):
-    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Perfect())
-    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
-
-    def fail(*_):
-        raise MemoryError
-
-    monkeypatch.setattr("minicogvx.evaluation.command._write_strip", fail)
-    out = tmp_path / "a.json"
-    with pytest.raises(MemoryError):
-        main(["--clips", "6", "--out", str(out), "--strip", str(tmp_path / "a.png")])
-    assert json.loads(out.read_text())["clips"] == 6
-
-
-def test_flicker_is_in_grey_levels():
-    video = torch.zeros(3, 2, 2, 3)
-    video[1] = 10 / 255
-    assert flicker(video) == pytest.approx(10.0)
-
-
-def test_command_prints_and_writes(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: Perfect())
-    monkeypatch.setattr("minicogvx.data.world.scenes.sample_scenes", lambda *_: SCENES)
+def test_the_command_prints_figures_and_writes_them_before_the_strip_is_made(load, monkeypatch, tmp_path, capsys):
+    load(Perfect())
     out = tmp_path / "new" / "figures.json"
     assert main(["--clips", "6", "--out", str(out)]) == 0
     assert "toy, held_out: 100.0 % of 6 clips" in capsys.readouterr().out
     assert json.loads(out.read_text())["share"]["all"] == 1.0
     assert [path.name for path in out.parent.iterdir()] == ["figures.json"]
 
+    def fail(*_):
+        raise MemoryError
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--clips", "0"], "clips is 0"), (["--two-objects", "2"], "two-objects is 2;"), (["--steps", "0"], "steps is 0"),
-    (["--style", "noir"], "style is 'noir'; it must be one of plain, sepia, cyanotype"),
-    (["--style", "sepia", "--two-objects", "0.5"], "two-objects is 0.5; with --style sepia it must be 0"),
-    (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
-    (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
-    (["vae", "--offload"], "vae measures the VAE alone and whole; leave out --tile and --offload"),
-    (["vae", "--steps", "25"], "vae measures the VAE alone, without a sampler; leave out --steps"),
-    (["vae", "--guidance-scale", "0"], "leave out --guidance-scale"),
-    (["--sampler", "dpm", "vae"], "leave out --sampler"),
-    (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"), (["--device", "tpu"], "device is 'tpu'"),
-    (["--strip", "a.gif"], "must end in .png"), (["--out", "a.txt"], "must end in .json"),
-    (["--clips", "1" + 23 * "0"], "clips is 1000"), (["--batch-size", "1" + 23 * "0"], "batch-size is 1000"),
-    (["--guidance-scale", "-1"], "guidance-scale is -1; it must be from 0 to 1000"),
-    (["--guidance-scale", "nan"], "guidance-scale is nan"), (["--seed", "-1"], "seed is -1"),
-    (["--sampler", "euler"], "sampler is 'euler'"), (["--out", "/dev/null/figures.json"], "cannot be written"),
-    (["--strip", "/dev/null/strip.png"], "cannot be written"), (["--lora", ""], "lora is empty"),
-    (["--before", "toy"], "before is 'toy', and so is model; it must be another one, or give --lora"),
-])
-def test_mistakes_are_one_sentence(monkeypatch, arguments, sentence):
+    monkeypatch.setattr("minicogvx.evaluation.command._write_strip", fail)
+    out.unlink()
+    with pytest.raises(MemoryError):
+        main(["--clips", "6", "--out", str(out), "--strip", str(tmp_path / "a.png")])
+    assert json.loads(out.read_text())["clips"] == 6
+
+
+def test_flicker_is_in_grey_levels_and_psnr_in_decibels():
+    video, zeros = torch.zeros(3, 2, 2, 3), torch.zeros(4, 4, 3)
+    video[1] = 10 / 255
+    assert flicker(video) == pytest.approx(10.0)
+    assert psnr(zeros, zeros + 0.1) == pytest.approx(20.0, abs=1e-3) and psnr(zeros, zeros) == pytest.approx(100.0)
+
+
+def test_mistakes_are_one_sentence_before_the_model_is_loaded(monkeypatch, tmp_path, subtests):
     monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    with pytest.raises((ValueError, OSError), match=sentence):
-        main(arguments)
-
-
-def test_a_missing_lora_file_is_reported_before_the_model_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setitem(vars(minicogvx), "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    for path in (tmp_path, tmp_path / "none.safetensors"):
-        with pytest.raises(FileNotFoundError, match="there is no file"):
-            main(["--lora", str(path)])
+    cases = [
+        (["--clips", "0"], "clips is 0"), (["--two-objects", "2"], "two-objects is 2;"),
+        (["--steps", "0"], "steps is 0"),
+        (["--style", "noir"], "style is 'noir'; it must be one of plain, sepia, cyanotype"),
+        (["--style", "sepia", "--two-objects", "0.5"], "two-objects is 0.5; with --style sepia it must be 0"),
+        (["--style", "sepia", "--image-to-video"], "style is 'sepia'; with --image-to-video it must be 'plain'"),
+        (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
+        (["vae", "--offload"], "vae measures the VAE alone and whole; leave out --tile and --offload"),
+        (["vae", "--steps", "25"], "vae measures the VAE alone, without a sampler; leave out --steps"),
+        (["vae", "--guidance-scale", "0"], "leave out --guidance-scale"),
+        (["--sampler", "dpm", "vae"], "leave out --sampler"),
+        (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"), (["--device", "tpu"], "device is 'tpu'"),
+        (["--strip", "a.gif"], "must end in .png"), (["--out", "a.txt"], "must end in .json"),
+        (["--clips", "1" + 23 * "0"], "clips is 1000"), (["--batch-size", "1" + 23 * "0"], "batch-size is 1000"),
+        (["--guidance-scale", "-1"], "guidance-scale is -1; it must be from 0 to 1000"),
+        (["--guidance-scale", "nan"], "guidance-scale is nan"), (["--seed", "-1"], "seed is -1"),
+        (["--sampler", "euler"], "sampler is 'euler'"), (["--out", "/dev/null/figures.json"], "cannot be written"),
+        (["--strip", "/dev/null/strip.png"], "cannot be written"), (["--lora", ""], "lora is empty"),
+        (["--before", "toy"], "before is 'toy', and so is model; it must be another one, or give --lora"),
+        (["--lora", str(tmp_path)], "there is no file"),
+        (["--lora", str(tmp_path / "none.safetensors")], "there is no file"),
+    ]
+    for arguments, sentence in cases:
+        with subtests.test(arguments=arguments), pytest.raises((ValueError, OSError), match=sentence):
+            main(arguments)
 
 
 # ---- fine-tuned models
@@ -257,20 +256,8 @@ def test_the_look_and_what_it_leaves_are_counted_apart():
     assert str(result).startswith("50.0 % of 6 clips show sepia, 66.7 % are right in what it leaves (shape ")
     plain = measure_style(Perfect(), SCENES, STYLES["sepia"], progress=False)
     assert plain.share["style"] == plain.share["all"] == 0.0 and plain.share["kept"] == 1.0
-    with pytest.raises(ValueError, match="some scenes have two objects"):
-        measure_style(Perfect(), sample_scenes(3, 0, "train", 1.0), STYLES["sepia"], progress=False)
-
-
-def test_a_plain_judgement_knows_nothing_of_looks():
-    clip = render_styled(SCENES[:1], STYLES["sepia"], 17, 64, 64)[0]
+    clip = render_styled(SCENES[:1], STYLES["sepia"], 17, 64, 64)[0]  # a plain judgement knows nothing of looks
     assert not judge(clip, SCENES[0])[0]["all"] and judge(clip, SCENES[0], STYLES["sepia"])[0]["all"]
-
-
-def test_a_vae_is_measured_on_a_look_too():
-    good = measure_reconstruction(PerfectVAE(), SCENES, 17, progress=False, style=STYLES["cyanotype"])
-    assert good.share["all"] == good.share["style"] == 1.0 and good.psnr > 60
-    bad = measure_reconstruction(PerfectVAE(loss=True), SCENES, 17, progress=False, style=STYLES["cyanotype"])
-    assert bad.share["style"] == 0.0
 
 
 def test_a_given_picture_is_compared_with_the_first_frame():
@@ -287,11 +274,6 @@ def test_a_given_picture_is_compared_with_the_first_frame():
     assert perfect.step == pytest.approx(perfect.step_of_true) and perfect.step > 0 and perfect.share["all"] == 1.0
 
 
-def test_psnr_is_in_decibels():
-    zeros = torch.zeros(4, 4, 3)
-    assert psnr(zeros, zeros + 0.1) == pytest.approx(20.0, abs=1e-3) and psnr(zeros, zeros) == pytest.approx(100.0)
-
-
 def test_a_comparison_has_a_column_for_each_label_and_a_row_for_each_caption(tmp_path):
     red, blue = torch.tensor([1.0, 0, 0]).expand(9, 16, 16, 3), torch.tensor([0, 0, 1.0]).expand(9, 16, 16, 3)
     path = write_comparison(tmp_path / "new" / "a.png", {"before": [red, blue], "a label " * 60: [blue, red]},
@@ -306,50 +288,41 @@ def test_a_comparison_has_a_column_for_each_label_and_a_row_for_each_caption(tmp
         write_comparison(path, {"x": [red]}, ["one", "two"])
 
 
-MICRO = preset("micro")
-
-
-def tiny_model(folder):
-    """A pipeline folder with random weights, and a LoRA file for it."""
-    torch.manual_seed(0)
-    vae = replace(MICRO.vae, block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4)
-    config = replace(MICRO.transformer, num_attention_heads=2, attention_head_dim=16, num_layers=1, in_channels=4,
-                     out_channels=4, time_embed_dim=16, text_embed_dim=32)
-    text = TextEncoder.from_config(replace(MICRO.text, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
-                                   vocabulary(), 32)
-    pipe = Pipeline(CausalVAE(vae).eval(), ExpertTransformer(replace(config, max_text_seq_length=32)).eval(),
-                    MICRO.schedule, text)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with two pipelines of random weights, `plain` and `image`, and LoRA files, `lora` and `bad`."""
+    folder, pipe = tmp_path_factory.mktemp("models"), tiny_pipe()
     pipe.save(folder / "plain")
-    wide = Pipeline(pipe.vae, widen_for_image(pipe.transformer), MICRO.schedule, text)
+    wide = Pipeline(pipe.vae, widen_for_image(pipe.transformer), pipe.schedule_config, pipe.text)
     wide.save(folder / "image")
-    add_lora(pipe.transformer, 2, 2.0)
-    torch.nn.init.ones_(dict(pipe.transformer.named_parameters())[
-        "transformer_blocks.0.attn1.to_out.0.lora_B.default.weight"])
-    write_lora(folder / "lora", lora_tensors(pipe.transformer), 2, 2.0)
+    for name, model in (("lora", pipe.transformer), ("bad", tiny_transformer(num_attention_heads=1))):
+        add_lora(model, 2, 2.0)
+        torch.nn.init.ones_(dict(model.named_parameters())[
+            "transformer_blocks.0.attn1.to_out.0.lora_B.default.weight"])
+        write_lora(folder / name, lora_tensors(model), 2, 2.0)
+    return folder
 
 
-def test_commands_measure_real_models_before_and_after(tmp_path, capsys):
-    tiny_model(tmp_path)
-    plain, out, strip = str(tmp_path / "plain"), tmp_path / "figures.json", tmp_path / "strip.png"
+def test_commands_measure_real_models_before_and_after(models, tmp_path, capsys):
+    plain, out, strip = str(models / "plain"), tmp_path / "figures.json", tmp_path / "strip.png"
     short = ["--clips", "2", "--steps", "1", "--out", str(out), "--strip", str(strip)]
-    assert main(["--model", plain, "--lora", str(tmp_path / "lora"), "--style", "sepia", *short]) == 0
+    assert main(["--model", plain, "--lora", str(models / "lora"), "--style", "sepia", *short]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", held_out: ")[0] for line in lines] == [plain, f"{plain} with {tmp_path / 'lora'}", str(strip)]
-    assert list(json.loads(out.read_text())) == [plain, f"{plain} with {tmp_path / 'lora'}"]
+    assert [line.split(", held_out: ")[0] for line in lines] == [plain, f"{plain} with {models / 'lora'}", str(strip)]
+    assert list(json.loads(out.read_text())) == [plain, f"{plain} with {models / 'lora'}"]
     with Image.open(strip) as picture:  # before, after, true; two captions
         assert picture.width == 3 * (4 * 99 - 3 + 18) - 18 + 24
-    assert main(["--model", str(tmp_path / "image"), "--before", plain, "--image-to-video", *short]) == 0
+    assert main(["--model", str(models / "image"), "--before", plain, "--image-to-video", *short]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(", train: ")[0] for line in lines] == [plain, str(tmp_path / "image"), str(strip)]
+    assert [line.split(", train: ")[0] for line in lines] == [plain, str(models / "image"), str(strip)]
     assert all("the first frame is the picture to " in line for line in lines[:2])
     with pytest.raises(ValueError, match="makes videos from a picture; measure it with --image-to-video"):
-        main(["--model", str(tmp_path / "image"), *short])
+        main(["--model", str(models / "image"), *short])
     with pytest.raises(ValueError, match="does not fit|does not have"):
-        main(["--model", str(tmp_path / "image"), "--image-to-video", *short, "--lora", str(bad_lora(tmp_path))])
+        main(["--model", str(models / "image"), "--image-to-video", *short, "--lora", str(models / "bad")])
 
 
-def test_a_model_that_takes_turns_scores_the_same(tmp_path, capsys, monkeypatch):
-    tiny_model(tmp_path)
+def test_a_model_that_takes_turns_scores_the_same(models, tmp_path, monkeypatch):
     seen, real = [], Pipeline.decode
 
     def decode(self, latents, tile=None):
@@ -357,7 +330,7 @@ def test_a_model_that_takes_turns_scores_the_same(tmp_path, capsys, monkeypatch)
         return real(self, latents, tile)
 
     monkeypatch.setattr(Pipeline, "decode", decode)
-    base = ["--model", str(tmp_path / "plain"), "--clips", "3", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+    base = ["--model", str(models / "plain"), "--clips", "3", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
     told = []
     for options in ([], ["--offload"], ["--tile"]):
         assert main([*base, *options, "--out", str(tmp_path / "a.json")]) == 0
@@ -368,8 +341,7 @@ def test_a_model_that_takes_turns_scores_the_same(tmp_path, capsys, monkeypatch)
     assert seen == [(*way, clips) for way in ways for clips in (2, 1)]
 
 
-def test_the_strip_shows_the_clips_that_were_measured_whatever_the_batch(tmp_path, monkeypatch):
-    tiny_model(tmp_path)
+def test_the_strip_shows_the_clips_that_were_measured_whatever_the_batch(models, tmp_path, monkeypatch):
     made, real = [], Pipeline.decode
 
     def decode(self, latents, tile=None):
@@ -380,17 +352,10 @@ def test_the_strip_shows_the_clips_that_were_measured_whatever_the_batch(tmp_pat
     clips = []
     for batch in ("1", "2", "4"):
         made.clear()
-        assert main(["--model", str(tmp_path / "plain"), "--clips", "4", "--steps", "2", "--batch-size", batch,
+        assert main(["--model", str(models / "plain"), "--clips", "4", "--steps", "2", "--batch-size", batch,
                      "--device", "cpu", "--sampler", "dpm", "--strip", str(tmp_path / "strip.png")]) == 0
         clips.append(torch.cat(made))
     for found in clips:  # four that are measured, and the first three again
         assert len(found) == 7 and torch.allclose(found[:3], found[4:], atol=1e-4)
         assert torch.allclose(found, clips[0], atol=1e-4)
     assert not torch.allclose(clips[0][0], clips[0][1], atol=1e-2)
-
-
-def bad_lora(folder):
-    """Adapters of another width."""
-    other = ExpertTransformer(replace(MICRO.transformer, num_attention_heads=1, attention_head_dim=16, num_layers=1))
-    add_lora(other, 2, 2.0)
-    return write_lora(folder / "bad", lora_tensors(other), 2, 2.0)

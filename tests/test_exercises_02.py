@@ -1,12 +1,182 @@
-"""Exercises 2.4 and 2.5 tell right from wrong, and agree with the package's VAE."""
+"""Exercises of notebook 02 distinguish right from wrong, and name the mistake."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from minicogvx.course.exercises import find
 from minicogvx.presets import VAEConfig
 from minicogvx.vae import CausalVAE
+from minicogvx.vae.causal_conv import CausalConv3d
 from tests.guards import guard
+
+# ---- 2.1 pad_past
+
+
+def right_pad_past(x, kernel_size, dilation=1):
+    return torch.cat([x[:, :, :1]] * ((kernel_size - 1) * dilation) + [x], dim=2)
+
+
+def with_zeros(x, kernel_size, dilation=1):
+    return F.pad(x, (0, 0, 0, 0, (kernel_size - 1) * dilation, 0))
+
+
+def on_both_sides(x, kernel_size, dilation=1):
+    missing = (kernel_size - 1) * dilation
+    return torch.cat([x[:, :, :1]] * (missing - missing // 2) + [x] + [x[:, :, -1:]] * (missing // 2), dim=2)
+
+
+def behind(x, kernel_size, dilation=1):
+    return torch.cat([x] + [x[:, :, -1:]] * ((kernel_size - 1) * dilation), dim=2)
+
+
+def the_last_frame(x, kernel_size, dilation=1):
+    return torch.cat([x[:, :, -1:]] * ((kernel_size - 1) * dilation) + [x], dim=2)
+
+
+def mirrored(x, kernel_size, dilation=1):
+    missing = (kernel_size - 1) * dilation
+    return torch.cat([x[:, :, 1:1 + missing].flip(2), x], dim=2)
+
+
+def one_frame_too_many(x, kernel_size, dilation=1):
+    return torch.cat([x[:, :, :1]] * kernel_size + [x], dim=2)
+
+
+def without_dilation(x, kernel_size, dilation=1):
+    return right_pad_past(x, kernel_size)
+
+
+def backwards(x, kernel_size, dilation=1):
+    return right_pad_past(x.flip(3), kernel_size, dilation)
+
+
+def halves_its_input(x, kernel_size, dilation=1):
+    out = right_pad_past(x, kernel_size, dilation)
+    x.mul_(0.5)
+    return out
+
+
+def returns_nothing(*arguments, **named):
+    right_pad_past(*arguments, **named)
+
+
+def with_torch_pad(x, kernel_size, dilation=1):
+    return F.pad(x, ((kernel_size - 1) * dilation, 0), mode="replicate")
+
+
+def test_pad_past():
+    guard("2.1", right_pad_past, [
+        ("does not stay constant: the mean over the kernel at frame 0 is 0.33 (kernel_size=3)", with_zeros),
+        ("The future leaks into the past: frame 1 was changed", on_both_sides),
+        ("changed with it (kernel_size=3). All padding belongs in front", behind),
+        ("The future leaks into the past: frame 4 was changed", the_last_frame),
+        ("The future leaks into the past: frame 1 was changed", mirrored),
+        ("of 5 frames has shape (2, 3, 8, 2, 4); it must be (2, 3, 7, 2, 4)", one_frame_too_many),
+        ("dilation=2) of 5 frames has shape (2, 3, 7, 2, 4); it must be (2, 3, 9, 2, 4)", without_dilation),
+        ("after the padding, differs in", backwards),
+        ("is None; does your function end in return?", returns_nothing),
+        ("changes its input x", halves_its_input),
+        ("NotImplementedError", with_torch_pad),  # torch's own: it was tried
+    ])
+
+
+# ---- 2.2 latent_frames
+
+
+def right_latent_frames(num_frames, ratio=4):
+    if num_frames < 1 or (num_frames - 1) % ratio:
+        raise ValueError(f"{num_frames} frames")
+    return 1 + (num_frames - 1) // ratio
+
+
+def rounded_down(num_frames, ratio=4):
+    return num_frames // ratio
+
+
+def never_refuses(num_frames, ratio=4):
+    return (num_frames - 1) // ratio + 1
+
+
+def true_division(num_frames, ratio=4):
+    return (num_frames - 1) / ratio + 1
+
+
+def always_four(num_frames, ratio=4):
+    return right_latent_frames(num_frames, 4)
+
+
+def forgets_the_negative(num_frames, ratio=4):
+    if (num_frames - 1) % ratio:
+        raise ValueError(num_frames)
+    return (num_frames - 1) // ratio + 1
+
+
+def test_latent_frames():
+    guard("2.2", right_latent_frames, [
+        ("latent_frames(17) is 4; it must be 5", rounded_down),
+        ("latent_frames(16) gives 4; it must raise ValueError", never_refuses),
+        ("latent_frames(17) is 5.0, of type float", true_division),
+        ("latent_frames(17, ratio=8) is 5; it must be 3", always_four),
+        ("latent_frames(-3) gives 0; it must raise ValueError", forgets_the_negative),
+    ])
+
+
+# ---- 2.3 stream
+
+
+def right_stream(conv, x, chunk, pad=right_pad_past):
+    padded, more = pad(x, conv.kernel_size[0]), conv.kernel_size[0] - 1
+    pieces = [conv(padded[:, :, start:start + chunk + more]) for start in range(0, x.shape[2], chunk)]
+    return torch.cat(pieces, dim=2)
+
+
+def without_a_cache(conv, x, chunk):
+    return torch.cat([conv(right_pad_past(piece, conv.kernel_size[0])) for piece in x.split(chunk, dim=2)], dim=2)
+
+
+def all_at_once(conv, x, chunk):
+    return conv(right_pad_past(x, conv.kernel_size[0]))
+
+
+def without_a_start(conv, x, chunk):
+    return torch.cat([conv(piece) for piece in x.split(chunk, dim=2) if piece.shape[2] >= conv.kernel_size[0]], dim=2)
+
+
+def the_past_of_the_piece(conv, x, chunk):
+    past, out = right_pad_past(x[:, :, :1], conv.kernel_size[0])[:, :, 1:], []
+    for piece in x.split(chunk, dim=2):
+        out.append(conv(torch.cat([past, piece], dim=2)))
+        past = right_pad_past(piece, conv.kernel_size[0])[:, :, 1 - conv.kernel_size[0]:]
+    return torch.cat(out, dim=2)
+
+
+def zeros_at_the_start(conv, x, chunk):
+    return right_stream(conv, x, chunk, pad=with_zeros)
+
+
+def without_the_rest(conv, x, chunk):
+    return right_stream(conv, x[:, :, :x.shape[2] // chunk * chunk], chunk)
+
+
+def remembers_the_last_clip(conv, x, chunk, cache={}):
+    first, out = cache.get("past", x[:, :, :1]), right_stream(conv, x, chunk)
+    cache["past"] = x[:, :, -1:]
+    return out + (first - x[:, :, :1]).abs().mean()
+
+
+def test_stream():
+    guard("2.3", right_stream, [
+        ("first differs from the whole clip at frame 4, frame 0 of piece 1", without_a_cache),
+        ("gives the convolution 11 frames at once; with its past, a piece has at most 6", all_at_once),
+        ("of 9 frames, has shape (1, 3, 4, 4, 4); it must be (1, 3, 9, 4, 4)", without_a_start),
+        ("chunk=1) with a kernel of 3 frames first differs from the whole clip at frame 2", the_past_of_the_piece),
+        ("at frame 0, the start of the clip", zeros_at_the_start),
+        ("of 9 frames, has shape (1, 3, 8, 4, 4)", without_the_rest),
+        ("at frame 0, the start of the clip", remembers_the_last_clip),
+    ])
+
 
 # ---- 2.4 frames_back
 
@@ -70,15 +240,6 @@ def test_frames_back():
         ("frames_back(5, halvings=1) is 8; it must be 5", always_two),
         ("is None; does your function end in return?", without_return),
     ])
-
-
-@pytest.mark.parametrize("num_frames", range(1, 18))
-def test_frames_back_is_what_the_vae_returns(num_frames):
-    torch.manual_seed(0)
-    vae = CausalVAE(VAEConfig(latent_channels=2, block_out_channels=(2, 2, 2), layers_per_block=1, norm_num_groups=1,
-                              first_frame="parity")).requires_grad_(False)
-    latents = vae.encode(torch.randn(1, 3, num_frames, 4, 4)).mode()
-    assert vae.decode(latents).shape[2] == find("2.4").reference(num_frames)
 
 
 # ---- 2.5 first_affected
@@ -166,6 +327,13 @@ def what_went_in(network, clip, frame):
     return frame
 
 
+def no_more_than_one_frame_ahead(network, clip, frame):
+    changed = clip.clone()
+    changed[:, :, frame] += torch.randn_like(changed[:, :, frame])
+    frames = frames_that_differ(network, clip, changed)
+    return max(frames[0], frame - 1) if frames else None
+
+
 def test_first_affected():
     guard("2.5", right_first_affected, [
         ("is None for a norm over each frame; it must be 5. It takes a constant, or a factor, away", adds_one),
@@ -184,8 +352,24 @@ def test_first_affected():
     ])
 
 
-def no_more_than_one_frame_ahead(network, clip, frame):
-    changed = clip.clone()
-    changed[:, :, frame] += torch.randn_like(changed[:, :, frame])
-    frames = frames_that_differ(network, clip, changed)
-    return max(frames[0], frame - 1) if frames else None
+# ---- what replaces the learner's own
+
+
+def test_the_references_are_what_the_package_computes():
+    causal, x = CausalConv3d(2, 3, 3), torch.randn(1, 2, 5, 4, 4)
+    plain = nn.Conv3d(2, 3, 3, padding=(0, 1, 1))
+    plain.load_state_dict(causal.conv.state_dict())
+    torch.testing.assert_close(plain(find("2.1").reference(x, 3)), causal(x))
+    torch.testing.assert_close(find("2.3").reference(plain, x, 2), causal(x))
+    with pytest.raises(ValueError, match="num_frames is 16; it must be 4k . 1"):
+        find("2.2").reference(16)
+
+
+def test_frames_back_is_what_the_vae_returns(subtests):
+    torch.manual_seed(0)
+    vae = CausalVAE(VAEConfig(latent_channels=2, block_out_channels=(2, 2, 2), layers_per_block=1, norm_num_groups=1,
+                              first_frame="parity")).requires_grad_(False)
+    for num_frames in range(1, 18):
+        with subtests.test(msg=f"{num_frames} frames"):
+            latents = vae.encode(torch.randn(1, 3, num_frames, 4, 4)).mode()
+            assert vae.decode(latents).shape[2] == find("2.4").reference(num_frames)

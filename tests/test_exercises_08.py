@@ -342,19 +342,20 @@ def test_attention_share():
 # ---- what replaces the learner's own
 
 
-@pytest.mark.parametrize("kind,pattern", [("full", "full"), ("space", "spatial"), ("time", "temporal")])
-def test_the_reference_reaches_what_the_packages_attention_reaches(kind, pattern):
-    text, frames, places = (0 if pattern == "temporal" else 2), 3, 4
-    torch.manual_seed(0)
-    attention, x = VariantAttention(16, 1, pattern), torch.randn(1, text + frames * places, 16)
-    layout = DenseLayout(text, (frames, 1, places))
-    answer, sees = attention(x, layout), torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
-    for token in range(x.shape[1]):
-        changed = x.clone()
-        changed[:, token] += torch.randn(16)
-        sees[:, token] = (attention(changed, layout) - answer).abs().amax(dim=(0, 2)) > 1e-6
-    residual = torch.eye(len(sees), dtype=torch.bool)
-    assert torch.equal(sees | residual, find("8.3").reference(frames, places, text, [kind]))
+def test_the_reference_reaches_what_the_packages_attention_reaches(subtests):
+    frames, places = 3, 4
+    for kind, pattern, text in (("full", "full", 2), ("space", "spatial", 2), ("time", "temporal", 0)):
+        with subtests.test(msg=kind):
+            torch.manual_seed(0)
+            attention, x = VariantAttention(16, 1, pattern), torch.randn(1, text + frames * places, 16)
+            layout = DenseLayout(text, (frames, 1, places))
+            answer, sees = attention(x, layout), torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
+            for token in range(x.shape[1]):
+                changed = x.clone()
+                changed[:, token] += torch.randn(16)
+                sees[:, token] = (attention(changed, layout) - answer).abs().amax(dim=(0, 2)) > 1e-6
+            residual = torch.eye(len(sees), dtype=torch.bool)
+            assert torch.equal(sees | residual, find("8.3").reference(frames, places, text, [kind]))
 
 
 def test_the_reference_share_is_what_the_package_counts():

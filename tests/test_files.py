@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 
@@ -20,23 +21,24 @@ def test_what_is_written_is_there_whole_and_nothing_else(tmp_path):
         part.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole" and os.listdir(path.parent) == ["film.mp4"]
+    path = tmp_path / ("x" * 250 + ".json")  # of the greatest length
+    check_writable(path)
+    with written_whole(path) as part:
+        part.write_text("{}")
+    assert path.exists()
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_where_it_fails_the_old_file_stays_and_no_part(tmp_path, error):
+def test_where_it_fails_the_old_file_stays_and_no_part(tmp_path, subtests):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(OSError if isinstance(error, OSError) else type(error)) as told:
-        with written_whole(path) as part:
-            part.write_text("half")
-            raise error
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
-    if isinstance(error, OSError):
-        assert str(told.value) == f"{path} cannot be written: No space left"
-
-
-def test_errors_about_other_files_are_reported_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError, match="other.txt"), written_whole(tmp_path / "a.json"):
+    for error in (ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")):
+        with subtests.test(type(error).__name__):
+            with pytest.raises(type(error)) as told, written_whole(path) as part:
+                part.write_text("half")
+                raise error
+            assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+    assert str(told.value) == f"{path} cannot be written: No space left"
+    with pytest.raises(FileNotFoundError, match="other.txt"), written_whole(path):  # an error about another file
         (tmp_path / "other.txt").read_text()
 
 
@@ -50,67 +52,66 @@ def test_many_at_once_do_not_mix(tmp_path):
     assert len(set((tmp_path / "a.txt").read_text())) == 1 and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_names_of_the_greatest_length_can_be_written(tmp_path):
-    path = tmp_path / ("x" * 250 + ".json")
-    check_writable(path)
-    with written_whole(path) as part:
-        part.write_text("{}")
-    assert path.exists()
-
-
-def _places(tmp_path):
+@pytest.fixture
+def places(tmp_path):
+    """A folder with a file, a folder and a link that leads nowhere."""
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing" / "x")
     return tmp_path
 
 
-@pytest.mark.parametrize("name,folder", [("a.mp4", False), ("new/a.mp4", False), ("file", False), ("new/run", True),
-                                         ("folder", True), ("folder/new", True), ("nowhere", False)])
-def test_a_place_that_can_be_written_stays_as_it_is(tmp_path, name, folder):
-    before = sorted(os.walk(_places(tmp_path)))
-    check_writable(tmp_path / name, folder)
-    assert sorted(os.walk(tmp_path)) == before and (tmp_path / "file").read_text() == "mine"
+def test_a_place_that_can_be_written_stays_as_it_is(places, subtests):
+    before = sorted(os.walk(places))
+    for name, folder in (("a.mp4", False), ("new/a.mp4", False), ("file", False), ("new/run", True), ("folder", True),
+                         ("folder/new", True), ("nowhere", False)):
+        with subtests.test(name, folder=folder):
+            check_writable(places / name, folder)
+            assert sorted(os.walk(places)) == before and (places / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name,folder,why", [
-    ("folder", False, "is a folder"), ("file", True, "is no folder"), ("file/a.mp4", False, "is no folder"),
-    ("file/deep/run", True, "is no folder"), ("nowhere/a.mp4", False, "is no folder"), ("x" * 300, False, "too long"),
-    ("x" * 300, True, "too long"), (f"new/{'x' * 300}/a.mp4", False, "too long"), ("/dev/null", False, "a device"),
-    ("/proc/minicogvx/a.mp4", False, "No such file")])
-def test_a_place_that_cannot_be_written_is_refused(tmp_path, name, folder, why):
-    path = _places(tmp_path) / name
-    with pytest.raises(OSError, match=why) as told:
-        check_writable(path, folder)
-    assert str(told.value).startswith(f"{path} cannot be written: ")
+def test_a_place_that_cannot_be_written_is_refused(places, subtests):
+    cases = [
+        ("folder", False, "is a folder"), ("file", True, "is no folder"), ("file/a.mp4", False, "is no folder"),
+        ("file/deep/run", True, "is no folder"), ("nowhere/a.mp4", False, "is no folder"),
+        ("x" * 300, False, "too long"), ("x" * 300, True, "too long"), (f"new/{'x' * 300}/a.mp4", False, "too long"),
+        ("/dev/null", False, "a device"), ("/proc/minicogvx/a.mp4", False, "No such file")]
+    for name, folder, why in cases:
+        with subtests.test(name[:40], folder=folder):
+            path = places / name
+            with pytest.raises(OSError, match=why) as told:
+                check_writable(path, folder)
+            assert str(told.value).startswith(f"{path} cannot be written: ")
 
 
-@pytest.mark.parametrize("target", ["shared.jsonl", "disk/shared.jsonl", "missing/shared.jsonl"])
-def test_a_link_stays_a_link_and_the_file_that_it_leads_to_is_written(tmp_path, target):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "other.jsonl").symlink_to(target)
-    (tmp_path / "link.jsonl").symlink_to("other.jsonl")
-    for text in ("old", "new"):
-        check_writable(tmp_path / "link.jsonl")
-        with written_whole(tmp_path / "link.jsonl") as part:
-            part.write_text(text)
-        assert (tmp_path / target).read_text() == text and not (tmp_path / target).is_symlink()
-        assert os.readlink(tmp_path / "link.jsonl") == "other.jsonl"
-    assert [path.name for path in (tmp_path / target).parent.glob("*shared*")] == ["shared.jsonl"]
+def test_a_link_stays_a_link_and_the_file_that_it_leads_to_is_written(tmp_path, subtests):
+    for number, target in enumerate(("shared.jsonl", "disk/shared.jsonl", "missing/shared.jsonl")):
+        folder = tmp_path / str(number)
+        (folder / "disk").mkdir(parents=True)
+        (folder / "other.jsonl").symlink_to(target)
+        (folder / "link.jsonl").symlink_to("other.jsonl")
+        with subtests.test(target):
+            for text in ("old", "new"):
+                check_writable(folder / "link.jsonl")
+                with written_whole(folder / "link.jsonl") as part:
+                    part.write_text(text)
+                assert (folder / target).read_text() == text and not (folder / target).is_symlink()
+                assert os.readlink(folder / "link.jsonl") == "other.jsonl"
+            assert [path.name for path in (folder / target).parent.glob("*shared*")] == ["shared.jsonl"]
 
 
-@pytest.mark.parametrize("mode", [0o444, 0o400, 0o555, 0o000])
-@pytest.mark.parametrize("name", ["file", "link"])
-def test_a_protected_file_is_refused_and_stays(tmp_path, name, mode):
-    (tmp_path / "link").symlink_to(_places(tmp_path) / "file")
-    (tmp_path / "file").chmod(mode)
-    message = f"{tmp_path / name} cannot be written: it is write-protected; name another file"
-    with pytest.raises(OSError, match=message):
-        check_writable(tmp_path / name)
-    with pytest.raises(OSError, match=message), written_whole(tmp_path / name):
-        raise AssertionError("the block must not begin")
-    (tmp_path / "file").chmod(0o644)
-    assert (tmp_path / "file").read_text() == "mine"
+def test_a_protected_file_is_refused_and_stays(places, subtests):
+    (places / "link").symlink_to(places / "file")
+    for mode, name in product((0o444, 0o400, 0o555, 0o000), ("file", "link")):
+        with subtests.test(name, mode=mode):
+            (places / "file").chmod(mode)
+            message = f"{places / name} cannot be written: it is write-protected; name another file"
+            with pytest.raises(OSError, match=message):
+                check_writable(places / name)
+            with pytest.raises(OSError, match=message), written_whole(places / name):
+                raise AssertionError("the block must not begin")
+            (places / "file").chmod(0o644)
+            assert (places / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
@@ -156,9 +157,6 @@ def test_a_lock_leaves_what_was_there_and_nothing_else(tmp_path):
     with locked(tmp_path / "new" / "below"):
         (tmp_path / "new" / "below" / "mine").touch()
     assert os.listdir(tmp_path / "new" / "below") == ["mine"]
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/run cannot be written"), locked(tmp_path / "file" / "run"):
         raise AssertionError("there is no folder")

@@ -1,5 +1,6 @@
 """Videos have the colours that a player shows: matrix, range, depth, HDR, transparency, interlacing."""
 
+import itertools
 from fractions import Fraction
 
 import av
@@ -12,17 +13,22 @@ from minicogvx.data.films.decode import read_video
 from minicogvx.data.films.probe import probe
 
 COLOUR = torch.tensor([0.1, 0.75, 0.3])
+MATRICES = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}  # FFmpeg's numbers
 
 
-@pytest.mark.parametrize("matrix", [1, 5, 6, 9])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("codec, pix_fmt", [("libx264", "yuv420p"), ("libx264", "yuv422p10le"),
-                                             ("ffv1", "yuv444p12le")])
-def test_the_matrix_and_the_range_that_a_video_notes(tmp_path, matrix, full, codec, pix_fmt):
-    red, blue = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}[matrix]
+def test_the_matrix_and_the_range_that_a_video_notes(tmp_path, subtests):
+    formats = (("libx264", "yuv420p"), ("libx264", "yuv422p10le"), ("ffv1", "yuv444p12le"))
+    for matrix, full, (codec, pix_fmt) in itertools.product(MATRICES, (False, True), formats):
+        with subtests.test(msg=f"matrix {matrix}, {'full' if full else 'limited'} range, {pix_fmt}"):
+            path = one_colour(tmp_path / "a.mkv", matrix, full, codec, pix_fmt)
+            assert (read_video(path, 1, 32, 48, 8)[0] - COLOUR).abs().max() < 0.02
+
+
+def one_colour(path, matrix, full, codec, pix_fmt):
+    """Two frames of COLOUR, coded by hand."""
+    red, blue = MATRICES[matrix]
     luma = red * COLOUR[0] + (1 - red - blue) * COLOUR[1] + blue * COLOUR[2]
     values = [luma, (COLOUR[2] - luma) / (2 - 2 * blue) + 0.5, (COLOUR[0] - luma) / (2 - 2 * red) + 0.5]
-    path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=8)
         stream.height, stream.width, stream.pix_fmt = 32, 48, pix_fmt
@@ -38,13 +44,13 @@ def test_the_matrix_and_the_range_that_a_video_notes(tmp_path, matrix, full, cod
             frame.pts, frame.time_base = k, Fraction(1, 8)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    assert (read_video(path, 1, 32, 48, 8)[0] - COLOUR).abs().max() < 0.02
+    return path
 
 
-@pytest.mark.parametrize("height, width", [(64, 64), (720, 1280)])
-def test_what_the_package_writes_is_read_in_the_same_colours(tmp_path, height, width):
-    path = mp4(tmp_path / "a.mp4", COLOUR.expand(2, height, width, 3))
-    assert (read_video(path, 1, 8, 8, 8)[0] - COLOUR).abs().max() < 0.02
+def test_what_the_package_writes_is_read_in_the_same_colours(tmp_path):
+    for height, width in ((64, 64), (720, 1280)):
+        path = mp4(tmp_path / "a.mp4", COLOUR.expand(2, height, width, 3))
+        assert (read_video(path, 1, 8, 8, 8)[0] - COLOUR).abs().max() < 0.02, (height, width)
 
 
 def test_a_large_video_without_a_matrix_has_that_of_television(tmp_path):
@@ -73,18 +79,21 @@ def test_videos_with_hdr(tmp_path, transfer, grey, white):
     assert seen[40:].min() > 0.97 and (seen[:24] - 0.56).abs().max() < 0.03
 
 
-@pytest.mark.parametrize("name, codec, pix_fmt", [
-    ("a.mov", "png", "rgba"), ("a.mov", "qtrle", "argb"), ("a.mov", "prores_ks", "yuva444p10le"),
-    ("a.mkv", "ffv1", "yuva420p"), ("a.webm", "libvpx-vp9", "yuva420p"), ("a.webm", "libvpx", "yuva420p")])
-def test_transparency_is_white(tmp_path, name, codec, pix_fmt):
+def test_transparency_is_white(tmp_path, subtests):
     video = torch.zeros(9, 64, 64, 4)
     video[..., 0] = video[..., 3] = 1
     video[:, :32, :, 3] = 0
-    path = coded(tmp_path / name, video, codec, pix_fmt, **({"auto-alt-ref": "0"} if codec == "libvpx" else {}))
-    seen = read_video(path, 9, 64, 64, 8)
-    assert (seen[:, :24] > 0.95).all()
-    assert (seen[:, 40:] - torch.tensor([1.0, 0.0, 0.0])).abs().mean() < 0.03
-    assert probe(path).frames == 9
+    for ending, codec, pix_fmt in (
+        ("mov", "png", "rgba"), ("mov", "qtrle", "argb"), ("mov", "prores_ks", "yuva444p10le"),
+        ("mkv", "ffv1", "yuva420p"), ("webm", "libvpx-vp9", "yuva420p"), ("webm", "libvpx", "yuva420p"),
+    ):
+        with subtests.test(msg=codec):
+            options = {"auto-alt-ref": "0"} if codec == "libvpx" else {}
+            path = coded(tmp_path / f"{codec}.{ending}", video, codec, pix_fmt, **options)
+            seen = read_video(path, 9, 64, 64, 8)
+            assert (seen[:, :24] > 0.95).all()
+            assert (seen[:, 40:] - torch.tensor([1.0, 0.0, 0.0])).abs().mean() < 0.03
+            assert probe(path).frames == 9
 
 
 def test_interlaced_videos_show_one_moment_at_a_time(tmp_path):

@@ -2,22 +2,16 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 
-import pytest
 import torch
 from torch import nn
 
-from minicogvx.presets import TransformerConfig, VAEConfig
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.transformer.packed import forward_clips
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import PatchDiscriminator3D
-
-VAE = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
-                sample_height=8, sample_width=8, first_frame="start")
-TRANSFORMER = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=2, in_channels=4,
-                                out_channels=4, text_embed_dim=12, max_text_seq_length=6, time_embed_dim=8,
-                                sample_height=4, sample_width=4, sample_frames=9)
+from tests.tiny import TINY
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +21,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def vae(**changed):
     """A VAE, and how it is run: chunk by chunk, so that every cache is used."""
     torch.manual_seed(0)
-    model = CausalVAE(replace(VAE, **changed))
+    model = CausalVAE(replace(TINY.vae, **changed))
 
     def run(dtype):
         posterior = model.encode(normal(2, 3, 9, 8, 8).clamp(-1, 1).to(dtype), chunk_frames=4)
@@ -39,13 +33,13 @@ def vae(**changed):
 def transformer(packed: bool = False, **changed):
     """A transformer without closed gates, and how it is run."""
     torch.manual_seed(0)
-    config = replace(TRANSFORMER, **changed)
+    config = replace(TINY.transformer, sample_height=4, sample_width=4, **changed)
     model = ExpertTransformer(config)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.25)
 
     def run(dtype):
-        latents, text = normal(2, 4, 3, 4, 4).to(dtype), normal(2, 5, 12, seed=1).to(dtype)
+        latents, text = normal(2, 4, 3, 4, 4).to(dtype), normal(2, 5, 16, seed=1).to(dtype)
         timestep, ofs = torch.tensor([20, 700]), torch.full((2,), 2.0) if config.ofs_embed_dim else None
         if packed:
             return torch.stack(forward_clips(model, list(latents), timestep, list(text), ofs))
@@ -75,6 +69,9 @@ MODELS = {
 }
 
 
+NETWORKS = [name for name in MODELS if name != "discriminator"]
+
+
 @contextmanager
 def mode(name: str):
     with torch.inference_mode(name == "inference_mode"), torch.set_grad_enabled(name == "grad"):
@@ -85,54 +82,53 @@ def weighted(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
 
 
-@pytest.mark.parametrize("grad", ["grad", "no_grad", "inference_mode"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", MODELS)
-def test_hooks_fire_on_every_module_with_weights_and_what_they_keep_stays(name, dtype, grad):
-    model, run = MODELS[name]()
-    if not isinstance(model, CausalVAE):
-        model.to(dtype)  # the VAE's weights stay float32, as in training
-    kept, called = [], set()
+def test_hooks_fire_on_every_module_with_weights_and_what_they_keep_stays(subtests):
+    for name, dtype, grad in product(MODELS, (torch.float32, torch.bfloat16), ("grad", "no_grad", "inference_mode")):
+        model, run = MODELS[name]()
+        if not isinstance(model, CausalVAE):
+            model.to(dtype)  # the VAE's weights stay float32, as in training
+        kept, called = [], set()
 
-    def keep(module, inputs, output):
-        called.add(module)
-        tensors = [v for v in (*inputs, output) if isinstance(v, torch.Tensor)]
-        kept.extend((module, tensor, tensor.clone()) for tensor in tensors)
+        def keep(module, inputs, output):
+            called.add(module)
+            tensors = [v for v in (*inputs, output) if isinstance(v, torch.Tensor)]
+            kept.extend((module, tensor, tensor.clone()) for tensor in tensors)
 
-    for module in model.modules():
-        module.register_forward_hook(keep)
-    with mode(grad):
-        run(dtype)
-        assert [name for name, module in weighted(model).items() if module not in called] == []
-        changed = {type(module).__name__ for module, tensor, before in kept if not torch.equal(tensor, before)}
-    assert not changed
+        for module in model.modules():
+            module.register_forward_hook(keep)
+        with subtests.test(name, dtype=dtype, grad=grad), mode(grad):
+            run(dtype)
+            assert [part for part, module in weighted(model).items() if module not in called] == []
+            changed = {type(module).__name__ for module, tensor, before in kept if not torch.equal(tensor, before)}
+            assert not changed
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "discriminator"])
-def test_a_hook_sees_the_same_with_gradients_and_without(name):
-    model, run = MODELS[name]()
-    seen = {"grad": [], "no_grad": []}
-    for grad, outputs in seen.items():
-        hooks = [module.register_forward_hook(lambda *call, part=part, outputs=outputs: outputs.append((part, call[2])))
-                 for part, module in weighted(model).items()]
-        with mode(grad):
-            run(torch.float32)
-        for hook in hooks:
-            hook.remove()
-    for (part, a), (same, b) in zip(seen["no_grad"], seen["grad"], strict=True):
-        assert part == same
-        torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5, msg=lambda text: f"{part}: {text}")
+def test_a_hook_sees_the_same_with_gradients_and_without(subtests):
+    for name in NETWORKS:
+        model, run = MODELS[name]()
+        seen = {"grad": [], "no_grad": []}
+        for grad, outputs in seen.items():
+            hooks = [module.register_forward_hook(lambda *call, part=part, to=outputs: to.append((part, call[2])))
+                     for part, module in weighted(model).items()]
+            with mode(grad):
+                run(torch.float32)
+            for hook in hooks:
+                hook.remove()
+        with subtests.test(name):
+            for (part, a), (same, b) in zip(seen["no_grad"], seen["grad"], strict=True):
+                assert part == same
+                torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5, msg=lambda text: f"{part}: {text}")
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # a video needs no gradient
-def test_backward_hooks_fire_on_every_module_with_weights(name):
-    model, run = MODELS[name]()
-    called = set()
-    for module in model.modules():
-        module.register_full_backward_hook(lambda module, *_: called.add(module))
-    run(torch.float32).square().mean().backward()
-    assert [name for name, module in weighted(model).items() if module not in called] == []
+def test_backward_hooks_fire_on_every_module_with_weights(subtests):
+    for name in MODELS:
+        with subtests.test(name):
+            model, run = MODELS[name]()
+            called = set()
+            for module in model.modules():
+                module.register_full_backward_hook(lambda module, *_: called.add(module))
+            run(torch.float32).square().mean().backward()
+            assert [name for name, module in weighted(model).items() if module not in called] == []
 
 
 def test_a_tensor_that_the_caller_keeps_stays_where_hooks_are_on_all_modules_or_a_forward_is_wrapped():
@@ -157,23 +153,24 @@ def test_a_tensor_that_the_caller_keeps_stays_where_hooks_are_on_all_modules_or_
     assert len(kept) > 100 and all(torch.equal(a, b) for a, b in kept)
 
 
-@pytest.mark.parametrize("grad", ["grad", "no_grad"])
-def test_hooks_change_no_number(grad):
+def test_hooks_change_no_number(subtests):
     """The numbers and gradients are the same to the last bit, watched or not."""
-    model, run = vae()
-    found = []
-    for watched in (False, True):
-        if watched:
-            for module in model.modules():
-                module.register_forward_hook(lambda *_: None)
-        model.zero_grad()
-        with mode(grad):
-            y = run(torch.float32)
-        if grad == "grad":
-            y.square().mean().backward()
-        found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert len(found[0]) == len(found[1]) > (100 if grad == "grad" else 0)
-    assert all(map(torch.equal, *found))
+    for grad in ("grad", "no_grad"):
+        with subtests.test(grad=grad):
+            model, run = vae()
+            found = []
+            for watched in (False, True):
+                if watched:
+                    for module in model.modules():
+                        module.register_forward_hook(lambda *_: None)
+                model.zero_grad()
+                with mode(grad):
+                    y = run(torch.float32)
+                if grad == "grad":
+                    y.square().mean().backward()
+                found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+            assert len(found[0]) == len(found[1]) > (100 if grad == "grad" else 0)
+            assert all(map(torch.equal, *found))
 
 
 class Instead(nn.Module):
@@ -188,20 +185,19 @@ class Instead(nn.Module):
         return self.layer(*inputs)
 
 
-@pytest.mark.parametrize("grad", ["grad", "no_grad"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "discriminator"])
-def test_a_layer_that_is_replaced_is_not_passed_by(name, grad):
-    model, run = MODELS[name]()
-    layers = [module for module in weighted(model).values() if not list(module.children())]
-    calls = []
-    with mode(grad):
-        expected = run(torch.float32)
-        for parent in list(model.modules()):
-            for part, child in list(parent.named_children()):
-                if any(child is layer for layer in layers):
-                    setattr(parent, part, Instead(child, calls))
-        assert torch.equal(run(torch.float32), expected)
-    assert {*calls} == {*layers}
+def test_a_layer_that_is_replaced_is_not_passed_by(subtests):
+    for name, grad in product(NETWORKS, ("grad", "no_grad")):
+        model, run = MODELS[name]()
+        layers = [module for module in weighted(model).values() if not list(module.children())]
+        calls = []
+        with subtests.test(name, grad=grad), mode(grad):
+            expected = run(torch.float32)
+            for parent in list(model.modules()):
+                for part, child in list(parent.named_children()):
+                    if any(child is layer for layer in layers):
+                        setattr(parent, part, Instead(child, calls))
+            assert torch.equal(run(torch.float32), expected)
+            assert {*calls} == {*layers}
 
 
 def test_a_published_patch_embedding_is_a_convolution():

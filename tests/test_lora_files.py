@@ -9,28 +9,20 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 
 from minicogvx.interop.lora import FILE, has_adapters, merge_lora, read_adapters, use_lora
-from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.model import ExpertTransformer
-from tests.test_interop import tiny_pipeline
+from tests.tiny import tiny_pipe, tiny_transformer
 
-CONFIG = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=2, in_channels=4, out_channels=4,
-                           text_embed_dim=8, time_embed_dim=16, max_text_seq_length=4, sample_height=4, sample_width=4,
-                           sample_frames=9)
 Q, OUT, FF = (f"transformer_blocks.1.{name}" for name in ("attn1.to_q", "attn1.to_out.0", "ff.net.0.proj"))
 PATCH = "patch_embed.proj"
 
 
 def model() -> ExpertTransformer:
-    torch.manual_seed(0)
-    made = ExpertTransformer(CONFIG).requires_grad_(False)
-    for parameter in made.parameters():
-        parameter += 0.1 * torch.randn(parameter.shape)  # no gate stays closed
-    return made
+    return tiny_transformer().requires_grad_(False)
 
 
 def inputs(dtype: torch.dtype = torch.float32):
     torch.manual_seed(1)
-    return (torch.randn(2, 4, 3, 4, 4).to(dtype), torch.tensor([10, 700]), torch.randn(2, 4, 8).to(dtype))
+    return (torch.randn(2, 4, 3, 4, 4).to(dtype), torch.tensor([10, 700]), torch.randn(2, 4, 16).to(dtype))
 
 
 def with_peft(settings: dict, strength: float = 1.0):
@@ -73,126 +65,116 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_what_peft_computes_is_computed(name, tmp_path):
-    theirs, tensors = with_peft(SETTINGS[name])
-    theirs.eval()
-    path = write(tmp_path, tensors, SETTINGS[name])
-    with torch.no_grad():
-        expected = theirs(*inputs())
-    for add in (merge_lora, use_lora):
-        ours = model()
-        add(ours, path)
-        effect = (expected - model()(*inputs())).norm()
-        assert effect > 1e-3 and (ours(*inputs()) - expected).norm() < 1e-3 * effect
-
-
-def test_the_header_that_peft_itself_writes_is_read(tmp_path):
-    """All fields of a LoraConfig, most of them at their defaults."""
-    settings = SETTINGS["ranks and rslora"]
-    theirs, tensors = with_peft(settings)
-    full = {name: list(v) if isinstance(v, set) else v for name, v in LoraConfig(**settings).to_dict().items()}
-    merged = model()
-    merge_lora(merged, write(tmp_path, tensors, full))
-    with torch.no_grad():
-        expected = theirs.eval()(*inputs())
-        assert (merged(*inputs()) - expected).norm() < 1e-3 * (expected - model()(*inputs())).norm()
-
-
-def test_without_a_header_alpha_is_the_rank(tmp_path):
+def test_what_peft_computes_is_computed(tmp_path, subtests):
+    whole = SETTINGS["ranks and rslora"]
+    headers = SETTINGS | {"as peft writes it": {  # all fields of a LoraConfig, most of them at their defaults
+        name: list(v) if isinstance(v, set) else v for name, v in LoraConfig(**whole).to_dict().items()}}
+    for name, header in headers.items():
+        with subtests.test(name):
+            theirs, tensors = with_peft(SETTINGS.get(name, whole))
+            theirs.eval()
+            path = write(tmp_path, tensors, header)
+            with torch.no_grad():
+                expected = theirs(*inputs())
+                for add in (merge_lora, use_lora):
+                    ours = model()
+                    add(ours, path)
+                    effect = (expected - model()(*inputs())).norm()
+                    assert effect > 1e-3 and (ours(*inputs()) - expected).norm() < 1e-3 * effect
     _, tensors = with_peft(SETTINGS["plain"])
-    adapters = read_adapters(model(), write(tmp_path, tensors))
-    assert {adapter.scale for adapter in adapters.values()} == {1.0} and len(adapters) == 4
+    for header in (None, "{}"):  # then alpha is the rank
+        adapters = read_adapters(model(), write(tmp_path, tensors, header=header))
+        assert {adapter.scale for adapter in adapters.values()} == {1.0} and len(adapters) == 4
 
 
-@pytest.mark.parametrize("change", [
-    {"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"bias": "all"},
-    {"modules_to_save": ["proj_out"]}, {"fan_in_fan_out": True}, {"layers_to_transform": [0]},
-    {"exclude_modules": ["to_q"]}, {"use_qalora": True}, {"corda_config": {"rank": 4}},
-    {"layer_replication": [[0, 2]]},
-    {"trainable_token_indices": [1]}, {"target_parameters": ["x"]}, {"something_new": 0.5},
-    {"lora_alpha": None}, {"lora_alpha": "8"}, {"lora_alpha": True}, {"lora_alpha": float("inf")},
-    {"r": 5}, {"r": None},
-    {"rank_pattern": {"to_q": 3}}, {"rank_pattern": ["to_q"]}, {"alpha_pattern": {"to_q": "much"}},
-    {"alpha_pattern": {"(": 3}}, {"alpha_pattern": 7}, {"target_modules": ["to_k"]}, {"target_modules": "to_q"},
-    {"use_rslora": "yes"},
-], ids=str)
-def test_what_is_not_known_or_not_true_is_refused(change, tmp_path):
+def test_what_is_not_known_or_not_true_is_refused(tmp_path, subtests):
+    cases = [
+        {"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"bias": "all"},
+        {"modules_to_save": ["proj_out"]}, {"fan_in_fan_out": True}, {"layers_to_transform": [0]},
+        {"exclude_modules": ["to_q"]}, {"use_qalora": True}, {"corda_config": {"rank": 4}},
+        {"layer_replication": [[0, 2]]},
+        {"trainable_token_indices": [1]}, {"target_parameters": ["x"]}, {"something_new": 0.5},
+        {"lora_alpha": None}, {"lora_alpha": "8"}, {"lora_alpha": True}, {"lora_alpha": float("inf")},
+        {"r": 5}, {"r": None},
+        {"rank_pattern": {"to_q": 3}}, {"rank_pattern": ["to_q"]}, {"alpha_pattern": {"to_q": "much"}},
+        {"alpha_pattern": {"(": 3}}, {"alpha_pattern": 7}, {"target_modules": ["to_k"]}, {"target_modules": "to_q"},
+        {"use_rslora": "yes"},
+    ]
     _, tensors = with_peft(SETTINGS["plain"])
-    ours = model()
-    for add in (merge_lora, use_lora):
-        with pytest.raises(ValueError) as error:
-            add(ours, write(tmp_path, tensors, SETTINGS["plain"] | change))
-        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model().state_dict().values()))
+    for change in cases:
+        with subtests.test(change=change):
+            ours, path = model(), write(tmp_path, tensors, SETTINGS["plain"] | change)
+            for add in (merge_lora, use_lora):
+                with pytest.raises(ValueError) as error:
+                    add(ours, path)
+                told = str(error.value)
+                assert str(tmp_path) in told and "\n" not in told and len(told) < 400
+            assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model().state_dict().values()))
 
 
-@pytest.mark.parametrize("header", ["", "[]", "5", "{", "[" * 100_000])
-def test_headers_that_are_no_object(header, tmp_path):
+def test_headers_that_are_no_object_or_have_fields_of_something_else(tmp_path, subtests):
     _, tensors = with_peft(SETTINGS["plain"])
-    with pytest.raises(ValueError, match="lora_adapter_metadata in its header"):
-        read_adapters(model(), write(tmp_path, tensors, header=header))
+    headers = dict.fromkeys(("", "[]", "5", "{", "[" * 100_000), "lora_adapter_metadata in its header")
+    for fields in ({"r": 4, "lora_alpha": 8}, {"unet.r": 4, "unet.lora_alpha": 8}, {"transformer_r": 4}, {"": 4},
+                   {"transformer.r": 4, "lora_alpha": 8}, {"text_encoder.r": 4}):
+        headers[json.dumps(fields)] = "every field must begin with 'transformer.'"
+    for header, told in headers.items():
+        with subtests.test(header[:40]), pytest.raises(ValueError, match=told):
+            read_adapters(model(), write(tmp_path, tensors, header=header))
 
 
-@pytest.mark.parametrize("fields", [
-    {"r": 4, "lora_alpha": 8}, {"unet.r": 4, "unet.lora_alpha": 8}, {"transformer.r": 4, "lora_alpha": 8},
-    {"transformer_r": 4}, {"text_encoder.r": 4}, {"": 4}])
-def test_a_header_with_fields_of_something_else_is_refused(fields, tmp_path):
-    _, tensors = with_peft(SETTINGS["plain"])
-    with pytest.raises(ValueError, match="every field must begin with 'transformer.'"):
-        read_adapters(model(), write(tmp_path, tensors, header=json.dumps(fields)))
-    assert read_adapters(model(), write(tmp_path, tensors, header="{}"))
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: {n: v for n, v in t.items() if "lora_A" not in n}, "does not fit its shape"),
-    (lambda t: {n: v.int() for n, v in t.items()}, "must hold finite floating-point numbers"),
-    (lambda t: {n: v * float("nan") for n, v in t.items()}, "must hold finite floating-point numbers"),
-    (lambda t: {n: v.flatten() for n, v in t.items()}, "does not fit its shape"),
-    (lambda t: {n: v[:0] if "lora_A" in n else v[:, :0] for n, v in t.items()}, "does not fit its shape"),
-    (lambda t: {n.replace("lora_B.weight", "lora_B.bias"): v for n, v in t.items()}, "has a tensor"),
-    (lambda t: t | {f"transformer.{Q}.lora_magnitude_vector": torch.ones(32)}, "lora_magnitude_vector"),
-    (lambda t: {"base_model.model." + n: v for n, v in t.items()}, "has only transformer.....lora_A.weight"),
-    (lambda t: {n.replace("to_q", "to_z"): v for n, v in t.items()}, "which this model does not have"),
-    (lambda t: {f"transformer.norm_final.lora_{part}.weight": torch.ones(n) for part, n in (("A", 1), ("B", 32))},
-     "has an adapter of norm_final.weight that does not fit its shape (32,)"),
-])
-def test_tensors_that_do_not_fit(change, message, tmp_path):
+def test_tensors_that_do_not_fit(tmp_path, subtests):
+    norm = {f"transformer.norm_final.lora_{part}.weight": torch.ones(n) for part, n in (("A", 1), ("B", 32))}
+    cases = [
+        (lambda t: {n: v for n, v in t.items() if "lora_A" not in n}, "does not fit its shape"),
+        (lambda t: {n: v.int() for n, v in t.items()}, "must hold finite floating-point numbers"),
+        (lambda t: {n: v * float("nan") for n, v in t.items()}, "must hold finite floating-point numbers"),
+        (lambda t: {n: v.flatten() for n, v in t.items()}, "does not fit its shape"),
+        (lambda t: {n: v[:0] if "lora_A" in n else v[:, :0] for n, v in t.items()}, "does not fit its shape"),
+        (lambda t: {n.replace("lora_B.weight", "lora_B.bias"): v for n, v in t.items()}, "has a tensor"),
+        (lambda t: t | {f"transformer.{Q}.lora_magnitude_vector": torch.ones(32)}, "lora_magnitude_vector"),
+        (lambda t: {"base_model.model." + n: v for n, v in t.items()}, "has only transformer.....lora_A.weight"),
+        (lambda t: {n.replace("to_q", "to_z"): v for n, v in t.items()}, "which this model does not have"),
+        (lambda t: norm, "has an adapter of norm_final.weight that does not fit its shape (32,)"),
+    ]
     _, tensors = with_peft({"r": 4, "target_modules": ["to_q"]})
-    with pytest.raises(ValueError) as error:
-        read_adapters(model(), write(tmp_path, change(tensors)))
-    assert message in str(error.value) and "\n" not in str(error.value)
+    for change, told in cases:
+        with subtests.test(told):
+            with pytest.raises(ValueError) as error:
+                read_adapters(model(), write(tmp_path, change(tensors)))
+            assert told in str(error.value) and "\n" not in str(error.value)
 
 
 # ---- 16 bits
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.03, 0.01])
-def test_an_adapter_however_weak_is_kept_whole_beside_bfloat16_weights(tmp_path, strength):
+def test_an_adapter_however_weak_is_kept_whole_beside_bfloat16_weights(tmp_path, subtests):
     """Measured on one layer: what it gives with the adapter less what it gives without, against float64."""
-    _, tensors = with_peft({"r": 4, "lora_alpha": 4, "target_modules": [Q]}, strength)
-    path, ours = write(tmp_path, tensors), model().bfloat16()
-    before = ours.get_submodule(Q)
-    x = torch.randn(4096, 32, generator=torch.Generator().manual_seed(3)).bfloat16()
-    a, b = (tensors[f"transformer.{Q}.lora_{part}.weight"].double() for part in "AB")
-    wanted = x.double() @ (b @ a).T
-    use_lora(ours, path)
-    layer = ours.get_submodule(Q)
-    assert has_adapters(ours) and layer.weight is before.weight
-    assert ours.state_dict().keys() == model().state_dict().keys()
-    given = (layer(x) - before(x)).double()
-    share = float((given * wanted).sum() / wanted.square().sum())
-    assert abs(share - 1) < 0.03
-    merged = model().bfloat16()
-    if strength == 0.01:
-        with pytest.warns(UserWarning, match="rounds small steps away: [0-9]+% of this adapter"):
-            merge_lora(merged, path)
-        lost = (merged.get_submodule(Q)(x) - before(x)).double()
-        assert float((lost * wanted).sum() / wanted.square().sum()) < 0.9
-    full = model()
-    use_lora(full, path)  # float32 weights take it in
-    assert not has_adapters(full) and torch.allclose(full.get_submodule(Q).weight.double(), model().get_submodule(
-        Q).weight.double() + b @ a, atol=1e-6)
+    for strength in (0.3, 0.03, 0.01):
+        with subtests.test(strength=strength):
+            _, tensors = with_peft({"r": 4, "lora_alpha": 4, "target_modules": [Q]}, strength)
+            path, ours = write(tmp_path, tensors), model().bfloat16()
+            before = ours.get_submodule(Q)
+            x = torch.randn(4096, 32, generator=torch.Generator().manual_seed(3)).bfloat16()
+            a, b = (tensors[f"transformer.{Q}.lora_{part}.weight"].double() for part in "AB")
+            wanted = x.double() @ (b @ a).T
+            use_lora(ours, path)
+            layer = ours.get_submodule(Q)
+            assert has_adapters(ours) and layer.weight is before.weight
+            assert ours.state_dict().keys() == model().state_dict().keys()
+            given = (layer(x) - before(x)).double()
+            share = float((given * wanted).sum() / wanted.square().sum())
+            assert abs(share - 1) < 0.03
+            merged = model().bfloat16()
+            if strength == 0.01:
+                with pytest.warns(UserWarning, match="rounds small steps away: [0-9]+% of this adapter"):
+                    merge_lora(merged, path)
+                lost = (merged.get_submodule(Q)(x) - before(x)).double()
+                assert float((lost * wanted).sum() / wanted.square().sum()) < 0.9
+            full = model()
+            use_lora(full, path)  # float32 weights take it in
+            wanted = model().get_submodule(Q).weight.double() + b @ a
+            assert not has_adapters(full) and torch.allclose(full.get_submodule(Q).weight.double(), wanted, atol=1e-6)
 
 
 def test_beside_16_bit_weights_only_what_is_no_linear_layer_is_merged(tmp_path):
@@ -209,20 +191,20 @@ def test_beside_16_bit_weights_only_what_is_no_linear_layer_is_merged(tmp_path):
 
 
 def test_adapters_beside_add_up_move_along_and_are_not_exported(tmp_path):
-    pipe = tiny_pipeline()
+    pipe = tiny_pipe()
     pipe.transformer.bfloat16()
     before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
     name = "transformer_blocks.0.attn1.to_v"
-    tensors = {f"transformer.{name}.lora_A.weight": torch.ones(2, 16),
-               f"transformer.{name}.lora_B.weight": torch.ones(16, 2)}
-    path, x = write(tmp_path, tensors), torch.ones(1, 16).bfloat16()
+    tensors = {f"transformer.{name}.lora_A.weight": torch.ones(2, 32),
+               f"transformer.{name}.lora_B.weight": torch.ones(32, 2)}
+    path, x = write(tmp_path, tensors), torch.full((1, 32), 0.5).bfloat16()
     plain = pipe.transformer.get_submodule(name)(x).float()
     use_lora(pipe.transformer, path, 0.5)
     use_lora(pipe.transformer, path, -0.25)
     given = pipe.transformer.get_submodule(name)(x).float() - plain
-    assert torch.allclose(given, torch.full((1, 16), 0.25 * 32), atol=0.1)
+    assert torch.allclose(given, torch.full((1, 32), 0.25 * 32), atol=0.1)
     again = copy.deepcopy(pipe.transformer).float()
-    assert torch.allclose(again.get_submodule(name)(x.float()) - plain, torch.full((1, 16), 8.0), atol=0.1)
+    assert torch.allclose(again.get_submodule(name)(x.float()) - plain, torch.full((1, 32), 8.0), atol=0.1)
     assert pipe.transformer.state_dict().keys() == before.keys()
     with pytest.raises(ValueError, match="has LoRA adapters beside its weights"):
         pipe.save(tmp_path / "out")

@@ -54,16 +54,14 @@ def test_make_alone_lists_every_target(clone):
     assert re.search(r"test-LEVEL .*slow, ranks or notebooks", told) and "TORCH_INDEX=https://" in told
 
 
-@pytest.mark.parametrize("version", ["3.10.13", "3.14.0", "2.7.18"])
-def test_another_python_is_refused_in_one_sentence(clone, version):
-    done = make(clone, "doctor", f"PYTHON={interpreter(clone, 'mine', version)}")
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
-    assert done.returncode != 0 and len(lines) == 1, done.stderr
-    assert f"is Python {version}; minicogvx needs 3.11, 3.12 or 3.13" in lines[0]
-    assert not (clone / ".venv").exists() and not (clone / "log").exists()
-
-
-def test_a_python_that_is_not_there_is_named(clone):
+def test_a_python_that_does_not_fit_or_is_not_there_is_refused_in_one_sentence(clone, subtests):
+    for version in ("3.10.13", "3.14.0", "2.7.18"):
+        with subtests.test(version):
+            done = make(clone, "doctor", f"PYTHON={interpreter(clone, 'mine', version)}")
+            lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+            assert done.returncode != 0 and len(lines) == 1, done.stderr
+            assert f"is Python {version}; minicogvx needs 3.11, 3.12 or 3.13" in lines[0]
+            assert not (clone / ".venv").exists() and not (clone / "log").exists()
     done = make(clone, "demo", "PYTHON=python9")
     assert done.returncode != 0 and "python9 is not there; install Python 3.11, 3.12 or 3.13" in done.stderr
     nothing = clone / "nothing"
@@ -74,29 +72,31 @@ def test_a_python_that_is_not_there_is_named(clone):
     assert done.returncode != 0 and "There is no Python 3.11, 3.12 or 3.13 here; install one" in done.stderr
 
 
-@pytest.mark.parametrize("version", ["3.11.2", "3.12.1", "3.13.0"])
-def test_the_first_python_that_fits_is_taken(clone, version):
+def test_the_first_python_that_fits_is_taken(clone, subtests):
     commands = clone / "commands"
     commands.mkdir()
     interpreter(commands, "python3.11", "3.10.1")  # a name is no promise
-    name = Path(interpreter(commands, "python3", version)).name
     interpreter(commands, "python3.12", "3.14.0")
     interpreter(commands, "python3.13", "2.7.1")
-    dry = make(clone, "--dry-run", "setup", PATH=f"{commands}:{os.environ['PATH']}")
-    assert f'"{name}" -m venv .venv' in dry.stdout, dry.stdout
+    for version in ("3.11.2", "3.12.1", "3.13.0"):
+        with subtests.test(version):
+            name = Path(interpreter(commands, "python3", version)).name
+            dry = make(clone, "--dry-run", "setup", PATH=f"{commands}:{os.environ['PATH']}")
+            assert f'"{name}" -m venv .venv' in dry.stdout, dry.stdout
 
 
-@pytest.mark.parametrize("index", ["", *(f"https://download.pytorch.org/whl/{kind}" for kind in ("cpu", "cu130"))])
-def test_torch_comes_from_the_index_that_is_named_and_all_else_from_the_ordinary_one(clone, index):
-    told = make(clone, "--dry-run", "setup", f"TORCH_INDEX={index}").stdout
-    pip = [line for line in told.splitlines() if " pip install " in line]
-    torch = [line for line in pip if "torch==2.13.0" in line]
-    assert len(torch) == 1 and len(pip) == 4
-    assert all("--constraint constraints.txt" in line for line in pip)
-    assert [line for line in pip if "--index-url" in line] == (torch if index else [])
-    if index:
-        assert f'--no-deps --index-url "{index}" torch==2.13.0 torchvision' in torch[0]
-    assert pip[0] == torch[0]  # before anything that would bring another torch
+def test_torch_comes_from_the_index_that_is_named_and_all_else_from_the_ordinary_one(clone, subtests):
+    for index in ("", *(f"https://download.pytorch.org/whl/{kind}" for kind in ("cpu", "cu130"))):
+        with subtests.test(index):
+            told = make(clone, "--dry-run", "setup", f"TORCH_INDEX={index}").stdout
+            pip = [line for line in told.splitlines() if " pip install " in line]
+            torch = [line for line in pip if "torch==2.13.0" in line]
+            assert len(torch) == 1 and len(pip) == 4
+            assert all("--constraint constraints.txt" in line for line in pip)
+            assert [line for line in pip if "--index-url" in line] == (torch if index else [])
+            if index:
+                assert f'--no-deps --index-url "{index}" torch==2.13.0 torchvision' in torch[0]
+            assert pip[0] == torch[0]  # before anything that would bring another torch
 
 
 def test_levels_are_chosen_by_their_markers(clone):
@@ -108,25 +108,22 @@ def test_levels_are_chosen_by_their_markers(clone):
     assert "--nbval" in whole and chosen == ['"not ranks and not browser"', "ranks"]  # between them, every test once
 
 
-def test_a_caption_with_quotes_is_handed_on_whole(clone):
+def test_what_is_handed_on_is_handed_on_whole(clone):
     dry = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "demo", "PROMPT=a \"red\" 'star' $$(ls)")
     assert dry.returncode == 0
     assert dry.stdout.strip() == '.venv/bin/minicogvx generate --model toy --out "$OUT"  -- "$PROMPT"'
+    assert "python -m benchmarks.check_gpu --tiny" in make(clone, "--dry-run", "check-gpu", "ARGS=--tiny").stdout
 
 
-@pytest.mark.parametrize("words, shipped", [([], False), (["SHIP=no"], False), (["SHIP=yes"], True)])
-def test_the_shipped_model_is_replaced_only_where_that_is_asked_for(clone, words, shipped):
-    trainer = clone / ".venv" / "bin" / "minicogvx"
+def test_the_shipped_model_is_replaced_only_where_that_is_asked_for(clone):
+    trainer, shipped = clone / ".venv" / "bin" / "minicogvx", clone / "data" / "toy" / "model"
     trainer.parent.mkdir(parents=True)
     trainer.write_text("#!/bin/sh\nmkdir -p runs/toy/pipeline && echo mine > runs/toy/pipeline/model\n")
     trainer.chmod(0o755)
-    (clone / "data" / "toy").mkdir(parents=True)
-    (clone / "data" / "toy" / "model").write_text("theirs\n")
-    done = make(clone, "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "train-toy", *words)
-    assert done.returncode == 0, done.stderr
-    assert (clone / "data" / "toy" / "model").read_text() == ("mine\n" if shipped else "theirs\n")
-    assert [path.name for path in (clone / "data").iterdir()] == ["toy"]
-
-
-def test_check_gpu_hands_its_options_on(clone):
-    assert "python -m benchmarks.check_gpu --tiny" in make(clone, "--dry-run", "check-gpu", "ARGS=--tiny").stdout
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text("theirs\n")
+    for words, text in (([], "theirs\n"), (["SHIP=no"], "theirs\n"), (["SHIP=yes"], "mine\n")):
+        done = make(clone, "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "train-toy", *words)
+        assert done.returncode == 0, done.stderr
+        assert shipped.read_text() == text
+        assert [path.name for path in (clone / "data").iterdir()] == ["toy"]

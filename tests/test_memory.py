@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from minicogvx import cli
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import TransformerConfig, preset
+from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.lora import add_lora
 from minicogvx.training.memory import (
@@ -28,36 +29,35 @@ from minicogvx.training.memory import (
 from minicogvx.training.memory_generating import Generating, Part, generating
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
+from tests.tiny import TINY
 
-TINY = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=3, in_channels=4, out_channels=4,
-                         text_embed_dim=8, max_text_seq_length=4, time_embed_dim=8, sample_height=8, sample_width=8,
-                         sample_frames=9)
+CONFIG = replace(TINY.transformer, num_layers=3)
 INPUTS = Inputs(batch=2, frames=3, height=8, width=8, text=4)
 FIVE = preset("5b")
 
 
 def test_one_gpu_holds_what_a_real_step_holds():
     torch.manual_seed(0)
-    model = ExpertTransformer(TINY)
+    model = ExpertTransformer(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)).square().mean().backward()
+    model(torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 16)).square().mean().backward()
     optimizer.step()
-    worked_out = memory(TINY, INPUTS, 1, "replicate", torch.float32)
+    worked_out = memory(CONFIG, INPUTS, 1, "replicate", torch.float32)
     assert worked_out.parameters == sum(p.nbytes for p in model.parameters())
     assert worked_out.gradients == sum(p.grad.nbytes for p in model.parameters())
     assert worked_out.optimizer == sum(held[slot].nbytes for held in optimizer.state.values()
                                        for slot in ("exp_avg", "exp_avg_sq"))
     assert worked_out.gathered == worked_out.host == 0
-    cut = memory(TINY, INPUTS, 1, "fsdp", torch.float32)
+    cut = memory(CONFIG, INPUTS, 1, "fsdp", torch.float32)
     assert (cut.parameters, cut.gradients, cut.optimizer) == (
         worked_out.parameters, worked_out.gradients, worked_out.optimizer)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_of_six_layers_counts_as_two_and_three_say(checkpointing, dtype):
-    six = replace(TINY, num_layers=6)
-    assert activations_of(six, INPUTS, checkpointing, dtype) == count_activations(six, INPUTS, checkpointing, dtype)
+def test_a_model_of_six_layers_counts_as_two_and_three_say(subtests):
+    six = replace(CONFIG, num_layers=6)
+    for way in product((False, True), (torch.float32, torch.bfloat16)):  # checkpointing, number format
+        with subtests.test(way=way):
+            assert activations_of(six, INPUTS, *way) == count_activations(six, INPUTS, *way)
 
 
 def bytes_saved(model: ExpertTransformer) -> int:
@@ -69,13 +69,13 @@ def bytes_saved(model: ExpertTransformer) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 8)).square().mean()
+        model(torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 4, 16)).square().mean()
     return sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
 
 
 def test_what_is_kept_is_what_autograd_saves():
     torch.manual_seed(0)
-    real, kept = bytes_saved(ExpertTransformer(TINY)), activations_of(TINY, INPUTS, dtype=torch.float32).kept
+    real, kept = bytes_saved(ExpertTransformer(CONFIG)), activations_of(CONFIG, INPUTS, dtype=torch.float32).kept
     assert abs(real / kept - 1) < 0.05, (real, kept)
 
 
@@ -126,17 +126,14 @@ def test_lora_of_the_published_5b_by_hand():
 
 def test_what_lora_keeps_is_what_autograd_saves():
     torch.manual_seed(0)
-    model = ExpertTransformer(TINY)
+    model = ExpertTransformer(CONFIG)
     add_lora(model, 2, 1.0)
-    real, kept = bytes_saved(model), activations_of(TINY, INPUTS, False, torch.float32, 2).kept
+    real, kept = bytes_saved(model), activations_of(CONFIG, INPUTS, False, torch.float32, 2).kept
     assert abs(real / kept - 1) < 0.05, (real, kept)
-    assert kept < activations_of(TINY, INPUTS, dtype=torch.float32).kept  # frozen layers keep less
-    low = ExpertTransformer(TINY).bfloat16()
+    assert kept < activations_of(CONFIG, INPUTS, dtype=torch.float32).kept  # frozen layers keep less
+    low = ExpertTransformer(CONFIG).bfloat16()
     add_lora(low, 2, 1.0)
     assert {p.dtype for p in low.parameters()} == {torch.bfloat16}  # as the count takes it
-    for rank in (0, 33):
-        with pytest.raises(ValueError, match=f"the rank of LoRA is {rank}; it must be from 1 to 32"):
-            memory_of_lora(TINY, INPUTS, rank, False)
 
 
 def test_making_a_video_with_the_published_5b_by_hand():
@@ -170,34 +167,30 @@ def test_the_weights_counted_are_those_of_a_real_pipeline():
 
 
 def test_attention_scores_are_never_counted():
-    short, long = (count_activations(replace(TINY, num_layers=1), replace(INPUTS, height=8 * n), False, torch.bfloat16)
-                   for n in (8, 16))
+    one = replace(CONFIG, num_layers=1)
+    short, long = (count_activations(one, replace(INPUTS, height=8 * n), False, torch.bfloat16) for n in (8, 16))
     assert long.kept < 2.1 * short.kept  # twice the tokens: a square would be four times
 
 
-@pytest.mark.parametrize("name", ["toy", "2b", "5b-i2v", "1.5-5b-i2v"])
-def test_every_kind_of_preset_can_be_worked_out(name):
-    size = preset(name)
-    assert memory(size.transformer, inputs_for(size), 2, "fsdp+checkpoint").activations > 0
+def test_every_kind_of_preset_can_be_worked_out_and_what_cannot_be_is_refused(subtests):
+    for name in ("toy", "2b", "5b-i2v", "1.5-5b-i2v"):
+        with subtests.test(name):
+            size = preset(name)
+            assert memory(size.transformer, inputs_for(size), 2, "fsdp+checkpoint").activations > 0
+    calls = {
+        "height is 470; it must be a multiple of 16": lambda: inputs_for(FIVE, height=470),
+        "frames is 48; it must be 4k + 1, such as 45 or 49": lambda: inputs_for(FIVE, frames=48),
+        "batch is 0": lambda: inputs_for(FIVE, batch=0), "gpus is 0": lambda: memory(CONFIG, INPUTS, 0, "fsdp"),
+        "sharding is 'zero'; it must be one of replicate": lambda: memory(CONFIG, INPUTS, 1, "zero"),
+        "the rank of LoRA is 0; it must be from 1 to 32": lambda: memory_of_lora(CONFIG, INPUTS, 0, False),
+        "the rank of LoRA is 33; it must be from 1 to 32": lambda: memory_of_lora(CONFIG, INPUTS, 33, False),
+    }
+    for message, call in calls.items():
+        with subtests.test(message), pytest.raises(ValueError, match=re.escape(message)):
+            call()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"height": 470}, "height is 470; it must be a multiple of 16"),
-    ({"frames": 48}, "frames is 48; it must be 4k + 1, such as 45 or 49"), ({"batch": 0}, "batch is 0"),
-])
-def test_sizes_that_do_not_fit_are_reported(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        inputs_for(FIVE, **options)
-
-
-def test_other_mistakes():
-    with pytest.raises(ValueError, match="sharding is 'zero'; it must be one of replicate"):
-        memory(TINY, INPUTS, 1, "zero")
-    with pytest.raises(ValueError, match="gpus is 0"):
-        memory(TINY, INPUTS, 0, "fsdp")
-
-
-def test_the_command_prints_a_table(capsys):
+def test_the_command_prints_a_table(capsys, monkeypatch):
     assert cli.main(["memory", "toy", "--gpus", "1", "4", "--parts", "4"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("toy: on each GPU 1 x latents 16x5x8x8, 112 tokens")
@@ -206,26 +199,25 @@ def test_the_command_prints_a_table(capsys):
     assert float(rows["lora"][0]) > float(rows["lora+checkpoint"][0]) > 0
     assert "finetune recomputes activations of this model (+checkpoint) only with --set gradient_ch" in told
     assert {"text encoder", "transformer", "VAE", "VAE, --tile", "all on the GPU", "--offload"} <= rows.keys()
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["huge"], "there is no preset 'huge'"), (["toy", "--gpus", "0"], "--gpus is 0; it must be 1 or more"),
-    (["toy", "--lora", "0"], "lora is 0; it must be from 1 to 256, the model's width"),
-    (["toy", "--device", "cpu"], "device is 'cpu'; it goes with --check, as the tables are for any GPU"),
-    (["toy", "--check", "--device", "tpu"], "device is 'tpu', which is not a device that PyTorch knows"),
-    (["toy", "--check", "--dtype", "bfloat16"], "dtype is 'bfloat16'; with --check on the processor it must be"),
-])
-def test_mistakes_of_the_command_are_one_sentence(capsys, arguments, message):
-    assert cli.main(["memory", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
-
-
-def test_without_peft_the_command_says_so(capsys, monkeypatch):
     monkeypatch.setattr("minicogvx.training.memory_command.find_spec", lambda name: None)
     assert cli.main(["memory", "micro", "--gpus", "1", "--parts", "1"]) == 0
     told = capsys.readouterr().out
     assert "not counted: it needs the peft package (pip install peft)" in told and "--offload" in told
+
+
+def test_mistakes_of_the_command_are_one_sentence(capsys, subtests):
+    cases = [
+        (["huge"], "there is no preset 'huge'"), (["toy", "--gpus", "0"], "--gpus is 0; it must be 1 or more"),
+        (["toy", "--lora", "0"], "lora is 0; it must be from 1 to 256, the model's width"),
+        (["toy", "--device", "cpu"], "device is 'cpu'; it goes with --check, as the tables are for any GPU"),
+        (["toy", "--check", "--device", "tpu"], "device is 'tpu', which is not a device that PyTorch knows"),
+        (["toy", "--check", "--dtype", "bfloat16"], "dtype is 'bfloat16'; with --check on the processor it must be"),
+    ]
+    for arguments, message in cases:
+        with subtests.test(message):
+            assert cli.main(["memory", *arguments]) == 2
+            told = capsys.readouterr().err
+            assert message in told and told.count("\n") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of the process from /proc")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 import minicogvx
-from minicogvx.course import notebook_builder, show
+from minicogvx.course import notebook_builder
 from minicogvx.course.exercises import all_exercises
+from minicogvx.diffusion import guidance
 from minicogvx.evaluation.reconstruction import flicker
 
 MAX_BYTES = 400_000
@@ -24,8 +24,14 @@ TAGS = {"nbval-ignore-output", "nbval-check-output"}  # a misspelt tag would be 
 SOURCES = notebook_builder.sources()
 
 
+@cache
 def notebook_of(source: Path):
     return nbformat.read(notebook_builder.notebook_path(source), as_version=nbformat.NO_CONVERT)
+
+
+@cache
+def built_from(source: Path):
+    return notebook_builder.build(source)
 
 
 def code_cells(notebook) -> list:
@@ -183,36 +189,40 @@ def test_the_readme_has_a_line_for_each_notebook():
         assert f"| {exercises} (" in line if exercises else "| none |" in line, line
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_the_notebook_is_what_its_source_gives(source):
-    assert differences(notebook_of(source), notebook_builder.build(source)) == [], "run: make notebooks"
+def test_each_notebook_is_what_its_source_gives(subtests):
+    for source in SOURCES:
+        with subtests.test(msg=source.stem):
+            assert differences(notebook_of(source), built_from(source)) == [], "run: make notebooks"
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_the_notebook_was_run_from_top_to_bottom(source):
-    notebook = notebook_of(source)
-    assert not_run(notebook) == []
-    assert outdated_code(notebook) == []
-    assert notebook.metadata["minicogvx"]["seconds"] <= MAX_SECONDS
+def test_each_notebook_was_run_from_top_to_bottom(subtests):
+    for source in SOURCES:
+        with subtests.test(msg=source.stem):
+            notebook = notebook_of(source)
+            assert not_run(notebook) == []
+            assert outdated_code(notebook) == []
+            assert notebook.metadata["minicogvx"]["seconds"] <= MAX_SECONDS
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_the_notebook_is_small_and_everybody_can_read_it(source):
-    notebook = notebook_of(source)
-    nbformat.validate(notebook)
-    assert notebook_builder.notebook_path(source).stat().st_size < MAX_BYTES
-    assert widget_state(notebook) == []
-    assert pictures_without_words(notebook) == []
+def test_each_notebook_is_small_and_everybody_can_read_it(subtests):
+    for source in SOURCES:
+        with subtests.test(msg=source.stem):
+            notebook = notebook_of(source)
+            nbformat.validate(notebook)
+            assert notebook_builder.notebook_path(source).stat().st_size < MAX_BYTES
+            assert widget_state(notebook) == []
+            assert pictures_without_words(notebook) == []
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_the_notebook_teaches_with_code_of_its_own(source):
-    built = notebook_builder.build(source)
-    assert pasted(built) == []
-    assert unwanted_code(built) == []
-    assert assumed_machine(built) == []
-    words = sum(len(cell.source.split()) for cell in built.cells if cell.cell_type == "markdown")
-    assert len(built.cells) <= 50 and 1000 <= words <= 2500
+def test_each_notebook_teaches_with_code_of_its_own(subtests):
+    for source in SOURCES:
+        with subtests.test(msg=source.stem):
+            built = built_from(source)
+            assert pasted(built) == []
+            assert unwanted_code(built) == []
+            assert assumed_machine(built) == []
+            words = sum(len(cell.source.split()) for cell in built.cells if cell.cell_type == "markdown")
+            assert len(built.cells) <= 50 and 1000 <= words <= 2500
 
 
 # ---- the checks themselves can fail
@@ -238,6 +248,7 @@ def everything_wrong(notebook, built) -> list[str]:
 
 
 def test_a_good_notebook_passes(good):
+    good.cells[1].outputs.append(_shown(inspect.getsource(flicker).rstrip()))  # as it stands in its file
     assert everything_wrong(good, copy.deepcopy(good)) == []
 
 
@@ -254,65 +265,52 @@ def _shown(code):
     return nbformat.v4.new_output("display_data", {"text/markdown": text})
 
 
-def test_code_shown_as_it_stands_in_its_file_passes(good):
-    good.cells[1].outputs.append(_shown(inspect.getsource(flicker).rstrip()))
-    assert everything_wrong(good, copy.deepcopy(good)) == []
+SPOILT = {
+    "edited": lambda n: _set(n, 1, source="print(2)"),
+    "short": lambda n: n.cells.pop(),
+    "not run": lambda n: _set(n, 1, execution_count=None),
+    "out of order": lambda n: _set(n, 2, execution_count=5),
+    "error": lambda n: n.cells[1].outputs.append(_error()),
+    "old code": lambda n: n.cells[1].outputs.append(_shown("def flicker(video):\n    return 0.0")),
+    "warning": lambda n: n.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="careful")),
+    "widget state": lambda n: n.metadata.update(widgets={"state": {}}),
+    "widget": lambda n: n.cells[2].outputs[0].data.update({"application/vnd.jupyter.widget-view+json": {}}),
+    "blank alt": lambda n: n.cells[2].outputs[0].metadata["image/png"].update(alt=" "),
+    "no alt": lambda n: n.cells[2].outputs[0].metadata.clear(),
+    "silent film": lambda n: n.cells[2].outputs[1].data.update({"text/html": "<video src='x'></video>"}),
+    "kernel": lambda n: n.metadata["kernelspec"].update(name="mine"),
+}
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda n: _set(n, 1, source="print(2)"),
-    lambda n: n.cells.pop(),
-    lambda n: _set(n, 1, execution_count=None),
-    lambda n: _set(n, 2, execution_count=5),
-    lambda n: n.cells[1].outputs.append(_error()),
-    lambda n: n.cells[1].outputs.append(_shown("def flicker(video):\n    return 0.0")),
-    lambda n: n.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="careful")),
-    lambda n: n.metadata.update(widgets={"state": {}}),
-    lambda n: n.cells[2].outputs[0].data.update({"application/vnd.jupyter.widget-view+json": {}}),
-    lambda n: n.cells[2].outputs[0].metadata["image/png"].update(alt=" "),
-    lambda n: n.cells[2].outputs[0].metadata.clear(),
-    lambda n: n.cells[2].outputs[1].data.update({"text/html": "<video src='x'></video>"}),
-    lambda n: n.metadata["kernelspec"].update(name="mine"),
-], ids=["edited", "short", "not run", "out of order", "error", "old code", "warning", "widget state", "widget",
-        "blank alt", "no alt", "silent film", "kernel"])
-def test_a_notebook_edited_by_hand_or_badly_run_is_refused(good, spoil):
-    built = copy.deepcopy(good)
-    spoil(good)
-    assert everything_wrong(good, built)
+def test_a_notebook_edited_by_hand_or_badly_run_is_refused(good, subtests):
+    for name, spoil in SPOILT.items():
+        with subtests.test(msg=name):
+            spoilt = copy.deepcopy(good)
+            spoil(spoilt)
+            assert everything_wrong(spoilt, good)
 
 
-@pytest.mark.parametrize("source, wrong", [
-    ("def patchify(x):\n    return x", "pasted"),
-    ("class CausalVAE:\n    pass", "pasted"),
-    ("x = 1;", "unwanted"),
-    ("x = 1  # NBVAL_IGNORE_OUTPUT", "unwanted"),
-    ("vae(video.bfloat16())", "assumed"),
-    ("x = torch.zeros(1, dtype=torch.float16)", "assumed"),
-    ("net.half()", "assumed"),
-    ('pipe = minicogvx.load("toy", dtype=torch.float32)', "assumed"),
-    ('net.to("cuda:0")', "assumed"),
-    ("net.cuda()", "assumed"),
-    ("![](dot.png)", "markdown"),
-    ('<img src="dot.png">', "markdown"),
-])
-def test_bad_sources_are_refused(good, source, wrong):
-    cell = good.cells[0 if wrong == "markdown" else 1]
-    cell.source = source
-    assert {"pasted": pasted, "unwanted": unwanted_code, "assumed": assumed_machine,
-            "markdown": pictures_without_words}[wrong](good)
+def test_bad_sources_are_refused(good, subtests):
+    for find_in, *sources in (
+        (pasted, "def patchify(x):\n    return x", "class CausalVAE:\n    pass"),
+        (unwanted_code, "x = 1;", "x = 1  # NBVAL_IGNORE_OUTPUT"),
+        (assumed_machine, "vae(video.bfloat16())", "x = torch.zeros(1, dtype=torch.float16)", "net.half()",
+         'pipe = minicogvx.load("toy", dtype=torch.float32)', 'net.to("cuda:0")', "net.cuda()"),
+        (pictures_without_words, "![](dot.png)", '<img src="dot.png">'),
+    ):
+        for source in sources:
+            with subtests.test(msg=source):
+                spoilt = copy.deepcopy(good)
+                spoilt.cells[0 if find_in is pictures_without_words else 1].source = source
+                assert find_in(spoilt)
+    good.cells[1].metadata["tags"] = ["nbval-ignore-outputs"]
+    assert unwanted_code(good)
 
 
 def test_a_pasted_body_is_found_under_another_name(good):
-    from minicogvx.diffusion import guidance
-
     text = Path(guidance.__file__).read_text().split("\n\n\n")[1].replace("def guide(", "def mine(")
     good.cells[1].source = text
     assert pasted(good) == ["mine is the package's own"]
-
-
-def test_an_unknown_tag_is_refused(good):
-    good.cells[1].metadata["tags"] = ["nbval-ignore-outputs"]
-    assert unwanted_code(good)
 
 
 # ---- the builder
@@ -344,58 +342,3 @@ def test_an_unknown_notebook_is_named(capsys):
     with pytest.raises(SystemExit):
         notebook_builder.main(["99_nothing"])
     assert "99_nothing" in capsys.readouterr().err
-
-
-# ---- what notebooks show
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What would have been displayed: (data, metadata) of each output."""
-    found = []
-    monkeypatch.setattr(show, "_display", lambda data, metadata: found.append((data, metadata)))
-    return found
-
-
-def test_a_clip_plays_and_has_a_strip_and_words(shown):
-    show.show_clip(torch.rand(5, 16, 16, 3), 'A "dot" & nothing else.', fps=8)
-    (film, _), (strip, metadata), (words, _) = shown
-    assert '<video autoplay loop muted controls' in film["text/html"] and "data:video/mp4;base64," in film["text/html"]
-    assert 'aria-label="A &quot;dot&quot; &amp; nothing else."' in film["text/html"]
-    assert len(film["text/html"]) < 1.4 * show.MAX_CLIP_BYTES
-    assert strip["image/png"].startswith("iVBOR") and metadata["image/png"]["alt"].startswith('A "dot"')
-    assert 'A "dot"' in words["text/markdown"]
-
-
-def test_a_large_clip_is_made_smaller(shown, monkeypatch):
-    monkeypatch.setattr(show, "MAX_CLIP_BYTES", 20_000)
-    show.show_clip(torch.rand(5, 64, 64, 3), "Noise.")
-    assert len(shown[0][0]["text/html"]) < 1.4 * 20_000
-
-
-def test_rows_are_one_labelled_picture(shown):
-    show.show_rows({"five frames": torch.rand(5, 16, 16, 3), "one": torch.rand(1, 16, 16, 3)}, "Noise, twice.")
-    assert len(shown) == 2 and shown[0][1]["image/png"]["alt"] == "Noise, twice."
-
-
-def test_source_is_the_files_own(shown):
-    from minicogvx.transformer.patchify import patchify
-
-    show.show_source(patchify)
-    text = shown[0][0]["text/markdown"]
-    assert "`minicogvx/transformer/patchify.py`" in text
-    assert "(h p) (w q) -> b (t h w)" in text and text.endswith("```")
-    with pytest.raises(ValueError, match="not part of minicogvx"):
-        show.show_source(copy.deepcopy)
-
-
-@pytest.mark.parametrize("call, message", [
-    (lambda: show.show_clip(torch.rand(5, 16, 16, 3), " "), "alt is empty"),
-    (lambda: show.show_clip(torch.rand(0, 16, 16, 3), "Nothing."), r"\(0, 16, 16, 3\)"),
-    (lambda: show.show_rows({}, "Nothing."), "no rows"),
-    (lambda: show.show_figure(show.new_figure()[0], ""), "alt is empty"),
-])
-def test_a_picture_without_words_is_refused(shown, call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-    assert shown == []

@@ -43,9 +43,8 @@ START = """
 from dataclasses import replace
 import minicogvx
 from minicogvx.presets import preset
-from minicogvx.training.recipe import RECIPES
-from minicogvx.training.run import Keep
-quiet, micro = Keep(progress=False), RECIPES["micro"]
+from minicogvx.training.recipes import load_recipe
+micro = load_recipe("micro")
 """
 
 PATHS = {
@@ -55,14 +54,14 @@ pipe = minicogvx.load("toy")
 pipe("a red circle moves right", num_inference_steps=2)
 """,
     "training": START + """
-from minicogvx.training.latents import encode_world
-from minicogvx.training.transformer import train_transformer
-from minicogvx.training.vae import train_vae
-stage = replace(micro.vae[0], steps=2, batch_size=1)
-vae = train_vae(preset("micro").vae, (stage,), keep=quiet)
-latents = encode_world(vae, 4, 0, 9, 0.0, progress=False)
-few = replace(micro.transformer, stages=(replace(micro.transformer.stages[1], steps=2, batch_size=2),))
-train_transformer(preset("micro"), latents, few, keep=quiet)
+import tempfile
+from pathlib import Path
+from minicogvx.training.run import Keep
+from minicogvx.training.train import Job, train
+vae = replace(micro.vae, stages=(replace(micro.vae.stages[0], steps=2, batch_size=1),))
+transformer = replace(micro.transformer, stages=(replace(micro.transformer.stages[1], steps=2, batch_size=2),))
+with tempfile.TemporaryDirectory() as folder:
+    train(Job(replace(micro, vae=vae, transformer=transformer, clips=4), Path(folder), keep=Keep(progress=False)))
 """,
     "studies": START + """
 from minicogvx.ablation.command import study_latents
@@ -73,7 +72,7 @@ study = STUDIES["position"]
 type(study).clips = 66
 compare_transformers(dict(list(study.variants.items())[:1]), study_latents(study), 1, batch_size=2)
 config = replace(preset("micro").vae, block_out_channels=(8, 8, 16))
-compare_vaes({"a": (config, micro.vae[0].loss)}, 1, batch_size=1)
+compare_vaes({"a": (config, micro.vae.stages[0].loss)}, 1, batch_size=1)
 """,
 }
 
@@ -94,7 +93,7 @@ def test_no_products_in_16_bits_on_an_older_processor(path):
 
 def test_the_count_sees_16_bits_and_the_environment_variable_asks_for_them():
     code = START + """
-from minicogvx.training.latents import encode_world
+from minicogvx.data.clips.world import encode_world
 from minicogvx.vae import CausalVAE
 encode_world(CausalVAE(preset("micro").vae), 1, 0, 1, 0.0, progress=False)
 """

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,45 +11,37 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransf
 from safetensors.torch import load_file, save_file
 
 import minicogvx
-from minicogvx.files import locked
 from minicogvx.interop import find_folder
 from minicogvx.interop.diffusers_folder import load_transformer, load_vae, same_in_diffusers
 from minicogvx.interop.safetensors_files import read_sharded, read_tensors, write_sharded
 from minicogvx.presets import preset
-from tests.test_interop import load_pipeline, same, tiny_pipeline, weights
+from tests.tiny import load_pipeline, same
 
 STEM = "diffusion_pytorch_model"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A pipeline folder for reading only; its VAE keeps the first frame by itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tiny_pipeline(vae={"first_frame": "start"}).save(tmp_path_factory.mktemp("open") / "tiny")
-
-
 @pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
+def copy(tiny_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
 
 
-def test_a_byte_order_mark_is_no_part_of_the_json(folder, copy):
+def test_a_byte_order_mark_is_no_part_of_the_json(tiny_folder, copy):
     paths = [copy / "model_index.json", *copy.glob("*/config.json"), *copy.glob("scheduler/*.json")]
     for path in paths:
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(paths) == 5 and minicogvx.load(copy, "cpu").fps == minicogvx.load(folder, "cpu").fps
+    assert len(paths) == 5 and minicogvx.load(copy, "cpu").fps == minicogvx.load(tiny_folder, "cpu").fps
 
 
 # ---- variants and number formats
 
 
-@pytest.mark.parametrize("room", [10**9, 2000], ids=["whole", "shards"])
-def test_a_folder_of_one_variant_opens(folder, tmp_path, room):
-    theirs = AutoencoderKLCogVideoX.from_pretrained(folder / "vae").to(torch.float16)
-    theirs.save_pretrained(tmp_path / "fp16", variant="fp16", max_shard_size=room)
-    assert len(list((tmp_path / "fp16").glob("*.safetensors"))) > 1 or room > 2000
-    assert same(load_vae(tmp_path / "fp16").state_dict(), theirs.state_dict())
+def test_a_folder_of_one_variant_opens(tiny_folder, tmp_path):
+    theirs = AutoencoderKLCogVideoX.from_pretrained(tiny_folder / "vae").to(torch.float16)
+    for most_bytes in (10**9, 2000):
+        place = tmp_path / str(most_bytes)
+        theirs.save_pretrained(place, variant="fp16", max_shard_size=most_bytes)
+        assert (len(list(place.glob("*.safetensors"))) > 1) == (most_bytes == 2000)
+        assert same(load_vae(place).state_dict(), theirs.state_dict())
 
 
 def test_plain_weights_go_before_variants_and_several_variants_are_named(tmp_path):
@@ -66,47 +57,44 @@ def test_plain_weights_go_before_variants_and_several_variants_are_named(tmp_pat
         read_sharded(tmp_path, "x")  # a shard without its index
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_8_bit_weights_are_widened_without_loss(copy, dtype):
+def test_8_bit_weights_are_widened_without_loss(copy, subtests):
     path = copy / "transformer" / f"{STEM}.safetensors"
-    narrow = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
-    save_file(narrow, path)
-    for asked, wanted in ((None, torch.bfloat16), (torch.float32, torch.float32)):
-        opened = load_transformer(copy, dtype=asked).state_dict()
-        assert same(opened, {name: tensor.to(wanted) for name, tensor in narrow.items()})
-    scaled = narrow | {"proj_out.weight_scale": torch.ones(1)}
-    save_file(scaled, path)
-    with pytest.raises(ValueError, match="has a tensor proj_out.weight_scale"):
-        load_transformer(copy)
+    weights = load_file(path)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        with subtests.test(dtype=dtype):
+            narrow = {name: tensor.to(dtype) for name, tensor in weights.items()}
+            save_file(narrow, path)
+            for asked, wanted in ((None, torch.bfloat16), (torch.float32, torch.float32)):
+                opened = load_transformer(copy, dtype=asked).state_dict()
+                assert same(opened, {name: tensor.to(wanted) for name, tensor in narrow.items()})
+            save_file(narrow | {"proj_out.weight_scale": torch.ones(1)}, path)
+            with pytest.raises(ValueError, match="has a tensor proj_out.weight_scale"):
+                load_transformer(copy)
 
 
 # ---- one network alone
 
 
-def test_a_network_alone_opens_from_its_folder_or_the_pipelines(folder, tmp_path):
-    pipe = load_pipeline(folder)
+def test_a_network_alone_opens_from_its_folder_or_the_pipelines(tiny_folder, tmp_path, monkeypatch):
+    pipe = load_pipeline(tiny_folder)
     for load, name, part in ((load_vae, "vae", pipe.vae), (load_transformer, "transformer", pipe.transformer)):
-        for place in (folder, folder / name, str(folder / name)):
+        for place in (tiny_folder, tiny_folder / name, str(tiny_folder / name)):
             opened = load(place, "cpu", torch.float32)
             assert opened.config == part.config and same(opened.state_dict(), part.state_dict()) and not opened.training
-        alone = Path(shutil.copytree(folder / name, tmp_path / name))
+        alone = Path(shutil.copytree(tiny_folder / name, tmp_path / name))
         published = load(alone).config  # what minicogvx.json said is gone, so the published behaviour holds
         assert published == replace(part.config, **{"first_frame": "parity"} if name == "vae" else {
             "position_scaling": "interpolate"})
+        monkeypatch.chdir(tiny_folder / name)
+        assert load(".").config == part.config
+    monkeypatch.chdir(tiny_folder)
+    assert load_vae("vae").config.first_frame == load_vae(".").config.first_frame == "start"
     with pytest.raises(FileNotFoundError, match="neither model_index.json nor config.json"):
         load_vae(tmp_path)
     with pytest.raises(ValueError, match="is of the class 'CogVideoXTransformer3DModel'; it must be AutoencoderKL"):
-        load_vae(folder / "transformer")
+        load_vae(tiny_folder / "transformer")
     with pytest.raises(FileNotFoundError, match="no model_index.json.*load_vae or load_transformer"):
-        minicogvx.load(folder / "vae")
-
-
-def test_a_network_alone_opens_from_within_its_folder(folder, monkeypatch):
-    for name, load in (("vae", load_vae), ("transformer", load_transformer)):
-        monkeypatch.chdir(folder / name)
-        assert load(".").config == load(folder).config
-    monkeypatch.chdir(folder)
-    assert load_vae("vae").config.first_frame == load_vae(".").config.first_frame == "start"
+        minicogvx.load(tiny_folder / "vae")
 
 
 def test_a_network_alone_is_refused_without_the_file_that_its_index_needs(copy):
@@ -159,27 +147,29 @@ def test_the_toys_files_are_those_of_its_export(tmp_path):
             assert ours | {"transformers_version": 0} == theirs | {"transformers_version": 0}, path
 
 
-@pytest.mark.parametrize(("name", "sentence"), [
-    ("toy", "max_sequence_length=32, height=64, width=64, num_frames=8k + 1; it scales positions at other sizes and "
-            "has another rule for the first frame at other counts"),
-    ("small", "max_sequence_length=64, height=128, width=128, num_frames=8k + 1; it"),
-    ("2b", ""), ("5b-i2v", ""), ("1.5-5b", "called with height=768, width=1360"),
-    ("1.5-5b-i2v", "called with height=768, width=1360, num_frames=81"),
-])
-def test_what_a_call_in_diffusers_must_say(name, sentence):
-    sizes = preset(name)
-    said = same_in_diffusers(sizes.vae, sizes.transformer, 6.0)
-    assert said.endswith(sentence) or "; it" in said and sentence in said
-    assert bool(said) == bool(sentence) and "\n" not in said
-    assert "guidance_scale=3.5" in same_in_diffusers(sizes.vae, sizes.transformer, 3.5)
-    shorter = replace(sizes.transformer, sample_frames=25)
-    image = sizes.transformer.image_to_video  # whose default is 49 there
-    assert ("num_frames=25" in same_in_diffusers(sizes.vae, shorter, 6.0)) == image
-    higher = replace(sizes.vae, sample_height=64 + sizes.vae.sample_height)
-    fixed = "learned" in sizes.transformer.position or name in ("toy", "small")  # to the size of their positions
-    assert (f"height={higher.sample_height}, width=" in same_in_diffusers(higher, shorter, 6.0)) != fixed
-    paired = replace(sizes.vae, temporal_compression_ratio=2, first_frame="start")
-    assert "num_frames=4k + 1" in same_in_diffusers(paired, sizes.transformer, 6.0)
+def test_what_a_call_in_diffusers_must_say(subtests):
+    cases = {
+        "toy": "max_sequence_length=32, height=64, width=64, num_frames=8k + 1; it scales positions at other sizes and "
+               "has another rule for the first frame at other counts",
+        "small": "max_sequence_length=64, height=128, width=128, num_frames=8k + 1; it", "2b": "", "5b-i2v": "",
+        "1.5-5b": "called with height=768, width=1360",
+        "1.5-5b-i2v": "called with height=768, width=1360, num_frames=81",
+    }
+    for name, sentence in cases.items():
+        with subtests.test(name):
+            sizes = preset(name)
+            said = same_in_diffusers(sizes.vae, sizes.transformer, 6.0)
+            assert said.endswith(sentence) or "; it" in said and sentence in said
+            assert bool(said) == bool(sentence) and "\n" not in said
+            assert "guidance_scale=3.5" in same_in_diffusers(sizes.vae, sizes.transformer, 3.5)
+            shorter = replace(sizes.transformer, sample_frames=25)
+            image = sizes.transformer.image_to_video  # whose default is 49 there
+            assert ("num_frames=25" in same_in_diffusers(sizes.vae, shorter, 6.0)) == image
+            higher = replace(sizes.vae, sample_height=64 + sizes.vae.sample_height)
+            fixed = "learned" in sizes.transformer.position or name in ("toy", "small")  # to their positions' size
+            assert (f"height={higher.sample_height}, width=" in same_in_diffusers(higher, shorter, 6.0)) != fixed
+            paired = replace(sizes.vae, temporal_compression_ratio=2, first_frame="start")
+            assert "num_frames=4k + 1" in same_in_diffusers(paired, sizes.transformer, 6.0)
 
 
 def test_a_folder_is_published_where_it_does_not_say_otherwise(copy):
@@ -190,33 +180,14 @@ def test_a_folder_is_published_where_it_does_not_say_otherwise(copy):
     assert (pipe.fps, pipe.guidance_scale, pipe.unconditional) == (8, 6.0, "empty")
 
 
-@pytest.mark.parametrize(("vae", "rule"), [(None, "start"), ({}, "start"), ({"norm_over": "frame"}, "start"),
-                                         ({"first_frame": "parity"}, "parity")])
-def test_a_file_without_a_version_is_from_when_the_first_frame_was_kept_by_default(copy, vae, rule):
+def test_a_file_without_a_version_is_from_when_the_first_frame_was_kept_by_default(copy, subtests):
     path = copy / "minicogvx.json"
     own = json.loads(path.read_text())
     assert own.pop("version") == 1 and own.pop("vae") == {"first_frame": "start"}
-    own |= {} if vae is None else {"vae": vae}
-    path.write_text(json.dumps(own))
-    assert load_vae(copy).config.first_frame == load_pipeline(copy).vae.config.first_frame == rule
-    path.write_text(json.dumps(own | {"version": 1}))
-    assert load_vae(copy / "vae").config.first_frame == "parity"
-
-
-def test_two_exports_to_one_place_do_not_mix(tmp_path):
-    pipe = tiny_pipeline()
-    with locked(tmp_path / ".out.part"):
-        with pytest.raises(ValueError, match="is in use by another run"):
-            pipe.save(tmp_path / "out")
-    pipe.save(tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert same(weights(load_pipeline(tmp_path / "out")), weights(pipe))
-
-
-def test_a_text_encoder_that_is_not_finite_is_not_written(tmp_path):
-    pipe = tiny_pipeline()
-    with torch.no_grad():
-        pipe.text.encoder.shared.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="shared.weight holds NaN"):
-        pipe.save(tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+    for vae, rule in (({}, "start"), ({"vae": {}}, "start"), ({"vae": {"norm_over": "frame"}}, "start"),
+                      ({"vae": {"first_frame": "parity"}}, "parity")):
+        with subtests.test(vae=vae):
+            path.write_text(json.dumps(own | vae))
+            assert load_vae(copy).config.first_frame == load_pipeline(copy).vae.config.first_frame == rule
+            path.write_text(json.dumps(own | vae | {"version": 1}))
+            assert load_vae(copy / "vae").config.first_frame == "parity"

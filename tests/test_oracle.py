@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -13,38 +14,36 @@ from minicogvx.data.world.oracle import matches, read
 from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, sample_scenes
 
 
-@pytest.mark.parametrize("size, frames", [(64, 17), (32, 9)])
-@pytest.mark.parametrize("blur, noise", [(0.0, 0.0), (0.7, 0.03)])
-def test_reads_true_clips(size, frames, blur, noise):
-    scenes = sample_scenes(50, 11) + sample_scenes(50, 11, "held_out", two_objects=0.3)
-    generator, wrong = torch.Generator().manual_seed(0), []
-    for scene in scenes:
-        reading = read(worsen(render(scene, frames, size, size), blur, noise, generator))
-        if not matches(reading, scene)["all"]:
-            wrong.append((scene, reading))
-    assert len(wrong) <= (1 if blur else 0), wrong[0]
+def test_reads_true_clips(subtests):
+    for (size, frames), (blur, noise) in product(((64, 17), (32, 9)), ((0.0, 0.0), (0.7, 0.03))):
+        with subtests.test(size=size, frames=frames, blur=blur, noise=noise):
+            scenes = sample_scenes(50, 11) + sample_scenes(50, 11, "held_out", two_objects=0.3)
+            generator, wrong = torch.Generator().manual_seed(0), []
+            for scene in scenes:
+                reading = read(worsen(render(scene, frames, size, size), blur, noise, generator))
+                if not matches(reading, scene)["all"]:
+                    wrong.append((scene, reading))
+            assert len(wrong) <= (1 if blur else 0), wrong[0]
 
 
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_reads_every_motion_of_every_shape_and_colour(motion):
-    for i, (shape, colour) in enumerate((s, c) for s in SHAPES for c in list(COLOURS)[:3]):
-        background = list(BACKGROUNDS)[i % 4]
-        scene = next(s for s in sample_scenes(400, i, two_objects=0.0) if s.objects[0].motion == motion)
-        scene = Scene((replace(scene.objects[0], shape=shape, colour=colour),), background)
-        assert matches(read(render(scene, 9, 32, 32)), scene)["all"], scene
+def test_reads_every_motion_of_every_shape_and_colour(subtests):
+    for motion in MOTIONS:
+        with subtests.test(motion):
+            for i, (shape, colour) in enumerate((s, c) for s in SHAPES for c in list(COLOURS)[:3]):
+                background = list(BACKGROUNDS)[i % 4]
+                scene = next(s for s in sample_scenes(400, i, two_objects=0.0) if s.objects[0].motion == motion)
+                scene = Scene((replace(scene.objects[0], shape=shape, colour=colour),), background)
+                assert matches(read(render(scene, 9, 32, 32)), scene)["all"], scene
 
 
-def test_reads_size_of_single_objects():
+def test_reads_the_size_of_single_objects_and_clips_of_other_sizes():
     for scene in sample_scenes(60, 12, two_objects=0.0):
         assert read(render(scene, 17, 64, 64)).objects[0].size == scene.objects[0].size
-
-
-def test_reads_other_sizes_and_frame_counts():
     for scene in sample_scenes(10, 13):
         assert matches(read(render(scene, 33, 60, 90)), scene)["all"], scene
 
 
-def test_noise_and_emptiness_are_refused():
+def test_noise_emptiness_and_bad_videos_are_refused():
     noise = read(torch.rand(9, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
     assert noise.objects == () and noise.count is None and noise.confidence is None
     empty = read(torch.tensor(BACKGROUNDS["navy"]).expand(9, 32, 32, 3))
@@ -54,6 +53,10 @@ def test_noise_and_emptiness_are_refused():
     scene = sample_scenes(1, 0)[0]
     assert not matches(noise, scene)["all"] and not matches(empty, scene)["all"]
     assert matches(empty, parse_caption("on a navy background"))["all"]
+    with pytest.raises(ValueError, match="not finite"):
+        read(torch.full((3, 8, 8, 3), float("nan")))
+    with pytest.raises((ValueError, TypeError)):  # a TypeError where annotations are checked
+        read(torch.zeros(3, 8, 8))
 
 
 def test_ambiguity_is_answered_with_none():
@@ -68,12 +71,8 @@ def test_ambiguity_is_answered_with_none():
     clip = render(one, 9, 32, 32)
     clip[4:] = torch.tensor(BACKGROUNDS["black"])  # it vanishes half-way
     assert read(clip).objects[0].motion is None and read(clip).count is None
-
-
-def test_one_object_in_two_colours_is_not_two():
-    still = ShapeObject("circle", "blue", "stays still", 0.5, 0.5, 0.22)
-    core = replace(still, colour="yellow", radius=0.14)
-    reading = read(render(Scene((still, core), "black"), 9, 32, 32))
+    ball = replace(still, colour="blue", radius=0.22)  # one object in two colours is not two
+    reading = read(render(Scene((ball, replace(ball, colour="yellow", radius=0.14)), "black"), 9, 32, 32))
     assert len(reading.objects) == 1 and reading.objects[0].colour is None
 
 
@@ -100,10 +99,3 @@ def test_each_property_is_judged_on_its_own():
         result = matches(reading, Scene((replace(thing, **{field: value}),), "grey"))
         assert [key for key, right in result.items() if not right] == [field, "all"]
     assert not matches(reading, Scene((thing,), "navy"))["background"]
-
-
-def test_bad_videos_raise():
-    with pytest.raises(ValueError, match="not finite"):
-        read(torch.full((3, 8, 8, 3), float("nan")))
-    with pytest.raises((ValueError, TypeError)):  # a TypeError where annotations are checked
-        read(torch.zeros(3, 8, 8))

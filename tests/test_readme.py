@@ -5,8 +5,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
-
 from minicogvx import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,7 +12,7 @@ PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), 
 # What a command reads (names of its arguments), and the files that it makes.
 READS = ("image", "video", "lora", "list", "model", "before", "captioner", "summary", "aesthetic", "folder")
 MADE = {"train": ["pipeline"], "finetune": ["pipeline"], "data curate": ["kept.jsonl", "best.jsonl", "report.html"]}
-NAMES = ("toy", "shapes")  # instead of a folder
+NAMES = ("toy", "shapes", "random", "world")  # instead of a folder
 
 
 def blocks(text: str) -> list[str]:
@@ -66,18 +64,17 @@ def test_the_readmes_commands_run_as_written():
     assert seen >= set(cli.COMMANDS) - {"data"} and len(lines) > 25
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_on_a_page_is_one_that_the_program_takes(page):
-    text = page.read_text()
-    inline = [" ".join(piece.split()) for piece in re.findall(r"`((?:minicogvx|torchrun) [^`]+)`", text)]
-    for line in (*blocks(text), *inline):
-        if "..." in line or re.search(r"\b[A-Z]{4,}\b", line) or not words_of(line):
-            continue  # part of a command, or one with a word to fill in
-        words = words_of(line)
-        if words[0] in ("version", "--version", "help"):
-            continue
-        assert words[0] in cli.COMMANDS, line
-        try:
-            parse(words) if words[1:] else None
-        except ValueError as error:  # in a sentence, a command may lack what goes without saying
-            assert line in inline and re.search("are required|expected one argument", str(error)), f"{line}\n{error}"
+def test_every_command_on_a_page_is_one_that_the_program_takes(subtests):
+    for page in PAGES:
+        text = page.read_text()
+        inline = [" ".join(piece.split()) for piece in re.findall(r"`((?:minicogvx|torchrun) [^`]+)`", text)]
+        for line in (*blocks(text), *inline):
+            words = None if "..." in line or re.search(r"\b[A-Z]{4,}\b", line) else words_of(line)
+            if not words or words[0] in ("version", "--version", "help"):
+                continue  # part of a command, or one with a word to fill in
+            with subtests.test(line, page=page.name):
+                assert words[0] in cli.COMMANDS
+                try:
+                    parse(words) if words[1:] else None
+                except ValueError as error:  # in a sentence, a command may lack what goes without saying
+                    assert line in inline and re.search("are required|expected one argument", str(error)), error

@@ -1,6 +1,7 @@
 """DDIM and DPM-Solver++ against diffusers, step by step over whole runs, and on problems whose answer is known."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -66,55 +67,43 @@ def compare(ours, theirs, rtol, atol):
             torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda m: f"{name} of step {i}: {m}")
 
 
-@pytest.mark.parametrize("n", [50, 30, 25, 10, 7, 2, 1])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("sampler, scheduler", PAIRS)
-def test_whole_runs_are_those_of_diffusers(sampler, scheduler, shift, n):
-    config = ScheduleConfig(snr_shift_scale=shift)
-    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-6)):
-        noise = draw_noise(SHAPE, seeded(1), dtype)
-        ours = run(sampler(NoiseSchedule(config), n), noise, seeded(2))
-        theirs = reference_run(reference(scheduler, config), n, noise, seeded(2))
-        compare(ours, theirs, tolerance, tolerance)
+def test_whole_runs_are_those_of_diffusers(subtests):
+    shifted = [ScheduleConfig(snr_shift_scale=shift) for shift in (1.0, 3.0)]
+    others = [ScheduleConfig(prediction_type=kind, rescale_betas_zero_snr=False)
+              for kind in ("v_prediction", "epsilon", "sample")]
+    runs = [*product(shifted, (50, 30, 25, 10, 7, 2, 1)), *product(others, (10,))]
+    for (sampler, scheduler), (config, n) in product(PAIRS, runs):
+        with subtests.test(sampler.__name__, steps=n, config=config):
+            for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-6)):
+                if dtype == torch.float64 or config in shifted:
+                    noise = draw_noise(SHAPE, seeded(1), dtype)
+                    theirs = reference_run(reference(scheduler, config), n, noise, seeded(2))
+                    compare(run(sampler(NoiseSchedule(config), n), noise, seeded(2)), theirs, tolerance, tolerance)
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
-@pytest.mark.parametrize("sampler, scheduler", PAIRS)
-def test_other_predictions_and_no_rescaling(sampler, scheduler, prediction_type):
-    config = ScheduleConfig(prediction_type=prediction_type, rescale_betas_zero_snr=False)
-    noise = draw_noise(SHAPE, seeded(1), torch.float64)
-    ours = run(sampler(NoiseSchedule(config), 10), noise, seeded(2))
-    compare(ours, reference_run(reference(scheduler, config), 10, noise, seeded(2)), 1e-11, 1e-11)
+def test_video_to_video_starts_in_the_middle(subtests):
+    for strength, (sampler, scheduler) in product((0.3, 0.8, 1.0), PAIRS):
+        with subtests.test(sampler.__name__, strength=strength):
+            config, n = PRESETS["5b"].schedule, 20
+            schedule, theirs, start = NoiseSchedule(config), reference(scheduler, config), start_index(strength, n)
+            clean, noise = draw_noise(SHAPE, seeded(3)), draw_noise(SHAPE, seeded(4))
+            ours = sampler(schedule, n)
+            t = int(ours.timesteps[start])
+            ours_start = schedule.add_noise(clean, noise, t)
+            theirs_start = theirs.add_noise(clean, noise, torch.tensor([t]))
+            torch.testing.assert_close(ours_start, theirs_start, rtol=0, atol=2e-6)
+            compare(run(ours, ours_start, seeded(5), start),
+                    reference_run(theirs, n, theirs_start, seeded(5), start), 2e-5, 2e-5)
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
-@pytest.mark.parametrize("sampler, scheduler", PAIRS)
-def test_video_to_video_starts_in_the_middle(sampler, scheduler, strength):
-    config, n = PRESETS["5b"].schedule, 20
-    schedule, theirs, start = NoiseSchedule(config), reference(scheduler, config), start_index(strength, n)
-    clean, noise = draw_noise(SHAPE, seeded(3)), draw_noise(SHAPE, seeded(4))
-    ours = sampler(schedule, n)
-    t = int(ours.timesteps[start])
-    ours_start = schedule.add_noise(clean, noise, t)
-    theirs_start = theirs.add_noise(clean, noise, torch.tensor([t]))
-    torch.testing.assert_close(ours_start, theirs_start, rtol=0, atol=2e-6)
-    compare(run(ours, ours_start, seeded(5), start),
-            reference_run(theirs, n, theirs_start, seeded(5), start), 2e-5, 2e-5)
-
-
-def test_noise_is_drawn_in_the_published_layout():
+def test_noise_is_drawn_as_diffusers_does_from_one_generator_or_one_for_each_video():
     b, c, t, h, w = SHAPE
-    theirs = randn_tensor((b, t, c, h, w), generator=seeded(7))
-    assert torch.equal(draw_noise(SHAPE, seeded(7)), rearrange(theirs, "b t c h w -> b c t h w"))
+    for generators in (seeded(7), [seeded(7), seeded(3)]):
+        again = [seeded(7), seeded(3)] if isinstance(generators, list) else seeded(7)
+        theirs = randn_tensor((b, t, c, h, w), generator=generators)
+        assert torch.equal(draw_noise(SHAPE, again), rearrange(theirs, "b t c h w -> b c t h w"))
     assert draw_noise(SHAPE, seeded(7), torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_a_generator_for_each_video_draws_as_diffusers_does():
-    b, c, t, h, w = SHAPE
-    theirs = randn_tensor((b, t, c, h, w), generator=[seeded(7), seeded(3)])
-    ours = draw_noise(SHAPE, [seeded(7), seeded(3)])
-    assert torch.equal(ours, rearrange(theirs, "b t c h w -> b c t h w"))
-    assert torch.equal(ours[1:], draw_noise((1, c, t, h, w), seeded(3)))
+    assert torch.equal(draw_noise(SHAPE, [seeded(7), seeded(3)])[1:], draw_noise((1, c, t, h, w), seeded(3)))
     with pytest.raises(ValueError, match="there are 3 generators; it must be one, or one for each of the 2 videos"):
         draw_noise(SHAPE, [seeded(i) for i in range(3)])
 
@@ -132,51 +121,47 @@ def test_single_draw_of_noise_is_an_option():
     assert torch.equal(twice.get_state(), draws.get_state())
 
 
-@pytest.mark.parametrize("sampler", [DDIMSampler, DPMSampler])
-def test_same_seed_same_latents(sampler):
-    ours = sampler(NoiseSchedule(ScheduleConfig()), 10)
-    first, second = (run(ours, draw_noise(SHAPE, seeded(1)), seeded(2))[-1][0] for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.allclose(first, run(ours, draw_noise(SHAPE, seeded(3)), seeded(2))[-1][0])
+def test_same_seed_same_latents_and_ddim_takes_no_further_noise(subtests):
+    for sampler in (DDIMSampler, DPMSampler):
+        with subtests.test(sampler.__name__):
+            ours, noise = sampler(NoiseSchedule(ScheduleConfig()), 10), draw_noise(SHAPE, seeded(1))
+            first, second, other = (run(ours, noise, seeded(seed))[-1][0] for seed in (2, 2, 3))
+            assert torch.equal(first, second) and torch.equal(first, other) == (sampler is DDIMSampler)
+            assert not torch.allclose(first, run(ours, draw_noise(SHAPE, seeded(3)), seeded(2))[-1][0])
+            generator = seeded(2)
+            run(ours, noise, generator)
+            assert torch.equal(generator.get_state(), seeded(2).get_state()) == (sampler is DDIMSampler)
 
 
-def test_ddim_takes_no_noise_and_dpm_does():
-    schedule, noise, g = NoiseSchedule(ScheduleConfig()), draw_noise(SHAPE, seeded(1)), seeded(2)
-    before = g.get_state()
-    run(DDIMSampler(schedule, 5), noise, g)
-    assert torch.equal(g.get_state(), before)
-    a, b = (run(DPMSampler(schedule, 5), noise, seeded(seed))[-1][0] for seed in (2, 3))
-    assert not torch.allclose(a, b)
+def test_a_network_that_knows_the_answer_reaches_it(subtests):
+    for n, sampler in product((1, 2, 10), (DDIMSampler, DPMSampler)):
+        with subtests.test(sampler.__name__, n=n):
+            # v that points at `clean` from wherever x_t is: eps = (x_t - a x0) / s.
+            schedule, clean = NoiseSchedule(ScheduleConfig()), draw_noise(SHAPE, seeded(6), torch.float64)
+
+            def oracle(x, t):
+                a, s = schedule.alpha_bar(t) ** 0.5, (1 - schedule.alpha_bar(t)) ** 0.5
+                return (a * x - clean) / s
+
+            noise = draw_noise(SHAPE, seeded(1), torch.float64)
+            torch.testing.assert_close(run(sampler(schedule, n), noise, seeded(2), network=oracle)[-1][0], clean)
 
 
-@pytest.mark.parametrize("n", [1, 2, 10])
-@pytest.mark.parametrize("sampler", [DDIMSampler, DPMSampler])
-def test_a_network_that_knows_the_answer_reaches_it(sampler, n):
-    # v that points at `clean` from wherever x_t is: eps = (x_t - a x0) / s.
-    schedule, clean = NoiseSchedule(ScheduleConfig()), draw_noise(SHAPE, seeded(6), torch.float64)
+def test_gaussian_data_come_out_with_their_mean_and_spread(subtests):
+    for sampler in (DDIMSampler, DPMSampler):
+        with subtests.test(sampler.__name__):
+            # For data ~ N(mu, std^2) the perfect network is known: E[x0 | x_t] is linear in x_t.
+            mu, std, schedule = 0.7, 0.5, NoiseSchedule(PRESETS["2b"].schedule)
 
-    def oracle(x, t):
-        a, s = schedule.alpha_bar(t) ** 0.5, (1 - schedule.alpha_bar(t)) ** 0.5
-        return (a * x - clean) / s
+            def posterior_mean(x, t):
+                bar = schedule.alpha_bar(t)
+                x0 = mu + std ** 2 * bar ** 0.5 / (std ** 2 * bar + 1 - bar) * (x - bar ** 0.5 * mu)
+                return (bar ** 0.5 * x - x0) / (1 - bar) ** 0.5
 
-    noise = draw_noise(SHAPE, seeded(1), torch.float64)
-    torch.testing.assert_close(run(sampler(schedule, n), noise, seeded(2), network=oracle)[-1][0], clean)
-
-
-@pytest.mark.parametrize("sampler", [DDIMSampler, DPMSampler])
-def test_gaussian_data_come_out_with_their_mean_and_spread(sampler):
-    # For data ~ N(mu, std^2) the perfect network is known: E[x0 | x_t] is linear in x_t.
-    mu, std, schedule = 0.7, 0.5, NoiseSchedule(PRESETS["2b"].schedule)
-
-    def posterior_mean(x, t):
-        bar = schedule.alpha_bar(t)
-        x0 = mu + std ** 2 * bar ** 0.5 / (std ** 2 * bar + 1 - bar) * (x - bar ** 0.5 * mu)
-        return (bar ** 0.5 * x - x0) / (1 - bar) ** 0.5
-
-    noise = draw_noise((2, 4, 5, 10, 10), seeded(1), torch.float64)
-    out = run(sampler(schedule, 1000), noise, seeded(2), network=posterior_mean)[-1][0]
-    assert out.mean().item() == pytest.approx(mu, abs=0.02)
-    assert out.std().item() == pytest.approx(std, abs=0.015)
+            noise = draw_noise((2, 4, 5, 10, 10), seeded(1), torch.float64)
+            out = run(sampler(schedule, 1000), noise, seeded(2), network=posterior_mean)[-1][0]
+            assert out.mean().item() == pytest.approx(mu, abs=0.02)
+            assert out.std().item() == pytest.approx(std, abs=0.015)
 
 
 def test_stride_can_leave_noise_where_next_does_not():
@@ -189,56 +174,51 @@ def test_stride_can_leave_noise_where_next_does_not():
                                    run(sampler(schedule, 10, "next"), noise, seeded(2)), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("sampler", [DDIMSampler, DPMSampler])
-def test_half_precision_latents_stay_half_and_are_computed_in_float32(sampler):
-    ours = sampler(NoiseSchedule(ScheduleConfig()), 10)
-    latents, output = (draw_noise(SHAPE, seeded(s)).bfloat16() for s in (1, 2))
-    low, low_x0 = ours.step(output, 3, latents, None, seeded(3))
-    high, high_x0 = ours.step(output.float(), 3, latents.float(), None, seeded(3))
-    assert low.dtype == torch.bfloat16 and low_x0.dtype == torch.float32
-    assert torch.equal(low_x0, high_x0)
-    torch.testing.assert_close(low.float(), high, rtol=2 ** -7, atol=2 ** -7)
+def test_half_precision_latents_stay_half_and_are_computed_in_float32(subtests):
+    for sampler in (DDIMSampler, DPMSampler):
+        with subtests.test(sampler.__name__):
+            ours = sampler(NoiseSchedule(ScheduleConfig()), 10)
+            latents, output = (draw_noise(SHAPE, seeded(s)).bfloat16() for s in (1, 2))
+            low, low_x0 = ours.step(output, 3, latents, None, seeded(3))
+            high, high_x0 = ours.step(output.float(), 3, latents.float(), None, seeded(3))
+            assert low.dtype == torch.bfloat16 and low_x0.dtype == torch.float32
+            assert torch.equal(low_x0, high_x0)
+            torch.testing.assert_close(low.float(), high, rtol=2 ** -7, atol=2 ** -7)
 
 
-@pytest.mark.parametrize("sampler, scheduler", PAIRS)
-def test_bfloat16_runs_are_no_further_from_exact_than_those_of_diffusers(sampler, scheduler):
-    # They round the scaled latents to bfloat16 before adding; here only the sum is rounded.
-    config, noise = ScheduleConfig(), draw_noise(SHAPE, seeded(1), torch.bfloat16)
-    ours = run(sampler(NoiseSchedule(config), 10), noise, seeded(2))[-1][0]
-    theirs = reference_run(reference(scheduler, config), 10, noise, seeded(2))[-1][0]
-    exact = run(sampler(NoiseSchedule(config), 10), noise.float(), seeded(2))[-1][0]
-    assert ours.dtype == theirs.dtype == torch.bfloat16
-    ours_off, theirs_off = ((x.float() - exact).abs().mean() for x in (ours, theirs))
-    assert ours_off < 1.2 * theirs_off and ours_off < 0.02
+def test_bfloat16_runs_are_no_further_from_exact_than_those_of_diffusers(subtests):
+    for sampler, scheduler in PAIRS:
+        with subtests.test(sampler.__name__):
+            # They round the scaled latents to bfloat16 before adding; here only the sum is rounded.
+            config, noise = ScheduleConfig(), draw_noise(SHAPE, seeded(1), torch.bfloat16)
+            ours = run(sampler(NoiseSchedule(config), 10), noise, seeded(2))[-1][0]
+            theirs = reference_run(reference(scheduler, config), 10, noise, seeded(2))[-1][0]
+            exact = run(sampler(NoiseSchedule(config), 10), noise.float(), seeded(2))[-1][0]
+            assert ours.dtype == theirs.dtype == torch.bfloat16
+            ours_off, theirs_off = ((x.float() - exact).abs().mean() for x in (ours, theirs))
+            assert ours_off < 1.2 * theirs_off and ours_off < 0.02
 
 
-@pytest.mark.parametrize("sampler", [DDIMSampler, DPMSampler])
-def test_bad_steps(sampler):
-    ours, x = sampler(NoiseSchedule(ScheduleConfig()), 10), draw_noise(SHAPE, seeded(1))
-    for bad in (float("nan"), float("inf")):
-        output = x.clone()
-        output[1, 2, 0, 1, 1] = bad
-        with pytest.raises(ValueError, match=r"the model output of step 3 \(timestep 699\) holds NaN or infinity"):
-            ours.step(output, 3, x)
-    for i in (-1, 10):
-        with pytest.raises(ValueError, match=rf"step is {i}; with 10 inference steps it must be in 0\.\.9"):
-            ours.step(x, i, x)
-    for n in (0, 1001):
-        with pytest.raises(ValueError, match=f"num_inference_steps is {n}; it must be from 1 to 1000"):
-            sampler(NoiseSchedule(ScheduleConfig()), n)
-    with pytest.raises(ValueError, match="epsilon"):
-        sampler(NoiseSchedule(replace(ScheduleConfig(), prediction_type="epsilon")), 10)
-
-
-def test_x0_before_the_first_step():
+def test_bad_steps(subtests):
     x = draw_noise(SHAPE, seeded(1))
+    for sampler in (DDIMSampler, DPMSampler):
+        with subtests.test(sampler.__name__):
+            ours = sampler(NoiseSchedule(ScheduleConfig()), 10)
+            for bad in (float("nan"), float("inf")):
+                output = x.clone()
+                output[1, 2, 0, 1, 1] = bad
+                with pytest.raises(ValueError, match=r"output of step 3 \(timestep 699\) holds NaN or infinity"):
+                    ours.step(output, 3, x)
+            for i in (-1, 10):
+                with pytest.raises(ValueError, match=rf"step is {i}; with 10 inference steps it must be in 0\.\.9"):
+                    ours.step(x, i, x)
+            for n in (0, 1001):
+                with pytest.raises(ValueError, match=f"num_inference_steps is {n}; it must be from 1 to 1000"):
+                    sampler(NoiseSchedule(ScheduleConfig()), n)
+            with pytest.raises(ValueError, match="epsilon"):
+                sampler(NoiseSchedule(replace(ScheduleConfig(), prediction_type="epsilon")), 10)
+            # jaxtyping speaks first where it checks; without it the sampler does
+            with pytest.raises(Exception, match="(?s)the model output has shape|Type-check error"):
+                ours.step(x[:1], 0, x)
     with pytest.raises(ValueError, match="x0_before is given at step 0; it must be None"):
         DPMSampler(NoiseSchedule(ScheduleConfig()), 10).step(x, 0, x, x)
-
-
-@pytest.mark.parametrize("sampler", [DDIMSampler, DPMSampler])
-def test_output_of_another_shape(sampler):
-    # jaxtyping speaks first where it checks; without it the sampler does.
-    x = draw_noise(SHAPE, seeded(1))
-    with pytest.raises(Exception, match="(?s)the model output has shape|Type-check error"):
-        sampler(NoiseSchedule(ScheduleConfig()), 10).step(x[:1], 0, x)

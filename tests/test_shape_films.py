@@ -27,56 +27,61 @@ from minicogvx.data.world.styles import (
 from minicogvx.files import locked
 
 SCENES = sample_scenes(24, 9, "train", two_objects=0.0)
-EACH_STYLE = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 
 
 # ---- styles
 
 
-@EACH_STYLE
-def test_a_style_has_one_ground_and_one_figure_whatever_the_colours(style):
-    thing = ShapeObject("circle", "red", "stays still", 0.5, 0.5, 0.2)
-    scenes = [Scene((replace(thing, colour=colour),), background) for colour in COLOURS for background in BACKGROUNDS]
-    videos = render_styled(scenes, style, 2, 32, 32)
-    assert videos.shape == (32, 2, 32, 32, 3) and torch.equal(videos, videos[:1].expand_as(videos))
-    assert videos[0, 0, 0, 0].tolist() == pytest.approx(style.ground, abs=1e-5)
-    assert videos[0, 0, 16, 16].tolist() == pytest.approx(style.figure, abs=1e-5)
-    ground, figure = colours_of(videos[0])
-    assert ground.tolist() == pytest.approx(style.ground, abs=1e-5)
-    assert figure.tolist() == pytest.approx(style.figure, abs=1e-5)
+def test_a_style_has_one_ground_and_one_figure_whatever_the_colours(subtests):
+    for name, look in STYLES.items():
+        with subtests.test(name):
+            thing = ShapeObject("circle", "red", "stays still", 0.5, 0.5, 0.2)
+            scenes = [Scene((replace(thing, colour=colour),), background)
+                      for colour in COLOURS for background in BACKGROUNDS]
+            videos = render_styled(scenes, look, 2, 32, 32)
+            assert videos.shape == (32, 2, 32, 32, 3) and torch.equal(videos, videos[:1].expand_as(videos))
+            assert videos[0, 0, 0, 0].tolist() == pytest.approx(look.ground, abs=1e-5)
+            assert videos[0, 0, 16, 16].tolist() == pytest.approx(look.figure, abs=1e-5)
+            ground, figure = colours_of(videos[0])
+            assert ground.tolist() == pytest.approx(look.ground, abs=1e-5)
+            assert figure.tolist() == pytest.approx(look.figure, abs=1e-5)
 
 
-@EACH_STYLE
-def test_no_colour_of_the_plain_world_is_taken_for_the_style(style):
+def test_no_colour_of_the_plain_world_is_taken_for_the_style(subtests):
     """Every background with every colour is at least 1.25 times further away than what counts, in both."""
-    others = [Scene((ShapeObject("circle", colour, "stays still", 0.5, 0.5, 0.2),), background)
-              for colour in COLOURS for background in BACKGROUNDS]
-    for clip in render_batch(others, 2, 32, 32):
-        ground, figure = colours_of(clip)
-        assert (ground - torch.tensor(style.ground)).norm() > 1.25 * GROUND
-        assert (figure - torch.tensor(style.figure)).norm() > 1.25 * FIGURE
-    for other in STYLES.values():
-        assert all(shows(clip, style) == (other is style) for clip in render_styled(SCENES[:4], other, 2, 32, 32))
+    for name, look in STYLES.items():
+        with subtests.test(name):
+            others = [Scene((ShapeObject("circle", colour, "stays still", 0.5, 0.5, 0.2),), background)
+                      for colour in COLOURS for background in BACKGROUNDS]
+            for clip in render_batch(others, 2, 32, 32):
+                ground, figure = colours_of(clip)
+                assert (ground - torch.tensor(look.ground)).norm() > 1.25 * GROUND
+                assert (figure - torch.tensor(look.figure)).norm() > 1.25 * FIGURE
+            for other in STYLES.values():
+                assert all(shows(clip, look) == (other is look) for clip in render_styled(SCENES[:4], other, 2, 32, 32))
 
 
-@EACH_STYLE
-def test_both_colours_must_be_the_styles(style):
-    clip = render_styled(SCENES[:1], style, 9, 64, 64)[0]
-    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
-    assert shows(clip, style) and shows(clip + 0.03 * noise, style)
-    figure = (clip - torch.tensor(style.ground)).norm(dim=-1, keepdim=True) > 0.2
-    assert not shows(torch.where(figure, torch.tensor(COLOURS["red"]), clip), style)
-    assert not shows(torch.where(figure, clip, torch.tensor(BACKGROUNDS["grey"])), style)
-    assert not shows(torch.tensor(style.ground).expand_as(clip), style)  # no figure at all
+def test_both_colours_must_be_the_styles(subtests):
+    for name, look in STYLES.items():
+        with subtests.test(name):
+            clip = render_styled(SCENES[:1], look, 9, 64, 64)[0]
+            noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
+            assert shows(clip, look) and shows(clip + 0.03 * noise, look)
+            figure = (clip - torch.tensor(look.ground)).norm(dim=-1, keepdim=True) > 0.2
+            assert not shows(torch.where(figure, torch.tensor(COLOURS["red"]), clip), look)
+            assert not shows(torch.where(figure, clip, torch.tensor(BACKGROUNDS["grey"])), look)
+            assert not shows(torch.tensor(look.ground).expand_as(clip), look)  # no figure at all
 
 
-@EACH_STYLE
-def test_shape_motion_and_count_survive(style):
-    for scene, clip in zip(SCENES, render_styled(SCENES, style, 17, 64, 64)):
-        verdict = matches(read(as_seen(clip, style)), scene)
-        assert all(verdict[name] for name in SURVIVES), (scene, verdict)
-        bar = Scene((replace(scene.objects[0], shape="bar" if scene.objects[0].shape != "bar" else "ring"),), "grey")
-        assert not matches(read(as_seen(clip, style)), bar)["shape"]
+def test_shape_motion_and_count_survive(subtests):
+    for name, look in STYLES.items():
+        with subtests.test(name):
+            for scene, clip in zip(SCENES, render_styled(SCENES, look, 17, 64, 64)):
+                verdict = matches(read(as_seen(clip, look)), scene)
+                assert all(verdict[name] for name in SURVIVES), (scene, verdict)
+                thing = scene.objects[0]
+                other = Scene((replace(thing, shape="ring" if thing.shape == "bar" else "bar"),), "grey")
+                assert not matches(read(as_seen(clip, look)), other)["shape"]
     assert {scene.objects[0].shape for scene in SCENES} == set(SHAPES)
 
 
@@ -84,13 +89,9 @@ def test_plain_is_the_world_as_it_is_and_other_names_are_refused():
     assert torch.equal(render_styled(SCENES[:2], style("plain"), 5, 16, 16), render_batch(SCENES[:2], 5, 16, 16))
     with pytest.raises(ValueError, match="style is 'noir'; it must be one of plain, sepia, cyanotype"):
         style("noir")
-
-
-def test_two_objects_are_painted_both():
-    scene = sample_scenes(1, 0, "train", two_objects=1.0)[0]
-    style = STYLES["sepia"]
-    seen = as_seen(render_styled([scene], style, 17, 64, 64)[0], style)
-    alone = [as_seen(render_styled([replace(scene, objects=(thing,))], style, 17, 64, 64)[0], style)
+    scene, look = sample_scenes(1, 0, "train", two_objects=1.0)[0], STYLES["sepia"]  # two objects are painted both
+    seen = as_seen(render_styled([scene], look, 17, 64, 64)[0], look)
+    alone = [as_seen(render_styled([replace(scene, objects=(thing,))], look, 17, 64, 64)[0], look)
              for thing in scene.objects]
     assert torch.allclose(seen, (alone[0] + alone[1]).clamp(0, 1), atol=1e-4)
 
@@ -159,13 +160,16 @@ def test_two_at_once_do_not_mix_and_a_changed_caption_stays(tmp_path, capsys):
     assert (films / "shape-00001.txt").read_text() == "mine" and (films / "shape-00001.mp4").exists()
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (["--clips", "0"], "clips is 0; it must be 1 or more"), (["--clips", "2", "--style", "noir"], "style is 'noir'"),
-    (["--clips", "2", "--side", "33"], "side is 33; it must be an even number, 16 or more"),
-    (["--clips", "2", "--frames", "8"], "frames is 8; it must be 9 or more"),
-    (["--clips", "2", "--two-objects", "1.5"], "two-objects is 1.5; it must be from 0 to 1"),
-])
-def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, options, sentence):
-    assert cli.main(["data", "shapes", str(tmp_path / "films"), *options]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told and told.count("\n") == 1 and not list(tmp_path.iterdir())
+def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, subtests):
+    cases = [
+        (["--clips", "0"], "clips is 0; it must be 1 or more"),
+        (["--clips", "2", "--style", "noir"], "style is 'noir'"),
+        (["--clips", "2", "--side", "33"], "side is 33; it must be an even number, 16 or more"),
+        (["--clips", "2", "--frames", "8"], "frames is 8; it must be 9 or more"),
+        (["--clips", "2", "--two-objects", "1.5"], "two-objects is 1.5; it must be from 0 to 1"),
+    ]
+    for options, sentence in cases:
+        with subtests.test(sentence):
+            assert cli.main(["data", "shapes", str(tmp_path / "films"), *options]) == 2
+            told = capsys.readouterr().err
+            assert sentence in told and told.count("\n") == 1 and not list(tmp_path.iterdir())

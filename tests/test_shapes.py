@@ -35,15 +35,12 @@ def test_same_seed_gives_same_scenes_and_others_differ():
     assert torch.equal(render_batch(first[:2], 5, 16, 16), render_batch(first[:2], 5, 16, 16))
 
 
-def test_held_out_combinations_never_occur_in_training():
+def test_every_pair_occurs_in_training_and_an_eighth_of_the_combinations_never():
     for scene in sample_scenes(3000, seed=0):
         assert not any(is_held_out(o.shape, o.colour, o.motion) for o in scene.objects)
     for scene in sample_scenes(500, seed=0, split="held_out"):
         assert sum(is_held_out(o.shape, o.colour, o.motion) for o in scene.objects) == 1
     assert is_held_out("triangle", "green", "moves up")
-
-
-def test_every_pair_occurs_in_training_and_an_eighth_is_held_out():
     triples = SPLITS["train"]
     for (i, first), (j, second) in combinations(enumerate((SHAPES, tuple(COLOURS), MOTIONS)), 2):
         assert len({(triple[i], triple[j]) for triple in triples}) == len(first) * len(second)
@@ -77,25 +74,23 @@ def test_shapes_stay_inside_and_move_far_enough():
                 assert np.hypot(np.ptp(x), np.ptp(y)) >= 0.3
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_drawn_area_and_centre_are_the_stated_ones(shape):
-    steps = np.arange(-130, 130) + 0.5
-    mask = coverage(shape, steps[None, :], steps[:, None], 90.0)
-    assert mask.sum() / 90**2 == pytest.approx(UNIT_AREA[shape], rel=2e-3)
-    assert abs((mask.sum(0) @ steps) / mask.sum()) < 0.1 and abs((mask.sum(1) @ steps) / mask.sum()) < 0.1
-    half_width, half_height = (abs(steps[mask.any(axis)]).max() / 90 for axis in (0, 1))
-    assert half_width <= EXTENT[shape][0] + 0.02 and half_height <= EXTENT[shape][1] + 0.02
+def test_drawn_area_and_centre_are_the_stated_ones(subtests):
+    for shape in SHAPES:
+        with subtests.test(shape):
+            steps = np.arange(-130, 130) + 0.5
+            mask = coverage(shape, steps[None, :], steps[:, None], 90.0)
+            assert mask.sum() / 90**2 == pytest.approx(UNIT_AREA[shape], rel=2e-3)
+            assert abs((mask.sum(0) @ steps) / mask.sum()) < 0.1 and abs((mask.sum(1) @ steps) / mask.sum()) < 0.1
+            half_width, half_height = (abs(steps[mask.any(axis)]).max() / 90 for axis in (0, 1))
+            assert half_width <= EXTENT[shape][0] + 0.02 and half_height <= EXTENT[shape][1] + 0.02
 
 
-def test_one_scene_at_any_resolution_and_frame_count():
+def test_one_scene_at_any_resolution_and_frame_count_in_the_colours_of_the_palette():
     for scene in sample_scenes(30, seed=5):
         small, large = render(scene, 5, 24, 24), render(scene, 9, 96, 96)
         shrunk = torch.nn.functional.avg_pool2d(large[::2].permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1)
         assert (small - shrunk).abs().mean() < 0.01
     assert render(scene, 1, 16, 24).shape == (1, 16, 24, 3)
-
-
-def test_video_is_float_in_range_with_the_palette():
     scene = Scene((ShapeObject("bar", "cyan", "stays still", 0.5, 0.5, 0.2),), "navy")
     video = render(scene, 3, 32, 32)
     assert video.dtype == torch.float32 and video.min() >= 0 and video.max() <= 1
@@ -130,18 +125,20 @@ def test_parse_caption_inverts_captions():
         assert parse_caption(evaluation_caption(scene, rng)).background == scene.background
 
 
-@pytest.mark.parametrize("text, objects, background", [
-    ("a red circle moves right", [("circle", "red", "moves right")], None),
-    ("A small yellow star bouncing, on a gray wall!", [("star", "yellow", "bounces")], "grey"),
-    ("a circle that is red moves up and down", [("circle", "red", "bounces")], None),
-    ("the ring moves in a circle", [("ring", None, "moves in a circle")], None),
-    ("a blue bar and a red ring moving left", [("bar", "blue", "moves left"), ("ring", "red", "moves left")], None),
-    ("a circle on a white background", [("circle", None, None)], None),
-    ("an elephant", [], None),
-])
-def test_parse_free_prompts(text, objects, background):
-    asked = parse_caption(text)
-    assert [(o.shape, o.colour, o.motion) for o in asked.objects] == objects and asked.background == background
+def test_parse_free_prompts(subtests):
+    cases = [
+        ("a red circle moves right", [("circle", "red", "moves right")], None),
+        ("A small yellow star bouncing, on a gray wall!", [("star", "yellow", "bounces")], "grey"),
+        ("a circle that is red moves up and down", [("circle", "red", "bounces")], None),
+        ("the ring moves in a circle", [("ring", None, "moves in a circle")], None),
+        ("a blue bar and a red ring moving left", [("bar", "blue", "moves left"), ("ring", "red", "moves left")], None),
+        ("a circle on a white background", [("circle", None, None)], None),
+        ("an elephant", [], None),
+    ]
+    for text, objects, background in cases:
+        with subtests.test(text):
+            asked = parse_caption(text)
+            assert [(o.shape, o.colour, o.motion) for o in asked.objects] == objects and asked.background == background
 
 
 def test_vocabulary_is_exactly_what_captions_use():

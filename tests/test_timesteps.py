@@ -1,6 +1,7 @@
 """Timesteps of sampling and of training, and guidance: published numbers and statistics."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -30,12 +31,19 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 # ---------------------------------------------------------------------------- timesteps of sampling
 
-def test_trailing_timesteps():
+def test_trailing_timesteps_and_where_a_video_starts_among_them():
     schedule = NoiseSchedule(ScheduleConfig())
     assert inference_timesteps(schedule, 50).tolist() == list(range(999, 0, -20))
     assert inference_timesteps(schedule, 7).tolist() == [999, 856, 713, 570, 428, 285, 142]
     assert inference_timesteps(schedule, 1).tolist() == [999]
     assert inference_timesteps(schedule, T).tolist() == list(range(999, -1, -1))
+    for n in (0, -3, T + 1):
+        with pytest.raises(ValueError, match=f"num_inference_steps is {n}; it must be from 1 to 1000"):
+            inference_timesteps(schedule, n)
+    assert [start_index(s, 50) for s in (0.0, 0.01, 0.02, 0.5, 0.8, 0.99, 1.0)] == [50, 50, 49, 25, 10, 1, 0]
+    for strength in (-0.1, 1.01, math.nan):
+        with pytest.raises(ValueError, match=f"strength is {strength}; it must be from 0 to 1"):
+            start_index(strength, 50)
 
 
 def test_timesteps_are_those_of_diffusers_for_every_number_of_steps():
@@ -51,6 +59,16 @@ def test_timesteps_are_those_of_diffusers_for_every_number_of_steps():
     assert len(too_long) == 62 and too_long[0] == 61
 
 
+def test_the_other_spacings_are_those_of_diffusers(subtests):
+    for spacing, T in product(("leading", "linspace"), (1000, 997, 50)):
+        with subtests.test(spacing, T=T):
+            schedule = NoiseSchedule(ScheduleConfig(num_train_timesteps=T, timestep_spacing=spacing))
+            theirs = CogVideoXDDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
+            for n in range(1, T + 1):
+                theirs.set_timesteps(n)
+                assert torch.equal(inference_timesteps(schedule, n), theirs.timesteps), n
+
+
 def test_targets():
     schedule = NoiseSchedule(ScheduleConfig())
     assert target_timesteps(schedule, 50).tolist() == list(range(979, -2, -20))
@@ -59,77 +77,54 @@ def test_targets():
     assert target_timesteps(schedule, 7, "next").tolist() == [856, 713, 570, 428, 285, 142, -1]
 
 
-@pytest.mark.parametrize("n", [0, -3, T + 1])
-def test_number_of_steps_out_of_range(n):
-    with pytest.raises(ValueError, match=f"num_inference_steps is {n}; it must be from 1 to 1000"):
-        inference_timesteps(NoiseSchedule(ScheduleConfig()), n)
-
-
-def test_start_index():
-    assert [start_index(s, 50) for s in (0.0, 0.01, 0.02, 0.5, 0.8, 0.99, 1.0)] == [50, 50, 49, 25, 10, 1, 0]
-    for strength in (-0.1, 1.01, math.nan):
-        with pytest.raises(ValueError, match=f"strength is {strength}; it must be from 0 to 1"):
-            start_index(strength, 50)
-
-
 # ---------------------------------------------------------------------------- timesteps of training
 
-@pytest.mark.parametrize("grouping", ["paper", "v1.0"])
-@pytest.mark.parametrize("world", [1, 2, 3, 7, 8, 12, 64, 1000])
-def test_intervals_partition_the_timesteps(world, grouping):
-    intervals = sorted({rank_interval(T, rank, world, grouping) for rank in range(world)})
-    assert [t for low, high in intervals for t in range(low, high)] == list(range(T))
-    sizes = {high - low for low, high in intervals}
-    assert max(sizes) - min(sizes) <= (grouping == "paper" and T % world > 0)
-
-
-def test_grouping_of_the_release():
-    # 12 ranks: 12 and 6 do not divide 1000, 4 does, so three neighbours share an interval.
+def test_intervals_partition_the_timesteps_and_draws_fill_them(subtests):
+    for world, grouping in product((1, 2, 3, 7, 8, 12, 64, 1000), ("paper", "v1.0")):
+        with subtests.test(grouping, world=world):
+            intervals = sorted({rank_interval(T, rank, world, grouping) for rank in range(world)})
+            assert [t for low, high in intervals for t in range(low, high)] == list(range(T))
+            sizes = {high - low for low, high in intervals}
+            assert max(sizes) - min(sizes) <= (grouping == "paper" and T % world > 0)
+    # 12 ranks: 12 and 6 do not divide 1000, 4 does, so three neighbours share an interval in the release
     assert [rank_interval(T, rank, 12, "v1.0") for rank in (0, 2, 3, 11)] == \
         [(0, 250), (0, 250), (250, 500), (750, 1000)]
     assert rank_interval(T, 5, 7, "v1.0") == (0, T)
     assert rank_interval(T, 5, 8, "v1.0") == rank_interval(T, 5, 8) == (625, 750)
+    assert set(rank_timesteps(2000, T, 3, 40, seeded()).tolist()) == set(range(75, 100))
+    for rank, world, told in ((-1, 4, "rank is -1"), (4, 4, "rank is 4; .* in 0..3"), (0, T + 1, "world_size is 1001")):
+        with subtests.test(told), pytest.raises(ValueError, match=told):
+            rank_interval(T, rank, world)
 
 
-def test_rank_timesteps_fill_their_interval():
-    t = rank_timesteps(2000, T, 3, 40, seeded())
-    assert set(t.tolist()) == set(range(75, 100))
-
-
-@pytest.mark.parametrize("rank, world, message", [
-    (-1, 4, "rank is -1"), (4, 4, "rank is 4; with world_size 4 it must be in 0..3"),
-    (0, T + 1, "world_size is 1001; explicit uniform sampling needs at most 1000 ranks"),
-])
-def test_impossible_ranks(rank, world, message):
-    with pytest.raises(ValueError, match=message):
-        rank_interval(T, rank, world)
-
-
-@pytest.mark.parametrize("b", [1, 4, 7, 32])
-def test_stratified_batch_has_one_timestep_in_each_part(b):
-    for seed in range(20):
-        t = stratified_timesteps(b, T, seeded(seed)).sort().values
-        for i, value in enumerate(t.tolist()):
-            assert i * T // b <= value < math.ceil((i + 1) * T / b)
-
-
-@pytest.mark.parametrize("draw", [
-    lambda g: uniform_timesteps(7, 20, g), lambda g: stratified_timesteps(7, 20, g),
-    lambda g: stratified_timesteps(50, 20, g),
-    lambda g: torch.cat([rank_timesteps(2, 20, rank, 4, g) for rank in range(4)]),
-])
-def test_every_timestep_is_equally_likely(draw):
-    g = seeded()
-    t = torch.cat([draw(g) for _ in range(3000)])
-    counts, expected = torch.bincount(t, minlength=20).double(), len(t) / 20
-    assert len(counts) == 20
-    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-squared, 19 degrees: 1 in 10,000 is above
-
-
-def test_stratified_order_says_nothing_about_the_timestep():
+def test_stratified_batch_has_one_timestep_in_each_part_in_any_order(subtests):
+    for b in (1, 4, 7, 32):
+        with subtests.test(b=b):
+            for seed in range(20):
+                t = stratified_timesteps(b, T, seeded(seed)).sort().values
+                for i, value in enumerate(t.tolist()):
+                    assert i * T // b <= value < math.ceil((i + 1) * T / b)
     g = seeded()
     first = torch.stack([stratified_timesteps(8, T, g) for _ in range(2000)])[:, 0].double()
     assert abs(first.mean() - 499.5) < 30 and first.std() > 270
+    for draw in (uniform_timesteps, stratified_timesteps):
+        assert torch.equal(draw(9, T, seeded(1)), draw(9, T, seeded(1)))
+        assert not torch.equal(draw(9, T, seeded(1)), draw(9, T, seeded(2)))
+
+
+def test_every_timestep_is_equally_likely(subtests):
+    ways = {
+        "uniform": lambda g: uniform_timesteps(7, 20, g), "few strata": lambda g: stratified_timesteps(7, 20, g),
+        "more than timesteps": lambda g: stratified_timesteps(50, 20, g),
+        "ranks": lambda g: torch.cat([rank_timesteps(2, 20, rank, 4, g) for rank in range(4)]),
+    }
+    for name, draw in ways.items():
+        with subtests.test(name):
+            g = seeded()
+            t = torch.cat([draw(g) for _ in range(3000)])
+            counts, expected = torch.bincount(t, minlength=20).double(), len(t) / 20
+            assert len(counts) == 20
+            assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-squared, 19 degrees: 1 in 10,000 is above
 
 
 def test_explicit_uniform_sampling_reduces_the_variance_of_the_loss():
@@ -145,12 +140,6 @@ def test_explicit_uniform_sampling_reduces_the_variance_of_the_loss():
     for name in ("stratified", "ranks"):
         assert means[name].mean() == pytest.approx(means["uniform"].mean().item(), abs=1e-3)
         assert means[name].var() < means["uniform"].var() / 10
-
-
-def test_drawn_timesteps_are_reproducible():
-    for draw in (uniform_timesteps, stratified_timesteps):
-        assert torch.equal(draw(9, T, seeded(1)), draw(9, T, seeded(1)))
-        assert not torch.equal(draw(9, T, seeded(1)), draw(9, T, seeded(2)))
 
 
 # ---------------------------------------------------------------------------- guidance
@@ -172,14 +161,15 @@ def test_dynamic_guidance_as_published_jumps_about():
     assert round(min(scales), 2) == 1 and round(max(scales), 2) == 7
 
 
-def test_dynamic_guidance_as_meant_rises():
+def test_dynamic_guidance_as_meant_rises_and_none_is_constant():
     scales = [dynamic_guidance_scale(6.0, i, -1, 50, "meant") for i in range(50)]
     assert scales == sorted(scales)
     assert scales[0] == 1 and round(scales[-1], 2) == 6.86
-
-
-def test_constant_guidance():
     assert dynamic_guidance_scale(6.0, 3, 939, 50, None) == 6.0
+    for scale in (0.0, 0.5, 1.0, 6.0):
+        assert guidance_scales(scale, torch.tensor([999, 499]), None) == [scale, scale]
+    for scale, mode in product((0.0, 0.5, 1.0), ("published", "meant")):  # up to one it guides nothing
+        assert guidance_scales(scale, torch.tensor([999, 499]), mode) == [1.0, 1.0]
 
 
 def test_the_scales_of_a_video_count_its_own_steps():
@@ -190,33 +180,12 @@ def test_the_scales_of_a_video_count_its_own_steps():
     assert guidance_scales(6.0, left[:0], "meant") == []
 
 
-@pytest.mark.parametrize("mode", ["published", "meant"])
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
-def test_dynamic_guidance_up_to_one_is_none(scale, mode):
-    assert guidance_scales(scale, torch.tensor([999, 499]), mode) == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 6.0])
-def test_a_constant_scale_is_that_of_every_step(scale):
-    assert guidance_scales(scale, torch.tensor([999, 499]), None) == [scale, scale]
-
-
-@pytest.mark.parametrize("call, message", [
-    (lambda: target_timesteps(NoiseSchedule(ScheduleConfig()), 7, "exact"), "target is 'exact'; it must be 'stride'"),
-    (lambda: rank_interval(T, 0, 8, "v2"), "grouping is 'v2'; it must be 'paper' or 'v1.0'"),
-    (lambda: dynamic_guidance_scale(6.0, 0, 999, 50, "cosine"), "dynamic_guidance is 'cosine'; it must be None, 'pub"),
-])
-def test_unknown_options(call, message):
-    # Where jaxtyping checks the annotations it speaks first.
-    with pytest.raises(Exception, match=f"{message}|Type-check error"):
-        call()
-
-
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
-@pytest.mark.parametrize("T", [1000, 997, 50])
-def test_the_other_spacings_are_those_of_diffusers(spacing, T):
-    schedule = NoiseSchedule(ScheduleConfig(num_train_timesteps=T, timestep_spacing=spacing))
-    theirs = CogVideoXDDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
-    for n in range(1, T + 1):
-        theirs.set_timesteps(n)
-        assert torch.equal(inference_timesteps(schedule, n), theirs.timesteps), n
+def test_unknown_options(subtests):
+    calls = {
+        "target is 'exact'; .* 'stride'": lambda: target_timesteps(NoiseSchedule(ScheduleConfig()), 7, "exact"),
+        "grouping is 'v2'; .* 'paper' or 'v1.0'": lambda: rank_interval(T, 0, 8, "v2"),
+        "dynamic_guidance is 'cosine'; .* None, 'pub": lambda: dynamic_guidance_scale(6.0, 0, 999, 50, "cosine"),
+    }
+    for told, call in calls.items():  # where jaxtyping checks the annotations it speaks first
+        with subtests.test(told), pytest.raises(Exception, match=f"{told}|Type-check error"):
+            call()

@@ -11,16 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicogvx.presets import TransformerConfig, preset
 from minicogvx.transformer import cpu_attention
-from minicogvx.transformer.attention import attention
-from minicogvx.transformer.expert_norm import LayerNorm
 from minicogvx.transformer.model import ExpertTransformer, flops
 from minicogvx.transformer.patchify import patchify, unpatchify
 from minicogvx.transformer.positions import rope_3d, rotate, sincos_3d, with_text
-from minicogvx.transformer.variants import spatial_attention, temporal_attention
+from tests.tiny import TINY
 
-SMALL = TransformerConfig(num_attention_heads=2, attention_head_dim=32, num_layers=2, in_channels=4, out_channels=3,
-                          text_embed_dim=12, max_text_seq_length=6, time_embed_dim=16, sample_height=8, sample_width=12,
-                          sample_frames=9)
+SMALL = replace(TINY.transformer, attention_head_dim=32, out_channels=3, text_embed_dim=12, max_text_seq_length=6,
+                time_embed_dim=16, sample_width=12, position_scaling="interpolate")  # no two sizes are alike
 OPTIONS = [dict(position=p) for p in ("rope", "sincos", "learned", "rope+learned", "none")]
 OPTIONS += [dict(modulation=m, attention=a) for m in ("expert", "shared", "separate") for a in ("full", "factorised")]
 OPTIONS += [dict(patch_size_t=1), dict(position_scaling="extrapolate"), dict(ofs_embed_dim=16)]
@@ -46,45 +43,46 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_every_option_runs_and_every_parameter_learns(option):
-    config = replace(SMALL, **option)
-    model = make(config)
-    out = model(*inputs(config))
-    assert out.shape == (2, 3, 3, 8, 12) and out.isfinite().all()
-    out.square().sum().backward()
-    # No gradient can reach: the bias of all keys alike (softmax), the text's way out of the last block (it is dropped).
-    silent = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6}
-    allowed = {name for name in silent if name.endswith("norm_k.bias") or name.startswith("transformer_blocks.1.")
-               and ("ff_text" in name or "text.to_out" in name or "norm2.text_norm" in name)}
-    allowed |= {name for name in silent if name == "transformer_blocks.1.attn1.text.norm_q.weight"}
-    allowed |= {name for name in silent if name.startswith("transformer_blocks.1.attn1.text.") and "_q." in name}
-    assert silent <= allowed, silent - allowed
+def test_every_option_runs_and_every_parameter_learns(subtests):
+    for option in OPTIONS:
+        with subtests.test(option=option):
+            config = replace(SMALL, **option)
+            model = make(config)
+            out = model(*inputs(config))
+            assert out.shape == (2, 3, 3, 8, 12) and out.isfinite().all()
+            out.square().sum().backward()
+            # No gradient reaches the bias of all keys alike (softmax) and the text's way out of the last block.
+            silent = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6}
+            last = "transformer_blocks.1."
+            allowed = {name for name in silent if name.endswith("norm_k.bias") or name.startswith(last)
+                       and ("ff_text" in name or "text.to_out" in name or "norm2.text_norm" in name)}
+            allowed |= {name for name in silent if name.startswith(f"{last}attn1.text.") and "_q." in name}
+            assert silent <= allowed, silent - allowed
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_samples_do_not_mix_and_each_depends_on_everything(option):
-    config = replace(SMALL, **option)
-    model, (latents, timestep, text, ofs) = make(config), inputs(config)
-    with torch.no_grad():
-        out = model(latents, timestep, text, ofs)
-        for i in range(3):
-            changed = [latents.clone(), timestep.clone(), text.clone(), ofs]
-            changed[i][1] += 1
-            other = model(*changed)
-            assert torch.allclose(other[0], out[0], atol=1e-5) and not torch.allclose(other[1], out[1], atol=1e-3)
+def test_samples_do_not_mix_and_each_depends_on_everything(subtests):
+    for option in OPTIONS:
+        with subtests.test(option=option):
+            config = replace(SMALL, **option)
+            model, (latents, timestep, text, ofs) = make(config), inputs(config)
+            with torch.no_grad():
+                out = model(latents, timestep, text, ofs)
+                for i in range(3):
+                    changed = [latents.clone(), timestep.clone(), text.clone(), ofs]
+                    changed[i][1] += 1
+                    other = model(*changed)
+                    assert torch.allclose(other[0], out[0], atol=1e-5)
+                    assert not torch.allclose(other[1], out[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_blocks_start_as_the_identity(option):
-    config = replace(SMALL, **option)
-    torch.manual_seed(0)
-    model, x, t_emb = ExpertTransformer(config), torch.randn(2, 5 + 72, config.width), torch.randn(2, 16)
-    layout = model.layout((3, 4, 6), 5, torch.device("cpu"))
-    assert all(torch.equal(block(x, t_emb, layout), x) for block in model.transformer_blocks)
-
-
-def test_initial_output_is_xavier_and_biases_are_zero():
+def test_blocks_start_as_the_identity_and_the_output_as_xavier(subtests):
+    for option in OPTIONS:
+        with subtests.test(option=option):
+            config = replace(SMALL, **option)
+            torch.manual_seed(0)
+            model, x, t_emb = ExpertTransformer(config), torch.randn(2, 5 + 72, config.width), torch.randn(2, 16)
+            layout = model.layout((3, 4, 6), 5, torch.device("cpu"))
+            assert all(torch.equal(block(x, t_emb, layout), x) for block in model.transformer_blocks)
     model = ExpertTransformer(SMALL)
     for layer in (model.patch_embed.proj, model.proj_out):
         weight = layer.weight.flatten(1)
@@ -94,12 +92,12 @@ def test_initial_output_is_xavier_and_biases_are_zero():
         assert not any(p.any() for norm in (block.norm1, block.norm2) for p in norm.linear.parameters())
 
 
-@pytest.mark.parametrize("patch_t", [1, 2])
-def test_patchify_has_an_inverse_and_the_published_order(patch_t):
+def test_patchify_has_an_inverse_and_the_published_order():
     latents = torch.arange(2 * 3 * 4 * 6 * 8).float().view(2, 3, 4, 6, 8)
-    tokens = patchify(latents, patch_t, 2)
-    assert torch.equal(unpatchify(tokens, (4 // patch_t, 3, 4), patch_t, 2), latents)
-    assert torch.equal(tokens[1, 5], latents[1, :, :patch_t, 2:4, 2:4].flatten())  # token 5: row 1, column 1
+    for patch_t in (1, 2):
+        tokens = patchify(latents, patch_t, 2)
+        assert torch.equal(unpatchify(tokens, (4 // patch_t, 3, 4), patch_t, 2), latents)
+        assert torch.equal(tokens[1, 5], latents[1, :, :patch_t, 2:4, 2:4].flatten())  # token 5: row 1, column 1
 
 
 def turn(x: torch.Tensor, grid: tuple[int, int, int], token: tuple[int, int, int]) -> torch.Tensor:
@@ -130,13 +128,6 @@ def test_rope_leaves_text_alone_and_pairs_neighbours():
     assert torch.allclose(c[2:5], c[5:])  # rows and columns: 3 each
 
 
-def test_interpolation_keeps_the_base_grid_and_squeezes_others():
-    base = (6, 8)
-    assert torch.equal(rope_3d((3, 6, 8), 32, base), rope_3d((3, 6, 8), 32))
-    angle = rope_3d((1, 12, 16), 64, base).angle()[:16, 20]
-    assert torch.allclose(angle[:6], torch.arange(6) / 2)  # a column in a grid of twice the size is worth half
-
-
 def test_sincos_places_time_then_column_then_row():
     table = sincos_3d((2, 3, 4), 32, spatial_scale=2.0, temporal_scale=1.0).view(2, 3, 4, 32)
     assert torch.allclose(table[1, 2, 3, 0], torch.tensor(1.0).sin())      # 8 of time: 4 sines, then 4 cosines
@@ -145,24 +136,24 @@ def test_sincos_places_time_then_column_then_row():
     assert torch.allclose(table[1, 2, 3, 20], torch.tensor(2 / 2.0).sin())  # 12 of the row
 
 
-@pytest.mark.parametrize("position, knows", [("rope", True), ("sincos", True), ("learned", True), ("none", False)])
-def test_without_positions_shuffled_patches_are_the_same_set(position, knows):
+def test_interpolation_keeps_the_base_grid_and_squeezes_others():
+    base = (6, 8)
+    assert torch.equal(rope_3d((3, 6, 8), 32, base), rope_3d((3, 6, 8), 32))
+    angle = rope_3d((1, 12, 16), 64, base).angle()[:16, 20]
+    assert torch.allclose(angle[:6], torch.arange(6) / 2)  # a column in a grid of twice the size is worth half
+
+
+def test_positions_order_the_patches_and_only_learned_ones_the_text(subtests):
     """Flip the video left to right in whole patches: only a model without positions flips its answer exactly."""
-    config = replace(SMALL, position=position, patch_size=1, sample_height=4, sample_width=4)
-    model, (latents, timestep, text, ofs) = make(config), inputs(config, h=4, w=4)
-    with torch.no_grad():
-        flipped = model(latents.flip(-1), timestep, text, ofs).flip(-1)
-        gap = distance(flipped, model(latents, timestep, text, ofs))
-    assert (gap > 1e-3) if knows else (gap < 1e-5)
-
-
-@pytest.mark.parametrize("position", ["rope", "sincos", "learned", "none"])
-def test_text_has_no_order_unless_it_is_learned(position):
-    model = make(config := replace(SMALL, position=position))
-    latents, timestep, text, ofs = inputs(config)
-    with torch.no_grad():
-        gap = distance(model(latents, timestep, text.flip(1), ofs), model(latents, timestep, text, ofs))
-    assert (gap > 2e-5) if position == "learned" else (gap < 2e-6)
+    for position in ("rope", "sincos", "learned", "none"):
+        config = replace(SMALL, position=position, patch_size=1, sample_height=4, sample_width=4)
+        model, (latents, timestep, text, ofs) = make(config), inputs(config, h=4, w=4)
+        with subtests.test(position), torch.no_grad():
+            out = model(latents, timestep, text, ofs)
+            patches = distance(model(latents.flip(-1), timestep, text, ofs).flip(-1), out)
+            assert (patches < 1e-5) if position == "none" else (patches > 1e-3)
+            words = distance(model(latents, timestep, text.flip(1), ofs), out)
+            assert (words > 2e-5) if position == "learned" else (words < 2e-6)
 
 
 def test_first_frame_sees_the_last_one():
@@ -177,66 +168,18 @@ def test_first_frame_sees_the_last_one():
         assert distance(after[:, :, 0], before[:, :, 0]) > 1e-4
 
 
-def test_factorised_attention_against_a_mask():
-    torch.manual_seed(0)
-    num_text, frames, s = 3, 4, 5
-    q, k, v = torch.randn(3, 2, 2, num_text + frames * s, 16).unbind()
-    frame = torch.cat([torch.full((num_text,), -1), torch.arange(frames).repeat_interleave(s)])
-    sees = (frame[:, None] == frame[None]) | (frame == -1)[None] | (frame == -1)[:, None]
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees)
-    assert torch.allclose(spatial_attention(q, k, v, num_text, frames), expected, atol=1e-5)
-    q, k, v = (x[:, :, num_text:] for x in (q, k, v))
-    place = torch.arange(s).repeat(frames)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=place[:, None] == place[None])
-    assert torch.allclose(temporal_attention(q, k, v, frames), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("q_len, k_len", [(40, 40), (7, 40)])
-@pytest.mark.parametrize("block", [1, 100, 500, 10_000])  # single rows, some rows, some heads, everything
-def test_all_ways_to_attend_are_one_function(q_len, k_len, block, monkeypatch):
-    monkeypatch.setattr(cpu_attention, "BLOCK_SCORES", block)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, n, 16, requires_grad=True) for n in (q_len, k_len, k_len))
-    probe = torch.randn(2, 3, q_len, 16)
-    expected = torch.softmax(q @ k.transpose(2, 3) / 4, dim=-1) @ v
-    expected_gradients = torch.autograd.grad(expected, (q, k, v), probe)
-    for form in (cpu_attention.math_attention, cpu_attention.BlockedAttention.apply):
-        out = form(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).view_as(q)
-        assert torch.allclose(out, expected, atol=1e-5)
-        for ours, gradient in zip(torch.autograd.grad(out, (q, k, v), probe), expected_gradients):
-            assert torch.allclose(ours, gradient, atol=1e-5)
-    for dtype, kept in ((torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 10_000)):
-        monkeypatch.setattr(cpu_attention, "KEPT_SCORES", kept)
-        inputs_ = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
-        out = attention(*inputs_)
-        gradients = torch.autograd.grad(out, inputs_, probe.to(dtype))
-        with torch.no_grad():
-            assert distance(attention(*inputs_).float(), out.float()) < 0.01
-        assert distance(out.float(), expected) < 0.02
-        assert all(distance(a.float(), e) < 0.03 for a, e in zip(gradients, expected_gradients))
-
-
-def test_attention_in_blocks_can_be_differentiated_again(monkeypatch):
-    monkeypatch.setattr(cpu_attention, "BLOCK_SCORES", 50)
-    torch.manual_seed(0)
-    inputs_, found = [torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (6, 9, 9)], []
-    for form in (cpu_attention.math_attention, cpu_attention.BlockedAttention.apply):
-        gradients = torch.autograd.grad(form(*inputs_).square().sum(), inputs_, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs_))
-    for ours, expected in zip(*found):
-        assert distance(ours, expected) < 1e-5  # keys and values sum their gradients in float32
-
-
-@pytest.mark.parametrize("option", [{}, dict(modulation="separate", attention="factorised")], ids=str)
-def test_checkpointing_changes_no_number(option):
-    config = replace(SMALL, **option)
-    model, gradients = make(config), []
-    for model.gradient_checkpointing in (False, True):
-        model.zero_grad()
-        model(*inputs(config)).square().mean().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    assert all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6) for name in gradients[0])
+def test_checkpointing_changes_no_number(subtests):
+    for option in [{}, dict(modulation="separate", attention="factorised")]:
+        with subtests.test(option=option):
+            config = replace(SMALL, **option)
+            model, gradients = make(config), []
+            for model.gradient_checkpointing in (False, True):
+                model.zero_grad()
+                model(*inputs(config)).square().mean().backward()
+                gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+            assert gradients[0].keys() == gradients[1].keys()
+            for name in gradients[0]:
+                assert torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
 COMPILES = """
@@ -257,27 +200,28 @@ def test_it_compiles_as_one_graph():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kept", [0, 2**23])
-def test_bfloat16_weights_and_autocast_stay_near_float32(kept, monkeypatch):
-    monkeypatch.setattr(cpu_attention, "KEPT_SCORES", kept)
-    config = replace(SMALL, sample_height=16, sample_width=16)
-    model, (latents, timestep, text, _) = make(config, std=0.15), inputs(config, t=5, h=16, w=16)
-    timestep = torch.tensor([997, 998])  # both would be 1000 in bfloat16
-    exact = model(latents, timestep, text)
-    assert exact.dtype == torch.float32
-    exact_gradients = torch.autograd.grad(exact.square().mean(), list(model.parameters()))
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = model(latents, timestep, text)
-    cast_gradients = torch.autograd.grad(cast.float().square().mean(), list(model.parameters()))
-    norms = [torch.stack([g.norm() for g in gradients]) for gradients in (exact_gradients, cast_gradients)]
-    assert distance(norms[1], norms[0]) < 0.03
-    half = model.bfloat16()
-    out = half(latents.bfloat16(), timestep, text.bfloat16())
-    assert out.dtype == torch.bfloat16
-    assert distance(out.float(), exact) < 0.03 and distance(cast.float(), exact) < 0.03
-    table = next(iter(model._layouts.values())).rope
-    assert table.dtype == torch.complex64
-    assert not torch.equal(half.time_embedding(timestep)[0], half.time_embedding(timestep)[1])
+def test_bfloat16_weights_and_autocast_stay_near_float32(monkeypatch, subtests):
+    for kept in (0, 2**23):
+        with subtests.test(kept=kept):
+            monkeypatch.setattr(cpu_attention, "KEPT_SCORES", kept)
+            config = replace(SMALL, sample_height=16, sample_width=16)
+            model, (latents, timestep, text, _) = make(config, std=0.15), inputs(config, t=5, h=16, w=16)
+            timestep = torch.tensor([997, 998])  # both would be 1000 in bfloat16
+            exact = model(latents, timestep, text)
+            assert exact.dtype == torch.float32
+            exact_gradients = torch.autograd.grad(exact.square().mean(), list(model.parameters()))
+            with torch.autocast("cpu", torch.bfloat16):
+                cast = model(latents, timestep, text)
+            cast_gradients = torch.autograd.grad(cast.float().square().mean(), list(model.parameters()))
+            norms = [torch.stack([g.norm() for g in gradients]) for gradients in (exact_gradients, cast_gradients)]
+            assert distance(norms[1], norms[0]) < 0.03
+            half = model.bfloat16()
+            out = half(latents.bfloat16(), timestep, text.bfloat16())
+            assert out.dtype == torch.bfloat16
+            assert distance(out.float(), exact) < 0.03 and distance(cast.float(), exact) < 0.03
+            table = next(iter(model._layouts.values())).rope
+            assert table.dtype == torch.complex64
+            assert not torch.equal(half.time_embedding(timestep)[0], half.time_embedding(timestep)[1])
 
 
 def test_tables_made_while_sampling_serve_in_training():
@@ -292,43 +236,41 @@ def test_tables_made_while_sampling_serve_in_training():
         assert len(model._layouts) <= 16
 
 
-@pytest.mark.parametrize("option, change, sentence", [
-    ({}, dict(h=7), "latents are 7 x 12; height and width must be multiples of patch_size=2"),
-    ({}, dict(w=9), "latents are 8 x 9"),
-    (dict(patch_size_t=2), dict(t=3), "latents have 3 frames; with patch_size_t=2"),
-    ({}, dict(text=7), "the text has 7 tokens; max_text_seq_length is 6"),
-    (dict(position="learned"), dict(t=2), "the learned position table fits only 3 x 8 x 12"),
-    (dict(position="rope+learned"), dict(h=10), "latents are 3 x 10 x 12"),
-])
-def test_wrong_sizes_are_named(option, change, sentence):
-    config = replace(SMALL, **option)
-    with pytest.raises(ValueError, match=sentence):
-        ExpertTransformer(config)(*inputs(config, **change))
-
-
-def test_wrong_widths_and_ofs_are_named():
+def test_sizes_that_do_not_fit_are_named(subtests):
+    cases = [
+        ({}, dict(h=7), "latents are 7 x 12; height and width must be multiples of patch_size=2"),
+        ({}, dict(w=9), "latents are 8 x 9"), ({}, dict(text=7), "the text has 7 tokens; max_text_seq_length is 6"),
+        (dict(patch_size_t=2), dict(t=3), "latents have 3 frames; with patch_size_t=2"),
+        (dict(position="learned"), dict(t=2), "the learned position table fits only 3 x 8 x 12"),
+        (dict(position="rope+learned"), dict(h=10), "latents are 3 x 10 x 12"),
+    ]
+    for option, change, sentence in cases:
+        with subtests.test(sentence), pytest.raises(ValueError, match=sentence):
+            config = replace(SMALL, **option)
+            ExpertTransformer(config)(*inputs(config, **change))
     model, (latents, timestep, text, _) = ExpertTransformer(SMALL), inputs(SMALL)
-    with pytest.raises(ValueError, match="latents have 3 channels; this transformer takes 4"):
-        model(latents[:, :3], timestep, text)
-    with pytest.raises(ValueError, match="text features are 11 wide; this transformer takes 12"):
-        model(latents, timestep, text[..., :11])
-    with pytest.raises(ValueError, match="ofs was given"):
-        model(latents, timestep, text, torch.full((2,), 2.0))
-    with pytest.raises(ValueError, match="ofs is None"):
-        ExpertTransformer(replace(SMALL, ofs_embed_dim=16))(latents, timestep, text)
-    with pytest.raises(ValueError, match="ofs_embed_dim is 12"):
-        ExpertTransformer(replace(SMALL, ofs_embed_dim=12))
+    with_ofs = ExpertTransformer(replace(SMALL, ofs_embed_dim=16))
+    calls = {
+        "latents have 3 channels; this transformer takes 4": lambda: model(latents[:, :3], timestep, text),
+        "text features are 11 wide; this transformer takes 12": lambda: model(latents, timestep, text[..., :11]),
+        "ofs was given": lambda: model(latents, timestep, text, torch.full((2,), 2.0)),
+        "ofs is None": lambda: with_ofs(latents, timestep, text),
+    }
+    for sentence, call in calls.items():
+        with subtests.test(sentence), pytest.raises(ValueError, match=sentence):
+            call()
 
 
-@pytest.mark.parametrize("option", [{}, dict(modulation="shared"), dict(modulation="separate"),
-                                    dict(attention="factorised"), dict(ofs_embed_dim=16)], ids=str)
-def test_flops_are_those_counted(option):
-    config = replace(SMALL, **option)
-    model, arguments = make(config).bfloat16(), inputs(config)
-    arguments[0], arguments[2] = arguments[0].bfloat16(), arguments[2].bfloat16()
-    with FlopCounterMode(display=False) as counter:
-        model(*arguments)
-    assert counter.get_total_flops() == flops(config, (3, 8, 12), num_text=5, batch=2)
+def test_flops_are_those_counted(subtests):
+    for option in ({}, dict(modulation="shared"), dict(modulation="separate"), dict(attention="factorised"),
+                   dict(ofs_embed_dim=16)):
+        with subtests.test(option=option):
+            config = replace(SMALL, **option)
+            model, arguments = make(config).bfloat16(), inputs(config)
+            arguments[0], arguments[2] = arguments[0].bfloat16(), arguments[2].bfloat16()
+            with FlopCounterMode(display=False) as counter:
+                model(*arguments)
+            assert counter.get_total_flops() == flops(config, (3, 8, 12), num_text=5, batch=2)
 
 
 def test_options_cost_what_they_say():
@@ -345,14 +287,3 @@ def test_options_cost_what_they_say():
     assert count(modulation="separate") - count() == own
     assert count(position="learned") - count() == (config.max_text_seq_length + 5 * 4 * 4) * d
     assert count(position="sincos") == count(position="none") == count(position="rope+learned") == count()
-
-
-def test_norm_gradients_are_summed_in_float32():
-    torch.manual_seed(0)
-    norm, x, probe = LayerNorm(16), torch.randn(7000, 16).bfloat16(), (torch.randn(7000, 16) + 0.3).bfloat16()
-    exact = torch.autograd.grad(norm(x.float()), list(norm.parameters()), probe.float())
-    for copy in (norm, LayerNorm(16).bfloat16()):
-        out = copy(x)
-        assert out.dtype == torch.bfloat16
-        for ours, gradient in zip(torch.autograd.grad(out, list(copy.parameters()), probe), exact):
-            assert distance(ours.float(), gradient) < 0.02

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed, get_timestep_embedding
@@ -79,36 +78,33 @@ def run_theirs(reference, config, latents, timestep, text, ofs):
     return reference(latents.transpose(1, 2), text, timestep, ofs=ofs, image_rotary_emb=rope).sample.transpose(1, 2)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_published_parameter_count(name):
-    with torch.device("meta"):
-        model = ExpertTransformer(preset(name).transformer)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert len(model.state_dict()) == TENSORS[name]
-    if name == "5b-i2v":  # the learned table is no parameter: 226 + 13 * 30 * 45 rows of 3072
-        assert model.patch_embed.pos_embedding.shape == (1, 17_776, 3072)
+def test_parameters_are_counted_as_published_and_named_as_in_diffusers(subtests):
+    for name in VARIANTS:
+        with subtests.test(name):
+            config = shrunken(name)
+            with torch.device("meta"):
+                model = ExpertTransformer(preset(name).transformer)
+                ours, reference = ExpertTransformer(config).state_dict(), theirs(config).state_dict()
+            assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+            assert len(model.state_dict()) == TENSORS[name]
+            if name == "5b-i2v":  # the learned table is no parameter: 226 + 13 * 30 * 45 rows of 3072
+                assert model.patch_embed.pos_embedding.shape == (1, 17_776, 3072)
+            assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_published_size_runs_on_the_meta_device(name):
-    config = preset(name).transformer
-    t, h, w = (22, 96, 170) if config.patch_size_t else (13, 60, 90)
-    with torch.device("meta"):
-        model = ExpertTransformer(config)
-        ofs = torch.empty(1) if config.ofs_embed_dim else None
-        latents, text = torch.empty(1, config.in_channels, t, h, w), torch.empty(1, 226, 4096)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            out = model(latents, torch.empty(1), text, ofs)
-    assert out.shape == (1, 16, t, h, w)
-    assert counter.get_total_flops() == flops(config, (t, h, w), num_text=226)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes_are_those_of_diffusers(name):
-    config = shrunken(name)
-    with torch.device("meta"):
-        ours, reference = ExpertTransformer(config).state_dict(), theirs(config).state_dict()
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
+def test_published_size_runs_on_the_meta_device(subtests):
+    for name in VARIANTS:
+        with subtests.test(name):
+            config = preset(name).transformer
+            t, h, w = (22, 96, 170) if config.patch_size_t else (13, 60, 90)
+            with torch.device("meta"):
+                model = ExpertTransformer(config)
+                ofs = torch.empty(1) if config.ofs_embed_dim else None
+                latents, text = torch.empty(1, config.in_channels, t, h, w), torch.empty(1, 226, 4096)
+                with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                    out = model(latents, torch.empty(1), text, ofs)
+            assert out.shape == (1, 16, t, h, w)
+            assert counter.get_total_flops() == flops(config, (t, h, w), num_text=226)
 
 
 SIZES = [("2b", 3, 12, 20, TEXT), ("2b", 2, 16, 8, TEXT), ("5b", 3, 12, 20, TEXT), ("5b", 2, 8, 22, 3),
@@ -116,24 +112,25 @@ SIZES = [("2b", 3, 12, 20, TEXT), ("2b", 2, 16, 8, TEXT), ("5b", 3, 12, 20, TEXT
          ("1.5-5b-i2v", 4, 8, 14, TEXT), ("1.5-5b-i2v", 6, 12, 20, 5)]
 
 
-@pytest.mark.parametrize("name, t, h, w, text", SIZES)
-def test_forward_and_gradients_agree(name, t, h, w, text):
-    config, model, reference = both(name)
-    arguments = inputs(config, t, h, w, text)
-    expected = run_theirs(reference, config, *arguments)
-    actual = model(*arguments)
-    assert actual.shape == expected.shape and relative(actual, expected) < 1e-5
-    probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
-    (expected * probe).sum().backward()
-    (actual * probe).sum().backward()
-    gradients = dict(model.named_parameters())
-    for key, parameter in reference.named_parameters():
-        # One shift of all keys cancels in the softmax: without RoPE that bias has no gradient but rounding.
-        if not key.endswith("norm_k.bias"):
-            assert relative(gradients[key].grad, parameter.grad) < 1e-5, key
-    scale = max(parameter.grad.norm() for parameter in reference.parameters())
-    for key, parameter in reference.named_parameters():
-        assert (gradients[key].grad - parameter.grad).norm() < 1e-5 * scale, key
+def test_forward_and_gradients_agree(subtests):
+    for name, t, h, w, text in SIZES:
+        with subtests.test(name, size=(t, h, w), text=text):
+            config, model, reference = both(name)
+            arguments = inputs(config, t, h, w, text)
+            expected = run_theirs(reference, config, *arguments)
+            actual = model(*arguments)
+            assert actual.shape == expected.shape and relative(actual, expected) < 1e-5
+            probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+            (expected * probe).sum().backward()
+            (actual * probe).sum().backward()
+            gradients = dict(model.named_parameters())
+            for key, parameter in reference.named_parameters():
+                # One shift of all keys cancels in the softmax: without RoPE that bias has no gradient but rounding.
+                if not key.endswith("norm_k.bias"):
+                    assert relative(gradients[key].grad, parameter.grad) < 1e-5, key
+            scale = max(parameter.grad.norm() for parameter in reference.parameters())
+            for key, parameter in reference.named_parameters():
+                assert (gradients[key].grad - parameter.grad).norm() < 1e-5 * scale, key
 
 
 def test_bfloat16_is_as_near_to_float32_as_diffusers_is():
@@ -153,25 +150,14 @@ def agrees(table, expected):
         assert torch.allclose(ours.repeat_interleave(2, dim=1), reference, atol=1e-6)
 
 
-@pytest.mark.parametrize("grid", [(3, 30, 45), (1, 45, 30), (2, 48, 48), (5, 16, 24), (2, 7, 90)])
-def test_interpolated_rope_table(grid):
-    t, h, w = grid
-    crop = get_resize_crop_region_for_grid((h, w), 45, 30)
-    expected = get_3d_rotary_pos_embed(64, crop, (h, w), t)
-    agrees(rope_3d(grid, 64, base_grid=(30, 45)), expected)
-
-
-def test_extrapolated_rope_table():
+def test_position_tables_and_the_sines_of_a_timestep_are_theirs():
+    for t, h, w in ((3, 30, 45), (1, 45, 30), (2, 48, 48), (5, 16, 24), (2, 7, 90)):  # interpolated
+        crop = get_resize_crop_region_for_grid((h, w), 45, 30)
+        agrees(rope_3d((t, h, w), 64, base_grid=(30, 45)), get_3d_rotary_pos_embed(64, crop, (h, w), t))
     expected = get_3d_rotary_pos_embed(48, None, (9, 31), 4, grid_type="slice", max_size=(150, 150))
-    agrees(rope_3d((4, 9, 31), 48), expected)
-
-
-def test_sincos_table():
+    agrees(rope_3d((4, 9, 31), 48), expected)  # extrapolated
     expected = get_3d_sincos_pos_embed(1920, (45, 30), 3, 1.875, 1.0, output_type="pt").flatten(0, 1)
     assert torch.allclose(sincos_3d((3, 30, 45), 1920), expected.float(), atol=1e-6)
-
-
-def test_timestep_sinusoid():
     timestep = torch.tensor([0, 19, 999])
     expected = get_timestep_embedding(timestep, 1920, flip_sin_to_cos=True, downscale_freq_shift=0)
     assert torch.allclose(timestep_sinusoid(timestep, 1920), expected, atol=1e-6)

@@ -1,6 +1,7 @@
 """The 3D causal VAE: its size, causality, options, chunks, tiles and what it rejects."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -11,14 +12,7 @@ from minicogvx.vae.autoencoder import chunk_sizes
 from minicogvx.vae.checks import check_chunk, check_latents, check_piece
 from minicogvx.vae.layers import halve_time
 from minicogvx.vae.tiling import OVERLAP, _tile_in_latents, blend, tiled_decode, tiled_encode
-
-TINY = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
-                 sample_height=32, sample_width=32, first_frame="start")
-
-
-def tiny(**changed) -> CausalVAE:
-    torch.manual_seed(0)
-    return CausalVAE(replace(TINY, **changed)).requires_grad_(False)
+from tests.tiny import TINY, tiny_vae
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,18 +40,19 @@ def test_the_published_vae_has_its_published_size():
 
 
 # frame 5 belongs to latent 2: latent 0 is frame 0, latent 1 is frames 1 to 4
-@pytest.mark.parametrize("grad", [False, True])
-def test_norm_over_the_frame_never_leaks_the_future(grad):
-    vae, video, latents = tiny(norm_over="frame"), clip(9), normal(1, 4, 3, 2, 2)
-    with torch.set_grad_enabled(grad):
-        before, after = (vae.encode(v, chunk_frames=None).mean for v in (video, change(video, 5)))
-        assert (after - before)[:, :, :2].abs().max() <= 1e-6 and (after - before)[:, :, 2].abs().max() > 1e-2
-        before, after = (vae.decode(z, chunk_latents=None) for z in (latents, change(latents, 2)))
-        assert (after - before)[:, :, :5].abs().max() <= 1e-6 and (after - before)[:, :, 5:].abs().max() > 1e-2
+def test_norm_over_the_frame_never_leaks_the_future(subtests):
+    for grad in (False, True):
+        with subtests.test(grad=grad):
+            vae, video, latents = tiny_vae(norm_over="frame"), clip(9), normal(1, 4, 3, 2, 2)
+            with torch.set_grad_enabled(grad):
+                before, after = (vae.encode(v, chunk_frames=None).mean for v in (video, change(video, 5)))
+                assert (after - before)[:, :, :2].abs().max() <= 1e-6 and (after - before)[:, :, 2].abs().max() > 1e-2
+                before, after = (vae.decode(z, chunk_latents=None) for z in (latents, change(latents, 2)))
+                assert (after - before)[:, :, :5].abs().max() <= 1e-6 and (after - before)[:, :, 5:].abs().max() > 1e-2
 
 
 def test_norm_over_the_chunk_leaks_the_future_inside_a_chunk_and_not_between_chunks():
-    vae, latents = tiny(), normal(1, 4, 5, 2, 2)
+    vae, latents = tiny_vae(), normal(1, 4, 5, 2, 2)
     video = clip(17)
     whole = [vae.encode(v, chunk_frames=None).mean for v in (video, change(video, 9))]
     assert (whole[1] - whole[0])[:, :, :3].abs().max() > 1e-3
@@ -70,72 +65,63 @@ def test_norm_over_the_chunk_leaks_the_future_inside_a_chunk_and_not_between_chu
 
 
 def test_one_image_is_a_video_of_one_frame():
-    vae, video = tiny(), clip(9)
+    vae, video = tiny_vae(), clip(9)
     latent = vae.encode(video[:, :, :1]).mean
     assert latent.shape == (1, 4, 1, 2, 2) and vae.decode(latent).shape == (1, 3, 1, 8, 8)
-    by_frame = tiny(norm_over="frame")  # the first latent of a clip is then the latent of its first frame
+    by_frame = tiny_vae(norm_over="frame")  # the first latent of a clip is then the latent of its first frame
     torch.testing.assert_close(by_frame.encode(video).mean[:, :, :1], by_frame.encode(video[:, :, :1]).mean)
     latents = normal(1, 4, 3, 2, 2)
     torch.testing.assert_close(by_frame.decode(latents)[:, :, :1], by_frame.decode(latents[:, :, :1]))
 
 
-def test_noise_of_a_posterior_is_drawn_where_the_generator_is():
-    generator, same = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    assert DiagonalGaussian(torch.empty(1, 4, 1, 2, 2, device="meta")).sample(generator).is_meta
-    torch.randn(1, 2, 1, 2, 2, generator=same)
-    assert torch.equal(generator.get_state(), same.get_state())
-
-
 def test_zeros_before_the_first_frame_are_another_model_with_the_same_weights():
-    first, zeros = tiny(norm_over="frame"), tiny(norm_over="frame", time_padding="zeros")
+    first, zeros = tiny_vae(norm_over="frame"), tiny_vae(norm_over="frame", time_padding="zeros")
     video = clip(5)
     assert (first.encode(video).mean - zeros.encode(video).mean).abs().max() > 1e-3
     latents = normal(1, 4, 2, 2, 2)
     assert (first.decode(latents) - zeros.decode(latents)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("stages", "ratio"), [(3, 1), (3, 2), (3, 4), (4, 8), (5, 4), (5, 1)])
-def test_every_compression_makes_the_round_trip(stages, ratio):
-    vae = tiny(block_out_channels=(4, 4, 8, 8, 8)[:stages], temporal_compression_ratio=ratio)
-    size = 2 ** (stages - 1)
-    for frames in (1, ratio + 1, 3 * ratio + 1):
-        latent = vae.encode(clip(frames, size, 2 * size)).mean
-        assert latent.shape == (1, 4, (frames - 1) // ratio + 1, 1, 2)
-        assert vae.decode(latent).shape == (1, 3, frames, size, 2 * size)
+def test_every_compression_makes_the_round_trip(subtests):
+    for stages, ratio in ((3, 1), (3, 2), (3, 4), (4, 8), (5, 4), (5, 1)):
+        with subtests.test(stages=stages, ratio=ratio):
+            vae = tiny_vae(block_out_channels=(4, 4, 8, 8, 8)[:stages], temporal_compression_ratio=ratio)
+            size = 2 ** (stages - 1)
+            for frames in (1, ratio + 1, 3 * ratio + 1):
+                latent = vae.encode(clip(frames, size, 2 * size)).mean
+                assert latent.shape == (1, 4, (frames - 1) // ratio + 1, 1, 2)
+                assert vae.decode(latent).shape == (1, 3, frames, size, 2 * size)
+    vae = tiny_vae().to("meta")  # where shapes at full size come from
+    assert vae.encode(clip(9).to("meta")).mean.shape == (1, 4, 3, 2, 2)
+    assert vae.decode(normal(1, 4, 3, 2, 2).to("meta")).shape == (1, 3, 9, 8, 8)
 
 
-def test_more_compression_than_stages_is_refused():
-    with pytest.raises(ValueError, match="temporal_compression_ratio is 8; with 3 stages"):
-        replace(TINY, temporal_compression_ratio=8)
+def test_any_4k_plus_1_frames_come_back(subtests):
+    vae = tiny_vae()
+    for frames in (1, 5, 9, 13, 21):
+        with subtests.test(frames=frames):
+            assert vae(clip(frames), torch.Generator().manual_seed(0))[0].shape[2] == frames
+            assert vae(clip(frames), chunk_frames=None)[0].shape[2] == frames
 
 
-@pytest.mark.parametrize("frames", [1, 5, 9, 13, 21])
-def test_any_4k_plus_1_frames_come_back(frames):
-    vae = tiny()
-    assert vae(clip(frames), torch.Generator().manual_seed(0))[0].shape[2] == frames
-    assert vae(clip(frames), chunk_frames=None)[0].shape[2] == frames
+def test_a_bfloat16_video_with_float32_weights(subtests):
+    for grad in (False, True):
+        with subtests.test(grad=grad):
+            vae, video, latents = tiny_vae(), clip(9), normal(1, 4, 3, 2, 2)
+            vae.requires_grad_(grad)
+            with torch.set_grad_enabled(grad):
+                posterior, decoded = vae.encode(video.bfloat16()), vae.decode(latents.bfloat16())
+            assert decoded.dtype == torch.bfloat16 and posterior.mean.dtype == torch.float32  # the KL wants float32
+            for half, single in ((posterior.mean, vae.encode(video).mean), (decoded.float(), vae.decode(latents))):
+                assert (half - single).norm() <= 0.03 * single.norm()
+            if grad:
+                (decoded.float().square().mean() + posterior.kl().sum()).backward()
+                assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in vae.parameters())
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_a_bfloat16_video_with_float32_weights(grad):
-    vae, video, latents = tiny(), clip(9), normal(1, 4, 3, 2, 2)
-    vae.requires_grad_(grad)
-    with torch.set_grad_enabled(grad):
-        posterior, decoded = vae.encode(video.bfloat16()), vae.decode(latents.bfloat16())
-    assert decoded.dtype == torch.bfloat16 and posterior.mean.dtype == torch.float32  # the KL wants float32
-    for half, single in ((posterior.mean, vae.encode(video).mean), (decoded.float(), vae.decode(latents))):
-        assert (half - single).norm() <= 0.03 * single.norm()
-    if grad:
-        (decoded.float().square().mean() + posterior.kl().sum()).backward()
-        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in vae.parameters())
-
-
-def test_chunks_put_the_remainder_first():
+def test_chunks_put_the_remainder_first_and_time_is_halved_by_averaging_pairs():
     assert chunk_sizes(49, 8) == [9, 8, 8, 8, 8, 8] and chunk_sizes(13, 2) == [3, 2, 2, 2, 2, 2]
     assert chunk_sizes(1, 8) == [1] and chunk_sizes(13, 8) == [13] and chunk_sizes(17, None) == [17]
-
-
-def test_time_is_halved_by_averaging_pairs():
     x = torch.tensor([1.0, 2.0, 4.0, 6.0, 10.0]).view(1, 1, 5, 1, 1)
     assert halve_time(x).flatten().tolist() == [1.0, 3.0, 8.0]
     assert halve_time(x[:, :, 1:]).flatten().tolist() == [3.0, 8.0]
@@ -151,68 +137,97 @@ def test_the_posterior_is_a_diagonal_gaussian():
     torch.testing.assert_close(posterior.kl(), true.flatten(1).sum(1))
     one, two, other = (posterior.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, two) and not torch.equal(one, other)
+    generator, same = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    assert DiagonalGaussian(torch.empty(1, 4, 1, 2, 2, device="meta")).sample(generator).is_meta
+    torch.randn(1, 2, 1, 2, 2, generator=same)  # noise is drawn where the generator is
+    assert torch.equal(generator.get_state(), same.get_state())
     extreme = DiagonalGaussian(torch.tensor([0.0, 0.0, 99.0, -99.0]).view(1, 4, 1, 1, 1))
     assert extreme.logvar.flatten().tolist() == [20.0, -30.0]
 
 
-@pytest.mark.parametrize(("video", "sentence"), [
-    (torch.zeros(1, 3, 16, 8, 8), "the video has 16 frames; it must have 4k + 1, such as 13 or 17"),
-    (torch.zeros(1, 3, 3, 8, 8), "the video has 3 frames; it must have 4k + 1, such as 1 or 5"),
-    (torch.zeros(1, 3, 5, 8, 10), "the video is 8x10; height and width must be multiples of 4"),
-    (torch.zeros(1, 1, 5, 8, 8), "the video has 1 channels; this VAE takes 3"),
-    (torch.full((1, 3, 5, 8, 8), torch.nan), "the video holds NaN or infinite values; pixels must be numbers in -1..1"),
-])
-def test_a_video_that_cannot_be_encoded_is_refused_in_one_sentence(video, sentence):
-    for encode in (tiny().encode, lambda v: tiled_encode(tiny(), v)):
-        with pytest.raises(ValueError) as error:
-            encode(video)
-        assert str(error.value) == sentence
+def test_what_cannot_be_encoded_or_decoded_is_refused_in_one_sentence(subtests):
+    vae, nan = tiny_vae(), torch.nan
+    encode, decode = (vae.encode, lambda x: tiled_encode(vae, x)), (vae.decode, lambda z: tiled_decode(vae, z))
+    cases = [
+        (encode, torch.zeros(1, 3, 16, 8, 8), "the video has 16 frames; it must have 4k + 1, such as 13 or 17"),
+        (encode, torch.zeros(1, 3, 3, 8, 8), "the video has 3 frames; it must have 4k + 1, such as 1 or 5"),
+        (encode, torch.zeros(1, 3, 0, 8, 8), "the video has 0 frames; it must have 4k + 1, such as 1 or 5"),
+        (encode, torch.zeros(1, 3, 5, 8, 10), "the video is 8x10; height and width must be multiples of 4"),
+        (encode, torch.zeros(1, 1, 5, 8, 8), "the video has 1 channels; this VAE takes 3"),
+        (encode, torch.full((1, 3, 5, 8, 8), nan), "the video holds NaN or infinite values"),
+        (decode, torch.zeros(1, 5, 2, 2, 2), "the latents have 5 channels; this VAE takes 4"),
+        (decode, torch.zeros(1, 4, 0, 2, 2), "the latents have 0 frames"),
+        (decode, torch.full((1, 4, 2, 2, 2), torch.inf), "the latents hold NaN or infinite values; "),
+        ((tiny_vae(first_frame="parity").encode,), torch.zeros(1, 3, 0, 8, 8),
+         "the video has 0 frames; it must have at least 1"),
+    ]
+    for ways, x, sentence in cases:
+        for number, way in enumerate(ways):
+            with subtests.test(sentence, tiled=number == 1):
+                with pytest.raises(ValueError) as error:
+                    way(x)
+                assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("latents", "sentence"), [
-    (torch.zeros(1, 5, 2, 2, 2), "the latents have 5 channels; this VAE takes 4"),
-    (torch.full((1, 4, 2, 2, 2), torch.inf), "the latents hold NaN or infinite values; "),
-])
-def test_latents_that_cannot_be_decoded_are_refused_in_one_sentence(latents, sentence):
-    for decode in (tiny().decode, lambda z: tiled_decode(tiny(), z)):
-        with pytest.raises(ValueError) as error:
-            decode(latents)
-        assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+def test_what_is_no_video_is_refused_by_its_shape_and_format(subtests):
+    cases = [
+        (torch.zeros(3, 5, 8, 8), "must be .b, c, t, h, w."), (torch.zeros(1, 3, 5, 0, 8), "each at least 1"),
+        (torch.zeros(0, 3, 5, 8, 8), "each at least 1"), (torch.zeros(1, 3, 5, 8, 8).byte(), "floating point"),
+    ]
+    for x, words in cases:
+        for what, check, config in (("the video has", check_piece, TINY.vae),
+                                    ("the latents have", check_latents, replace(TINY.vae, latent_channels=3))):
+            with subtests.test(words, what=what), pytest.raises(ValueError, match=f"^{what} the .*{words}"):
+                check(config, x)
+
+
+def test_a_chunk_that_cuts_a_latent_or_is_no_whole_number_is_refused(subtests):
+    vae, z = tiny_vae(), normal(1, 4, 3, 4, 8)
+    for chunk in (6, -8, 2):
+        with subtests.test(chunk_frames=chunk), pytest.raises(ValueError, match=f"^chunk_frames is {chunk}; .* as 8"):
+            vae.encode(clip(17), chunk_frames=chunk)
+    for chunk in (0, -1, -2):
+        for decode in (lambda: vae.decode(z, chunk), lambda: tiled_decode(vae, z, (8, 8), chunk_latents=chunk)):
+            with subtests.test(chunk_latents=chunk), pytest.raises(ValueError, match=f"^chunk_latents is {chunk}; "):
+                decode()
+    for chunk in (2.0, "2", 0.5):  # annotations that are checked would speak first
+        for name, multiple in (("chunk_latents", 1), ("chunk_frames", 4)):
+            with subtests.test(name, chunk=chunk), pytest.raises(ValueError, match=f"^{name} is {chunk!r}; "):
+                check_chunk(name, chunk, multiple, 8)
 
 
 def test_a_clip_no_larger_than_one_tile_is_untouched():
-    vae, video, latents = tiny(), clip(5, 16, 8), normal(1, 4, 2, 4, 4)  # a tile is half of 32x32
+    vae, video, latents = tiny_vae(), clip(5, 16, 8), normal(1, 4, 2, 4, 4)  # a tile is half of 32x32
     assert torch.equal(tiled_encode(vae, video).mean, vae.encode(video).mean)
     assert torch.equal(tiled_decode(vae, latents), vae.decode(latents))
 
 
-@pytest.mark.parametrize(("name", "tile", "shared"), [
-    ("5b", (30, 45), (5, 9)), ("1.5-5b", (48, 85), (8, 17)),  # as published: half a picture, a sixth and a fifth of it
-    ("toy", (4, 4), (1, 1)), ("micro", (4, 4), (1, 1)), ("small", (8, 8), (1, 2)),
-])
-def test_default_tiles_are_half_the_picture(name, tile, shared):
-    with torch.device("meta"):
-        vae = CausalVAE(preset(name).vae)
-    assert _tile_in_latents(vae.config, None, OVERLAP) == (tile, shared)
+def test_default_tiles_are_half_the_picture(subtests):
+    cases = [
+        ("5b", (30, 45), (5, 9)), ("1.5-5b", (48, 85), (8, 17)),  # published: half a picture, a sixth and a fifth of it
+        ("toy", (4, 4), (1, 1)), ("micro", (4, 4), (1, 1)), ("small", (8, 8), (1, 2)),
+    ]
+    for name, tile, shared in cases:
+        with subtests.test(name):
+            with torch.device("meta"):
+                vae = CausalVAE(preset(name).vae)
+            assert _tile_in_latents(vae.config, None, OVERLAP) == (tile, shared)
 
 
-@pytest.mark.parametrize("overlap", [(1 / 6, 1 / 5), (0.0, 0.0), (0.5, 0.7)])
-@pytest.mark.parametrize("tile", [(8, 12), (12, 8)])
-def test_tiles_of_any_size_return_the_whole_picture(tile, overlap):
-    vae, video = tiny(), clip(5, 20, 16)
-    latent = tiled_encode(vae, video, tile, overlap).mean
-    assert latent.shape == (1, 4, 2, 5, 4)
-    assert tiled_decode(vae, latent, tile, overlap).shape == video.shape
+def test_tiles_of_any_size_return_the_whole_picture(subtests):
+    for overlap, tile in product(((1 / 6, 1 / 5), (0.0, 0.0), (0.5, 0.7)), ((8, 12), (12, 8))):
+        with subtests.test(overlap=overlap, tile=tile):
+            vae, video = tiny_vae(), clip(5, 20, 16)
+            latent = tiled_encode(vae, video, tile, overlap).mean
+            assert latent.shape == (1, 4, 2, 5, 4)
+            assert tiled_decode(vae, latent, tile, overlap).shape == video.shape
 
 
-def test_tiles_without_overlap_are_laid_side_by_side():
-    vae, z = tiny(), normal(1, 4, 2, 4, 8)
+def test_tiles_are_laid_side_by_side_and_blended_where_they_overlap():
+    vae, z = tiny_vae(), normal(1, 4, 2, 4, 8)
     halves = [vae.decode(half) for half in z.split(4, dim=4)]
     assert torch.equal(tiled_decode(vae, z, (16, 16), (0.0, 0.0)), torch.cat(halves, dim=4))
-
-
-def test_tiles_that_overlap_are_blended_where_they_do():
-    vae, z = tiny(), normal(1, 4, 2, 4, 7)
+    vae, z = tiny_vae(), normal(1, 4, 2, 4, 7)
     left, right = vae.decode(z[:, :, :, :, :4]), vae.decode(z[:, :, :, :, 3:])  # they share one latent: four columns
     whole = tiled_decode(vae, z, (16, 16), (0.0, 0.25))[:, :, :, :, :24]  # the next tile starts at column 24
     fade = torch.arange(4) / 4
@@ -229,73 +244,26 @@ def test_blend_fades_from_the_one_to_the_other():
     assert torch.equal(after, torch.ones(1, 1, 1, 5, 2))  # nothing is written in place
 
 
-@pytest.mark.parametrize(("tile", "overlap", "sentence"), [
-    ((10, 8), (0.2, 0.2), "tile is 10x8 pixels; height and width must be multiples of 4, such as 16x16"),
-    ((0, 8), (0.2, 0.2), "tile is 0x8 pixels; height and width must be multiples of 4"),
-    ((8, 8), (0.2, 1.0), "overlap is (0.2, 1.0); each part of a tile that is shared must be at least 0 and below 1"),
-    ((8, 8), (-0.1, 0.2), "overlap is (-0.1, 0.2); each part"),
-    ((4, 8), (0.2, 0.2), "a tile of 4x8 pixels is 1x2 latents, of which overlap=(0.2, 0.2) shares 1x1; "),
-])
-def test_a_tiling_that_cannot_work_is_refused_in_one_sentence(tile, overlap, sentence):
-    for run, x in ((tiled_encode, clip(1, 16, 16)), (tiled_decode, normal(1, 4, 1, 4, 4))):
-        with pytest.raises(ValueError) as error:
-            run(tiny(), x, tile, overlap)
-        assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+def test_a_tiling_that_cannot_work_is_refused_in_one_sentence(subtests):
+    cases = [
+        ((10, 8), (0.2, 0.2), "tile is 10x8 pixels; height and width must be multiples of 4, such as 16x16"),
+        ((0, 8), (0.2, 0.2), "tile is 0x8 pixels"), ((8, 8), (0.2, 1.0), "overlap is (0.2, 1.0)"),
+        ((8, 8), (-0.1, 0.2), "overlap is (-0.1, 0.2)"),
+        ((4, 8), (0.2, 0.2), "a tile of 4x8 pixels is 1x2 latents, of which overlap=(0.2, 0.2) shares 1x1; "),
+    ]
+    for tile, overlap, sentence in cases:
+        for run, x in ((tiled_encode, clip(1, 16, 16)), (tiled_decode, normal(1, 4, 1, 4, 4))):
+            with subtests.test(sentence, run=run.__name__):
+                with pytest.raises(ValueError) as error:
+                    run(tiny_vae(), x, tile, overlap)
+                assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("trained", ["decoder.norm_out.conv_y.conv.weight", "decoder.norm_out.norm_layer.bias",
-                                     "encoder.norm_out.bias", "encoder.conv_out.conv.weight"])
-def test_one_parameter_alone_can_be_trained(trained):
-    vae = tiny()
-    vae.get_parameter(trained).requires_grad_(True)
-    vae(clip(5), torch.Generator().manual_seed(0))[0].square().sum().backward()
-    assert vae.get_parameter(trained).grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("chunk", [6, -8, 2])
-def test_a_chunk_that_cuts_a_latent_is_refused(chunk):
-    with pytest.raises(ValueError, match=f"^chunk_frames is {chunk}; it must be a multiple of 4, such as 8"):
-        tiny().encode(clip(17), chunk_frames=chunk)
-
-
-def test_shapes_at_full_size_come_from_the_meta_device():
-    vae = tiny().to("meta")
-    assert vae.encode(clip(9).to("meta")).mean.shape == (1, 4, 3, 2, 2)
-    assert vae.decode(normal(1, 4, 3, 2, 2).to("meta")).shape == (1, 3, 9, 8, 8)
-
-
-@pytest.mark.parametrize("chunk", [0, -1, -2])
-def test_a_chunk_of_latents_below_one_is_refused(chunk):
-    z = normal(1, 4, 3, 4, 8)
-    for decode in (lambda: tiny().decode(z, chunk), lambda: tiled_decode(tiny(), z, (8, 8), chunk_latents=chunk)):
-        with pytest.raises(ValueError, match=f"^chunk_latents is {chunk}; it must be a whole number of at least 1"):
-            decode()
-
-
-@pytest.mark.parametrize("chunk", [2.0, "2", 0.5])
-def test_a_chunk_that_is_no_whole_number_is_refused(chunk):
-    for name, multiple in (("chunk_latents", 1), ("chunk_frames", 4)):
-        with pytest.raises(ValueError, match=f"^{name} is {chunk!r}; it must be a"):
-            check_chunk(name, chunk, multiple, 8)
-
-
-@pytest.mark.parametrize(("x", "words"), [
-    (torch.zeros(3, 5, 8, 8), "must be .b, c, t, h, w."), (torch.zeros(1, 3, 5, 0, 8), "each at least 1"),
-    (torch.zeros(0, 3, 5, 8, 8), "each at least 1"), (torch.zeros(1, 3, 5, 8, 8, dtype=torch.uint8), "floating point"),
-])
-def test_what_is_no_video_is_refused_by_its_shape_and_format(x, words):
-    for what, check, config in (("the video has", check_piece, TINY),
-                                ("the latents have", check_latents, replace(TINY, latent_channels=3))):
-        with pytest.raises(ValueError, match=f"^{what} the .*{words}"):
-            check(config, x)
-
-
-@pytest.mark.parametrize(("rule", "few"), [("start", "4k . 1, such as 1 or 5"), ("parity", "at least 1")])
-def test_no_frames_are_refused(rule, few):
-    with pytest.raises(ValueError, match=f"^the video has 0 frames; it must have {few}"):
-        tiny(first_frame=rule).encode(torch.zeros(1, 3, 0, 8, 8))
-
-
-def test_no_latents_are_refused():
-    with pytest.raises(ValueError, match="^the latents have 0 frames; "):
-        tiny().decode(torch.zeros(1, 4, 0, 2, 2))
+def test_one_parameter_alone_can_be_trained(subtests):
+    for trained in ("decoder.norm_out.conv_y.conv.weight", "decoder.norm_out.norm_layer.bias", "encoder.norm_out.bias",
+                    "encoder.conv_out.conv.weight"):
+        with subtests.test(trained):
+            vae = tiny_vae()
+            vae.get_parameter(trained).requires_grad_(True)
+            vae(clip(5), torch.Generator().manual_seed(0))[0].square().sum().backward()
+            assert vae.get_parameter(trained).grad.abs().sum() > 0

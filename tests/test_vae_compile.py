@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from minicogvx.presets import VAEConfig
@@ -69,22 +68,15 @@ def work() -> dict[str, float | str]:
     return result
 
 
-@pytest.fixture(scope="module")
-def result():
+def test_compiled_numbers_and_gradients_are_those_of_the_modules_and_nan_is_still_refused():
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_compiled_numbers_and_gradients_are_those_of_the_modules(result):
+    result = json.loads(done.stdout.splitlines()[-1])
     errors = {name: error for name, error in result.items() if name != "refused"}
     assert len(errors) == len(CASES) + 1
     for name, error in errors.items():
         assert error <= (0.03 if "bfloat16" in name else 1e-5), errors
-
-
-def test_a_compiled_vae_still_refuses_nan(result):
     assert result["refused"].startswith("the video holds NaN")
 
 

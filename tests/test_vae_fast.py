@@ -2,21 +2,20 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from minicogvx.presets import VAEConfig
 from minicogvx.vae import CausalVAE, fast, fast_norm
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
 from minicogvx.vae.fast import channels_last, conv3d, downsample_conv, norm_silu, pad_time, upsample_conv
 from minicogvx.vae.fast_norm import group_statistics
 from minicogvx.vae.layers import Conv3d, DownConv2d, NormSiLU, UpConv2d, stretch_time
+from tests.tiny import TINY
 
-TINY = VAEConfig(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=2,
-                 sample_height=8, sample_width=8)
+CONFIG = replace(TINY.vae, first_frame="parity")
 EPS = 1e-6
 
 
@@ -37,110 +36,85 @@ def ours(x, gain, bias, *conditions):
 def plain(x, gain, bias, *conditions):
     """The formula of the leaf."""
     with fast.off():
-        return functional_call(NormSiLU(4, TINY), {"weight": gain, "bias": bias}, (x, *conditions))
+        return functional_call(NormSiLU(4, CONFIG), {"weight": gain, "bias": bias}, (x, *conditions))
 
 
-@pytest.fixture(params=[True, False], ids=["sums by hand", "PyTorch's kernel"])
-def both_ways(request, monkeypatch):
-    """Statistics as on a CPU in float32, and as on GPUs and in 16 bits."""
-    monkeypatch.setattr(fast_norm, "_needs_exact_sums", lambda x: request.param)
+def test_group_statistics_are_exact_at_any_size_and_number_of_threads(subtests):
+    sizes = [(1, 8, 9, 240, 360), (2, 8, 1, 333, 101), (3, 8, 5, 64, 64)]
+    for threads, size in product((1, 2), sizes):
+        with subtests.test(threads=threads, size=size):
+            x, before = channels_last(normal(*size, dtype=torch.float32) + 1), torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                mean, variance = group_statistics(x, 2)
+            finally:
+                torch.set_num_threads(before)
+            true = x.double().unflatten(1, (2, 4)).flatten(2)
+            assert (mean - true.mean(2)).abs().max() < 3e-7  # the kernel's: 2e-4 at the first size
+            assert (variance - true.var(2, correction=0)).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", [(1, 8, 9, 240, 360), (2, 8, 1, 333, 101), (3, 8, 5, 64, 64)])
-def test_group_statistics_are_exact_at_any_size_and_number_of_threads(size, threads):
-    x, before = channels_last(normal(*size, dtype=torch.float32) + 1), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        mean, variance = group_statistics(x, 2)
-    finally:
-        torch.set_num_threads(before)
-    true = x.double().unflatten(1, (2, 4)).flatten(2)
-    assert (mean - true.mean(2)).abs().max() < 3e-7  # the kernel's: 2e-4 at the first size
-    assert (variance - true.var(2, correction=0)).abs().max() < 1e-6
+def test_norm_silu_and_its_backward_are_those_of_the_formula(subtests, monkeypatch):
+    """With sums by hand, as on a CPU in float32, and by PyTorch's kernel, as on GPUs and in 16 bits."""
+    for by_hand, conditioned in product((True, False), (False, True)):
+        with subtests.test(by_hand=by_hand, conditioned=conditioned):
+            monkeypatch.setattr(fast_norm, "_needs_exact_sums", lambda x: by_hand)
+            inputs = norm_inputs(conditioned)
+            torch.testing.assert_close(ours(*inputs), plain(*inputs))  # nothing requires a gradient
+            inputs, weight = [v.requires_grad_() for v in inputs], normal(2, 4, 2, 4, 6, seed=9)
+            with torch.no_grad():
+                torch.testing.assert_close(ours(*inputs), plain(*inputs))
+            mine, theirs = ours(*inputs), plain(*inputs)
+            torch.testing.assert_close(mine, theirs)
+            # the sums of the backward run in float32 whatever goes in
+            for got, true in zip(torch.autograd.grad((mine * weight).sum(), inputs),
+                                 torch.autograd.grad((theirs * weight).sum(), inputs)):
+                assert (got - true).norm() <= 1e-6 * true.norm()
+            assert torch.autograd.gradcheck(ours, inputs, fast_mode=True)
 
 
-@pytest.mark.usefixtures("both_ways")
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_norm_silu_is_its_formula_without_gradients(conditioned):
-    inputs = norm_inputs(conditioned)
-    torch.testing.assert_close(ours(*inputs), plain(*inputs))  # nothing requires a gradient
-    with torch.no_grad():
-        torch.testing.assert_close(ours(*(v.requires_grad_() for v in inputs)), plain(*inputs))
-
-
-@pytest.mark.usefixtures("both_ways")
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_norm_silu_and_its_backward_are_those_of_the_formula(conditioned):
-    inputs = [v.requires_grad_() for v in norm_inputs(conditioned)]
-    weight = normal(2, 4, 2, 4, 6, seed=9)
-    mine, theirs = ours(*inputs), plain(*inputs)
-    torch.testing.assert_close(mine, theirs)
-    # the sums of the backward run in float32 whatever goes in
-    for got, true in zip(torch.autograd.grad((mine * weight).sum(), inputs),
-                         torch.autograd.grad((theirs * weight).sum(), inputs)):
-        assert (got - true).norm() <= 1e-6 * true.norm()
-
-
-@pytest.mark.usefixtures("both_ways")
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_norm_silu_passes_gradcheck(conditioned):
-    inputs = [v.requires_grad_() for v in norm_inputs(conditioned)]
-    assert torch.autograd.gradcheck(ours, inputs, fast_mode=True)
-
-
-def test_norm_silu_of_one_cell_is_an_ordinary_scale_and_shift():
+def test_norm_silu_of_one_cell_is_an_ordinary_scale_and_shift_and_leaves_its_input_alone():
     x, gain, bias, _, _ = norm_inputs(True)
     scale, shift = normal(2, 4, 2, 1, 1, seed=7), normal(2, 4, 2, 1, 1, seed=8)
     want = F.silu(F.group_norm(x, 2, gain, bias, EPS) * scale + shift)
-    torch.testing.assert_close(ours(x, gain, bias, scale, shift), want)
-
-
-@pytest.mark.parametrize("grad", [False, True])
-def test_norm_silu_in_bfloat16_with_float32_parameters_is_near_the_formula(grad):
-    x, gain, bias, scale, shift = norm_inputs(True, torch.float32)
-    half = [v.bfloat16() for v in (x, scale, shift)]
-    with torch.set_grad_enabled(grad):
-        y = norm_silu(half[0], 2, EPS, gain.requires_grad_(), bias.requires_grad_(), *half[1:])
-    assert y.dtype == torch.bfloat16
-    assert (y.float() - plain(x, gain, bias, scale, shift)).abs().max() < 0.1
-    if grad:
-        y.float().sum().backward()
-        assert gain.grad.dtype == torch.float32 and gain.grad.isfinite().all()
-
-
-def test_norm_silu_leaves_its_input_alone():
-    x, gain, bias = norm_inputs(False)
     before = x.clone()
-    ours(x, gain, bias)
+    torch.testing.assert_close(ours(x, gain, bias, scale, shift), want)
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("frames", [1, 3])
-def test_pad_time_is_cat_and_hands_gradients_to_both(frames):
-    x, past = normal(2, 4, 2, 4, 6).requires_grad_(), normal(2, 4, frames, 4, 6, seed=1).requires_grad_()
-    assert torch.equal(pad_time(x, frames, past), torch.cat([past, x], dim=2))
-    assert torch.autograd.gradcheck(lambda x, past: pad_time(x, frames, past), [x, past], fast_mode=True)
+def test_norm_silu_in_bfloat16_with_float32_parameters_is_near_the_formula(subtests):
+    for grad in (False, True):
+        with subtests.test(grad=grad):
+            x, gain, bias, scale, shift = norm_inputs(True, torch.float32)
+            half = [v.bfloat16() for v in (x, scale, shift)]
+            with torch.set_grad_enabled(grad):
+                y = norm_silu(half[0], 2, EPS, gain.requires_grad_(), bias.requires_grad_(), *half[1:])
+            assert y.dtype == torch.bfloat16
+            assert (y.float() - plain(x, gain, bias, scale, shift)).abs().max() < 0.1
+            if grad:
+                y.float().sum().backward()
+                assert gain.grad.dtype == torch.float32 and gain.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("frames", [1, 3])
-def test_pad_time_repeats_the_first_frame_and_hands_the_copies_gradients_back(frames):
-    x = normal(2, 2, frames, 2, 3).requires_grad_()
-    want = torch.cat([x[:, :, :1]] * 2 + [x], dim=2)
-    assert torch.equal(pad_time(x, 2), want) and torch.equal(pad_time(x.detach(), 2), want)
-    assert torch.autograd.gradcheck(lambda x: pad_time(x, 2), [x])
+def test_pad_time_is_cat_and_repeats_a_first_frame_and_hands_gradients_to_all(subtests):
+    for frames in (1, 3):
+        with subtests.test(frames=frames):
+            x, past = normal(2, 4, 2, 4, 6).requires_grad_(), normal(2, 4, frames, 4, 6, seed=1).requires_grad_()
+            assert torch.equal(pad_time(x, frames, past), torch.cat([past, x], dim=2))
+            assert torch.autograd.gradcheck(lambda x, past: pad_time(x, frames, past), [x, past], fast_mode=True)
+            x = normal(2, 2, frames, 2, 3).requires_grad_()
+            want = torch.cat([x[:, :, :1]] * 2 + [x], dim=2)
+            assert torch.equal(pad_time(x, 2), want) and torch.equal(pad_time(x.detach(), 2), want)
+            assert torch.autograd.gradcheck(lambda x: pad_time(x, 2), [x])
 
 
-def test_the_free_frames_of_a_norm_are_filled_once_and_the_norm_is_left_alone():
+def test_the_free_frames_of_a_norm_are_filled_once_and_where_no_gradient_is_asked_for():
     y = ours(*norm_inputs(False))
     kept, (one, two) = y.clone(), (normal(2, 4, 2, 4, 6, seed=seed) for seed in (5, 6))
     first = pad_time(y, 2, one)
     assert first.data_ptr() < y.data_ptr() and torch.equal(first, torch.cat([one, kept], dim=2))
     assert torch.equal(pad_time(y, 2, two), torch.cat([two, kept], dim=2))
     assert torch.equal(first[:, :, :2], one) and torch.equal(y, kept)
-
-
-def test_the_free_frames_serve_no_tensor_whose_gradient_is_asked_for():
     x, gain, bias = norm_inputs(False)
     y = ours(x, gain, bias).requires_grad_()  # a leaf
     past, weight = torch.zeros_like(x).requires_grad_(), normal(2, 4, 4, 4, 6, seed=5)
@@ -151,9 +125,25 @@ def test_the_free_frames_serve_no_tensor_whose_gradient_is_asked_for():
     assert torch.equal(past.grad, weight[:, :, :2])
 
 
+def test_a_norm_that_is_padded_hands_on_the_gradients_of_both_of_all_orders():
+    """Its copies of the first frame are made with it; whoever also sees the norm alone, or changes it, is served."""
+    for modulated in (False, True):
+        inputs = [v.requires_grad_() for v in norm_inputs(modulated)]
+        assert torch.equal(pad_time(ours(*inputs), 2), pad_time(ours(*inputs).clone(), 2))
+        assert torch.autograd.gradcheck(lambda *v: pad_time(ours(*v), 2), inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda *v: pad_time(ours(*v), 2), inputs, fast_mode=True)
+        assert torch.autograd.gradcheck(lambda *v: (lambda y: pad_time(y, 2).sum(2) * y[:, :, 0])(ours(*v)), inputs,
+                                        fast_mode=True)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = ours(*inputs)
+            y.mul_(2)  # as a hook may do
+            assert torch.equal(pad_time(y, 2)[:, :, :1], y[:, :, :1])
+
+
 LEAVES = {
-    "norm": (lambda: NormSiLU(4, TINY), (2, 4, 3, 4, 6)),
-    "norm over the frame": (lambda: NormSiLU(4, replace(TINY, norm_over="frame")), (2, 4, 3, 4, 6)),
+    "norm": (lambda: NormSiLU(4, CONFIG), (2, 4, 3, 4, 6)),
+    "norm over the frame": (lambda: NormSiLU(4, replace(CONFIG, norm_over="frame")), (2, 4, 3, 4, 6)),
     "convolution": (lambda: Conv3d(4, 3, 3, padding=(0, 1, 1)), (2, 4, 4, 4, 6)),
     "convolution of one small clip": (lambda: Conv3d(4, 3, 3, padding=(0, 1, 1)), (1, 4, 6, 4, 6)),
     "down": (lambda: DownConv2d(4, 3, 3, stride=2), (2, 4, 3, 4, 6)),
@@ -163,33 +153,35 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_leaf_is_its_formula(name, dtype):
-    torch.manual_seed(0)
-    make, shape = LEAVES[name]
-    leaf, x = make().to(dtype), normal(*shape, dtype=dtype).requires_grad_()
-    found, inputs = [], [x, *leaf.parameters()]
-    for switch in (nullcontext, fast.off):
-        with switch():
-            y = leaf(x)
-            with torch.no_grad():
-                torch.testing.assert_close(leaf(x), y, rtol=1e-5, atol=1e-5)
-        found.append([y, *torch.autograd.grad((y * normal(*y.shape, seed=1, dtype=dtype)).sum(), inputs)])
-    for quick, formula in zip(*found, strict=True):
-        torch.testing.assert_close(quick, formula, rtol=1e-4, atol=1e-4)
+def test_a_leaf_is_its_formula(subtests):
+    for dtype, name in product((torch.float32, torch.float64), LEAVES):
+        with subtests.test(name, dtype=dtype):
+            torch.manual_seed(0)
+            make, shape = LEAVES[name]
+            leaf, x = make().to(dtype), normal(*shape, dtype=dtype).requires_grad_()
+            found, inputs = [], [x, *leaf.parameters()]
+            for switch in (nullcontext, fast.off):
+                with switch():
+                    y = leaf(x)
+                    with torch.no_grad():
+                        torch.testing.assert_close(leaf(x), y, rtol=1e-5, atol=1e-5)
+                found.append([y, *torch.autograd.grad((y * normal(*y.shape, seed=1, dtype=dtype)).sum(), inputs)])
+            for quick, formula in zip(*found, strict=True):
+                torch.testing.assert_close(quick, formula, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("changed", [{}, {"first_frame": "start"}, {"norm_over": "frame", "time_padding": "zeros"}])
-def test_the_whole_vae_is_what_its_formulas_say(changed):
-    torch.manual_seed(0)
-    vae = CausalVAE(replace(TINY, **changed)).requires_grad_(False)
-    video, z = normal(2, 3, 9, 8, 8, dtype=torch.float32).clamp(-1, 1), normal(1, 4, 3, 2, 2, dtype=torch.float32)
-    quick = [vae.encode(video, chunk_frames=4).mean, vae.decode(z, chunk_latents=1)]
-    with fast.off():
-        formulas = [vae.encode(video, chunk_frames=4).mean, vae.decode(z, chunk_latents=1)]
-    for a, b in zip(quick, formulas):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+def test_the_whole_vae_is_what_its_formulas_say(subtests):
+    for changed in [{}, {"first_frame": "start"}, {"norm_over": "frame", "time_padding": "zeros"}]:
+        with subtests.test(changed=changed):
+            torch.manual_seed(0)
+            vae = CausalVAE(replace(CONFIG, **changed)).requires_grad_(False)
+            video, z = (normal(*shape, dtype=torch.float32) for shape in ((2, 3, 9, 8, 8), (1, 4, 3, 2, 2)))
+            video = video.clamp(-1, 1)
+            quick = [vae.encode(video, chunk_frames=4).mean, vae.decode(z, chunk_latents=1)]
+            with fast.off():
+                formulas = [vae.encode(video, chunk_frames=4).mean, vae.decode(z, chunk_latents=1)]
+            for a, b in zip(quick, formulas):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_the_convolutions_that_resample_pass_gradcheck():
@@ -198,32 +190,34 @@ def test_the_convolutions_that_resample_pass_gradcheck():
         assert torch.autograd.gradcheck(resample, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("switch", [nullcontext, fast.off])
-@pytest.mark.parametrize(("latents", "frames", "index"), [
-    (1, 1, [0]), (2, 2, [0, 1]), (3, 3, [0, 1, 2]), (1, 4, [0, 0, 0, 0]), (1, 2, [0, 0]),
-    (2, 8, [0, 0, 0, 0, 1, 1, 1, 1]), (2, 3, [0, 1, 1]), (2, 5, [0, 1, 1, 1, 1]), (3, 5, [0, 1, 1, 2, 2]),
-    (3, 9, [0, 1, 1, 1, 1, 2, 2, 2, 2]), (3, 6, [0, 0, 1, 1, 2, 2]), (2, 9, [0, 1, 1, 1, 1, 1, 1, 1, 1]),
-])
-def test_time_is_stretched_by_nearest_up_sampling(latents, frames, index, switch):
-    x = normal(2, 4, latents, 3, 3).requires_grad_()
-    with switch():
-        y, expected = stretch_time(x, frames), x[:, :, index]
-    assert torch.equal(y, expected)
-    cotangent = torch.randn_like(y)
-    torch.testing.assert_close(*(torch.autograd.grad(v, x, cotangent)[0] for v in (y, expected)))
+def test_time_is_stretched_by_nearest_up_sampling(subtests):
+    stretched = [
+        (1, 1, [0]), (2, 2, [0, 1]), (3, 3, [0, 1, 2]), (1, 4, [0, 0, 0, 0]), (1, 2, [0, 0]),
+        (2, 8, [0, 0, 0, 0, 1, 1, 1, 1]), (2, 3, [0, 1, 1]), (2, 5, [0, 1, 1, 1, 1]), (3, 5, [0, 1, 1, 2, 2]),
+        (3, 9, [0, 1, 1, 1, 1, 2, 2, 2, 2]), (3, 6, [0, 0, 1, 1, 2, 2]), (2, 9, [0, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ]
+    for switch, (latents, frames, index) in product((nullcontext, fast.off), stretched):
+        with subtests.test(latents=latents, frames=frames, index=index):
+            x = normal(2, 4, latents, 3, 3).requires_grad_()
+            with switch():
+                y, expected = stretch_time(x, frames), x[:, :, index]
+            assert torch.equal(y, expected)
+            cotangent = torch.randn_like(y)
+            torch.testing.assert_close(*(torch.autograd.grad(v, x, cotangent)[0] for v in (y, expected)))
 
 
-@pytest.mark.parametrize("time_padding", ["first", "zeros"])
-def test_causal_convolution_is_a_padded_convolution_and_sees_no_future(time_padding):
-    conv = CausalConv3d(2, 3, time_padding=time_padding).double()
-    x = normal(1, 2, 5, 4, 4)
-    front = x[:, :, :1].expand(-1, -1, 2, -1, -1) * (time_padding == "first")
-    want = F.conv3d(torch.cat([front, x], dim=2), conv.conv.weight, conv.conv.bias, padding=(0, 1, 1))
-    torch.testing.assert_close(conv(x), want)
-    changed = x.clone()
-    changed[:, :, 3] += 1.0
-    torch.testing.assert_close(conv(changed)[:, :, :3], want[:, :, :3])
-    assert (conv(changed)[:, :, 3] - want[:, :, 3]).abs().max() > 1e-3
+def test_causal_convolution_is_a_padded_convolution_and_sees_no_future(subtests):
+    for time_padding in ("first", "zeros"):
+        with subtests.test(time_padding=time_padding):
+            conv = CausalConv3d(2, 3, time_padding=time_padding).double()
+            x = normal(1, 2, 5, 4, 4)
+            front = x[:, :, :1].expand(-1, -1, 2, -1, -1) * (time_padding == "first")
+            want = F.conv3d(torch.cat([front, x], dim=2), conv.conv.weight, conv.conv.bias, padding=(0, 1, 1))
+            torch.testing.assert_close(conv(x), want)
+            changed = x.clone()
+            changed[:, :, 3] += 1.0
+            torch.testing.assert_close(conv(changed)[:, :, :3], want[:, :, :3])
+            assert (conv(changed)[:, :, 3] - want[:, :, 3]).abs().max() > 1e-3
 
 
 def test_causal_convolution_in_pieces_of_any_length_is_the_whole():
@@ -231,28 +225,24 @@ def test_causal_convolution_in_pieces_of_any_length_is_the_whole():
     pieces = [conv(piece, cache) for piece in x.split([1, 3, 1, 1], dim=2)]
     torch.testing.assert_close(torch.cat(pieces, dim=2), conv(x))
     assert [tuple(past.shape) for past in cache.past.values()] == [(1, 2, 2, 4, 4)]
-
-
-def test_a_kernel_without_extent_in_time_keeps_no_cache():
-    conv, cache = CausalConv3d(2, 3, kernel=1).double(), ConvCache()
-    x = normal(1, 2, 3, 4, 4)
+    conv, cache = CausalConv3d(2, 3, kernel=1).double(), ConvCache()  # without extent in time it keeps no cache
     torch.testing.assert_close(conv(x, cache), F.conv3d(x, conv.conv.weight, conv.conv.bias))
     assert not cache.past
 
 
-@pytest.mark.parametrize("frames", [1, 2, 5, 8])
-@pytest.mark.parametrize("shape", [(1, 4, 6, 6), (2, 4, 6, 6)])
-def test_conv3d_in_halves_is_conv3d(frames, shape):
-    torch.manual_seed(0)
-    b, c, h, w = shape
-    inputs = [torch.randn(b, c, frames + 2, h, w), torch.randn(3, c, 3, 3, 3), torch.randn(3)]
-    ours, theirs = ([v.clone().requires_grad_(True) for v in inputs] for _ in range(2))
-    y, expected = conv3d(*ours, padding=(0, 1, 1)), torch.nn.functional.conv3d(*theirs, padding=(0, 1, 1))
-    assert torch.allclose(y, expected, atol=1e-5)
-    cotangent = torch.randn_like(y)
-    y.backward(cotangent), expected.backward(cotangent)
-    for a, b in zip(ours, theirs):
-        assert torch.allclose(a.grad, b.grad, atol=1e-4)
+def test_conv3d_in_halves_is_conv3d(subtests):
+    for frames, shape in product((1, 2, 5, 8), ((1, 4, 6, 6), (2, 4, 6, 6))):
+        with subtests.test(frames=frames, shape=shape):
+            torch.manual_seed(0)
+            b, c, h, w = shape
+            inputs = [torch.randn(b, c, frames + 2, h, w), torch.randn(3, c, 3, 3, 3), torch.randn(3)]
+            ours, theirs = ([v.clone().requires_grad_(True) for v in inputs] for _ in range(2))
+            y, expected = conv3d(*ours, padding=(0, 1, 1)), torch.nn.functional.conv3d(*theirs, padding=(0, 1, 1))
+            assert torch.allclose(y, expected, atol=1e-5)
+            cotangent = torch.randn_like(y)
+            y.backward(cotangent), expected.backward(cotangent)
+            for a, b in zip(ours, theirs):
+                assert torch.allclose(a.grad, b.grad, atol=1e-4)
 
 
 def operations():
@@ -276,26 +266,28 @@ def operations():
     }
 
 
-@pytest.mark.parametrize("name", operations())
-def test_a_backward_leaves_the_gradient_that_it_is_given_alone(name):
-    run, inputs = operations()[name]
-    y = run(*inputs)
-    given = torch.randn_like(y)
-    before = given.clone()
-    first, again = (torch.autograd.grad(y, inputs, given, retain_graph=True) for _ in range(2))
-    assert torch.equal(given, before) and all(map(torch.equal, first, again))
-    run(*inputs).sum().backward()  # the gradient of a sum is one number, expanded
+def test_a_backward_leaves_the_gradient_that_it_is_given_alone(subtests):
+    for name in operations():
+        with subtests.test(name):
+            run, inputs = operations()[name]
+            y = run(*inputs)
+            given = torch.randn_like(y)
+            before = given.clone()
+            first, again = (torch.autograd.grad(y, inputs, given, retain_graph=True) for _ in range(2))
+            assert torch.equal(given, before) and all(map(torch.equal, first, again))
+            run(*inputs).sum().backward()  # the gradient of a sum is one number, expanded
 
 
-@pytest.mark.parametrize("name", operations())
-def test_gradients_can_be_differentiated_again(name):
-    run, inputs = operations()[name]
-    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
-    y = run(*inputs)
-    once, kept = (torch.autograd.grad(y.square().sum(), inputs, retain_graph=True, create_graph=create_graph)
-                  for create_graph in (False, True))
-    for a, b in zip(once, kept):
-        torch.testing.assert_close(a, b.detach(), rtol=1e-6, atol=1e-6)
+def test_gradients_can_be_differentiated_again(subtests):
+    for name in operations():
+        with subtests.test(name):
+            run, inputs = operations()[name]
+            assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+            y = run(*inputs)
+            once, kept = (torch.autograd.grad(y.square().sum(), inputs, retain_graph=True, create_graph=create_graph)
+                          for create_graph in (False, True))
+            for a, b in zip(once, kept):
+                torch.testing.assert_close(a, b.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_gradient_penalty_through_a_causal_convolution_and_its_norm():

@@ -58,88 +58,68 @@ def test_the_published_vae_has_their_names_and_shapes():
     assert {name: value.shape for name, value in mine.items()} == {name: value.shape for name, value in other.items()}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@torch.no_grad()
-def test_encode_and_decode_in_chunks_are_theirs(name):
-    mine, other = pair(CONFIGS[name])
-    for frames in (1, 9, 17, 25):
-        video = clip(frames)
-        latent = other.encode(video).latent_dist
-        assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
-        decoded = mine.decode(latent.mean)
-        assert decoded.shape[2] == frames and difference(decoded, other.decode(latent.mean).sample) <= 1e-5
+def compare(mine: CausalVAE, other: AutoencoderKLCogVideoX, video: torch.Tensor, chunk: tuple = (8, 2)) -> torch.Tensor:
+    """Encodes and decodes in chunks of so many frames and latents, as both do; returns our video."""
+    latent = other.encode(video).latent_dist
+    assert difference(moments(mine.encode(video, chunk[0])), moments(latent)) <= 1e-5
+    decoded = mine.decode(latent.mean, chunk[1])
+    assert difference(decoded, other.decode(latent.mean).sample) <= 1e-5
+    return decoded
 
 
 @torch.no_grad()
-def test_one_chunk_is_theirs_with_larger_chunks():
+def test_encode_and_decode_in_chunks_are_theirs(subtests):
+    cases = {
+        "three stages": (THREE, (1, 9, 17, 25)), "four stages": (FOUR, (1, 9, 17, 25)),
+        "without a first frame": (THREE, (4, 8, 16)),
+        "eight-fold in time": (replace(FOUR, temporal_compression_ratio=8), (17,)),
+        "epsilon": (replace(THREE, norm_eps=3e-2), (9,)),  # of the config: that of the encoder's blocks alone
+    }
+    for name, (config, lengths) in cases.items():
+        mine, other = pair(config)
+        for frames in lengths:
+            with subtests.test(name, frames=frames):
+                decoded = compare(mine, other, (0.1 if name == "epsilon" else 1.0) * clip(frames))
+                assert name == "without a first frame" or decoded.shape[2] == frames
     mine, other = pair(THREE)
     other.num_sample_frames_batch_size, other.num_latent_frames_batch_size = 100, 100
-    video = clip(17)
-    latent = other.encode(video).latent_dist.mean
-    assert difference(mine.encode(video, chunk_frames=None).mean, latent) <= 1e-5
-    assert difference(mine.decode(latent, chunk_latents=None), other.decode(latent).sample) <= 1e-5
+    with subtests.test("one chunk"):
+        compare(mine, other, clip(17), (None, None))
 
 
 @torch.no_grad()
-def test_eight_fold_compression_in_time_is_theirs():
-    mine, other = pair(replace(FOUR, temporal_compression_ratio=8))
-    video = clip(17)
-    latent = other.encode(video).latent_dist.mean
-    assert latent.shape[2] == 3 and difference(mine.encode(video).mean, latent) <= 1e-5
-    assert difference(mine.decode(latent), other.decode(latent).sample) <= 1e-5
+def test_an_even_number_of_latents_comes_back_as_it_was_and_published_as_more(subtests):
+    for frames, published in ((5, 8), (13, 16), (21, 24), (85, 88)):
+        with subtests.test(frames=frames, published=published):
+            by_parity, other = pair(THREE)
+            mine = CausalVAE(replace(THREE, first_frame="start"))
+            mine.load_state_dict(by_parity.state_dict())
+            video = clip(frames)
+            latent = other.encode(video).latent_dist
+            assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
+            assert mine.decode(latent.mean).shape[2] == frames
+            their_video = other.decode(latent.mean).sample
+            assert their_video.shape[2] == published
+            compare(by_parity, other, video)
 
 
-@pytest.mark.parametrize(("frames", "published"), [(5, 8), (13, 16), (21, 24), (85, 88)])
-@torch.no_grad()
-def test_an_even_number_of_latents_comes_back_as_it_was_and_published_as_more(frames, published):
-    by_parity, other = pair(THREE)
-    mine = CausalVAE(replace(THREE, first_frame="start"))
-    mine.load_state_dict(by_parity.state_dict())
-    video = clip(frames)
-    latent = other.encode(video).latent_dist
-    assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
-    assert mine.decode(latent.mean).shape[2] == frames
-    their_video = other.decode(latent.mean).sample
-    assert their_video.shape[2] == published
-    assert difference(moments(by_parity.encode(video)), moments(latent)) <= 1e-5
-    assert difference(by_parity.decode(latent.mean), their_video) <= 1e-5
-
-
-@torch.no_grad()
-def test_the_epsilon_of_the_config_is_that_of_their_encoders_blocks_alone():
-    mine, other = pair(replace(THREE, norm_eps=3e-2))
-    video = 0.1 * clip(9)
-    latent = other.encode(video).latent_dist
-    assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
-    assert difference(mine.decode(latent.mean), other.decode(latent.mean).sample) <= 1e-5
-
-
-@pytest.mark.parametrize("frames", [4, 8, 16])
-@torch.no_grad()
-def test_parity_takes_clips_without_a_first_frame_as_they_do(frames):
-    mine, other = pair(THREE)
-    video = clip(frames)
-    latent = other.encode(video).latent_dist
-    assert difference(moments(mine.encode(video)), moments(latent)) <= 1e-5
-    assert difference(mine.decode(latent.mean), other.decode(latent.mean).sample) <= 1e-5
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_of_all_parameters_and_of_the_video_are_theirs(name):
-    mine, other = pair(CONFIGS[name])
-    video, frames = clip(9).repeat(2, 1, 1, 1, 1), 9
-    video[1] = -video[1].flip(3)  # two different clips: the sums over the batch count
-    inputs = [video.clone().requires_grad_(), video.clone().requires_grad_()]
-    posteriors = mine.encode(inputs[0]), other.encode(inputs[1]).latent_dist
-    videos = mine.decode(posteriors[0].mean), other.decode(posteriors[1].mean).sample
-    weight = torch.randn(videos[1].shape, generator=torch.Generator().manual_seed(frames))
-    for posterior, out in zip(posteriors, videos):
-        ((out * weight).sum() + posterior.logvar.square().sum()).backward()
-    assert difference(inputs[0].grad, inputs[1].grad) <= 5e-5
-    ours, true = layers(mine), layers(other)
-    assert ours.keys() == true.keys()
-    worst = max((difference(ours[name], true[name]), name) for name in true)
-    assert worst[0] <= 5e-5, worst
+def test_gradients_of_all_parameters_and_of_the_video_are_theirs(subtests):
+    for config_name, config in CONFIGS.items():
+        with subtests.test(config_name):
+            mine, other = pair(config)
+            video, frames = clip(9).repeat(2, 1, 1, 1, 1), 9
+            video[1] = -video[1].flip(3)  # two different clips: the sums over the batch count
+            inputs = [video.clone().requires_grad_(), video.clone().requires_grad_()]
+            posteriors = mine.encode(inputs[0]), other.encode(inputs[1]).latent_dist
+            videos = mine.decode(posteriors[0].mean), other.decode(posteriors[1].mean).sample
+            weight = torch.randn(videos[1].shape, generator=torch.Generator().manual_seed(frames))
+            for posterior, out in zip(posteriors, videos):
+                ((out * weight).sum() + posterior.logvar.square().sum()).backward()
+            assert difference(inputs[0].grad, inputs[1].grad) <= 5e-5
+            ours, true = layers(mine), layers(other)
+            assert ours.keys() == true.keys()
+            worst = max((difference(ours[name], true[name]), name) for name in true)
+            assert worst[0] <= 5e-5, worst
 
 
 @pytest.fixture
@@ -184,19 +164,22 @@ def layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-@pytest.mark.parametrize("config", [
-    THREE,  # half of 32x40: tiles of 16x20 pixels, 4x5 latents
-    replace(FOUR, sample_height=96, sample_width=80),  # 48x40 pixels, 6x5 latents: overlaps of exactly one latent
-], ids=["three stages", "four stages"])
 @torch.no_grad()
-def test_tiled_encode_and_decode_are_theirs(config):
-    mine, other = pair(config)
-    space = config.spatial_compression_ratio
-    overlap = (1 / 6, 1 / 5) if space == 8 else (1 / 4, 1 / 5)  # whole latents, or theirs fall out of step
-    other.enable_tiling(tile_overlap_factor_height=overlap[0], tile_overlap_factor_width=overlap[1])
-    video = clip(9, 9 * space, 7 * space)  # the last tiles are cut off by the edge
-    latent = other.encode(video).latent_dist
-    assert latent.mean.shape[3:] == (9, 7)
-    assert difference(moments(tiled_encode(mine, video, overlap=overlap)), moments(latent)) <= 1e-5
-    decoded = tiled_decode(mine, latent.mean, overlap=overlap)
-    assert decoded.shape == video.shape and difference(decoded, other.decode(latent.mean).sample) <= 1e-5
+def test_tiled_encode_and_decode_are_theirs(subtests):
+    cases = {
+        "three stages": THREE,  # half of 32x40: tiles of 16x20 pixels, 4x5 latents
+        # 48x40 pixels, 6x5 latents: overlaps of exactly one latent
+        "four stages": replace(FOUR, sample_height=96, sample_width=80),
+    }
+    for name, config in cases.items():
+        with subtests.test(name):
+            mine, other = pair(config)
+            space = config.spatial_compression_ratio
+            overlap = (1 / 6, 1 / 5) if space == 8 else (1 / 4, 1 / 5)  # whole latents, or theirs fall out of step
+            other.enable_tiling(tile_overlap_factor_height=overlap[0], tile_overlap_factor_width=overlap[1])
+            video = clip(9, 9 * space, 7 * space)  # the last tiles are cut off by the edge
+            latent = other.encode(video).latent_dist
+            assert latent.mean.shape[3:] == (9, 7)
+            assert difference(moments(tiled_encode(mine, video, overlap=overlap)), moments(latent)) <= 1e-5
+            decoded = tiled_decode(mine, latent.mean, overlap=overlap)
+            assert decoded.shape == video.shape and difference(decoded, other.decode(latent.mean).sample) <= 1e-5

@@ -81,27 +81,23 @@ def rope_widget():
 EVERY = [frames_widget, compare_widget, sweep_widget, noise_widget, rope_widget]
 
 
-@pytest.mark.parametrize("make", EVERY)
-def test_a_still_picture_stands_above_the_widget(shown, make):
-    make()
-    (still, metadata), (caption, _), box = shown
-    assert still["image/png"].startswith("iVBOR") and len(metadata["image/png"]["alt"]) > 20
-    assert caption["text/plain"] == metadata["image/png"]["alt"]
-    assert "widget" not in "".join(still) and picture_of(box)[1]
-
-
-@pytest.mark.parametrize("make", EVERY)
-def test_the_picture_and_its_words_follow_every_slider(shown, make):
-    make()
-    box = shown[-1]
-    for slider in box.children[:-1]:
-        before, value = picture_of(box), slider.value
-        slider.value = value + 5 if slider.description == "line" else value + 1
-        after = picture_of(box)
-        assert after[0].tobytes() != before[0].tobytes() and after[1] != before[1]
-        slider.value = value
-        again = picture_of(box)
-        assert again[0].tobytes() == before[0].tobytes() and again[1] == before[1]
+def test_below_a_still_picture_the_widgets_own_and_its_words_follow_every_slider(shown, subtests):
+    for make in EVERY:
+        with subtests.test(msg=make.__name__):
+            shown.clear()
+            make()
+            (still, metadata), (caption, _), box = shown
+            assert still["image/png"].startswith("iVBOR") and len(metadata["image/png"]["alt"]) > 20
+            assert caption["text/plain"] == metadata["image/png"]["alt"]
+            assert "widget" not in "".join(still) and picture_of(box)[1]
+            for slider in box.children[:-1]:
+                before, value = picture_of(box), slider.value
+                slider.value = value + 5 if slider.description == "line" else value + 1
+                after = picture_of(box)
+                assert after[0].tobytes() != before[0].tobytes() and after[1] != before[1]
+                slider.value = value
+                again = picture_of(box)
+                assert again[0].tobytes() == before[0].tobytes() and again[1] == before[1]
 
 
 def test_the_frame_that_is_asked_for_is_shown(shown):
@@ -172,20 +168,20 @@ def test_the_score_of_rope_depends_on_the_distance_alone(shown):
     assert score(0, 2) == f"{sum(torch.cos(torch.tensor(2 / 10000 ** (i / 4))) for i in range(4)) / 4:.3f}"
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: widgets.explore_frames(torch.rand(0, 16, 16, 3), WORDS), r"\(0, 16, 16, 3\)"),
-    (lambda: widgets.explore_frames(moving_square(), " "), "alt is empty"),
-    (lambda: widgets.compare_clips({"one": moving_square()}, WORDS), "there are 1 clips"),
-    (lambda: widgets.compare_clips({"a": moving_square(5), "b": moving_square(3)}, WORDS), r"\(5, 32.*\(3, 32"),
-    (lambda: widgets.explore_sweep({}, "scale", WORDS), "no rows"),
-    (lambda: widgets.explore_noise(torch.rand(2, 3, 5, 8, 8), NoiseSchedule(ScheduleConfig()), decode, WORDS),
-     r"\(2, 3, 5, 8, 8\)"),
-    (lambda: widgets.explore_rope(head_dim=40), "head_dim is 40"),
-    (lambda: widgets.explore_rope(frames=3), "frames 3"),
-])
-def test_what_cannot_be_shown_is_refused_before_anything_is(shown, call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_what_cannot_be_shown_is_refused_before_anything_is(shown, subtests):
+    for call, message in (
+        (lambda: widgets.explore_frames(torch.rand(0, 16, 16, 3), WORDS), r"\(0, 16, 16, 3\)"),
+        (lambda: widgets.explore_frames(moving_square(), " "), "alt is empty"),
+        (lambda: widgets.compare_clips({"one": moving_square()}, WORDS), "there are 1 clips"),
+        (lambda: widgets.compare_clips({"a": moving_square(5), "b": moving_square(3)}, WORDS), r"\(5, 32.*\(3, 32"),
+        (lambda: widgets.explore_sweep({}, "scale", WORDS), "no rows"),
+        (lambda: widgets.explore_noise(torch.rand(2, 3, 5, 8, 8), NoiseSchedule(ScheduleConfig()), decode, WORDS),
+         r"\(2, 3, 5, 8, 8\)"),
+        (lambda: widgets.explore_rope(head_dim=40), "head_dim is 40"),
+        (lambda: widgets.explore_rope(frames=3), "frames 3"),
+    ):
+        with subtests.test(msg=message), pytest.raises(ValueError, match=message):
+            call()
     assert shown == []
 
 

@@ -30,7 +30,7 @@ def _fsdp(machine: Machine, sizes: Sizes, numbers: str) -> Iterator[Row]:
     with one_rank(device) as rank:
         model = random_model(ExpertTransformer, sizes.cut, torch.float32, device)
         model.gradient_checkpointing = True
-        network = wrap(model, rank, "fsdp", None if dtype == torch.float32 else dtype)
+        network = wrap(model, rank, "fsdp", None if dtype == torch.float32 else dtype, blocks=model.transformer_blocks)
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
 
         def backward() -> Tensor:

@@ -68,23 +68,11 @@ def _check(arguments: argparse.Namespace, timed: bool) -> None:
                              f"{'minutes' if timed else 'steps'}")
 
 
-def place(device: str, dtype) -> str:
-    """The command line options for this device and dtype."""
-    return f"--device {device} --dtype {str(dtype).removeprefix('torch.')}"
-
-
-def check_place(command: str, here: str, out: Path) -> None:
-    """Raises ValueError if `out` was made on another device or in another dtype than `here`; older files do not say."""
-    if "--device" in command and here not in command:
-        raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; name "
-                         f"another file with --out to train all again")
-
-
 def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) -> None:
     import torch
     from tqdm import tqdm
 
-    from minicogvx.ablation.results import Results, write_results
+    from minicogvx.ablation.results import Results, place, write_results
 
     seeds, steps = arguments.seeds, study.steps if arguments.steps is None else arguments.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
@@ -113,7 +101,7 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
 
 def _keep_done(results, study, out: Path, here: str) -> None:
     """Keeps the seeds of the file; raises ValueError if they were made with other settings."""
-    from minicogvx.ablation.results import read_results
+    from minicogvx.ablation.results import check_place, read_results
 
     done = read_results(out)
     for name in ("name", "steps", "torch", "threads"):
@@ -153,17 +141,14 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
 
 
 def study_latents(study, device: str = "cpu", dtype=None):
-    """The clips of a study of transformers, as posterior means of the shipped VAE, like for the shipped model."""
-    from dataclasses import replace
-
+    """The clips of a study of transformers, encoded by the shipped VAE."""
     import torch
 
     import minicogvx
     from minicogvx.data.clips.world import encode_world
 
     pipe = minicogvx.load("toy", device, torch.float32)
-    latents = encode_world(pipe.vae, study.clips, study.clips_seed, pipe.video_size.num_frames, dtype=dtype)
-    return replace(latents, sample=False)
+    return encode_world(pipe.vae, study.clips, study.clips_seed, pipe.video_size.num_frames, dtype=dtype)
 
 
 def _line(curve) -> str:

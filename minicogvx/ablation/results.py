@@ -94,3 +94,15 @@ def _one_line_a_list(content: dict) -> str:
               for curve in content["curves"]]
     head = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "curves")
     return "{" + head + ',\n "curves": [\n  {' + "},\n  {".join(curves) + "}\n ]}"
+
+
+def place(device: str, dtype) -> str:
+    """The command line options for this device and dtype."""
+    return f"--device {device} --dtype {str(dtype).removeprefix('torch.')}"
+
+
+def check_place(command: str, here: str, out: Path) -> None:
+    """Raises ValueError if `out` was made on another device or in another dtype than `here`; older files do not say."""
+    if "--device" in command and here not in command:
+        raise ValueError(f"{out} was made with{command[command.index(' --device'):]}, this run has {here}; name "
+                         f"another file with --out to train all again")

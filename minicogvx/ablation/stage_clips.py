@@ -10,7 +10,7 @@ of the brightness would hardly survive the VAE, which has learnt plain backgroun
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from minicogvx.ablation.studies import StagesStudy
 from minicogvx.compat import choose_dtype
-from minicogvx.data.clips.world import STORED, LatentSet
+from minicogvx.data.clips.clips import Clips, Selected
+from minicogvx.data.clips.world import STORED, WorldClips
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.features import scene_features
 from minicogvx.data.world.scenes import Scene, sample_scenes
@@ -36,9 +37,10 @@ _STEEPEST = 0.005  # share of a frame's pixels, about the outline of the smalles
 class StageClips:
     """The training and test clips of a study of stages."""
 
-    train: dict[tuple[int, int], LatentSet]  # by (frames, side); the same scenes in each
-    held_back: LatentSet  # full size, with the training clips' share of blurred ones
-    held_back_sharp: LatentSet  # the same scenes, all in focus
+    train: dict[tuple[int, int], Clips]  # by (frames, side); the same scenes in each
+    scenes: list[Scene]  # of the training clips
+    held_back: Clips  # full size, with the training clips' share of blurred ones
+    held_back_sharp: Clips  # the same scenes, all in focus
     flawed: Bool[Tensor, " n"]  # which training clips are out of focus; for statistics only, not for training
     score: Float[Tensor, " n"]  # `steepness` of each training clip at the full size, from its pixels alone
 
@@ -58,18 +60,18 @@ def encode_clips(vae: CausalVAE, study: StagesStudy, sizes: Sequence[tuple[int, 
     cut, train, score = study.clips - study.held_back, {}, None
     for size in dict.fromkeys((study.full, *sizes)):
         scores, whole = encode_blurred(vae, scenes, flawed, *size, study.blur, dtype, progress)
-        train[size] = whole.part(0, cut)
+        train[size] = Selected(whole, range(cut))
         if size == study.full:
-            score, held_back = scores[:cut], whole.part(cut, study.clips)
+            score, held_back = scores[:cut], Selected(whole, range(cut, study.clips))
     in_focus = torch.zeros(study.held_back, dtype=torch.bool)
     _, sharp = encode_blurred(vae, scenes[cut:], in_focus, *study.full, study.blur, dtype, progress=False)
-    return StageClips(train, held_back, sharp, flawed[:cut], score)
+    return StageClips(train, scenes[:cut], held_back, sharp, flawed[:cut], score)
 
 
 @torch.no_grad()
 def encode_blurred(vae: CausalVAE, scenes: list[Scene], flawed: Bool[Tensor, " n"], num_frames: int, side: int,
                    blur: float, dtype: torch.dtype | None = None, progress: bool = True,
-                   batch_size: int = 16) -> tuple[Float[Tensor, " n"], LatentSet]:
+                   batch_size: int = 16) -> tuple[Float[Tensor, " n"], WorldClips]:
     """The `steepness` of each clip and its latents; those in `flawed` are blurred by `blur` frame sides."""
     scores, means, features, device = [], [], [], next(vae.parameters()).device
     dtype = choose_dtype(device, dtype)
@@ -84,8 +86,8 @@ def encode_blurred(vae: CausalVAE, scenes: list[Scene], flawed: Bool[Tensor, " n
         means.append(vae.encode(video).mean.to(STORED).cpu())
         features.append(scene_features(part, num_frames, cells, ratio).to(STORED))
     mean = torch.cat(means)
-    return torch.cat(scores), LatentSet(scenes, mean, torch.zeros_like(mean), vae.config.scaling_factor,
-                                        torch.cat(features), sample=False)
+    return torch.cat(scores), WorldClips(scenes, mean, torch.zeros_like(mean), vae.config.scaling_factor,
+                                         torch.cat(features), side)
 
 
 def choose_flawed(count: int, share: float, seed: int) -> Bool[Tensor, " n"]:
@@ -125,12 +127,6 @@ def steepness(clips: Float[Tensor, "b t h w 3"]) -> Float[Tensor, " b"]:
     most = max(1, round(_STEEPEST * contrast[0].numel()))
     change, contrast = (x.flatten(1).topk(most).values.mean(1) for x in (change, contrast))
     return rearrange(change / contrast.clamp(min=0.02), "(b t) -> b t", b=len(clips)).mean(1)
-
-
-def pick(latents: LatentSet, index: Int[Tensor, " k"]) -> LatentSet:
-    """The clips at `index`."""
-    return replace(latents, scenes=[latents.scenes[i] for i in index.tolist()], mean=latents.mean[index],
-                   std=latents.std[index], features=latents.features[index])
 
 
 def unseen_scenes(shown: Sequence[Scene], count: int, seed: int = SCENES_SEED) -> list[Scene]:

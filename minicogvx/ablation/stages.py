@@ -10,41 +10,33 @@ encoder; the alignment loss of the shipped models, decaying to 0. The moving ave
 lag by a few hundred steps, so a curve bends shortly after the start of a stage.
 """
 
-import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from minicogvx.ablation.stage_clips import StageClips, pick
+from minicogvx.ablation.compare import seeded_task, trained_model
+from minicogvx.ablation.stage_clips import StageClips
 from minicogvx.ablation.stage_judge import Judge
-from minicogvx.ablation.studies import StagesStudy, TimedStage
-from minicogvx.ablation.transformers import held_back_loss
+from minicogvx.ablation.studies import StagesStudy, size_of
+from minicogvx.ablation.timed import TimedRun, TimedSteps
+from minicogvx.ablation.transformers import study_training
 from minicogvx.compat import choose_dtype
-from minicogvx.data.clips.world import LatentSet
-from minicogvx.data.world.captions import vocabulary
-from minicogvx.diffusion.schedule import NoiseSchedule
-from minicogvx.engine.optim import average, warmup_cosine
+from minicogvx.data.clips.clips import Clips, Selected
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.alignment import Alignment
-from minicogvx.training.transformer import (
-    TransformerStage,
-    TransformerTraining,
-    draw_batch,
-    draw_noise,
-    initialise,
-    update_master,
-    v_loss,
-)
+from minicogvx.training.alignment import feature_variance
+from minicogvx.training.batches import Steps
+from minicogvx.training.loop import fit
+from minicogvx.training.stages import Stage
+from minicogvx.training.transformer import TransformerTask
+from minicogvx.training.validation import held_back_loss
 from minicogvx.transformer.model import ExpertTransformer
 
-# A shorter average than the shipped model's, because runs are shorter; the stage in it is not used.
-RECIPE = TransformerTraining((TransformerStage(1),), ema_decay=0.995)
-_TICKS, _WARMUP = 10_000, 200  # time steps of a run's schedule; warm-up is the first fiftieth
+_SPENT = ("seconds", "steps", "clips", "tokens")
 
 
 @dataclass
@@ -105,13 +97,13 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
         raise ValueError(f"names is empty; give at least one of {'; '.join(study.variants)}")
     curves = []
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        judge = Judge(study, bench.clips.train[study.full].scenes, bench.pipe, bench.schedule)
+        judge = Judge(study, bench.clips.scenes, bench.pipe, bench.schedule)
         for name in names:
-            learner, curve = train(bench, name, seed)
-            made = [finish(curve, learner, judge)]
+            task, curve = train(bench, name, seed)
+            made = [finish(curve, task, judge)]
             if name == study.refined and study.best_fifth:
                 for kind in ("all clips", "the best fifth"):
-                    after, refined = refine(bench, learner, curve, kind)
+                    after, refined = refine(bench, task, curve, kind)
                     made.append(finish(refined, after, judge))
             curves += made
             if on_curves:
@@ -119,138 +111,110 @@ def compare_stages(bench: Bench, names: Sequence[str], seed: int = 0,
     return curves
 
 
-def train(bench: Bench, name: str, seed: int) -> tuple["Learner", StagesCurve]:
+def train(bench: Bench, name: str, seed: int) -> tuple[TransformerTask, StagesCurve]:
     """Trains one variant from scratch, through its stages."""
     config, stages = bench.study.variants[name]
-    learner = Learner(config, bench, seed)
-    curve = StagesCurve(name, seed, sum(p.numel() for p in learner.master.parameters()),
+    task = new_task(bench, config, stages, seed, alignment_weight=1.0)
+    curve = StagesCurve(name, seed, sum(p.numel() for p in task.model.parameters()),
                         sharp_share=1 - bench.clips.flawed.float().mean().item())
-    spend(bench, learner, curve, [(stage, bench.clips.train[stage.size], str(stage)) for stage in stages],
-          60 * bench.study.minutes, seed * 10_000_000, RECIPE.alignment_weight)
-    return learner, curve
+    plan = [(bench.clips.train[size_of(stage)], label(stage)) for stage in stages]
+    spend(bench, task, curve, plan, 60 * bench.study.minutes, seed)
+    return task, curve
 
 
-def refine(bench: Bench, learner: "Learner", before: StagesCurve, kind: str) -> tuple["Learner", StagesCurve]:
+def refine(bench: Bench, trained: TransformerTask, curve: StagesCurve,
+           kind: str) -> tuple[TransformerTask, StagesCurve]:
     """Continues from a run's averages at the full size, on "the best fifth" of its clips or on "all clips".
 
     The authors published neither the learning rate of their last stage nor how it starts. Ours: a new optimizer and a
     new average, `refine_rate` times the learning rate with its own warm-up and cosine, no alignment.
     """
     study, clips = bench.study, bench.clips
-    last = study.variants[before.name][1][-1]
+    stage = replace(study.variants[curve.name][1][-1], learning_rate_factor=study.refine_rate)
     chosen = clips.best() if kind == "the best fifth" else torch.arange(len(clips.flawed))
-    on = Learner(learner.master.config, bench, before.seed)
-    on.begin_with(*learner.averages)
-    on.seconds, on.steps, on.clips, on.tokens = learner.seconds, learner.steps, learner.clips, learner.tokens
-    curve = StagesCurve(f"{before.name}, then {kind}", before.seed, before.parameters,
-                        sharp_share=1 - clips.flawed[chosen].float().mean().item())
-    stage = TimedStage(1.0, *last.size, last.batch_size)
-    # Far from the run's own seeds; the same noise for both kinds.
-    spend(bench, on, curve, [(stage, pick(clips.train[last.size], chosen), f"{stage}, {kind}")],
-          60 * study.best_fifth, before.seed * 10_000_000 + 5_000_000, 0.0, study.refine_rate)
-    return on, curve
+    task = new_task(bench, trained.model.config, (stage,), curve.seed)
+    begin_with(task, trained.result())
+    refined = StagesCurve(f"{curve.name}, then {kind}", curve.seed, curve.parameters,
+                          sharp_share=1 - clips.flawed[chosen].float().mean().item())
+    plan = [(Selected(clips.train[size_of(stage)], chosen.tolist()), f"{label(stage)}, {kind}")]
+    before = {name: getattr(curve, name)[-1] for name in _SPENT}
+    spend(bench, task, refined, plan, 60 * study.best_fifth, curve.seed + 500_000, before)  # same noise for both kinds
+    return task, refined
 
 
-def spend(bench: Bench, learner: "Learner", curve: StagesCurve, plan: Sequence[tuple[TimedStage, LatentSet, str]],
-          seconds: float, seed: int, alignment_weight: float, rate: float = 1.0) -> None:
-    """Trains for `seconds`, which the stages of `plan` share; the clock runs only during steps.
+def label(stage: Stage) -> str:
+    """A stage in a few words."""
+    return f"{stage.height}x{stage.width}, {stage.num_frames} frames"
 
-    Measures at the start, after every `study.every` seconds, and at the end of each stage.
+
+def new_task(bench: Bench, config: TransformerConfig, stages: Sequence[Stage], seed: int,
+             alignment_weight: float = 0.0) -> TransformerTask:
+    """A transformer at its start, with a shorter average than the shipped model's, because runs are shorter."""
+    training = study_training(*stages, ema_decay=0.995, alignment_weight=alignment_weight)
+    device = bench.pipe.vae.decoder.conv_out.conv.weight.device
+    variance = feature_variance(bench.clips.train[bench.study.full], training.alignment_kinds)
+    return seeded_task(config, training, bench.text, bench.schedule, device,
+                       choose_dtype(device, bench.dtype, training=True), seed, variance)
+
+
+@torch.no_grad()
+def begin_with(task: TransformerTask, learnt: Mapping[str, Tensor]) -> None:
+    """Gives a task, and its average, the weights that another one learnt."""
+    for tensors in (task.weights.tensors(), task.average):
+        for name, tensor in tensors.items():
+            tensor.copy_(learnt[name])
+    task.restored()
+
+
+def spend(bench: Bench, task: TransformerTask, curve: StagesCurve, plan: Sequence[tuple[Clips, str]], seconds: float,
+          seed: int, before: Mapping[str, float] = {}) -> None:
+    """Trains for so many seconds, which the stages of the task share.
+
+    `plan`: the clips and the label of each stage. `before`: what was spent on the same weights earlier, by the names
+    of `_SPENT`.
     """
-    start, taken, end, measured, told = learner.seconds, 0, 0.0, 0, 0
-    measure(bench, learner, curve)
-    for stage, latents, label in plan:
-        end += stage.share * seconds
-        while (used := learner.seconds - start) < end:
-            if used // bench.study.every > measured:
-                measured = used // bench.study.every
-                measure(bench, learner, curve)
-            share = used / seconds
-            factor = rate * warmup_cosine(int(_TICKS * share), _TICKS, _WARMUP)
-            began = bench.now()
-            learner.step(latents, stage.batch_size, seed + taken, factor, alignment_weight * (1 - share))
-            learner.seconds += bench.now() - began
-            taken += 1
-            while bench.on_second and told < min(int(learner.seconds - start), int(seconds)):
-                told += 1
-                bench.on_second(curve.name)
-        measure(bench, learner, curve)
-        curve.stages.append(label)
-        curve.ends.append(learner.seconds)
+    run = TimedRun(curve.name, task.training.stages, seconds, bench.now, bench.on_second)
+    sets, labels = zip(*plan)
+    data = TimedSteps(Steps(sets, task.training, task.model.config, seed=seed), run)
+    watch = Watch(bench, curve, run, data, labels, before)
+    watch.measure(0, task)
+    fit(task, data, run, run.rate, [watch])
 
 
-def measure(bench: Bench, learner: "Learner", curve: StagesCurve) -> None:
-    """Adds a point to the curve, unless the last one was at the same step."""
-    if curve.steps and curve.steps[-1] == learner.steps:
-        return
-    model, text = learner.short_average()
-    for name in ("seconds", "steps", "clips", "tokens"):
-        getattr(curve, name).append(getattr(learner, name))
-    for name, latents in (("loss", bench.clips.held_back), ("loss_of_sharp", bench.clips.held_back_sharp)):
-        getattr(curve, name).append(held_back_loss(model, text, latents, learner.schedule, learner.dtype))
+class Watch:
+    """A watcher: measures every `study.every` seconds of training, and at the end of a stage."""
+
+    every = 1
+
+    def __init__(self, bench: Bench, curve: StagesCurve, run: TimedRun, data: TimedSteps, labels: Sequence[str],
+                 before: Mapping[str, float]):
+        self.bench, self.curve, self.run, self.data = bench, curve, run, data
+        self.labels, self.before = labels, before
+        self.times = self.stage = 0
+
+    def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
+        """Nothing to log."""
+        times, stage = self.run.used // self.bench.study.every, self.run.stage
+        if times > self.times or stage > self.stage:
+            self.measure(step, task)
+        for ended in self.labels[self.stage:stage]:
+            self.curve.stages.append(ended)
+            self.curve.ends.append(self.curve.seconds[-1])
+        self.times, self.stage = times, stage
+        return {}
+
+    def measure(self, step: int, task: TransformerTask) -> None:
+        """Adds a point to the curve."""
+        for name, value in zip(_SPENT, (self.run.used, step, self.data.clips, self.data.tokens)):
+            getattr(self.curve, name).append(self.before.get(name, 0) + value)
+        self.curve.loss.append(held_back_loss(task, self.bench.clips.held_back))
+        self.curve.loss_of_sharp.append(held_back_loss(task, self.bench.clips.held_back_sharp))
 
 
-def finish(curve: StagesCurve, learner: "Learner", judge: Judge) -> StagesCurve:
+def finish(curve: StagesCurve, task: TransformerTask, judge: Judge) -> StagesCurve:
     """Adds the model and its scores to the curve."""
-    model, text = learner.short_average()
-    text.encoder.eval()
-    curve.adherence, curve.measured, curve.sharpness = judge(model, text)
-    curve.references, curve.model, curve.text = judge.references, learner.averages[0].eval(), text
+    with task.averaged():
+        curve.adherence, curve.measured, curve.sharpness = judge(task.model, task.text)
+    curve.references = judge.references
+    curve.model, curve.text = trained_model(task)
     return curve
-
-
-class Learner:
-    """A transformer and a text encoder in training, their averages, and the seconds, clips and tokens spent."""
-
-    def __init__(self, config: TransformerConfig, bench: Bench, seed: int):
-        # Seeded twice: the text encoder's weights must not depend on how many numbers the model draws.
-        torch.manual_seed(seed)
-        self.text = TextEncoder.from_config(bench.text, vocabulary(), config.max_text_seq_length)
-        self.text.encoder.train()
-        torch.manual_seed(seed)
-        self.master = ExpertTransformer(config)
-        initialise(self.master)
-        device = bench.pipe.vae.decoder.conv_out.conv.weight.device
-        self.schedule, self.dtype = NoiseSchedule(bench.schedule), choose_dtype(device, bench.dtype, training=True)
-        self.master.to(device), self.text.encoder.to(device)
-        self.working = copy.deepcopy(self.master).to(self.dtype)
-        self.alignment = Alignment(self.working, RECIPE.alignment_kinds).to(device)
-        self.optimizer = RECIPE.new_optimizer([
-            *self.alignment.named_parameters(prefix="alignment"), *self.master.named_parameters(prefix="transformer"),
-            *self.text.encoder.named_parameters(prefix="text")])
-        self.averages = [copy.deepcopy(net).requires_grad_(False) for net in (self.master, self.text.encoder)]
-        self.averaged = 0  # number of steps in the averages
-        self.seconds, self.steps, self.clips, self.tokens = 0.0, 0, 0, 0
-
-    def begin_with(self, transformer: ExpertTransformer, text_encoder: torch.nn.Module) -> None:
-        """Copies these weights, before the first step."""
-        for net in (self.master, self.working, self.averages[0]):
-            net.load_state_dict(transformer.state_dict())
-        for net in (self.text.encoder, self.averages[1]):
-            net.load_state_dict(text_encoder.state_dict())
-
-    def step(self, latents: LatentSet, batch_size: int, seed: int, factor: float, alignment_weight: float) -> Tensor:
-        """One update on the batch of `seed`; returns the v-loss."""
-        generator = torch.Generator().manual_seed(seed)
-        x0, captions, features = draw_batch(latents, batch_size, RECIPE.text_dropout, generator)
-        noise, t = draw_noise(x0, self.schedule, generator)
-        loss = v_loss(self.working, self.schedule, x0, noise, t, self.text.encode(captions).to(self.dtype))
-        (loss + alignment_weight * self.alignment(features.to(loss.device)) if alignment_weight else loss).backward()
-        update_master(self.master, self.working, self.optimizer, factor)
-        average(self.averages, (self.master, self.text.encoder),
-                min(RECIPE.ema_decay, (1 + self.averaged) / (10 + self.averaged)))
-        self.averaged += 1
-        self.steps += 1
-        self.clips += len(x0)
-        self.tokens += len(x0) * (self.text.max_length + _video_tokens(self.working, x0))
-        return loss.detach()
-
-    def short_average(self) -> tuple[ExpertTransformer, TextEncoder]:
-        """The averages, the transformer in the dtype of passes."""
-        text = TextEncoder(self.text.tokenizer, self.averages[1], self.text.max_length)
-        return copy.deepcopy(self.averages[0]).to(self.dtype).eval(), text
-
-
-def _video_tokens(model: ExpertTransformer, x0: Tensor) -> int:
-    t, h, w = model.grid(x0)
-    return t * h * w

@@ -15,8 +15,7 @@ def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: tor
     """
     from tqdm import tqdm
 
-    from minicogvx.ablation.command import place
-    from minicogvx.ablation.results import write_results
+    from minicogvx.ablation.results import place, write_results
     from minicogvx.ablation.stages import compare_stages
 
     given = {name: getattr(arguments, name) for name in ("minutes", "best_fifth")}
@@ -112,8 +111,7 @@ def _command(study, seeds: int, names: list[str], threads: int, here: str) -> st
 
 def _keep_done(results, out: Path, here: str) -> None:
     """Keeps the curves of the file; raises ValueError if they were made with other settings."""
-    from minicogvx.ablation.command import check_place
-    from minicogvx.ablation.results import read_results
+    from minicogvx.ablation.results import check_place, read_results
 
     done = read_results(out)
     for name in ("name", "minutes_each", "best_fifth", "torch", "threads"):

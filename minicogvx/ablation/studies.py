@@ -12,6 +12,8 @@ from typing import ClassVar
 
 from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
+from minicogvx.training.settings import VAEStage
+from minicogvx.training.stages import Stage
 from minicogvx.vae.losses import VAELossConfig
 
 
@@ -45,67 +47,31 @@ class VAEStudy:
 
 
 @dataclass(frozen=True)
-class VAEPart:
-    """A part of a VAE's training in which all clips have one length."""
-
-    share: float  # of the steps, 0..1
-    num_frames: int
-    batch_size: int
-    frame_rates: tuple[int, ...] = (8,)  # one is drawn for each batch
-
-
-@dataclass(frozen=True)
 class VAEStagesStudy:
-    """One VAE, trained on short clips, on long ones, or on short and then long ones.
-
-    It is measured on both, and on larger frames. Raises ValueError for shares that do not add up to 1.
-    """
+    """One VAE, trained on short clips, on long ones, or on short and then long ones; measured on both, and on larger
+    frames. The stages of a variant share its steps in proportion to their own."""
 
     name: str
     question: str
-    variants: dict[str, tuple[VAEPart, ...]]
+    variants: dict[str, tuple[VAEStage, ...]]
     config: VAEConfig
     loss: VAELossConfig
     steps: int = 600
     every: int = 50
     judged: ClassVar[dict[str, tuple[int, int]]] = {"": (33, 32), ", short clips": (9, 32), ", twice the size": (9, 64)}
 
-    def __post_init__(self):
-        for name, parts in self.variants.items():
-            if not math.isclose(sum(part.share for part in parts), 1.0):
-                raise ValueError(f"the shares of {name!r} add up to {sum(part.share for part in parts):g}; they must "
-                                 f"add up to 1")
-
-
-@dataclass(frozen=True)
-class TimedStage:
-    """A part of a run in which all clips have one size."""
-
-    share: float  # of the run's training time, 0..1
-    num_frames: int
-    side: int  # height and width in pixels
-    batch_size: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Frames, and height and width in pixels."""
-        return self.num_frames, self.side
-
-    def __str__(self) -> str:
-        return f"{self.side}x{self.side}, {self.num_frames} frames"
-
 
 @dataclass(frozen=True)
 class StagesStudy:
     """Transformers trained for equal time on clips whose size grows, or does not; see ablation/stages.py.
 
-    Raises ValueError for shares that do not add up to 1, last stages of different sizes, or an unknown `refined`
-    variant.
+    The stages of a variant share its time in proportion to their steps. Raises ValueError for last stages of different
+    sizes, or an unknown `refined` variant.
     """
 
     name: str
     question: str
-    variants: dict[str, tuple[TransformerConfig, tuple[TimedStage, ...]]]
+    variants: dict[str, tuple[TransformerConfig, tuple[Stage, ...]]]
     refined: str  # the variant that is refined on the best fifth
     minutes: float = 6.0  # of training steps, for each variant
     best_fifth: float = 1.0  # more minutes on the best fifth, and as many on all clips for comparison; 0: none
@@ -132,23 +98,29 @@ class StagesStudy:
         if self.refined not in self.variants:
             raise ValueError(f"refined is {self.refined!r}; it must be one of {', '.join(self.variants)}")
         for name, (_, stages) in self.variants.items():
-            if not stages or min(stage.share for stage in stages) <= 0:
-                raise ValueError(f"variants has {name!r} without a stage, or with one of no time; give at least one")
-            if not math.isclose(sum(stage.share for stage in stages), 1.0):
-                raise ValueError(f"the shares of {name!r} add up to {sum(stage.share for stage in stages):g}; they "
-                                 f"must add up to 1")
-        if len({stages[-1].size for _, stages in self.variants.values()}) != 1:
+            if not stages:
+                raise ValueError(f"variants has {name!r} without a stage; give at least one")
+        if len({size_of(stages[-1]) for _, stages in self.variants.values()}) != 1:
             raise ValueError("the last stages of variants differ in size; all are judged at one size, so they must end "
                              "at it")
 
     @property
     def full(self) -> tuple[int, int]:
         """Frames and side of the last stage, at which every variant is measured."""
-        return self.variants[self.refined][1][-1].size
+        return size_of(self.variants[self.refined][1][-1])
 
     def sizes(self, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
         """Every size of these variants, including the full one."""
-        return tuple(dict.fromkeys(stage.size for name in names for stage in self.variants[name][1]))
+        return tuple(dict.fromkeys(size_of(stage) for name in names for stage in self.variants[name][1]))
+
+
+def size_of(stage: Stage) -> tuple[int, int]:
+    """Frames, and height and width in pixels, of the clips of a stage."""
+    return stage.num_frames, stage.height
+
+
+def _stage(steps: int, num_frames: int, side: int, batch_size: int) -> Stage:
+    return Stage(steps, batch_size, num_frames, side, side)
 
 
 # ---- transformers (paper 4.1)
@@ -182,9 +154,9 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
 
 # As in Table 5, resolution grows before length, and batches shrink: a step always has about 3000 tokens. Small stages
 # cost more than their share of tokens, because every step also updates all weights.
-_GROWING = (TimedStage(0.2, 9, 32, 64), TimedStage(0.3, 9, 64, 32), TimedStage(0.5, 17, 64, 32))
+_GROWING = (_stage(20, 9, 32, 64), _stage(30, 9, 64, 32), _stage(50, 17, 64, 32))
 STAGES = StagesStudy("stages", QUESTIONS["stages"], {
-    "full size": (TRANSFORMER, (TimedStage(1.0, 17, 64, 32),)),
+    "full size": (TRANSFORMER, (_stage(100, 17, 64, 32),)),
     # Extrapolated: 2 x 2 patches have positions 0 and 1, later the first of 4.
     "progressive": (replace(TRANSFORMER, position_scaling="extrapolate"), _GROWING),
     # Interpolated: 2 x 2 patches have positions 0 and 2, spread over those of 4.
@@ -229,10 +201,10 @@ _COMPRESSION = VAEStudy("vae-compression", QUESTIONS["vae-compression"], {
 
 # Lengths and frame rates as published, scaled down: there 17 frames at 8 or 16 fps, then 161. A step of either length
 # has about the same number of frames.
-_SHORT, _LONG = VAEPart(1.0, 9, 4, frame_rates=(8, 16)), VAEPart(1.0, 33, 1)
+_SHORT, _LONG = VAEStage(100, 4, 9, frame_rates=(8, 16)), VAEStage(100, 1, 33)
 _VAE_STAGES = VAEStagesStudy("vae-stages", QUESTIONS["vae-stages"], {
     "short": (_SHORT,),
-    "short, then long": (replace(_SHORT, share=0.75), replace(_LONG, share=0.25)),
+    "short, then long": (replace(_SHORT, steps=75), replace(_LONG, steps=25)),
     "long": (_LONG,),
 }, VAE, PIXELS)
 

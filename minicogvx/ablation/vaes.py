@@ -1,29 +1,32 @@
 """Trains VAEs that differ in config, loss or stages on identical clips (paper 2.1 and Table 1)."""
 
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.ablation.studies import VAEPart
-from minicogvx.ablation.transformers import check_run, is_measured
+from minicogvx.ablation.compare import Measuring, OnStep, check_run
 from minicogvx.compat import choose_dtype
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.optim import warmup_cosine
 from minicogvx.engine.ranks import Ranks
 from minicogvx.evaluation.reconstruction import flicker
-from minicogvx.interop.lpips_weights import load_lpips, load_perceptual
+from minicogvx.interop.lpips_weights import load_lpips
 from minicogvx.presets import VAEConfig
-from minicogvx.training.critic import Critic
-from minicogvx.training.vae import VAEStage, backward, initialise, world_batch
+from minicogvx.training.loop import fit
+from minicogvx.training.run import Keep, Run
+from minicogvx.training.settings import VAEStage, VAETraining
+from minicogvx.training.stages import Stage
+from minicogvx.training.vae import VAETask, small_branches
+from minicogvx.training.videos import VideoSteps, WorldVideos
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.losses import VAELoss, VAELossConfig
+from minicogvx.vae.losses import VAELossConfig
 from minicogvx.vae.perceptual import PerceptualDistance
 
 MEASURED, MEASURED_SEED = 16, 5_000_000  # clips; the seeds of training are far from this one
@@ -50,7 +53,7 @@ class VAECurve:
 def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps: int, seed: int = 0,
                  batch_size: int = 4, num_frames: int = 9, height: int = 32, width: int = 32, every: int = 25,
                  dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-                 on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
+                 on_step: OnStep | None = None) -> dict[str, VAECurve]:
     """Trains each variant from scratch; measures at the start, every `every` steps and at the end.
 
     Every variant sees the same clips in the same order. Measured are `measured_clips`, which training never
@@ -65,15 +68,15 @@ def compare_vaes(variants: Mapping[str, tuple[VAEConfig, VAELossConfig]], steps:
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, (config, loss) in variants.items():
-            plan = [VAEStage(steps, batch_size, num_frames, height, width, loss)] * steps
-            curves |= _train(name, config, plan, measures, seed, every, on_step)
+            stages = [VAEStage(steps, batch_size, num_frames, height, width, loss=loss)]
+            curves |= _train(name, config, stages, measures, seed, every, on_step)
     return curves
 
 
-def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping[str, Sequence[VAEPart]],
+def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping[str, Sequence[VAEStage]],
                        judged: Mapping[str, tuple[int, int]], steps: int, seed: int = 0, every: int = 25,
                        side: int = 32, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-                       on_step: Callable[[str, int], None] | None = None) -> dict[str, VAECurve]:
+                       on_step: OnStep | None = None) -> dict[str, VAECurve]:
     """Trains one VAE from scratch by each plan of stages, under one learning-rate schedule; else as `compare_vaes`.
 
     `judged`: maps a suffix of the variant's name to the frames and side of the clips to measure: {"": (33, 32),
@@ -84,12 +87,18 @@ def compare_vae_stages(config: VAEConfig, loss: VAELossConfig, variants: Mapping
                 for behind, (frames, size) in judged.items()}
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        for name, parts in variants.items():
-            bounds = [round(steps * sum(part.share for part in parts[:i])) for i in range(len(parts) + 1)]
-            plan = [VAEStage(steps, part.batch_size, part.num_frames, side, side, loss, frame_rates=part.frame_rates)
-                    for i, part in enumerate(parts) for _ in range(bounds[i], bounds[i + 1])]
-            curves |= _train(name, config, plan, measures, seed, every, on_step)
+        for name, stages in variants.items():
+            bounds = shared_out(steps, stages)
+            stages = [replace(stage, steps=end - first, height=side, width=side, loss=loss)
+                      for stage, first, end in zip(stages, bounds, bounds[1:]) if end > first]
+            curves |= _train(name, config, stages, measures, seed, every, on_step)
     return curves
+
+
+def shared_out(steps: int, stages: Sequence[Stage]) -> list[int]:
+    """Where stages begin and end if a run of `steps` steps is shared out in proportion to their own."""
+    ends = list(accumulate((stage.steps for stage in stages), initial=0))
+    return [round(steps * end / ends[-1]) for end in ends]
 
 
 def measured_clips(num_frames: int = 9, height: int = 32, width: int = 32) -> Float[Tensor, "b t h w 3"]:
@@ -137,38 +146,34 @@ class Measures:
                 "sharpness": spatial_gradient(again) / spatial_gradient(self.clips), "kl_per_element": kl}
 
 
-def _train(name: str, config: VAEConfig, plan: Sequence[VAEStage], measures: Mapping[str, Measures], seed: int,
-           every: int, on_step: Callable[[str, int], None] | None) -> dict[str, VAECurve]:
-    """Trains one VAE, step i in stage `plan[i]`; a curve for each of `measures`, whose key is added to its name."""
-    start, steps = time.perf_counter(), len(plan)
+def _train(name: str, config: VAEConfig, stages: Sequence[VAEStage], measures: Mapping[str, Measures], seed: int,
+           every: int, on_step: OnStep | None) -> dict[str, VAECurve]:
+    """Trains one VAE through `stages`; a curve for each of `measures`, whose key is added to its name."""
+    start, steps, one = time.perf_counter(), sum(stage.steps for stage in stages), next(iter(measures.values()))
     torch.manual_seed(seed)
-    vae, device = CausalVAE(config), next(iter(measures.values())).device
-    initialise(vae)
-    vae.to(device)
-    first = plan[0]  # with the learning rates of the shipped VAE
-    optimizer = first.new_optimizer(vae.named_parameters())
-    critic = Critic(first.loss, first.discriminator, first.num_frames, Ranks(device=device))
-    objective = VAELoss(first.loss, critic.network, load_perceptual(first.loss)).to(device)
+    vae, training = CausalVAE(config), VAETraining(tuple(stages), optimizer="muon")
+    small_branches(vae)
+    task = VAETask(vae.to(one.device), training, Ranks(device=one.device), one.dtype)
     parameters = sum(p.numel() for p in vae.parameters())
     curves = {behind: VAECurve(name + behind, seed, parameters, [], [], [], [], [], [], measure.flicker_of_true, 0.0)
               for behind, measure in measures.items()}
-    for done in range(steps + 1):
-        if is_measured(done, steps, every):
-            for behind, curve in curves.items():
-                curve.steps.append(done)
-                for field_name, value in measures[behind].of(vae).items():
-                    getattr(curve, field_name).append(value)
-        if done == steps:
-            break
-        stage, step_seed = plan[done], seed * 10_000_000 + 1 + done
-        rate = random.Random(step_seed).choice(stage.frame_rates)
-        video = world_batch(stage.batch_size, step_seed, stage.num_frames, stage.height, stage.width,
-                            rate).to(device)
-        _, reconstruction = backward(vae, objective, video, done, step_seed, next(iter(measures.values())).dtype)
-        critic.step(objective, video, reconstruction, done)
-        optimizer.step(warmup_cosine(done, steps, max(1, min(first.warmup, steps // 5))))
-        if on_step:
-            on_step(name, done + 1)
+
+    def measure(done: int) -> None:
+        for behind, curve in curves.items():
+            curve.steps.append(done)
+            for field_name, value in measures[behind].of(vae).items():
+                getattr(curve, field_name).append(value)
+
+    measure(0)
+    warmup, before = max(1, min(training.warmup, steps // 5)), 0
+    for number, stage in enumerate(stages):
+        task.begin(number)
+        fit(task, VideoSteps(WorldVideos(seed), training, number, config, seed=seed),
+            Run(name, stage.steps, Keep(progress=False)),
+            lambda step: warmup_cosine(before + step, steps, warmup),
+            [Measuring(name, steps, every, measure, on_step, before)])
+        before += stage.steps
+    task.finish()
     for curve in curves.values():
         curve.seconds, curve.vae = time.perf_counter() - start, vae.eval()
     return {curve.name: curve for curve in curves.values()}

@@ -20,6 +20,8 @@ _SIDE, _FRAMES = RANGES["sample_height"][1], RANGES["sample_frames"][1]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one of the commands on a folder. Raises ValueError or OSError for mistakes of the user."""
     commands = {name: words for name, (words, _, _) in COMMANDS.items()}
+    if argv and argv[0] == "cache":  # of earlier versions
+        raise ValueError("there is no command 'cache'; did you mean encode? (see minicogvx data --help)")
     chosen_command = choose_command("minicogvx data", "Turn videos into training data.", commands, argv or ())
     if chosen_command is None:
         return 0
@@ -88,7 +90,7 @@ def _add_caption(parser: Parser) -> None:
     add_device_options(parser)
 
 
-def _add_cache(parser: Parser) -> None:
+def _add_encode(parser: Parser) -> None:
     _add_folder(parser)
     parser.add_argument("--out", type=path_to(), required=True, metavar="FOLDER", help="where to write")
     parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
@@ -183,49 +185,67 @@ def _caption(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cache(arguments: argparse.Namespace) -> int:
+def _encode(arguments: argparse.Namespace) -> int:
     check_names(arguments)
     device, dtype = chosen(arguments)
-    from minicogvx.data.clips.encode import CacheSettings, cache_clips
-    from minicogvx.data.films.folder import scan_folder
+    from minicogvx.data.clips.plan import CacheSettings
+    from minicogvx.engine.ranks import leave, ranks
     from minicogvx.files import check_writable
     from minicogvx.interop import find_folder
     from minicogvx.interop.folder_configs import read_configs
     from minicogvx.presets import video_size
 
-    folder = find_folder(arguments.model)
-    configs = read_configs(folder)
-    vae, transformer = configs.vae, configs.transformer
+    configs = read_configs(find_folder(arguments.model))
     settings = CacheSettings(
-        *video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width),
+        *video_size(configs.vae, configs.transformer, arguments.num_frames, arguments.height, arguments.width),
         configs.fps if arguments.fps is None else arguments.fps, not arguments.one_size, not arguments.one_length,
         arguments.windows, arguments.first_frame)
-    settings.check(vae)
+    settings.check(configs.vae)
     check_writable(arguments.out, folder=True)
-    encoder, text = _open_models(folder, transformer.max_text_seq_length, device, dtype)
-    found = scan_folder(arguments.folder, 0.0, arguments.list, progress=True)
-    found.need_clips()
-    cached = cache_clips(found.clips, arguments.out, encoder, text, settings, dtype, arguments.batch_size)
-    _print_left_out(found, cached.problems)
-    for (frames, height, width), index in cached.buckets().items():
-        print(f"{frames} frames of {height}x{width}: {len(index)}")
-    print(f"{arguments.out}: {len(cached)} clips, {len(set(cached.captions))} captions")
+    here = ranks(device)
+    try:
+        _encode_on(here, arguments, configs, settings, dtype)
+    finally:
+        leave()
     return 0
 
 
-def _open_models(folder: Path, max_length: int, device: str, dtype):
+def _encode_on(here, arguments: argparse.Namespace, configs, settings, dtype) -> None:
+    """Scans on the first rank, encodes on all of them, and prints what was made."""
+    from minicogvx.data.clips.cache import CachedClips
+    from minicogvx.data.clips.encode import encode_clips
+    from minicogvx.data.films.folder import scan_folder
+    from minicogvx.engine.ranks import by_first
+
+    vae, text = _open_models(arguments.model, configs.transformer.max_text_seq_length, here.device, dtype)
+    found = by_first(lambda: scan_folder(arguments.folder, 0.0, arguments.list, progress=True), here)
+    found.need_clips()
+    clips, problems = encode_clips(found.clips, arguments.out, vae, text, settings, dtype, arguments.batch_size,
+                                   ranks=here)
+    if not here.first:
+        return
+    _print_left_out(found, problems)
+    time, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
+    for (frames, height, width), count in sorted(Counter(map(tuple, clips.sizes.tolist())).items()):
+        print(f"{(frames - 1) * time + 1} frames of {height * space}x{width * space}: {count}")
+    others = len(CachedClips(arguments.out)) - len(clips)
+    print(f"{arguments.out}: {len(clips)} clips" + (f", and {others} of earlier runs" if others else ""))
+
+
+def _open_models(name: str, text_length: int, device, dtype):
     """VAE and text encoder of a pipeline folder, without its transformer, the largest part.
 
     The VAE has float32 weights and computes in `dtype`; the text encoder's weights are in `dtype`, as T5-XXL would take
-    19 GB in float32.
+    19 GB in float32. `text_length`: tokens of a caption.
     """
     import torch
 
+    from minicogvx.interop import find_folder
     from minicogvx.interop.diffusers_folder import load_vae
     from minicogvx.interop.text_folder import read_text
 
-    text = read_text(folder, max_length, dtype).to(device)
-    return load_vae(folder, device, torch.float32), text
+    folder = find_folder(name)
+    return load_vae(folder, device, torch.float32), read_text(folder, text_length, dtype).to(device)
 
 
 def _print_left_out(found, problems=()) -> None:
@@ -241,5 +261,6 @@ COMMANDS = {  # name -> (description, adds its arguments, runs it)
     "scan": ("list what a folder holds, and which files cannot be used", _add_scan, _scan),
     "curate": ("cut videos into shots, drop the bad ones, write kept.jsonl and report.html", _add_curate, _curate),
     "caption": ("write captions for the clips that have none", _add_caption, _caption),
-    "cache": ("encode every clip and caption once; run it again to resume", _add_cache, _cache),
+    "encode": ("encode every clip and caption once, on all ranks; run it again to resume or to add films", _add_encode,
+               _encode),
 }

@@ -1,4 +1,5 @@
-"""Changes single fields of a frozen dataclass from the command line: `transformer.stages.1.steps=200`."""
+"""Configs as frozen dataclasses: read from TOML files, changed on the command line (`transformer.stages.1.steps=200`),
+printed, and compared with those that a run was begun with."""
 
 import ast
 import dataclasses
@@ -19,11 +20,10 @@ from minicogvx.ranges import shown
 from minicogvx.suggest import did_you_mean
 
 # Fields that may differ when a run is resumed, by the last name of their path: how a step is computed, not what is
-# learnt. The number of steps may also change (see `_last_steps`), and the batch per rank with the number of ranks.
-JOINT = "batch_size of all ranks"
+# learnt. The number of steps of the last stage may also change (see `_last_steps`).
 ADAPTERS = "weights of lora_from"  # a hash, which is not shown
-HOW = frozenset({"accumulate", "gradient_checkpointing", "compile", "sharding", "offload", "context_ranks",
-                 "sample_every", "guidance_scale", "dtype", "device", "ranks", JOINT, "torch", "minicogvx",
+HOW = frozenset({"accumulate", "gradient_checkpointing", "compile", "sharding", "offload", "context_ranks", "workers",
+                 "sample_every", "validate_every", "guidance_scale", "dtype", "device", "ranks", "torch", "minicogvx",
                  "lora_from"})  # a path; its weights must be the same
 
 Change = tuple[list[str], Any, str]  # path, value, and the path as it was written
@@ -56,22 +56,20 @@ def fields(config: Any, prefix: str = "") -> dict[str, Any]:
             for path, value in fields(part, f"{prefix}.{name}" if prefix else name).items()}
 
 
-def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
-            unrecorded: Mapping[str, Any] = {}) -> Callable[[], None]:
+def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {}, unrecorded: Mapping[str, Any] = {},
+            begun: bool = True) -> Callable[[], None]:
     """Compares the settings of a run with those recorded at `path`; returns a function that records them.
 
     Call it once the run is accepted; it writes only once. Fields in `HOW` may have changed; such changes are printed on
     one line. A field that did not exist when the run was begun counts as its default, or its value in `unrecorded`.
-    `also`: further values that must not change, unless they are in `HOW`.
+    `also`: further values that must not change, unless they are in `HOW`. `begun`: whether a record counts.
     Raises ValueError, with the first value that differs and must not.
     """
     numbers = json.loads(json.dumps({"seed": seed} | fields(config) | dict(also)))
     before = json.loads(json.dumps(_defaults(config) | dict(also) | dict(unrecorded)))
-    before |= read_json(path) if path.exists() else numbers
+    before |= read_json(path) if begun and path.exists() else numbers
     changed = [name for name in {**before, **numbers} if before.get(name) != numbers.get(name)]
     free = HOW | {_last_steps(numbers)}
-    if JOINT in numbers and numbers[JOINT] == before[JOINT] and numbers["ranks"] != before["ranks"]:
-        free |= {"batch_size"}  # per rank
     for name in changed:
         if name.rpartition(".")[2] not in free and name not in free:
             raise ValueError(f"{path.parent} was begun with {_difference(name, before, numbers)}; name another folder, "
@@ -89,8 +87,8 @@ def compare(path: Path, config: Any, seed: int, also: Mapping[str, Any] = {},
 
 def _difference(name: str, before: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     if name == ADAPTERS:
-        return (f"other adapters: lora_from was {before.get('lora_from')!r} and is now "
-                f"{numbers.get('lora_from')!r}")
+        path = next(path for path in numbers if path.rpartition(".")[2] == "lora_from")
+        return f"other adapters: {path} was {before.get(path)!r} and is now {numbers.get(path)!r}"
     return f"{name}={before.get(name)!r}, not {numbers.get(name)!r}"
 
 
@@ -104,6 +102,65 @@ def _last_steps(numbers: Mapping[str, Any]) -> str:
     """The path of the number of steps that may grow: that of the last stage."""
     stages = [path for path in numbers if re.fullmatch(r"transformer\.stages\.\d+\.steps", path)]
     return max(stages, key=lambda path: int(path.split(".")[2]), default="steps")
+
+
+def from_table(kind: type, table: Mapping[str, Any], base: Any = None, path: str = "") -> Any:
+    """A dataclass of this kind from what a TOML file holds; "none" stands for None, which TOML does not have.
+
+    `base`: an instance whose values are taken where the table has none, instead of the defaults. Raises ValueError,
+    in one sentence, for an unknown field, a missing one, a value of the wrong type, and whatever the dataclass rejects.
+    """
+    hints, names = get_type_hints(kind), [f.name for f in dataclasses.fields(kind)]
+    values = {}
+    for name, value in table.items():
+        whole = f"{path}.{name}" if path else name
+        if name not in names:
+            raise ValueError(f"{whole} leads nowhere: {name!r} must be one of {', '.join(names)}"
+                             f"{did_you_mean(name, names)}")
+        values[name] = _from_toml(hints[name], value, getattr(base, name, None), whole)
+    missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
+               and f.default_factory is dataclasses.MISSING and f.name not in values and base is None]
+    if missing:
+        raise ValueError(f"{path}.{missing[0]} is missing; it must be given".lstrip("."))
+    try:
+        return dataclasses.replace(base, **values) if base is not None else kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _from_toml(wanted: Any, value: Any, base: Any, path: str) -> Any:
+    """A value as its field wants it: tables as dataclasses, lists as tuples."""
+    kinds = [wanted, *get_args(wanted)]
+    config = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    if config and isinstance(value, dict):
+        return from_table(config, value, base, path)
+    if config and isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return tuple(from_table(config, one, None, f"{path}.{i}") for i, one in enumerate(value))
+    value = None if value == "none" and NoneType in kinds else tuple(value) if isinstance(value, list) else value
+    return _checked(wanted, value, path)
+
+
+def to_toml(config: Any, prefix: str = "") -> str:
+    """The text of a TOML file from which `from_table` makes `config` again: every value, tables after values."""
+    plain, tables, hints = [], [], get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        whole = f"{prefix}.{name}" if prefix else name
+        if dataclasses.is_dataclass(value):
+            tables.append(f"[{whole}]\n{to_toml(value, whole)}")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            tables += [f"[[{whole}]]\n{to_toml(one, whole)}" for one in value]
+        elif value is not None or not any(map(dataclasses.is_dataclass, get_args(hints[name]))):
+            plain.append(f"{name} = {_toml(value)}")
+    return "\n".join([*plain, *("\n" + table for table in tables)])
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -156,7 +213,10 @@ def _name(config: Any, head: str, whole: str) -> str | int:
 
 
 def _fitting(config: Any, name: str, value: Any, whole: str) -> Any:
-    wanted = get_type_hints(type(config))[name]
+    return _checked(get_type_hints(type(config))[name], value, whole)
+
+
+def _checked(wanted: Any, value: Any, whole: str) -> Any:
     if type(value) is int and not _fits(value, wanted) and _fits(0.0, wanted) and abs(value) < 2**63:
         value = float(value)
     if not _fits(value, wanted):

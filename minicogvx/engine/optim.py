@@ -17,22 +17,26 @@ class MuonAdamW:
     """`torch.optim.Muon` on the given matrices and convolution kernels, `torch.optim.AdamW` on all other parameters.
 
     Muon treats a convolution kernel `o i t h w` as the matrix `o x (i t h w)`, a view of it.
-    Muon works on stacks of matrices (training/muon.py).
+    Muon works on stacks of matrices (engine/muon.py); AdamW on a GPU is one fused kernel.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
                  adamw_lr: float = 1e-3, muon_on: Callable[[str, Tensor], bool] = lambda name, p: p.ndim >= 2,
                  weight_decay: float = 0.0, clip: float = 1.0, betas: tuple[float, float] = (0.9, 0.95)):
         """`muon_on(name, parameter)`: whether Muon updates it; if never, AdamW is used alone."""
-        parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
-        self.matrices = [p for name, p in parameters if muon_on(name, p)]
-        self.others = [p for name, p in parameters if not muon_on(name, p)]
-        self.flat = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.matrices]
-        # Neither takes an empty list.
-        self.muon = self.flat and StackedMuon(self.flat, lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
-        self.adamw = self.others and torch.optim.AdamW(self.others, lr=adamw_lr, betas=betas, eps=1e-8,
-                                                       weight_decay=weight_decay)
-        self.clip = clip
+        parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self.matrices = {name: p for name, p in parameters.items() if muon_on(name, p)}
+        self.others = {name: p for name, p in parameters.items() if name not in self.matrices}
+        self.flat = {name: nn.Parameter(p.data.view(p.shape[0], -1)) for name, p in self.matrices.items()}
+        self.clip, self.halves = clip, []  # each an optimizer and its parameters by name; neither takes an empty list
+        if self.flat:
+            muon = StackedMuon(list(self.flat.values()), lr=muon_lr, momentum=0.95, weight_decay=weight_decay)
+            self.halves.append((muon, self.flat))
+        if self.others:
+            fused = all(p.is_cuda for p in self.others.values()) or None  # None: as torch chooses
+            adamw = torch.optim.AdamW(list(self.others.values()), lr=adamw_lr, betas=betas, eps=1e-8,
+                                      weight_decay=weight_decay, fused=fused)
+            self.halves.append((adamw, self.others))
         for group in self._groups():
             group["base_lr"] = group["lr"]
 
@@ -41,32 +45,48 @@ class MuonAdamW:
 
         If the norm is not finite, the weights are left unchanged.
         """
-        norm = nn.utils.clip_grad_norm_(self.matrices + self.others, self.clip)
+        parameters = [*self.matrices.values(), *self.others.values()]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if torch.isfinite(norm):
-            for p, flat in zip(self.matrices, self.flat):
-                flat.grad = None if p.grad is None else p.grad.reshape(flat.shape)
+            for name, flat in self.flat.items():
+                grad = self.matrices[name].grad
+                flat.grad = None if grad is None else grad.reshape(flat.shape)
             for group in self._groups():
                 group["lr"] = group["base_lr"] * factor
-            for _, optimizer, _ in self.halves():
+            for optimizer, _ in self.halves:
                 optimizer.step()
-        for p in self.matrices + self.others:
+        for p in parameters:
             p.grad = None
         return norm
 
-    def _groups(self):
-        return [group for _, optimizer, _ in self.halves() for group in optimizer.param_groups]
+    def state(self) -> dict[str, Tensor]:
+        """The state for a checkpoint, by the names of the parameters, such as "proj_out.weight/exp_avg".
 
-    def halves(self) -> list[tuple[str, torch.optim.Optimizer, list[nn.Parameter]]]:
-        """Name, optimizer and parameters of Muon and of AdamW, without one that has no parameters."""
-        return [half for half in (("muon", self.muon, self.flat), ("adamw", self.adamw, self.others)) if half[2]]
+        These are the optimizers' own tensors, so that a checkpoint can be read into them. Before the first step they
+        are created as it would create them.
+        """
+        tensors = {}
+        for optimizer, named in self.halves:
+            for name, p in named.items():
+                state = optimizer.state[p]
+                if not state:
+                    state.update(_first_state(optimizer, p))
+                tensors |= {f"{name}/{slot}": value for slot, value in state.items()}
+        return tensors
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer, _ in self.halves for group in optimizer.param_groups]
 
 
-@torch.no_grad()
-def average(averages: Iterable[nn.Module], modules: Iterable[nn.Module], decay: float) -> None:
-    """Moving averages of weights, in place: average = decay average + (1 - decay) weight."""
-    for kept, module in zip(averages, modules):
-        torch._foreach_lerp_(list(kept.parameters()), list(module.parameters()), 1 - decay)
+def _first_state(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """What `optimizer` holds for `p` before its first step."""
+    if isinstance(optimizer, StackedMuon):
+        return {"momentum_buffer": torch.zeros_like(p, requires_grad=False)}
+    fused = optimizer.param_groups[0]["fused"]
+    return {"step": torch.zeros((), dtype=torch.float32, device=p.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(p, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(p, requires_grad=False)}
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:

@@ -6,14 +6,14 @@ Without torchrun there is one rank and no process group.
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from minicogvx.compat import choose_device
@@ -23,15 +23,14 @@ from minicogvx.compat import choose_device
 class Ranks:
     """This process's rank, the number of ranks, and its device. The default is a single process.
 
-    `context` neighbouring ranks form a team that shares each clip: its frames in the VAE (vae/context_parallel.py), its
-    tokens in the transformer (transformer/sequence_parallel.py).
+    `context` neighbouring ranks form a team that splits the frames of each clip (vae/context_parallel.py).
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     context: int = 1
-    group: dist.ProcessGroup | None = None  # this rank's team, from `form_team`; None: no team
+    group: dist.ProcessGroup | None = None  # this rank's team; None: all ranks
 
     def __post_init__(self):
         if self.context < 1 or self.world_size % self.context:
@@ -121,6 +120,7 @@ def leave() -> None:
     to free its tensors. A process that exits at that moment aborts, so this waits briefly.
     """
     if dist.is_initialized():
+        _patient.cache_clear()
         gc.collect()
         dist.destroy_process_group()
         time.sleep(0.1)
@@ -142,17 +142,6 @@ def from_first(value: Any, ranks: Ranks) -> Any:
     return _broadcast(value) if ranks.world_size > 1 else value
 
 
-@torch.no_grad()
-def share_from_first(done: int, tensors: Callable[[], Iterable[Tensor]]) -> int:
-    """Broadcasts rank 0's `done` and, if it is above 0, its `tensors` (in place). Returns `done`."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return done
-    done = _broadcast(done)
-    for tensor in tensors() if done else ():
-        dist.broadcast(tensor, src=0)
-    return done
-
-
 def any_rank(said: bool) -> bool:
     """Whether `said` is true on any rank. All ranks must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -162,7 +151,55 @@ def any_rank(said: bool) -> bool:
     return bool(flag)
 
 
-def _broadcast(value: Any) -> Any:
+def _broadcast(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     given = [value]
-    dist.broadcast_object_list(given, src=0)
+    dist.broadcast_object_list(given, src=0, group=group)
     return given[0]
+
+
+# ---- long work that can fail on one rank: all ranks make these calls, and an error on one is raised on each
+
+
+def by_first(work: Callable[[], Any], ranks: Ranks) -> Any:
+    """The result of `work()` on rank 0, on every rank."""
+    if ranks.world_size == 1:
+        return work()
+    value, error = _outcome(work) if ranks.first else (None, None)
+    told, problem = _broadcast((value, _portable(error)), _patient(dist.group.WORLD))
+    if problem is not None:
+        raise error or problem
+    return told
+
+
+def on_each(work: Callable[[], Any], ranks: Ranks) -> list[Any]:
+    """The results of `work()` on all ranks, in their order, on every rank."""
+    if ranks.world_size == 1:
+        return [work()]
+    value, error = _outcome(work)
+    told: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(told, (value, _portable(error)), group=_patient(dist.group.WORLD))
+    problems = [problem for _, problem in told if problem is not None]
+    if problems:
+        raise error or problems[0]
+    return [value for value, _ in told]
+
+
+@lru_cache
+def _patient(everyone: dist.ProcessGroup) -> dist.ProcessGroup:
+    """All ranks again, in a group that waits for a day: one may have films to scan. A dead rank is noticed at once."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:  # of any kind: the other ranks are waiting
+        return None, error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """`error` as one that can be sent: the classes of some need more than a message."""
+    if error is None:
+        return None
+    kind = next((kind for kind in (ValueError, OSError, MemoryError) if isinstance(error, kind)), None)
+    return kind(str(error)) if kind else RuntimeError(f"{type(error).__name__}: {error}")

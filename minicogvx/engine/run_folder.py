@@ -8,13 +8,13 @@ from pathlib import Path
 from minicogvx.files import check_writable, written_whole
 from minicogvx.interop.safetensors_files import read_json
 
-_RECORD = {"seed", "device", "torch"}  # every record of `overrides.compare` has these, among others
+_RECORD = {"seed", "device", "torch"}  # every record of `config.compare` has these, among others
 _ROW = b'{"step": '  # how every row of a log begins
 _RESULTS = "checkpoints/*", "*.safetensors", "pipeline"
 
 
-def forget_failed_start(record: Path, logs: Sequence[str] = (), others: Sequence[str] = ()) -> None:
-    """Removes the record, and the logs, of a run that has left no checkpoint and no result beside them.
+def has_begun(record: Path, logs: Sequence[str] = (), others: Sequence[str] = ()) -> bool:
+    """Whether the run that wrote `record` has left a checkpoint or a result beside it; if not, its logs are removed.
 
     Args:
         logs, others: patterns of further files that the run writes to the folder of `record`.
@@ -34,8 +34,9 @@ def forget_failed_start(record: Path, logs: Sequence[str] = (), others: Sequence
     for log in written:
         check_log(log)
         check_writable(log)
-    for path in () if results else (*written, record):  # the record last: without it the logs would be foreign
-        path.unlink(missing_ok=True)
+    for log in () if results else written:
+        log.unlink()
+    return bool(results)
 
 
 def check_log(path: Path) -> None:

@@ -1,99 +1,121 @@
-"""How a model lies on several ranks, by PyTorch's own DDP and FSDP2, and how gradients are averaged.
+"""How a model lies on several ranks, by PyTorch's own FSDP2, and how gradients are averaged.
 
-Data parallel ("replicate"): every rank holds the whole model, and gradients are averaged. FSDP2 ("fsdp"): every rank
-holds 1/n of each weight, of its gradient and of its optimizer state, and gathers each block for as long as it computes.
-The model files know nothing of either; without torchrun none of this is active.
+"replicate": every rank holds the whole model, and the trainer calls `average_gradients`. "fsdp": every rank holds 1/n
+of each weight, of its gradient and of its optimizer state; it gathers each block for as long as it computes, and
+gradients are averaged in the backward pass. "hsdp": the same among the ranks of each node, and every node holds a whole
+copy, so that only gradients travel between nodes. The models know nothing of it; without torchrun none of it is active.
 
 A weight under FSDP2 is a DTensor. Make the optimizer, and a moving average (a clone of each parameter), after `wrap`.
 AdamW is the optimizer for shards. Muon works as well, with the same result, but gathers its matrices in every
 iteration: on two CPU ranks and the toy's transformer a step took 1.0 to 1.8 s, against 0.3 s under "replicate".
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
-from minicogvx.engine.ranks import Ranks, backend
-from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.engine.ranks import Ranks, backend, environment_number
+
+SHARDINGS = "replicate", "fsdp", "hsdp"
+MESSAGE = 2**26  # numbers in one all-reduce of gradients, at most: 256 MiB in float32
 
 
-def _be_a_group(device: torch.device) -> None:
+def check_sharding(sharding: str, device: torch.device) -> None:
+    """Raises ValueError for an unknown sharding, and for FSDP2 on a device without process groups."""
+    if sharding not in SHARDINGS:
+        raise ValueError(f"sharding is {sharding!r}; it must be one of {', '.join(map(repr, SHARDINGS))}")
+    if sharding != "replicate" and device.type not in ("cpu", "cuda"):
+        raise ValueError(f"sharding is {sharding!r}; it goes with the device 'cpu' or 'cuda', not {device.type!r}")
+
+
+def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: torch.dtype | None = None,
+         offload: bool = False, blocks: Iterable[nn.Module] = (), ranks_a_node: int | None = None) -> nn.Module:
+    """`model` itself, ready to train on all ranks, which start from the weights of rank 0.
+
+    Under FSDP2 its weights are sharded in place along their first axis and updated in their own dtype. A single process
+    holds all shards, which is useful with `offload`.
+
+    Args:
+        dtype: under FSDP2, the format of forward and backward (published: bfloat16); gradients are summed in float32.
+            None: that of the weights.
+        offload: under FSDP2, keep weights, gradients and optimizer state in CPU memory.
+        blocks: parts of `model` that are gathered one at a time. Call them, and `model`, as modules.
+        ranks_a_node: under "hsdp", how many neighbouring ranks share one copy; None: those of a machine, which torchrun
+            gives in LOCAL_WORLD_SIZE.
+
+    Raises ValueError for options that exclude each other, and for nodes that do not divide the ranks.
+    """
+    check_sharding(sharding, ranks.device)
+    if sharding == "replicate":
+        if dtype is not None or offload:
+            raise ValueError(f"sharding is 'replicate'; dtype={dtype} and offload={offload} go with 'fsdp' and 'hsdp'")
+        broadcast_weights(model, ranks)
+        return model
+    if not dist.is_initialized():
+        _become_a_group(ranks.device)
+    broadcast_weights(model, ranks)
+    how = {"mesh": _mesh(ranks, sharding, ranks_a_node),
+           "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32),
+           "offload_policy": CPUOffloadPolicy(ranks.device.type == "cuda") if offload else OffloadPolicy()}
+    for block in blocks:
+        fully_shard(block, **how)
+    return fully_shard(model, **how)
+
+
+def _become_a_group(device: torch.device) -> None:
     """A process group of one, which FSDP2 needs even on a single process. `leave` destroys it."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
 
 
-def check_sharding(sharding: str, device: torch.device) -> None:
-    """Raises ValueError for an unknown sharding, and for FSDP2 on a device without process groups."""
-    if sharding not in ("replicate", "fsdp"):
-        raise ValueError(f"sharding is {sharding!r}; it must be 'replicate' or 'fsdp'")
-    if sharding == "fsdp" and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"sharding is 'fsdp'; it goes with the device 'cpu' or 'cuda', not {device.type!r}")
+def _mesh(ranks: Ranks, sharding: str, ranks_a_node: int | None) -> DeviceMesh:
+    """The ranks in one row, or for "hsdp" a row for each node."""
+    count = ranks.world_size
+    if sharding == "fsdp":
+        return dist.init_device_mesh(ranks.device.type, (count,))
+    if ranks_a_node is None:
+        ranks_a_node = environment_number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count
+    if ranks_a_node < 1 or count % ranks_a_node:
+        raise ValueError(f"ranks_a_node is {ranks_a_node}; it must divide {count}, the number of ranks")
+    return dist.init_device_mesh(ranks.device.type, (count // ranks_a_node, ranks_a_node),
+                                 mesh_dim_names=("node", "rank"))
 
 
-def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: torch.dtype | None = None,
-         offload: bool = False) -> nn.Module:
-    """`model`, ready to train on all ranks; call what is returned. All ranks start from the weights of rank 0.
+@contextmanager
+def without_sync(model: nn.Module, active: bool = True) -> Iterator[None]:
+    """Within this context FSDP2 adds up gradients on each rank and sends none, if `active`.
 
-    "replicate": the model wrapped in `DistributedDataParallel`; without torchrun the model itself. "fsdp": the model
-    itself, its weights sharded in place along their first axis (block by block for an ExpertTransformer) and updated in
-    their own dtype. On a single process it holds all shards, which is useful with `offload`. A model on the meta device
-    is sharded first and then gets uninitialised memory for its shards; `sharded_checkpoints.read_slices` fills it.
-
-    Args:
-        dtype: under FSDP2, the format of forward and backward (published: bfloat16); gradients are summed in float32.
-            None: that of the weights. Under "replicate" a model computes in the dtype of its weights, and `dtype` must
-            be None; 16-bit gradients are summed in float32 as well.
-        offload: under FSDP2, keep weights, gradients and optimizer state in CPU memory.
-
-    Raises ValueError for options that exclude each other.
+    For all but the last backward pass of a step, whose messages then carry the sum. The gradients of the whole model
+    are kept on every rank meanwhile. Other models are not affected: their trainer averages once a step anyway.
     """
-    check_sharding(sharding, ranks.device)
-    if sharding == "replicate" and (dtype is not None or offload):
-        raise ValueError("dtype and offload belong to sharding='fsdp'; leave them out with 'replicate'")
-    if sharding == "replicate":
-        return _replicate(model, ranks) if dist.is_initialized() else model
-    if not dist.is_initialized():
-        _be_a_group(ranks.device)
-    on_meta = any(p.is_meta for p in model.parameters())
-    if not on_meta:
-        broadcast_weights(model, ranks)
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
-    offloading = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
-    mesh = dist.init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for block in model.transformer_blocks if isinstance(model, ExpertTransformer) else ():
-        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offloading)
-    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offloading)
-    return model.to_empty(device="cpu" if offload else ranks.device) if on_meta else model
+    if not active or not isinstance(model, FSDPModule):
+        yield
+        return
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
 
 
-def _replicate(model, ranks):
-    on_gpu = ranks.device.type == "cuda"
-    wrapped = DistributedDataParallel(model.to(ranks.device), device_ids=[ranks.device] if on_gpu else None,
-                                      gradient_as_bucket_view=True)
-    if any(p.element_size() < 4 for p in model.parameters()):
-        wrapped.register_comm_hook(ranks.world_size, _mean_in_float32)
-    return wrapped
-
-
-def _mean_in_float32(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A DDP hook: the mean of gradients, summed over ranks in float32; a 16-bit sum loses small gradients."""
-    buffer = bucket.buffer()
-    wide = buffer.float().div_(world_size)
-    if wide.is_cuda:  # overlaps with the backward pass
-        done = dist.all_reduce(wide, async_op=True).get_future()
-        return done.then(lambda future: buffer.copy_(future.value()[0]))
-    dist.all_reduce(wide)
-    done = torch.futures.Future()
-    done.set_result(buffer.copy_(wide))
-    return done
+@torch.no_grad()
+def whole_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
+    """The whole state dict on the CPU of rank 0, gathered tensor by tensor; {} on the others. All ranks call it."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if ranks.first:
+            weights[name] = tensor.cpu().clone()
+    return weights
 
 
 @torch.no_grad()
@@ -105,20 +127,35 @@ def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
-    """Replaces each gradient by its mean over ranks, in one all-reduce: for small modules outside `wrap`.
+    """Replaces each gradient by its mean over ranks, in few messages and summed in float32, for weights that are whole.
 
     Within a team, whose ranks hold parts of the same clips, gradients are summed. A missing gradient counts as zero:
-    all ranks must send the same sizes.
+    all ranks must send the same sizes. (A sum in 16 bits would lose small gradients.)
     """
     if ranks.world_size == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                      .to(torch.promote_types(p.dtype, torch.float32)) for p in parameters])
-    dist.all_reduce(flat)
-    flat /= ranks.teams
-    for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad = grad.view_as(p).to(p.dtype)
+    for p in parameters:
+        p.grad = (torch.zeros_like(p, memory_format=torch.contiguous_format) if p.grad is None
+                  else p.grad.contiguous())
+    for message in _messages([piece for p in parameters for piece in p.grad.view(-1).split(MESSAGE)]):
+        flat = torch.cat([piece.to(torch.promote_types(piece.dtype, torch.float32)) for piece in message])
+        dist.all_reduce(flat)
+        flat /= ranks.teams
+        torch._foreach_copy_(message, flat.split([piece.numel() for piece in message]))
+
+
+def _messages(pieces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """`pieces` in groups of at most MESSAGE numbers."""
+    message, size = [], 0
+    for piece in pieces:
+        if size + piece.numel() > MESSAGE:
+            yield message
+            message, size = [], 0
+        message.append(piece)
+        size += piece.numel()
+    if message:
+        yield message
 
 
 def sum_within_teams(model: nn.Module, ranks: Ranks) -> None:

@@ -79,7 +79,7 @@ def clip_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
 def judge(clip: Float[Tensor, "t h w 3"], scene: Scene, style: Style | None = None) -> tuple[dict[str, bool], str]:
     """Whether each property of a clip, and "all" of them, is right, and what the oracle read.
 
-    With a style, the keys are: "style" (is it present), the properties still readable under it (data/world/styles.py), "kept"
+    With a style, the keys are: "style" (is it present), the properties still readable under it, "kept"
     (all of those), and "all" (style and kept). A clip without the style is read as usual, so that a model that was not
     fine-tuned can be compared.
     """

@@ -51,7 +51,7 @@ def measure_reconstruction(vae: CausalVAE, scenes: list[Scene], num_frames: int,
     """Sends true clips of the shapes world through encoder, sampled posterior and decoder, in the VAE's own dtype.
 
     Each clip's noise is drawn on the CPU from `seed` and the clip's index, so that it is the same on every device and
-    in any batch. `style`: draw the clips in this style (data/world/styles.py); the oracle then reads what is still readable.
+    in any batch. `style`: draw the clips in this style; the oracle then reads what is still readable.
     Raises ValueError for no scenes, for clips that the VAE decodes to another number of frames, and for NaN.
     """
     check_scenes(scenes)

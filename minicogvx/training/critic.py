@@ -22,7 +22,7 @@ class Critic:
     def __init__(self, loss: VAELossConfig, config: DiscriminatorConfig, num_frames: int, here: Ranks = Ranks(),
                  earlier: "Critic | None" = None):
         """`earlier`: the previous stage's; its weights are taken over where the shapes agree."""
-        self.here, self.network, self.modules, self.optimizers = here, None, {}, {}
+        self.here, self.network = here, None
         if not loss.gan_weight:
             return
         self.network = PatchDiscriminator3D(replace(config, num_frames=num_frames))
@@ -32,7 +32,13 @@ class Critic:
         broadcast_weights(self.network, here)
         self.optimizer = MuonAdamW(self.network.named_parameters(), adamw_lr=_LEARNING_RATE,
                                    muon_on=lambda name, p: False, clip=float("inf"), betas=_BETAS)
-        self.modules, self.optimizers = {"discriminator": self.network}, {"discriminator_optimizer": self.optimizer}
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, buffers such as the vectors of a spectral norm, and the optimizer's state, by name."""
+        if self.network is None:
+            return {}
+        own = {name: tensor.detach() for name, tensor in self.network.state_dict(keep_vars=True).items()}
+        return own | {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
 
     def step(self, objective: VAELoss, video: Float[Tensor, "b c t h w"], reconstruction: Float[Tensor, "b c t h w"],
              step: int) -> Mapping[str, Tensor]:

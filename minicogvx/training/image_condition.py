@@ -7,27 +7,16 @@ The image is noised before the VAE, with sigma = exp(N(-3, 0.5^2)), so that the 
 share of the steps it is dropped.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.engine.limits import check_limits
+from minicogvx.training.settings import ImageCondition
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
-
-
-@dataclass(frozen=True)
-class ImageCondition:
-    """The published numbers. As published, `dropout` is drawn once for a whole batch, sigma for each clip."""
-
-    log_sigma_mean: float = -3.0
-    log_sigma_std: float = 0.5
-    dropout: float = 0.05
-
-    def __post_init__(self):
-        check_limits(self, {"dropout": "from 0 to below 1", "log_sigma_std": "0 or more", "log_sigma_mean": "any"})
 
 
 @torch.no_grad()
@@ -50,23 +39,22 @@ def widen_for_image(model: ExpertTransformer) -> ExpertTransformer:
     return wide
 
 
-@torch.no_grad()
-def image_latents(vae: CausalVAE, pictures: Float[Tensor, "b 3 1 h w"], frames: int, condition: ImageCondition,
-                  generator: torch.Generator) -> Float[Tensor, "b c t lh lw"]:
-    """The image channels for `frames` latent frames: the latents of the noised images, then zeros; or only zeros.
+def noised_picture(picture: Float[Tensor, "3 1 h w"], condition: ImageCondition,
+                   generator: torch.Generator) -> Float[Tensor, "3 1 h w"]:
+    """The picture, in -1..1, with noise of its own strength."""
+    log_sigma = condition.log_sigma_mean + condition.log_sigma_std * torch.randn((), generator=generator)
+    return picture + log_sigma.exp() * torch.randn(picture.shape, generator=generator)
 
-    `pictures` are pixels in -1..1. `generator` draws dropout, sigmas, pixel noise and the posterior's noise, always
-    all of them and in this order, so that dropping an image changes no later number.
+
+@torch.no_grad()
+def image_channels(vae: CausalVAE, pictures: Float[Tensor, "b 3 1 h w"], noise: Float[Tensor, "b c 1 lh lw"],
+                   frames: int) -> Float[Tensor, "b c t lh lw"]:
+    """The image channels for `frames` latent frames: the latents of the noised pictures, then zeros.
+
+    `noise`: standard normal, of the posterior.
     """
-    kept = torch.rand((), generator=generator).item() >= condition.dropout
-    log_sigma = condition.log_sigma_mean + condition.log_sigma_std * torch.randn(len(pictures), generator=generator)
-    noise = torch.randn(pictures.shape, generator=generator)
-    noised = pictures + log_sigma.exp()[:, None, None, None, None] * noise
-    weight = next(vae.parameters())
-    latent = vae.encode(noised.to(weight.device, weight.dtype)).sample(generator)
-    factor = vae.config.scaling_factor
+    weight, factor = next(vae.parameters()), vae.config.scaling_factor
+    posterior = vae.encode(pictures.to(weight.device, weight.dtype))
+    latent = posterior.mean + posterior.std * noise.to(weight.device)
     latent = latent / factor if vae.config.invert_scale_latents else latent * factor
-    channels = latent.new_zeros(*latent.shape[:2], frames, *latent.shape[3:])
-    if kept:
-        channels[:, :, :1] = latent
-    return channels
+    return F.pad(latent, (0, 0, 0, 0, 0, frames - 1))

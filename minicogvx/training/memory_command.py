@@ -76,8 +76,8 @@ _PARTS = ("parameters", "gradients", "optimizer", "gathered", "activations", "ho
 
 def _print_lora(sizes, inputs, rank: int, dtype) -> None:
     """The rows of LoRA, and whether `minicogvx finetune` recomputes activations by default."""
-    from minicogvx.training.finetune import LARGE
     from minicogvx.training.memory import memory_of_lora, parameter_count
+    from minicogvx.training.transformer import LARGE
 
     of_lora = ("parameters", "gradients", "optimizer", "activations")
     print(f"\n{f'LoRA, rank {rank}':25}{'GiB on each GPU':>17}" + "".join(f"{name:>12}" for name in of_lora))

@@ -1,46 +1,76 @@
-"""Sample clips during training, and the share that matches their captions."""
+"""Sample clips during training, always of the same captions and noise, so that the pictures can be compared."""
 
 import random
 from pathlib import Path
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
+from minicogvx.data.clips.clips import Clips
 from minicogvx.data.world.captions import evaluation_caption
 from minicogvx.data.world.oracle import matches, read
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.media import write_mp4, write_strip
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import Preset
-from minicogvx.text import TextEncoder
-from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.vae import CausalVAE
+from minicogvx.training.start import with_transformer
+from minicogvx.training.transformer import TransformerTask
 
 SAMPLE_SEED = 4_000_037  # of the captions; the final figure is measured on others
+STEPS = 25
 
 
-class Samples:
-    """Called by the trainer every few steps: writes `step_00000500.mp4` and `.png`, and measures adherence.
+class WorldSamples:
+    """A watcher: writes `step_00000500.mp4` and `.png`, and measures the share of clips that obey their captions."""
 
-    Captions (of the training split) and noise are always the same, so that the pictures can be compared.
-    """
-
-    def __init__(self, vae: CausalVAE, preset: Preset, guidance_scale: float, folder: Path, clips: int = 16,
-                 shown: int = 4):
-        self.vae, self.preset, self.guidance_scale, self.folder, self.shown = vae, preset, guidance_scale, folder, shown
+    def __init__(self, parts: Pipeline, folder: Path | None, every: int, clips: int = 16, shown: int = 4):
+        """`parts`: with the VAE and the text encoder of the training. `folder`: None where another rank writes."""
+        self.parts, self.folder, self.every, self.shown = parts, folder, every, shown
         self.scenes, words = sample_scenes(clips, SAMPLE_SEED, "train", 0.0), random.Random(SAMPLE_SEED)
         self.captions = [evaluation_caption(scene, words) for scene in self.scenes]
 
-    def __call__(self, step: int, transformer: ExpertTransformer, text: TextEncoder) -> dict[str, float]:
+    @torch.no_grad()
+    def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
         """The figure "obeyed": the share of clips in which the oracle finds everything right."""
-        pipe = Pipeline(self.vae, transformer, self.preset.schedule, text, fps=self.preset.fps,
-                        guidance_scale=self.guidance_scale)
-        with torch.no_grad():
-            clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=25)).cpu()
+        with task.averaged():
+            pipe = with_transformer(self.parts, task.model)
+            clips = pipe.decode(pipe.sample(self.captions, num_inference_steps=STEPS)).cpu()
         rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # one row of the picture per clip
         beside = rearrange(clips[:self.shown], "b t h w c -> t h (b w) c")
-        beside = beside.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # 64 pixels are too small to watch
-        write_mp4(self.folder / f"step_{step:08d}.mp4", beside, self.preset.fps)
-        write_strip(self.folder / f"step_{step:08d}.png", rows, min_side=96 * self.shown)
-        right = sum(matches(read(clip), scene)["all"] for clip, scene in zip(clips, self.scenes))
-        return {"obeyed": right / len(self.scenes)}
+        _write(self.folder, f"step_{step:08d}", beside, rows, pipe.fps, self.shown)
+        obeyed = sum(matches(read(clip), scene)["all"] for clip, scene in zip(clips, self.scenes))
+        return {"obeyed": obeyed / len(clips)}
+
+
+class FilmSamples:
+    """A watcher: writes `step_00000500_0.mp4` and `.png`, and so on, for the captions of a few clips at their sizes."""
+
+    def __init__(self, parts: Pipeline, clips: Clips, folder: Path | None, every: int, shown: int = 4):
+        """As `WorldSamples`; from an image, the first frame of the clip is given."""
+        self.parts, self.clips, self.folder, self.every = parts, clips, folder, every
+        self.numbers = [i for i in range(len(clips)) if clips.latent_size(i)[0] > 1][:shown]
+
+    @torch.no_grad()
+    def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
+        """Nothing to log: what films show, no oracle reads."""
+        pipe, config = with_transformer(self.parts, task.model), self.parts.vae.config
+        time, space = config.temporal_compression_ratio, config.spatial_compression_ratio
+        for number, i in enumerate(self.numbers):
+            frames, height, width = self.clips.latent_size(i)
+            image = None
+            if task.training.image_to_video:
+                image = rearrange(self.clips.first_pixels(i) / 2 + 0.5, "c 1 h w -> h w c")
+            with task.averaged():
+                clip = pipe(self.clips.caption(i, random.Random(0)), image, num_frames=(frames - 1) * time + 1,
+                            height=height * space, width=width * space, num_inference_steps=STEPS)
+            _write(self.folder, f"step_{step:08d}_{number}", clip, clip, pipe.fps, 1)
+        return {}
+
+
+def _write(folder: Path | None, name: str, video: Float[Tensor, "t h w 3"], strip: Float[Tensor, "t h2 w2 3"], fps: int,
+           rows: int) -> None:
+    if folder:
+        video = video.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)  # 64 pixels are too small to watch
+        write_mp4(folder / f"{name}.mp4", video, fps)
+        write_strip(folder / f"{name}.png", strip, min_side=96 * rows)

@@ -104,13 +104,8 @@ def _flex(compiled: bool):
 
 def check_pack(config: TransformerConfig, latents: Sequence[Tensor], timesteps: Tensor, texts: Sequence[Tensor],
                ofs: Tensor | None) -> None:
-    """Raise a ValueError of one sentence if packing does not know the config or if a clip does not fit it."""
-    if config.position not in ("rope", "sincos", "none"):
-        raise ValueError(f"position is {config.position!r}; clips of many sizes need 'rope', 'sincos' or 'none'")
-    if config.modulation == "separate":
-        raise ValueError("modulation is 'separate'; packing works with 'expert' and 'shared'")
-    if config.attention != "full":
-        raise ValueError(f"attention is {config.attention!r}; packing works with 'full'")
+    """Raises ValueError, one sentence, as `check_packable` does, and if a clip does not fit the config."""
+    check_packable(config)
     if not latents:
         raise ValueError("latents is empty; a pack has at least one clip")
     for name, values in (("texts", texts), ("timesteps", timesteps), ("ofs", ofs)):
@@ -124,3 +119,13 @@ def check_pack(config: TransformerConfig, latents: Sequence[Tensor], timesteps: 
             check_inputs(config, clip[None], text[None], None if ofs is None else ofs[i:i + 1])
         except ValueError as error:
             raise ValueError(f"clip {i} of the pack: {error}") from None
+
+
+def check_packable(config: TransformerConfig) -> None:
+    """Raises ValueError for positions, modulations or attention that packing does not know."""
+    if config.position not in ("rope", "sincos", "none"):
+        raise ValueError(f"position is {config.position!r}; clips of many sizes need 'rope', 'sincos' or 'none'")
+    if config.modulation == "separate":
+        raise ValueError("modulation is 'separate'; packing works with 'expert' and 'shared'")
+    if config.attention != "full":
+        raise ValueError(f"attention is {config.attention!r}; packing works with 'full'")

@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.vae.fast_norm import FusedNormSiLU, norm_silu_into
+from minicogvx.vae.fast_norm import FusedNormSiLU, empty_buffer, norm_silu_into
 
 _switched_off = False
 
@@ -111,12 +111,16 @@ def pad_time(x: Float[Tensor, "b c t h w"], frames: int,
              past: Float[Tensor, "b c k h w"] | None = None) -> Float[Tensor, "b c p h w"]:
     """`cat([past, x], dim=2)`; without `past`, `frames` copies of the first frame stand before x.
 
-    Where x is the end of a buffer with so many free frames (`norm_silu`), these are filled and x is not copied.
+    Where x is the end of a buffer with so many frames before it (`norm_silu`), x is not copied.
     """
-    buffer = vars(x).pop("buffer", None)  # its free frames are used once
-    if buffer is None or x.requires_grad or buffer.shape[2] != frames + x.shape[2]:
+    buffer, version = vars(x).pop("buffer", (None, None))  # the frames before x are used once
+    if buffer is None or version != x._version or buffer.shape[2] != frames + x.shape[2]:
         return _PadFirst.apply(x, frames) if past is None else _Join.apply(past, x)
-    buffer[:, :, :frames] = x[:, :, :1] if past is None else past
+    if past is None and buffer.requires_grad == x.requires_grad:
+        return buffer
+    if past is None or x.requires_grad or past.requires_grad:
+        return _PadFirst.apply(x, frames) if past is None else _Join.apply(past, x)
+    buffer[:, :, :frames] = past
     return buffer
 
 
@@ -161,11 +165,12 @@ def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float,
     up-sampling, so each of their values is read for a whole cell of pixels and never copied to them.
     """
     x, gain, bias = channels_last(x), gain.to(x.dtype), bias.to(x.dtype)
+    free = 2 if x.shape[2] > 1 else 0  # before the convolution that follows; one frame would take three times its size
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, gain, bias, scale, shift)):
-        return FusedNormSiLU.apply(x, gain, bias, scale, shift, groups, eps)
-    b, c, t, h, w = x.shape
-    free = 2 if t > 1 else 0  # for the past of the convolution that follows; one frame would take three times its size
-    buffer = x.new_empty(b, free + t, h, w, c).permute(0, 4, 1, 2, 3)
-    y = norm_silu_into(buffer[:, :, free:], x, groups, eps, gain, bias, scale, shift)
-    y.buffer = buffer
+        buffer = FusedNormSiLU.apply(x, gain, bias, scale, shift, groups, eps, free)
+    else:
+        buffer = empty_buffer(x, free)
+        norm_silu_into(buffer, x, groups, eps, gain, bias, scale, shift)
+    y = buffer[:, :, free:]
+    y.buffer = buffer, y._version
     return y

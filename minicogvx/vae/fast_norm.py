@@ -67,35 +67,46 @@ def _group_norm(x, groups, eps, gain, bias):
     return _from_rows(normed.permute(0, 2, 3, 1), x.shape), mean, rstd
 
 
-def norm_silu_into(out: Float[Tensor, "b c t h w"], x: Float[Tensor, "b c t h w"], groups: int, eps: float,
+def norm_silu_into(buffer: Float[Tensor, "b c p h w"], x: Float[Tensor, "b c t h w"], groups: int, eps: float,
                    gain: Float[Tensor, " c"], bias: Float[Tensor, " c"], scale: Float[Tensor, "b c t lh lw"] | None,
-                   shift: Float[Tensor, "b c t lh lw"] | None) -> Float[Tensor, "b c t h w"]:
-    """The formula without gradients, written into `out`, which may be the end of a longer buffer."""
-    _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out)
-    return F.silu(out, inplace=True)
+                   shift: Float[Tensor, "b c t lh lw"] | None) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"]]:
+    """The formula, written into the last frames of `buffer`; copies of the first stand before. Mean and 1/std."""
+    free = buffer.shape[2] - x.shape[2]
+    out = buffer[:, :, free:]
+    _, mean, rstd = _norm_and_modulate(x, groups, eps, gain, bias, scale, shift, out)
+    F.silu(out, inplace=True)
+    buffer[:, :, :free] = out[:, :, :1]
+    return mean, rstd
+
+
+def empty_buffer(x: Float[Tensor, "b c t h w"], free: int) -> Float[Tensor, "b c p h w"]:
+    """Room for a tensor like `x` and `free` frames before it, stored channels last."""
+    b, c, t, h, w = x.shape
+    return torch.empty(b, c, free + t, h, w, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
 
 
 class FusedNormSiLU(torch.autograd.Function):
-    """silu(group_norm(x) * up(scale) + up(shift)) with its backward written out.
+    """silu(group_norm(x) * up(scale) + up(shift)), behind `free` copies of its first frame; its backward written out.
 
     Sums over pixels go by way of sums over latent cells. A gradient that is itself to be differentiated
     (`create_graph=True`) is made from the formula instead.
     """
 
     @staticmethod
-    def forward(ctx, x, gain, bias, scale, shift, groups, eps):
+    def forward(ctx, x, gain, bias, scale, shift, groups, eps, free):
         """Keeps the input and the group statistics, not the activations in between."""
-        y, mean, rstd = _norm_and_modulate(x, groups, eps, gain, bias, scale, shift)
+        buffer = empty_buffer(x, free)
+        mean, rstd = norm_silu_into(buffer, x, groups, eps, gain, bias, scale, shift)
         ctx.save_for_backward(x, gain, bias, mean, rstd, scale, shift)
-        ctx.groups, ctx.eps = groups, eps
-        return F.silu(y, inplace=True)
+        ctx.groups, ctx.eps, ctx.free = groups, eps, free
+        return buffer
 
     @staticmethod
     def backward(ctx, grad):
         """The written-out gradient: sums at latent resolution where scale and shift are that small."""
         x, gain, bias, mean, rstd, scale, shift = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_gradients_of_formula((x, gain, bias, scale, shift), ctx.groups, ctx.eps, grad), None, None
+            return *_gradients_of_formula((x, gain, bias, scale, shift), ctx.groups, ctx.eps, ctx.free, grad), *[None] * 3
         w, count = x.shape[4], x[0].numel() // ctx.groups
         conditioned = scale is not None
         if not conditioned:  # one cell, the whole frame, with scale 1 and shift 0
@@ -106,7 +117,10 @@ class FusedNormSiLU(torch.autograd.Function):
         offset = bias.float()[:, None, None, None] - mean * slope  # group_norm(x) = x * slope + offset
         xs, scale = _pixel_rows(x, cells), scale.float()
         before = torch.addcmul(_repeat_width(scale * offset + shift, w, x), xs, _repeat_width(scale * slope, w, x))
+        of_copies, grad = grad[:, :, :ctx.free].sum(2, keepdim=True), grad[:, :, ctx.free:]
         grad = torch.ops.aten.silu_backward(_pixel_rows(grad, cells), before)
+        if ctx.free:
+            grad[:, :1] += torch.ops.aten.silu_backward(_pixel_rows(of_copies, cells), before[:, :1])
         # sums over each cell, then over all pixels
         grad_shift = _cell_sums(grad, scale.shape)
         cell_x = _cell_sums(grad * xs, scale.shape)
@@ -121,18 +135,20 @@ class FusedNormSiLU(torch.autograd.Function):
         grads = [_from_rows(grad_x, x.shape), along.sum(0).flatten().to(gain.dtype),
                  total.sum(0).flatten().to(bias.dtype)]
         if not conditioned:
-            return *grads, None, None, None, None
-        return *grads, (slope * cell_x + offset * grad_shift).to(x.dtype), grad_shift.to(x.dtype), None, None
+            return *grads, *[None] * 5
+        return *grads, (slope * cell_x + offset * grad_shift).to(x.dtype), grad_shift.to(x.dtype), *[None] * 3
 
 
-def _gradients_of_formula(inputs, groups, eps, grad):
+def _gradients_of_formula(inputs, groups, eps, free, grad):
     """Gradients of the plain formula, which can be differentiated again; None for what needs none."""
     x, gain, bias, scale, shift = inputs
     y = F.group_norm(x, groups, gain, bias, eps)
     if scale is not None:
         y = y * F.interpolate(scale, x.shape[2:]) + F.interpolate(shift, x.shape[2:])
+    y = F.silu(y)
+    y = torch.cat([y[:, :, :1]] * free + [y], dim=2)
     wanted = [v for v in inputs if v is not None and v.requires_grad]
-    found = iter(torch.autograd.grad(F.silu(y), wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if v is not None and v.requires_grad else None for v in inputs]
 
 

@@ -17,8 +17,8 @@ from minicogvx.course import (
     check, hint, new_figure, notebook_device, progress, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data.world import captions, oracle
-from minicogvx.data.world.scenes import Scene, ShapeObject, sample_scenes
 from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import Scene, ShapeObject, sample_scenes
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
 # The processor and float32, so that your numbers agree with those printed here. MINICOGVX_DEVICE chooses another.

@@ -646,5 +646,5 @@ print(f"35 million clips of 49 x 480 x 720: raw {clips * 3 * 49 * 480 * 720 / 1e
 # lectures, full of text, or filmed from a screen. They built a whole system to write captions; the ablations
 # (section 4.1) do not measure how much it brought.
 #
-# **Where to read on.** `minicogvx/data/` is this notebook as a package: `world/` has `scenes.py`, `drawing.py`, `captions.py`
-# and `oracle.py`, `films/` has `decode.py` and `buckets.py`. Next: **notebook 02**, the causal VAE, which makes the latents you have counted.
+# **Where to read on.** `minicogvx/data/world/` and `data/films/` are this notebook as a package. Next: **notebook
+# 02**, the causal VAE, which makes the latents you have counted.

@@ -17,8 +17,8 @@ import minicogvx
 from minicogvx.course import (
     check, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
-from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
 from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
 from minicogvx.vae import CausalVAE
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook

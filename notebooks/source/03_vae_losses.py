@@ -22,13 +22,13 @@ from minicogvx.compat import choose_dtype
 from minicogvx.course import (
     check, compare_clips, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
-from minicogvx.data.world.scenes import BACKGROUNDS, Scene, ShapeObject
 from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import BACKGROUNDS, Scene, ShapeObject
+from minicogvx.engine.optim import MuonAdamW
 from minicogvx.evaluation.reconstruction import flicker
 from minicogvx.interop.lpips_weights import load_lpips
 from minicogvx.presets import preset
-from minicogvx.engine.optim import MuonAdamW
-from minicogvx.training.vae import world_batch
+from minicogvx.training.videos import world_batch
 from minicogvx.vae import CausalVAE
 from minicogvx.vae.discriminator import DiscriminatorConfig, PatchDiscriminator3D
 from minicogvx.vae.gan import adaptive_weight, hinge_discriminator_loss
@@ -723,6 +723,6 @@ for frames in (1, 17, 161):
 # shapes.
 #
 # **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `discriminator.py` has the 3D
-# network, `training/vae.py` the stages of the shipped VAE. LPIPS: [Zhang et
-# al.](https://arxiv.org/abs/1801.03924); the adaptive weight: [VQGAN](https://arxiv.org/abs/2012.09841).
-# Next: notebook 04, how noise becomes such a latent.
+# network. `training/vae.py` is a step of a VAE's training, `training/loop.py` the loop, and `data/recipes/toy.toml` has
+# the stages of the shipped VAE. LPIPS: [Zhang et al.](https://arxiv.org/abs/1801.03924); the adaptive weight:
+# [VQGAN](https://arxiv.org/abs/2012.09841). Next: notebook 04, how noise becomes such a latent.

@@ -17,8 +17,8 @@ from minicogvx.course import (
     check, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data.world import captions, oracle
-from minicogvx.data.world.scenes import SHAPES, Scene, ShapeObject, sample_scenes
 from minicogvx.data.world.drawing import render, render_batch
+from minicogvx.data.world.scenes import SHAPES, Scene, ShapeObject, sample_scenes
 from minicogvx.diffusion import (
     DDIMSampler, DPMSampler, NoiseSchedule, diffusion_loss, draw_noise, guide, rank_interval, rank_timesteps,
     uniform_timesteps, weighted_x0_loss,

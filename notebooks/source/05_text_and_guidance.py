@@ -21,13 +21,13 @@ from minicogvx.course import (
     check, explore_sweep, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
 from minicogvx.data.world import captions, oracle
-from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, sample_scenes
 from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, sample_scenes
 from minicogvx.diffusion import diffusion_loss, draw_noise, dynamic_guidance_scale, guide
 from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.transformer import draw_batch
+from minicogvx.training.batches import caption_with_dropout
 from minicogvx.transformer.model import ExpertTransformer, flops
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
@@ -370,19 +370,20 @@ show_figure(figure, "Per cent read rightly, one row a token, one column a questi
 # ## 4. Dropping the text
 #
 # Guidance will need a second answer from the same network: what it would do without a caption. So in training,
-# one caption in ten is thrown away. The package's batch:
+# one caption in ten is thrown away. The package draws anew for each clip in each training step. (Of films, T5's
+# features are computed once and stored. On the shapes world T5 itself is still learning, so none are.)
 
 # %%
-show_source(draw_batch)
+show_source(caption_with_dropout)
 nothing = pipe.text.encode([""])  # 1 n d_text
 print("tokens of the empty caption:", pipe.text.tokens([""])[0, :4].tolist(), "...")
 print("its features are zero:", bool((nothing == 0).all()))
 
 # %% [markdown]
 # Our "nothing" is the empty caption after T5: one `</s>`, 31 times padding. The authors' own program sets all
-# features to **zero** in training and in sampling. `diffusers` samples the same weights with the empty caption,
-# though training called something else "nothing". The experiment below asks what such an exchange costs our
-# toy, in the other direction.
+# features to **zero** in training and in sampling (`zero_text`). `diffusers` samples the same weights with the
+# empty caption, though training called something else "nothing". The experiment below asks what such an exchange
+# costs our toy, in the other direction.
 #
 # **5.3 Dropping** (difficulty 1, 10 minutes). Features of a batch; each caption as a whole becomes `null` with
 # probability $p$, drawn with the generator.

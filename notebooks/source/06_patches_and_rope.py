@@ -491,9 +491,8 @@ show_figure(figure, "Loss from step 20 to step 80: two curves, the added table a
 
 # %% [markdown]
 # Neither code has a weight to learn, so both networks have equally many parameters. When we ran this, the table
-# was a little ahead: 0.67 against 0.72 in float32, or 0.74 in bfloat16. That is not what the paper reports. But one
-# seed and 80 steps are a glance. Longer runs, of all four kinds, were made beforehand
-# (`minicogvx ablate position --steps 400`):
+# was a little ahead: 0.67 against 0.71. That is not what the paper reports. But one seed and 80 steps are a glance.
+# Longer runs, of all four kinds, were made beforehand (`minicogvx ablate position --steps 400`):
 
 # %% tags=["nbval-ignore-output"]
 runs = {}

@@ -17,11 +17,13 @@ import minicogvx
 from minicogvx.ablation import compare_transformers, load_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.course import check, hint, new_figure, notebook_device, show_clip, show_figure, show_source, solution
+from minicogvx.data.clips.clips import Selected, stack_latents
+from minicogvx.data.clips.world import encode_world
 from minicogvx.data.world.captions import caption
 from minicogvx.diffusion import diffusion_loss, stratified_timesteps
 from minicogvx.presets import preset
-from minicogvx.data.clips.world import encode_world
-from minicogvx.training.transformer import initialise, swap_gain
+from minicogvx.training.transformer import open_gates
+from minicogvx.training.validation import swap_gain
 from minicogvx.transformer.block import Block
 from minicogvx.transformer.embeddings import timestep_sinusoid
 from minicogvx.transformer.expert_norm import ExpertNorm
@@ -81,14 +83,14 @@ show_clip(torch.cat(films, dim=2), "Three videos of 'a red circle moves right' f
 import random
 
 world = encode_world(pipe.vae, 320, seed=2, num_frames=17, progress=False)
-held_back = world.part(256, 320)  # the last 64 clips
+held_back, scenes = Selected(world, range(256, 320)), world.scenes[256:]  # the last 64 clips
 
 generator, words = torch.Generator().manual_seed(0), random.Random(0)
-clean = held_back.draw(torch.arange(64), generator).to(device)  # b c t h w
+clean = stack_latents(held_back, range(64), generator).to(device)  # b c t h w
 noise = torch.randn(clean.shape, generator=generator).to(device)
 t = stratified_timesteps(64, 1000, generator).to(device)
 noisy = pipe.schedule.add_noise(clean, noise, t)
-features = pipe.text.encode([caption(scene, words) for scene in held_back.scenes])  # b n_text d_text
+features = pipe.text.encode([caption(scene, words) for scene in scenes])  # b n_text d_text
 NUM_TEXT = features.shape[1]
 
 
@@ -414,7 +416,7 @@ def new_block(zero_gates):
     torch.manual_seed(0)
     model = ExpertTransformer(small)
     if not zero_gates:
-        initialise(model)
+        open_gates(model)
     return model.transformer_blocks[0]
 
 
@@ -445,7 +447,7 @@ for name, zero_gates in (("adaLN-Zero", True), ("gates at one", False)):
 # Predict: we let both blocks imitate a third, random one. Which gets there first?
 
 # %% tags=["nbval-ignore-output"]
-show_source(initialise)
+show_source(open_gates)
 
 teacher = new_block(zero_gates=True)
 torch.manual_seed(5)
@@ -623,7 +625,7 @@ losses, gains = {}, {}
 for name, change in WAYS.items():
     with changed(change):
         losses[name] = loss_of_each_clip().mean().item()
-        gains[name] = swap_gain(net, pipe.text, held_back, pipe.schedule, torch.float32, clips=64)
+        gains[name] = swap_gain(net, pipe.text, pipe.schedule, scenes, held_back, torch.float32)
     print(f"{name:17s} loss {losses[name]:.2f}, swap gain {gains[name]:+.3f}")
 silent = pipe.schedule.velocity(clean, noise, t).square().mean().item()
 print(f"{'answering 0':17s} loss {silent:.2f}")

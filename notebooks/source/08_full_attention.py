@@ -22,13 +22,13 @@ from minicogvx.compat import choose_dtype
 from minicogvx.course import (
     check, hint, new_figure, notebook_device, show_clip, show_figure, show_rows, show_source, solution,
 )
+from minicogvx.data.clips.world import encode_world
 from minicogvx.data.world import captions, oracle
-from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
 from minicogvx.data.world.drawing import render, render_batch
+from minicogvx.data.world.features import scene_features
+from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
 from minicogvx.diffusion import draw_noise
 from minicogvx.presets import preset
-from minicogvx.data.world.features import scene_features
-from minicogvx.data.clips.world import encode_world
 from minicogvx.transformer import attention as attention_file
 from minicogvx.transformer import cpu_attention
 from minicogvx.transformer.attention import Attention, attention

@@ -1,245 +1,168 @@
-"""Latents and text features of real clips, encoded once and kept in files: training then decodes no video.
+"""Films to encoded clips in a cache, on all ranks: training then decodes no video. cache_files.py describes the files.
 
-    plan.json              settings, and fingerprints of the models
-    clips-00000.safetensors   for each piece of a video `KEY/mean`, `KEY/std` (c t h w, 16 bits) and `KEY/first_pixels`
-    text-00000.safetensors    for each caption its features under its own key (n d, 16 bits)
-    index.json             written last: all clips, and the files that hold them
-
-A key is a hash of the video's content and of the piece taken. So an interrupted run resumes with what is missing, and
-after videos or captions are added or changed, only those are encoded. Entries that no clip uses any more are kept.
-The format is ours; the authors' fine-tuning code also caches latents and text features.
+Each rank encodes its share of what the folder lacks, file by file. A run that was killed is resumed by the same call,
+on any number of ranks; new films and changed captions add files. No film is read twice, and no caption encoded twice.
 """
 
-import json
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.cache import CachedClips
-from minicogvx.data.clips.plan import (
-    CacheItem,
-    CacheSettings,
-    changes,
-    check_plan,
-    digest,
-    keyed,
-    latent_shape,
-    make_plan,
-    plan_items,
-    read_plan,
-    read_rows,
-    shard,
-    text_mark,
-    vae_mark,
-)
+from minicogvx.data.clips.cache_files import check_facts, pack_words
+from minicogvx.data.clips.contents import Contents, caption_key, write_index
+from minicogvx.data.clips.marks import model_facts
+from minicogvx.data.clips.plan import CacheItem, CacheSettings, Piece, in_shards, keyed, plan_items
 from minicogvx.data.clips.world import STORED
 from minicogvx.data.films.folder import Problem, VideoClip, read_clip
-from minicogvx.files import check_writable, locked, remove_parts
-from minicogvx.interop.safetensors_files import read_json, write_json, write_tensors
+from minicogvx.engine.ranks import Ranks, by_first, on_each
+from minicogvx.files import locked
 from minicogvx.vae import CausalVAE
 
-__all__ = ["CacheSettings", "CachedClips", "cache_clips", "holds_clips", "is_cache", "open_cache"]
-
-PLAN, INDEX = "plan.json", "index.json"
-Shapes = dict[str, tuple[int, ...]]  # by the name of a tensor, or its end
+SHARD_BYTES = 256 * 2**20  # of a file; each is kept or lost as a whole when a run is killed
 
 
-def cache_clips(clips: Sequence[VideoClip], out: str | Path, vae: CausalVAE, text, settings: CacheSettings,
-                dtype: torch.dtype | None = None, batch_size: int = 4, progress: bool = True) -> CachedClips:
-    """Encode into the folder `out` those of `clips` that it lacks. Warns if `out` held other clips.
+@dataclass(frozen=True)
+class _Encoder:
+    """What encodes clips, and how."""
+
+    vae: CausalVAE
+    text: object  # a TextEncoder, or None
+    settings: CacheSettings
+    dtype: torch.dtype
+    batch_size: int
+    progress: bool
+
+    def facts(self) -> dict:
+        """Everything that determines how (not which) clips and captions are encoded, as JSON."""
+        config, settings = self.vae.config, asdict(self.settings) | {"fps": float(self.settings.fps)}  # 8 is 8.0
+        return model_facts(self.vae, self.text) | {
+            "settings": settings, "dtype": str(self.dtype).removeprefix("torch."),
+            "compression": [config.temporal_compression_ratio, config.spatial_compression_ratio]}
+
+
+def encode_clips(films: Sequence[VideoClip], out: str | Path, vae: CausalVAE, text, settings: CacheSettings,
+                 dtype: torch.dtype | None = None, batch_size: int = 4, shard_bytes: int = SHARD_BYTES,
+                 progress: bool = True, ranks: Ranks = Ranks()) -> tuple[CachedClips, list[Problem]]:
+    """Adds to the cache `out` what it lacks of `films`. All ranks call it, with the same arguments.
 
     Args:
-        text: the TextEncoder of the model; None if it is trained as well, from the captions.
+        text: the frozen TextEncoder; None if it is trained as well, from the captions.
         dtype: in which the VAE computes; the files hold float16.
         batch_size: clips of one size that are encoded together.
+        shard_bytes: about the size of a file. Ranks wait for each other after each one.
 
-    Clips that are too short, whose caption is too long or that cannot be read are left out: see `CachedClips.problems`.
-    Raises ValueError if no clip is left, if `out` holds other files or clips encoded with other models or settings,
-    and if another run is writing to it.
+    Returns the clips of these films, and the films that are left out: too short, with a caption that is too long, or
+    unreadable. Raises ValueError, on every rank, if no clip is left, if `out` holds other files or clips encoded with
+    other models or settings, and if another run is writing to it.
     """
     out = Path(out)
-    settings.check(vae.config)
-    usable, problems = _captions_fit(clips, text)
-    items, short = plan_items(usable, settings, vae.config)
-    pieces, unread = keyed(items)
-    problems += short + unread
-    if not pieces:
-        raise ValueError(f"none of {len(clips)} clips can be encoded{f'; {problems[0]}' if problems else ''}")
+    items, problems = _plan(films, vae, text, settings)
     dtype = choose_dtype(next(vae.parameters()).device, dtype)
-    plan = make_plan(settings, vae, text, dtype)
-    with locked(out):
-        before = _begin(out, plan)
-        films = _Shards(out, "clips", digest(plan))
-        lost = _write_clips(dict(pieces), films, vae, settings, dtype, batch_size, progress)
-        problems += [Problem(item.clip.name, lost[key]) for key, item in pieces if key in lost]
-        rows = [item.row() | {"shard": films.places[key], "key": key} for key, item in pieces if key not in lost]
-        if not rows:
-            raise ValueError(f"none of {len(pieces)} pieces can be read; {problems[-1]}")
-        captions = list(dict.fromkeys(["", *(row["text"] for row in rows)]))
-        places = _write_text(captions, _Shards(out, "text", digest(plan)), text, settings.shard_bytes, progress)
-        _write_index(out, before, rows, {
-            "scaling_factor": vae.config.scaling_factor, "fps": settings.fps, "first_frame": settings.first_frame,
-            "captions": captions, "text_shards": list(places.values()), "text_keys": list(places),
-            "problems": [[problem.name, problem.reason] for problem in problems]})
-    return CachedClips(out)
+    encoder = _Encoder(vae, text, settings, dtype, batch_size, progress and ranks.first)
+    contents = Contents(out, by_first(encoder.facts, ranks))
+    with _only_run(out, ranks):
+        by_first(contents.begin, ranks)
+        on_each(lambda: check_facts(out, contents.facts), ranks)  # every rank sees the folder
+        pieces, unread = keyed(items, ranks)
+        failed = _add_latents(contents, pieces, encoder, shard_bytes, ranks)
+        problems += unread + failed
+        if len(failed) == len(pieces):
+            raise ValueError(f"none of {len(items)} pieces can be encoded; {problems[-1]}")
+        _add_captions(contents, pieces, encoder, shard_bytes, ranks)
+        keys = by_first(lambda: write_index(contents, pieces), ranks)
+    return CachedClips(out, torch.tensor(keys, dtype=torch.int64)), problems
 
 
-def is_cache(folder: str | Path) -> bool:
-    """Whether `cache_clips` has written `folder`, at least in part."""
-    try:
-        read_plan(Path(folder) / PLAN)
-    except (ValueError, OSError):
-        return False
-    return True
+@contextmanager
+def _only_run(out: Path, ranks: Ranks) -> Iterator[None]:
+    """`out`, locked by rank 0 for all ranks. Raises ValueError, on every rank, if another run uses it."""
+    with ExitStack() as stack:
+        by_first(lambda: stack.enter_context(locked(out)), ranks)
+        yield
 
 
-def holds_clips(folder: str | Path) -> bool:
-    """Whether `folder` holds at least one encoded clip. Until then its plan may still be replaced."""
-    return any(name.endswith("/mean") for path in Path(folder).glob("clips-*.safetensors")
-               for name in _shapes_in(path)[0])
-
-
-def open_cache(folder: str | Path, vae: CausalVAE, text) -> CachedClips:
-    """The clips in `folder`. Raises ValueError if another VAE or text encoder encoded them."""
-    clips, plan = CachedClips(folder), read_json(Path(folder) / PLAN)
-    for part, what, mark in (("vae", "VAE", vae_mark(vae)), ("text", "text encoder", text_mark(text))):
-        if plan.get(part) != mark:
-            raise ValueError(f"the cache in {folder} was made with another {what}; run `minicogvx data cache` with "
-                             f"this model")
-    return clips
-
-
-def _begin(out: Path, plan: dict) -> list[dict]:
-    """Makes `out`, which is locked, the cache of `plan`. Returns the rows of its index so far.
-
-    Raises ValueError if it holds clips of another plan, or other files under the names of the cache.
-    """
-    remove_parts(out)
-    for name in (PLAN, INDEX):
-        check_writable(out / name)
-    for path in (*out.glob("clips-*.safetensors"), *out.glob("text-*.safetensors")):
-        shapes, notes = _shapes_in(path)
-        if "plan" not in notes and (shapes or not (out / PLAN).exists()):  # without shapes it is damaged
-            raise ValueError(f"{path} is not of a cache, and would be written over; name a new folder")
-    before = read_rows(out / INDEX, is_cache(out))
-    if not (out / PLAN).exists() or read_plan(out / PLAN) and not holds_clips(out):
-        write_json(out / PLAN, plan)
-    check_plan(out / PLAN, plan)
-    return before
-
-
-def _write_index(out: Path, before: list[dict], rows: list[dict], rest: dict) -> None:
-    told = changes(before, rows) if before else ""
-    if told:
-        warnings.warn(f"{out} held {len(before)} clips and now has {len(rows)}: {told}", stacklevel=3)
-    write_json(out / INDEX, rest | {"items": rows})
-
-
-def _captions_fit(clips: Sequence[VideoClip], text) -> tuple[list[VideoClip], list[Problem]]:
-    if text is None:
-        return list(clips), []
-    usable, problems = [], []
-    for clip in clips:
+def _plan(films: Sequence[VideoClip], vae: CausalVAE, text, settings: CacheSettings) -> tuple[list[CacheItem],
+                                                                                            list[Problem]]:
+    """The pieces of the films, and the films that are too short, or whose caption is too long."""
+    settings.check(vae.config)
+    fitting, problems = [], []
+    for film in films:
         try:
-            text.tokens([clip.caption])
-            usable.append(clip)
+            if text is not None:
+                text.tokens([film.caption])
+            fitting.append(film)
         except ValueError as error:
-            problems.append(Problem(clip.name, str(error)))
-    return usable, problems
+            problems.append(Problem(film.name, str(error)))
+    items, short = plan_items(fitting, settings, vae.config)
+    problems += short
+    if not items:
+        raise ValueError(f"none of {len(films)} clips can be encoded{f'; {problems[0]}' if problems else ''}")
+    return items, problems
 
 
-# ---- files
+def _in_turns(files: Sequence[tuple[int, list]], write: Callable[[int, list, tqdm], object], what: str, progress: bool,
+              ranks: Ranks) -> list:
+    """What `write(number, items, bar)` gives for each file: the first for rank 0, the second for rank 1, and so on.
 
-
-class _Shards:
-    """The intact files of one kind that belong to this plan, and the file of each key."""
-
-    def __init__(self, folder: Path, stem: str, mark: str):
-        self.folder, self.stem, self._mark = folder, stem, mark
-        self.places: dict[str, str] = {}
-        self.lost: dict[str, str] = {}  # why a piece could not be encoded
-        self._shapes: dict[str, Shapes] = {}
-        self._used: set[str] = set()
-        for path in sorted(folder.glob(f"{stem}-*.safetensors")):
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        """Adds a file; one that is truncated, or of another plan, counts as missing and will be overwritten."""
-        shapes, notes = _shapes_in(path)
-        if notes.get("plan") != self._mark:
-            return
-        self._used.add(path.name)
-        self.lost |= json.loads(notes.get("lost", "{}"))
-        for name, shape in shapes.items():
-            key, _, part = name.partition("/")
-            self._shapes.setdefault(key, {})[part] = shape
-            self.places[key] = path.name
-
-    def lacks(self, key: str, shapes: Shapes) -> bool:
-        """Whether `key` has neither tensors nor a note that it is lost."""
-        return key not in self.lost and self._shapes.get(key) != shapes
-
-    def write(self, tensors: dict[str, Tensor], keys: Sequence[str], lost: dict[str, str]) -> None:
-        """A new file with these tensors, and `lost` in its header."""
-        numbers = (name for i in range(len(self._used) + 1)
-                   if (name := f"{self.stem}-{i:05d}.safetensors") not in self._used)
-        name = next(numbers)
-        write_tensors(self.folder / name, tensors, {"plan": self._mark, "lost": json.dumps(lost)})
-        self._used.add(name)
-        self.lost |= lost
-        self.places |= {key: name for key in keys}
-
-
-def _shapes_in(path: Path) -> tuple[Shapes, dict[str, str]]:
-    """The shapes of the tensors in a file, by name, and its notes; nothing if it is damaged."""
-    try:
-        with safe_open(path, "pt") as file:  # rejects a file shorter than its header says
-            notes = file.metadata() or {}
-            json.loads(notes.get("lost", "{}"))
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, notes
-    except (SafetensorError, OSError, ValueError):
-        return {}, {}
+    All ranks wait after each turn, so that an error on one ends the run on all of them, and soon.
+    """
+    written, total = [], sum(len(items) for _, items in files[ranks.rank::ranks.world_size])
+    with tqdm(total=total, desc=what, disable=not progress) as bar:
+        for start in range(0, len(files), ranks.world_size):
+            own = files[start + ranks.rank:start + ranks.rank + 1]
+            written += [each for part in on_each(lambda: [write(*file, bar) for file in own], ranks) for each in part]
+    return written
 
 
 # ---- clips
 
 
-def _write_clips(items: dict[str, CacheItem], shards: _Shards, vae: CausalVAE, settings: CacheSettings,
-                 dtype: torch.dtype, batch_size: int, progress: bool) -> dict[str, str]:
-    """Encodes the items that no file has. Returns the reasons for missing pieces, by key."""
-    shapes = {key: _shapes(item, vae, settings) for key, item in items.items()}
-    missing = [key for key in items if shards.lacks(key, shapes[key])]
-    sizes = [sum(torch.Size(shape).numel() * (1 if "pixels" in name else 2) for name, shape in shapes[key].items())
-             for key in missing]
-    unreadable: dict[str, str] = {}  # in this run only: a disk that is offline now may be back in the next
-    with tqdm(total=len(items), initial=len(items) - len(missing), desc="encoding clips", disable=not progress) as bar:
-        for group in shard(sizes, settings.shard_bytes):
-            tensors, lost = {}, {}
-            for batch in _batches([missing[i] for i in group], items, batch_size):
-                _encode({key: items[key] for key in batch}, vae, settings, dtype, tensors, lost, unreadable)
-                bar.update(len(batch))
-            done = [missing[i] for i in group if missing[i] not in lost and missing[i] not in unreadable]
-            if done or lost:
-                shards.write(tensors, done, lost)
-    return {key: reason for key, reason in (shards.lost | unreadable).items() if key in items}
+def _add_latents(contents: Contents, pieces: Sequence[Piece], encoder: _Encoder, shard_bytes: int,
+                 ranks: Ranks) -> list[Problem]:
+    """Encodes the pieces that no file has. Returns those that cannot be encoded, and why."""
+    items = {piece.key: piece.item for piece in pieces}
+
+    def missing() -> list[tuple[int, list[int]]]:
+        keys = [key for key in items if key not in contents.latents and key not in contents.lost]
+        groups = in_shards([_bytes(items[key], encoder) for key in keys], shard_bytes, ranks.world_size)
+        return [(number, [keys[i] for i in group])
+                for number, group in enumerate(groups, contents.next_number("latents"))]
+
+    def write(number: int, keys: list[int], bar: tqdm) -> tuple[str, dict[int, str]]:
+        tensors, lost, unreadable = {}, {}, {}
+        for batch in _batches(keys, items, encoder.batch_size):
+            _encode({key: items[key] for key in batch}, encoder, tensors, lost, unreadable)
+            bar.update(len(batch))
+        return contents.write("latents", number, tensors, lost) if tensors or lost else "", unreadable
+
+    def read_written() -> dict[int, str]:
+        contents.read([name for name, _ in written if name])
+        return {key: contents.lost[key] for key in items if key in contents.lost}
+
+    written = _in_turns(by_first(missing, ranks), write, "encoding clips", encoder.progress, ranks)
+    reasons = by_first(read_written, ranks)
+    for _, unreadable in written:
+        reasons |= unreadable
+    return [Problem(piece.item.clip.name, reasons[piece.key]) for piece in pieces if piece.key in reasons]
 
 
-def _shapes(item: CacheItem, vae: CausalVAE, settings: CacheSettings) -> Shapes:
-    c, t, h, w = latent_shape(item, vae.config)
-    shapes: Shapes = {"mean": (c, t, h, w), "std": (c, t, h, w)}
-    if settings.first_frame:
-        shapes["first_pixels"] = 3, 1, item.height, item.width
-    return shapes
+def _bytes(item: CacheItem, encoder: _Encoder) -> int:
+    """Of the item in a file."""
+    config = encoder.vae.config
+    latents = torch.Size(config.latent_size(*item.bucket)).numel() * config.latent_channels
+    pixels = 3 * item.height * item.width if encoder.settings.first_frame else 0
+    return 2 * latents * STORED.itemsize + pixels
 
 
-def _batches(keys: Sequence[str], items: dict[str, CacheItem], batch_size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(keys: Sequence[int], items: dict[int, CacheItem], batch_size: int) -> Iterator[list[int]]:
+    batch: list[int] = []
     for key in keys:
         if batch and (len(batch) == batch_size or items[key].bucket != items[batch[0]].bucket):
             yield batch
@@ -249,45 +172,60 @@ def _batches(keys: Sequence[str], items: dict[str, CacheItem], batch_size: int) 
 
 
 @torch.no_grad()
-def _encode(batch: dict[str, CacheItem], vae: CausalVAE, settings: CacheSettings, dtype: torch.dtype,
-            tensors: dict[str, Tensor], lost: dict[str, str], unreadable: dict[str, str]) -> None:
-    """Adds the posteriors of the items to `tensors`, or the reason why there is none to `lost` or `unreadable`."""
+def _encode(batch: dict[int, CacheItem], encoder: _Encoder, tensors: dict[str, Tensor], lost: dict[int, str],
+            unreadable: dict[int, str]) -> None:
+    """Adds the posteriors of the items to `tensors`, or the reason why there is none to `lost` or `unreadable`.
+
+    What is lost is not tried again; a disk that cannot be read now may be back in the next run.
+    """
     videos = {}
     for key, item in batch.items():
         try:
-            frames = read_clip(item.clip, item.start, item.frames, settings.fps, item.height, item.width)
+            frames = read_clip(item.clip, item.start, item.frames, encoder.settings.fps, item.height, item.width)
             videos[key] = frames.permute(3, 0, 1, 2) * 2 - 1
         except (ValueError, OSError) as error:
             reasons = unreadable if isinstance(error, OSError) else lost
             reasons[key] = str(error).removeprefix(str(item.clip.path)).strip()
     if not videos:
         return
-    video = torch.stack(list(videos.values())).to(next(vae.parameters()).device, dtype)
-    posterior = vae.encode(video)
+    device = next(encoder.vae.parameters()).device
+    posterior = encoder.vae.encode(torch.stack(list(videos.values())).to(device, encoder.dtype))
     for row, (key, pixels) in enumerate(videos.items()):
-        stored = {f"{key}/{name}": values[row].to(STORED).clone()
+        stored = {f"{key:x}/{name}": values[row].to(STORED).clone()
                   for name, values in (("mean", posterior.mean), ("std", posterior.std))}
         if not all(torch.isfinite(values).all() for values in stored.values()):
             lost[key] = f"has latents that are NaN or infinite as {str(STORED).removeprefix('torch.')}"
             continue
         tensors |= stored
-        if settings.first_frame:
-            tensors[f"{key}/first_pixels"] = ((pixels[:, :1] + 1) * 127.5).round().to(torch.uint8)
+        if encoder.settings.first_frame:
+            tensors[f"{key:x}/first_pixels"] = ((pixels[:, :1] + 1) * 127.5).round().to(torch.uint8)
 
 
 # ---- text
 
 
-@torch.no_grad()
-def _write_text(captions: list[str], shards: _Shards, text, shard_bytes: int, progress: bool) -> dict[str, str]:
-    """The file of each caption, by its key, in the captions' order; encodes those that no file has."""
-    if text is None:
-        return {}
-    shape = (text.max_length, text.encoder.config.d_model)
-    keys = {caption: digest({"caption": caption}) for caption in captions}
-    missing = [caption for caption in captions if shards.lacks(keys[caption], {"": shape})]
-    groups = shard([shape[0] * shape[1] * 2] * len(missing), shard_bytes)
-    for group in tqdm(groups, desc="encoding captions", disable=not progress):
-        features = {keys[missing[i]]: text.encode([missing[i]])[0].to(STORED).clone() for i in group}
-        shards.write(features, list(features), {})
-    return {key: shards.places[key] for key in keys.values()}
+def _add_captions(contents: Contents, pieces: Sequence[Piece], encoder: _Encoder, shard_bytes: int,
+                  ranks: Ranks) -> None:
+    """Writes the captions that no file has, with their features if there is a text encoder; the empty one first."""
+    text = encoder.text
+    size = 0 if text is None else text.max_length * text.encoder.config.d_model * STORED.itemsize
+
+    def missing() -> list[tuple[int, list[str]]]:
+        wanted = dict.fromkeys(["", *(piece.item.clip.caption for piece in pieces if piece.key in contents.latents)])
+        captions = [caption for caption in wanted if caption_key(caption) not in contents.captions]
+        groups = in_shards([size + len(caption) + 16 for caption in captions], shard_bytes, ranks.world_size)
+        return [(number, [captions[i] for i in group])
+                for number, group in enumerate(groups, contents.next_number("text"))]
+
+    @torch.no_grad()
+    def write(number: int, captions: list[str], bar: tqdm) -> str:
+        tensors, features = {"keys": torch.tensor([caption_key(each) for each in captions])}, []
+        for caption in captions if text is not None else ():
+            features.append(text.encode([caption]).to(STORED).cpu())
+            bar.update()
+        if text is not None:
+            tensors["features"] = torch.cat(features)
+        return contents.write("text", number, tensors | pack_words(captions))
+
+    written = _in_turns(by_first(missing, ranks), write, "encoding captions", encoder.progress, ranks)
+    by_first(lambda: contents.read(written), ranks)

@@ -1,27 +1,20 @@
-"""The contents of a cache of encoded clips: decided and fingerprinted before anything is encoded."""
+"""Which pieces of which films are encoded, at which length and size: decided before anything is encoded."""
 
-import hashlib
-import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
+from minicogvx.data.clips.marks import file_fingerprint, number
 from minicogvx.data.films.folder import Problem, VideoClip, clip_bucket
-from minicogvx.interop.safetensors_files import read_json
+from minicogvx.engine.ranks import Ranks, on_each
 from minicogvx.presets import VAEConfig
 from minicogvx.ranges import RANGES, valid_frames
-
-_PEEK = 2**20  # bytes read at both ends of a file to recognise it
-# What `changes` reads of a row of an index.
-_ROW = {"file_name": str, "start": (int, float), "frames": int, "height": int, "width": int, "key": str, "text": str}
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Size, length and rate of the clips in a cache. `shard_bytes` bounds one file (a single clip is never split)."""
+    """Length, size and rate of the clips in a cache."""
 
     num_frames: int  # at most; 4k + 1
     height: int  # pixels; of all clips, or the area of the buckets
@@ -29,18 +22,18 @@ class CacheSettings:
     fps: int | float
     bucketed: bool = True  # each clip at the size, of equal area, that keeps most of it; False: all at height x width
     mixed_lengths: bool = True  # as published (section 3.1); False: videos shorter than num_frames are left out
-    windows: int = 1  # at most this many pieces of one clip, evenly spread, never overlapping
+    # At most this many pieces of one clip, evenly spread, never overlapping. By default the first alone: a caption
+    # describes the whole clip, and may not fit each piece of a long one. `data curate` cuts films into shots instead.
+    windows: int = 1
     first_frame: bool = False  # also the pixels of the first frame, for image to video
-    shard_bytes: int = 256 * 2**20
 
     def __post_init__(self):
         for name, like in (("num_frames", "sample_frames"), ("height", "sample_height"), ("width", "sample_width")):
             least, most = RANGES[like]
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from {least} to {most}")
-        for name in ("windows", "shard_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.windows < 1:
+            raise ValueError(f"windows is {self.windows}; it must be 1 or more")
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps}; it must be above 0 and at most 240")
 
@@ -52,6 +45,10 @@ class CacheSettings:
         if not self.bucketed and (self.height % pixels or self.width % pixels):
             raise ValueError(f"the size is {self.height}x{self.width}; both sides must be multiples of {pixels}")
 
+    def lengths(self, vae: VAEConfig) -> tuple[int, ...]:
+        """The lengths of videos, ascending; each piece gets the longest that fits. Pictures have one frame."""
+        return clip_lengths(self.num_frames, frame_step(vae)) if self.mixed_lengths else (self.num_frames,)
+
 
 @dataclass(frozen=True)
 class CacheItem:
@@ -60,7 +57,7 @@ class CacheItem:
     clip: VideoClip
     start: float  # seconds from the clip's own start
     frames: int
-    height: int
+    height: int  # pixels
     width: int
 
     @property
@@ -68,10 +65,20 @@ class CacheItem:
         """Frames, height, width in pixels, which must agree within a batch."""
         return self.frames, self.height, self.width
 
-    def row(self) -> dict:
-        """The item in the plan and in the index."""
-        return {"file_name": self.clip.name, "start": round(self.clip.start + self.start, 4), "frames": self.frames,
-                "height": self.height, "width": self.width, "text": self.clip.caption}
+    @property
+    def second(self) -> float:
+        """Where it starts in the file."""
+        return round(self.clip.start + self.start, 4)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An item with hashes of it (key), of the film's content and of its path."""
+
+    item: CacheItem
+    key: int
+    film: int
+    path: int
 
 
 def frame_step(vae: VAEConfig) -> int:
@@ -84,16 +91,26 @@ def size_step(vae: VAEConfig) -> int:
     return 2 * vae.spatial_compression_ratio
 
 
+def clip_lengths(num_frames: int, step: int) -> tuple[int, ...]:
+    """At most four lengths, evenly spread up to `num_frames`, each a multiple of `step` plus one.
+
+    For 49 frames and steps of 4: 13, 25, 37, 49. The clips of a batch have one length and one size. With few lengths
+    there are many clips of each, so that batches differ; the end of a film that is cut off is short.
+    """
+    steps = (num_frames - 1) // step
+    return tuple(sorted({steps * quarter // 4 * step + 1 for quarter in (1, 2, 3, 4)} - ({1} if steps else set())))
+
+
 def plan_items(clips: Sequence[VideoClip], settings: CacheSettings,
                vae: VAEConfig) -> tuple[list[CacheItem], list[Problem]]:
     """The pieces to encode, those of one bucket side by side, and the clips that are too short."""
-    items, problems = [], []
+    items, problems, lengths = [], [], settings.lengths(vae)
     for clip in clips:
         there = clip.frames_at(settings.fps)
-        frames = min(settings.num_frames, (there - 1) // frame_step(vae) * frame_step(vae) + 1)
-        if not clip.is_image and frames < (min(settings.num_frames, frame_step(vae) + 1) if settings.mixed_lengths
-                                           else settings.num_frames):
-            problems.append(Problem(clip.name, f"has {there} frames at {settings.fps:g} fps; too few to encode"))
+        frames = 1 if clip.is_image else max((length for length in lengths if length <= there), default=0)
+        if not frames:
+            problems.append(Problem(clip.name, f"has {there} frames at {settings.fps:g} fps; it must have at least "
+                                               f"{lengths[0]}"))
             continue
         size = clip_bucket(clip, settings.height, settings.width, size_step(vae)) if settings.bucketed else (
             settings.height, settings.width)
@@ -101,151 +118,44 @@ def plan_items(clips: Sequence[VideoClip], settings: CacheSettings,
         count = min(settings.windows, 1 + slack // frames)
         starts = [slack * i / (count - 1) if count > 1 else 0 for i in range(count)]
         items += [CacheItem(clip, int(start) / settings.fps, frames, *size) for start in starts]
-    return sorted(items, key=lambda item: (item.bucket, item.clip.name, item.clip.start + item.start)), problems
+    return sorted(items, key=lambda item: (item.bucket, item.clip.name, item.second)), problems
 
 
-def latent_shape(item: CacheItem, vae: VAEConfig) -> tuple[int, int, int, int]:
-    """`c t h w` of the item's latents."""
-    return vae.latent_channels, *vae.latent_size(item.frames, item.height, item.width)
+def keyed(items: Sequence[CacheItem], ranks: Ranks = Ranks()) -> tuple[list[Piece], list[Problem]]:
+    """The items with their hashes. Each rank reads the ends of its share of the films.
 
-
-def shard(sizes: Sequence[int], limit: int) -> list[range]:
-    """Cuts a sequence of items of these `sizes` into ranges whose total is within `limit`, or that hold one item."""
-    groups, start, total = [], 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > limit:
-            groups.append(range(start, i))
-            start, total = i, 0
-        total += size
-    return [*groups, range(start, len(sizes))] if sizes else []
-
-
-# ---- fingerprints
-
-
-def module_fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """A short hash of all weights; with `dtype`, of the weights rounded to it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        value = value if dtype is None else value.to(dtype)
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value))
-    return digest.hexdigest()[:16]
-
-
-def _bytes(value: Tensor) -> memoryview:
-    return memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-
-
-def file_fingerprint(path: Path) -> str:
-    """A short hash of a file's length and its first and last mebibyte: equal for a copy, not for an edited video."""
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_PEEK))
-        file.seek(max(0, path.stat().st_size - _PEEK))
-        digest.update(file.read(_PEEK))
-    return digest.hexdigest()[:16]
-
-
-def make_plan(settings: CacheSettings, vae: nn.Module, text, dtype: torch.dtype) -> dict:
-    """Everything that determines how (not which) clips and captions are encoded, as JSON."""
-    return {"vae": vae_mark(vae), "text": text_mark(text), "settings": asdict(settings),
-            "dtype": str(dtype).removeprefix("torch.")}
-
-
-def vae_mark(vae: nn.Module) -> str:
-    """Identifies a VAE, whether its weights are held in float32 or bfloat16."""
-    return f"{module_fingerprint(vae, torch.bfloat16)} {vae.config}"
-
-
-def text_mark(text) -> str:
-    """Identifies a text encoder; empty if there is none."""
-    return "" if text is None else (
-        f"{module_fingerprint(text.encoder, torch.bfloat16)} {text.max_length} {digest(text.tokenizer.get_vocab())}")
-
-
-def read_plan(path: Path) -> dict:
-    """The plan of a cache. Raises FileNotFoundError, or ValueError for a file that is something else."""
-    plan = read_json(path)
-    if not isinstance(plan.get("vae"), str) or not isinstance(plan.get("settings"), dict):
-        raise ValueError(f"{path} is not the plan of a cache, with vae and settings; name a new folder")
-    return plan
-
-
-def check_plan(path: Path, plan: dict) -> None:
-    """Raises ValueError, one sentence that names what differs, if the plan at `path` is another than `plan`."""
-    old, out = read_plan(path), path.parent
-    for name, value in plan["settings"].items():
-        before = old["settings"].get(name)
-        if before != value:
-            raise ValueError(f"{name} is {value}; {out} was begun with {before}: name a new folder")
-    for part, what in (("vae", "VAE"), ("text", "text encoder"), ("dtype", "number format")):
-        if old.get(part) != plan[part]:
-            raise ValueError(f"the {what} is another than the one {out} was begun with; name a new folder")
-
-
-def read_rows(path: Path, ours: bool) -> list[dict]:
-    """The rows of the index at `path`; none if there is no file.
-
-    Raises ValueError for any other file: it must not be overwritten. If the plan beside it is `ours`, it can only be a
-    damaged index, and counts as empty.
+    Films that are missing or unreadable become problems.
     """
-    if not path.exists():
-        return []
+    names = {item.clip.path: item.clip.name for item in items}
+
+    def read_own() -> list[tuple[Path, str, str]]:
+        return [_fingerprint(path) for path in list(names)[ranks.rank::ranks.world_size]]
+
+    found = [each for part in on_each(read_own, ranks) for each in part]
+    films = {path: number(film=mark) for path, mark, problem in found if not problem}
+    pieces = [Piece(item, number(film=films[item.clip.path], second=item.second, size=item.bucket),
+                    films[item.clip.path], number(path=os.path.abspath(item.clip.path)))
+              for item in items if item.clip.path in films]
+    return pieces, [Problem(names[path], problem) for path, _, problem in found if problem]
+
+
+def _fingerprint(path: Path) -> tuple[Path, str, str]:
+    """The path, the film's fingerprint and, if there is none, why."""
     try:
-        rows = read_json(path).get("items")
-    except (ValueError, OSError):
-        rows = None
-    if isinstance(rows, list) and all(map(_is_row, rows)):
-        return rows
-    if not ours:
-        raise ValueError(f"{path} is not the index of a cache; name a new folder")
-    return []
+        return path, file_fingerprint(path), ""
+    except OSError as error:
+        return path, "", f"cannot be read: {error.strerror}"
 
 
-def _is_row(row: object) -> bool:
-    """Whether a row of an index has the fields that `changes` compares."""
-    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _ROW.items())
+def in_shards(sizes: Sequence[int], limit: int, ranks: int = 1) -> list[list[int]]:
+    """The numbers of the items in each file: consecutive items, of about `limit` bytes in all, or fewer.
 
-
-def keyed(items: Sequence[CacheItem]) -> tuple[list[tuple[str, CacheItem]], list[Problem]]:
-    """Each item with a key that depends on the video's content and the piece taken, and not on its path.
-
-    Videos that are missing or unreadable become problems.
+    Items have `sizes` in bytes. The files are about equally large, and as many for each of the `ranks`.
     """
-    films, problems = {}, {}
-    for clip in (item.clip for item in items):
-        if clip.path not in films and clip.path not in problems:
-            try:
-                films[clip.path] = file_fingerprint(clip.path)
-            except OSError as error:
-                problems[clip.path] = Problem(clip.name, f"cannot be read: {error.strerror}")
-    return [(digest({"film": films[item.clip.path], "from": round(item.clip.start + item.start, 4),
-                     "size": list(item.bucket)}), item)
-            for item in items if item.clip.path in films], list(problems.values())
-
-
-def changes(before: Sequence[dict], now: Sequence[dict]) -> str:
-    """The differences between two versions of an index, in a few words; empty if there are none."""
-    old, new = _by_piece(before), _by_piece(now)
-    both = [piece for piece in new if piece in old]
-    told = {"new": [piece for piece in new if piece not in old], "gone": [piece for piece in old if piece not in new],
-            "with another video": [piece for piece in both if set(old[piece]["key"]) != set(new[piece]["key"])],
-            "with another caption": [piece for piece in both if old[piece]["text"] != new[piece]["text"]]}
-    return ", ".join(f"{len(pieces)} {what} ({', '.join(dict.fromkeys(name for name, *_ in pieces[:3]))}"
-                     f"{', ...' if len(pieces) > 3 else ''})" for what, pieces in told.items() if pieces)
-
-
-def _by_piece(rows: Sequence[dict]) -> dict[tuple, dict[str, list]]:
-    """For each piece of a video its key and its captions (several are possible)."""
-    found: dict[tuple, dict[str, list]] = {}
-    for row in rows:
-        piece = tuple(row[name] for name in ("file_name", "start", "frames", "height", "width"))
-        for name, values in found.setdefault(piece, {"key": [], "text": []}).items():
-            values.append(row[name])
-    return found
-
-
-def digest(values: dict) -> str:
-    """A short hash of a JSON value, independent of the order of keys. Every shard holds that of the plan."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    total, before = sum(sizes), 0
+    files = ranks * max(1, -(-total // (limit * ranks)))
+    found: dict[int, list[int]] = {}
+    for i, size in enumerate(sizes):
+        found.setdefault(before * files // total, []).append(i)
+        before += size
+    return list(found.values())

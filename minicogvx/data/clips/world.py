@@ -1,16 +1,20 @@
-"""A set of training clips of the shapes world, encoded once: diffusion training then reads only latents."""
+"""Clips of the shapes world, drawn and encoded once, in memory."""
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from minicogvx.compat import choose_dtype
-from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.captions import caption
+from minicogvx.data.world.drawing import render, render_batch
 from minicogvx.data.world.features import scene_features
 from minicogvx.data.world.scenes import Scene, sample_scenes
 from minicogvx.engine.ranks import Ranks
@@ -20,34 +24,58 @@ STORED = torch.float16  # eight times finer than bfloat16; latents are far from 
 
 
 @dataclass(frozen=True)
-class LatentSet:
-    """Posteriors of clips, and their scenes."""
+class WorldClips:
+    """The posteriors of drawn clips, and their scenes: see `Clips`."""
 
     scenes: list[Scene]
     mean: Float[Tensor, "m c t h w"]
     std: Float[Tensor, "m c t h w"]
     scaling_factor: float
-    features: Float[Tensor, "m t h w k"]  # what covers each latent cell: see data/world/features.py
-    sample: bool = True  # as published; False takes the mean, which spares a small model the noise
+    covered: Float[Tensor, "m t h w k"]  # what covers each latent cell: see data/world/features.py
+    side: int  # height and width in pixels
+    has_text: ClassVar[bool] = False
+    has_first_frames: ClassVar[bool] = True  # drawn when they are asked for
 
-    def draw(self, index: Tensor, generator: torch.Generator) -> Float[Tensor, "b c t h w"]:
-        """Scaled latents of the clips at `index`."""
-        latents = self.mean[index].float()
-        if self.sample:
-            latents = latents + self.std[index].float() * torch.randn(latents.shape, generator=generator)
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def latent_size(self, i: int) -> tuple[int, int, int]:
+        """Frames, height and width of the latents, the same for all."""
+        t, h, w = self.mean.shape[2:]
+        return t, h, w
+
+    def latents(self, i: int, generator: torch.Generator | None = None) -> Float[Tensor, "c t h w"]:
+        """Scaled latents in float32, drawn from the posterior; without a generator its mean."""
+        latents = self.mean[i].float()
+        if generator is not None:
+            latents = latents + self.std[i].float() * torch.randn(latents.shape, generator=generator)
         return latents * self.scaling_factor
 
-    def part(self, start: int, stop: int) -> "LatentSet":
-        """The clips from `start` up to, not including, `stop`."""
-        cut = slice(start, stop)
-        return replace(self, scenes=self.scenes[cut], mean=self.mean[cut], std=self.std[cut],
-                       features=self.features[cut])
+    def caption(self, i: int, words: random.Random, style: str | None = None) -> str:
+        """One of the phrasings of what scene `i` shows."""
+        return caption(self.scenes[i], words, style)
+
+    def text(self, i: int) -> Float[Tensor, "n d"]:
+        """Raises ValueError: captions are phrased anew each time, so no features are stored."""
+        raise ValueError("clips of the shapes world have no text features; encode their captions")
+
+    def empty_text(self) -> Float[Tensor, "n d"]:
+        """Raises ValueError, as `text` does."""
+        raise ValueError("clips of the shapes world have no text features; encode their captions")
+
+    def features(self, i: int) -> Float[Tensor, "t h w k"]:
+        """What covers each latent cell of clip `i`: which shape, motion and colour."""
+        return self.covered[i]
+
+    def first_pixels(self, i: int) -> Float[Tensor, "3 1 h w"]:
+        """The first frame in -1..1."""
+        return rearrange(render(self.scenes[i], 1, self.side, self.side) * 2 - 1, "t h w c -> c t h w")
 
 
 @torch.no_grad()
 def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
                  dtype: torch.dtype | None = None, batch_size: int = 16, progress: bool = True,
-                 side: int | None = None, here: Ranks = Ranks()) -> LatentSet:
+                 side: int | None = None, here: Ranks = Ranks()) -> WorldClips:
     """Renders `clips` training scenes, encodes them in `dtype` (see choose_dtype) and stores them in 16 bits.
 
     `side`: height and width in pixels; None: the VAE's own size. Each rank encodes its share, and all of them get the
@@ -69,7 +97,7 @@ def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_obj
         features.append(scene_features(some, num_frames, side // space, ratio).to(STORED))
     lengths = [sum(map(len, share)) for share in batches]
     mean, std, features = (_gather(torch.cat(parts), lengths, here) for parts in (means, stds, features))
-    return LatentSet(scenes, mean, std, vae.config.scaling_factor, features)
+    return WorldClips(scenes, mean, std, vae.config.scaling_factor, features, side)
 
 
 def _shares(scenes: list[Scene], batch_size: int, here: Ranks) -> list[list[list[Scene]]]:

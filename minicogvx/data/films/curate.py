@@ -6,12 +6,12 @@ quality at a slight loss of semantics (section 3.2 and Table 5). data/shots.py l
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minicogvx.data.films.folder import clip_line, failed, scan_folder
+from minicogvx.data.films.folder import VideoClip, clip_line, failed, scan_folder
 from minicogvx.data.films.kept_lists import lines_before, write_over
 from minicogvx.data.films.listing import writable_list
 from minicogvx.data.films.report import Curation, check_report, write_report
@@ -64,25 +64,46 @@ def _same_file(path: str | Path, other: Path) -> bool:
 def best_fraction(kept: Sequence[Shot], share: float = 0.2) -> list[Shot]:
     """The best `share` of the shots, in their original order: what the last published stage trains on.
 
-    The authors' ranking was not published. Here: by aesthetic score if every shot has one, otherwise by the mean of the
-    ranks in sharpness and in motion; pictures, which have no motion, by sharpness. At least one is kept.
-    Raises ValueError for a share that is not above 0 and at most 1.
+    See `best_of`. Raises ValueError for a share that is not above 0 and at most 1.
+    """
+    return [kept[i] for i in best_of([shot.scores for shot in kept], share)]
+
+
+def best_share(clips: Sequence[VideoClip], share: float) -> list[VideoClip]:
+    """The same of clips that a list names which `minicogvx data curate` wrote, with the scores in it.
+
+    Raises ValueError for a clip without scores, if not all are wanted.
+    """
+    if share == 1:
+        return list(clips)
+    scores = [clip.line and clip.line.fields.get("scores") for clip in clips]
+    lacking = next((clip for clip, own in zip(clips, scores) if not isinstance(own, dict)), None)
+    if lacking:
+        raise ValueError(f"{lacking.name} has no scores, and the best {share:g} of the clips are asked for; name the "
+                         f"list that `minicogvx data curate` wrote, with --list")
+    return [clips[i] for i in best_of(scores, share)]
+
+
+def best_of(scores: Sequence[Mapping[str, float | None]], share: float) -> list[int]:
+    """The numbers of the best `share`, ascending; at least one.
+
+    The authors' ranking was not published. Here: by aesthetic score if all have one, otherwise by the mean of the ranks
+    in sharpness and in motion; pictures, which have no motion, by sharpness.
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share is {share}; it must be above 0 and at most 1")
-    if all(shot.scores.get("aesthetic") is not None for shot in kept):
-        value = {i: shot.scores["aesthetic"] for i, shot in enumerate(kept)}
+    if all(own.get("aesthetic") is not None for own in scores):
+        value = {i: own["aesthetic"] for i, own in enumerate(scores)}
     else:
-        ranks = [_ranks(kept, name) for name in ("sharpness", "motion")]
+        ranks = [_ranks(scores, name) for name in ("sharpness", "motion")]
         value = {i: sum(rank[i] for rank in ranks if i in rank) / max(1, sum(i in rank for rank in ranks))
-                 for i in range(len(kept))}
-    chosen = sorted(value, key=lambda i: -value[i])[:max(1, round(share * len(kept)))]
-    return [kept[i] for i in sorted(chosen)]
+                 for i in range(len(scores))}
+    return sorted(sorted(value, key=lambda i: -value[i])[:max(1, round(share * len(scores)))])
 
 
-def _ranks(shots: Sequence[Shot], name: str) -> dict[int, float]:
-    """The rank, from 0 (lowest) to 1, of each shot that has the score."""
-    scored = sorted((shot.scores[name], i) for i, shot in enumerate(shots) if shot.scores.get(name) is not None)
+def _ranks(scores: Sequence[Mapping[str, float | None]], name: str) -> dict[int, float]:
+    """The rank, from 0 (lowest) to 1, of each that has the score."""
+    scored = sorted((own[name], i) for i, own in enumerate(scores) if own.get(name) is not None)
     return {i: rank / max(1, len(scored) - 1) for rank, (_, i) in enumerate(scored)}
 
 

@@ -8,7 +8,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject
+from minicogvx.data.world.vocabulary import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject
 
 MAX_WORDS = 30
 _MAX_WORDS_SHORT_ALONE = 19  # of a short caption of one object

@@ -1,0 +1,202 @@
+"""Runs every stage once on the meta device, which works out shapes and computes nothing.
+
+So a size that does not fit is rejected at once, not after the stages before it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from minicogvx.data.clips.plan import CacheSettings
+from minicogvx.data.world.captions import most_tokens, vocabulary
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharding import check_sharding
+from minicogvx.interop import find_folder
+from minicogvx.interop.folder_configs import read_configs
+from minicogvx.interop.lpips_weights import check_lpips
+from minicogvx.pipeline import Pipeline
+from minicogvx.presets import Preset, TransformerConfig, VAEConfig, video_size
+from minicogvx.text import TextEncoder
+from minicogvx.training.recipes import Recipe
+from minicogvx.training.settings import WORLD_FPS, TransformerTraining, VAEStage, VAETraining
+from minicogvx.training.stages import Stage
+from minicogvx.training.start import check_start
+from minicogvx.training.videos import stage_size
+from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.transformer.packed import check_packable
+from minicogvx.transformer.sequence_parallel import check_split
+from minicogvx.vae import CausalVAE, context_parallel
+from minicogvx.vae.perceptual import SMALLEST_SIDE
+
+
+def check_job(job, ranks: Ranks = Ranks()) -> None:
+    """Raises ValueError, before any work, for a `train.Job` that would fail late; see also the functions below."""
+    recipe, training = job.recipe, job.recipe.transformer
+    check_sharding(training.sharding, ranks.device)
+    if job.model is None and recipe.vae is None:
+        raise ValueError("this recipe trains no VAE; name the model that has VAE and text encoder, with --encoders, or "
+                         "with --from, to train its transformer further")
+    if job.start == "random" and (training.lora_rank or training.lora_from):
+        raise ValueError(f"lora_rank is {training.lora_rank}; adapters are for a trained model: name it with --from")
+    if job.model is None and job.data is not None and job.data.encoded:
+        raise ValueError(f"{job.data.folder} holds clips that are encoded already, and this run trains its own VAE; "
+                         f"name films, or with --encoders or --from the model that they were encoded with")
+    if job.data is None:
+        _check_world(recipe, training, ranks)
+    elif training.alignment_weight:
+        raise ValueError(f"alignment_weight is {training.alignment_weight}; what covers a cell is known of the shapes "
+                         f"world only, so for films it must be 0")
+    if job.model is None:
+        sizes = recipe.model_sizes
+        check_vae(sizes.vae, recipe.vae, ranks)
+        check_transformer(sizes, training, ranks)
+        return
+    configs = read_configs(find_folder(job.start if job.start != "random" else job.model))
+    if job.start != "random":
+        check_start(configs.transformer, training)
+    _check_given(configs.vae, configs.transformer, training, ranks, bucketed=job.data is not None)
+
+
+def _check_world(recipe: Recipe, training: TransformerTraining, ranks: Ranks) -> None:
+    """Raises ValueError for fewer clips than ranks, and if a caption could be longer than the transformer takes."""
+    if recipe.clips < ranks.world_size:
+        raise ValueError(f"clips is {recipe.clips}; it must be at least {ranks.world_size}, the number of ranks")
+    for i, stage in enumerate(training.stages):
+        if (stage.height or 0) != (stage.width or 0):
+            raise ValueError(f"transformer.stages.{i} is {stage.height}x{stage.width}; clips of the shapes world are "
+                             f"square")
+    for i, stage in enumerate(recipe.vae.stages if recipe.vae else ()):
+        if any(rate % WORLD_FPS for rate in stage.frame_rates):
+            raise ValueError(f"vae.stages.{i}.frame_rates is {stage.frame_rates}; of the shapes world they must be "
+                             f"multiples of {WORLD_FPS}")
+    scenes = sample_scenes(recipe.clips, 1, "train", recipe.two_objects)
+    most, room = most_tokens(scenes, training.caption_style), recipe.model_sizes.transformer.max_text_seq_length
+    if most > room:
+        raise ValueError(f"max_text_seq_length is {room}; these captions have up to {most} tokens: take a larger one, "
+                         f"caption_style='short', or clips of one object")
+
+
+def _check_given(vae: VAEConfig, transformer: TransformerConfig, training: TransformerTraining, ranks: Ranks,
+                 bucketed: bool) -> None:
+    """Raises ValueError, with the stage's number, for sizes and batches that do not fit a given model.
+
+    `bucketed`: clips have about the size that a stage asks for, as films do.
+    """
+    own = video_size(vae, transformer)
+    for i, stage in enumerate(training.stages):
+        asked = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
+        with _named(f"transformer.stages.{i}"):
+            _check_team(stage, training, transformer, ranks)
+            CacheSettings(*asked, fps=WORLD_FPS, bucketed=bucketed).check(vae)
+            check_pack(stage, training, transformer, vae.latent_size(*asked))
+            if "learned" in transformer.position and asked != tuple(own):
+                raise ValueError(f"it asks for {asked[0]} frames of {asked[1]}x{asked[2]}, and the learned position "
+                                 f"table of this model fits only {own[0]} frames of {own[1]}x{own[2]}")
+            if training.image_to_video and asked[0] == 1:
+                raise ValueError("num_frames is 1; to learn videos from an image, clips must be longer")
+
+
+@torch.no_grad()
+def check_vae(config: VAEConfig, training: VAETraining, ranks: Ranks = Ranks()) -> None:
+    """Raises, before any work, what would end `train_vae` late.
+
+    ValueError, with the stage's number, for a size, batch or clip that the VAE or the ranks cannot divide, for frames
+    too small for a loss, and for a GAN that would never begin; FileNotFoundError or ImportError where LPIPS is asked
+    for and not there.
+    """
+    with torch.device("meta"):
+        vae = CausalVAE(config)
+    for i, stage in enumerate(training.stages):
+        size = stage_size(stage, config)
+        with _named(f"vae.stages.{i}"):
+            _check_ranks(stage, training, size, config, ranks)
+            _check_sides(stage, training, size)
+            vae(torch.empty(1, config.in_channels, *size, device="meta"), None, training.chunk_frames)
+        if stage.loss.lpips_weight:
+            check_lpips(stage.loss.lpips_net)
+    last = max((i for i, stage in enumerate(training.stages) if stage.loss.gan_weight), default=-1)
+    steps = sum(stage.steps for stage in training.stages[:last + 1])
+    if last >= 0 and training.stages[last].loss.gan_start >= steps:
+        raise ValueError(f"gan_start is {training.stages[last].loss.gan_start}, and the last stage with a GAN ends "
+                         f"after {steps} steps in all; set it lower, or gan_weight to 0")
+
+
+def _check_ranks(stage: VAEStage, training: VAETraining, size: tuple[int, int, int], config: VAEConfig,
+                 ranks: Ranks) -> None:
+    ranks, ratio = replace(ranks, context=stage.context_ranks), config.temporal_compression_ratio
+    own = len(range(stage.batch_size)[ranks.part(stage.batch_size)])
+    if training.accumulate > own:
+        raise ValueError(f"accumulate is {training.accumulate}; it must be from 1 to {own}, the clips of each rank")
+    if ranks.context > 1:
+        if (size[0] - 1) % ratio or config.first_frame != "start":
+            raise ValueError(f"num_frames is {size[0]} and first_frame {config.first_frame!r}; ranks that share a clip "
+                             f"need {ratio}k + 1 frames and 'start'")
+        context_parallel.latent_shares(config.latent_size(*size)[0], ranks.context)
+
+
+def _check_sides(stage: VAEStage, training: VAETraining, size: tuple[int, int, int]) -> None:
+    """Raises ValueError for frames that are too small for LPIPS or for the discriminator, where the loss has them."""
+    loss, least = stage.loss, {}
+    if loss.lpips_weight:
+        least["LPIPS"] = -(-SMALLEST_SIDE[loss.lpips_net] // loss.lpips_upscale)
+    if loss.gan_weight:
+        least["the discriminator"] = 2**min(training.discriminator.stages, 64)
+    for network, side in least.items():
+        for name, value in zip(("height", "width"), size[1:]):
+            if value < side:
+                raise ValueError(f"{name} is {value}; it must be at least {side}, which is what {network} needs")
+
+
+@torch.no_grad()
+def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks = Ranks()) -> None:
+    """Raises ValueError, with the stage's number, for stages that cannot be trained from random weights."""
+    with torch.device("meta"), _named("transformer"):
+        vae, model = CausalVAE(sizes.vae), ExpertTransformer(sizes.transformer)
+        encoder = TextEncoder.from_config(sizes.text, vocabulary(), sizes.transformer.max_text_seq_length)
+        text = encoder.encode([""])
+    with _named("transformer"):
+        Pipeline(vae, model, sizes.schedule, encoder)  # checks that sampling can use the schedule
+    for i, stage in enumerate(training.stages):
+        with _named(f"transformer.stages.{i}"):
+            _check_team(stage, training, sizes.transformer, ranks)
+            own = sizes.video_size
+            size = stage.num_frames or own.num_frames, stage.height or own.height, stage.width or own.width
+            latents = vae.encode(torch.empty(1, sizes.vae.in_channels, *size, device="meta")).mean
+            latents = latents[:, :, :1] if stage.images == 1 else latents
+            model(latents.to(text.dtype), torch.zeros(1, dtype=torch.long, device="meta"), text)
+            check_pack(stage, training, sizes.transformer, tuple(latents.shape[2:]))
+
+
+def _check_team(stage: Stage, training: TransformerTraining, config: TransformerConfig, ranks: Ranks) -> None:
+    """Raises ValueError for a batch that ranks or passes do not divide, and for ranks that cannot share a clip."""
+    own = len(range(stage.batch_size)[replace(ranks, context=training.context_ranks).part(stage.batch_size)])
+    if not stage.pack and training.accumulate > own:
+        raise ValueError(f"accumulate is {training.accumulate}; it must be from 1 to {own}, the clips of each rank")
+    if training.context_ranks > 1:
+        check_split(config, training.context_ranks)
+
+
+def check_pack(stage: Stage, training: TransformerTraining, config: TransformerConfig,
+               latent_size: tuple[int, int, int]) -> None:
+    """Raises ValueError for packs that the longest clip does not fit into, and for what does not go with packs."""
+    if not stage.pack:
+        return
+    tokens = config.max_text_seq_length + config.num_patches(latent_size)
+    if stage.pack < tokens:
+        raise ValueError(f"pack is {stage.pack}; it must be at least {tokens}, the tokens of the longest clip with its "
+                         f"caption")
+    if training.alignment_weight:
+        raise ValueError(f"pack is {stage.pack} and alignment_weight {training.alignment_weight}; alignment needs "
+                         f"clips of one size, so one of them must be 0")
+    check_packable(config)
+
+
+@contextmanager
+def _named(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, ArithmeticError, TypeError) as error:
+        raise ValueError(f"{stage} cannot be trained: {error}") from error

@@ -1,0 +1,168 @@
+"""Every number of a training. The defaults are the published ones, where they are known; recipes name departures."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from minicogvx.data.world.features import check_kinds
+from minicogvx.engine.limits import check_limits
+from minicogvx.engine.optim import MuonAdamW, is_block_matrix
+from minicogvx.training.stages import Stage
+from minicogvx.vae.discriminator import DiscriminatorConfig
+from minicogvx.vae.losses import VAELossConfig
+
+
+@dataclass(frozen=True)
+class ImageCondition:
+    """How image to video sees its first frame. As published, `dropout` is drawn once a batch, sigma for each clip."""
+
+    log_sigma_mean: float = -3.0
+    log_sigma_std: float = 0.5
+    dropout: float = 0.05
+
+    def __post_init__(self):
+        check_limits(self, {"dropout": "from 0 to below 1", "log_sigma_std": "0 or more", "log_sigma_mean": "any"})
+
+
+@dataclass(frozen=True)
+class TransformerTraining:
+    """The training of a transformer, and of a text encoder that begins with random weights (paper 2.2, 3)."""
+
+    stages: tuple[Stage, ...] = (Stage(1000, batch_size=2),)
+    # What is learnt.
+    learning_rate: float | None = None  # None: 1e-4 from random weights, 2e-5 from others, 1e-3 for LoRA
+    optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for the matrices of the blocks, AdamW for the rest
+    muon_factor: float = 10.0  # Muon's rate over AdamW's
+    warmup: int = 100  # steps
+    weight_decay: float = 1e-4
+    clip: float = 1.0  # gradient norm
+    ema_decay: float = 0.0  # above 0: the result is the weights' moving average
+    text_dropout: float = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+    caption_style: Literal["short", "dense"] | None = None  # of the shapes world; None: either
+    # Explicit uniform sampling (3.3): an interval for each rank, as published; one for each clip; or plain draws.
+    timesteps: Literal["rank", "stratified", "uniform"] = "rank"
+    posterior: Literal["sample", "mean"] = "sample"  # of latents; "mean" spares a small model the noise
+    open_gates: bool = False  # from random weights: begin with gates of 1 and branches of 0, not with gates of 0
+    alignment_weight: float = 0.0  # of an auxiliary loss, decays to 0; see alignment.py
+    alignment_kinds: tuple[str, ...] = ("shape", "motion")
+    lora_rank: int = 0  # 0: all weights learn; the released code has 128
+    lora_alpha: float | None = None  # None: half the rank, or that of lora_from
+    lora_from: str | None = None  # a LoRA file to start from
+    image_to_video: bool = False
+    image: ImageCondition = field(default_factory=ImageCondition)
+    # How it is computed.
+    accumulate: int = 1  # gradient accumulation: at least so many passes a step on each rank
+    gradient_checkpointing: bool | None = None  # a third more time, far less memory; None: from a billion parameters on
+    compile: bool = False  # torch.compile
+    sharding: Literal["replicate", "fsdp", "hsdp"] = "replicate"
+    offload: bool = False  # under "fsdp": keep weights and optimizer state in CPU memory
+    context_ranks: int = 1  # so many neighbouring ranks share the tokens of each clip
+    workers: int = 0  # processes that read clips ahead
+    # What is watched.
+    validate_every: int = 0  # steps between measurements of the loss on clips held back; 0: none
+    sample_every: int = 0  # steps between sample clips
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("stages is (); it must hold at least one stage")
+        check_limits(self, {"accumulate context_ranks": "1 or more", "clip muon_factor": "above 0",
+                            "text_dropout ema_decay": "from 0 to below 1",
+                            "learning_rate warmup alignment_weight weight_decay lora_rank lora_alpha workers "
+                            "validate_every sample_every": "0 or more"})
+        check_kinds(self.alignment_kinds)
+        if self.lora_from is not None and not self.lora_rank:
+            raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")
+        if self.offload and self.sharding == "replicate":
+            raise ValueError("offload is True; it goes with sharding='fsdp' or 'hsdp', not 'replicate'")
+        if self.context_ranks > 1 and self.alignment_weight:
+            raise ValueError(f"alignment_weight is {self.alignment_weight}; with context_ranks={self.context_ranks} no "
+                             f"rank has all tokens of a clip, so it must be 0")
+        if self.sharding != "replicate" and self.optimizer == "muon":
+            raise ValueError(f"optimizer is 'muon'; with sharding={self.sharding!r} it must be 'adamw'")
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def alpha(self) -> float:
+        """Alpha of new adapters; those of `lora_from` keep their own (`lora.trained_alpha`)."""
+        return self.lora_rank / 2 if self.lora_alpha is None else self.lora_alpha
+
+    def rate(self, from_random: bool = False) -> float:
+        """The learning rate of AdamW."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-4 if from_random else 1e-3 if self.lora_rank else 2e-5
+
+    def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]],
+                      from_random: bool = False) -> MuonAdamW:
+        """Muon for the matrices of the blocks and AdamW for the rest, or AdamW alone."""
+        rate = self.rate(from_random)
+        muon_on = is_block_matrix if self.optimizer == "muon" else lambda name, p: False
+        return MuonAdamW(named_parameters, self.muon_factor * rate, rate, muon_on, self.weight_decay, self.clip)
+
+
+WORLD_FPS = 8  # of a clip of the shapes world at its usual speed
+
+
+@dataclass(frozen=True)
+class VAEStage(Stage):
+    """A stage of a VAE's training: what it sees, and what it is judged by."""
+
+    batch_size: int = 4
+    loss: VAELossConfig = VAELossConfig()
+    decoder_only: bool = False  # the encoder stays as it is: latents that a diffusion model has seen keep their meaning
+    frame_rates: tuple[int, ...] = (WORLD_FPS,)  # one is drawn each time; (8, 16) in the published first stage
+    context_ranks: int = 1  # so many ranks share the frames of each clip, as in the published second stage
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_limits(self, {"context_ranks": "1 or more"})
+        if not self.frame_rates or min(self.frame_rates) < 1:
+            raise ValueError(f"frame_rates is {self.frame_rates}; it must hold at least one rate, 1 or more")
+        if self.pack or self.images:
+            raise ValueError(f"pack is {self.pack} and images {self.images}; a VAE takes clips of one size, so both "
+                             f"must be 0")
+
+
+@dataclass(frozen=True)
+class VAETraining:
+    """The training of a VAE. Of the published one, learning rate, loss weights and optimizer were never released."""
+
+    stages: tuple[VAEStage, ...]
+    learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for matrices and kernels, AdamW for the rest
+    muon_factor: float = 20.0
+    warmup: int = 20  # steps, in every stage
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_decay: float = 0.0
+    discriminator: DiscriminatorConfig = DiscriminatorConfig(width=16)  # where a loss has a GAN
+    small_branches: bool = False  # from random weights: residual branches begin small, and the latent's noise
+    # How it is computed.
+    accumulate: int = 1
+    chunk_frames: int | None = 8  # frames that pass through the network at once; None: all
+    gradient_checkpointing: bool = False
+    workers: int = 0
+    validate_every: int = 0
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("vae is (); it must hold at least one stage")
+        check_limits(self, {"accumulate chunk_frames": "1 or more", "clip muon_factor": "above 0",
+                            "learning_rate warmup weight_decay workers validate_every": "0 or more",
+                            "ema_decay": "from 0 to below 1"})
+        shared = next((stage for stage in self.stages if stage.context_ranks > 1), None)
+        if shared and (self.chunk_frames is not None or self.gradient_checkpointing):
+            raise ValueError(f"context_ranks is {shared.context_ranks}; ranks that share a clip take it in one piece, "
+                             f"so it goes with chunk_frames=None and gradient_checkpointing=False")
+
+    def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
+        """Muon for matrices and kernels and AdamW for the rest, or AdamW alone."""
+        muon_on = (lambda name, p: p.ndim >= 2) if self.optimizer == "muon" else lambda name, p: False
+        return MuonAdamW(named_parameters, self.muon_factor * self.learning_rate, self.learning_rate, muon_on,
+                         self.weight_decay, self.clip)

@@ -1,0 +1,217 @@
+"""Trains a model by a recipe: VAE, encoded clips, transformer, result; each part is resumed where it was interrupted.
+
+    recipe.json                what the run was begun with
+    vae_0.jsonl, ..., transformer.jsonl   figures
+    vae.safetensors            the trained VAE
+    cache/                     encoded films
+    checkpoints/               of the part that is being trained
+    pipeline/, or pytorch_lora_weights.safetensors   the result
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+import minicogvx
+from minicogvx.compat import choose_dtype
+from minicogvx.data.clips.clips import Clips
+from minicogvx.data.clips.world import WorldClips, encode_world
+from minicogvx.data.world.captions import vocabulary
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.optim import warmup_cosine
+from minicogvx.engine.ranks import Ranks, from_first
+from minicogvx.engine.sharding import broadcast_weights
+from minicogvx.files import locked
+from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
+from minicogvx.pipeline import Pipeline
+from minicogvx.text import TextEncoder
+from minicogvx.training.alignment import feature_variance
+from minicogvx.training.batches import Steps
+from minicogvx.training.film_data import FilmData
+from minicogvx.training.loop import Watcher, fit
+from minicogvx.training.recipes import Recipe
+from minicogvx.training.record import RECORD, compare_with_before
+from minicogvx.training.result import write_result
+from minicogvx.training.run import Keep, Run
+from minicogvx.training.samples import FilmSamples, WorldSamples
+from minicogvx.training.stages import stage_of
+from minicogvx.training.start import prepared_transformer, random_transformer, with_transformer
+from minicogvx.training.transformer import TransformerTask
+from minicogvx.training.vae import train_vae
+from minicogvx.training.validation import SwapGain, Validation
+from minicogvx.training.videos import WorldVideos
+from minicogvx.vae import CausalVAE
+
+VALIDATION_SEED = 7_000_003  # of drawn clips held back
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `minicogvx train` was asked for."""
+
+    recipe: Recipe
+    out: Path
+    data: FilmData | None = None  # None: the shapes world
+    start: str = RANDOM  # the transformer's first weights: random ones, or those of this model
+    encoders: str | None = None  # the model whose VAE and text encoder are used; None: those of `start`, or new ones
+    seed: int = 0
+    dtype: torch.dtype | None = None
+    keep: Keep = field(default_factory=Keep)
+
+    @property
+    def model(self) -> str | None:
+        """The model whose VAE and text encoder are used, frozen; None: they are trained."""
+        return self.encoders or (None if self.start == RANDOM else self.start)
+
+
+def train(job: Job, ranks: Ranks = Ranks()) -> str:
+    """Trains VAE, then transformer and text encoder, or the transformer of a given model. All ranks call it.
+
+    A second call with the same `job.out` resumes the first. Returns, on the first rank, the path of the result and a
+    command that uses it. Raises ValueError if `out` was begun with other settings (`config.HOW` may change), holds
+    files that are not a run's, or is in use, and what `check_job` raises; OSError if `out` cannot be written.
+    """
+    dtype = choose_dtype(ranks.device, job.dtype, training=True)
+    if not ranks.first:
+        return _train(replace(job, dtype=dtype), ranks)
+    with locked(job.out):
+        write_down = compare_with_before(job, dtype, ranks)
+        return _train(replace(job, dtype=dtype, keep=replace(job.keep, on_resume=write_down)), ranks)
+
+
+def _train(job: Job, ranks: Ranks) -> str:
+    if job.data is not None:
+        job = replace(job, data=job.data.scanned(job.recipe.transformer, ranks))
+        for problem in job.data.problems if ranks.first else ():
+            print(problem)
+    keep, minutes = replace(job.keep, folder=job.out), Minutes(job.out / "minutes.json", ranks)
+    parts = starting_parts(job, keep, ranks)
+    minutes.write("vae")
+    sets, held_back = clips_of(job, parts, ranks)
+    parts.fps = parts.fps if job.data is None else job.data.rate(parts.fps)
+    minutes.write("encoding")
+    task = transformer_task(job, parts, sets, ranks)
+    data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,
+                 parts.schedule_config.num_train_timesteps)
+    run = Run("transformer", len(data), keep, ranks)
+    fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),
+        task.training.workers)
+    minutes.write("transformer")
+    return write_result(job.out, job.start, parts, task, sets[-1], ranks)
+
+
+def learning_rate(task: TransformerTask) -> Callable[[int], float]:
+    """The learning rate of each step, as a factor: warm-up and one cosine over all stages, times the stage's own."""
+    training = task.training
+
+    def rate(step: int) -> float:
+        stage = training.stages[stage_of(training.stages, step)[0]]
+        return stage.learning_rate_factor * warmup_cosine(step, training.steps, training.warmup)
+
+    return rate
+
+
+def starting_parts(job: Job, keep: Keep, ranks: Ranks) -> Pipeline:
+    """VAE and text encoder, trained now or given, and the transformer at its start."""
+    training, sizes = job.recipe.transformer, job.recipe.model_sizes
+    if job.model is None:
+        vae = finished_vae(job, keep, ranks)
+        torch.manual_seed(job.seed)
+        model = random_transformer(sizes.transformer, training)
+        words = vocabulary() if job.data is None else job.data.words()
+        text = TextEncoder.from_config(sizes.text, words, sizes.transformer.max_text_seq_length)
+        return Pipeline(vae, model, sizes.schedule, text, fps=sizes.fps, guidance_scale=job.recipe.guidance_scale)
+    place = ranks.device if training.sharding == "replicate" else "cpu"  # FSDP2 moves each rank's shards to its device
+    given = minicogvx.load(job.model, place, job.dtype)
+    torch.manual_seed(job.seed)
+    if job.start == RANDOM:
+        return with_transformer(given, random_transformer(given.transformer.config, training))
+    own = given if job.start == job.model else minicogvx.load(job.start, place, job.dtype)
+    return with_transformer(given, prepared_transformer(own.transformer, training))
+
+
+def finished_vae(job: Job, keep: Keep, ranks: Ranks) -> CausalVAE:
+    """The VAE in `out/vae.safetensors`, or one trained now and written there."""
+    file, config = job.out / "vae.safetensors", job.recipe.model_sizes.vae
+    if not from_first(file.exists(), ranks):
+        often = replace(keep, checkpoint_every=min(keep.checkpoint_every, 200), log_every=min(keep.log_every, 10))
+        videos = WorldVideos(job.seed) if job.data is None else job.data.videos(job.seed)
+        vae = train_vae(config, job.recipe.vae, videos, job.seed, job.dtype, often, ranks)
+        if ranks.first:
+            write_tensors(file, vae.state_dict())
+        return vae
+    vae = CausalVAE(config)
+    if ranks.first:  # the file may be on its disk only
+        load_into(vae, read_tensors(file), file)
+    broadcast_weights(vae.to(ranks.device), ranks)
+    return vae
+
+
+def clips_of(job: Job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clips | None]:
+    """The clips of each stage, and those held back, at the size of the last."""
+    if job.data is not None:
+        return job.data.clips(job, parts, ranks)
+    recipe, own = job.recipe, parts.video_size
+    sizes = [(stage.num_frames or own.num_frames, stage.height or own.height) for stage in recipe.transformer.stages]
+    sets = {size: _world(parts.vae, recipe, recipe.clips, job.seed + 1, size, job, ranks)
+            for size in dict.fromkeys(sizes)}
+    held_back = None
+    if recipe.transformer.validate_every:
+        count = max(ranks.world_size, min(64, round(recipe.held_back * recipe.clips)))
+        held_back = _world(parts.vae, recipe, count, VALIDATION_SEED, sizes[-1], job, ranks)
+    return [sets[size] for size in sizes], held_back
+
+
+def _world(vae: CausalVAE, recipe: Recipe, count: int, seed: int, size: tuple[int, int], job: Job,
+           ranks: Ranks) -> WorldClips:
+    return encode_world(vae, count, seed, size[0], recipe.two_objects, job.dtype, side=size[1],
+                        progress=job.keep.progress, here=ranks)
+
+
+def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ranks) -> TransformerTask:
+    """The transformer in training. Text encoder and VAE are on the device, or where they are not used on the CPU."""
+    training, trains_text = job.recipe.transformer, job.model is None
+    variance = 1.0
+    if training.alignment_weight:
+        variance = feature_variance(sets[-1], training.alignment_kinds)
+    samples = training.sample_every
+    parts.vae.to(ranks.device if training.image_to_video or samples else "cpu")
+    if not trains_text:
+        parts.text.to("cpu" if sets[-1].has_text and not samples else ranks.device)
+    return TransformerTask(parts.transformer, parts.text, parts.schedule_config, training, ranks, job.dtype,
+                           trains_text, parts.vae, parts.unconditional == "zeros", variance)
+
+
+def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Clips], held_back: Clips | None,
+             ranks: Ranks) -> list[Watcher]:
+    """What is measured during training, beside the loss."""
+    training, found = task.training, []
+    if held_back is not None:
+        found.append(Validation(held_back, training.validate_every, ranks))
+    if training.sample_every:
+        folder = job.out / "samples" if ranks.first else None
+        found.append(WorldSamples(parts, folder, training.sample_every) if job.data is None else
+                     FilmSamples(parts, sets[-1] if held_back is None else held_back, folder, training.sample_every))
+    if job.data is None and job.model is None:
+        found.append(SwapGain(sample_scenes(min(192, job.recipe.clips), job.seed + 1, "train", job.recipe.two_objects),
+                              sets[-1], 10 * job.keep.log_every))
+    return found
+
+
+class Minutes:
+    """Minutes of each part in one JSON file, summed over resumed runs."""
+
+    def __init__(self, path: Path, ranks: Ranks):
+        self.path, self.ranks, self.start = path, ranks, time.perf_counter()
+        self.parts = read_json(path) if path.exists() else {}
+
+    def write(self, part: str) -> None:
+        """Adds the time since the last call."""
+        now = time.perf_counter()
+        self.parts[part], self.start = round(self.parts.get(part, 0) + (now - self.start) / 60, 2), now
+        if self.ranks.first and (self.path.parent / RECORD).exists():  # until then the folder is not the run's
+            write_json(self.path, self.parts)

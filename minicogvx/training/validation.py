@@ -1,0 +1,112 @@
+"""The loss on clips that are held back, by timestep (paper Table 9). It falls where samples still show nothing."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from minicogvx.data.clips.clips import Clips, stack_latents
+from minicogvx.data.clips.order import number_of
+from minicogvx.data.world.captions import caption
+from minicogvx.data.world.scenes import SHAPES, Scene
+from minicogvx.diffusion.objective import diffusion_loss
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.diffusion.timesteps import stratified_timesteps
+from minicogvx.engine.ranks import Ranks
+from minicogvx.engine.sharding import mean_over_ranks
+from minicogvx.text import TextEncoder
+from minicogvx.training.batches import Example, Pass, whole_patches
+from minicogvx.training.settings import TransformerTraining
+from minicogvx.training.transformer import TransformerTask
+
+TIMESTEPS = (100, 300, 500, 700, 900)
+
+
+class Validation:
+    """A watcher of a transformer: `loss_100` to `loss_900`, and their mean `validation`, with fixed noise and captions.
+
+    Every rank measures its part of the clips, one at a time, so that all sizes will do.
+    """
+
+    def __init__(self, clips: Clips, every: int, ranks: Ranks = Ranks(), most: int = 64):
+        """`most`: of the clips, the first so many. Raises ValueError if there are fewer than ranks."""
+        self.clips, self.every, self.ranks = clips, every, ranks
+        count = min(most, len(clips)) // ranks.world_size  # as many on every rank, as FSDP needs
+        if not count:
+            raise ValueError(f"{len(clips)} clips are held back; there must be at least one a rank")
+        self.own = range(ranks.rank * count, (ranks.rank + 1) * count)
+
+    @torch.no_grad()
+    def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
+        """The losses of the moving average, if there is one, or of the weights."""
+        with task.averaged():
+            losses = {f"loss_{t}": self.loss_at(task, t) for t in TIMESTEPS}
+        losses["validation"] = sum(losses.values()) / len(losses)
+        return mean_over_ranks(losses, self.ranks)
+
+    def loss_at(self, task: TransformerTask, t: int) -> float:
+        """The mean loss of this rank's clips at one timestep."""
+        patch_t = task.model.config.patch_size_t
+        examples = [fixed_example(self.clips, i, t, task.training, patch_t) for i in self.own]
+        return sum(task.losses(Pass([one], False, 1.0)).item() for one in examples) / len(examples)
+
+
+def fixed_example(clips: Clips, i: int, t: int, training: TransformerTraining, patch_t: int | None = None) -> Example:
+    """Clip `i` at one timestep, always with the same noise and phrasing, from the posterior's mean."""
+    generator = torch.Generator().manual_seed(number_of("validation", i))
+    latents = whole_patches(clips.latents(i), patch_t)
+    noise = torch.randn(latents.shape, generator=generator)
+    text = clips.text(i) if clips.has_text else None
+    picture = clips.first_pixels(i) if training.image_to_video else None
+    picture_noise = torch.zeros_like(latents[:, :1])[:None if training.image_to_video else 0]
+    return Example(latents, noise, t, clips.caption(i, random.Random(i), training.caption_style), text, None, picture,
+                   picture_noise)
+
+
+def held_back_loss(task: TransformerTask, clips: Clips) -> float:
+    """The mean loss on clips of one size, in one pass: each at a timestep of its own, evenly spread over all."""
+    places = random.Random(0).sample(range(len(clips)), len(clips))
+    examples = [fixed_example(clips, i, (2 * place + 1) * 1000 // (2 * len(clips)), task.training)
+                for i, place in enumerate(places)]
+    with torch.no_grad(), task.averaged():
+        return task.losses(Pass(examples, False, 1.0)).mean().item()
+
+
+class SwapGain:
+    """A watcher of a transformer on the shapes world: see `swap_gain`."""
+
+    def __init__(self, scenes: Sequence[Scene], clips: Clips, every: int, most: int = 192):
+        self.scenes, self.clips, self.every = list(scenes[:most]), clips, every
+
+    def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
+        """The gain of the weights, on every rank the same."""
+        return {"swap_gain": swap_gain(task.model, task.text, task.schedule, self.scenes, self.clips, task.dtype)}
+
+
+@torch.no_grad()
+def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scenes: Sequence[Scene], clips: Clips,
+              dtype: torch.dtype) -> float:
+    """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
+
+    It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips.
+    """
+    device, generator = text.encoder.device, torch.Generator().manual_seed(1)
+    x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0)).to(device)
+    noise = torch.randn(x0.shape, generator=generator).to(device)
+    t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator).to(device)
+    noisy = schedule.add_noise(x0, noise, t).to(dtype)
+
+    def loss(scenes: Sequence[Scene]) -> float:
+        words = random.Random(0)  # the same phrasing for both
+        features = text.encode([caption(scene, words, "short") for scene in scenes]).to(dtype)
+        return diffusion_loss(model(noisy, t, features), x0, noise, t, schedule).mean().item()
+
+    return loss([_other_shapes(scene) for scene in scenes]) - loss(scenes)
+
+
+def _other_shapes(scene: Scene) -> Scene:
+    return replace(scene, objects=tuple(
+        replace(thing, shape=SHAPES[(SHAPES.index(thing.shape) + 1 + i) % len(SHAPES)])
+        for i, thing in enumerate(scene.objects)))

@@ -1,0 +1,141 @@
+"""What the VAE is trained on: batches of videos, drawn or read from films; the same on any number of ranks."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minicogvx.data.clips.order import Order, number_of
+from minicogvx.data.films.folder import VideoClip, read_clip
+from minicogvx.data.world.drawing import render_batch
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.engine.ranks import Ranks
+from minicogvx.presets import VAEConfig
+from minicogvx.training.settings import WORLD_FPS, VAEStage, VAETraining
+
+
+@dataclass(frozen=True)
+class VideoPass:
+    """The videos of one forward pass."""
+
+    video: Float[Tensor, "b c t h w"]  # in -1..1
+    seeds: list[int]  # one a video, of its latent's noise
+    step: int  # of the whole training
+    share: float  # of the videos of this rank in the step
+    seed: int  # of the frames that LPIPS compares
+
+    @property
+    def tokens(self) -> int:
+        """None: a VAE has no tokens, so none are counted."""
+        return 0
+
+
+@runtime_checkable
+class Videos(Protocol):
+    """Where the videos of a training come from."""
+
+    def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
+              own: slice) -> Float[Tensor, "b c t h w"]:
+        """The videos `own` of the joint batch of a step, in -1..1.
+
+        Args:
+            size: frames, height and width in pixels.
+            within: the step's number in its stage; `step`: in the whole training.
+        """
+
+
+@dataclass(frozen=True)
+class WorldVideos:
+    """Clips of the shapes world, new ones in every step."""
+
+    seed: int = 0
+
+    def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
+              own: slice) -> Float[Tensor, "b c t h w"]:
+        """Raises ValueError for a rate that the world does not have."""
+        seed = self.seed * 10_000_000 + 1 + step
+        rate = random.Random(seed).choice(stage.frame_rates)
+        if rate % WORLD_FPS:
+            raise ValueError(f"frame_rates is {stage.frame_rates}; of the shapes world they must be multiples of "
+                             f"{WORLD_FPS}")
+        return world_batch(stage.batch_size, seed, *size, rate, own)
+
+
+def world_batch(size: int, seed: int, num_frames: int, height: int, width: int, frame_rate: int = WORLD_FPS,
+                own: slice = slice(None)) -> Float[Tensor, "b c t h w"]:
+    """A batch of training clips of the shapes world as a VAE sees them, in -1..1; `own`: the clips that are wanted.
+
+    At twice the frame rate the same number of frames shows the first half of the motion, in steps half as long.
+    """
+    times, scenes = frame_rate // WORLD_FPS, sample_scenes(size, seed, "train")[own]
+    clips = render_batch(scenes, times * (num_frames - 1) + 1, height, width)[:, :num_frames]
+    return clips.permute(0, 4, 1, 2, 3) * 2 - 1
+
+
+class FilmVideos:
+    """Pieces of films, from a random moment of each; every film once an epoch (paper 2.1)."""
+
+    def __init__(self, clips: Sequence[VideoClip], seed: int = 0):
+        self.clips, self.seed = list(clips), seed
+        self._usable: dict[tuple[int, int], list[VideoClip]] = {}
+
+    def batch(self, stage: VAEStage, size: tuple[int, int, int], within: int, step: int,
+              own: slice) -> Float[Tensor, "b c t h w"]:
+        """Raises ValueError or OSError, which name the film, for one that cannot be read."""
+        frames, height, width = size
+        usable = self.usable(frames, max(stage.frame_rates))
+        places = range(within * stage.batch_size, (within + 1) * stage.batch_size)[own]
+        films = Order(len(usable), number_of("films", self.seed, step - within)).take(places.start, len(places))
+        videos = []
+        for place, film in zip(places, films):
+            clip, chance = usable[film], random.Random(number_of("piece", self.seed, step, place))
+            rate = chance.choice([rate for rate in stage.frame_rates if clip.frames_at(rate) >= frames])
+            start = chance.randint(0, clip.frames_at(rate) - frames) / rate
+            videos.append(read_clip(clip, start, frames, rate, height, width))
+        return torch.stack(videos).permute(0, 4, 1, 2, 3) * 2 - 1
+
+    def usable(self, frames: int, rate: int) -> list[VideoClip]:
+        """The films that last long enough. Raises ValueError if none does."""
+        if (frames, rate) not in self._usable:
+            self._usable[frames, rate] = [clip for clip in self.clips if clip.frames_at(rate) >= frames]
+        if not self._usable[frames, rate]:
+            raise ValueError(f"none of {len(self.clips)} films has {frames} frames at {rate} frames per second")
+        return self._usable[frames, rate]
+
+
+class VideoSteps(Dataset):
+    """`steps[k]` is step k of a stage: the forward passes of this rank, a list of `VideoPass`."""
+
+    def __init__(self, videos: Videos, training: VAETraining, number: int, config: VAEConfig,
+                 ranks: Ranks = Ranks(), seed: int = 0):
+        """`number`: of the stage."""
+        self.videos, self.training, self.number, self.ranks, self.seed = videos, training, number, ranks, seed
+        self.stage = training.stages[number]
+        self.before = sum(stage.steps for stage in training.stages[:number])
+        self.size = stage_size(self.stage, config)
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, within: int) -> list[VideoPass]:
+        step, stage = self.before + within, self.stage
+        own = self.ranks.part(stage.batch_size)
+        video = self.videos.batch(stage, self.size, within, step, own)
+        seeds = [number_of("latent", self.seed, step, place) for place in range(stage.batch_size)[own]]
+        pieces = video.tensor_split(min(self.training.accumulate, len(video)))
+        passes, first = [], 0
+        for number, piece in enumerate(pieces):
+            passes.append(VideoPass(piece, seeds[first:first + len(piece)], step, len(piece) / len(video),
+                                    number_of("frames", self.seed, step, number)))
+            first += len(piece)
+        return passes
+
+
+def stage_size(stage: VAEStage, config: VAEConfig) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of the videos of a stage; by default 17 frames of the VAE's own size."""
+    return stage.num_frames or 17, stage.height or config.sample_height, stage.width or config.sample_width

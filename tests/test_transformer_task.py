@@ -1,0 +1,297 @@
+"""A step of the transformer's trainer against plain PyTorch, however it is computed; and its options one by one.
+
+Which clips, captions and noise a step has: test_batches.py. The loop around it: test_loop.py.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from minicogvx.data.world.features import FEATURES
+from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.engine.ranks import Ranks, leave
+from minicogvx.engine.sharding import whole_weights
+from minicogvx.presets import preset
+from minicogvx.training.alignment import Alignment
+from minicogvx.training.batches import Steps
+from minicogvx.training.loop import fit
+from minicogvx.training.run import Keep, Run
+from minicogvx.training.settings import TransformerTraining
+from minicogvx.training.stages import Stage
+from minicogvx.training.transformer import TransformerTask, open_gates, recomputes
+from minicogvx.training.validation import SwapGain, Validation
+from minicogvx.transformer.layout import DenseLayout
+from minicogvx.transformer.model import ExpertTransformer
+from tests.tiny import TINY, tiny_text, tiny_transformer
+from tests.trained import further, take_steps, world_clips
+
+MIXED = TransformerTraining((Stage(3, 8, images=0.25),), learning_rate=1e-3, weight_decay=0.1, timesteps="stratified")
+PACKED = replace(MIXED, stages=(Stage(3, 2, images=0.5, pack=200),))
+VARIANTS = {
+    "one pass": MIXED, "four passes": replace(MIXED, accumulate=4), "packed": PACKED,
+    "recomputed": replace(MIXED, gradient_checkpointing=True), "in shards": replace(MIXED, sharding="fsdp"),
+    "offloaded": replace(MIXED, accumulate=4, sharding="fsdp", offload=True),
+    "packed, offloaded": replace(PACKED, gradient_checkpointing=True, sharding="fsdp", offload=True),
+}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Eight clips of the shapes world."""
+    return world_clips()
+
+
+def begin(training: TransformerTraining, **options) -> TransformerTask:
+    """The tiny transformer, trained with its text encoder."""
+    return TransformerTask(tiny_transformer(), tiny_text(), TINY.schedule, training, from_random=True, **options)
+
+
+def steps_of(clips, training: TransformerTraining) -> Steps:
+    return Steps(clips, training, TINY.transformer)
+
+
+def plain_steps(data: Steps, text_learns: bool = True) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    """Three steps in plain PyTorch, one clip at a time: losses and gradient norms, and the weights after them."""
+    training, model, text = data.training, tiny_transformer().train(), tiny_text()
+    learning = {f"transformer.{name}": p for name, p in model.named_parameters()}
+    learning |= {f"text.{name}": p for name, p in text.encoder.named_parameters()} if text_learns else {}
+    optimizer = torch.optim.AdamW(learning.values(), training.rate(), (0.9, 0.95), 1e-8, training.weight_decay)
+    abar, rows = NoiseSchedule(TINY.schedule).alphas_cumprod.float(), []
+    for step in range(3):
+        loss = torch.zeros(())
+        for one in data[step]:
+            for clip in one.examples:
+                a, s = abar[clip.timestep].sqrt(), (1 - abar[clip.timestep]).sqrt()
+                x0, noise = clip.latents[None], clip.noise[None]
+                v = model(a * x0 + s * noise, torch.tensor([clip.timestep]), text.encode([clip.caption]))
+                loss = loss + (v - (a * noise - s * x0)).square().mean() / one.total
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(learning.values(), training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        rows.append((loss.item(), norm.item()))
+    return rows, {name: p.detach() for name, p in learning.items()}
+
+
+def check(task: TransformerTask, rows, plain, weights) -> None:
+    """Losses, norms and weights are those of plain PyTorch, each tensor to a fiftieth of the way that it has gone."""
+    torch.testing.assert_close(torch.tensor(rows), torch.tensor(plain), rtol=1e-3, atol=1e-5)
+    start = {f"transformer.{name}": p for name, p in tiny_transformer().named_parameters()}
+    start |= {f"text.{name}": p for name, p in tiny_text().encoder.named_parameters()}
+    learnt = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in task.result().items()}
+    assert learnt.keys() == weights.keys()
+    for name, p in weights.items():
+        way = (p - start[name]).norm()
+        assert (learnt[name] - p).norm() <= 0.02 * way + 1e-6, name
+
+
+def test_a_step_is_that_of_plain_pytorch_however_it_is_computed(world, subtests):
+    """Clips and pictures in one batch; in passes, packs or shards, also in CPU memory; a frozen text encoder or not."""
+    plain = {}
+    for name, training in VARIANTS.items():
+        with subtests.test(name):
+            data, key = steps_of(world, training), training.stages
+            plain[key] = plain[key] if key in plain else plain_steps(data)
+            task = begin(training)
+            try:
+                check(task, take_steps(task, data), *plain[key])
+                if training.sharding == "fsdp":
+                    assert all(isinstance(p, DTensor) and p.device.type == "cpu" for p in task.model.parameters())
+            finally:
+                leave()
+    with subtests.test("frozen text encoder"):
+        data, task = steps_of(world, MIXED), further(MIXED)
+        check(task, take_steps(task, data), *plain_steps(data, text_learns=False))
+        frozen = tiny_text().encoder.state_dict()
+        assert all(torch.equal(p, frozen[name]) for name, p in task.text.encoder.state_dict().items())
+
+
+def compare_compiled() -> None:
+    """Without a C++ compiler, but as torch.compile traces it."""
+    real = torch.compile
+    torch.compile = lambda model: real(model, backend="eager")
+    data = steps_of(world_clips(), MIXED)
+    task = begin(replace(MIXED, compile=True))
+    check(task, take_steps(task, data), *plain_steps(data))
+
+
+def test_a_compiled_transformer_takes_the_same_steps():
+    """In a process of its own: the shape checks of this one cannot be compiled."""
+    done = subprocess.run([sys.executable, "-m", "tests.test_transformer_task"], capture_output=True, text=True,
+                          timeout=300, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_in_16_bits_the_weights_that_learn_are_float32(world):
+    """Steps of 1e-5 would be lost in bfloat16."""
+    small = replace(MIXED, learning_rate=1e-5, weight_decay=0.0)
+    tasks = [begin(small, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    exact, rounded = (take_steps(task, steps_of(world, small)) for task in tasks)
+    torch.testing.assert_close(torch.tensor(rounded), torch.tensor(exact), rtol=0.1, atol=0.0)
+    start, task = dict(tiny_transformer().named_parameters()), tasks[1]
+    for name, p in task.model.named_parameters():
+        learning = task.weights.learning[f"transformer.{name}"]
+        assert p.dtype == torch.bfloat16 and learning.dtype == torch.float32
+        assert torch.equal(p, learning.bfloat16())
+        assert (learning - start[name]).abs().max() <= 1e-4, "of the weights before they were rounded"
+    assert next(task.text.encoder.parameters()).dtype == torch.float32
+    moved = task.weights.learning["transformer.proj_out.weight"] - start["proj_out.weight"]
+    assert 1e-5 < moved.abs().median() < 4e-5
+
+
+def test_the_result_is_the_moving_average_with_which_is_measured(world):
+    training = replace(MIXED, ema_decay=0.5)
+    task, data = begin(training, dtype=torch.bfloat16), steps_of(world, training)
+    expected = task.weights.copies()
+    for step in range(3):
+        take_steps(task, data, [step])
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {name: decay * value + (1 - decay) * task.weights.learning[name].detach()
+                    for name, value in expected.items()}
+    assert task.result().keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(task.result()[name], value)
+    name, before = "transformer.proj_out.weight", task.model.proj_out.weight.clone()
+    with task.averaged():
+        assert torch.equal(task.model.proj_out.weight, task.average[name].bfloat16())
+        assert not (task.model.training or task.text.encoder.training)
+    assert torch.equal(task.model.proj_out.weight, before) and not torch.equal(task.average[name].bfloat16(), before)
+    assert task.model.training and task.text.encoder.training
+
+
+def test_it_learns_a_batch_by_heart_and_muon_does_too(world, subtests):
+    for optimizer in ("adamw", "muon"):
+        with subtests.test(optimizer):
+            training = replace(MIXED, learning_rate=3e-3, optimizer=optimizer, muon_factor=3.0)
+            losses = [loss for loss, _ in take_steps(begin(training), steps_of(world, training), [0] * 25)]
+            assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_dropped_caption_has_the_features_that_guidance_compares_with(world):
+    training = replace(MIXED, text_dropout=0.5)
+    one = steps_of(world, training)[0][-1]
+    dropped = torch.tensor([not words for words in one.captions])
+    assert 0 < dropped.sum() < len(dropped)
+    for zero_text in (False, True):
+        features = begin(training, zero_text=zero_text).text_features(one)
+        empty = tiny_text().encode([""])[0] * (not zero_text)
+        assert torch.allclose(features[dropped], empty.expand_as(features[dropped]), atol=1e-6)
+        assert features[~dropped].abs().max() > 0
+
+
+def test_large_models_are_recomputed_by_default():
+    with torch.device("meta"):
+        models = ExpertTransformer(TINY.transformer), ExpertTransformer(preset("2b").transformer)
+    assert [recomputes(model, MIXED) for model in models] == [False, True]
+    for asked in (True, False):
+        assert {recomputes(model, replace(MIXED, gradient_checkpointing=asked)) for model in models} == {asked}
+
+
+def test_a_run_moves_between_whole_weights_and_shards_and_back(world, tmp_path, subtests):
+    """And a checkpoint, in whatever form, holds nothing but what learns."""
+    def run(training: TransformerTraining, steps: int, folder: Path | None = None, **changed) -> dict:
+        task = further(replace(training, **changed))
+        try:
+            fit(task, steps_of(world, training), Run("run", steps, Keep(folder, 1, log_every=1, progress=False)),
+                lambda step: 1.0)
+            return whole_weights(task.model, Ranks())
+        finally:
+            leave()
+
+    for rank in (0, 2):
+        with subtests.test(lora_rank=rank):
+            training, folder = replace(MIXED, lora_rank=rank), tmp_path / str(rank)
+            whole = run(training, 3)
+            run(training, 1, folder)
+            run(training, 2, folder, sharding="fsdp", offload=True)
+            moved = run(training, 3, folder)
+            assert all(torch.allclose(whole[name], moved[name], atol=1e-4) for name in whole)
+            assert [json.loads(row)["step"] for row in (folder / "run.jsonl").open()] == [0, 1, 2]
+            paths = sorted((folder / "checkpoints").iterdir())
+            assert [path.name for path in paths] == ["run_00000002", "run_00000003"]
+            for path in paths if rank else ():
+                names = json.loads((path / "checkpoint.json").read_text())["tensors"]
+                assert len(names) == 4 * 16 and all("lora_" in name for name in names), "weights, step and two moments"
+
+
+# ---- departures from the published training
+
+
+def test_with_open_gates_every_kind_of_block_begins_as_the_identity_and_learns_at_once(subtests):
+    for departure in ({}, {"modulation": "shared"}, {"modulation": "separate"}, {"attention": "factorised"}):
+        with subtests.test(**departure):
+            torch.manual_seed(0)
+            model = ExpertTransformer(replace(TINY.transformer, **departure))
+            open_gates(model)
+            block, x, time = model.transformer_blocks[0], torch.randn(2, 5 + 48, 32), torch.randn(2, 8)
+            y = block(x, time, DenseLayout(5, (3, 4, 4)))
+            assert torch.equal(y, x)
+            y.square().sum().backward()
+            last = [part for name, part in block.named_modules() if name.endswith(("to_out.0", "net.2"))]
+            assert len(last) == (3 if "attention" in departure else 4 if departure.get("modulation") == "separate"
+                                 else 2)
+            assert all(part.weight.grad.abs().max() > 0 for part in last)
+            assert model.proj_out.weight.abs().max() == 0
+
+
+def test_alignment_teaches_the_first_half_of_the_blocks_the_kinds_named_and_fades(world):
+    torch.manual_seed(0)
+    model = tiny_transformer(num_layers=4)
+    alignment, features = Alignment(model, ("motion", "colour")), torch.rand(2, 3, 8, 8, FEATURES)
+    losses = []
+    for changed in (features, torch.cat([1 - features[..., :6], features[..., 6:]], -1), 1 - features):
+        model(torch.ones(2, 4, 3, 8, 8), torch.tensor([1, 500]), torch.ones(2, 5, 16))
+        losses.append(alignment(changed))
+    assert losses[0] == losses[1] != losses[2], "the first six are shapes"
+    losses[0].backward()
+    assert [block.ff.net[2].weight.grad is not None for block in model.transformer_blocks] == [True, True, False, False]
+    with pytest.raises(ValueError, match="no feature 'taste' to align with; the features are shape, motion, colour"):
+        replace(MIXED, alignment_kinds=("taste",))
+
+    gradients = {}
+    for weight, accumulate, progress in ((0.0, 1, 0.0), (1.0, 1, 1.0), (1.0, 1, 0.0), (1.0, 4, 0.0)):
+        training = replace(MIXED, alignment_weight=weight, accumulate=accumulate)
+        task = begin(training, feature_variance=0.1)
+        figures = [task.backward(one, progress) for one in steps_of(world, training)[0]]
+        assert ("alignment" in figures[0]) == bool(weight)
+        gradients[weight * (1 - progress), accumulate, weight] = task.model.transformer_blocks[0].ff.net[2].weight.grad
+    none, faded, one, four = gradients.values()
+    assert torch.allclose(none, faded, atol=1e-7) and not torch.allclose(none, one, atol=1e-4)
+    assert torch.allclose(one, four, atol=1e-5)
+
+
+# ---- what is watched
+
+
+def test_validation_is_the_loss_of_the_average_at_each_timestep_with_fixed_noise(world):
+    training = replace(MIXED, ema_decay=0.9, validate_every=1)
+    task, validation = begin(training), Validation(world, 1, most=4)
+    take_steps(task, steps_of(world, training))
+    before = torch.get_rng_state()
+    found = validation(3, task)
+    assert found == validation(3, task) and torch.equal(before, torch.get_rng_state())
+    assert found["validation"] == pytest.approx(sum(found[f"loss_{t}"] for t in (100, 300, 500, 700, 900)) / 5)
+    with task.averaged():  # one rank's clips after another's are those of a single rank
+        halves = [Validation(world, 1, Ranks(rank, 2), most=4).loss_at(task, 500) for rank in (0, 1)]
+    assert found["loss_500"] == pytest.approx(sum(halves) / 2)
+    assert found["loss_500"] != pytest.approx(validation.loss_at(task, 500), rel=1e-4), "of the weights themselves"
+    with pytest.raises(ValueError, match="8 clips are held back; there must be at least one a rank"):
+        Validation(world, 1, Ranks(0, 9))
+
+
+def test_swapped_words_cost_nothing_where_words_are_not_read(world):
+    task, gain = begin(MIXED), SwapGain(world.scenes, world, 1)
+    assert abs(gain(0, task)["swap_gain"]) > 1e-6
+    encode = task.text.encode
+    task.text.encode = lambda captions: 0 * encode(captions)
+    assert gain(0, task)["swap_gain"] == 0
+
+
+if __name__ == "__main__":
+    compare_compiled()
