@@ -72,7 +72,8 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:
     """The remaining steps of `run`, and their data; with workers read ahead of time, in other processes."""
     ahead = iter(DataLoader(data, batch_size=None, sampler=range(run.done, run.total), num_workers=workers,
-                            collate_fn=_as_it_is, worker_init_fn=_ignore_signals, prefetch_factor=2 if workers else None,
+                            collate_fn=_as_it_is, worker_init_fn=_ignore_signals,
+                            prefetch_factor=2 if workers else None,
                             generator=torch.Generator()))  # without one, its seed is drawn from the one that trains
     try:
         for step in run:
