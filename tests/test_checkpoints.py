@@ -112,6 +112,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, subtests):
             assert (step, len(sentences)) == (0, 2) and same(found, tensors(0.0))
 
 
+def test_a_file_that_cannot_be_read_is_passed_over_too(tmp_path, monkeypatch):
+    paths = [save(tmp_path, step) for step in (1, 2)]
+    checksum = checkpoint_files._checksum
+
+    def broken(path):
+        if paths[1] in path.parents:
+            raise OSError(5, "Input/output error")
+        return checksum(path)
+
+    monkeypatch.setattr(checkpoint_files, "_checksum", broken)
+    step, *_, (sentence,) = checkpoints(tmp_path).load(tensors(0.0))
+    assert step == 1 and "Input/output error" in sentence
+
+
 def test_other_tensors_and_numbers_that_are_not_finite_are_refused(tmp_path, subtests):
     path = save(tmp_path, 1)
     for name, other in (("weights/net.bias", torch.zeros(5)), ("extra", torch.zeros(2)), ("seen", None)):

@@ -1,6 +1,7 @@
 """The training loop and a run: figures, checkpoints, resuming, interruptions, steps whose gradient is not finite."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from minicogvx.engine import checkpoints
 from minicogvx.engine.checkpoints import Checkpoints
 from minicogvx.engine.optim import MuonAdamW, warmup_cosine
 from minicogvx.engine.ranks import Ranks
@@ -131,6 +133,24 @@ def test_an_interruption_takes_effect_after_the_step_with_a_checkpoint(tmp_path,
     assert same(train(tmp_path), train(None))
 
 
+def test_a_signal_to_the_whole_group_leaves_processes_that_read_ahead_to_the_run(tmp_path):
+    """As Ctrl-C in a terminal, and a scheduler's SIGTERM, reach them as well."""
+    code = ("import os, signal, sys; from pathlib import Path; from tests.test_loop import Line, train\n"
+            "class Interrupted(Line):\n"
+            "    def update(self, step, rate):\n"
+            "        if step == 12: os.killpg(0, int(sys.argv[2]))\n"
+            "        return super().update(step, rate)\n"
+            "train(Path(sys.argv[1]), task=Interrupted(), workers=2)\n")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        folder = tmp_path / number.name
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(int(number))], text=True,
+                                   cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, start_new_session=True)
+        assert "stopped after step 13" in process.communicate(timeout=60)[1]
+        assert (folder / "checkpoints" / "line_00000013").is_dir()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+
 def test_steps_without_a_finite_gradient_change_nothing_and_too_many_end_the_run(tmp_path, capsys):
     few = train(tmp_path / "few", task=Line(bad=frozenset({3, 4, 19})))
     assert all(torch.isfinite(tensor).all() for tensor in few.state().values())
@@ -142,18 +162,21 @@ def test_steps_without_a_finite_gradient_change_nothing_and_too_many_end_the_run
 
 
 def test_a_full_disk_costs_figures_or_a_checkpoint_but_not_the_run(tmp_path, monkeypatch, capsys):
-    save = Checkpoints.save
+    write, lost = checkpoints.write_folder, []
 
-    def full(self, step, tensors):
-        if step == 10:
-            raise OSError("No space left on device")
-        save(self, step, tensors)
+    def full(path, *arguments):
+        if path.name in lost:
+            raise OSError(f"{path} could not be written: No space left on device")
+        write(path, *arguments)
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    assert same(train(tmp_path), train(None))
-    assert "no checkpoint at step 10" in capsys.readouterr().err
-    monkeypatch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    monkeypatch.setattr(checkpoints, "write_folder", full)
+    for lost in (["line_00000010"], ["line_00000020"]):  # the second fails while the last step is being taken
+        folder = tmp_path / lost[0]
+        assert same(train(folder), train(None))
+        assert f"{lost[0]} could not be written" in capsys.readouterr().err
+        assert (folder / "checkpoints" / "line_00000030").is_dir()
+    lost = ["line_00000009"]
+    with pytest.raises(OSError, match="line_00000009 could not be written"):
         train(tmp_path / "last", 9)  # the last one is the result
 
 
@@ -201,6 +224,7 @@ def test_tensorboard_holds_the_figures_too(tmp_path):
 def test_of_many_ranks_that_stop_the_first_one_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("minicogvx.training.run.any_rank", lambda noted: True)
     monkeypatch.setattr(Checkpoints, "save", lambda *_: None)
+    monkeypatch.setattr(Checkpoints, "settle", lambda *_: None)
     for rank, stop, told in ((0, KeyboardInterrupt, "stopped after step 1"), (1, SystemExit, "130")):
         with pytest.raises(stop, match=told):
             list(Run("line", 2, Keep(tmp_path, progress=False), Ranks(rank, 2)))

@@ -118,6 +118,7 @@ def test_settings_that_exclude_each_other_or_are_out_of_range(subtests):
         (lambda: TransformerTraining((stage,), lora_from="a")): "lora_from is 'a' and lora_rank 0",
         (lambda: TransformerTraining((stage,), offload=True)): "offload is True",
         (lambda: TransformerTraining((stage, Stage(1, images=0.5)), image_to_video=True)): "stages.1.images is 0.5",
+        (lambda: TransformerTraining((stage,), offload=True, sharding="fsdp", sample_every=5)): "sample_every is 5",
         (lambda: TransformerTraining((stage,), sharding="fsdp", optimizer="muon")): "optimizer is 'muon'",
         (lambda: TransformerTraining((stage,), learning_rate=float("nan"))): "learning_rate is nan",
         (lambda: VAEStage(1, pack=100)): "pack is 100", (lambda: VAEStage(1, frame_rates=())): "frame_rates is",
@@ -151,3 +152,6 @@ def test_sizes_that_do_not_fit_are_refused_with_the_number_of_the_stage(subtests
     ]:
         with subtests.test(told=told), pytest.raises(ValueError, match=told):
             check_transformer(sizes, TransformerTraining((stage,), **changed))
+    long = replace(sizes, transformer=replace(sizes.transformer, patch_size_t=2))
+    with pytest.raises(ValueError, match="patch_size_t is 2 and alignment_weight 1.0"):
+        check_transformer(long, TransformerTraining((Stage(1),), alignment_weight=1.0))

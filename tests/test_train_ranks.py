@@ -34,7 +34,7 @@ PACKED = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, 
 ADAPTERS = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, 4),), lora_rank=2))
 SHARED = replace(RECIPE, vae=replace(RECIPE.vae, chunk_frames=None, optimizer="adamw", stages=(
     VAEStage(3, 2, num_frames=9, loss=LOSS, context_ranks=2),)), transformer=replace(
-    PLAIN.transformer, stages=RECIPE.transformer.stages, context_ranks=2))
+    PLAIN.transformer, stages=RECIPE.transformer.stages, context_ranks=2, validate_every=2))
 
 
 def main(home: Path) -> None:
@@ -103,16 +103,22 @@ def home(tmp_path_factory) -> Path:
     fsdp = ["--set", "transformer.sharding=fsdp"]
     start(home, 1, *commands("one", alone), name="one")
     start(home, 2, *commands("two", {"world": [], "plain": [], "packed": [], "shared": [], "adapters": [],
-                                     "plain-fsdp": fsdp, "packed-fsdp": fsdp, "adapters-fsdp": fsdp}), name="two")
+                                     "plain-fsdp": fsdp, "packed-fsdp": fsdp, "adapters-fsdp": fsdp,
+                                     "shared-fsdp": fsdp}), name="two")
     return home
 
 
 def test_two_ranks_learn_what_one_learns(home, subtests):
     """On the shapes world, on films, in packs, sharded, and with each clip shared by both."""
-    for name in ("world", "plain", "packed", "shared", "plain-fsdp", "packed-fsdp"):
+    for name in ("world", "plain", "packed", "shared", "plain-fsdp", "packed-fsdp", "shared-fsdp"):
         with subtests.test(name):
             bound = 5e-3 if name == "world" else 2e-3  # float16 files; Muon amplifies the rounding of a gradient
-            assert distance(home / "two" / name, home / "one" / name.split("-")[0]) < bound
+            one, two = home / "one" / name.split("-")[0], home / "two" / name
+            assert distance(two, one) < bound
+            last, expected = (json.loads((folder / "transformer.jsonl").read_text().splitlines()[-1])
+                              for folder in (two, one))
+            assert last.get("validation", 0) == pytest.approx(expected.get("validation", 0), rel=1e-3)
+            assert ("validation" in last) == name.startswith("shared")
     for name in ("adapters", "adapters-fsdp"):
         with subtests.test(name):
             one, two = (read_tensors(folder / FILE) for folder in (home / "one" / "adapters", home / "two" / name))

@@ -166,6 +166,39 @@ def test_the_result_is_the_moving_average_with_which_is_measured(world):
     assert task.model.training and task.text.encoder.training
 
 
+def test_training_goes_on_from_its_own_weights_after_the_average_was_measured(world):
+    """FSDP2 keeps the outermost weights that it gathered for a forward pass; after it they are others."""
+    training = replace(MIXED, ema_decay=0.5, sharding="fsdp")
+    task, data = begin(training), steps_of(world, training)
+    try:
+        take_steps(task, data)
+        with torch.no_grad():
+            before = task.losses(data[0][0])
+            with task.averaged():
+                average = task.losses(data[0][0])
+            after = task.losses(data[0][0])
+        assert torch.equal(before, after) and not torch.allclose(before, average, rtol=1e-4)
+    finally:
+        leave()
+
+
+def test_in_16_bits_the_gradients_of_several_passes_add_up_in_float32(world):
+    training = replace(MIXED, accumulate=4)
+    task, passes, each = begin(training, dtype=torch.bfloat16), steps_of(world, training)[0], []
+    name = "transformer.proj_out.weight"
+    for one in passes:
+        task.backward(one, 0.0)
+        task.weights.take_gradients()
+        each.append(task.weights.learning[name].grad.clone())
+        for p in task.weights.learning.values():
+            p.grad = None
+    for one in passes:
+        task.backward(one, 0.0, one is passes[-1])
+    task.weights.take_gradients()
+    assert len(each) == 4 and torch.equal(task.weights.learning[name].grad, sum(each))
+    assert all(grad.equal(grad.bfloat16().float()) for grad in each)
+
+
 def test_it_learns_a_batch_by_heart_and_muon_does_too(world, subtests):
     for optimizer in ("adamw", "muon"):
         with subtests.test(optimizer):
@@ -280,6 +313,8 @@ def test_validation_is_the_loss_of_the_average_at_each_timestep_with_fixed_noise
     assert found["validation"] == pytest.approx(sum(found[f"loss_{t}"] for t in (100, 300, 500, 700, 900)) / 5)
     with task.averaged():  # one rank's clips after another's are those of a single rank
         halves = [Validation(world, 1, Ranks(rank, 2), most=4).loss_at(task, 500) for rank in (0, 1)]
+        teams = [Validation(world, 1, Ranks(rank, 4, context=2), most=4).own for rank in range(4)]
+    assert teams == [range(2), range(2), range(2, 4), range(2, 4)]
     assert found["loss_500"] == pytest.approx(sum(halves) / 2)
     assert found["loss_500"] != pytest.approx(watcher.loss_at(task, 500), rel=1e-4), "of the weights themselves"
     with pytest.raises(ValueError, match="8 clips are held back; there must be at least one a rank"):

@@ -163,8 +163,14 @@ def _checksum(path: Path) -> int:
 
 
 def _problem(path: Path, size: int, checksum: int) -> str | None:
-    if not path.is_file():
-        return f"{path} is missing"
-    if path.stat().st_size != size:
-        return f"{path} is cut short: it has {path.stat().st_size} bytes of {size}"
-    return None if _checksum(path) == checksum else f"{path} is damaged: its checksum is not the one that was written"
+    """What is wrong with a file, in one sentence; an error of reading as well, as the other ranks must hear of it."""
+    try:
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != size:
+            return f"{path} is cut short: it has {path.stat().st_size} bytes of {size}"
+        if _checksum(path) != checksum:
+            return f"{path} is damaged: its checksum is not the one that was written"
+    except OSError as error:
+        return f"{path} cannot be read: {error}"
+    return None

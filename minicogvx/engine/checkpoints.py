@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from minicogvx.engine.checkpoint_files import Damaged, at_least_1d, gather, read_folder, write_folder
-from minicogvx.engine.ranks import Ranks, from_first
+from minicogvx.engine.ranks import LONG, Ranks, from_first, on_each
 
 
 class Checkpoints:
@@ -39,8 +39,8 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Copies `tensors` to the CPU and returns; training may change them while a thread writes the copies.
 
-        Once they are written, all checkpoints are removed but this one and the `keep` - 1 before it. Any of later steps
-        were found damaged when the run resumed.
+        Once they are written, all checkpoints are removed but this one and the `keep` - 1 before it. Those of later
+        steps go as well: they were found damaged when the run resumed.
 
         `tensors`: weights, moving averages and optimizer state by name, the same names on every rank.
         Raises ValueError, on every rank, for a number that is not finite; and what `settle` raises.
@@ -56,11 +56,14 @@ class Checkpoints:
     def settle(self) -> None:
         """Waits until the last checkpoint is written. Call it before the run ends.
 
-        Raises OSError, on the ranks that wrote, if one could not, such as for a full disk; those before it are intact.
+        Raises OSError, on every rank, if one could not, such as for a full disk; those before it are intact.
         """
         writing, self.writing = self.writing, None
-        if writing:
-            writing.result()
+        on_each(lambda: writing and writing.result(), self.ranks)
+
+    def wait(self) -> None:
+        """Waits for this rank's part of the last checkpoint, whatever comes of it: when a run ends by an error."""
+        wait([self.writing] if self.writing else [])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:
@@ -71,14 +74,8 @@ class Checkpoints:
         intact one holds tensors of other names or shapes.
         """
         self.settle()
-        found, problem, readers = None, None, self._writers(tensors)
-        try:
-            found = readers and self._newest(tensors, readers)
-        except (ValueError, OSError) as error:
-            problem = error
-        found, problem = from_first((found, problem), self.ranks)
-        if problem:
-            raise problem
+        readers = self._writers(tensors)
+        found = on_each(lambda: readers and self._newest(tensors, readers), self.ranks)[0]
         if found[0] and not _sharded(tensors) and self.ranks.world_size > 1:
             for tensor in tensors.values():
                 dist.broadcast(tensor.detach(), src=0)
@@ -92,7 +89,7 @@ class Checkpoints:
         if not _sharded(tensors):
             return Ranks() if self.ranks.first else None
         if self.gloo is None and self.ranks.world_size > 1:
-            self.gloo = dist.new_group(backend="gloo")
+            self.gloo = dist.new_group(backend="gloo", timeout=LONG)
         return replace(self.ranks, group=self.gloo)
 
     def _write(self, path: Path, copies: dict[str, Tensor], record: dict, writers: Ranks) -> None:

@@ -18,6 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from minicogvx.compat import choose_device
 
+LONG = timedelta(days=1)  # how long ranks wait for one that scans films, say, or writes a checkpoint
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -186,8 +188,8 @@ def on_each(work: Callable[[], Any], ranks: Ranks) -> list[Any]:
 
 @lru_cache
 def _patient(everyone: dist.ProcessGroup) -> dist.ProcessGroup:
-    """All ranks again, in a group that waits for a day: one may have films to scan. A dead rank is noticed at once."""
-    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    """All ranks again, in a group that waits for a `LONG` time. A dead rank is noticed at once."""
+    return dist.new_group(backend="gloo", timeout=LONG)
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:

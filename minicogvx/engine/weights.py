@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from minicogvx.engine.ranks import Ranks
-from minicogvx.engine.sharding import average_gradients
+from minicogvx.engine.sharding import average_gradients, reshard
 
 
 class Weights:
@@ -23,6 +23,7 @@ class Weights:
 
     def __init__(self, modules: Mapping[str, nn.Module], dtypes: Mapping[str, torch.dtype] = {}):
         """`dtypes`: of the modules that compute in 16 bits. They are rounded, after float32 copies were made."""
+        self.modules = list(modules.values())
         self.computing = {f"{module}.{name}": p for module, network in modules.items()
                           for name, p in network.named_parameters() if p.requires_grad}
         self.learning = {name: p if p.element_size() >= 4 and _module(name) not in dtypes
@@ -40,16 +41,29 @@ class Weights:
         return {name: p.detach() for name, p in self.learning.items()}
 
     @torch.no_grad()
-    def take_gradients(self, ranks: Ranks = Ranks()) -> None:
-        """Moves the networks' gradients to the float32 weights, as the mean over ranks; a missing one counts as zero.
+    def add_gradients(self) -> None:
+        """Moves the networks' gradients to the float32 weights and adds them up there, not in 16 bits.
 
-        FSDP2 has averaged those of its shards already.
+        Call it between the backward passes of a step.
         """
         for name, p in self.learning.items():
             low = self.computing[name]
-            grad, low.grad = low.grad, None
-            if low.requires_grad:  # not frozen for a stage
-                p.grad = torch.zeros_like(p) if grad is None else grad.to(p.dtype)
+            if low is not p and low.grad is not None:
+                grad, low.grad = low.grad.to(p.dtype), None
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
+
+    @torch.no_grad()
+    def take_gradients(self, ranks: Ranks = Ranks()) -> None:
+        """Leaves in the float32 weights the gradients of the step, as the mean over ranks; a missing one is zero.
+
+        FSDP2 has averaged those of its shards already.
+        """
+        self.add_gradients()
+        for name, p in self.learning.items():
+            if not self.computing[name].requires_grad:  # frozen for a stage
+                p.grad = None
+            elif p.grad is None:
+                p.grad = torch.zeros_like(p)
         whole = [p for p in self.learning.values() if p.grad is not None and not isinstance(p, DTensor)]
         average_gradients(whole, ranks)
 
@@ -79,6 +93,7 @@ class Weights:
         for name, p in self.learning.items():
             p.copy_(values[name])
         self.write_back()
+        reshard(self.modules)
 
 
 def _module(name: str) -> str:

@@ -1,7 +1,8 @@
 """The random half of a step of the transformer: which clips, captions, noise and timesteps. The rest is computation.
 
 Everything that is drawn for a clip comes from a generator of its own, seeded by the run, the step and the clip's place
-in the joint batch. So a step is the same on any number of ranks, in any number of passes, and after any interruption.
+in the joint batch. So a step is the same in any number of passes, after any interruption, and on any number of ranks;
+but with `timesteps` "rank", as published, each rank draws timesteps from an interval of its own.
 """
 
 import random
@@ -158,7 +159,7 @@ class Steps(Dataset):
         latents = whole_patches(latents[:, :1] if image else latents, self.config.patch_size_t)
         noise = torch.randn(latents.shape, generator=generator)
         timestep = self._timestep(part, count, torch.rand((), generator=generator).item())
-        features = clips.features(index)[:latents.shape[1]] if training.alignment_weight else None
+        features = clips.features(index)[:latents.shape[1]].clone() if training.alignment_weight else None
         picture, picture_noise = None, latents[:0, :1]
         if training.image_to_video:
             picture = noised_picture(clips.first_pixels(index), training.image, generator)

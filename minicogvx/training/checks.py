@@ -186,12 +186,16 @@ def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks
 
 
 def _check_team(stage: Stage, training: TransformerTraining, config: TransformerConfig, ranks: Ranks) -> None:
-    """Raises ValueError for a batch that ranks or passes do not divide, and for ranks that cannot share a clip."""
+    """Raises ValueError for a batch that ranks or passes do not divide, for ranks that cannot share a clip, and for
+    alignment where a patch has more than one latent frame."""
     own = len(range(stage.batch_size)[replace(ranks, context=training.context_ranks).part(stage.batch_size)])
     if not stage.pack and training.accumulate > own:
         raise ValueError(f"accumulate is {training.accumulate}; it must be from 1 to {own}, the clips of each rank")
     if training.context_ranks > 1:
         check_split(config, training.context_ranks)
+    if training.alignment_weight and (config.patch_size_t or 1) > 1:
+        raise ValueError(f"patch_size_t is {config.patch_size_t} and alignment_weight {training.alignment_weight}; "
+                         f"alignment predicts every latent frame, so it must be 0")
 
 
 def check_pack(stage: Stage, training: TransformerTraining, config: TransformerConfig,

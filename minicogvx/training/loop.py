@@ -6,6 +6,7 @@ The task (`TransformerTask`, `VAETask`) computes. `data[step]` is what it comput
 list, with everything that is random in them. The run (run.py) keeps checkpoints and figures, and resumes.
 """
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -71,13 +72,24 @@ def fit(task: Task, data: Dataset, run: Run, rate: Callable[[int], float], watch
 def read_ahead(data: Dataset, run: Run, workers: int = 0) -> Iterator[tuple[int, Any]]:
     """The remaining steps of `run`, and their data; with workers read ahead of time, in other processes."""
     ahead = iter(DataLoader(data, batch_size=None, sampler=range(run.done, run.total), num_workers=workers,
-                            collate_fn=_as_it_is, prefetch_factor=2 if workers else None,
+                            collate_fn=_as_it_is, worker_init_fn=_ignore_signals,
+                            prefetch_factor=2 if workers else None,
                             generator=torch.Generator()))  # without one, its seed is drawn from the one that trains
-    for step in run:
-        before = time.perf_counter()
-        passes = next(ahead)
-        run.waited = time.perf_counter() - before
-        yield step, passes
+    try:
+        for step in run:
+            before = time.perf_counter()
+            passes = next(ahead)
+            run.waited = time.perf_counter() - before
+            yield step, passes
+    finally:
+        if workers:
+            ahead._shutdown_workers()  # at once: an error would keep them, and they ignore signals
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C reaches all processes of a run. Which step is the last, its own process decides, and ends these then."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(passes: Any) -> Any:

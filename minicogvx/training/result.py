@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import T5EncoderModel
 
 from minicogvx.data.clips.clips import Clips
 from minicogvx.engine.ranks import Ranks
 from minicogvx.files import written_whole
 from minicogvx.pipeline import Pipeline
+from minicogvx.text import TextEncoder
 from minicogvx.training.lora import FILE, lora_tensors, trained_alpha, write_lora
 from minicogvx.training.start import with_transformer
 from minicogvx.training.transformer import TransformerTask
@@ -63,10 +65,12 @@ def trained_pipeline(parts: Pipeline, task: TransformerTask, learnt: dict[str, d
     model = ExpertTransformer(task.model.config).to(dtype)
     frozen = {name: tensor for name, tensor in task.model.state_dict().items() if name not in learnt["transformer"]}
     model.load_state_dict(frozen | learnt["transformer"])  # frozen: a table of positions that is a buffer, as in 5b-i2v
+    pipe = with_transformer(parts, model.eval())
     if task.trains_text:
-        parts.text.encoder.to("cpu").load_state_dict(learnt["text"], strict=False)  # a shared weight has two names
-        parts.text.encoder.requires_grad_(False).eval()
-    return with_transformer(parts, model.eval())
+        encoder = T5EncoderModel(parts.text.encoder.config)
+        encoder.load_state_dict(learnt["text"], strict=False)  # a shared weight has two names
+        pipe.text = TextEncoder(parts.text.tokenizer, encoder.requires_grad_(False).eval(), parts.text.max_length)
+    return pipe
 
 
 def write_picture(clips: Clips, number: int, path: Path) -> Path:

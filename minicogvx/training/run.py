@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +109,7 @@ class Run:
                     if not self.ranks.first:
                         raise SystemExit(130)  # rank 0 prints the message
                     raise KeyboardInterrupt(f"stopped after step {self.done}; run the same command again to resume")
-        self._settle()
+        self._settle(last=True)
         self.log.close()
 
     def logs(self, step: int) -> bool:
@@ -167,10 +167,9 @@ class Run:
 
     def _save(self) -> None:
         """Begins to write a checkpoint; after bad steps none, as it would displace one from before them."""
-        if not self.files or self.bad:
-            return
         self._settle()
-        self._try(lambda: self.files.save(self.done, self.state))
+        if self.files and not self.bad:
+            self.files.save(self.done, self.state)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -178,21 +177,18 @@ class Run:
         try:
             yield
         finally:
-            with suppress(OSError):
-                if self.files:
-                    self.files.settle()
+            if self.files:
+                self.files.wait()
 
-    def _settle(self) -> None:
-        if self.files:
-            self._try(self.files.settle)
-
-    def _try(self, action: Callable[[], None]) -> None:
+    def _settle(self, last: bool = False) -> None:
+        """Waits for the checkpoint that is being written. One that fails ends the run only if it is the `last`."""
         try:
-            action()
+            if self.files:
+                self.files.settle()
         except OSError as error:
-            if self.done == self.total:
+            if last:
                 raise
-            self.say(f"no checkpoint at step {self.done}: {error}; the one before is kept")
+            self.say(f"{error}; the checkpoint before it is kept")
 
 
 class _Log:

@@ -9,6 +9,7 @@
     pipeline/, or pytorch_lora_weights.safetensors   the result
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,6 +161,8 @@ def finished_vae(job: Job, keep: Keep, ranks: Ranks) -> CausalVAE:
         vae = train_vae(config, job.recipe.vae, videos, job.seed, job.dtype, keep, ranks)
         if ranks.first:
             write_tensors(file, vae.state_dict())
+            for checkpoint in (job.out / "checkpoints").glob("vae_*"):
+                shutil.rmtree(checkpoint)
         return vae
     vae = CausalVAE(config)
     if ranks.first:  # the file may be on its disk only
@@ -209,7 +212,7 @@ def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Cl
     """What is measured during training, beside the loss."""
     training, found = task.training, []
     if held_back is not None:
-        found.append(Validation(held_back, training.validate_every, ranks))
+        found.append(Validation(held_back, training.validate_every, task.ranks))
     if training.sample_every:
         folder = job.out / "samples" if ranks.first else None
         found.append(WorldSamples(parts, folder, training.sample_every) if job.data is None else

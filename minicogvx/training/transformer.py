@@ -88,7 +88,8 @@ class TransformerTask:
     def backward(self, batch: Pass, progress: float, last: bool = True) -> dict[str, Tensor]:
         """Adds this pass's share of the step's gradients, and returns its share of the losses, by name.
 
-        `progress`: share of the training that is done. `last`: of the step; only then do ranks average gradients.
+        `progress`: share of the training that is done. `last`: whether it is the last pass of the step. In those before
+        it, gradients add up on each rank: in float32, and under FSDP2 without a message.
         """
         with without_sync(self.model, not last):
             loss = self.losses(batch).sum() / batch.total
@@ -99,6 +100,8 @@ class TransformerTask:
                 figures["alignment"] = aligned.detach()
                 loss = loss + self.training.alignment_weight * (1 - progress) * aligned
             loss.backward()
+        if not last:
+            self.weights.add_gradients()
         return figures
 
     def update(self, step: int, rate: float) -> Tensor:

@@ -5,7 +5,7 @@ optimizer were never released. Ours were chosen on two CPU cores.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -72,17 +72,19 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
             watched[number], training.workers)
         task.finish()
         if not stage.decoder_only:
-            normalise_latents(vae, _some_videos(videos, training, number, config, seed + 1))
+            normalise_latents(vae, _some_videos(videos, training, number, config))
             broadcast_weights(vae, ranks)  # each rank has measured for itself
     return vae.eval()
 
 
-def _some_videos(videos: Videos, training: VAETraining, number: int, config: VAEConfig,
-                 seed: int) -> list[Float[Tensor, "b c t h w"]]:
+def _some_videos(videos: Videos, training: VAETraining, number: int,
+                 config: VAEConfig) -> Iterator[Float[Tensor, "b c t h w"]]:
     """Enough of the videos of a stage to measure latents, one by one."""
     size = training.stages[number].batch_size
-    data = VideoSteps(videos, replace(training, accumulate=size), number, config, seed=seed)
-    return [one.video for step in range(math.ceil(_MEASURED / size)) for one in data[step]]
+    data = VideoSteps(videos, replace(training, accumulate=size), number, config)
+    for step in range(math.ceil(_MEASURED / size)):
+        for one in data[step]:
+            yield one.video
 
 
 class VAETask:
@@ -217,7 +219,7 @@ def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_latents(vae: CausalVAE, videos: list[Float[Tensor, "_ c t h w"]]) -> None:
+def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> None:
     """Folds a scale for each latent channel into the weights, so that on `videos` every channel has unit variance.
 
     The file format holds one scaling factor for all channels; the diffusion model learns faster if they are alike.

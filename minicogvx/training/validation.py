@@ -28,16 +28,17 @@ AT_ONCE = 32  # clips whose swap gain is measured in one pass
 class Validation:
     """A watcher of a transformer: `loss_100` to `loss_900`, and their mean `validation`, with fixed noise and captions.
 
-    Every rank measures its part of the clips, one at a time, so that all sizes will do.
+    Every rank, or team of ranks, measures its part of the clips, one at a time, so that all sizes will do.
     """
 
     def __init__(self, clips: Clips, every: int, ranks: Ranks = Ranks(), most: int = 64):
         """`most`: of the clips, the first so many. Raises ValueError if there are fewer than ranks."""
         self.clips, self.every, self.ranks = clips, every, ranks
-        count = min(most, len(clips)) // ranks.world_size  # as many on every rank, as FSDP needs
+        count = min(most, len(clips)) // ranks.teams  # as many on every rank, as FSDP needs
         if not count:
             raise ValueError(f"{len(clips)} clips are held back; there must be at least one a rank")
-        self.own = range(ranks.rank * count, (ranks.rank + 1) * count)
+        team = ranks.rank // ranks.context
+        self.own = range(team * count, (team + 1) * count)
 
     @torch.no_grad()
     def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
@@ -83,17 +84,19 @@ class SwapGain:
 
     def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
         """The gain of the weights, on every rank the same."""
-        return {"swap_gain": swap_gain(task.model, task.text, task.schedule, self.scenes, self.clips, task.dtype)}
+        return {"swap_gain": swap_gain(task.model, task.text, task.schedule, self.scenes, self.clips, task.dtype,
+                                       task.ranks.device)}
 
 
 @torch.no_grad()
 def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scenes: Sequence[Scene], clips: Clips,
-              dtype: torch.dtype) -> float:
+              dtype: torch.dtype, device: torch.device | None = None) -> float:
     """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
 
     It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips.
+    `device`: where the model computes; None: where the text encoder's weights are.
     """
-    device, generator = text.encoder.device, torch.Generator().manual_seed(1)
+    device, generator = device or text.encoder.device, torch.Generator().manual_seed(1)
     x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0))
     noise = torch.randn(x0.shape, generator=generator)
     t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)

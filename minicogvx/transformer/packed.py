@@ -88,8 +88,9 @@ def clip_mask(clips: Sequence[DenseLayout], device: torch.device):
     Not yet run on a GPU. On a CPU it is checked forward; PyTorch has no backward for it there.
     """
     from torch.nn.attention.flex_attention import create_block_mask
-    lengths = torch.tensor([clip.num_tokens for clip in clips], device=device)
-    clip = torch.arange(len(clips), device=device).repeat_interleave(lengths)  # of each token
+    lengths = [clip.num_tokens for clip in clips]
+    clip = torch.arange(len(clips), device=device).repeat_interleave(  # of each token
+        torch.tensor(lengths, device=device), output_size=sum(lengths))  # given, so that a GPU is not waited for
 
     # Compiled, it never makes the n x n mask, which has 5.6 billion entries at 75k tokens.
     return create_block_mask(lambda b, head, query, key: clip[query] == clip[key], None, None, len(clip), len(clip),
