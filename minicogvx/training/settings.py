@@ -77,8 +77,8 @@ class TransformerTraining:
         if self.offload and self.sharding == "replicate":
             raise ValueError("offload is True; it goes with sharding='fsdp' or 'hsdp', not 'replicate'")
         if self.offload and self.sample_every:
-            raise ValueError(f"sample_every is {self.sample_every}; with offload=True it must be 0, as samples are made "
-                             f"where the weights lie")
+            raise ValueError(f"sample_every is {self.sample_every}; with offload=True it must be 0, as samples are "
+                             f"made where the weights lie")
         if self.context_ranks > 1 and self.alignment_weight:
             raise ValueError(f"alignment_weight is {self.alignment_weight}; with context_ranks={self.context_ranks} no "
                              f"rank has all tokens of a clip, so it must be 0")
