@@ -112,7 +112,7 @@ def test_one_gradient_that_is_wrong_shows_though_it_is_small_and_nan_is_infinite
 
 
 def test_a_model_that_was_not_sharded_fails(monkeypatch):
-    monkeypatch.setattr(sharding, "wrap", lambda model, *_: model)
+    monkeypatch.setattr(sharding, "wrap", lambda model, *_, **__: model)
     found = list(sharding.fsdp(CPU, TINY))
     assert [row.result for row in found] == [FAILED, FAILED] and "DTensor" in found[0].reason
     assert not torch.distributed.is_initialized()

@@ -114,7 +114,7 @@ def pad_time(x: Float[Tensor, "b c t h w"], frames: int,
     Where x is the end of a buffer with so many frames before it (`norm_silu`), x is not copied.
     """
     buffer, version = vars(x).pop("buffer", (None, None))  # the frames before x are used once
-    if buffer is None or version != x._version or buffer.shape[2] != frames + x.shape[2]:
+    if buffer is None or version != _version(x) or buffer.shape[2] != frames + x.shape[2]:
         return _PadFirst.apply(x, frames) if past is None else _Join.apply(past, x)
     if past is None and buffer.requires_grad == x.requires_grad:
         return buffer
@@ -122,6 +122,11 @@ def pad_time(x: Float[Tensor, "b c t h w"], frames: int,
         return _PadFirst.apply(x, frames) if past is None else _Join.apply(past, x)
     buffer[:, :, :frames] = past
     return buffer
+
+
+def _version(x):
+    """Rises with every change in place, but for tensors of `torch.inference_mode`, which have none."""
+    return None if x.is_inference() else x._version
 
 
 class _Join(torch.autograd.Function):
@@ -172,5 +177,5 @@ def norm_silu(x: Float[Tensor, "b c t h w"], groups: int, eps: float,
         buffer = empty_buffer(x, free)
         norm_silu_into(buffer, x, groups, eps, gain, bias, scale, shift)
     y = buffer[:, :, free:]
-    y.buffer = buffer, y._version
+    y.buffer = buffer, _version(y)
     return y
