@@ -22,7 +22,6 @@ from minicogvx.training.lora import FILE
 from minicogvx.training.run import Run
 from minicogvx.training.settings import TransformerTraining, VAEStage
 from minicogvx.training.stages import Stage
-from tests.ranks import exact_muon
 from tests.tiny import load_pipeline, weights
 from tests.trained import FOR_FILMS, LOSS, RECIPE, films_of_mixed_lengths, recipe_file
 
@@ -30,6 +29,8 @@ FILMS = 20
 # AdamW with an average, no Muon: its iteration turns rounding into another direction.
 PLAIN = replace(FOR_FILMS, transformer=TransformerTraining(
     (Stage(8, batch_size=4),), learning_rate=1e-3, warmup=2, timesteps="stratified", ema_decay=0.5, text_dropout=0.0))
+WORLD = replace(RECIPE, vae=replace(RECIPE.vae, optimizer="adamw"),
+                transformer=replace(RECIPE.transformer, optimizer="adamw", learning_rate=1e-3))
 PACKED = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, batch_size=2, pack=300),)))
 ADAPTERS = replace(PLAIN, transformer=replace(PLAIN.transformer, stages=(Stage(4, 4),), lora_rank=2))
 SHARED = replace(RECIPE, vae=replace(RECIPE.vae, chunk_frames=None, optimizer="adamw", stages=(
@@ -56,9 +57,8 @@ def main(home: Path) -> None:
         return example(steps, number, index, image, step, *others)
 
     Run.record, Steps.example = recorded, noted
-    with exact_muon():
-        for words in commands:
-            assert cli.main([*words, "--threads", "1", "--checkpoint-every", "2", "--dtype", "float32"]) == 0
+    for words in commands:
+        assert cli.main([*words, "--threads", "1", "--checkpoint-every", "2", "--dtype", "float32"]) == 0
     leave()
 
 
@@ -85,7 +85,7 @@ def home(tmp_path_factory) -> Path:
     """Runs that are compared: the same commands on one rank and on two."""
     home = tmp_path_factory.mktemp("ranks")
     films = films_of_mixed_lengths(home / "films", FILMS)
-    recipes = {"world": RECIPE, "plain": PLAIN, "packed": PACKED, "shared": SHARED, "adapters": ADAPTERS}
+    recipes = {"world": WORLD, "plain": PLAIN, "packed": PACKED, "shared": SHARED, "adapters": ADAPTERS}
     files = {name: recipe_file(home, recipe, name) for name, recipe in recipes.items()}
 
     def commands(folder: str, extra: dict[str, list[str]]) -> list[list[str]]:
@@ -114,7 +114,7 @@ def test_two_ranks_learn_what_one_learns(home, subtests):
         with subtests.test(name):
             bound = 5e-3 if name == "world" else 2e-3  # float16 files; Muon amplifies the rounding of a gradient
             one, two = home / "one" / name.split("-")[0], home / "two" / name
-            assert distance(two, one) < bound
+            assert distance(two, one) < 2e-3  # float16 files
             last, expected = (json.loads((folder / "transformer.jsonl").read_text().splitlines()[-1])
                               for folder in (two, one))
             assert last.get("validation", 0) == pytest.approx(expected.get("validation", 0), rel=1e-3)
