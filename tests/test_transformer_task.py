@@ -159,7 +159,7 @@ def test_the_result_is_the_moving_average_with_which_is_measured(world):
     for name, value in expected.items():
         torch.testing.assert_close(task.result()[name], value)
     name, before = "transformer.proj_out.weight", task.model.proj_out.weight.clone()
-    with task.averaged():
+    with task.averaged_weights():
         assert torch.equal(task.model.proj_out.weight, task.average[name].bfloat16())
         assert not (task.model.training or task.text.encoder.training)
     assert torch.equal(task.model.proj_out.weight, before) and not torch.equal(task.average[name].bfloat16(), before)
@@ -174,7 +174,7 @@ def test_training_goes_on_from_its_own_weights_after_the_average_was_measured(wo
         take_steps(task, data)
         with torch.no_grad():
             before = task.losses(data[0][0])
-            with task.averaged():
+            with task.averaged_weights():
                 average = task.losses(data[0][0])
             after = task.losses(data[0][0])
         assert torch.equal(before, after) and not torch.allclose(before, average, rtol=1e-4)
@@ -311,7 +311,7 @@ def test_validation_is_the_loss_of_the_average_at_each_timestep_with_fixed_noise
     found = watcher(3, task)
     assert found == watcher(3, task) and torch.equal(before, torch.get_rng_state())
     assert found["validation"] == pytest.approx(sum(found[f"loss_{t}"] for t in (100, 300, 500, 700, 900)) / 5)
-    with task.averaged():  # one rank's clips after another's are those of a single rank
+    with task.averaged_weights():  # one rank's clips after another's are those of a single rank
         halves = [Validation(world, 1, Ranks(rank, 2), most=4).loss_at(task, 500) for rank in (0, 1)]
         teams = [Validation(world, 1, Ranks(rank, 4, context=2), most=4).own for rank in range(4)]
     assert teams == [range(2), range(2), range(2, 4), range(2, 4)]

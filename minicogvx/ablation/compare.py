@@ -67,6 +67,6 @@ def trained_model(task: TransformerTask) -> tuple[ExpertTransformer, TextEncoder
     model = ExpertTransformer(task.model.config).to(task.ranks.device)
     model.load_state_dict({name.removeprefix("transformer."): tensor for name, tensor in task.result().items()
                            if name.startswith("transformer.")})
-    with task.averaged():
+    with task.averaged_weights():
         text = TextEncoder(task.text.tokenizer, copy.deepcopy(task.text.encoder), task.text.max_length)
     return model.eval(), text

@@ -213,7 +213,7 @@ class Watch:
 
 def finish(curve: StagesCurve, task: TransformerTask, judge: Judge) -> StagesCurve:
     """Adds the model and its scores to the curve."""
-    with task.averaged():
+    with task.averaged_weights():
         curve.adherence, curve.measured, curve.sharpness = judge(task.model, task.text)
     curve.references = judge.references
     curve.model, curve.text = trained_model(task)

@@ -40,7 +40,7 @@ class WorldSamples:
         images = None
         if task.training.image_to_video:
             images = render_batch(self.scenes, 1, *self.parts.video_size[1:])[:, 0]
-        with task.averaged():
+        with task.averaged_weights():
             pipe = with_transformer(self.parts, task.model)
             clips = pipe.decode(pipe.sample(self.captions, images, num_inference_steps=STEPS)).cpu()
         rows = rearrange(clips[:self.shown], "b t h w c -> t (b h) w c")  # one row of the picture per clip
@@ -68,7 +68,7 @@ class FilmSamples:
             image = None
             if task.training.image_to_video:
                 image = rearrange(self.clips.first_pixels(i) / 2 + 0.5, "c 1 h w -> h w c")
-            with task.averaged():
+            with task.averaged_weights():
                 clip = pipe(self.clips.caption(i, random.Random(0)), image, num_frames=(frames - 1) * time + 1,
                             height=height * space, width=width * space, num_inference_steps=STEPS)
             _write(self.folder, f"step_{step:08d}_{number}", clip, clip, pipe.fps, 1)

@@ -157,7 +157,7 @@ class TransformerTask:
         self.weights.write_back()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged_weights(self) -> Iterator[None]:
         """Within this context, the networks are those that `result` gives, and do not train."""
         self.model.eval(), self.text.encoder.eval()
         with self.weights.replaced_by(self.average) if self.average else nullcontext():

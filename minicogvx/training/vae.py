@@ -175,7 +175,7 @@ class VAETask:
         """Nothing is derived from the state."""
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged_weights(self) -> Iterator[None]:
         """Within this context, the VAE is the one that `finish` leaves."""
         with self.weights.replaced_by(self.average) if self.average else nullcontext():
             yield
@@ -203,7 +203,7 @@ class VAEValidation:
     def __call__(self, step: int, task: VAETask) -> dict[str, float]:
         """Means over the videos, on every rank the same."""
         figures = []
-        with task.averaged():
+        with task.averaged_weights():
             for i, video in enumerate(self.videos.held_back(self.stage, self.size)):
                 video = video[None].to(task.ranks.device)
                 reconstruction = task.reconstruct(video, [i])[0].float()

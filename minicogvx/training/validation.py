@@ -43,7 +43,7 @@ class Validation:
     @torch.no_grad()
     def __call__(self, step: int, task: TransformerTask) -> dict[str, float]:
         """The losses of the moving average, if there is one, or of the weights."""
-        with task.averaged():
+        with task.averaged_weights():
             losses = {f"loss_{t}": self.loss_at(task, t) for t in TIMESTEPS}
         losses["validation"] = sum(losses.values()) / len(losses)
         return mean_over_ranks(losses, self.ranks)
@@ -72,7 +72,7 @@ def held_back_loss(task: TransformerTask, clips: Clips) -> float:
     places = random.Random(0).sample(range(len(clips)), len(clips))
     examples = [fixed_example(clips, i, (2 * place + 1) * 1000 // (2 * len(clips)), task.training)
                 for i, place in enumerate(places)]
-    with torch.no_grad(), task.averaged():
+    with torch.no_grad(), task.averaged_weights():
         return task.losses(Pass(examples, False, 1.0)).mean().item()
 
 

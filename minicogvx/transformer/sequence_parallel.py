@@ -129,7 +129,7 @@ def split_layout(whole: DenseLayout | PackLayout, config: TransformerConfig, gro
     check_split(config, ranks)
     tokens = sum(part.length for part in parts)
     slices = [slice(tokens * i // ranks, tokens * (i + 1) // ranks) for i in range(ranks)]
-    by_rank = [cut(parts, one) for one in slices]
+    by_rank = [slice_parts(parts, one) for one in slices]
     rope = None if whole.rope is None else whole.rope[slices[rank]]
     lengths = [one.stop - one.start for one in slices]
     video_lengths = [sum(part.length for part in own if part.is_video) for own in by_rank]
@@ -143,7 +143,7 @@ def parts_of(layout: DenseLayout | PackLayout) -> list[Part]:
     return [replace(part, clips=slice(i, i + 1)) for i, clip in enumerate(layout.clips) for part in parts_of(clip)]
 
 
-def cut(parts: Sequence[Part], tokens: slice) -> list[Part]:
+def slice_parts(parts: Sequence[Part], tokens: slice) -> list[Part]:
     """What lies in a slice of a row. The first text and the first video are always there, empty if outside it."""
     pieces, start = [], 0
     for i, part in enumerate(parts):

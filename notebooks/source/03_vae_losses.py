@@ -719,10 +719,9 @@ for frames in (1, 17, 161):
 #
 # **What the paper found.** The VAE is trained in both stages with L1, LPIPS and KL; the GAN joins after a few
 # thousand steps. More latent channels give better copies; 16 x 16 x 8 makes convergence "extremely
-# difficult". Weights, learning rate and data were not published; ours were found on a world of coloured
-# shapes.
+# difficult". Weights, learning rate and data were not published; ours were found on coloured shapes.
 #
-# **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `discriminator.py` has the 3D
-# network. `training/vae.py` is a step of a VAE's training, `training/loop.py` the loop, and `data/recipes/toy.toml` has
-# the stages of the shipped VAE. LPIPS: [Zhang et al.](https://arxiv.org/abs/1801.03924); the adaptive weight:
+# **Where to read on.** `losses.py`, `perceptual.py`, `gan.py` and `discriminator.py` in `minicogvx/vae`;
+# `training/vae.py` is a training step, `training/loop.py` the loop, `data/recipes/toy.toml` the shipped VAE's
+# stages. LPIPS: [Zhang et al.](https://arxiv.org/abs/1801.03924); the adaptive weight:
 # [VQGAN](https://arxiv.org/abs/2012.09841). Next: notebook 04, how noise becomes such a latent.

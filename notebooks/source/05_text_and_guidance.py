@@ -370,8 +370,7 @@ show_figure(figure, "Per cent read rightly, one row a token, one column a questi
 # ## 4. Dropping the text
 #
 # Guidance will need a second answer from the same network: what it would do without a caption. So in training,
-# one caption in ten is thrown away. The package draws anew for each clip in each training step. (Of films, T5's
-# features are computed once and stored. On the shapes world T5 itself is still learning, so none are.)
+# one caption in ten is thrown away, drawn anew in each step:
 
 # %%
 show_source(caption_with_dropout)
@@ -382,8 +381,8 @@ print("its features are zero:", bool((nothing == 0).all()))
 # %% [markdown]
 # Our "nothing" is the empty caption after T5: one `</s>`, 31 times padding. The authors' own program sets all
 # features to **zero** in training and in sampling (`zero_text`). `diffusers` samples the same weights with the
-# empty caption, though training called something else "nothing". The experiment below asks what such an exchange
-# costs our toy, in the other direction.
+# empty caption, though training called something else "nothing". The experiment below asks what the opposite
+# exchange costs our toy.
 #
 # **5.3 Dropping** (difficulty 1, 10 minutes). Features of a batch; each caption as a whole becomes `null` with
 # probability $p$, drawn with the generator.
