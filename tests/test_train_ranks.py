@@ -39,7 +39,7 @@ SHARED = replace(RECIPE, vae=replace(RECIPE.vae, chunk_frames=None, optimizer="a
 def main(home: Path) -> None:
     """What each rank does: commands, one after the other; DIE=5:1 kills rank 1 at step 5 of the transformer."""
     commands = json.loads((home / "commands.json").read_text())
-    muon._iterates_in = lambda device_type: torch.float32  # in bfloat16 its rounding becomes directions of low-rank updates
+    muon._iterates_in = lambda device_type: torch.float32  # bfloat16 turns rounding into directions
     leave, ranks.leave = ranks.leave, lambda: None  # one process group for all
     record, example = Run.record, Steps.example
     die = tuple(map(int, os.environ.get("DIE", "-1:-1").split(":")))
