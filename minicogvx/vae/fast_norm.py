@@ -72,12 +72,13 @@ def _affine_silu(out, x, slope, offset):
     """out = silu(x * up(slope) + up(offset)); on a CPU a few frames at a time, which stay in the cache for the SiLU."""
     _, c, t, h, w = x.shape
     cells, at_once = slope.shape[3], max(1, IN_CACHE // (c * h * w)) if x.device.type == "cpu" else t
-    slope, offset = (v.expand(len(x), c, t, *v.shape[3:]) for v in (slope, offset))
-    for clip in zip(*(v.split(1) for v in (out, x, slope, offset))):  # each is one contiguous block of `out`
-        for to, one, factor, summand in zip(*(v.split(at_once, 2) for v in clip)):
-            rows = _pixel_rows(to, cells)
-            torch.addcmul(_repeat_width(summand, w), _pixel_rows(one, cells), _repeat_width(factor, w), out=rows)
-            F.silu(rows, inplace=True)
+    slope, offset = (_repeat_width(v.expand(-1, c, t, *v.shape[3:]), w) for v in (slope, offset))
+    for b in range(len(x)):  # each clip is one contiguous block of `out`
+        rows, pixels = _pixel_rows(out[b:b + 1], cells), _pixel_rows(x[b:b + 1], cells)
+        clip = rows, pixels, slope[b:b + 1], offset[b:b + 1]
+        for to, one, factor, summand in zip(*(v.split(at_once, 1) for v in clip)):
+            torch.addcmul(summand, one, factor, out=to)
+            F.silu(to, inplace=True)
 
 
 def empty_buffer(x: Float[Tensor, "b c t h w"], free: int) -> Float[Tensor, "b c p h w"]:
