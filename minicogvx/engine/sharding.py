@@ -11,6 +11,7 @@ iteration. On two CPU ranks and the toy's transformer a step took 1.0 to 1.8 s, 
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,6 +67,7 @@ def wrap(model: nn.Module, ranks: Ranks, sharding: str = "replicate", dtype: tor
            "offload_policy": CPUOffloadPolicy(ranks.device.type == "cuda") if offload else OffloadPolicy()}
     for block in blocks:
         fully_shard(block, **how)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped .* returned a view")  # no output is changed in place
     return fully_shard(model, **how)
 
 

@@ -55,13 +55,14 @@ def run(arguments: argparse.Namespace, recipe, films: str | None, out: Path, dev
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
     data = None if films is None else FilmData(Path(films), arguments.list, arguments.fps)
-    if data is not None and recipe.transformer.alignment_weight:
-        print(f"without alignment_weight={recipe.transformer.alignment_weight}: what covers a cell is known of the "
-              f"shapes world only")
+    unaligned = recipe.transformer.alignment_weight if data is not None else 0.0
+    if unaligned:
         recipe = replace(recipe, transformer=replace(recipe.transformer, alignment_weight=0.0))
     job = Job(recipe, out, data, arguments.model, arguments.encoders, arguments.seed, dtype, keep)
     here = ranks(device)
     try:
+        if unaligned and here.first:
+            print(f"without alignment_weight={unaligned}: what covers a cell is known of the shapes world only")
         check_job(job, here)
         made = train(job, here)
     finally:
