@@ -13,6 +13,7 @@ from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.results import read_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.presets import preset
 from minicogvx.training.settings import VAEStage, VAETraining
 from minicogvx.training.stages import Stage
 from minicogvx.vae import CausalVAE
@@ -98,6 +99,9 @@ def test_the_study_is_what_it_says(subtests):
                 latent = CausalVAE(vae).encode(torch.empty(1, 3, *study.size)).mean
             assert latent.shape[1:] == (channels, frames, height, width)
             assert transformer.num_patches((frames, height, width)) == tokens and transformer.in_channels == channels
+    small = STUDIES["latents-micro"]
+    assert small.size == (9, 32, 32) and list(small.variants) == list(study.variants)[:6]
+    assert {one.vae for one in small.variants.values()} == {preset("micro").vae}
     plain = study.vae_training("plain")
     assert plain == study.vae and all(not stage.loss.masked_latents for stage in plain.stages)
     for name, changed in {"masked, correlation": {"masked_latents": 0.3, "correlation_weight": 0.002},

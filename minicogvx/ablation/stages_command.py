@@ -1,4 +1,4 @@
-"""`minicogvx ablate stages` and `ablate latents`: the studies that count minutes instead of steps."""
+"""`minicogvx ablate stages`, and `latents`: the studies that count minutes instead of steps."""
 
 import argparse
 import time

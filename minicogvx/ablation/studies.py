@@ -3,8 +3,8 @@
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
 world. One seed of a study takes about four minutes on two CPU cores. Only the studies of stages and of latents count
-seconds instead of steps; the former takes about half an hour per seed, the latter as much for each of its VAEs, which
-are of the toy's size.
+seconds instead of steps; stages takes about half an hour per seed, latents as much for each of its VAEs, which are of
+the toy's size, and latents-micro about half of that.
 """
 
 import math
@@ -212,32 +212,39 @@ _VAE_STAGES = VAEStagesStudy("vae-stages", QUESTIONS["vae-stages"], {
 
 # ---- latents: regularisers of the VAE (vae/regularise.py), and larger compression, which the paper leaves for later
 
-_TOY_VAE = preset("toy").vae
 _MASKED, _CORRELATED, _EQUIVARIANT = {"masked_latents": 0.3}, {"correlation_weight": 0.002}, {"equivariance": 0.5}
-_LONGER = replace(_TOY_VAE, temporal_compression_ratio=8, latent_channels=32)
-_SMALLER = replace(_TOY_VAE, block_out_channels=(16, 32, 64, 64, 64), latent_channels=48)
-_RESIDUAL = replace(_SMALLER, resampling="residual")
-_PERCEPTUAL = replace(PIXELS, lpips_weight=0.1, lpips_net="alex")
-# Steps, sizes and losses of the shipped toy's VAE.
-_TOY_STAGES = (VAEStage(700, 8, 9, 32, 32, loss=PIXELS), VAEStage(700, 4, 9, loss=PIXELS),
-               VAEStage(500, 4, 17, learning_rate_factor=0.5, loss=_PERCEPTUAL))
 
-_LATENTS = LatentsStudy("latents", QUESTIONS["latents"], {
-    "plain": Latents(_TOY_VAE),
-    "masked": Latents(_TOY_VAE, _MASKED),
-    "correlation": Latents(_TOY_VAE, _CORRELATED),
-    "equivariance": Latents(_TOY_VAE, _EQUIVARIANT),
-    "masked, correlation": Latents(_TOY_VAE, _MASKED | _CORRELATED),  # both of SSVAE
-    "masked, equivariance": Latents(_TOY_VAE, _MASKED | _EQUIVARIANT),
-    # Larger compression: 3 latent frames instead of 5, or 4x4 cells instead of 8x8. Patches of one cell then give as
-    # many tokens as 2x2 cells of the others.
-    "8x8x8": Latents(_LONGER),
+
+def _regularised(vae: VAEConfig) -> dict[str, Latents]:
+    return {name: Latents(vae, loss) for name, loss in {
+        "plain": {}, "masked": _MASKED, "correlation": _CORRELATED, "equivariance": _EQUIVARIANT,
+        "masked, correlation": _MASKED | _CORRELATED,  # both of SSVAE
+        "masked, equivariance": _MASKED | _EQUIVARIANT}.items()}
+
+
+_PERCEPTUAL = replace(PIXELS, lpips_weight=0.1, lpips_net="alex")
+_FIRST_PICTURES = (Stage(20, 64, images=1.0), Stage(80, 32))  # of the transformers
+
+# The VAE and its stages are micro's.
+_LATENTS_MICRO = LatentsStudy("latents-micro", QUESTIONS["latents-micro"], _regularised(VAE), VAETraining(
+    (VAEStage(2400, 4, 9, loss=PIXELS), VAEStage(400, 4, 9, learning_rate_factor=0.5, loss=_PERCEPTUAL)),
+    optimizer="muon", small_branches=True), replace(TRANSFORMER, sample_frames=9), _FIRST_PICTURES)
+
+# The VAE and its stages are the toy's. Larger compression has 3 latent frames instead of 5, or 4x4 cells instead of
+# 8x8: patches of one cell then give as many tokens as patches of 2x2 do otherwise.
+_TOY = preset("toy").vae
+_SMALLER = replace(_TOY, block_out_channels=(16, 32, 64, 64, 64), latent_channels=48)
+_RESIDUAL = replace(_SMALLER, resampling="residual")
+_LATENTS = LatentsStudy("latents", QUESTIONS["latents"], _regularised(_TOY) | {
+    "8x8x8": Latents(replace(_TOY, temporal_compression_ratio=8, latent_channels=32)),
     "16x16x4": Latents(_SMALLER, patch_size=1),
     "16x16x4, residual": Latents(_RESIDUAL, patch_size=1),
     "16x16x4, residual, a quarter of the tokens": Latents(_RESIDUAL),
     "16x16x4, residual, masked": Latents(_RESIDUAL, _MASKED, patch_size=1),
-}, VAETraining(_TOY_STAGES, optimizer="muon", small_branches=True), TRANSFORMER,
-    (Stage(20, 64, images=1.0), Stage(80, 32)))
+}, VAETraining(
+    (VAEStage(700, 8, 9, 32, 32, loss=PIXELS), VAEStage(700, 4, 9, loss=PIXELS),
+     VAEStage(500, 4, 17, learning_rate_factor=0.5, loss=_PERCEPTUAL)),
+    optimizer="muon", small_branches=True), TRANSFORMER, _FIRST_PICTURES)
 
 STUDIES = {study.name: study for study in (
-    _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _POSITION, _MODULATION, _ATTENTION, STAGES)}
+    _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _POSITION, _MODULATION, _ATTENTION, STAGES)}
