@@ -246,7 +246,7 @@ def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> Float[Tensor, " c"]:
+def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> Float[Tensor, " latent"]:
     """Folds a scale for each latent channel into the weights, so that on `videos` every channel has unit variance.
 
     The file format holds one scaling factor for all channels; the diffusion model learns faster if they are alike.
