@@ -7,6 +7,7 @@ where the published one fails, and `micro`, `toy` and `small` set them: `first_f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from minicogvx.ranges import check_fields, valid_frames
@@ -33,6 +34,7 @@ class VAEConfig:
     time_padding: Literal["first", "zeros"] = "first"  # what a causal convolution sees before frame 0
     norm_over: Literal["chunk", "frame"] = "chunk"  # whose statistics a group norm uses; "frame" never leaks the future
     first_frame: Literal["parity", "start"] = "parity"  # published: 5 frames come back as 8; "start": as 5
+    resampling: Literal["plain", "residual"] = "plain"  # "residual": re-shaping shortcuts (DC-AE)
 
     @property
     def spatial_compression_ratio(self) -> int:
@@ -80,6 +82,10 @@ class VAEConfig:
             if width % self.norm_num_groups:
                 raise ValueError(f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} "
                                  f"does not divide")
+        for one, other in pairwise(self.block_out_channels) if self.resampling == "residual" else ():
+            if 4 * one % other or 4 * other % one:
+                raise ValueError(f"block_out_channels has {one} beside {other}; with resampling='residual' each must "
+                                 f"divide four times the other")
 
 
 def _check_five_axes(they_have: str, shape: Sequence[int]) -> None:
@@ -217,6 +223,9 @@ class Preset:
 
     def __post_init__(self):
         check_fields(self)
+        if self.name in PUBLISHED and self.vae.resampling != "plain":
+            raise ValueError(f"vae.resampling is {self.vae.resampling!r}; in the published model {self.name!r} it must "
+                             f"be 'plain', so give this one another name")
 
     @property
     def video_size(self) -> "VideoSize":
@@ -246,6 +255,7 @@ def video_size(vae: VAEConfig, transformer: TransformerConfig, num_frames: int |
     return VideoSize(*(mine if given is None else given for given, mine in zip((num_frames, height, width), own)))
 
 
+PUBLISHED = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
 _VAE_5B = VAEConfig(scaling_factor=0.7)
 _MODEL_15 = TransformerConfig(patch_size_t=2, sample_height=300, sample_width=300, sample_frames=81,
                               position_scaling="extrapolate")

@@ -262,8 +262,8 @@ def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, subtests
 
 
 def test_studies_are_fair_and_compressions_what_they_are_called():
-    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "position", "modulation",
-                            "attention", "stages"}
+    assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "latents", "latents-micro",
+                            "position", "modulation", "attention", "stages"}
     with torch.device("meta"):
         for name in ("position", "modulation", "attention"):
             counts = [sum(p.numel() for p in ExpertTransformer(config).parameters())
@@ -278,7 +278,7 @@ def test_studies_are_fair_and_compressions_what_they_are_called():
     assert list(STUDIES["position"].variants) == ["rope", "sincos", "learned", "none"]
     for name, study in STUDIES.items():
         assert study.name == name and len(study.variants) > 1
-        if name != "stages":  # it counts minutes: tests/test_stages.py
+        if not hasattr(study, "minutes"):  # they count minutes: tests/test_stages.py, tests/test_latents.py
             assert isinstance(study, (TransformerStudy, VAEStudy, VAEStagesStudy)) and study.steps % study.every == 0
 
 
@@ -333,9 +333,9 @@ def test_the_command_resumes_stages_of_a_vae(tmp_path, monkeypatch):
 def test_a_study_computes_where_and_in_the_format_that_is_asked_for(tiny_study, tmp_path, monkeypatch):
     seen, real = [], VAETask.reconstruct
 
-    def watched(self, video, seeds):
+    def watched(self, *arguments):
         seen.append(self.dtype)
-        return real(self, video, seeds)
+        return real(self, *arguments)
 
     monkeypatch.setattr(VAETask, "reconstruct", watched)
     for dtype in ("float32", "bfloat16"):
@@ -389,6 +389,9 @@ def test_mistakes_are_reported_in_one_line_before_anything_is_written(tmp_path, 
             ("position --minutes 3", "--minutes does not go with position, which counts steps"),
             ("position --only rope", "--only does not go with position"),
             ("stages --steps 3", "--steps does not go with stages, which counts minutes"),
+            ("latents --best-fifth 1", "--best-fifth does not go with latents, which trains on all clips"),
+            ("latents --only plane", "only is 'plane'; the variants of latents are plain; masked; "),
+            ("latents --steps 3", "--steps does not go with latents, which counts minutes"),
             ("stages --minutes 0", "minutes is 0.0; it must be above 0"),
             ("stages --best-fifth -1", "best_fifth is -1.0; it must be 0 or more"),
             ("stages --only growing", "only is 'growing'; the variants of stages are full size; progressive; ")):

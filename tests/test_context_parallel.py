@@ -29,6 +29,7 @@ CASES = {
     "rank 0 has the first frame alone": (5, 2, "float64", {}, {}, 1e-6),
     "zeros before the first frame": (13, 3, "float64", {"time_padding": "zeros"}, {}, 1e-6),
     "norms over the frame": (13, 2, "float64", {"norm_over": "frame"}, {"gather_norm": False}, 1e-6),
+    "residual re-sampling": (13, 3, "float64", {"resampling": "residual"}, {}, 1e-6),
     "float32": (21, 3, "float32", {}, {}, 1e-5),
     "published: gradients dropped": (21, 3, "float64", {}, {"borrowed_gradient": "dropped"}, None),
     "norms over each rank's frames": (21, 3, "float64", {}, {"gather_norm": False}, None),

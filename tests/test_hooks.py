@@ -58,6 +58,7 @@ MODELS = {
     "vae": vae,
     "vae, norms over the frame": lambda: vae(norm_over="frame"),
     "vae, zeros before the first frame": lambda: vae(time_padding="zeros"),
+    "vae, residual": lambda: vae(resampling="residual"),
     "vae, parity": lambda: vae(first_frame="parity", temporal_compression_ratio=2),
     "transformer": transformer,
     "transformer 1.5": lambda: transformer(patch_size_t=2, ofs_embed_dim=8),

@@ -272,6 +272,7 @@ def test_bad_configs_are_refused(subtests):
 def test_departures_are_named_and_kept(subtests):
     cases = [
         (VAEConfig(norm_over="frame", time_padding="zeros"), ["time_padding='zeros'", "norm_over='frame'"]),
+        (VAEConfig(resampling="residual"), ["resampling='residual'"]),
         (VAEConfig(), []),
         (VAEConfig(first_frame="start"), ["first_frame='start'"]),
         (VAEConfig(first_frame="start", temporal_compression_ratio=1), []),

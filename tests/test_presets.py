@@ -67,6 +67,10 @@ def test_published_vaes_schedules_text_encoders_and_videos(subtests):
             assert whole.text == TextConfig(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
                                             vocab_size=32128, feed_forward_proj="gated-gelu")
             assert (vae.time_padding, vae.norm_over, vae.first_frame) == ("first", "chunk", "parity")  # the departures
+            assert vae.resampling == "plain"
+            with pytest.raises(ValueError, match=f"vae.resampling is 'residual'; in the published model '{name}' it"):
+                replace(whole, vae=replace(vae, resampling="residual"))
+            replace(whole, vae=replace(vae, resampling="residual"), name="mine")
             assert (schedule.rescale_betas_zero_snr, schedule.prediction_type) == (True, "v_prediction")
 
 

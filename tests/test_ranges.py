@@ -63,6 +63,8 @@ def test_values_that_do_not_go_together(subtests):
         (VAEConfig(), "invert_scale_latents", 1, "invert_scale_latents is 1; it must be true or false"),
         (VAEConfig(), "time_padding", "reflect", "time_padding is 'reflect'; it must be one of 'first', 'zeros'"),
         (VAEConfig(), "norm_over", "clip", "norm_over is 'clip'; it must be one of 'chunk', 'frame'"),
+        (VAEConfig(), "resampling", "cubic", "resampling is 'cubic'; it must be one of 'plain', 'residual'"),
+        (VAEConfig(block_out_channels=(32, 96, 96)), "resampling", "residual", "block_out_channels has 32 beside 96; "),
         (VAEConfig(), "first_frame", "never", "first_frame is 'never'; it must be one of 'parity', 'start'"),
         (transformer(), "attention_head_dim", 40, "attention_head_dim is 40; 3D RoPE"),
         (transformer(position="sincos", num_attention_heads=3), "attention_head_dim", 5, "width is 15; "),

@@ -121,6 +121,8 @@ def test_settings_that_exclude_each_other_or_are_out_of_range(subtests):
         (lambda: TransformerTraining((stage,), offload=True, sharding="fsdp", sample_every=5)): "sample_every is 5",
         (lambda: TransformerTraining((stage,), sharding="fsdp", optimizer="muon")): "optimizer is 'muon'",
         (lambda: TransformerTraining((stage,), learning_rate=float("nan"))): "learning_rate is nan",
+        (lambda: VAEStage(1, loss=VAELossConfig(correlation_weight=0.1), decoder_only=True)): "correlation_weight is 0",
+        (lambda: VAEStage(1, loss=VAELossConfig(correlation_weight=0.2), context_ranks=2)): "correlation_weight is 0.2",
         (lambda: VAEStage(1, pack=100)): "pack is 100", (lambda: VAEStage(1, frame_rates=())): "frame_rates is",
         (lambda: VAETraining(())): "stages is ",
         (lambda: VAETraining((vae_stage,), chunk_frames=0)): "chunk_frames is 0",
@@ -140,6 +142,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_number_of_the_stage(subtests
         (VAEStage(1, loss=replace(loss, gan_weight=1.0)),): "gan_start is 5000, .* after 1 steps",
         (VAEStage(1, height=4, width=4, loss=replace(loss, gan_weight=1.0, gan_start=0)),): "height is 4; .* discrim",
         (VAEStage(1, height=16, loss=replace(loss, lpips_weight=1.0, lpips_net="alex")),): "height is 16; .* LPIPS",
+        (VAEStage(1, height=4, loss=replace(loss, correlation_weight=0.1)),): "correlation_weight is 0.1; .* least 8",
         (VAEStage(1, 4, loss=loss),): "accumulate is 5; it must be from 1 to 4",
     }.items():
         with subtests.test(told=told), pytest.raises(ValueError, match=told):

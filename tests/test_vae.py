@@ -5,12 +5,13 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minicogvx.presets import VAEConfig, preset
 from minicogvx.vae import CausalVAE, DiagonalGaussian
 from minicogvx.vae.autoencoder import chunk_sizes
 from minicogvx.vae.checks import check_chunk, check_latents, check_piece
-from minicogvx.vae.layers import halve_time
+from minicogvx.vae.layers import DownConv2d, UpConv2d, fold, halve_time, unfold
 from minicogvx.vae.tiling import OVERLAP, _tile_in_latents, blend, tiled_decode, tiled_encode
 from tests.tiny import TINY, tiny_vae
 
@@ -83,17 +84,51 @@ def test_zeros_before_the_first_frame_are_another_model_with_the_same_weights():
 
 
 def test_every_compression_makes_the_round_trip(subtests):
-    for stages, ratio in ((3, 1), (3, 2), (3, 4), (4, 8), (5, 4), (5, 1)):
-        with subtests.test(stages=stages, ratio=ratio):
-            vae = tiny_vae(block_out_channels=(4, 4, 8, 8, 8)[:stages], temporal_compression_ratio=ratio)
+    for (stages, ratio), kind in product(((3, 1), (3, 2), (3, 4), (4, 8), (5, 4), (5, 1)), ("plain", "residual")):
+        with subtests.test(stages=stages, ratio=ratio, kind=kind):
+            vae = tiny_vae(block_out_channels=(4, 4, 8, 8, 8)[:stages], temporal_compression_ratio=ratio,
+                           resampling=kind)
             size = 2 ** (stages - 1)
             for frames in (1, ratio + 1, 3 * ratio + 1):
                 latent = vae.encode(clip(frames, size, 2 * size)).mean
                 assert latent.shape == (1, 4, (frames - 1) // ratio + 1, 1, 2)
                 assert vae.decode(latent).shape == (1, 3, frames, size, 2 * size)
+    for frames in (1, 5, 8, 17):  # the other rule for the first frame
+        vae, other = (tiny_vae(first_frame="parity", resampling=kind) for kind in ("plain", "residual"))
+        latent, of_other = vae.encode(clip(frames)).mean, other.encode(clip(frames)).mean
+        assert latent.shape == of_other.shape and vae.decode(latent).shape == other.decode(of_other).shape
     vae = tiny_vae().to("meta")  # where shapes at full size come from
     assert vae.encode(clip(9).to("meta")).mean.shape == (1, 4, 3, 2, 2)
     assert vae.decode(normal(1, 4, 3, 2, 2).to("meta")).shape == (1, 3, 9, 8, 8)
+
+
+def test_residual_resampling_moves_pixels_onto_channels_and_back():
+    x = normal(2, 3, 5, 8, 6)
+    for temporal in (False, True):
+        every = fold(x, 12 * (1 + temporal), temporal)  # room for all: nothing is averaged
+        assert every.shape == (2, 12 * (1 + temporal), 3 if temporal else 5, 4, 3)
+        assert torch.equal(unfold(every, 3, temporal)[:, :, -5:], x)
+        few = normal(2, 8, 3, 4, 3)
+        torch.testing.assert_close(fold(unfold(few, 4, temporal), 8, temporal), few)
+    means = F.avg_pool3d(x, (1, 2, 2))
+    torch.testing.assert_close(fold(x, 3, False), means)
+    torch.testing.assert_close(fold(x, 3, True), halve_time(means))
+    assert torch.equal(unfold(means, 3, False), F.interpolate(means, scale_factor=(1, 2, 2)))
+
+
+def test_residual_resampling_changes_the_width_and_only_adds_a_shortcut():
+    vae = tiny_vae(resampling="residual")
+    assert [tuple(block.downsamplers[0].conv.weight.shape[:2]) for block in vae.encoder.down_blocks[:2]] == [
+        (4, 4), (8, 4)]
+    assert [tuple(block.upsamplers[0].conv.weight.shape[:2]) for block in vae.decoder.up_blocks[:2]] == [(4, 8), (4, 4)]
+    assert not any("shortcut" in name for name in vae.state_dict())
+    for module in vae.modules():
+        if isinstance(module, (DownConv2d, UpConv2d)):
+            torch.nn.init.zeros_(module.weight), torch.nn.init.zeros_(module.bias)
+    x = normal(1, 4, 5, 8, 8)
+    assert torch.equal(vae.encoder.down_blocks[1].downsamplers[0](x), fold(x, 8, True))
+    up, z = vae.decoder.up_blocks[0].upsamplers[0], normal(1, 8, 3, 4, 4)
+    assert torch.equal(up(z), unfold(z, 4, True)[:, :, 1:])
 
 
 def test_any_4k_plus_1_frames_come_back(subtests):

@@ -48,9 +48,9 @@ def test_decoding_in_pieces_is_decoding_the_whole(subtests):
 
 
 def test_chunks_change_nothing_where_norms_see_one_frame(subtests):
-    for time_padding in ("first", "zeros"):
-        with subtests.test(time_padding=time_padding):
-            vae = tiny_vae(norm_over="frame", time_padding=time_padding)
+    for fields in ({}, {"time_padding": "zeros"}, {"resampling": "residual"}):
+        with subtests.test(**fields):
+            vae = tiny_vae(norm_over="frame", **fields)
             whole = vae.encode(VIDEO, chunk_frames=None).mean
             for chunk in (4, 8, 12):
                 torch.testing.assert_close(vae.encode(VIDEO, chunk_frames=chunk).mean, whole, **CLOSE)

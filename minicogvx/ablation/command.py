@@ -13,15 +13,16 @@ from minicogvx.parsing import THREADS, Parser, number, one_of, path_to, whole
 def main(argv: list[str] | None = None) -> int:
     """Trains every variant for every seed.
 
-    The file is written after each seed (stages: after each variant), so an interrupted run keeps those done.
+    The file is written after each seed (stages, latents: after each variant), so an interrupted run keeps those done.
     """
     arguments = _parser().parse_args(argv)
-    from minicogvx.ablation.studies import STUDIES, StagesStudy
+    from minicogvx.ablation.studies import STUDIES
     from minicogvx.files import check_writable, locked
     from minicogvx.training.command import use_threads
 
-    timed = isinstance(STUDIES[arguments.name], StagesStudy)
-    _check(arguments, timed)
+    study = STUDIES[arguments.name]
+    timed = hasattr(study, "minutes")
+    _check(arguments, timed, hasattr(study, "refined"))
     device, dtype = chosen(arguments, training=True)
     use_threads(arguments.threads)
     # Not DATA: that would replace the course's own curves, or write into an installed package.
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     with locked(out.with_name(f".{out.name}.run"), instead="name another file with --out"):
         if out.exists() and not arguments.resume:
             raise ValueError(f"{out} already exists; add --resume, or name another file with --out")
-        run(STUDIES[arguments.name], arguments, out, device, dtype)
+        run(study, arguments, out, device, dtype)
     return 0
 
 
@@ -49,11 +50,13 @@ def _parser() -> Parser:
     parser.add_argument("--steps", type=whole(1), metavar="N", help="of each variant (default: the study's own)")
     parser.add_argument("--resume", action="store_true",
                         help="keep what the file holds (made by this code), and train the rest")
-    parser.add_argument("--minutes", type=number(), metavar="X", help="stages: training of each variant (default: 6)")
+    parser.add_argument("--minutes", type=number(), metavar="X",
+                        help="stages, latents: training of each transformer (default: 6, and 10)")
     parser.add_argument("--best-fifth", type=number(), metavar="X",
                         help="stages: additional minutes on the best fifth of the clips; 0: none (default: 1)")
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT",
-                        help="stages: train this variant, may be repeated (default: all); combine with --resume")
+                        help="stages, latents: train this variant, may be repeated (default: all); combine with "
+                             "--resume")
     parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
                         help="where to write (default: runs/ablate/NAME.json)")
     parser.add_argument("--threads", type=THREADS, metavar="N", help="CPU threads (default: all cores)")
@@ -61,7 +64,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _check(arguments: argparse.Namespace, timed: bool) -> None:
+def _check(arguments: argparse.Namespace, timed: bool, refines: bool) -> None:
+    if timed and not refines and arguments.best_fifth is not None:
+        raise ValueError(f"--best-fifth does not go with {arguments.name}, which trains on all clips")
     for option in ("steps",) if timed else ("minutes", "best_fifth", "only"):
         if getattr(arguments, option) not in (None, []):
             raise ValueError(f"--{option.replace('_', '-')} does not go with {arguments.name}, which counts "

@@ -5,6 +5,9 @@ QUESTIONS = {
     "vae-kl": "how strongly may the latent be pulled towards a standard normal?",
     "vae-compression": "how far can latents be compressed, and do more channels help? (paper Table 1)",
     "vae-stages": "short clips, long clips, or short ones and then long ones? (paper 2.1)",
+    "latents": "which VAE's latents does a transformer learn in ten minutes? (masks, correlation, equivariance, "
+               "compression)",
+    "latents-micro": "the same at micro's size, without compression",
     "position": "how does a token know where it is? (paper figure 10a)",
     "modulation": "one modulation for text and video, one for each, or all weights apart? (paper figures 8a and 10c)",
     "attention": "does every token see every token, or its own frame and then its own place? "

@@ -1,8 +1,10 @@
-"""`minicogvx ablate stages`: the study that counts minutes instead of steps."""
+"""`minicogvx ablate stages`, and `latents`: the studies that count minutes instead of steps."""
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,6 @@ def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: tor
     from tqdm import tqdm
 
     from minicogvx.ablation.results import place, write_results
-    from minicogvx.ablation.stages import compare_stages
 
     given = {name: getattr(arguments, name) for name in ("minutes", "best_fifth")}
     study = replace(study, **{name: value for name, value in given.items() if value is not None})
@@ -39,10 +40,10 @@ def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: tor
             bar.set_description(f"{study.name}: {name}", refresh=False)
             bar.update()
 
-        bench = make_bench(study, todo, on_second, device, dtype) if todo else None
+        compare = comparison(study, todo, on_second, device, dtype) if todo else None
         for seed, of_seed in left:
             if of_seed:
-                compare_stages(bench, of_seed, seed, keep)
+                compare(of_seed, seed, keep)
     for curve in results.curves:
         print(line(curve))
     print(out)
@@ -55,7 +56,7 @@ def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path, he
     threads = torch.get_num_threads()
     command = _command(study, arguments.seeds, names, threads, here)
     results = Results(study.name, command, [], None, torch.__version__, threads, 0.0, [], study.minutes,
-                      study.best_fifth)
+                      getattr(study, "best_fifth", None))
     if arguments.resume and out.exists():
         _keep_done(results, out, here)
         there = {curve.name for curve in results.curves} | set(names)
@@ -63,6 +64,18 @@ def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path, he
         results.command = _command(study, seeds, [name for name in study.variants if name in there], threads,
                                    here)
     return results
+
+
+def comparison(study, names: tuple[str, ...], on_second=None, device: str = "cpu",
+               dtype: torch.dtype | None = None) -> Callable[[list[str], int, Callable[[list], None]], list]:
+    """`compare(names, seed, on_curves)` of a study; for stages, encodes the clips first."""
+    from minicogvx.ablation.latents import LatentsBench, compare_latents
+    from minicogvx.ablation.latents_study import LatentsStudy
+    from minicogvx.ablation.stages import compare_stages
+
+    if isinstance(study, LatentsStudy):
+        return partial(compare_latents, LatentsBench(study, device, dtype, on_second=on_second, progress=True))
+    return partial(compare_stages, make_bench(study, names, on_second, device, dtype))
 
 
 def make_bench(study, names: tuple[str, ...], on_second=None, device: str = "cpu", dtype: torch.dtype | None = None):
@@ -85,6 +98,10 @@ def make_bench(study, names: tuple[str, ...], on_second=None, device: str = "cpu
 
 def line(curve) -> str:
     """One run in a sentence."""
+    from minicogvx.ablation.latents import LatentsCurve, say
+
+    if isinstance(curve, LatentsCurve):
+        return say(curve)
     shares = ", ".join(f"{name} {100 * value:.1f}" for name, value in curve.adherence.items() if name != "all")
     return (f"{curve.name}, seed {curve.seed}, {curve.seconds[-1]:.0f} s, {curve.steps[-1]:,} steps, "
             f"{curve.clips[-1]:,} clips, {curve.tokens[-1]:,} tokens: loss on validation clips {curve.loss[-1]:.4f} "
@@ -100,13 +117,15 @@ def _chosen(study, only: list[str]) -> list[str]:
 
 
 def _seconds(study, names: list[str]) -> int:
-    return len(names) * int(60 * study.minutes) + 2 * int(60 * study.best_fifth) * (study.refined in names)
+    refined = 2 * int(60 * study.best_fifth) * (study.refined in names) if hasattr(study, "refined") else 0
+    return len(names) * int(60 * study.minutes) + refined
 
 
 def _command(study, seeds: int, names: list[str], threads: int, here: str) -> str:
     only = "".join(f' --only "{name}"' for name in names) if len(names) < len(study.variants) else ""
-    return (f"minicogvx ablate {study.name} --seeds {seeds} --minutes {study.minutes:g} "
-            f"--best-fifth {study.best_fifth:g}{only} --threads {threads} {here}")
+    refined = f" --best-fifth {study.best_fifth:g}" if hasattr(study, "refined") else ""
+    return (f"minicogvx ablate {study.name} --seeds {seeds} --minutes {study.minutes:g}{refined}{only} --threads "
+            f"{threads} {here}")
 
 
 def _keep_done(results, out: Path, here: str) -> None:

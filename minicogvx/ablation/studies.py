@@ -2,17 +2,19 @@
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
-world. One seed of a study takes about four minutes on two CPU cores. Only the study of stages counts seconds instead of
-steps; it takes about half an hour per seed.
+world. One seed of a study takes about four minutes on two CPU cores. Only the studies of stages and of latents count
+seconds instead of steps; stages takes about half an hour per seed, latents as much for each of its VAEs, which are of
+the toy's size, and latents-micro about half of that.
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
-from minicogvx.training.settings import VAEStage
+from minicogvx.training.settings import VAEStage, VAETraining
 from minicogvx.training.stages import Stage
 from minicogvx.vae.losses import VAELossConfig
 
@@ -208,5 +210,41 @@ _VAE_STAGES = VAEStagesStudy("vae-stages", QUESTIONS["vae-stages"], {
     "long": (_LONG,),
 }, VAE, PIXELS)
 
+# ---- latents: regularisers of the VAE (vae/regularise.py), and larger compression, which the paper leaves for later
+
+_MASKED, _CORRELATED, _EQUIVARIANT = {"masked_latents": 0.3}, {"correlation_weight": 0.002}, {"equivariance": 0.5}
+
+
+def _regularised(vae: VAEConfig) -> dict[str, Latents]:
+    return {name: Latents(vae, loss) for name, loss in {
+        "plain": {}, "masked": _MASKED, "correlation": _CORRELATED, "equivariance": _EQUIVARIANT,
+        "masked, correlation": _MASKED | _CORRELATED,  # both of SSVAE
+        "masked, equivariance": _MASKED | _EQUIVARIANT}.items()}
+
+
+_PERCEPTUAL = replace(PIXELS, lpips_weight=0.1, lpips_net="alex")
+_FIRST_PICTURES = (Stage(20, 64, images=1.0), Stage(80, 32))  # of the transformers
+
+# The VAE and its stages are micro's.
+_LATENTS_MICRO = LatentsStudy("latents-micro", QUESTIONS["latents-micro"], _regularised(VAE), VAETraining(
+    (VAEStage(2400, 4, 9, loss=PIXELS), VAEStage(400, 4, 9, learning_rate_factor=0.5, loss=_PERCEPTUAL)),
+    optimizer="muon", small_branches=True), replace(TRANSFORMER, sample_frames=9), _FIRST_PICTURES)
+
+# The VAE and its stages are the toy's. Larger compression has 3 latent frames instead of 5, or 4x4 cells instead of
+# 8x8: patches of one cell then give as many tokens as patches of 2x2 do otherwise.
+_TOY = preset("toy").vae
+_SMALLER = replace(_TOY, block_out_channels=(16, 32, 64, 64, 64), latent_channels=48)
+_RESIDUAL = replace(_SMALLER, resampling="residual")
+_LATENTS = LatentsStudy("latents", QUESTIONS["latents"], _regularised(_TOY) | {
+    "8x8x8": Latents(replace(_TOY, temporal_compression_ratio=8, latent_channels=32)),
+    "16x16x4": Latents(_SMALLER, patch_size=1),
+    "16x16x4, residual": Latents(_RESIDUAL, patch_size=1),
+    "16x16x4, residual, a quarter of the tokens": Latents(_RESIDUAL),
+    "16x16x4, residual, masked": Latents(_RESIDUAL, _MASKED, patch_size=1),
+}, VAETraining(
+    (VAEStage(700, 8, 9, 32, 32, loss=PIXELS), VAEStage(700, 4, 9, loss=PIXELS),
+     VAEStage(500, 4, 17, learning_rate_factor=0.5, loss=_PERCEPTUAL)),
+    optimizer="muon", small_branches=True), TRANSFORMER, _FIRST_PICTURES)
+
 STUDIES = {study.name: study for study in (
-    _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _POSITION, _MODULATION, _ATTENTION, STAGES)}
+    _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _POSITION, _MODULATION, _ATTENTION, STAGES)}

@@ -34,7 +34,7 @@ class _Format:
 
 _FORMATS = {
     VAEConfig: _Format(
-        ("AutoencoderKLCogVideoX",), ("time_padding", "norm_over", "first_frame"), VAEConfig(),
+        ("AutoencoderKLCogVideoX",), ("time_padding", "norm_over", "first_frame", "resampling"), VAEConfig(),
         {"act_fn": "silu", "latents_mean": None, "latents_std": None, "shift_factor": None, "use_quant_conv": False,
          "use_post_quant_conv": False},
         {"force_upcast": True}),

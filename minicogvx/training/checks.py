@@ -29,7 +29,6 @@ from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.transformer.packed import check_packable
 from minicogvx.transformer.sequence_parallel import check_split
 from minicogvx.vae import CausalVAE, context_parallel
-from minicogvx.vae.perceptual import SMALLEST_SIDE
 
 
 def check_job(job, ranks: Ranks = Ranks()) -> None:
@@ -130,6 +129,11 @@ def check_vae(config: VAEConfig, training: VAETraining, ranks: Ranks = Ranks()) 
         with _named(f"vae.stages.{i}"):
             _check_ranks(stage, training, size, config, ranks)
             _check_sides(stage, training, size)
+            cells = min(config.latent_size(*size)[1:])
+            if stage.loss.correlation_weight and cells < 2:
+                raise ValueError(f"correlation_weight is {stage.loss.correlation_weight}; local correlation needs "
+                                 f"latents of 2x2 cells or more, so height and width of at least "
+                                 f"{2 * config.spatial_compression_ratio}")
             vae(torch.empty(1, config.in_channels, *size, device="meta"), None, training.chunk_frames)
         if stage.loss.lpips_weight:
             check_lpips(stage.loss.lpips_net)
@@ -155,12 +159,7 @@ def _check_ranks(stage: VAEStage, training: VAETraining, size: tuple[int, int, i
 
 def _check_sides(stage: VAEStage, training: VAETraining, size: tuple[int, int, int]) -> None:
     """Raises ValueError for frames that are too small for LPIPS or for the discriminator, where the loss has them."""
-    loss, least = stage.loss, {}
-    if loss.lpips_weight:
-        least["LPIPS"] = -(-SMALLEST_SIDE[loss.lpips_net] // loss.lpips_upscale)
-    if loss.gan_weight:
-        least["the discriminator"] = 2**min(training.discriminator.stages, 64)
-    for network, side in least.items():
+    for network, side in training.least_sides(stage).items():
         for name, value in zip(("height", "width"), size[1:]):
             if value < side:
                 raise ValueError(f"{name} is {value}; it must be at least {side}, which is what {network} needs")

@@ -12,6 +12,7 @@ from minicogvx.engine.optim import MuonAdamW, is_block_matrix
 from minicogvx.training.stages import Stage
 from minicogvx.vae.discriminator import DiscriminatorConfig
 from minicogvx.vae.losses import VAELossConfig
+from minicogvx.vae.perceptual import SMALLEST_SIDE
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ class VAEStage(Stage):
         if self.pack or self.images:
             raise ValueError(f"pack is {self.pack} and images {self.images}; a VAE takes clips of one size, so both "
                              f"must be 0")
+        if self.loss.correlation_weight and (self.decoder_only or self.context_ranks > 1):
+            raise ValueError(f"correlation_weight is {self.loss.correlation_weight}; it is measured on the encoder's "
+                             f"gradient, so it goes with decoder_only=False and context_ranks=1")
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,15 @@ class VAETraining:
         if shared and (self.chunk_frames is not None or self.gradient_checkpointing):
             raise ValueError(f"context_ranks is {shared.context_ranks}; ranks that share a clip take it in one piece, "
                              f"so it goes with chunk_frames=None and gradient_checkpointing=False")
+
+    def least_sides(self, stage: VAEStage) -> dict[str, int]:
+        """The networks of a stage's loss that need frames of some size: height and width in pixels, at least."""
+        loss, least = stage.loss, {}
+        if loss.lpips_weight:
+            least["LPIPS"] = -(-SMALLEST_SIDE[loss.lpips_net] // loss.lpips_upscale)
+        if loss.gan_weight:
+            least["the discriminator"] = 2**min(self.discriminator.stages, 64)
+        return least
 
     def new_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
         """Muon for matrices and kernels and AdamW for the rest, or AdamW alone."""

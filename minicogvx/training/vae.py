@@ -29,6 +29,7 @@ from minicogvx.training.videos import VideoPass, Videos, VideoSteps, stage_size
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.losses import VAELoss, reconstruction_l1
+from minicogvx.vae.regularise import MaskedLatents, Transform, draw_transform
 
 _MEASURED = 64  # videos whose latents are brought to unit variance
 
@@ -72,8 +73,7 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
             watched[number], training.workers)
         task.finish()
         if not stage.decoder_only:
-            normalise_latents(vae, _some_videos(videos, training, number, config))
-            broadcast_weights(vae, ranks)  # each rank has measured for itself
+            task.normalise(_some_videos(videos, training, number, config))
     return vae.eval()
 
 
@@ -94,7 +94,11 @@ class VAETask:
                  dtype: torch.dtype = torch.float32):
         broadcast_weights(vae, ranks)
         self.vae, self.training, self.all_ranks, self.ranks, self.dtype = vae, training, ranks, ranks, dtype
-        self.weights = Weights({"vae": vae})
+        self.mask: MaskedLatents | None = None  # learns with the VAE, and is no part of it
+        if any(stage.loss.masked_latents for stage in training.stages):
+            self.mask = MaskedLatents(vae.config.latent_channels).to(ranks.device)
+            broadcast_weights(self.mask, ranks)
+        self.weights = Weights({"vae": vae} | ({"mask": self.mask} if self.mask is not None else {}))
         self.optimizer = training.new_optimizer(self.weights.named())
         self.average: dict[str, Tensor] = {}
         self.critic: Critic | None = None
@@ -103,7 +107,7 @@ class VAETask:
     def begin(self, number: int) -> None:
         """Prepares for a stage. A discriminator is kept from stage to stage where its shapes allow."""
         stage = self.training.stages[number]
-        self.size = stage_size(stage, self.vae.config)
+        self.stage, self.size = stage, stage_size(stage, self.vae.config)
         self.ranks = form_team(replace(self.all_ranks, context=stage.context_ranks))
         self.vae.encoder.requires_grad_(not stage.decoder_only)
         self.average = self.weights.copies() if self.training.ema_decay else {}
@@ -117,12 +121,17 @@ class VAETask:
         A loss that is not finite leaves a gradient that is not, and the optimizer skips the step.
         """
         video, layer = batch.video.to(self.ranks.device), self.vae.decoder.conv_out.conv.weight
+        transform, pixels = self._transform(batch.transform_seed), video[0].numel()
         with recomputed_blocks(self.vae, self.training.gradient_checkpointing):
-            reconstruction, posterior = self.reconstruct(video, batch.seeds)
+            reconstruction, posterior = self.reconstruct(video, batch.seeds, transform, self.stage.loss.masked_latents)
             reconstruction = reconstruction.float()
+            if transform:
+                video = transform(video, self.vae.config.spatial_compression_ratio)
             with joint_gradient(layer, self.ranks):  # where the adaptive weight of the GAN is measured
                 losses = self.objective.autoencoder(video, reconstruction, posterior, batch.step, layer,
                                                     torch.Generator().manual_seed(batch.seed))
+            losses = self.objective.regularised(losses, posterior, self.vae.encoder.conv_out.conv.weight, pixels,
+                                                video[0].numel())
             (losses["total"] * batch.share).backward()
         mark_if_not_finite(losses["total"], layer)
         if self.objective.gan_active(batch.step):
@@ -131,28 +140,38 @@ class VAETask:
         figures = {name: value.detach() * batch.share for name, value in losses.items()}
         return figures | self._critic_step(batch.step) if last and self.seen else figures
 
+    def _transform(self, seed: int) -> Transform | None:
+        """The transform of equivariance, which a share of the steps has; never too small for a network of the loss."""
+        ratio = self.vae.config.spatial_compression_ratio
+        least = max(self.training.least_sides(self.stage).values(), default=1)
+        return draw_transform((self.size[1] // ratio, self.size[2] // ratio), self.stage.loss.equivariance,
+                              -(-least // ratio), seed)
+
     def _critic_step(self, step: int) -> Mapping[str, Tensor]:
         """A step of the discriminator on all videos of the step; its figures."""
         videos, reconstructions = map(torch.cat, zip(*self.seen))
         self.seen = []
         return self.critic.step(self.objective, videos, reconstructions, step)
 
-    def reconstruct(self, video: Float[Tensor, "b c t h w"],
-                    seeds: list[int]) -> tuple[Float[Tensor, "b c t h w"], DiagonalGaussian]:
+    def reconstruct(self, video: Float[Tensor, "b c t h w"], seeds: list[int], transform: Transform | None = None,
+                    masked: float = 0.0) -> tuple[Float[Tensor, "b c t2 h2 w2"], DiagonalGaussian]:
         """The video through encoder, sampled posterior and decoder, in the task's dtype.
 
-        `seeds`: one a video, so that the noise of its latent does not depend on the number of ranks. A latent that is
-        not finite, which `decode` refuses, gives a video of NaN. Ranks that share clips each compute their own frames,
-        and all return the whole.
+        `seeds`: one a video, so that the noise of its latent does not depend on the number of ranks. `transform`: what
+        is decoded instead of the latents themselves; `masked`: the share of clips of which cells are hidden. A latent
+        that is not finite, which `decode` refuses, gives a video of NaN. Ranks that share clips each compute their own
+        frames, and all return the whole.
         """
         vae, group, chunk = self.vae, self.ranks.group, self.training.chunk_frames
         shared, x = self.ranks.context > 1, video.to(self.dtype)
         posterior = context_parallel.encode_joined(vae, x, group) if shared else vae.encode(x, chunk)
-        noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(seed))
-                             for seed in seeds]).to(video.device)
-        latents = posterior.mean + posterior.std * noise
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(posterior.mean.shape[1:], generator=one) for one in generators])
+        latents = posterior.mean + posterior.std * noise.to(video.device)
         finite = bool(torch.isfinite(latents).all())
-        latents = (latents if finite else torch.zeros_like(latents)).to(self.dtype)
+        latents = latents if finite else torch.zeros_like(latents)
+        latents = transform(latents) if transform else latents
+        latents = (self.mask(latents, masked, generators) if masked else latents).to(self.dtype)
         chunk_latents = chunk and max(chunk // vae.config.temporal_compression_ratio, 1)
         again = (context_parallel.decode_joined(vae, latents, group) if shared
                  else vae.decode(latents, chunk_latents))
@@ -173,6 +192,14 @@ class VAETask:
 
     def restored(self) -> None:
         """Nothing is derived from the state."""
+
+    def normalise(self, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> None:
+        """Brings the latents to unit variance, and with them the token of the masks."""
+        deviation = normalise_latents(self.vae, videos)
+        broadcast_weights(self.vae, self.all_ranks)  # each rank has measured for itself
+        if self.mask is not None:
+            self.mask.token.data /= deviation
+            broadcast_weights(self.mask, self.all_ranks)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -219,11 +246,12 @@ def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> None:
+def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> Float[Tensor, " latent"]:
     """Folds a scale for each latent channel into the weights, so that on `videos` every channel has unit variance.
 
     The file format holds one scaling factor for all channels; the diffusion model learns faster if they are alike.
     The encoder's last layer divides by the deviation, the layers that read the latent multiply: same reconstruction.
+    Returns the deviations.
     """
     c, device = vae.config.latent_channels, next(vae.parameters()).device
     means = [vae.encode(video.to(device)).mean.transpose(0, 1).flatten(1) for video in videos]
@@ -235,3 +263,4 @@ def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"
     for name, parameter in vae.decoder.named_parameters():
         if name == "conv_in.conv.weight" or name.endswith(("conv_y.conv.weight", "conv_b.conv.weight")):
             parameter *= deviation[None, :, None, None, None]
+    return deviation

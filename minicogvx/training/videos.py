@@ -30,6 +30,7 @@ class VideoPass:
     step: int  # of the whole training
     share: float  # of the videos of this rank in the step
     seed: int  # of the frames that LPIPS compares
+    transform_seed: int = 0  # of the transform of equivariance, the same for all videos of the step
 
     @property
     def tokens(self) -> int:
@@ -167,7 +168,8 @@ class VideoSteps(Dataset):
         passes, first = [], 0
         for number, piece in enumerate(pieces):
             passes.append(VideoPass(piece, seeds[first:first + len(piece)], step, len(piece) / len(video),
-                                    number_of("frames", self.seed, step, number)))
+                                    number_of("frames", self.seed, step, number),
+                                    number_of("transform", self.seed, step)))
             first += len(piece)
         return passes
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.presets import VAEConfig
-from minicogvx.vae.blocks import DownBlock, MidBlock, SpatialNormSiLU, UpBlock
+from minicogvx.vae.blocks import DownBlock, MidBlock, SpatialNormSiLU, UpBlock, stage_widths
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
 from minicogvx.vae.checks import check_chunk, check_latents, check_pieces, check_video
 from minicogvx.vae.layers import NormSiLU
@@ -27,8 +27,8 @@ class Encoder(nn.Module):
         widths, halvings = config.block_out_channels, int(math.log2(config.temporal_compression_ratio))
         self.conv_in = CausalConv3d(config.in_channels, widths[0], time_padding=config.time_padding)
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(i - 1, 0)], width, config, temporal=i < halvings, last=i == len(widths) - 1)
-            for i, width in enumerate(widths))
+            DownBlock(of_stage, config, temporal=i < halvings, last=i == len(widths) - 1)
+            for i, of_stage in enumerate(stage_widths(widths, config)))
         self.mid_block = MidBlock(widths[-1], config, conditioned=False)
         self.norm_out = NormSiLU(widths[-1], config)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, time_padding=config.time_padding)
@@ -52,8 +52,8 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(config.latent_channels, widths[0], time_padding=config.time_padding)
         self.mid_block = MidBlock(widths[0], config, conditioned=True)
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[max(i - 1, 0)], width, config, temporal=i < doublings, last=i == len(widths) - 1)
-            for i, width in enumerate(widths))
+            UpBlock(of_stage, config, temporal=i < doublings, last=i == len(widths) - 1)
+            for i, of_stage in enumerate(stage_widths(widths, config)))
         self.norm_out = SpatialNormSiLU(widths[-1], config)
         self.conv_out = CausalConv3d(widths[-1], config.out_channels, time_padding=config.time_padding)
 

@@ -3,14 +3,16 @@
 Shapes: `b c t h w`. A latent `z` enters each decoder block a second time, through the norm (`SpatialNormSiLU`).
 """
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.presets import VAEConfig
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.layers import Conv3d, DownConv2d, NormSiLU, UpConv2d, halve_time, stretch_time
+from minicogvx.vae.layers import Conv3d, DownConv2d, NormSiLU, UpConv2d, fold, halve_time, stretch_time, unfold
 
 
 class SpatialNormSiLU(nn.Module):
@@ -102,14 +104,59 @@ def first_stays_single(frames: int, cache: ConvCache | None, rule: str) -> bool:
     return frames % 2 == 1 if rule == "parity" else cache is None or cache.start
 
 
-class DownBlock(nn.Module):
-    """`layers` residual blocks, then a down-sampling unless it is the last stage."""
+class ResidualDownsample(nn.Module):
+    """A down-sampling that changes the number of channels, and a shortcut without weights around it (`fold`)."""
 
-    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, temporal: bool, last: bool):
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(in_channels if i == 0 else out_channels, out_channels, config, False)
+        self.conv = DownConv2d(in_channels, out_channels, 3, stride=2)
+        self.channels, self.temporal = out_channels, temporal
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
+        """As many frames, rows and columns as `Downsample` gives."""
+        y = self.conv(halve_time(x) if self.temporal else x)            # b o t2 h/2 w/2
+        return y + fold(x, self.channels, self.temporal)
+
+
+class ResidualUpsample(nn.Module):
+    """An up-sampling that changes the number of channels, and a shortcut without weights around it (`unfold`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool, rule: str):
+        super().__init__()
+        self.conv = UpConv2d(in_channels, out_channels, 3, padding=1)
+        self.channels, self.temporal, self.rule = out_channels, temporal, rule
+
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b o t2 h2 w2"]:
+        """As many frames, rows and columns as `Upsample` gives."""
+        y, shortcut = self.conv(x), unfold(x, self.channels, self.temporal)
+        if self.temporal:
+            frames = 2 * x.shape[2] - first_stays_single(x.shape[2], cache, self.rule)
+            y, shortcut = stretch_time(y, frames), shortcut[:, :, -frames:]
+        return y + shortcut                                             # b o t2 2h 2w
+
+
+def stage_widths(widths: Sequence[int], config: VAEConfig) -> list[tuple[int, int, int]]:
+    """Of each stage, the channels that come in, of its residual blocks, and after its down- or up-sampling.
+
+    As published, the first residual block of a stage changes their number. With "residual" re-sampling this does,
+    because its shortcut moves pixels onto channels.
+    """
+    if config.resampling == "residual":
+        return [(width, width, after) for width, after in pairwise([*widths, widths[-1]])]
+    return [(before, width, width) for before, width in pairwise([widths[0], *widths])]
+
+
+class DownBlock(nn.Module):
+    """`layers` residual blocks, then a down-sampling unless it is the last stage. `widths`: see `stage_widths`."""
+
+    def __init__(self, widths: tuple[int, int, int], config: VAEConfig, temporal: bool, last: bool):
+        super().__init__()
+        before, width, after = widths
+        self.resnets = nn.ModuleList(ResnetBlock(before if i == 0 else width, width, config, False)
                                      for i in range(config.layers_per_block))
-        self.downsamplers = None if last else nn.ModuleList([Downsample(out_channels, temporal)])
+        self.downsamplers = None if last else nn.ModuleList([
+            ResidualDownsample(width, after, temporal) if config.resampling == "residual"
+            else Downsample(width, temporal)])
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: ConvCache | None = None) -> Float[Tensor, "b o t2 h2 w2"]:
         for block in self.resnets:
@@ -120,11 +167,14 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """`layers` + 1 residual blocks that read the latent, then an up-sampling unless it is the last stage."""
 
-    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, temporal: bool, last: bool):
+    def __init__(self, widths: tuple[int, int, int], config: VAEConfig, temporal: bool, last: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(in_channels if i == 0 else out_channels, out_channels, config, True)
+        before, width, after = widths
+        self.resnets = nn.ModuleList(ResnetBlock(before if i == 0 else width, width, config, True)
                                      for i in range(config.layers_per_block + 1))
-        self.upsamplers = None if last else nn.ModuleList([Upsample(out_channels, temporal, config.first_frame)])
+        self.upsamplers = None if last else nn.ModuleList([
+            ResidualUpsample(width, after, temporal, config.first_frame) if config.resampling == "residual"
+            else Upsample(width, temporal, config.first_frame)])
 
     def forward(self, x: Float[Tensor, "b c t h w"], z: Float[Tensor, "b z lt lh lw"],
                 cache: ConvCache | None = None) -> Float[Tensor, "b o t2 h2 w2"]:

@@ -88,6 +88,27 @@ def stretch_time(x: Float[Tensor, "b c n h w"], frames: int) -> Float[Tensor, "b
     return torch.cat([first, rest.repeat_interleave(frames // 2 * 2 // rest.shape[2], dim=2)], dim=2)
 
 
+def fold(x: Float[Tensor, "b c t h w"], channels: int, temporal: bool) -> Float[Tensor, "b o t2 h2 w2"]:
+    """Moves 2x2 pixels, of two frames if `temporal`, onto channels, and averages these in groups: `channels` are left.
+
+    The shortcut around a down-sampling of DC-AE (arXiv 2410.10733): it has no weights and keeps what there is room for.
+    Of an odd number of frames the first is paired with itself.
+    """
+    if temporal and x.shape[2] % 2:
+        x = torch.cat([x[:, :, :1], x], dim=2)
+    x = rearrange(x, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=1 + temporal, q=2, r=2)
+    return x.unflatten(1, (channels, -1)).mean(2)
+
+
+def unfold(x: Float[Tensor, "b c t h w"], channels: int, temporal: bool) -> Float[Tensor, "b o t2 h2 w2"]:
+    """Repeats channels, and moves them onto 2x2 pixels, in two frames if `temporal`, of `channels` channels.
+
+    The shortcut around an up-sampling of DC-AE; what it gives, `fold` takes back to x.
+    """
+    x = x.repeat_interleave(4 * (1 + temporal) * channels // x.shape[1], dim=1)
+    return rearrange(x, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=1 + temporal, q=2, r=2)
+
+
 def weights_like(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of `module` in the dtype of `x`."""
     return module.weight.to(x.dtype), module.bias.to(x.dtype)

@@ -20,6 +20,7 @@ from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.discriminator import PatchDiscriminator3D
 from minicogvx.vae.gan import adaptive_weight, autocast_like, discriminator_losses, generator_loss, reattach
 from minicogvx.vae.perceptual import SMALLEST_SIDE, PerceptualDistance
+from minicogvx.vae.regularise import local_correlation
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,23 @@ class VAELossConfig:
     lpips_upscale: int = 1  # 2: frames are enlarged twofold (bilinear) first; for frames of 32 pixels
     gradient_penalty: Literal["unit_norm", "r1"] = "unit_norm"  # on real clips; see `gradient_penalty`
     gradient_penalty_weight: float = 0.0
+    # Departures for latents that a transformer learns more quickly; see `regularise.py`.
+    masked_latents: float = 0.0  # share of the clips some of whose latent cells are hidden from the decoder; SSVAE: 0.3
+    correlation_weight: float = 0.0  # of local correlation, relative to the other losses' gradient; SSVAE: 0.002
+    correlation_threshold: float = 0.75  # more is not asked for
+    equivariance: float = 0.0  # share of the steps that decode a smaller, turned latent; EQ-VAE: 0.5
 
     def __post_init__(self):
         for name in ("l1_weight", "l2_weight", "lpips_weight", "kl_weight", "gan_weight", "gan_start",
-                     "gradient_penalty_weight"):
+                     "gradient_penalty_weight", "correlation_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("masked_latents", "equivariance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not -1 < self.correlation_threshold <= 1:
+            raise ValueError(f"correlation_threshold is {self.correlation_threshold}; it must be above -1 and at "
+                             f"most 1")
         if self.lpips_net not in SMALLEST_SIDE:
             raise ValueError(f"lpips_net is {self.lpips_net!r}; it must be 'alex' or 'vgg'")
         if self.lpips_frames is not None and self.lpips_frames < 1:
@@ -131,6 +143,27 @@ class VAELoss(nn.Module):
         parts = {"l1": l1, "l2": l2, "lpips": lpips, "kl": kl, "kl_per_element": kl / posterior.mean[0].numel(),
                  "gan_generator": gan, "gan_weight": gan_weight}
         return {"total": total} | {name: part.detach() for name, part in parts.items()}
+
+    def regularised(self, losses: dict[str, Tensor], posterior: DiagonalGaussian, encoder_layer: Tensor,
+                    encoded: int, decoded: int) -> dict[str, Tensor]:
+        """The losses of `autoencoder`, changed by what makes latents easier to learn (`regularise.py`), where it is on.
+
+        "correlation", the mean local correlation, is then among them. Its loss, relu(threshold - correlation), has an
+        adaptive weight at the weight of the encoder's last convolution, `encoder_layer`: SSVAE's, but against the whole
+        total. Each pass measures it for itself; that runs the decoder backward once more, unless the loss is 0.
+        `encoded`, `decoded`: numbers c t h w of a clip as the encoder saw it, and as it was decoded; equivariance makes
+        the latter smaller, and the KL goes by the former.
+        """
+        c, total = self.config, losses["total"]
+        if encoded != decoded:
+            total = total + c.kl_weight * posterior.kl().mean() * (1 / encoded - 1 / decoded)
+        if not c.correlation_weight:
+            return losses | {"total": total}
+        correlation = local_correlation(posterior.mean)
+        lacking = (c.correlation_threshold - correlation).relu().mean()
+        if lacking > 0:
+            total = total + c.correlation_weight * adaptive_weight(total, lacking, encoder_layer) * lacking
+        return losses | {"total": total, "correlation": correlation.mean().detach()}
 
     def discriminator(self, video: Float[Tensor, "b c t h w"],
                       reconstruction: Float[Tensor, "b c t h w"], step: int) -> dict[str, Tensor]:
