@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minicogvx.engine.muon import StackedMuon
-from minicogvx.engine.optim import MuonAdamW, warmup_cosine
+from minicogvx.engine.optim import MuonAdamW, warmup_cosine, warmup_stable_decay
 
 
 def test_the_learning_rate_warms_up_for_at_most_half_of_the_run_and_falls_to_its_floor():
@@ -14,6 +14,18 @@ def test_the_learning_rate_warms_up_for_at_most_half_of_the_run_and_falls_to_its
     assert factors[99] == pytest.approx(0.02) and all(a >= b for a, b in zip(factors[10:], factors[11:]))
     assert [warmup_cosine(step, 10, 100) for step in (0, 4, 5, 9)] == pytest.approx([0.2, 1.0, 1.0, 0.02])
     assert warmup_cosine(0, 1, 100) == 1.0
+
+
+def test_warmup_stable_decay_stays_at_the_top_until_its_last_fifth_and_then_falls_steeply_at_first():
+    factors = [warmup_stable_decay(step, 100, 10, 0.2, floor=0.02) for step in range(100)]
+    assert factors[:10] == [warmup_cosine(step, 100, 10) for step in range(10)]
+    assert factors[10:80] == [1.0] * 70 and factors[84] == pytest.approx(0.02 + 0.98 * (1 - 0.5))  # a quarter is done
+    assert factors[80] < 1.0 and factors[99] == pytest.approx(0.02)
+    drops = [a - b for a, b in zip(factors[79:], factors[80:])]
+    assert all(a > b for a, b in zip(drops, drops[1:]))
+    assert [warmup_stable_decay(step, 10, 100, 1.0) for step in (4, 5, 9)] == pytest.approx([1.0, 0.02 + 0.98 * (
+        1 - 0.2**0.5), 0.02])
+    assert {warmup_stable_decay(step, 10, 0, 0.0) for step in range(10)} == {1.0}
 
 
 def test_muon_takes_kernels_and_adamw_the_rest_and_neither_a_nan():

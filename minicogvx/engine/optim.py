@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for the rest, one learning-rate schedule for both.
+"""Muon for matrices, AdamW for the rest, and the learning-rate schedules, the same for both.
 
 Why Muon: after 200 small steps AdamW had learnt only the background of a clip, Muon the shape as well.
 """
@@ -99,6 +99,20 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> fl
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup - 1, 1)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def warmup_stable_decay(step: int, steps: int, warmup: int, cooldown: float = 0.2, floor: float = 0.02) -> float:
+    """Learning-rate factor: a warm-up as in `warmup_cosine`, then 1, and at the end down to `floor`.
+
+    It falls in the last `cooldown` of the steps (a share), as 1 - sqrt(part of them that is done): steeply at first.
+    The schedule is that of MiniCPM (arXiv 2404.06395), the form of its end that of arXiv 2405.18392.
+    """
+    warmup = min(warmup, steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    falling = min(round(cooldown * steps), steps - warmup)
+    done = max(0, step - (steps - 1 - falling)) / max(falling, 1)
+    return floor + (1 - floor) * (1 - math.sqrt(min(done, 1.0)))
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
