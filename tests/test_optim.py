@@ -65,3 +65,18 @@ def test_muon_on_stacks_is_torchs_muon(subtests):
             for one, other, before in zip(theirs, ours, start):
                 assert (one - other).norm() <= 0.02 * (one - before).norm()
             assert all(p.shape == optimizers[1].state[p]["momentum_buffer"].shape for p in ours)
+
+
+def test_on_a_cpu_adamw_computes_bit_by_bit_what_torch_computes_weight_by_weight():
+    torch.manual_seed(0)
+    ours, theirs = ({f"{i}": nn.Parameter(torch.ones(i + 1, 3)) for i in range(40)} for _ in range(2))
+    optimizer = MuonAdamW(ours.items(), adamw_lr=0.01, muon_on=lambda name, p: False, weight_decay=0.1, clip=0.5)
+    plain = torch.optim.AdamW(theirs.values(), 0.01, (0.9, 0.95), 1e-8, 0.1, foreach=False)
+    for _ in range(5):
+        for p, q in zip(ours.values(), theirs.values()):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        norm = optimizer.step(1.0)
+        assert torch.equal(norm, nn.utils.clip_grad_norm_(theirs.values(), 0.5, foreach=False))
+        plain.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours.values(), theirs.values()))

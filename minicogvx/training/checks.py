@@ -51,7 +51,8 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
     elif training.alignment_weight:
         raise ValueError(f"alignment_weight is {training.alignment_weight}; what covers a cell is known of the shapes "
                          f"world only, so for films it must be 0")
-    for i, stage in enumerate(training.stages if job.data or job.model else ()):
+    given = job.data is not None or job.model is not None
+    for i, stage in enumerate(training.stages if given else ()):
         if stage.text_slots:
             raise ValueError(f"transformer.stages.{i}.text_slots is {stage.text_slots}; with films, or a text encoder "
                              f"that is given, it must be None: only captions of the shapes world can be phrased anew")
