@@ -130,7 +130,7 @@ def compare_compiled() -> None:
     training = replace(MIXED, stages=(Stage(3, 8, images=0.25, routed=0.5),))
     rows = [take_steps(routed(replace(training, compile=compiled)), steps_of(world_clips(), training))
             for compiled in (False, True)]
-    torch.testing.assert_close(*map(torch.tensor, rows), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*map(torch.tensor, rows), rtol=1e-3, atol=1e-5)
 
 
 def test_a_compiled_transformer_takes_the_same_steps():
@@ -431,7 +431,7 @@ def test_a_step_with_routed_tokens_is_the_same_however_it_is_computed(world, sub
                 if expected is None:
                     expected = rows
                 elif "alignment_weight" not in changed:
-                    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+                    torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-5)
     assert {len(one.examples[0].kept) for one in data[0]} == {8, 24}
 
 
