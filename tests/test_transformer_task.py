@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -355,7 +354,7 @@ def test_the_alignment_decays_stays_or_ends(world):
 
 def test_the_learning_rate_follows_the_schedule_named():
     training = replace(MIXED, stages=(Stage(50), Stage(50, learning_rate_factor=0.5)), warmup=10)
-    cosine, wsd = (learning_rate(SimpleNamespace(training=replace(training, schedule=name, cooldown=0.3)))
+    cosine, wsd = (learning_rate(begin(replace(training, schedule=name, cooldown=0.3)))
                    for name in ("cosine", "wsd"))
     assert [cosine(step) for step in (4, 60)] == [0.5, 0.5 * warmup_cosine(60, 100, 10)]
     assert [wsd(step) for step in (4, 10, 49, 50, 69)] == [0.5, 1.0, 1.0, 0.5, 0.5] and wsd(70) < 0.5
