@@ -120,6 +120,7 @@ class TransformerConfig:
     # departures
     modulation: Literal["expert", "shared", "separate"] = "expert"  # "separate": MMDiT, own weights for text
     attention: Literal["full", "factorised"] = "full"  # "factorised": 2D + 1D
+    value_residual: bool = False  # values of the first block are mixed into those of the others, by a learnt share
 
     @property
     def width(self) -> int:
@@ -160,6 +161,9 @@ class TransformerConfig:
             raise ValueError(f"width is {self.width}; the 3D sincos table needs a multiple of 16")
         if self.width % 2:
             raise ValueError(f"width is {self.width}; the timestep's sines and cosines need an even number")
+        if self.value_residual and (self.attention != "full" or self.modulation == "separate"):
+            raise ValueError(f"value_residual is True with attention={self.attention!r} and modulation="
+                             f"{self.modulation!r}; it goes with 'full', and 'expert' or 'shared'")
         if self.ofs_embed_dim not in (None, self.time_embed_dim) or self.ofs_embed_dim and self.ofs_embed_dim % 2:
             raise ValueError(f"ofs_embed_dim is {self.ofs_embed_dim}; it is added to the time embedding, so it must be "
                              f"{self.time_embed_dim}, and even")

@@ -187,6 +187,7 @@ def test_departures_are_exported_only_on_request(tmp_path, subtests):
     cases = {
         "modulation='separate'": {"transformer": {"modulation": "separate"}},
         "position='learned'": {"transformer": {"position": "learned"}},
+        "value_residual=True": {"transformer": {"value_residual": True}},
         "norm_over='frame'": {"vae": {"norm_over": "frame"}}, "unconditional='zeros'": {"unconditional": "zeros"},
     }
     for found, change in cases.items():

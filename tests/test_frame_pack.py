@@ -26,6 +26,7 @@ SMALL = TransformerConfig(num_attention_heads=2, attention_head_dim=32, num_laye
                           sample_frames=9)
 OPTIONS = [dict(position=p, modulation=m) for p in ("rope", "sincos", "none") for m in ("expert", "shared")]
 OPTIONS += [dict(position_scaling="extrapolate"), dict(patch_size_t=2), dict(ofs_embed_dim=16)]
+OPTIONS += [dict(value_residual=True, num_layers=3)]
 # Images, clips of one shape not side by side, one with fewer words, one wide and one upright of equal length.
 SHAPES = [(3, 4, 6, 5), (1, 4, 4, 5), (3, 4, 6, 2), (1, 4, 4, 5), (2, 8, 4, 6), (3, 6, 4, 5)]  # t h w, text tokens
 SCHEDULE = NoiseSchedule(ScheduleConfig())

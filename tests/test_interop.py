@@ -278,6 +278,7 @@ def test_departures_are_named_and_kept(subtests):
         (VAEConfig(first_frame="start", temporal_compression_ratio=1), []),
         (TransformerConfig(modulation="shared"), ["modulation='shared'"]),
         (TransformerConfig(attention="factorised"), ["attention='factorised'"]),
+        (TransformerConfig(value_residual=True), ["value_residual=True"]),
         (TransformerConfig(position="none", attention_head_dim=20), ["position='none'"]),
         (TransformerConfig(position="learned"), ["position='learned'"]),
         (TransformerConfig(position="sincos", patch_size_t=2, position_scaling="extrapolate"),

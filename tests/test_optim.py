@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minicogvx.engine.muon import StackedMuon
-from minicogvx.engine.optim import MuonAdamW, warmup_cosine
+from minicogvx.engine.optim import MuonAdamW, warmup_cosine, warmup_stable_decay
 
 
 def test_the_learning_rate_warms_up_for_at_most_half_of_the_run_and_falls_to_its_floor():
@@ -14,6 +14,18 @@ def test_the_learning_rate_warms_up_for_at_most_half_of_the_run_and_falls_to_its
     assert factors[99] == pytest.approx(0.02) and all(a >= b for a, b in zip(factors[10:], factors[11:]))
     assert [warmup_cosine(step, 10, 100) for step in (0, 4, 5, 9)] == pytest.approx([0.2, 1.0, 1.0, 0.02])
     assert warmup_cosine(0, 1, 100) == 1.0
+
+
+def test_warmup_stable_decay_stays_at_the_top_until_its_last_fifth_and_then_falls_steeply_at_first():
+    factors = [warmup_stable_decay(step, 100, 10, 0.2, floor=0.02) for step in range(100)]
+    assert factors[:10] == [warmup_cosine(step, 100, 10) for step in range(10)]
+    assert factors[10:80] == [1.0] * 70 and factors[84] == pytest.approx(0.02 + 0.98 * (1 - 0.5))  # a quarter is done
+    assert factors[80] < 1.0 and factors[99] == pytest.approx(0.02)
+    drops = [a - b for a, b in zip(factors[79:], factors[80:])]
+    assert all(a > b for a, b in zip(drops, drops[1:]))
+    assert [warmup_stable_decay(step, 10, 100, 1.0) for step in (4, 5, 9)] == pytest.approx([1.0, 0.02 + 0.98 * (
+        1 - 0.2**0.5), 0.02])
+    assert {warmup_stable_decay(step, 10, 0, 0.0) for step in range(10)} == {1.0}
 
 
 def test_muon_takes_kernels_and_adamw_the_rest_and_neither_a_nan():
@@ -53,3 +65,18 @@ def test_muon_on_stacks_is_torchs_muon(subtests):
             for one, other, before in zip(theirs, ours, start):
                 assert (one - other).norm() <= 0.02 * (one - before).norm()
             assert all(p.shape == optimizers[1].state[p]["momentum_buffer"].shape for p in ours)
+
+
+def test_on_a_cpu_adamw_computes_bit_by_bit_what_torch_computes_weight_by_weight():
+    torch.manual_seed(0)
+    ours, theirs = ({f"{i}": nn.Parameter(torch.ones(i + 1, 3)) for i in range(40)} for _ in range(2))
+    optimizer = MuonAdamW(ours.items(), adamw_lr=0.01, muon_on=lambda name, p: False, weight_decay=0.1, clip=0.5)
+    plain = torch.optim.AdamW(theirs.values(), 0.01, (0.9, 0.95), 1e-8, 0.1, foreach=False)
+    for _ in range(5):
+        for p, q in zip(ours.values(), theirs.values()):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        norm = optimizer.step(1.0)
+        assert torch.equal(norm, nn.utils.clip_grad_norm_(theirs.values(), 0.5, foreach=False))
+        plain.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours.values(), theirs.values()))

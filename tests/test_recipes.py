@@ -78,6 +78,7 @@ def test_the_defaults_are_the_published_training():
     assert (training.optimizer, training.text_dropout, training.timesteps, training.posterior) == (
         "adamw", 0.1, "rank", "sample")
     assert not (training.alignment_weight or training.open_gates or training.ema_decay or training.lora_rank)
+    assert not training.routes and training.stages[0].text_slots is None and training.schedule == "cosine"
     assert training.image.log_sigma_mean == -3 and training.image.log_sigma_std == 0.5
     assert training.rate() == 2e-5 and replace(training, lora_rank=8).rate() == 1e-3
     assert replace(training, learning_rate=0.0).rate() == 0.0 and replace(training, lora_rank=8).alpha == 4.0
@@ -111,6 +112,13 @@ def test_a_wrong_file_is_one_sentence(tmp_path, subtests):
 def test_settings_that_exclude_each_other_or_are_out_of_range(subtests):
     stage, vae_stage = Stage(1), VAEStage(1)
     for make, told in {
+        (lambda: Stage(1, routed=1.0)): "routed is 1.0", (lambda: Stage(1, text_slots=0)): "text_slots is 0",
+        (lambda: Stage(1, pack=300, routed=0.5)): "pack is 300, text_slots None and routed 0.5",
+        (lambda: VAEStage(1, text_slots=16)): "text_slots is 16", (lambda: VAEStage(1, routed=0.5)): "and routed 0.5",
+        (lambda: TransformerTraining((stage, Stage(1, text_slots=16)))): "stages.1.text_slots is 16; in the last",
+        (lambda: TransformerTraining((Stage(1, routed=0.5),), context_ranks=2)): "context_ranks is 2; .*routed",
+        (lambda: TransformerTraining((stage,), cooldown=2.0)): "cooldown is 2.0",
+        (lambda: TransformerTraining((stage,), alignment_end=-0.5)): "alignment_end is -0.5",
         (lambda: Stage(1, best=0.0)): "best is 0.0", (lambda: Stage(1, images=1.5)): "images is 1.5",
         (lambda: TransformerTraining(())): "stages is ",
         (lambda: TransformerTraining((stage,), accumulate=0)): "accumulate is 0",
@@ -152,9 +160,18 @@ def test_sizes_that_do_not_fit_are_refused_with_the_number_of_the_stage(subtests
         (Stage(1, pack=30), {}, "pack is 30; it must be at least 68"),
         (Stage(1, pack=300), {"alignment_weight": 1.0}, "pack is 300 and alignment_weight 1.0"),
         (Stage(1, batch_size=3), {"context_ranks": 2}, "context_ranks is 2; it must divide 1"),
+        (Stage(1), {"alignment_weight": 1.0, "alignment_blocks": (6,)}, r"alignment_blocks is \(6,\); .* from 0 to 5"),
+        (Stage(1), {"alignment_weight": 1.0, "alignment_blocks": (1, 1)}, r"alignment_blocks is \(1, 1\)"),
+        (Stage(1, routed=0.5), {"routed_blocks": (3, 5)}, r"routed_blocks is \(3, 5\); .* from 1 .* to 4"),
+        (Stage(1, routed=0.5), {"routed_blocks": (3,)}, r"routed_blocks is \(3,\)"),
+        (Stage(1, routed=0.5), {"routed_blocks": (3, 4), "alignment_weight": 1.0, "alignment_blocks": (1, 3)},
+         r"routed_blocks is \(3, 4\); .* from 4"),
     ]:
         with subtests.test(told=told), pytest.raises(ValueError, match=told):
             check_transformer(sizes, TransformerTraining((stage,), **changed))
     long = replace(sizes, transformer=replace(sizes.transformer, patch_size_t=2))
+    whole = replace(sizes, transformer=replace(sizes.transformer, attention="factorised"))
+    with pytest.raises(ValueError, match="attention is 'factorised' and modulation 'expert'; tokens are routed only"):
+        check_transformer(whole, TransformerTraining((Stage(1, routed=0.5),)))
     with pytest.raises(ValueError, match="patch_size_t is 2 and alignment_weight 1.0"):
         check_transformer(long, TransformerTraining((Stage(1),), alignment_weight=1.0))

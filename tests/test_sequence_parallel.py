@@ -40,10 +40,12 @@ CASES = {
     "rope and learned": ({"position": "rope+learned"}, CLIP, True, "float64", 1e-6),
     "image to video": ({"in_channels": 8, "patch_size_t": 2, "ofs_embed_dim": 16}, (4, 4, 6), False, "float64", 1e-6),
     "ranks without video": ({}, (1, 2, 2), False, "float64", 1e-6),
+    "value residual": ({"value_residual": True, "num_layers": 3}, CLIP, True, "float64", 1e-6),
     "float32": ({}, CLIP, False, "float32", 1e-5),
     "bfloat16": ({}, CLIP, False, "bfloat16", 0.05),
     "pack": ({}, PACK, False, "float64", 1e-6),
     "pack, recomputed, shared, sincos": ({"position": "sincos", "modulation": "shared"}, PACK, True, "float64", 1e-6),
+    "pack, value residual": ({"value_residual": True, "num_layers": 3}, PACK, False, "float64", 1e-6),
     "pack, image to video": ({"in_channels": 8, "ofs_embed_dim": 16}, PACK, False, "float64", 1e-6),
 }
 TEAM = 2

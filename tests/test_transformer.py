@@ -21,6 +21,7 @@ SMALL = replace(TINY.transformer, attention_head_dim=32, out_channels=3, text_em
 OPTIONS = [dict(position=p) for p in ("rope", "sincos", "learned", "rope+learned", "none")]
 OPTIONS += [dict(modulation=m, attention=a) for m in ("expert", "shared", "separate") for a in ("full", "factorised")]
 OPTIONS += [dict(patch_size_t=1), dict(position_scaling="extrapolate"), dict(ofs_embed_dim=16)]
+OPTIONS += [dict(value_residual=True, modulation=m) for m in ("expert", "shared")]
 
 
 def make(config: TransformerConfig, std: float = 0.25) -> ExpertTransformer:
@@ -82,7 +83,10 @@ def test_blocks_start_as_the_identity_and_the_output_as_xavier(subtests):
             torch.manual_seed(0)
             model, x, t_emb = ExpertTransformer(config), torch.randn(2, 5 + 72, config.width), torch.randn(2, 16)
             layout = model.layout((3, 4, 6), 5, torch.device("cpu"))
-            assert all(torch.equal(block(x, t_emb, layout), x) for block in model.transformer_blocks)
+            y = x
+            for block in model.transformer_blocks:
+                y = block(y, t_emb, layout)  # with value_residual the first returns a pair
+            assert torch.equal(y, x)
     model = ExpertTransformer(SMALL)
     for layer in (model.patch_embed.proj, model.proj_out):
         weight = layer.weight.flatten(1)
@@ -169,7 +173,7 @@ def test_first_frame_sees_the_last_one():
 
 
 def test_checkpointing_changes_no_number(subtests):
-    for option in [{}, dict(modulation="separate", attention="factorised")]:
+    for option in [{}, dict(modulation="separate", attention="factorised"), dict(value_residual=True, num_layers=3)]:
         with subtests.test(option=option):
             config = replace(SMALL, **option)
             model, gradients = make(config), []
@@ -182,11 +186,43 @@ def test_checkpointing_changes_no_number(subtests):
                 assert torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
+def test_values_of_the_first_block_are_mixed_into_those_of_the_others_by_a_learnt_share():
+    """Against the published model, with hooks on its value layers; the share of block 2 is another than that of 1."""
+    config = replace(SMALL, num_layers=3)
+    plain, mixing, given, first = make(config), make(replace(config, value_residual=True)), inputs(config), []
+    shares = [torch.tensor([share], requires_grad=True) for share in (0.3, -0.2)]
+    missing = mixing.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == [f"transformer_blocks.{i}.attn1.first_share" for i in (1, 2)]
+    new = ExpertTransformer(mixing.config).transformer_blocks
+    assert [block.attn1.first_share for block in new] == [None, 0.5, 0.5]
+    for block, share in zip(mixing.transformer_blocks[1:], shares):
+        block.attn1.first_share.data.copy_(share)
+    values = [block.attn1.to_v for block in plain.transformer_blocks]
+    values[0].register_forward_hook(lambda layer, x, v: first.append(v))
+    for layer, share in zip(values[1:], shares):
+        layer.register_forward_hook(lambda layer, x, v, share=share: (1 - share) * v + share * first[0])
+    expected, out = plain(*given), mixing(*given)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    for model_out in (expected, out):
+        model_out.square().sum().backward()
+    learning = dict(mixing.named_parameters())
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(learning[name].grad, p.grad, rtol=1e-3, atol=1e-3 * p.grad.abs().max().item() + 1e-4)
+    for name, share in zip(missing, shares):
+        torch.testing.assert_close(learning[name].grad, share.grad, rtol=1e-3, atol=1e-4)
+    with pytest.raises(RuntimeError, match="first_share"):
+        mixing.load_state_dict(plain.state_dict())
+    for refused in (dict(attention="factorised"), dict(modulation="separate")):
+        with pytest.raises(ValueError, match="value_residual is True with attention="):
+            replace(SMALL, value_residual=True, **refused)
+
+
 COMPILES = """
 import torch
+from dataclasses import replace
 from tests.test_transformer import SMALL, inputs, make
-for checkpointing in (False, True):
-    model, arguments = make(SMALL), inputs(SMALL)
+for checkpointing, value_residual in ((False, False), (True, False), (False, True)):
+    model, arguments = make(replace(SMALL, value_residual=value_residual)), inputs(SMALL)
     model.gradient_checkpointing = checkpointing
     expected = model(*arguments)  # the first call makes the position tables, outside of the graph
     assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(*arguments), expected)

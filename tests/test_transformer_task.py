@@ -11,19 +11,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
 from minicogvx.data.world.features import FEATURES
+from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.engine.optim import warmup_cosine
 from minicogvx.engine.ranks import Ranks, leave
 from minicogvx.presets import preset
+from minicogvx.text import TextEncoder
 from minicogvx.training import validation
 from minicogvx.training.alignment import Alignment
-from minicogvx.training.batches import Steps
+from minicogvx.training.batches import Pass, Steps
 from minicogvx.training.loop import fit
+from minicogvx.training.routing import kept_tokens, skipped_blocks
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.stages import Stage
+from minicogvx.training.train import learning_rate
 from minicogvx.training.transformer import TransformerTask, open_gates, recomputes
 from minicogvx.training.validation import SwapGain, Validation
 from minicogvx.transformer.layout import DenseLayout
@@ -120,6 +126,10 @@ def compare_compiled() -> None:
     data = steps_of(world_clips(), MIXED)
     task = begin(replace(MIXED, compile=True))
     check(task, take_steps(task, data), *plain_steps(data))
+    training = replace(MIXED, stages=(Stage(3, 8, images=0.25, routed=0.5),))
+    rows = [take_steps(routed(replace(training, compile=compiled)), steps_of(world_clips(), training))
+            for compiled in (False, True)]
+    torch.testing.assert_close(*map(torch.tensor, rows), rtol=1e-3, atol=1e-5)
 
 
 def test_a_compiled_transformer_takes_the_same_steps():
@@ -298,6 +308,168 @@ def test_alignment_teaches_the_first_half_of_the_blocks_the_kinds_named_and_fade
     none, faded, one, four = gradients.values()
     assert torch.allclose(none, faded, atol=1e-7) and not torch.allclose(none, one, atol=1e-4)
     assert torch.allclose(one, four, atol=1e-5)
+
+
+def test_several_blocks_are_aligned_each_by_a_head_of_its_own(world):
+    torch.manual_seed(0)
+    features, given = torch.rand(2, 3, 8, 8, FEATURES), (torch.ones(2, 4, 3, 8, 8), torch.tensor([1, 500]),
+                                                         torch.ones(2, 5, 16))
+    model = tiny_transformer(num_layers=6)
+    both, single = Alignment(model, blocks=(1, 3)), [Alignment(model, blocks=(block,)) for block in (1, 3)]
+    for alone, head in zip(single, both.heads):
+        alone.heads[0].load_state_dict(head.state_dict())
+    model(*given)
+    loss, each = both(features), [alone(features) for alone in single]
+    assert loss.item() == pytest.approx((each[0].item() + each[1].item()) / 2) and each[0] != each[1]
+    loss.backward()
+    assert [block.ff.net[2].weight.grad is not None for block in model.transformer_blocks] == [True] * 4 + [False] * 2
+    assert all(p.grad.abs().max() > 0 for p in both.heads.parameters())
+
+    training = replace(MIXED, alignment_weight=1.0, alignment_blocks=(0, 1))
+    for checkpointing in (False, True):
+        task = begin(replace(training, gradient_checkpointing=checkpointing))
+        take_steps(task, steps_of(world, training), [0, 1])
+    assert sum("alignment.heads.1" in name for name in task.weights.learning) == 4
+
+
+def test_the_alignment_decays_stays_or_ends(world):
+    training = replace(MIXED, alignment_weight=2.0)
+    course = {}
+    for schedule in ("decay", "constant"):
+        for end in (1.0, 0.5):
+            changed = replace(training, alignment_schedule=schedule, alignment_end=end)
+            course[schedule, end] = [changed.alignment_at(progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert course == {("decay", 1.0): [2.0, 1.5, 1.0, 0.5, 0.0], ("decay", 0.5): [2.0, 1.0, 0.0, 0.0, 0.0],
+                      ("constant", 1.0): [2.0] * 4 + [0.0], ("constant", 0.5): [2.0, 2.0, 0.0, 0.0, 0.0]}
+    def gradient(progress: float, **changed) -> torch.Tensor:
+        task = begin(replace(training, **changed))
+        for one in steps_of(world, training)[0]:
+            task.backward(one, progress)
+        return task.model.transformer_blocks[0].ff.net[2].weight.grad
+
+    stays = {"alignment_schedule": "constant", "alignment_end": 0.5}
+    assert torch.equal(gradient(0.4, **stays), gradient(0.0))
+    assert torch.equal(gradient(0.5, **stays), gradient(1.0)) and not torch.equal(gradient(0.0), gradient(0.5))
+
+
+def test_the_learning_rate_follows_the_schedule_named():
+    training = replace(MIXED, stages=(Stage(50), Stage(50, learning_rate_factor=0.5)), warmup=10)
+    cosine, wsd = (learning_rate(begin(replace(training, schedule=name, cooldown=0.3)))
+                   for name in ("cosine", "wsd"))
+    assert [cosine(step) for step in (4, 60)] == [0.5, 0.5 * warmup_cosine(60, 100, 10)]
+    assert [wsd(step) for step in (4, 10, 49, 50, 69)] == [0.5, 1.0, 1.0, 0.5, 0.5] and wsd(70) < 0.5
+    assert wsd(99) == pytest.approx(0.5 * 0.02)
+
+
+def plainly_routed(model: ExpertTransformer, batch: Pass, training: TransformerTraining,
+                   text: torch.Tensor) -> torch.Tensor:
+    """The losses of a pass whose clips go one by one, in which the skipped tokens are kept by hand."""
+    schedule, losses, skipped = NoiseSchedule(TINY.schedule), [], skipped_blocks(training, model.config)
+    for clip, words in zip(batch.examples, text):
+        x0, noise, t = clip.latents[None], clip.noise[None], torch.tensor([clip.timestep])
+        layout = model.layout(model.grid(x0), text.shape[1], torch.device("cpu"))
+        t_emb = F.silu(model.time_embedding(t))
+        x = model.patch_embed(schedule.add_noise(x0, noise, t), words[None], None)
+        places = [*range(text.shape[1]), *(text.shape[1] + clip.kept).tolist()]
+        few = DenseLayout(text.shape[1], (len(clip.kept), 1, 1), rope=layout.rope[places])
+        for number, block in enumerate(model.transformer_blocks):
+            if number in skipped:
+                after = x.clone()
+                after[:, places] = block(x[:, places], t_emb, few)
+                x = after
+            else:
+                x = block(x, t_emb, layout)
+        x = model.norm_out(model.norm_final(layout.video(x)), t_emb, layout)
+        losses.append(diffusion_loss(layout.unpatchify(model.proj_out(x)), x0, noise, t, schedule))
+    return torch.cat(losses)
+
+
+def test_routed_tokens_skip_the_middle_blocks_in_training_alone(world):
+    training = replace(MIXED, stages=(Stage(3, 8, images=0.25, routed=0.75),), routed_blocks=(1, 2))
+    task, data = routed(training), steps_of(world, training)
+    for one in data[0]:
+        text = task.text_features(one)
+        with task.routing.keeping(one.stack("kept")):
+            losses = task.losses(one)
+        plain = plainly_routed(task.model, one, training, text)
+        torch.testing.assert_close(losses, plain, rtol=1e-4, atol=1e-5)
+        found, expected = (torch.autograd.grad(loss.sum(), [*task.model.parameters()], retain_graph=True)
+                           for loss in (losses, plain))
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        whole = task.losses(one)
+        assert not torch.allclose(whole, losses, rtol=1e-3)
+        examples = [replace(example, kept=None) for example in one.examples]
+        assert torch.equal(whole, task.losses(replace(one, examples=examples))), "only within `keeping`"
+    task.backward(one, 0.0)
+    assert torch.equal(whole, task.losses(one)), "not after the backward pass: samples and measurements see all tokens"
+    with pytest.raises(ZeroDivisionError), task.routing.keeping(one.stack("kept")):
+        1 / 0
+    assert task.routing.kept is None
+
+
+def routed(training: TransformerTraining, **fields) -> TransformerTask:
+    """The tiny transformer with four blocks."""
+    model = tiny_transformer(num_layers=4, **fields)
+    return TransformerTask(model, tiny_text(), TINY.schedule, training, trains_text=True)
+
+
+def test_a_step_with_routed_tokens_is_the_same_however_it_is_computed(world, subtests):
+    training = replace(MIXED, stages=(Stage(3, 8, images=0.25, routed=0.5),))
+    assert skipped_blocks(training, replace(TINY.transformer, num_layers=4)) == range(2, 3)
+    for fields in ({}, {"value_residual": True}):
+        expected, data = None, steps_of(world, training)
+        for changed in ({}, {"accumulate": 4}, {"gradient_checkpointing": True}, {"alignment_weight": 0.1},
+                        {"sharding": "fsdp", "accumulate": 4, "gradient_checkpointing": True}):
+            with subtests.test(**fields, **changed):
+                task = routed(replace(training, **changed), **fields)
+                try:
+                    rows = torch.tensor(take_steps(task, steps_of(world, task.training)))
+                finally:
+                    leave()
+                if expected is None:
+                    expected = rows
+                elif "alignment_weight" not in changed:
+                    torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-5)
+    assert {len(one.examples[0].kept) for one in data[0]} == {8, 24}
+
+
+def test_each_clip_keeps_other_tokens_in_each_step_and_nothing_else_that_is_drawn_changes(world):
+    plain, training = steps_of(world, MIXED), replace(MIXED, stages=(Stage(3, 8, images=0.25, routed=0.7),))
+    data, kept = steps_of(world, training), []
+    for step in range(3):
+        for one, other in zip(plain[step], data[step]):
+            for a, b in zip(one.examples, other.examples):
+                assert a.kept is None and (a.caption, a.timestep) == (b.caption, b.timestep)
+                assert torch.equal(a.noise, b.noise) and torch.equal(a.latents, b.latents)
+                tokens = b.latents.shape[1] * 16
+                assert len(b.kept) == tokens - int(0.7 * tokens) == len(set(b.kept.tolist()))
+                assert 0 <= b.kept.min() and b.kept.max() < tokens
+                kept.append(tuple(b.kept.tolist()))
+    assert len(set(kept)) == 24, "those of pictures, too: 5 of 16 tokens"
+    often = torch.zeros(48)
+    for number in range(2000):
+        often[kept_tokens(48, 0.75, torch.Generator().manual_seed(number))] += 1
+    assert 400 < often.min() and often.max() < 600, "500 each: no token is preferred"
+
+
+def test_a_stage_with_fewer_text_slots_has_captions_that_fit(world):
+    training = replace(MIXED, stages=(Stage(2, 8, text_slots=16), Stage(1, 8)), text_dropout=0.3)
+    data, plain = steps_of(world, training), steps_of(world, replace(MIXED, text_dropout=0.3))
+    task, lengths = begin(training), []
+    task.model.register_forward_pre_hook(lambda model, given: lengths.append(given[2].shape[1]))
+    take_steps(task, data)
+    assert lengths == [16, 16, 32], "and the last stage as many as samples"
+    for step in range(2):
+        (brief,), pictures_too = data[step], [e for one in plain[step] for e in one.examples]
+        assert all(len(words.split()) < 16 for words in brief.captions)
+        assert sum(not words for words in brief.captions) == sum(not e.caption for e in pictures_too)
+        ids = TextEncoder(task.text.tokenizer, task.text.encoder, 16).tokens(brief.captions)
+        assert torch.equal(ids, task.text.tokens(brief.captions)[:, :16]) and (ids == 1).any(1).all()
+        assert brief.tokens == sum(16 + 16 * e.latents.shape[1] for e in brief.examples)
+    assert len({words for words in data[0][0].captions if words}) > 3
+    gradients = torch.autograd.grad(task.losses(data[0][0]).sum(), [*task.text.encoder.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
 # ---- what is watched

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from minicogvx.data.clips.clips import Clips
-from minicogvx.data.world.captions import caption, most_tokens
+from minicogvx.data.clips.clips import BriefCaptions, Clips
+from minicogvx.data.world.captions import caption, fewest_tokens, most_tokens
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.features import FEATURES, scene_features
 from minicogvx.data.world.scenes import COLOURS, MOTIONS, SHAPES, UNIT_AREA, Scene, ShapeObject, sample_scenes
@@ -60,3 +60,15 @@ def test_the_most_tokens_of_a_caption_are_a_close_bound():
         scenes = sample_scenes(600, 0, "train", two)
         longest = max(len(caption(scene, words, style).split()) for scene in scenes)
         assert longest + 1 <= most_tokens(scenes, style) <= longest + 6
+
+
+def test_every_clip_has_a_caption_of_the_fewest_tokens_and_briefer_ones_cannot_be_asked_for():
+    clips = world_clips(40, two_objects=0.7)
+    for style in ("short", "dense", None):
+        slots = fewest_tokens(style)
+        brief, words = BriefCaptions(clips, range(len(clips)), slots), random.Random(0)
+        drawn = [brief.caption(i, words, style) for i in range(len(clips)) for _ in range(3)]
+        assert max(len(text.split()) for text in drawn) + 1 == slots and len(set(drawn)) > 60
+    assert torch.equal(brief.latents(3), clips.latents(3)) and torch.equal(brief.features(3), clips.features(3))
+    with pytest.raises(ValueError, match="text_slots is 4; no phrasing of clip 0 is that short"):
+        BriefCaptions(clips, range(len(clips)), 4).caption(0, random.Random(0))

@@ -173,7 +173,7 @@ def spend(bench: Bench, task: TransformerTask, curve: StagesCurve, plan: Sequenc
     `plan`: the clips and the label of each stage. `before`: what was spent on the same weights earlier, by the names
     of `_SPENT`.
     """
-    run = TimedRun(curve.name, task.training.stages, seconds, bench.now, bench.on_second)
+    run = TimedRun(curve.name, task.training.stages, seconds, bench.now, bench.on_second, task.training.schedule_at)
     sets, labels = zip(*plan)
     data = TimedSteps(Steps(sets, task.training, task.model.config, seed=seed), run)
     watch = Watch(bench, curve, run, data, labels, before)

@@ -24,10 +24,12 @@ class TimedRun(Run):
     """
 
     def __init__(self, name: str, stages: Sequence[Stage], seconds: float, now: Callable[[], float] = time.perf_counter,
-                 on_second: Callable[[str], None] | None = None):
-        """`now`: the clock. `on_second(name)` is called after each second."""
+                 on_second: Callable[[str], None] | None = None,
+                 schedule: Callable[[int, int, int], float] = warmup_cosine):
+        """`now`: the clock. `on_second(name)` is called after each second. `schedule`: see `engine/optim.py`."""
         super().__init__(name, _ENDLESS, Keep(progress=False))
         self.stages, self.limit, self.now, self.on_second = stages, seconds, now, on_second
+        self.schedule = schedule
         self.used = 0.0  # seconds
         self.ends = list(accumulate(stage.steps for stage in stages))
 
@@ -42,8 +44,8 @@ class TimedRun(Run):
         return bisect_right([end / self.ends[-1] for end in self.ends], self.progress)
 
     def rate(self, step: int) -> float:
-        """The learning rate, as a factor: one warm-up and one cosine over all seconds, times the stage's own."""
-        schedule = warmup_cosine(int(_TICKS * self.progress), _TICKS, _WARMUP)
+        """The learning rate, as a factor: one warm-up and one schedule over all seconds, times the stage's own."""
+        schedule = self.schedule(int(_TICKS * self.progress), _TICKS, _WARMUP)
         return self.stages[self.stage].learning_rate_factor * schedule
 
     def __iter__(self) -> Iterator[int]:

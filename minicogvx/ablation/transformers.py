@@ -10,7 +10,6 @@ from minicogvx.ablation.compare import Measuring, OnStep, check_run, seeded_task
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Clips, Selected
 from minicogvx.data.clips.world import WorldClips
-from minicogvx.engine.optim import warmup_cosine
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.batches import Steps
@@ -86,7 +85,7 @@ def _train(name: str, task: TransformerTask, train: Clips, held_back: Clips, see
     measure(0)
     warmup = max(1, min(task.training.warmup, steps // 5))
     data, run = Steps(train, task.training, task.model.config, seed=seed), Run(name, steps, Keep(progress=False))
-    fit(task, data, run, lambda step: warmup_cosine(step, steps, warmup),
+    fit(task, data, run, lambda step: task.training.schedule_at(step, steps, warmup),
         [Measuring(name, steps, every, measure, on_step)])
     curve.model, curve.text = trained_model(task)
     curve.seconds = time.perf_counter() - start

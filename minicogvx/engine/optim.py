@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for the rest, one learning-rate schedule for both.
+"""Muon for matrices, AdamW for the rest, and the learning-rate schedules, the same for both.
 
 Why Muon: after 200 small steps AdamW had learnt only the background of a clip, Muon the shape as well.
 """
@@ -17,7 +17,8 @@ class MuonAdamW:
     """`torch.optim.Muon` on the given matrices and convolution kernels, `torch.optim.AdamW` on all other parameters.
 
     Muon treats a convolution kernel `o i t h w` as the matrix `o x (i t h w)`, a view of it.
-    Muon works on stacks of matrices (engine/muon.py); AdamW on a GPU is one fused kernel.
+    Muon works on stacks of matrices (engine/muon.py); AdamW on a GPU is one fused kernel, on a CPU torch's `foreach`
+    form: a small model has hundreds of small weights, and this one computes the same with fewer calls from Python.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], muon_lr: float = 0.02,
@@ -34,8 +35,9 @@ class MuonAdamW:
             self.halves.append((muon, self.flat))
         if self.others:
             fused = all(p.is_cuda for p in self.others.values()) or None  # None: as torch chooses
+            foreach = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in self.others.values()) or None
             adamw = torch.optim.AdamW(list(self.others.values()), lr=adamw_lr, betas=betas, eps=1e-8,
-                                      weight_decay=weight_decay, fused=fused)
+                                      weight_decay=weight_decay, fused=fused, foreach=foreach)
             self.halves.append((adamw, self.others))
         for group in self._groups():
             group["base_lr"] = group["lr"]
@@ -99,6 +101,20 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> fl
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup - 1, 1)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def warmup_stable_decay(step: int, steps: int, warmup: int, cooldown: float = 0.2, floor: float = 0.02) -> float:
+    """Learning-rate factor: a warm-up as in `warmup_cosine`, then 1, and at the end down to `floor`.
+
+    It falls in the last `cooldown` of the steps (a share), as 1 - sqrt(part of them that is done): steeply at first.
+    The schedule is that of MiniCPM (arXiv 2404.06395), the form of its end that of arXiv 2405.18392.
+    """
+    warmup = min(warmup, steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    falling = min(round(cooldown * steps), steps - warmup)
+    done = max(0, step - (steps - 1 - falling)) / max(falling, 1)
+    return floor + (1 - floor) * (1 - math.sqrt(min(done, 1.0)))
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:

@@ -39,7 +39,7 @@ _FORMATS = {
          "use_post_quant_conv": False},
         {"force_upcast": True}),
     TransformerConfig: _Format(
-        ("CogVideoXTransformer3DModel",), ("position", "position_scaling", "modulation", "attention"),
+        ("CogVideoXTransformer3DModel",), ("position", "position_scaling", "modulation", "attention", "value_residual"),
         TransformerConfig(num_attention_heads=30, num_layers=30, position="sincos"),
         {"activation_fn": "gelu-approximate", "attention_bias": True, "flip_sin_to_cos": True, "freq_shift": 0,
          "norm_elementwise_affine": True, "timestep_activation_fn": "silu", "patch_bias": True},

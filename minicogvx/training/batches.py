@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minicogvx.data.clips.clips import Clips, Selected
+from minicogvx.data.clips.clips import BriefCaptions, Clips, Selected
 from minicogvx.data.clips.order import Order, PackOrder, number_of, own_passes
 from minicogvx.diffusion.timesteps import rank_interval
 from minicogvx.engine.ranks import Ranks
 from minicogvx.presets import TransformerConfig
 from minicogvx.training.image_condition import noised_picture
+from minicogvx.training.routing import kept_tokens
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.stages import stage_of
 
@@ -37,6 +38,7 @@ class Example:
     features: Float[Tensor, "t h w k"] | None  # what the alignment head must predict
     picture: Float[Tensor, "3 1 h2 w2"] | None  # the noised first frame, for image to video
     picture_noise: Float[Tensor, "c_image 1 h w"]  # of the picture's posterior; without a picture no channels
+    kept: Int[Tensor, " kept"] | None = None  # the video tokens that take all blocks; None: all do
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Pass:
     shows_pictures: bool = True  # false where the picture of image to video is dropped, once for a whole batch
     tokens: int = 0  # text and patches
     room: int = 0  # of a pack: tokens that it could hold
+    text_slots: int | None = None  # see `Stage`
 
     @property
     def captions(self) -> list[str]:
@@ -101,6 +104,8 @@ class Steps(Dataset):
         if not all(map(len, self.sets)):
             raise ValueError("no clip can be used" + (": all have one frame, and from an image a model learns to make "
                                                       "the frames after it" if training.image_to_video else ""))
+        self.sets = [BriefCaptions(one, range(len(one)), stage.text_slots) if stage.text_slots else one
+                     for one, stage in zip(self.sets, training.stages)]
         self.orders = [self._order(number) for number in range(len(self.sets))]
 
     def __len__(self) -> int:
@@ -112,16 +117,16 @@ class Steps(Dataset):
 
     def of_stage(self, number: int, within: int, step: int) -> list[Pass]:
         """The passes of step `within` of stage `number`; `step` seeds what is drawn."""
-        batch = self._packed(number, within) if self.training.stages[number].pack else self._batch(number, within, step)
+        stage = self.training.stages[number]
+        batch = self._packed(number, within) if stage.pack else self._batch(number, within, step)
         count = len(batch.clips)
         parts = random.Random(f"timesteps {self.seed} {step}").sample(range(count), count)  # of 0 .. T-1, for each clip
         shows = random.Random(f"picture {self.seed} {step}").random() >= self.training.image.dropout
         passes = []
         for places in batch.own:
             examples = [self.example(number, *batch.clips[place], step, place, parts[place], count) for place in places]
-            tokens = sum(self._tokens(tuple(example.latents.shape[1:])) for example in examples)
-            passes.append(Pass(examples, batch.packed, batch.total, shows, tokens,
-                               self.training.stages[number].pack))
+            tokens = sum(self._tokens(tuple(example.latents.shape[1:]), stage.text_slots) for example in examples)
+            passes.append(Pass(examples, batch.packed, batch.total, shows, tokens, stage.pack, stage.text_slots))
         return passes
 
     def _batch(self, number: int, within: int, step: int) -> _Batch:
@@ -164,7 +169,10 @@ class Steps(Dataset):
         if training.image_to_video:
             picture = noised_picture(clips.first_pixels(index), training.image, generator)
             picture_noise = torch.randn(latents[:, :1].shape, generator=generator)
-        return Example(latents, noise, timestep, caption, text, features, picture, picture_noise)
+        kept, routed = None, training.stages[number].routed
+        if routed:
+            kept = kept_tokens(self.config.num_patches(tuple(latents.shape[1:])), routed, generator)
+        return Example(latents, noise, timestep, caption, text, features, picture, picture_noise, kept)
 
     def _timestep(self, part: int, count: int, u: float) -> int:
         """From this clip's own part of 0 .. T-1, from this rank's, or from all of it (paper 3.3); `u`: random, 0..1."""
@@ -190,8 +198,8 @@ class Steps(Dataset):
         t, h, w = self.sets[number].latent_size(index)
         return 1 if image else t, h, w
 
-    def _tokens(self, size: tuple[int, int, int]) -> int:
-        return self.config.max_text_seq_length + self.config.num_patches(size)
+    def _tokens(self, size: tuple[int, int, int], text_slots: int | None = None) -> int:
+        return (text_slots or self.config.max_text_seq_length) + self.config.num_patches(size)
 
 
 def caption_with_dropout(clips: Clips, index: int, words: random.Random, training: TransformerTraining,

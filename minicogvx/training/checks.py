@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from minicogvx.data.clips.plan import CacheSettings
-from minicogvx.data.world.captions import most_tokens, vocabulary
+from minicogvx.data.world.captions import fewest_tokens, most_tokens, vocabulary
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
 from minicogvx.engine.sharding import check_sharding
@@ -20,7 +20,9 @@ from minicogvx.interop.lpips_weights import check_lpips
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset, TransformerConfig, VAEConfig, video_size
 from minicogvx.text import TextEncoder
+from minicogvx.training.alignment import aligned_blocks
 from minicogvx.training.recipes import Recipe
+from minicogvx.training.routing import skipped_blocks
 from minicogvx.training.settings import WORLD_FPS, TransformerTraining, VAEStage, VAETraining
 from minicogvx.training.stages import Stage
 from minicogvx.training.start import check_start
@@ -48,6 +50,11 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
     elif training.alignment_weight:
         raise ValueError(f"alignment_weight is {training.alignment_weight}; what covers a cell is known of the shapes "
                          f"world only, so for films it must be 0")
+    given = job.data is not None or job.model is not None
+    for i, stage in enumerate(training.stages if given else ()):
+        if stage.text_slots:
+            raise ValueError(f"transformer.stages.{i}.text_slots is {stage.text_slots}; with films, or a text encoder "
+                             f"that is given, it must be None: only captions of the shapes world can be phrased anew")
     if job.model is None:
         sizes = recipe.model_sizes
         check_vae(sizes.vae, recipe.vae, ranks)
@@ -83,6 +90,10 @@ def _check_world(recipe: Recipe, training: TransformerTraining, config: Transfor
         if (stage.height or 0) != (stage.width or 0):
             raise ValueError(f"transformer.stages.{i} is {stage.height}x{stage.width}; clips of the shapes world are "
                              f"square")
+        least, most = fewest_tokens(training.caption_style), config.max_text_seq_length
+        if stage.text_slots and not least <= stage.text_slots <= most:
+            raise ValueError(f"transformer.stages.{i}.text_slots is {stage.text_slots}; with caption_style="
+                             f"{training.caption_style!r} it must be from {least} to {most}")
     for i, stage in enumerate(recipe.vae.stages if recipe.vae else ()):
         if any(rate % WORLD_FPS for rate in stage.frame_rates):
             raise ValueError(f"vae.stages.{i}.frame_rates is {stage.frame_rates}; of the shapes world they must be "
@@ -185,8 +196,8 @@ def check_transformer(sizes: Preset, training: TransformerTraining, ranks: Ranks
 
 
 def _check_team(stage: Stage, training: TransformerTraining, config: TransformerConfig, ranks: Ranks) -> None:
-    """Raises ValueError for a batch that ranks or passes do not divide, for ranks that cannot share a clip, and for
-    alignment where a patch has more than one latent frame."""
+    """Raises ValueError for a batch that ranks or passes do not divide, for ranks that cannot share a clip, for
+    alignment where a patch has more than one latent frame, and for blocks to align or to skip that the model lacks."""
     own = len(range(stage.batch_size)[replace(ranks, context=training.context_ranks).part(stage.batch_size)])
     if not stage.pack and training.accumulate > own:
         raise ValueError(f"accumulate is {training.accumulate}; it must be from 1 to {own}, the clips of each rank")
@@ -195,6 +206,10 @@ def _check_team(stage: Stage, training: TransformerTraining, config: Transformer
     if training.alignment_weight and (config.patch_size_t or 1) > 1:
         raise ValueError(f"patch_size_t is {config.patch_size_t} and alignment_weight {training.alignment_weight}; "
                          f"alignment predicts every latent frame, so it must be 0")
+    if training.alignment_weight:
+        aligned_blocks(training.alignment_blocks, config.num_layers)
+    if training.routes:
+        skipped_blocks(training, config)
 
 
 def check_pack(stage: Stage, training: TransformerTraining, config: TransformerConfig,

@@ -8,7 +8,7 @@ from torch import nn
 
 from minicogvx.data.world.features import check_kinds
 from minicogvx.engine.limits import check_limits
-from minicogvx.engine.optim import MuonAdamW, is_block_matrix
+from minicogvx.engine.optim import MuonAdamW, is_block_matrix, warmup_cosine, warmup_stable_decay
 from minicogvx.training.stages import Stage
 from minicogvx.vae.discriminator import DiscriminatorConfig
 from minicogvx.vae.losses import VAELossConfig
@@ -36,6 +36,8 @@ class TransformerTraining:
     learning_rate: float | None = None  # None: 1e-4 from random weights, 2e-5 from others, 1e-3 for LoRA
     optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": for the matrices of the blocks, AdamW for the rest
     muon_factor: float = 10.0  # Muon's rate over AdamW's
+    schedule: Literal["cosine", "wsd"] = "cosine"  # of the learning rate; "wsd": warm-up, stable, decay
+    cooldown: float = 0.2  # share of the steps in which it falls in "wsd"
     warmup: int = 100  # steps
     weight_decay: float = 1e-4
     clip: float = 1.0  # gradient norm
@@ -46,8 +48,12 @@ class TransformerTraining:
     timesteps: Literal["rank", "stratified", "uniform"] = "rank"
     posterior: Literal["sample", "mean"] = "sample"  # of latents; "mean" spares a small model the noise
     open_gates: bool = False  # from random weights: begin with gates of 1 and branches of 0, not with gates of 0
-    alignment_weight: float = 0.0  # of an auxiliary loss, decays to 0; see alignment.py
+    alignment_weight: float = 0.0  # of an auxiliary loss; see alignment.py
     alignment_kinds: tuple[str, ...] = ("shape", "motion")
+    alignment_blocks: tuple[int, ...] = ()  # whose outputs are aligned, counted from 0; (): the middle one's
+    alignment_schedule: Literal["decay", "constant"] = "decay"  # "decay": the weight falls to 0 in a straight line
+    alignment_end: float = 1.0  # share of the training after which the weight is 0
+    routed_blocks: tuple[int, ...] = ()  # the first and the last that routed tokens skip; (): see routing.py
     lora_rank: int = 0  # 0: all weights learn; the released code has 128
     lora_alpha: float | None = None  # None: half the rank, or that of lora_from
     lora_from: str | None = None  # a LoRA file to start from
@@ -69,7 +75,7 @@ class TransformerTraining:
         if not self.stages:
             raise ValueError("stages is (); it must hold at least one stage")
         check_limits(self, {"accumulate context_ranks": "1 or more", "clip muon_factor": "above 0",
-                            "text_dropout ema_decay": "from 0 to below 1",
+                            "text_dropout ema_decay": "from 0 to below 1", "cooldown alignment_end": "from 0 to 1",
                             "learning_rate warmup alignment_weight weight_decay lora_rank lora_alpha workers "
                             "validate_every sample_every": "0 or more"})
         check_kinds(self.alignment_kinds)
@@ -83,6 +89,12 @@ class TransformerTraining:
         if self.context_ranks > 1 and self.alignment_weight:
             raise ValueError(f"alignment_weight is {self.alignment_weight}; with context_ranks={self.context_ranks} no "
                              f"rank has all tokens of a clip, so it must be 0")
+        if self.context_ranks > 1 and self.routes:
+            raise ValueError(f"context_ranks is {self.context_ranks}; in a training with routed tokens it must be 1")
+        if self.stages[-1].text_slots is not None:
+            raise ValueError(f"stages.{len(self.stages) - 1}.text_slots is {self.stages[-1].text_slots}; in the last "
+                             f"stage it must be None, as samples are padded to the model's own max_text_seq_length, "
+                             f"which may be smaller instead")
         for i, stage in enumerate(self.stages if self.image_to_video else ()):
             if stage.images:
                 raise ValueError(f"stages.{i}.images is {stage.images}; with image_to_video=True it must be 0, as a "
@@ -91,9 +103,26 @@ class TransformerTraining:
             raise ValueError(f"optimizer is 'muon'; with sharding={self.sharding!r} it must be 'adamw'")
 
     @property
+    def routes(self) -> bool:
+        """Whether in any stage tokens skip blocks."""
+        return any(stage.routed for stage in self.stages)
+
+    @property
     def steps(self) -> int:
         """Of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def alignment_at(self, progress: float) -> float:
+        """The weight of the alignment loss after this share of the training."""
+        if progress >= self.alignment_end:
+            return 0.0
+        return self.alignment_weight * (1 - progress / self.alignment_end if self.alignment_schedule == "decay" else 1)
+
+    def schedule_at(self, step: int, steps: int, warmup: int) -> float:
+        """The learning rate at `step` of `steps`, as a factor."""
+        if self.schedule == "wsd":
+            return warmup_stable_decay(step, steps, warmup, self.cooldown)
+        return warmup_cosine(step, steps, warmup)
 
     def from_image(self) -> "TransformerTraining":
         """The same for image to video: of whole clips, as a picture would be its own answer."""
@@ -141,6 +170,9 @@ class VAEStage(Stage):
         if self.loss.correlation_weight and (self.decoder_only or self.context_ranks > 1):
             raise ValueError(f"correlation_weight is {self.loss.correlation_weight}; it is measured on the encoder's "
                              f"gradient, so it goes with decoder_only=False and context_ranks=1")
+        if self.text_slots is not None or self.routed:
+            raise ValueError(f"text_slots is {self.text_slots} and routed {self.routed}; a VAE has no tokens, so they "
+                             f"must be None and 0")
 
 
 @dataclass(frozen=True)

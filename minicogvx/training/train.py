@@ -23,7 +23,6 @@ from minicogvx.data.clips.clips import Clips
 from minicogvx.data.clips.world import WorldClips, encode_world
 from minicogvx.data.world.captions import vocabulary
 from minicogvx.data.world.scenes import sample_scenes
-from minicogvx.engine.optim import warmup_cosine
 from minicogvx.engine.ranks import Ranks, by_first, from_first
 from minicogvx.engine.run_folder import only_run
 from minicogvx.engine.sharding import broadcast_weights
@@ -124,12 +123,12 @@ def _train(job: Job, ranks: Ranks) -> str:
 
 
 def learning_rate(task: TransformerTask) -> Callable[[int], float]:
-    """The learning rate of each step, as a factor: warm-up and one cosine over all stages, times the stage's own."""
+    """The learning rate of each step, as a factor: one warm-up and one schedule over all stages, times the stage's."""
     training = task.training
 
     def rate(step: int) -> float:
         stage = training.stages[stage_of(training.stages, step)[0]]
-        return stage.learning_rate_factor * warmup_cosine(step, training.steps, training.warmup)
+        return stage.learning_rate_factor * training.schedule_at(step, training.steps, training.warmup)
 
     return rate
 

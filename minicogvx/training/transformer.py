@@ -5,7 +5,7 @@ trained as well, or one that is given; replicated over ranks or sharded; all wei
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -24,6 +24,7 @@ from minicogvx.training.alignment import Alignment
 from minicogvx.training.batches import Pass
 from minicogvx.training.image_condition import image_channels
 from minicogvx.training.packed import packed_diffusion_loss
+from minicogvx.training.routing import Routing, skipped_blocks
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.transformer.attention import Attention
 from minicogvx.transformer.block import FeedForward
@@ -58,7 +59,9 @@ class TransformerTask:
         self.model.gradient_checkpointing = recomputes(model, training)
         self.alignment = None
         if training.alignment_weight:
-            self.alignment = Alignment(model, training.alignment_kinds, feature_variance).to(ranks.device)
+            self.alignment = Alignment(model, training.alignment_kinds, feature_variance,
+                                       training.alignment_blocks).to(ranks.device)
+        self.routing = Routing(model, skipped_blocks(training, model.config)) if training.routes else None
         text.encoder.requires_grad_(trains_text).train(trains_text)
         if trains_text:
             text.encoder.to(ranks.device)
@@ -91,18 +94,24 @@ class TransformerTask:
         `progress`: share of the training that is done. `last`: whether it is the last pass of the step. In those before
         it, gradients add up on each rank: in float32, and under FSDP2 without a message.
         """
-        with without_sync(self.model, not last):
+        with without_sync(self.model, not last), self._routed(batch):
             loss = self.losses(batch).sum() / batch.total
             figures = {"loss": loss.detach()}
             if self.alignment:
                 aligned = self.alignment(batch.stack("features", self.ranks.device))
                 aligned = aligned * len(batch.examples) / batch.total
                 figures["alignment"] = aligned.detach()
-                loss = loss + self.training.alignment_weight * (1 - progress) * aligned
+                loss = loss + self.training.alignment_at(progress) * aligned
             loss.backward()
         if not last:
             self.weights.add_gradients()
         return figures
+
+    def _routed(self, batch: Pass) -> AbstractContextManager:
+        """Within this context, the tokens that skip blocks in this pass do so."""
+        if batch.examples[0].kept is None:
+            return nullcontext()
+        return self.routing.keeping(batch.stack("kept", self.ranks.device))
 
     def update(self, step: int, rate: float) -> Tensor:
         """A step of the optimizer, at `rate` times the learning rate, and of the moving average; the gradient norm."""
@@ -132,7 +141,10 @@ class TransformerTask:
         """The stored features of the captions, or those that the text encoder gives now."""
         if batch.examples[0].text is not None:
             return batch.stack("text", self.ranks.device).to(self.dtype)
-        features = self.text.encode(batch.captions)
+        text = self.text
+        if batch.text_slots:
+            text = TextEncoder(text.tokenizer, text.encoder, batch.text_slots)
+        features = text.encode(batch.captions)
         if self.zero_text:
             features = features * torch.tensor([bool(words) for words in batch.captions])[:, None, None].to(features)
         return features.to(self.ranks.device, self.dtype)

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from minicogvx.presets import TransformerConfig
@@ -152,6 +152,19 @@ class PackLayout:
         """The output at the video tokens, as the latents of each clip."""
         parts = x.split([clip.num_video for clip in self.clips], dim=1)
         return tuple(clip.unpatchify(part)[0] for clip, part in zip(self.clips, parts))
+
+
+def keep_video(layout: DenseLayout, kept: Int[Tensor, "b k"]) -> tuple[PackLayout, Int[Tensor, " m"]]:
+    """Where tokens lie if each clip keeps its text and only these of its video tokens: in one pack, clip after clip.
+
+    Also where they were in the batch: the pack is `x.flatten(0, 1)[rows]`. Each token keeps its position.
+    """
+    b, num_text = len(kept), layout.num_text
+    text = torch.arange(num_text, device=kept.device).expand(b, -1)             # b n_text
+    places = torch.cat([text, num_text + kept], dim=1)                          # b n_text+k: in the row of its clip
+    first = layout.num_tokens * torch.arange(b, device=kept.device)[:, None]    # b 1: the first of each row
+    rope = None if layout.rope is None else layout.rope[places.flatten()]
+    return PackLayout((DenseLayout(num_text, (kept.shape[1], 1, 1)),) * b, rope), (first + places).flatten()
 
 
 @runtime_checkable

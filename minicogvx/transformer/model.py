@@ -16,7 +16,7 @@ from minicogvx.transformer.block import Block
 from minicogvx.transformer.embeddings import PatchEmbed, TimeEmbedding
 from minicogvx.transformer.expert_norm import LayerNorm, OutputNorm
 from minicogvx.transformer.layout import DenseLayout, Layout, dense_layout
-from minicogvx.transformer.variants import VariantBlock
+from minicogvx.transformer.variants import ValueResidualBlock, VariantBlock
 
 
 class ExpertTransformer(nn.Module):
@@ -33,9 +33,7 @@ class ExpertTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.time_embedding = TimeEmbedding(d, d_time)
         self.ofs_embedding = TimeEmbedding(d_time, d_time) if config.ofs_embed_dim else None
-        published = config.attention == "full" and config.modulation != "separate"
-        block = Block if published else VariantBlock
-        self.transformer_blocks = nn.ModuleList([block(config) for _ in range(config.num_layers)])
+        self.transformer_blocks = nn.ModuleList([new_block(config, number) for number in range(config.num_layers)])
         self.norm_final = LayerNorm(d, config.norm_eps)
         self.norm_out = OutputNorm(d, d_time, config.norm_eps)
         self.proj_out = nn.Linear(d, self.patch[0] * config.patch_size**2 * config.out_channels)
@@ -99,6 +97,13 @@ class ExpertTransformer(nn.Module):
             with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
                 self._layouts[key] = dense_layout(self.config, grid, num_text, device)
         return self._layouts[key]
+
+
+def new_block(config: TransformerConfig, number: int) -> Block | VariantBlock:
+    """Block `number` of a model: the published one, or a departure."""
+    if config.attention != "full" or config.modulation == "separate":
+        return VariantBlock(config)
+    return ValueResidualBlock(config, number) if config.value_residual else Block(config)
 
 
 def check_inputs(config: TransformerConfig, latents: Float[Tensor, "b c t h w"],

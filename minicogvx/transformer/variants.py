@@ -1,7 +1,9 @@
-"""Departures from the published block, for ablations (paper 4.1): 2D+1D attention, and MMDiT's own weights for text.
+"""Departures from the published block, for ablations (paper 4.1): 2D+1D attention, MMDiT's own weights for text, and
+the value residual.
 
 2D+1D (attention="factorised"): tokens first attend within their latent frame, then along time. MMDiT
-(modulation="separate", Esser et al. 2024): text and video meet only in the attention.
+(modulation="separate", Esser et al. 2024): text and video meet only in the attention. Value residual
+(value_residual=True, ResFormer, arXiv 2410.17897): what the first block reads from a token, later blocks read as well.
 """
 
 from dataclasses import replace
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.attention import Attention, attention
-from minicogvx.transformer.block import FeedForward
+from minicogvx.transformer.block import Block, FeedForward
 from minicogvx.transformer.expert_norm import ExpertNorm, LayerNorm, Parts, add_gated
-from minicogvx.transformer.layout import DenseLayout
+from minicogvx.transformer.layout import DenseLayout, Layout
 from minicogvx.transformer.positions import rotate
 
 
@@ -63,6 +65,54 @@ class VariantBlock(nn.Module):
         alone = replace(layout, num_text=0, rope=rope)
         y, (_, gate) = self.norm_time(video, t_emb, alone)
         return layout.join([text, torch.addcmul(video, self.attn_time(y, alone), gate)])
+
+
+class ValueResidualBlock(Block):
+    """`Block` whose values are v' = (1 - share) v + share v_first, v_first being those of the first block.
+
+    It adds `attn1.first_share` to the published weights of every block but the first. Blocks hand v_first on: they
+    return a pair of the sequence and of v_first, the last one the sequence alone.
+    """
+
+    def __init__(self, config: TransformerConfig, number: int):
+        super().__init__(config)
+        self.is_first, self.is_last = number == 0, number == config.num_layers - 1
+        self.attn1 = ValueResidualAttention(config.width, config.num_attention_heads, mixes=not self.is_first)
+
+    def forward(self, x: Float[Tensor, "b n d"] | tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]],
+                t_emb: Float[Tensor, "clips d_time"],
+                layout: Layout) -> Float[Tensor, "b n d"] | tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+        """As in `Block`, with the pairs said above."""
+        x, v_first = (x, None) if self.is_first else x
+        y, gates = self.norm1(x, t_emb, layout)                 # b n d; a gate for text, a gate for video
+        y, v_first = self.attn1(y, layout, v_first)             # b n d, twice
+        x = add_gated(x, y, gates, layout)                      # b n d
+        y, gates = self.norm2(x, t_emb, layout)                 # b n d; a gate for text, a gate for video
+        x = add_gated(x, self.ff(y), gates, layout)             # b n d
+        return x if self.is_last else (x, v_first)
+
+
+class ValueResidualAttention(Attention):
+    """`Attention` that also takes and gives the values of the first block, with all heads side by side."""
+
+    def __init__(self, width: int, heads: int, mixes: bool):
+        super().__init__(width, heads)
+        # It begins with a half, as in ResFormer. It has an axis, because FSDP2 takes no scalars.
+        self.first_share = nn.Parameter(torch.full((1,), 0.5)) if mixes else None
+
+    def forward(self, x: Float[Tensor, "b n d"], layout: Layout,
+                v_first: Float[Tensor, "b n d"] | None) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+        """As in `Attention`. `v_first` None: this is the first block."""
+        q, k, v = self.project(x)                               # b heads n d_head each
+        if v_first is None:
+            v_first = rearrange(v, "b heads n d_head -> b n (heads d_head)")
+        else:
+            first = v_first.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            v = torch.lerp(v, first, self.first_share.to(v))    # b heads n d_head
+        if layout.rope is not None:
+            q, k = rotate(q, layout.rope), rotate(k, layout.rope)
+        out = layout.within_clips(attention, q, k, v)           # b heads n d_head
+        return self.to_out[0](rearrange(out, "b heads n d_head -> b n (heads d_head)")), v_first
 
 
 class MMDiTNorm(ExpertNorm):

@@ -107,3 +107,18 @@ class Selected:
     def features(self, i: int) -> Float[Tensor, "t h w k"]:
         """What the alignment head must predict, which only `WorldClips` know."""
         return self.clips.features(self.numbers[i])
+
+
+@dataclass(frozen=True)
+class BriefCaptions(Selected):
+    """Some clips, with the phrasings of at most `slots` tokens alone, for a text encoder whose tokens are words."""
+
+    slots: int
+
+    def caption(self, i: int, words: random.Random, style: str | None = None) -> str:
+        """Phrased anew until it is short enough. Raises ValueError after 10,000 that are not."""
+        for _ in range(10_000):
+            text = super().caption(i, words, style)
+            if len(text.split()) < self.slots:  # one token ends it
+                return text
+        raise ValueError(f"text_slots is {self.slots}; no phrasing of clip {i} is that short, as {text!r}")

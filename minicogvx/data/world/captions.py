@@ -84,6 +84,11 @@ def most_tokens(scenes: list[Scene], style: str | None) -> int:
     return (_MAX_WORDS_SHORT_ALONE if style == "short" and alone else MAX_WORDS) + 1
 
 
+def fewest_tokens(style: str | None) -> int:
+    """Any scene has a `caption(scene, rng, style)` of at most so many tokens, end token included."""
+    return 28 if style == "dense" else 16
+
+
 def evaluation_caption(scene: Scene, rng: random.Random) -> str:
     """A short caption that always names shape, colour, motion and background, as adherence is measured with it."""
     return _phrase(scene, rng, (_SHORT, _SHORT_TWO), sized=False)
