@@ -73,17 +73,6 @@ def count_flops(run: Callable[[], object]) -> tuple[object, int]:
     return result, counter.get_total_flops()
 
 
-def ceiling(dtype: torch.dtype, size: int = 2048, runs: int = 12) -> float:
-    """The best rate of a square matrix product on this machine, in operations per second."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    out, best = torch.mm(a, b), float("inf")
-    for _ in range(runs):
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
 # ---- memory
 
 

@@ -5,12 +5,12 @@ import platform
 import statistics
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from benchmarks.cases import NAMES, Case
 from benchmarks.measure import Timing
+from minicogvx.speedrun.machine import processor
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,7 @@ def _row_as_json(row: Row) -> dict:
 def machine() -> dict[str, str | int]:
     """The CPU, the cores that this process may use, and its threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"processor": processor(), "cores": cores, "threads": torch.get_num_threads()}
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ COMMANDS = {  # name -> (module, description)
     "memory": ("minicogvx.training.memory_command", "memory that training needs on each GPU, by sharding"),
     "evaluate": ("minicogvx.evaluation.command", "how often a model obeys its captions"),
     "ablate": ("minicogvx.ablation.command", "train variants on the same data and compare them"),
+    "speedrun": ("minicogvx.speedrun.command", "minutes from nothing to a model that obeys"),
     "export": ("minicogvx.export_command", "write a folder that diffusers opens"),
     "doctor": ("minicogvx.doctor", "check this machine, with a fix for each problem"),
 }

@@ -8,10 +8,11 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks.cases import SamplingCase, TransformerCase, VAECase, cases
-from benchmarks.measure import Timing, alternate, ceiling, count_flops, difference, peak_memory
+from benchmarks.measure import Timing, alternate, count_flops, difference, peak_memory
 from benchmarks.sides import OURS, THEIRS
 from benchmarks.table import Row, as_json, render, report
 from minicogvx.presets import preset
+from minicogvx.speedrun.machine import ceiling
 from minicogvx.transformer.model import flops
 
 TOY = preset("toy")

@@ -194,8 +194,10 @@ def test_the_command_prints_figures_and_writes_them_before_the_strip_is_made(loa
     load(Perfect())
     out = tmp_path / "new" / "figures.json"
     assert main(["--clips", "6", "--out", str(out)]) == 0
-    assert "toy, held_out: 100.0 % of 6 clips" in capsys.readouterr().out
-    assert json.loads(out.read_text())["share"]["all"] == 1.0
+    assert "toy, held_out: 100.0 % of 6 clips fully correct, 95 % interval 61.0 to 100.0 % (" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert written["share"]["all"] == 1.0 and written["intervals"]["all"] == pytest.approx([0.6097, 1.0], abs=1e-4)
+    assert written["intervals"].keys() == written["share"].keys()
     assert [path.name for path in out.parent.iterdir()] == ["figures.json"]
 
     def fail(*_):

@@ -8,7 +8,8 @@ from pathlib import Path
 from minicogvx import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")))
+PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("benchmarks/*/README.md"),
+                                        *ROOT.glob("docs/*.md")))
 # What a command reads (names of its arguments), and the files that it makes.
 READS = ("image", "video", "lora", "list", "model", "before", "captioner", "summary", "aesthetic", "folder")
 MADE = {"train": ["pipeline"], "finetune": ["pipeline"], "data curate": ["kept.jsonl", "best.jsonl", "report.html"]}
@@ -29,6 +30,7 @@ def words_of(line: str) -> list[str] | None:
     words = shlex.split(line, comments=True)
     while words and (words[0] in ("PYTHONPATH=.", "torchrun") or words[0].startswith("-") or words[0].isdigit()):
         words = words[1:]  # torchrun's own options, up to `-m minicogvx`
+    words = words[:words.index(">")] if ">" in words else words
     return words[1:] if words[:1] in (["minicogvx"], [".venv/bin/minicogvx"]) else None
 
 

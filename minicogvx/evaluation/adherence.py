@@ -15,6 +15,7 @@ from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.oracle import matches, read
 from minicogvx.data.world.scenes import Scene
 from minicogvx.data.world.styles import SURVIVES, Style, as_seen, shows
+from minicogvx.evaluation.intervals import say_interval
 from minicogvx.pipeline import Pipeline
 
 _SUMS = ("kept", "all")  # conjunctions of properties
@@ -31,8 +32,9 @@ class Adherence:
     failures: list[dict]  # of each: caption, wrong properties, and what was read
 
     def __str__(self) -> str:
-        return (f"{100 * self.share['all']:.1f} % of {self.clips} clips fully correct ({say_parts(self.share)}); "
-                f"{self.seconds_per_clip:.2f} s a clip")
+        share = self.share["all"]
+        return (f"{100 * share:.1f} % of {self.clips} clips fully correct, {say_interval(share, self.clips)} "
+                f"({say_parts(self.share)}); {self.seconds_per_clip:.2f} s a clip")
 
 
 def say_parts(share: dict[str, float]) -> str:

@@ -171,7 +171,10 @@ def _write_strip(arguments: argparse.Namespace, models: dict, scenes: list) -> P
 
 def _write_figures(out: Path, results: dict) -> None:
     """Writes the figures of one model, or those of several by label."""
-    figures = {label: dataclasses.asdict(result) for label, result in results.items()}
+    from minicogvx.evaluation.intervals import intervals
+
+    figures = {label: dataclasses.asdict(result) | {"intervals": intervals(result.share, result.clips)}
+               for label, result in results.items()}
     with written_whole(out) as part:
         shown = figures if len(figures) > 1 else next(iter(figures.values()))
         part.write_text(json.dumps(shown, indent=1, allow_nan=False))

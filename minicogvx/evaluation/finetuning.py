@@ -6,6 +6,7 @@ from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import Scene
 from minicogvx.data.world.styles import Style
 from minicogvx.evaluation.adherence import Counts, generate, judge, say_parts
+from minicogvx.evaluation.intervals import say_interval
 from minicogvx.evaluation.reconstruction import flicker, psnr
 from minicogvx.pipeline import Pipeline
 
@@ -27,7 +28,8 @@ class StyleScore:
         parts = say_parts({name: value for name, value in self.share.items() if name != "style"})
         return (f"{100 * self.share['style']:.1f} % of {self.clips} clips show {self.style}, "
                 f"{100 * self.share['kept']:.1f} % are right in what it leaves ({parts}), "
-                f"{100 * self.share['all']:.1f} % are both; {self.seconds_per_clip:.2f} s a clip")
+                f"{100 * self.share['all']:.1f} % are both, {say_interval(self.share['all'], self.clips)}; "
+                f"{self.seconds_per_clip:.2f} s a clip")
 
 
 def measure_style(pipe: Pipeline, scenes: list[Scene], style: Style, seed: int = 0, num_inference_steps: int = 25,
@@ -70,8 +72,9 @@ class PictureScore:
     def __str__(self) -> str:
         return (f"the first frame is the picture to {self.psnr:.2f} dB, the clip the true one to "
                 f"{self.psnr_of_clip:.2f} dB, its first step {self.step:.2f} grey levels (true clips "
-                f"{self.step_of_true:.2f}); {100 * self.share['all']:.1f} % of {self.clips} clips fully correct "
-                f"({say_parts(self.share)}); {self.seconds_per_clip:.2f} s a clip")
+                f"{self.step_of_true:.2f}); {100 * self.share['all']:.1f} % of {self.clips} clips fully correct, "
+                f"{say_interval(self.share['all'], self.clips)} ({say_parts(self.share)}); "
+                f"{self.seconds_per_clip:.2f} s a clip")
 
 
 def measure_image_to_video(pipe: Pipeline, scenes: list[Scene], seed: int = 0, num_inference_steps: int = 25,

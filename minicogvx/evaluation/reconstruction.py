@@ -12,6 +12,7 @@ from minicogvx.data.world.scenes import Scene
 from minicogvx.data.world.styles import Style, render_styled
 from minicogvx.diffusion.samplers import check_finite, randn
 from minicogvx.evaluation.adherence import check_scenes, clip_generators, judge, say_parts
+from minicogvx.evaluation.intervals import say_interval
 from minicogvx.presets import VAEConfig
 from minicogvx.ranges import valid_frames
 from minicogvx.vae import CausalVAE
@@ -29,8 +30,8 @@ class Reconstruction:
 
     def __str__(self) -> str:
         return (f"PSNR {self.psnr:.2f} dB, flicker {self.flicker:.2f} (true clips {self.flicker_of_true:.2f}); after "
-                f"the round trip the oracle reads {100 * self.share['all']:.2f} % of {self.clips} clips correctly "
-                f"({say_parts(self.share)})")
+                f"the round trip the oracle reads {100 * self.share['all']:.2f} % of {self.clips} clips correctly, "
+                f"{say_interval(self.share['all'], self.clips)} ({say_parts(self.share)})")
 
 
 def flicker(video: Float[Tensor, "t h w 3"]) -> float:

@@ -42,6 +42,7 @@ class Keep:
     tensorboard: bool = False  # in addition to NAME.jsonl
     progress: bool = True
     on_resume: Callable[[], None] | None = None  # called on rank 0 before the first step, if `resume` succeeded
+    on_checkpoint: Callable[[], None] | None = None  # called on every rank when a checkpoint begins to be written
 
     def __post_init__(self):
         check_limits(self, {"checkpoint_every checkpoints log_every": "1 or more"})
@@ -170,6 +171,8 @@ class Run:
         self._settle()
         if self.files and not self.bad:
             self.files.save(self.done, self.state)
+            if self.keep.on_checkpoint:
+                self.keep.on_checkpoint()
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -106,19 +106,20 @@ def _train(job: Job, ranks: Ranks) -> str:
         job = replace(job, data=job.data.scanned(job, ranks))
         for problem in job.data.problems if ranks.first else ():
             print(problem)
-    keep, minutes = replace(job.keep, folder=job.out), Minutes(job.out / "minutes.json", ranks)
+    minutes = Minutes(job.out / "minutes.json", ranks)
+    keep = replace(job.keep, folder=job.out, on_checkpoint=minutes.write)
     parts = starting_parts(job, keep, ranks)
-    minutes.write("vae")
+    minutes.begin("encoding")
     sets, held_back = clips_of(job, parts, ranks)
     parts.fps = parts.fps if job.data is None else job.data.rate(parts.fps)
-    minutes.write("encoding")
+    minutes.begin("transformer")
     task = transformer_task(job, parts, sets, ranks)
     data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,
                  parts.schedule_config.num_train_timesteps)
     run = Run("transformer", len(data), keep, task.ranks)
     fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),
         task.training.workers)
-    minutes.write("transformer")
+    minutes.write()
     return write_result(job.out, job.start, parts, task, sets[-1], ranks)
 
 
@@ -223,15 +224,23 @@ def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Cl
 
 
 class Minutes:
-    """Minutes of each part in one JSON file, summed over resumed runs."""
+    """Minutes of each part in one JSON file, summed over resumed runs.
+
+    They are written with every checkpoint: a run that is killed has counted the work that the next one does not repeat.
+    """
 
     def __init__(self, path: Path, ranks: Ranks):
-        self.path, self.ranks, self.start = path, ranks, time.perf_counter()
+        self.path, self.ranks, self.start, self.part = path, ranks, time.perf_counter(), "vae"
         self.parts = read_json(path) if path.exists() else {}
 
-    def write(self, part: str) -> None:
+    def begin(self, part: str) -> None:
+        """Ends the part before."""
+        self.write()
+        self.part = part
+
+    def write(self) -> None:
         """Adds the time since the last call."""
         now = time.perf_counter()
-        self.parts[part], self.start = round(self.parts.get(part, 0) + (now - self.start) / 60, 2), now
+        self.parts[self.part], self.start = self.parts.get(self.part, 0) + (now - self.start) / 60, now
         if self.ranks.first and (self.path.parent / RECORD).exists():  # until then the folder is not the run's
-            write_json(self.path, self.parts)
+            write_json(self.path, {part: round(minutes, 3) for part, minutes in self.parts.items()})
