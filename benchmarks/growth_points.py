@@ -121,28 +121,31 @@ def measure_all(points: Iterable[Point], limits: Limits) -> list[dict]:
     """A row for each point, from little work to much; one that could exceed the limits has a reason in "skipped"."""
     rows: dict[Point, dict] = {}
     for point in sorted(points, key=lambda point: (point.operation, point.work)):
-        row = {"operation": point.operation, "frames": point.frames, "size": point.size}
-        reason = beyond(point, {other: found for other, found in rows.items() if "seconds" in found}, limits)
-        rows[point] = row | ({"skipped": reason} if reason else measure(point, limits))
-        said = "{:.3g} s".format(rows[point]["seconds"]) if "seconds" in rows[point] else rows[point]["skipped"]
+        reason = beyond(point, rows, limits)
+        found = {"skipped": reason} if reason else measure(point, limits)
+        rows[point] = {"operation": point.operation, "frames": point.frames, "size": point.size, **found}
+        said = found.get("skipped") or f"{found['seconds']:.3g} s"
         print(f"{point.part}: {said}", file=sys.stderr, flush=True)
         gc.collect()
     return list(rows.values())
 
 
-def beyond(point: Point, measured: dict[Point, dict], limits: Limits) -> str | None:
+def beyond(point: Point, rows: dict[Point, dict], limits: Limits) -> str | None:
     """Why a point could exceed a limit; None for one that should not.
 
     Judged by the largest measured point of the same operation with as many frames or of the same size: seconds and
     memory are taken to grow with the work.
     """
-    like = [other for other in measured if other.operation == point.operation
+    alike = [other for other in rows if other.operation == point.operation]
+    if any("skipped" in rows[other] and other.frames <= point.frames and other.size <= point.size for other in alike):
+        return "a smaller clip was left out already"
+    near = [other for other in alike if "seconds" in rows[other]
             and (other.frames == point.frames or other.size == point.size)]
-    if not like:
+    if not near:
         return None
-    nearest = max(like, key=lambda other: other.work)
-    times = point.work / nearest.work
-    seconds, gigabytes = times * measured[nearest]["seconds"], times * (measured[nearest]["peak_bytes"] or 0) / 1e9
+    largest = max(near, key=lambda other: other.work)
+    times, measured = point.work / largest.work, rows[largest]
+    seconds, gigabytes = times * measured["seconds"], times * (measured["peak_bytes"] or 0) / 1e9
     if seconds > limits.seconds:
         return f"it would take about {seconds:.0f} s, and the limit is {limits.seconds:g} s"
     if gigabytes > limits.gigabytes:
