@@ -137,8 +137,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("seconds", "limit", "memory_limit"):
         if not getattr(options, name) > 0:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be above 0")
-    if not options.out.is_dir():
-        parser.error(f"there is no folder {options.out} to write into")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out is {options.out}, which is a file; it must be a folder")
+    options.out.mkdir(parents=True, exist_ok=True)
     return options
 
 

@@ -135,9 +135,9 @@ def test_compiled_blocks_are_skipped_as_others_and_what_cannot_be_skipped_is_ref
     compiled, wrapped = make(), make()
     compiled.transformer.compile()
     wrapped.transformer = torch.compile(wrapped.transformer)
-    for pipe, sentence in ((make(layers=1), "cache is 0.5; this model has a single block"),
-                           (compiled, "cache is 0.5, and the transformer is compiled as a whole"),
-                           (wrapped, "the transformer is compiled as a whole, so that no block can be skipped")):
+    for pipe, sentence in ((make(layers=1), "cache is 0.5; it must be 0 for this model, whose only block"),
+                           (compiled, "it must be 0 for a transformer that is compiled as a whole"),
+                           (wrapped, "compiled as a whole, as no block of it can be skipped: compile each")):
         with subtests.test(sentence):
             pipe.text.encode = lambda *_: pytest.fail("work has begun")
             with pytest.raises(ValueError, match=sentence):

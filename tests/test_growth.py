@@ -99,7 +99,7 @@ def test_the_memory_of_a_point_is_measured_in_a_process_of_its_own():
 def test_bad_options_are_refused_before_any_work(quick, capsys, tmp_path, subtests):
     cases = [(["--frames", "18"], "--frames is [18]; each must be 4k + 1"), (["--limit", "0"], "--limit is 0.0"),
              (["--sizes", "64", "72"], "--sizes is [64, 72]; each must be a multiple of 16"),
-             (["--out", str(tmp_path / "absent")], "there is no folder"), (["--preset", "5b"], "invalid choice")]
+             (["--out", __file__], "which is a file; it must be a folder"), (["--preset", "5b"], "invalid choice")]
     for given, sentence in cases:
         with subtests.test(given=given), pytest.raises(SystemExit):
             growth.main(["--out", str(tmp_path), *given])

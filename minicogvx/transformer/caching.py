@@ -24,11 +24,10 @@ def check_cache(threshold: float, transformer: nn.Module) -> None:
     """Raises ValueError for a threshold that is not in 0..1, and unless it is 0 for a network that has to run whole."""
     check_number("cache", threshold, whole=False)
     if threshold and len(transformer.transformer_blocks) == 1:
-        raise ValueError(f"cache is {threshold}; this model has a single block, so that there is none to skip, and it "
-                         f"must be 0")
+        raise ValueError(f"cache is {threshold}; it must be 0 for this model, whose only block always runs")
     if threshold and (hasattr(transformer, "_orig_mod") or transformer._compiled_call_impl is not None):
-        raise ValueError(f"cache is {threshold}, and the transformer is compiled as a whole, so that no block can be "
-                         f"skipped; compile each of transformer_blocks instead, or set cache to 0")
+        raise ValueError(f"cache is {threshold}; it must be 0 for a transformer that is compiled as a whole, as no block "
+                         f"of it can be skipped: compile each of its transformer_blocks instead")
 
 
 def with_cache(transformer: ExpertTransformer, threshold: float, clips: int) -> ExpertTransformer:
