@@ -26,8 +26,8 @@ def check_cache(threshold: float, transformer: nn.Module) -> None:
     if threshold and len(transformer.transformer_blocks) == 1:
         raise ValueError(f"cache is {threshold}; it must be 0 for this model, whose only block always runs")
     if threshold and (hasattr(transformer, "_orig_mod") or transformer._compiled_call_impl is not None):
-        raise ValueError(f"cache is {threshold}; it must be 0 for a transformer that is compiled as a whole, as no block "
-                         f"of it can be skipped: compile each of its transformer_blocks instead")
+        raise ValueError(f"cache is {threshold}; it must be 0 for a transformer that is compiled as a whole, as no "
+                         f"block of it can be skipped: compile each of its transformer_blocks instead")
 
 
 def with_cache(transformer: ExpertTransformer, threshold: float, clips: int) -> ExpertTransformer:
