@@ -28,7 +28,8 @@ def draw(curves: Sequence[Curve], rows: Sequence[dict], crossing: dict | None, n
             axis.set(xscale="log", yscale="log", xlabel=ALONG[curve.along], ylabel=label, title=f"{name}: {curve.name}")
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.minorticks_off()
-            axis.legend(fontsize=7, loc="best")
+            if axis.get_lines():
+                axis.legend(fontsize=7, loc="best")
     figure.savefig(path, dpi=150, metadata={"Description": f"Seconds and peak memory of the {name} VAE and transformer "
                                                            f"against frames and size of a clip, with exponents"})
     return path

@@ -92,8 +92,7 @@ def test_a_point_that_memory_ends_is_left_out_and_other_errors_are_not_hidden(mo
 def test_the_memory_of_a_point_is_measured_in_a_process_of_its_own():
     small, large = (growth_points.peak_memory(Point("micro", DECODE, frames, 128, torch.float32), "minicogvx")
                     for frames in (5, 65))
-    assert 1e6 < small < large < 100e6  # in chunks: far from 13 times as much
-    assert large < 6 * small
+    assert 1e6 < small < large < 6 * small  # in chunks: far from 13 times as much
 
 
 def test_bad_options_are_refused_before_any_work(quick, capsys, tmp_path, subtests):

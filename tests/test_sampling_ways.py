@@ -60,7 +60,7 @@ def test_the_command_prints_and_writes(monkeypatch, capsys, tmp_path):
     small, path = ["--rounds", "2", "--steps", "3", "2", "--cache", "0.5"], tmp_path / "ways.json"
     assert sampling.main([*small, "--clips", "2", "--markdown", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "one clip with 2 steps: captions" in printed and "| 3 steps, cache 0.5 " in printed
+    assert "one clip with 2 steps: captions" in printed and " 3 steps, cache 0.5 |" in printed
     written = json.loads(path.read_text())
     assert [row["way"] for row in written["ways"]][-1] == "2 steps, cache 0.5"
     assert all(len(row["seconds"]) == 2 and len(row["obeyed"]) == 2 for row in written["ways"])
