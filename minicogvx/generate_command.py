@@ -8,7 +8,7 @@ from pathlib import Path
 from minicogvx.options import (
     add_device_options,
     add_memory_options,
-    add_sampler_option,
+    add_sampling_options,
     check_names,
     chosen,
     load_model,
@@ -54,7 +54,7 @@ def _parser() -> Parser:
     parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W",
                         help="how closely to follow the caption; 1: no guidance, 0: ignores the caption (default: the "
                              "model's own, 3 for toy)")
-    add_sampler_option(parser)
+    add_sampling_options(parser)
     parser.add_argument("--lora", type=path_to(), metavar="FILE",
                         help="adapters to add to the model: a file or its folder")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to show")

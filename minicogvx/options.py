@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 
 from minicogvx import compat
-from minicogvx.parsing import one_of
+from minicogvx.parsing import SHARE, one_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -67,18 +67,21 @@ def check_names(arguments: argparse.Namespace, may_be_preset: bool = False) -> N
             raise FileNotFoundError(f"there is no file {path}; it must be a LoRA file or its folder")
 
 
-def add_sampler_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--sampler`."""
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--sampler` and `--cache`."""
     parser.add_argument("--sampler", type=one_of(("ddim", "dpm")), metavar="ddim|dpm",
                         help="how noise becomes a video: DDIM, or DPM-Solver++ (default: the model's own)")
+    parser.add_argument("--cache", type=SHARE, metavar="T",
+                        help="skip all blocks but the first in steps in which its work changes by less than this part, "
+                             "such as 0.1: faster, for a slightly different video (default: 0, skip none)")
 
 
 def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
-    """The pipeline, on the device from `chosen`, with `--tile`, `--offload` and `--sampler` applied."""
+    """The pipeline, on the device from `chosen`, with `--tile`, `--offload`, `--sampler` and `--cache` applied."""
     import minicogvx
 
     pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload)
-    pipe.tile = arguments.tile
+    pipe.tile, pipe.cache = arguments.tile, arguments.cache or 0.0
     if arguments.sampler:
         pipe.schedule_config = replace(pipe.schedule_config, sampler=arguments.sampler)
     return pipe

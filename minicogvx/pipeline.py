@@ -32,6 +32,7 @@ from minicogvx.presets import ScheduleConfig, VideoSize, video_size
 from minicogvx.ranges import check_number
 from minicogvx.request import STRENGTH, Request, check_request
 from minicogvx.text import TextEncoder
+from minicogvx.transformer.caching import check_cache, with_cache
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.vae import CausalVAE
 
@@ -47,9 +48,11 @@ class Pipeline:
 
     Two ways to need less memory: `pipe.tile = True` sends frames through the VAE tile by tile (vae/tiling.py), and
     `pipe.offload("cuda")` keeps only the network at work on the GPU. Whatever is given may lie on any device.
+    One way to need less time: `pipe.cache = 0.1` skips blocks where they change little (transformer/caching.py).
     """
 
-    tile: Tile = False  # of every call that does not say otherwise
+    tile: Tile = False  # tile and cache are those of every call that does not say otherwise
+    cache: float = 0.0
     _turns_on: torch.device | None = None  # where the networks take turns; None: they stay where they are
 
     def __init__(self, vae: CausalVAE, transformer: ExpertTransformer, schedule: ScheduleConfig, text: TextEncoder,
@@ -129,7 +132,7 @@ class Pipeline:
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
                  guidance_scale: float | None = None, dynamic_guidance: str | None = None,
                  seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None,
-                 sampler: str | None = None) -> Float[Tensor, "_ h w 3"]:
+                 sampler: str | None = None, cache: float | None = None) -> Float[Tensor, "_ h w 3"]:
         """A video of `prompt`, `t h w 3` in 0..1, float32 on the CPU. The same seed gives the same video.
 
         Args:
@@ -141,6 +144,8 @@ class Pipeline:
             on_step: called with (steps done, steps in all).
             tile: None is the pipeline's own; see `Tile`.
             sampler: "ddim" or "dpm"; None is the model's own.
+            cache: by how much, relative to its size, the first block's work may change between steps for the others to
+                be skipped (`transformer/caching.py`); 0 skips none, None is the pipeline's own.
 
         Raises:
             ValueError: before any work, with one sentence that names what does not fit; later where a network's output
@@ -149,7 +154,8 @@ class Pipeline:
         latents = self.sample([prompt], image=_batch_of_one(image), video=_batch_of_one(video), strength=strength,
                               negative_prompt=negative_prompt, num_frames=num_frames, height=height, width=width,
                               num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step, tile=tile, sampler=sampler)
+                              dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step, tile=tile, sampler=sampler,
+                              cache=cache)
         return self.decode(latents, tile)[0]
 
     @torch.no_grad()
@@ -160,7 +166,7 @@ class Pipeline:
                dynamic_guidance: str | None = None, seed: int | Sequence[int] = 0,
                on_step: Callable[[int, int], None] | None = None,
                latents: Float[Tensor, "b c _ lh lw"] | None = None, tile: Tile | None = None,
-               sampler: str | None = None) -> Float[Tensor, "b c _ lh lw"]:
+               sampler: str | None = None, cache: float | None = None) -> Float[Tensor, "b c _ lh lw"]:
         """Scaled latents of one video a prompt, all in one batch; the arguments of `__call__`, with a batch in front.
 
         They lie where the pipeline computes. One image or video serves all prompts. `seed`: one for the batch, or one
@@ -175,12 +181,15 @@ class Pipeline:
                           self.schedule_config.sampler if sampler is None else sampler, seed,
                           self.tile if tile is None else tile)
         check_request(request, self.text, self.device, self.dtype)
+        cache = self.cache if cache is None else cache
+        check_cache(cache, self.transformer)
         steps, generator = SAMPLERS[request.sampler](self.schedule, num_inference_steps), request.generator()
         text = self._text_features(request)                                   # 2b n d_text: without, with caption
         condition = self._condition(request, steps, generator)
         scales = guidance_scales(request.guidance_scale, steps.timesteps[condition.start:], dynamic_guidance)
         with _at_work(self.transformer, self._turns_on):
-            latents = sample_loop(self.transformer, steps, text, condition, scales, generator, on_step)  # b c t h w
+            network = with_cache(self.transformer, cache, len(prompts)) if cache else self.transformer
+            latents = sample_loop(network, steps, text, condition, scales, generator, on_step)       # b c t h w
         return check_finite(latents[:, :, request.pad_frames:], "the clean latent")
 
     @torch.no_grad()

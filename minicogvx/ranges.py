@@ -26,7 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "scaling_factor": (1e-6, 1e6), "norm_eps": (1e-12, 0.1), "layer_norm_epsilon": (1e-12, 0.1),
     "spatial_interpolation_scale": (1e-3, 1e3), "temporal_interpolation_scale": (1e-3, 1e3),
     "num_train_timesteps": (2, 100_000), "beta_start": (1e-9, 0.999), "beta_end": (1e-9, 0.999),
-    "snr_shift_scale": (1e-6, 1e6), "guidance_scale": (0.0, 1000.0),
+    "snr_shift_scale": (1e-6, 1e6), "guidance_scale": (0.0, 1000.0), "cache": (0.0, 1.0),
 }
 
 

@@ -80,7 +80,8 @@ def test_generate_passes_every_option_on(pipe):
     assert pipe.calls == [{
         "prompt": "Two cats!", "image": None, "video": None, "strength": 0.8, "negative_prompt": "dogs",
         "num_frames": 5, "height": 16, "width": 32, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7}]
-    assert Path("outputs/two-cats-7.mp4").is_file()
+    assert Path("outputs/two-cats-7.mp4").is_file() and (pipe.tile, pipe.cache) == (False, 0)
+    assert cli.main(["generate", "x", "--cache", "0.2", "--tile"]) == 0 and (pipe.tile, pipe.cache) == (True, 0.2)
 
 
 def test_generate_reads_image_and_video_at_the_models_size(pipe):
@@ -140,7 +141,7 @@ def test_bad_options_are_reported_in_one_line(no_load, capsys, subtests):
         (["--num-frames", "x"], "--num-frames is 'x'"), (["--width", "0"], "--width is 0; it must be 1 or more"),
         (["--strength", "0"], "--strength is 0"), (["--strength", "1.1"], "above 0, at most 1"),
         (["--guidance-scale", "nan"], "--guidance-scale is nan"), (["--out", "clip.avi"], "must end in .mp4"),
-        (["--image", "a", "--video", "b"], "not allowed with"),
+        (["--image", "a", "--video", "b"], "not allowed with"), (["--cache", "2"], "--cache is 2; it must be from 0"),
         (["--stepz", "3"], "there is no option --stepz; did you mean --steps?"),
         (["--negative", "x"], "did you mean --negative-prompt?"), (["--lora", ""], "--lora is empty"),
     ]

@@ -228,6 +228,7 @@ def test_mistakes_are_one_sentence_before_the_model_is_loaded(monkeypatch, tmp_p
         (["vae", "--image-to-video"], "vae goes with none of --lora, --image-to-video and --strip"),
         (["vae", "--offload"], "vae measures the VAE alone and whole; leave out --tile and --offload"),
         (["vae", "--steps", "25"], "vae measures the VAE alone, without a sampler; leave out --steps"),
+        (["vae", "--cache", "0.1"], "vae measures the VAE alone, without a sampler; leave out --cache"),
         (["vae", "--guidance-scale", "0"], "leave out --guidance-scale"),
         (["--sampler", "dpm", "vae"], "leave out --sampler"),
         (["--batch-size", "0"], "batch-size is 0; it must be 1 or more"), (["--device", "tpu"], "device is 'tpu'"),

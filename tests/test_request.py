@@ -91,6 +91,8 @@ def test_refused_in_one_sentence_before_any_work(idle, subtests):
         ({"strength": 1.0}, "strength is 1.0; it goes with a video"),
         ({"dynamic_guidance": "wild"}, "dynamic_guidance is 'wild'; it must be None, 'published' or 'meant'"),
         ({"sampler": "euler"}, "sampler is 'euler'; it must be 'ddim' or 'dpm'"),
+        ({"cache": -0.1}, "cache is -0.1; it must be a number from 0.0 to 1.0"), ({"cache": NAN}, "cache is nan"),
+        ({"cache": 2.0}, "cache is 2.0"), ({"cache": True}, "cache is True"), ({"cache": "1"}, "cache is '1'"),
         ({"seed": -1}, "seed is -1"), ({"seed": 2**64}, "seed is 18446744073709551616"), ({"seed": 0.5}, "seed is 0.5"),
         ({"seed": [1, 2, 3]}, "seed has 3 numbers for 2 prompts; it must be one"),
         ({"seed": [1, None]}, "seed is None"),

@@ -10,7 +10,7 @@ from minicogvx.files import check_writable, written_whole
 from minicogvx.options import (
     add_device_options,
     add_memory_options,
-    add_sampler_option,
+    add_sampling_options,
     check_names,
     chosen,
     load_model,
@@ -70,7 +70,7 @@ def _parser() -> Parser:
                         help="share of scenes with two objects")
     parser.add_argument("--steps", type=whole(1), metavar="N", help=f"denoising steps (default: {STEPS})")
     parser.add_argument("--guidance-scale", type=GUIDANCE, metavar="W", help="default: the model's own")
-    add_sampler_option(parser)
+    add_sampling_options(parser)
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same clips (default: 0)")
     parser.add_argument("--batch-size", type=whole(1, 65_536), default=16, metavar="N",
                         help="clips generated together; does not affect them (default: 16)")
@@ -110,7 +110,7 @@ def _check_vae(arguments: argparse.Namespace) -> None:
         raise ValueError("vae goes with none of --lora, --image-to-video and --strip; leave them out")
     if arguments.tile or arguments.offload:
         raise ValueError("vae measures the VAE alone and whole; leave out --tile and --offload")
-    for name in ("sampler", "guidance_scale", "steps"):
+    for name in ("sampler", "guidance_scale", "steps", "cache"):
         if getattr(arguments, name) is not None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"vae measures the VAE alone, without a sampler; leave out {option}")
