@@ -22,9 +22,9 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.growth_figure import draw
 from benchmarks.growth_points import OPERATIONS, Curve, Limits, Point, measure_all
-from benchmarks.measure import ceiling
 from minicogvx.compat import choose_dtype
 from minicogvx.presets import preset
+from minicogvx.speedrun.machine import ceiling
 
 FRAMES, SIZES = (17, 33, 49, 81, 121, 161), (64, 96, 128, 160, 192, 256)  # pixel frames, pixels
 COSTS = ("seconds", "peak_bytes")

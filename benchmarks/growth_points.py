@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import sdpa_flop_count
 
-from benchmarks.intervals import exponent
 from benchmarks.measure import peak_memory
 from benchmarks.sides import OURS
+from minicogvx.evaluation.intervals import exponent
 from minicogvx.presets import preset
 from minicogvx.room import is_out_of_memory
 from minicogvx.transformer.attention import attention

@@ -27,14 +27,14 @@ import torch
 from torch import nn
 
 import minicogvx
-from benchmarks.intervals import paired_difference, wilson
-from benchmarks.measure import ceiling
 from minicogvx.data.world.captions import evaluation_caption
 from minicogvx.data.world.scenes import Scene, sample_scenes
 from minicogvx.evaluation.adherence import generate, judge
+from minicogvx.evaluation.intervals import paired_difference, wilson
 from minicogvx.evaluation.reconstruction import psnr
 from minicogvx.options import add_device_options, chosen
 from minicogvx.pipeline import Pipeline
+from minicogvx.speedrun.machine import ceiling
 from minicogvx.transformer.model import ExpertTransformer, flops
 
 SCENES_SEED = 6_000_011  # of the captions; those of trainings and of the final figure have other seeds
@@ -185,7 +185,7 @@ def cells(way: Way, reference: Way | None, times: list[float], found: Quality | 
     right, count = sum(found.obeyed), len(found.obeyed)
     line += (f"{100 * found.skipped:.0f} %", "-" if found.psnr is None else f"{found.psnr:.1f} dB",
              "-" if reference is None else reference.name, f"{100 * right / count:.1f} %",
-             "{:.1f}-{:.1f} %".format(*(100 * end for end in wilson(right, count))))
+             "{:.1f}-{:.1f} %".format(*(100 * end for end in wilson(right / count, count))))
     if of_reference is None:
         return *line, "-", "-"
     difference, *ends = (100 * value for value in paired_difference(found.obeyed, of_reference.obeyed))

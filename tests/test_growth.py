@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks import growth, growth_points
 from benchmarks.growth_points import DECODE, ENCODE, STEP, Limits, Point, beyond
-from benchmarks.intervals import exponent
+from minicogvx.evaluation.intervals import exponent
 from minicogvx.presets import preset
 
 

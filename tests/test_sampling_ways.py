@@ -7,9 +7,9 @@ import torch
 
 import minicogvx
 from benchmarks import sampling
-from benchmarks.intervals import paired_difference, wilson
 from benchmarks.sampling import Way, in_two_passes, ways
 from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.evaluation.intervals import paired_difference, wilson
 from tests.tiny import tiny_pipe
 
 
@@ -35,7 +35,8 @@ def test_two_passes_compute_what_one_batch_does():
 
 
 def test_intervals_of_shares():
-    assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3) and wilson(0, 20)[0] == pytest.approx(0, abs=1e-9)
+    assert wilson(0.8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert wilson(0.0, 20)[0] == pytest.approx(0, abs=1e-9)
     new, old = [True] * 80 + [False] * 20, [True] * 60 + [False] * 40
     difference, low, high = paired_difference(new, old)
     assert difference == pytest.approx(0.2) and 0.1 < low < difference < high < 0.3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import ttest_1samp
 
 from benchmarks.speedrun import __main__ as board_command
 from minicogvx import cli
@@ -128,18 +128,12 @@ def test_minutes_of_a_killed_run_are_those_up_to_its_last_checkpoint(tmp_path, m
     assert json.loads((tmp_path / "minutes.json").read_text()) == {"vae": 1.1, "encoding": 1.0, "transformer": 5.0}
 
 
-def test_intervals_are_those_of_scipy():
-    for right, count in ((0, 10), (10, 10), (1, 7), (1800, 2000), (375, 500)):
-        known = binomtest(right, count).proportion_ci(method="wilson")
-        assert wilson(right / count, count) == pytest.approx((known.low, known.high), abs=1e-6)
-    generator = torch.Generator().manual_seed(0)
-    for count in (2, 3, 5, 10):
-        values = torch.rand(count, generator=generator).double().tolist()
-        known = ttest_1samp(values, 0.0, alternative="greater").confidence_interval(0.95).low
-        assert at_least(values) == pytest.approx(known, abs=1e-4)
-    many = torch.rand(30, generator=generator).double().tolist()
-    known = ttest_1samp(many, 0.0, alternative="greater").confidence_interval(0.95).low
-    assert known - 0.01 < at_least(many) < known, "beyond the table on the safe side"
+def test_a_mean_over_seeds_is_bounded_by_a_t_test():
+    values = [0.81, 0.84, 0.9, 0.78]
+    known = ttest_1samp(values, 0.0, alternative="greater").confidence_interval(0.95).low
+    assert at_least(values) == pytest.approx(known)
+    with pytest.raises(ValueError, match="1 values"):
+        at_least(values[:1])
 
 
 def test_a_row_counts_only_by_every_rule(subtests):

@@ -1,23 +1,20 @@
-"""How sure a share is: Wilson's interval over the clips that were counted, Student's t over seeds of one training."""
+"""How sure a figure is: intervals of a share, of the difference of two shares, of a mean over seeds, of an exponent."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations of its mean
-# What Student's t exceeds with a probability of 5 %, for 1 to 9 degrees of freedom; for more it is smaller.
-_T = (6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331)
+import numpy as np
+from scipy import stats
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, 0..1, that was found in `count` independent clips (Wilson, 1927).
+    """The 95 % interval of a share, 0..1, that was found in `count` independent clips (Wilson 1927).
 
     It covers the chance in which clips were drawn, not that in which model a seed leads to.
     """
-    centre = share + _Z**2 / (2 * count)
-    reach = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    low, high = ((centre + sign * reach) / (1 + _Z**2 / count) for sign in (-1, 1))
-    return max(low, 0.0), min(high, 1.0)  # rounding can leave 0..1
+    found = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def intervals(share: Mapping[str, float], count: int) -> dict[str, tuple[float, float]]:
@@ -38,5 +35,29 @@ def at_least(values: Sequence[float]) -> float:
     """
     if len(values) < 2:
         raise ValueError(f"there are {len(values)} values; how much they vary takes at least 2")
-    t = _T[min(len(values) - 1, len(_T)) - 1]
-    return statistics.fmean(values) - t * statistics.stdev(values) / math.sqrt(len(values))
+    reach = stats.t.ppf(0.95, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return float(statistics.fmean(values) - reach)
+
+
+def paired_difference(new: Sequence[bool], old: Sequence[bool]) -> tuple[float, float, float]:
+    """By how much the share of `new` is higher than that of `old`, and its 95 % interval (Agresti and Min 2005).
+
+    Entries i of both are of the same caption: those on which they agree say nothing about the difference.
+    """
+    gained, lost = (sum(a and not b for a, b in zip(*pair, strict=True)) for pair in ((new, old), (old, new)))
+    up, down, count = gained + 0.5, lost + 0.5, len(new) + 2
+    middle = (up - down) / count
+    spread = stats.norm.ppf(0.975) * math.sqrt(up + down - (up - down) ** 2 / count) / count
+    return (gained - lost) / len(new), float(middle - spread), float(middle + spread)
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
+    """p of y ~ x^p by least squares on logarithms, and its 95 % interval; None for fewer than three points.
+
+    The interval is that of a straight line with independent errors. If the points bend, it is wide for that reason.
+    """
+    if len(x) < 3:
+        return None
+    (slope, _), covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    spread = stats.t.ppf(0.975, len(x) - 2) * math.sqrt(covariance[0, 0])
+    return float(slope), float(slope - spread), float(slope + spread)

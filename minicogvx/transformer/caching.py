@@ -61,13 +61,15 @@ class FirstBlockCache(nn.Module):
                 layout: Layout) -> Float[Tensor, "b n d"]:
         """As `Block`."""
         y = self.first(x, t_emb, layout)                        # b n d
+        y, *values = y if isinstance(y, tuple) else (y,)        # and those of the value residual, if the model has it
         added = layout.video(y - x)                             # b n_video d
         if self.before is None or self.before.shape != added.shape:  # the first step, or the first under guidance
             self.before, self.by_others = torch.full_like(added, torch.inf), torch.zeros_like(y)  # far from anything
         rows = self.changed(added)                              # b
         out = y + self.by_others                                # b n d
         if rows.any():
-            z = y = y[rows]                                     # rows n d
+            y = y[rows]                                         # rows n d
+            z = (y, values[0][rows]) if values else y
             for block in self.others:
                 z = block(z, t_emb[rows], layout)               # rows n d
             self.before[rows], self.by_others[rows] = added[rows], z - y
