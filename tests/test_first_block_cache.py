@@ -19,8 +19,8 @@ THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 
 def make(layers: int = 4, **options) -> Pipeline:
-    """Videos of 9 frames of 16 x 16 pixels."""
-    return tiny_pipe(size=16, transformer={"num_layers": layers}, **options)
+    """Videos of 9 frames of 16 x 16 pixels; `options` of the transformer."""
+    return tiny_pipe(size=16, transformer={"num_layers": layers} | options)
 
 
 def rows_of(pipe: Pipeline, prompts: list[str], **options) -> tuple[torch.Tensor, list[int]]:
@@ -78,9 +78,9 @@ def test_a_skipped_step_adds_what_all_later_blocks_added_when_they_last_ran():
 def test_without_a_threshold_the_bits_are_the_same_and_so_while_nothing_is_skipped(subtests):
     film, image = torch.rand(1, 9, 16, 16, 3), torch.rand(1, 16, 16, 3)
     for given in ({}, {"image": image}, {"video": film}, {"sampler": "dpm"}, {"dynamic_guidance": "meant"},
-                  {"guidance_scale": 1.0}):
+                  {"guidance_scale": 1.0}, {"value_residual": True}):
         with subtests.test(given=list(given)):
-            pipe = make()
+            pipe = make(value_residual=given.pop("value_residual", False))
             plain = pipe.sample(PAIR, **RUN | given)
             assert torch.equal(pipe.sample(PAIR, cache=0.0, **RUN | given), plain)
             assert torch.equal(pipe.sample(PAIR, cache=1e-9, **RUN | given), plain)
