@@ -51,7 +51,7 @@ def paired_difference(new: Sequence[bool], old: Sequence[bool]) -> tuple[float, 
     return (gained - lost) / len(new), float(middle - spread), float(middle + spread)
 
 
-def exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
+def exponent(x: Sequence[int | float], y: Sequence[int | float]) -> tuple[float, float, float] | None:
     """p of y ~ x^p by least squares on logarithms, and its 95 % interval; None for fewer than three points.
 
     The interval is that of a straight line with independent errors. If the points bend, it is wide for that reason.
