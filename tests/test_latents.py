@@ -14,6 +14,7 @@ from minicogvx.ablation.results import read_results
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.presets import preset
+from minicogvx.training.recipes import load_recipe
 from minicogvx.training.settings import VAEStage, VAETraining
 from minicogvx.training.stages import Stage
 from minicogvx.vae import CausalVAE
@@ -70,6 +71,25 @@ def test_each_variant_trains_its_vae_and_a_transformer_on_its_latents(monkeypatc
     assert replace(again, **timed) == replace(plain, **timed)
 
 
+def test_variants_of_a_transformer_share_a_vae_and_differ_in_what_they_name(monkeypatch):
+    trained, tasks, real = [], [], latents.train_vae
+    monkeypatch.setattr(latents, "train_vae", lambda *given: trained.append(given) or real(*given))
+    monkeypatch.setattr(latents, "judge", lambda bench, vae, task, scenes: tasks.append(task) or {"all": 0.0})
+    batches = (Stage(1, 2, images=1.0), Stage(3, 6))
+    study = replace(STUDY, variants={
+        "plain": Latents(TINY.vae), "deeper": Latents(TINY.vae, transformer={"num_layers": 3}),
+        "batches": Latents(TINY.vae, training={"stages": batches, "schedule": "wsd", "alignment_weight": 0.0}),
+        "masked": Latents(TINY.vae, {"masked_latents": 1.0})}, training={"ema_decay": 0.5, "alignment_weight": 2.0})
+    curves = compare_latents(replace(bench(), study=study), list(study.variants), seed=1)
+    assert len(trained) == 2 and [given[1].stages[0].loss.masked_latents for given in trained] == [0.0, 1.0]
+    assert len({curve.psnr for curve in curves[:3]}) == 1 and curves[3].psnr != curves[0].psnr
+    plain, deeper, others, masked = (task.training for task in tasks)
+    assert len(tasks[1].model.transformer_blocks) == 3 == 1 + len(tasks[0].model.transformer_blocks)
+    assert plain == deeper == masked and (plain.ema_decay, plain.alignment_weight) == (0.5, 2.0)
+    assert others == replace(plain, stages=batches, schedule="wsd", alignment_weight=0.0)
+    assert [curve.tokens for curve in curves] == [48] * 4 and curves[2].loss != curves[0].loss
+
+
 def test_what_cannot_be_compared_is_refused_before_work(subtests, monkeypatch):
     monkeypatch.setattr(latents, "train_vae", lambda *_: pytest.fail("something was trained"))
     odd = Latents(TINY.vae, {"correlation_weight": 0.1})
@@ -102,6 +122,11 @@ def test_the_study_is_what_it_says(subtests):
     small = STUDIES["latents-micro"]
     assert small.size == (9, 32, 32) and list(small.variants) == list(study.variants)[:6]
     assert {one.vae for one in small.variants.values()} == {preset("micro").vae}
+    micro, minutes = load_recipe("micro"), STUDIES["minutes-micro"]
+    assert minutes.size == (9, 32, 32) and minutes.transformer_of("micro") == preset("micro").transformer
+    assert minutes.vae_training("micro") == micro.vae and minutes.guidance_scale == micro.guidance_scale
+    stages = tuple(replace(stage, steps=steps) for stage, steps in zip(micro.transformer.stages, (20, 80)))
+    assert minutes.training_of("micro") == replace(micro.transformer, stages=stages)
     plain = study.vae_training("plain")
     assert plain == study.vae and all(not stage.loss.masked_latents for stage in plain.stages)
     for name, changed in {"masked, correlation": {"masked_latents": 0.3, "correlation_weight": 0.002},

@@ -23,7 +23,6 @@ from minicogvx.ablation.compare import seeded_task
 from minicogvx.ablation.latents_study import LatentsStudy
 from minicogvx.ablation.stage_clips import SCENES_SEED, unseen_scenes
 from minicogvx.ablation.timed import TimedRun, TimedSteps
-from minicogvx.ablation.transformers import study_training
 from minicogvx.ablation.vaes import Measures, measured_clips
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Clips, Selected, stack_latents
@@ -100,11 +99,14 @@ def compare_latents(bench: LatentsBench, names: Sequence[str], seed: int = 0,
         check_vae(study.variants[name].vae, study.vae_training(name))
     measures, curves = Measures(measured_clips(*study.size), bench.dtype, bench.device), []
     scenes = unseen_scenes(sample_scenes(study.clips, study.clips_seed, "train", two_objects=0.0), study.measured)
+    made, vae, clips, seconds = None, None, None, 0.0
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name in names:
-            vae, seconds = trained_vae(bench, name, seed)
-            clips = encode_world(vae, study.clips, study.clips_seed, study.size[0], two_objects=0.0, dtype=bench.dtype,
-                                 progress=bench.progress)
+            if made != (latents := (study.variants[name].vae, study.variants[name].loss)):
+                vae, seconds = trained_vae(bench, name, seed)
+                clips = encode_world(vae, study.clips, study.clips_seed, study.size[0], two_objects=0.0,
+                                     dtype=bench.dtype, progress=bench.progress)
+                made = latents  # the next variant may have the same
             curve = round_trips(bench, name, seed, vae, seconds, clips, scenes, measures)
             curve.adherence = judge(bench, vae, learn(bench, curve, clips), scenes)
             curves.append(curve)
@@ -138,13 +140,13 @@ def round_trips(bench: LatentsBench, name: str, seed: int, vae: CausalVAE, vae_s
 def learn(bench: LatentsBench, curve: LatentsCurve, clips: WorldClips) -> TransformerTask:
     """A transformer and its text encoder, trained on these clips for the study's time; adds to `curve`."""
     study, device = bench.study, torch.device(bench.device)
-    training = study_training(*study.stages, ema_decay=0.995, alignment_weight=1.0)
+    training = study.training_of(curve.name)
     cut, config = study.clips - study.held_back, study.transformer_of(curve.name)
     train, held_back = Selected(clips, range(cut)), Selected(clips, range(cut, study.clips))
     task = seeded_task(config, training, bench.text, bench.schedule, device,
                        choose_dtype(device, bench.dtype, training=True), curve.seed,
                        feature_variance(train, training.alignment_kinds))
-    run = TimedRun(curve.name, study.stages, 60 * study.minutes, bench.now, bench.on_second)
+    run = TimedRun(curve.name, training.stages, 60 * study.minutes, bench.now, bench.on_second, training.schedule_at)
     watch = Watch(study, curve, run, held_back)
     watch.measure(0, task)
     fit(task, TimedSteps(Steps(train, training, config, seed=curve.seed), run), run, run.rate, [watch])

@@ -1,21 +1,25 @@
-"""The settings of a study of latents."""
+"""The settings of a study of latents, or of transformers on the same latents, in equal time."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from minicogvx.ablation.transformers import study_training
 from minicogvx.presets import TransformerConfig, VAEConfig
-from minicogvx.training.settings import VAETraining
+from minicogvx.training.settings import TransformerTraining, VAETraining
 from minicogvx.training.stages import Stage
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What makes one kind of latents: a VAE, fields of its loss that differ, and the patches of its transformer."""
+    """A variant: a VAE, fields of its loss that differ, and fields of its transformer and of its training that differ."""
 
     vae: VAEConfig
     loss: Mapping[str, float] = field(default_factory=dict)
     patch_size: int = 2
+    transformer: Mapping[str, Any] = field(default_factory=dict)  # fields of TransformerConfig
+    training: Mapping[str, Any] = field(default_factory=dict)  # fields of TransformerTraining
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class LatentsStudy:
     vae: VAETraining
     transformer: TransformerConfig  # of every variant, but for what its latents decide
     stages: tuple[Stage, ...]  # of the transformer; they share its time in proportion to their steps
+    training: Mapping[str, Any] = field(default_factory=lambda: {"ema_decay": 0.995, "alignment_weight": 1.0})
     minutes: float = 10.0  # of the transformer's training steps, for each variant
     every: float = 60.0  # seconds of training between measurements of the loss
     clips: int = 4224  # of one object; the last `held_back` are for validation
@@ -61,10 +66,14 @@ class LatentsStudy:
         return replace(self.vae, stages=tuple(
             replace(stage, loss=replace(stage.loss, **changed)) for stage in self.vae.stages))
 
+    def training_of(self, name: str) -> TransformerTraining:
+        """The training of the transformer of a variant."""
+        return replace(study_training(*self.stages), **{**self.training, **self.variants[name].training})
+
     def transformer_of(self, name: str) -> TransformerConfig:
         """The transformer of a variant, for the latents of its VAE."""
         vae, patch_size = self.variants[name].vae, self.variants[name].patch_size
         _, height, width = vae.latent_size(*self.size)
         return replace(self.transformer, in_channels=vae.latent_channels, out_channels=vae.latent_channels,
                        patch_size=patch_size, sample_height=height, sample_width=width,
-                       temporal_compression_ratio=vae.temporal_compression_ratio)
+                       temporal_compression_ratio=vae.temporal_compression_ratio, **self.variants[name].transformer)

@@ -8,6 +8,8 @@ QUESTIONS = {
     "latents": "which VAE's latents does a transformer learn in ten minutes? (masks, correlation, equivariance, "
                "compression)",
     "latents-micro": "the same at micro's size, without compression",
+    "minutes-micro": "what makes micro's transformer obey its captions sooner? (alignment, value residual, routing, "
+                     "schedules, batches)",
     "position": "how does a token know where it is? (paper figure 10a)",
     "modulation": "one modulation for text and video, one for each, or all weights apart? (paper figures 8a and 10c)",
     "attention": "does every token see every token, or its own frame and then its own place? "
