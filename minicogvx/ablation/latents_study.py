@@ -13,7 +13,7 @@ from minicogvx.training.stages import Stage
 
 @dataclass(frozen=True)
 class Latents:
-    """A variant: a VAE, and what differs in its loss, in the transformer on its latents, and in the latter's training."""
+    """A variant: a VAE, and what differs in its loss, its transformer and that transformer's training."""
 
     vae: VAEConfig
     loss: Mapping[str, float] = field(default_factory=dict)
