@@ -279,7 +279,7 @@ def test_bad_settings(alex):
     with pytest.raises(ValueError, match="lpips_weight is 1.0 but no perceptual distance is given; pass one or set 0"):
         VAELoss(VAELossConfig(), PatchDiscriminator3D(SMALL))
     for field, value in {"kl_weight": -1.0, "lpips_frames": 0, "lpips_upscale": 0, "gan_start": -5,
-                         "gan_weight": float("nan"), "masked_latents": 1.5, "equivariance": -0.1, "latent_noise": 2.0,
+                         "gan_weight": float("nan"), "masked_latents": 1.5, "equivariance": -0.1,
                          "correlation_weight": float("nan"), "correlation_threshold": 2.0}.items():
         with pytest.raises(ValueError, match=f"{field} is {value}"):
             VAELossConfig(**{field: value})

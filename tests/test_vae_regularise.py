@@ -20,7 +20,6 @@ from minicogvx.vae.regularise import (
     draw_transform,
     hidden_cells,
     local_correlation,
-    noised_latents,
 )
 from tests.tiny import TINY, tiny_vae
 from tests.trained import GAN, LOSS
@@ -225,40 +224,11 @@ def test_all_passes_of_a_step_have_one_transform_so_a_discriminator_sees_one_siz
     assert len({passes[0].transform_seed for passes in (data[0], data[1], other[0])}) == 3
 
 
-# ---- latent noise
-
-
-def test_latents_are_mixed_with_noise_as_strong_as_their_channel_up_to_the_share_asked_for():
-    scale = torch.tensor([0.1, 1.0, 5.0, 20.0])[:, None, None, None]
-    latents = (normal(64, 4, 5, 8, 8) * scale).requires_grad_()
-    seen = noised_latents(latents, 0.6, generators(64))
-    kept = torch.stack([torch.stack([clip.flatten() @ own.flatten() for clip, own in zip(seen[i], latents[i])])
-                        / latents[i].square().sum((1, 2, 3)) for i in range(64)]).detach()  # 1 - s, of clip and channel
-    added = ((seen - kept[..., None, None, None] * latents) / scale).std((2, 3, 4)).detach()
-    assert (kept.std(1) < 0.1).all(), "all channels of a clip have one share"
-    share = 1 - kept.mean(1)
-    assert 0 < share.min() + 0.05 and share.max() < 0.65 and share.mean() == pytest.approx(0.3, abs=0.06)
-    torch.testing.assert_close(added, share[:, None].expand_as(added), atol=0.06, rtol=0.1)
-    seen.sum().backward()
-    torch.testing.assert_close(1 - latents.grad[:, 0, 0, 0, 0], share, atol=0.05, rtol=0)
-
-
-def test_the_decoder_is_trained_on_noised_latents_and_validated_on_clean_ones():
-    (plain, data), (noised, _) = begin(), begin(latent_noise=0.5)
-    clean, seen, batch = watch_decoder(plain), watch_decoder(noised), data[0][0]
-    plain.backward(batch, 0.0), noised.backward(batch, 0.0)
-    difference = (seen[0] - clean[0]).flatten(1).std(1) / clean[0].std()
-    assert difference.min() > 0 and len(set(difference.tolist())) == len(difference), "each clip has its own share"
-    noised.reconstruct(batch.video, batch.seeds)
-    torch.testing.assert_close(seen[1], clean[0])
-
-
 # ---- all of them
 
 
 def test_with_all_of_them_a_seed_decides_a_training_and_its_state_holds_all_that_follows():
-    everything = {"masked_latents": 0.5, "correlation_weight": 0.1, "correlation_threshold": 1.0, "equivariance": 0.5,
-                  "latent_noise": 0.3}
+    everything = {"masked_latents": 0.5, "correlation_weight": 0.1, "correlation_threshold": 1.0, "equivariance": 0.5}
     loss = replace(LOSS, **everything)
     training = VAETraining((replace(STAGE, steps=3, loss=loss), replace(STAGE, steps=2)), ema_decay=0.5)
     one, again = (train_vae(TINY.vae, training, WorldVideos(3), 3, torch.float32, Keep(progress=False)).state_dict()

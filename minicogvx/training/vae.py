@@ -29,7 +29,7 @@ from minicogvx.training.videos import VideoPass, Videos, VideoSteps, stage_size
 from minicogvx.vae import CausalVAE, context_parallel
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.losses import VAELoss, reconstruction_l1
-from minicogvx.vae.regularise import MaskedLatents, Transform, draw_transform, noised_latents
+from minicogvx.vae.regularise import MaskedLatents, Transform, draw_transform
 
 _MEASURED = 64  # videos whose latents are brought to unit variance
 
@@ -123,7 +123,7 @@ class VAETask:
         video, layer = batch.video.to(self.ranks.device), self.vae.decoder.conv_out.conv.weight
         transform, pixels = self._transform(batch.transform_seed), video[0].numel()
         with recomputed_blocks(self.vae, self.training.gradient_checkpointing):
-            reconstruction, posterior = self.reconstruct(video, batch.seeds, transform, disturbed=True)
+            reconstruction, posterior = self.reconstruct(video, batch.seeds, transform, self.stage.loss.masked_latents)
             reconstruction = reconstruction.float()
             if transform:
                 video = transform(video, self.vae.config.spatial_compression_ratio)
@@ -154,13 +154,13 @@ class VAETask:
         return self.critic.step(self.objective, videos, reconstructions, step)
 
     def reconstruct(self, video: Float[Tensor, "b c t h w"], seeds: list[int], transform: Transform | None = None,
-                    disturbed: bool = False) -> tuple[Float[Tensor, "b c t2 h2 w2"], DiagonalGaussian]:
+                    masked: float = 0.0) -> tuple[Float[Tensor, "b c t2 h2 w2"], DiagonalGaussian]:
         """The video through encoder, sampled posterior and decoder, in the task's dtype.
 
         `seeds`: one a video, so that the noise of its latent does not depend on the number of ranks. `transform`: what
-        is decoded instead of the latents themselves; `disturbed`: with noise and hidden cells, as the stage's loss
-        asks. A latent that is not finite, which `decode` refuses, gives a video of NaN. Ranks that share clips each
-        compute their own frames, and all return the whole.
+        is decoded instead of the latents themselves; `masked`: the share of clips of which cells are hidden. A latent
+        that is not finite, which `decode` refuses, gives a video of NaN. Ranks that share clips each compute their own
+        frames, and all return the whole.
         """
         vae, group, chunk = self.vae, self.ranks.group, self.training.chunk_frames
         shared, x = self.ranks.context > 1, video.to(self.dtype)
@@ -171,16 +171,11 @@ class VAETask:
         finite = bool(torch.isfinite(latents).all())
         latents = latents if finite else torch.zeros_like(latents)
         latents = transform(latents) if transform else latents
-        latents = (self._disturbed(latents, generators) if disturbed else latents).to(self.dtype)
+        latents = (self.mask(latents, masked, generators) if masked else latents).to(self.dtype)
         chunk_latents = chunk and max(chunk // vae.config.temporal_compression_ratio, 1)
         again = (context_parallel.decode_joined(vae, latents, group) if shared
                  else vae.decode(latents, chunk_latents))
         return again if finite else again * float("nan"), posterior
-
-    def _disturbed(self, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
-        loss = self.stage.loss
-        latents = noised_latents(latents, loss.latent_noise, generators) if loss.latent_noise else latents
-        return self.mask(latents, loss.masked_latents, generators) if loss.masked_latents else latents
 
     def update(self, step: int, rate: float) -> Tensor:
         """A step of the optimizer, at `rate` times the learning rate, and of the moving average; the gradient norm."""

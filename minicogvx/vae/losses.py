@@ -55,7 +55,6 @@ class VAELossConfig:
     masked_latents: float = 0.0  # share of the clips some of whose latent cells are hidden from the decoder; SSVAE: 0.3
     correlation_weight: float = 0.0  # of local correlation, relative to the other losses' gradient; SSVAE: 0.002
     correlation_threshold: float = 0.75  # more is not asked for
-    latent_noise: float = 0.0  # the largest share of noise in the latents that the decoder sees; l-DeTok: 0.7
     equivariance: float = 0.0  # share of the steps that decode a smaller, turned latent; EQ-VAE: 0.5
 
     def __post_init__(self):
@@ -63,7 +62,7 @@ class VAELossConfig:
                      "gradient_penalty_weight", "correlation_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("masked_latents", "latent_noise", "equivariance"):
+        for name in ("masked_latents", "equivariance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         if not -1 < self.correlation_threshold <= 1:

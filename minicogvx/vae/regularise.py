@@ -1,4 +1,4 @@
-"""Four ways to make latents easier to learn for a diffusion model. They act in training only; all are off by default.
+"""Three ways to make latents easier to learn for a diffusion model. They act in training only; all are off by default.
 
 A VAE that reconstructs well may still have latents that a transformer learns slowly. Each of these asks for more than
 a good reconstruction, and leaves the VAE's structure and the names of its weights as they are:
@@ -6,7 +6,6 @@ a good reconstruction, and leaves the VAE's structure and the names of its weigh
     masked latents      the decoder must fill in cells that are hidden from it          SSVAE, arXiv 2512.05394
     local correlation   neighbouring cells should hold similar vectors                  SSVAE, arXiv 2512.05394
     equivariance        a smaller, turned latent must decode to the smaller, turned clip  EQ-VAE, arXiv 2502.09509
-    latent noise        the decoder must make a sharp clip of latents that are a little off   l-DeTok, arXiv 2507.15856
 
 `VAELossConfig` has their settings, `training/vae.py` applies them, `minicogvx ablate latents` compares them.
 """
@@ -50,19 +49,6 @@ def hidden_cells(size: tuple[int, int, int], chance: float, generator: torch.Gen
     hidden = torch.zeros(cells, dtype=torch.bool)
     hidden[torch.randperm(cells, generator=generator)[:int(share * cells)]] = True
     return hidden.view(size)
-
-
-def noised_latents(latents: Float[Tensor, "b c t h w"], most: float,
-                   generators: Sequence[torch.Generator]) -> Float[Tensor, "b c t h w"]:
-    """(1 - s) z + s e, where s is drawn for each clip from 0 to `most`, and e is noise as strong as the clip's channel.
-
-    What a transformer generates is never quite a latent that the encoder would give; so the decoder learns to be
-    generous. `generators`: one for each clip, on the CPU.
-    """
-    strength = latents.detach().float().square().mean((2, 3, 4), keepdim=True).sqrt()
-    share = torch.stack([most * torch.rand(1, 1, 1, 1, generator=one) for one in generators]).to(latents)
-    noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators]).to(latents)
-    return (1 - share) * latents + share * noise * strength.to(latents)
 
 
 def local_correlation(mean: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
