@@ -20,6 +20,7 @@ from minicogvx.data.world.scenes import (
     UNIT_AREA,
     Scene,
     ShapeObject,
+    crowded_scenes,
     is_held_out,
     sample_scenes,
     trajectory,
@@ -96,6 +97,23 @@ def test_one_scene_at_any_resolution_and_frame_count_in_the_colours_of_the_palet
     assert video.dtype == torch.float32 and video.min() >= 0 and video.max() <= 1
     assert torch.allclose(video[0, 16, 16], torch.tensor(COLOURS["cyan"]))
     assert torch.allclose(video[0, 0, 0], torch.tensor(BACKGROUNDS["navy"]))
+
+
+def test_a_crowded_scene_has_the_objects_of_several_and_the_last_lies_on_top():
+    scenes = sample_scenes(6, seed=7)
+    assert crowded_scenes(6, 7, 1) == scenes
+    for scene, parts in zip(crowded_scenes(2, 7, 3), (scenes[:3], scenes[3:])):
+        assert scene.objects == sum((part.objects for part in parts), ()) and scene.background == parts[0].background
+    pile = Scene(tuple(ShapeObject("circle", colour, "stays still", 0.5, 0.5, radius)
+                       for colour, radius in (("red", 0.45), ("green", 0.3), ("blue", 0.15))), "black")
+    frame = render(pile, 1, 64, 64)[0]
+    palette = COLOURS | BACKGROUNDS
+    for column, colour in ((32, "blue"), (18, "green"), (8, "red"), (1, "black")):
+        torch.testing.assert_close(frame[32, column], torch.tensor(palette[colour]))
+    video = render_batch(crowded_scenes(20, 1, 8), 3, 32, 32)
+    assert video.min() >= -1e-6 and video.max() <= 1 + 1e-6, "what is covered does not shine through"
+    with pytest.raises(ValueError, match="has 3 objects; a caption describes one or two"):
+        caption(pile, random.Random(0))
 
 
 def test_bad_requests_name_the_value():

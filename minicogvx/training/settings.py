@@ -156,12 +156,13 @@ class VAEStage(Stage):
     batch_size: int = 4
     loss: VAELossConfig = VAELossConfig()
     decoder_only: bool = False  # the encoder stays as it is: latents that a diffusion model has seen keep their meaning
+    crowd: int = 1  # of the shapes world: each clip has the objects of so many scenes, hence more edges to learn from
     frame_rates: tuple[int, ...] = (WORLD_FPS,)  # one is drawn each time; (8, 16) in the published first stage
     context_ranks: int = 1  # so many ranks share the frames of each clip, as in the published second stage
 
     def __post_init__(self):
         super().__post_init__()
-        check_limits(self, {"context_ranks": "1 or more"})
+        check_limits(self, {"context_ranks crowd": "1 or more"})
         if not self.frame_rates or min(self.frame_rates) < 1:
             raise ValueError(f"frame_rates is {self.frame_rates}; it must hold at least one rate, 1 or more")
         if self.pack or self.images:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from minicogvx.data.clips.order import Order, number_of
 from minicogvx.data.films.folder import VideoClip, failed, read_clip
 from minicogvx.data.world.drawing import render_batch
-from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.data.world.scenes import crowded_scenes
 from minicogvx.engine.ranks import Ranks
 from minicogvx.presets import VAEConfig
 from minicogvx.training.settings import WORLD_FPS, VAEStage, VAETraining
@@ -69,7 +69,7 @@ class WorldVideos:
         if rate % WORLD_FPS:
             raise ValueError(f"frame_rates is {stage.frame_rates}; of the shapes world they must be multiples of "
                              f"{WORLD_FPS}")
-        return world_batch(stage.batch_size, seed, *size, rate, own)
+        return world_batch(stage.batch_size, seed, *size, rate, own, stage.crowd)
 
     def held_back(self, stage: VAEStage, size: tuple[int, int, int]) -> Iterator[Float[Tensor, "c t h w"]]:
         """At the first of the stage's rates."""
@@ -77,12 +77,13 @@ class WorldVideos:
 
 
 def world_batch(size: int, seed: int, num_frames: int, height: int, width: int, frame_rate: int = WORLD_FPS,
-                own: slice = slice(None)) -> Float[Tensor, "b c t h w"]:
+                own: slice = slice(None), crowd: int = 1) -> Float[Tensor, "b c t h w"]:
     """A batch of training clips of the shapes world as a VAE sees them, in -1..1; `own`: the clips that are wanted.
 
-    At twice the frame rate the same number of frames shows the first half of the motion, in steps half as long.
+    `crowd`: each has the objects of so many scenes. At twice the frame rate the same number of frames shows the first
+    half of the motion, in steps half as long.
     """
-    times, scenes = frame_rate // WORLD_FPS, sample_scenes(size, seed, "train")[own]
+    times, scenes = frame_rate // WORLD_FPS, crowded_scenes(size, seed, crowd)[own]
     clips = render_batch(scenes, times * (num_frames - 1) + 1, height, width)[:, :num_frames]
     return clips.permute(0, 4, 1, 2, 3) * 2 - 1
 

@@ -95,6 +95,8 @@ def evaluation_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def _phrase(scene: Scene, rng: random.Random, templates: tuple, sized: bool) -> str:
+    if len(scene.objects) > len(templates):
+        raise ValueError(f"a scene has {len(scene.objects)} objects; a caption describes one or two")
     while True:  # the longest phrasings of two objects can exceed the limit
         fields = {"back": rng.choice(_BACKGROUND_PHRASES).format(scene.background), "colour": scene.background}
         for suffix, thing in zip(("", "2"), scene.objects):

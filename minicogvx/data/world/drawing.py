@@ -79,8 +79,10 @@ def _draw(scene: Scene, out: np.ndarray) -> None:
             dx = np.arange(left, min(right, width), dtype=np.float32)[None, :] + 0.5 - x[frame]
             dy = np.arange(top, min(bottom, height), dtype=np.float32)[:, None] + 0.5 - y[frame]
             layer[frame, top:bottom, left:right] = coverage(thing.shape, dx, dy, r[frame])
-    for i in range(1, len(layers) - 1):  # the last object lies on top
-        layers[i] *= 1 - layers[i + 1]
+    free = np.ones_like(layers[0])  # share of each pixel that no object further up covers; the last lies on top
+    for layer in layers[:0:-1]:
+        layer *= free
+        free -= layer
     colours = np.stack([background, *(np.asarray(COLOURS[thing.colour], np.float32) - background
                                       for thing in scene.objects)])
     np.matmul(layers.reshape(len(layers), -1).T, colours, out=out.reshape(-1, 3))
