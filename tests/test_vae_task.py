@@ -308,11 +308,11 @@ def test_drawn_videos_are_new_in_each_step_and_shared_by_ranks():
 def test_a_stage_draws_crowds_and_is_measured_without():
     crowd = replace(TRAINING, stages=(replace(STAGE, crowd=6),))
     many, few = (VideoSteps(WorldVideos(), training, 0, TINY.vae)[3][0].video for training in (crowd, TRAINING))
-    seed = 1 + 3
-    assert torch.equal(few, world_batch(4, seed, 5, 32, 32)) and torch.equal(many, world_batch(4, seed, 5, 32, 32, crowd=6))
+    size, seed = (5, 32, 32), 1 + 3
+    assert torch.equal(few, world_batch(4, seed, *size)) and torch.equal(many, world_batch(4, seed, *size, crowd=6))
     edges = [(video[..., 1:] - video[..., :-1]).abs().mean() for video in (many, few)]
     assert edges[0] > 2 * edges[1]
-    held_back = [list(WorldVideos().held_back(training.stages[0], (5, 32, 32))) for training in (crowd, TRAINING)]
+    held_back = [list(WorldVideos().held_back(training.stages[0], size)) for training in (crowd, TRAINING)]
     assert all(map(torch.equal, *held_back))
 
 
