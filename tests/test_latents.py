@@ -24,7 +24,8 @@ from tests.trained import LOSS
 
 LONGER = replace(TINY.vae, block_out_channels=(4, 4, 8, 8), temporal_compression_ratio=8, latent_channels=6)
 STUDY = LatentsStudy("latents", "which?", {
-    "plain": Latents(TINY.vae), "masked": Latents(TINY.vae, {"masked_latents": 1.0}), "8x8x8": Latents(LONGER, {}, 1),
+    "plain": Latents(TINY.vae), "masked": Latents(TINY.vae, {"masked_latents": 1.0}),
+    "8x8x8": Latents(LONGER, patch_size=1),
 }, VAETraining((VAEStage(1, 2, 9, 16, 16, loss=LOSS), VAEStage(2, 2, 9, loss=LOSS)), small_branches=True),
     TINY.transformer, (Stage(1, 4, images=1.0), Stage(3, 4)), minutes=0.05, every=1.0, clips=40, held_back=16,
     measured=3)
@@ -120,7 +121,7 @@ def test_the_study_is_what_it_says(subtests):
             assert latent.shape[1:] == (channels, frames, height, width)
             assert transformer.num_patches((frames, height, width)) == tokens and transformer.in_channels == channels
     small = STUDIES["latents-micro"]
-    assert small.size == (9, 32, 32) and list(small.variants) == list(study.variants)[:6]
+    assert small.size == (9, 32, 32) and list(small.variants)[:6] == list(study.variants)[:6]
     assert {one.vae for one in small.variants.values()} == {preset("micro").vae}
     micro, minutes = load_recipe("micro"), STUDIES["minutes-micro"]
     assert minutes.size == (9, 32, 32) and minutes.transformer_of("micro") == preset("micro").transformer
@@ -133,6 +134,8 @@ def test_the_study_is_what_it_says(subtests):
                           "equivariance": {"equivariance": 0.5}}.items():
         for stage, other in zip(study.vae_training(name).stages, plain.stages):
             assert stage == replace(other, loss=replace(other.loss, **changed))
+    crowds, plain = small.vae_training("crowds, half the learning rate"), small.vae_training("plain")
+    assert crowds == replace(plain, stages=(replace(plain.stages[0], crowd=8), plain.stages[1]), learning_rate=5e-4)
 
 
 def test_the_command_writes_after_each_variant_and_resumes(tmp_path, monkeypatch, capsys):

@@ -102,7 +102,7 @@ def compare_latents(bench: LatentsBench, names: Sequence[str], seed: int = 0,
     made, vae, clips, seconds = None, None, None, 0.0
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name in names:
-            if made != (latents := (study.variants[name].vae, study.variants[name].loss)):
+            if made != (latents := (study.variants[name].vae, study.vae_training(name))):
                 vae, seconds = trained_vae(bench, name, seed)
                 clips = encode_world(vae, study.clips, study.clips_seed, study.size[0], two_objects=0.0,
                                      dtype=bench.dtype, progress=bench.progress)

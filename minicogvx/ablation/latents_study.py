@@ -13,10 +13,12 @@ from minicogvx.training.stages import Stage
 
 @dataclass(frozen=True)
 class Latents:
-    """A variant: a VAE, and what differs in its loss, its transformer and that transformer's training."""
+    """A variant: a VAE, and what differs in its training, its transformer and that transformer's training."""
 
     vae: VAEConfig
     loss: Mapping[str, float] = field(default_factory=dict)
+    crowd: int = 1  # of the VAE's stages before the last, see VAEStage
+    learning_rate: float | None = None  # of the VAE; None: the study's
     patch_size: int = 2
     transformer: Mapping[str, Any] = field(default_factory=dict)  # fields of TransformerConfig
     training: Mapping[str, Any] = field(default_factory=dict)  # fields of TransformerTraining
@@ -62,9 +64,10 @@ class LatentsStudy:
 
     def vae_training(self, name: str) -> VAETraining:
         """The training of the VAE of a variant."""
-        changed = self.variants[name].loss
-        return replace(self.vae, stages=tuple(
-            replace(stage, loss=replace(stage.loss, **changed)) for stage in self.vae.stages))
+        variant = self.variants[name]
+        stages = [replace(stage, loss=replace(stage.loss, **variant.loss)) for stage in self.vae.stages]
+        stages[:-1] = [replace(stage, crowd=variant.crowd) for stage in stages[:-1]]
+        return replace(self.vae, stages=tuple(stages), learning_rate=variant.learning_rate or self.vae.learning_rate)
 
     def training_of(self, name: str) -> TransformerTraining:
         """The training of the transformer of a variant."""

@@ -228,7 +228,11 @@ _PERCEPTUAL = replace(PIXELS, lpips_weight=0.1, lpips_net="alex")
 _FIRST_PICTURES = (Stage(20, 64, images=1.0), Stage(80, 32))  # of the transformers
 
 # The VAE and its stages are micro's.
-_LATENTS_MICRO = LatentsStudy("latents-micro", QUESTIONS["latents-micro"], _regularised(VAE), VAETraining(
+_LATENTS_MICRO = LatentsStudy("latents-micro", QUESTIONS["latents-micro"], _regularised(VAE) | {
+    "crowds": Latents(VAE, crowd=8), "half the learning rate": Latents(VAE, learning_rate=5e-4),
+    "crowds, half the learning rate": Latents(VAE, crowd=8, learning_rate=5e-4),
+    "weaker KL": Latents(VAE, {"kl_weight": 0.03}),
+}, VAETraining(
     (VAEStage(2400, 4, 9, loss=PIXELS), VAEStage(400, 4, 9, learning_rate_factor=0.5, loss=_PERCEPTUAL)),
     optimizer="muon", small_branches=True), replace(TRANSFORMER, sample_frames=9), _FIRST_PICTURES)
 
