@@ -65,7 +65,7 @@ class FirstBlockCache(nn.Module):
         added = layout.video(y - x)                             # b n_video d
         if self.before is None or self.before.shape != added.shape:  # the first step, or the first under guidance
             self.before, self.by_others = torch.full_like(added, torch.inf), torch.zeros_like(y)  # far from anything
-        rows = self.changed(added)                              # b
+        rows = self.to_compute(added)                           # b
         out = y + self.by_others                                # b n d
         if rows.any():
             y = y[rows]                                         # rows n d
@@ -76,7 +76,7 @@ class FirstBlockCache(nn.Module):
             out[rows] = z                                       # and not y + (z - y), which is rounded
         return out
 
-    def changed(self, added: Float[Tensor, "b n_video d"]) -> Bool[Tensor, " b"]:
+    def to_compute(self, added: Float[Tensor, "b n_video d"]) -> Bool[Tensor, " b"]:
         """Which rows have to be computed: those of clips to which the first block adds something else than before."""
         difference, size = (each.abs().mean((1, 2), dtype=torch.float32).view(-1, self.clips).mean(0)
                             for each in (added - self.before, self.before))
