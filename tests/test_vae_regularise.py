@@ -97,7 +97,7 @@ def test_the_token_is_scaled_with_the_latents():
     task, _ = begin(masked_latents=1.0)
     before, videos = task.mask.token.detach().clone(), [world_batch(8, 1, 9, 32, 32)]
     deviation = normalise_latents(tiny_vae(), videos)
-    task.normalise(videos)
+    task.to_unit_variance(videos)
     torch.testing.assert_close(task.mask.token.detach(), before / deviation)
 
 

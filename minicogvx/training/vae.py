@@ -73,7 +73,7 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
             watched[number], training.workers)
         task.finish()
         if not stage.decoder_only:
-            task.normalise(_some_videos(videos, training, number, config))
+            task.to_unit_variance(_some_videos(videos, training, number, config))
     return vae.eval()
 
 
@@ -193,7 +193,7 @@ class VAETask:
     def restored(self) -> None:
         """Nothing is derived from the state."""
 
-    def normalise(self, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> None:
+    def to_unit_variance(self, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> None:
         """Brings the latents to unit variance, and with them the token of the masks."""
         deviation = normalise_latents(self.vae, videos)
         broadcast_weights(self.vae, self.all_ranks)  # each rank has measured for itself

@@ -33,7 +33,7 @@ class ExpertTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.time_embedding = TimeEmbedding(d, d_time)
         self.ofs_embedding = TimeEmbedding(d_time, d_time) if config.ofs_embed_dim else None
-        self.transformer_blocks = nn.ModuleList([new_block(config, number) for number in range(config.num_layers)])
+        self.transformer_blocks = nn.ModuleList([block_of(config, number) for number in range(config.num_layers)])
         self.norm_final = LayerNorm(d, config.norm_eps)
         self.norm_out = OutputNorm(d, d_time, config.norm_eps)
         self.proj_out = nn.Linear(d, self.patch[0] * config.patch_size**2 * config.out_channels)
@@ -99,7 +99,7 @@ class ExpertTransformer(nn.Module):
         return self._layouts[key]
 
 
-def new_block(config: TransformerConfig, number: int) -> Block | VariantBlock:
+def block_of(config: TransformerConfig, number: int) -> Block | VariantBlock:
     """Block `number` of a model: the published one, or a departure."""
     if config.attention != "full" or config.modulation == "separate":
         return VariantBlock(config)
