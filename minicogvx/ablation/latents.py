@@ -15,7 +15,7 @@ posterior means, a moving average, which is what is measured.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -99,15 +99,17 @@ def compare_latents(bench: LatentsBench, names: Sequence[str], seed: int = 0,
         check_vae(study.variants[name].vae, study.vae_training(name))
     measures, curves = Measures(measured_clips(*study.size), bench.dtype, bench.device), []
     scenes = unseen_scenes(sample_scenes(study.clips, study.clips_seed, "train", two_objects=0.0), study.measured)
-    made, vae, clips, seconds = None, None, None, 0.0
+    made = None
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name in names:
             if made != (latents := (study.variants[name].vae, study.vae_training(name))):
                 vae, seconds = trained_vae(bench, name, seed)
                 clips = encode_world(vae, study.clips, study.clips_seed, study.size[0], two_objects=0.0,
                                      dtype=bench.dtype, progress=bench.progress)
+                trips = round_trips(bench, name, seed, vae, seconds, clips, scenes, measures)
                 made = latents  # the next variant may have the same
-            curve = round_trips(bench, name, seed, vae, seconds, clips, scenes, measures)
+            tokens = study.transformer_of(name).num_patches(tuple(trips.latent_size[1:]))
+            curve = replace(trips, name=name, tokens=tokens, seconds=[], steps=[], loss=[])
             curve.adherence = judge(bench, vae, learn(bench, curve, clips), scenes)
             curves.append(curve)
             if on_curves:

@@ -254,7 +254,7 @@ _LATENTS = LatentsStudy("latents", QUESTIONS["latents"], _regularised(_TOY) | {
 
 # ---- minutes: what makes a transformer learn its captions sooner, on the same latents. It is trained as micro is.
 
-_PICTURES, _CLIPS = Stage(20, 64, images=1.0), Stage(80, 32)
+_PICTURES, _CLIPS = _FIRST_PICTURES
 
 
 def _minutes(transformer: Mapping[str, Any] = {}, **training) -> Latents:
@@ -277,7 +277,7 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     "no pictures": _minutes(stages=(_CLIPS,)),
     "samples of the posterior": _minutes(posterior="sample"),
     "4 blocks": _minutes({"num_layers": 4}),
-}, _LATENTS_MICRO.vae, preset("micro").transformer, (_PICTURES, _CLIPS), {
+}, _LATENTS_MICRO.vae, preset("micro").transformer, _FIRST_PICTURES, {
     "ema_decay": 0.995, "alignment_weight": 1.5, "alignment_kinds": ("shape", "motion", "colour"),
     "caption_style": "short"}, clips=8192 + 128)
 
