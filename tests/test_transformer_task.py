@@ -24,6 +24,7 @@ from minicogvx.text import TextEncoder
 from minicogvx.training import validation
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.batches import Pass, Steps
+from minicogvx.training.foreground import cell_weights
 from minicogvx.training.loop import fit
 from minicogvx.training.routing import kept_tokens, skipped_blocks
 from minicogvx.training.run import Keep, Run
@@ -330,6 +331,23 @@ def test_several_blocks_are_aligned_each_by_a_head_of_its_own(world):
         task = begin(replace(training, gradient_checkpointing=checkpointing))
         take_steps(task, steps_of(world, training), [0, 1])
     assert sum("alignment.heads.1" in name for name in task.weights.learning) == 4
+
+
+def test_cells_of_objects_count_more_where_there_is_little_noise_in_training_and_nowhere_else(world):
+    features = torch.zeros(2, 1, 1, 2, FEATURES)
+    features[:, 0, 0, 1, 3] = 0.1  # a shape covers a tenth of the second cell
+    features[:, 0, 0, 0, 7] = 1.0  # a motion alone is no cover
+    weights = cell_weights(features, torch.tensor([0.9, 0.5, 0.0]), torch.tensor([1, 2]), 4.0)
+    assert weights.shape == (2, 1, 1, 1, 2) and weights.flatten().tolist() == [1, 3, 1, 1]
+
+    training = replace(MIXED, alignment_weight=1.0)
+    plain, weighted = begin(training), begin(replace(training, foreground_weight=4.0))
+    one = steps_of(world, training)[0][0]
+    assert torch.equal(plain.losses(one), weighted.losses(one)), "what is watched stays comparable"
+    first, second = (task.backward(one, 0.0)["loss"] for task in (plain, weighted))
+    assert first < second < 5 * first
+    with pytest.raises(ValueError, match="foreground_weight is 4.0 and alignment_weight 0"):
+        replace(MIXED, foreground_weight=4.0)
 
 
 def test_the_alignment_decays_stays_or_ends(world):

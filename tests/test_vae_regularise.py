@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minicogvx.training.latent_scale import normalise_latents
 from minicogvx.training.run import Keep
 from minicogvx.training.settings import VAEStage, VAETraining
-from minicogvx.training.vae import VAETask, normalise_latents, train_vae
+from minicogvx.training.vae import VAETask, train_vae
 from minicogvx.training.videos import VideoSteps, WorldVideos, world_batch
 from minicogvx.vae.discriminator import DiscriminatorConfig
 from minicogvx.vae.regularise import (

@@ -14,10 +14,11 @@ import torch
 from minicogvx.data.films.folder import scan_folder
 from minicogvx.engine.ranks import Ranks
 from minicogvx.training.critic import Critic
+from minicogvx.training.latent_scale import normalise_latents, whiten_latents
 from minicogvx.training.loop import fit
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.settings import VAEStage, VAETraining
-from minicogvx.training.vae import VAETask, VAEValidation, normalise_latents, small_branches, train_vae
+from minicogvx.training.vae import VAETask, VAEValidation, small_branches, train_vae
 from minicogvx.training.videos import FilmVideos, VideoSteps, WorldVideos, world_batch
 from minicogvx.vae.discriminator import DiscriminatorConfig
 from tests.films import caption, mp4, ramp
@@ -275,6 +276,33 @@ def test_latents_are_brought_to_unit_variance_at_whatever_size_the_last_stage_ha
                 latents = vae.encode(world_batch(32, 9, 5, height or 32, width or 32)).mean
             deviation = latents.transpose(0, 1).flatten(1).std(1)
             assert (0.7 < deviation).all() and (deviation < 1.4).all()
+
+
+def test_whitened_latents_are_uncorrelated_and_decode_to_the_same():
+    vae, video = tiny_vae(), world_batch(16, 1, 9, 32, 32)
+    with torch.no_grad():
+        posterior = vae.encode(video)
+        before, width = vae.decode(posterior.mean), posterior.std
+        mix = whiten_latents(vae, [video[:10], video[10:]], floor=1e-4)
+        after = vae.encode(video)
+        assert torch.allclose(vae.decode(after.mean), before, atol=1e-3)
+    flat = after.mean.transpose(0, 1).flatten(1)
+    assert torch.allclose(torch.cov(flat), torch.eye(4), atol=0.02)
+    assert torch.corrcoef(posterior.mean.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() > 0.1, "before"
+    exact = (mix.square() @ width.square().transpose(0, 1).flatten(1)).sqrt()
+    assert (after.std.transpose(0, 1).flatten(1) / exact - 1).abs().mean() < 0.005, "to first order"
+
+
+def test_a_training_whitens_at_its_end():
+    training = replace(TRAINING, stages=(replace(STAGE, steps=1),), small_branches=True)
+    plain, white = (train_vae(TINY.vae, replace(training, whiten=whiten), WorldVideos(), keep=QUIET)
+                    for whiten in (False, True))
+    video = world_batch(32, 9, 5, 32, 32)
+    with torch.no_grad():
+        covariances = [torch.corrcoef(vae.encode(video).mean.transpose(0, 1).flatten(1)) for vae in (plain, white)]
+        assert torch.allclose(plain.decode(plain.encode(video).mean), white.decode(white.encode(video).mean), atol=1e-3)
+    worst = [covariance.fill_diagonal_(0).abs().max() for covariance in covariances]
+    assert worst[1] < 0.5 * worst[0]
 
 
 def test_a_seed_decides_a_training_and_earlier_draws_do_not():

@@ -22,13 +22,14 @@ def diffusion_target(x0: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest
 
 
 def diffusion_loss(prediction: Float[Tensor, "b *rest"], x0: Float[Tensor, "b *rest"],
-                   noise: Float[Tensor, "b *rest"], t: Int[Tensor, "b"],
-                   schedule: NoiseSchedule) -> Float[Tensor, "b"]:
+                   noise: Float[Tensor, "b *rest"], t: Int[Tensor, "b"], schedule: NoiseSchedule,
+                   weight: Tensor | None = None) -> Float[Tensor, "b"]:
     """Mean squared error of each sample, in at least float32: |v_hat - v|^2 / numel, unweighted.
 
-    For v-prediction this equals the published loss, `weighted_x0_loss`, exactly.
+    For v-prediction this equals the published loss, `weighted_x0_loss`, exactly. `weight`: of each squared error, of
+    any shape that broadcasts; None, as published: 1.
     """
-    return _mean_square(prediction, diffusion_target(x0, noise, t, schedule))
+    return _mean_square(prediction, diffusion_target(x0, noise, t, schedule), weight)
 
 
 def weighted_x0_loss(prediction: Float[Tensor, "b *rest"], x0: Float[Tensor, "b *rest"],
@@ -45,6 +46,7 @@ def weighted_x0_loss(prediction: Float[Tensor, "b *rest"], x0: Float[Tensor, "b 
     return weight * _mean_square(schedule.to_x0(prediction, x_t, t), x0)
 
 
-def _mean_square(a: Tensor, b: Tensor) -> Tensor:
+def _mean_square(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     wide = torch.promote_types(a.dtype, torch.float32)
-    return reduce((a.to(wide) - b.to(wide)).square(), "b ... -> b", "mean")
+    squared = (a.to(wide) - b.to(wide)).square()
+    return reduce(squared if weight is None else weight * squared, "b ... -> b", "mean")

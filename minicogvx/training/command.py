@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, recipe, films: str | None, out: Path, dev
     data = None if films is None else FilmData(Path(films), arguments.list, arguments.fps)
     unaligned = recipe.transformer.alignment_weight if data is not None else 0.0
     if unaligned:
-        recipe = replace(recipe, transformer=replace(recipe.transformer, alignment_weight=0.0))
+        recipe = replace(recipe, transformer=replace(recipe.transformer, alignment_weight=0.0, foreground_weight=0.0))
     job = Job(recipe, out, data, arguments.model, arguments.encoders, arguments.seed, dtype, keep)
     here = ranks(device)
     try:

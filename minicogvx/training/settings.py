@@ -53,6 +53,7 @@ class TransformerTraining:
     alignment_blocks: tuple[int, ...] = ()  # whose outputs are aligned, counted from 0; (): the middle one's
     alignment_schedule: Literal["decay", "constant"] = "decay"  # "decay": the weight falls to 0 in a straight line
     alignment_end: float = 1.0  # share of the training after which the weight is 0
+    foreground_weight: float = 0.0  # of an object's cells in the loss, besides 1; see foreground.py
     routed_blocks: tuple[int, ...] = ()  # the first and the last that routed tokens skip; (): see routing.py
     lora_rank: int = 0  # 0: all weights learn; the released code has 128
     lora_alpha: float | None = None  # None: half the rank, or that of lora_from
@@ -76,8 +77,8 @@ class TransformerTraining:
             raise ValueError("stages is (); it must hold at least one stage")
         check_limits(self, {"accumulate context_ranks": "1 or more", "clip muon_factor": "above 0",
                             "text_dropout ema_decay": "from 0 to below 1", "cooldown alignment_end": "from 0 to 1",
-                            "learning_rate warmup alignment_weight weight_decay lora_rank lora_alpha workers "
-                            "validate_every sample_every": "0 or more"})
+                            "learning_rate warmup alignment_weight foreground_weight weight_decay lora_rank "
+                            "lora_alpha workers validate_every sample_every": "0 or more"})
         check_kinds(self.alignment_kinds)
         if self.lora_from is not None and not self.lora_rank:
             raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")
@@ -86,6 +87,9 @@ class TransformerTraining:
         if self.offload and self.sample_every:
             raise ValueError(f"sample_every is {self.sample_every}; with offload=True it must be 0, as samples are "
                              f"made where the weights lie")
+        if self.foreground_weight and not self.alignment_weight:
+            raise ValueError(f"foreground_weight is {self.foreground_weight} and alignment_weight 0; both read what "
+                             f"covers each cell, so it goes with an alignment_weight above 0")
         if self.context_ranks > 1 and self.alignment_weight:
             raise ValueError(f"alignment_weight is {self.alignment_weight}; with context_ranks={self.context_ranks} no "
                              f"rank has all tokens of a clip, so it must be 0")
@@ -190,6 +194,7 @@ class VAETraining:
     ema_decay: float = 0.0
     discriminator: DiscriminatorConfig = DiscriminatorConfig(width=16)  # where a loss has a GAN
     small_branches: bool = False  # from random weights: residual branches begin small, and the latent's noise
+    whiten: bool = False  # at the end, latent channels are made independent of each other; see latent_scale.py
     # How it is computed.
     accumulate: int = 1
     chunk_frames: int | None = 8  # frames that pass through the network at once; None: all

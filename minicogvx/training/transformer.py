@@ -22,6 +22,7 @@ from minicogvx.presets import ScheduleConfig
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.batches import Pass
+from minicogvx.training.foreground import cell_weights
 from minicogvx.training.image_condition import image_channels
 from minicogvx.training.packed import packed_diffusion_loss
 from minicogvx.training.routing import Routing, skipped_blocks
@@ -95,7 +96,7 @@ class TransformerTask:
         it, gradients add up on each rank: in float32, and under FSDP2 without a message.
         """
         with without_sync(self.model, not last), self._routed(batch):
-            loss = self.losses(batch).sum() / batch.total
+            loss = self.losses(batch, self.training.foreground_weight).sum() / batch.total
             figures = {"loss": loss.detach()}
             if self.alignment:
                 aligned = self.alignment(batch.stack("features", self.ranks.device))
@@ -121,8 +122,8 @@ class TransformerTask:
         update_average(self.average, self.weights.tensors(), self.training.ema_decay, step)
         return norm
 
-    def losses(self, batch: Pass) -> Float[Tensor, " clips"]:
-        """The mean squared error of each clip's velocity (paper 3)."""
+    def losses(self, batch: Pass, foreground: float = 0.0) -> Float[Tensor, " clips"]:
+        """The mean squared error of each clip's velocity (paper 3). `foreground`: see foreground.py."""
         texts = self.text_features(batch)
         t = batch.timesteps(self.ranks.device)
         if batch.packed:
@@ -135,7 +136,11 @@ class TransformerTask:
         x = self.schedule.add_noise(x0, noise, t)
         x = torch.cat([x, self.pictures(batch, x.shape[2])], dim=1)  # none, but for image to video
         velocity = forward_split(self.network, x.to(self.dtype), t, texts, self._ofs(t), self.ranks.group)
-        return diffusion_loss(velocity, x0, noise, t, self.schedule)
+        weight = None
+        if foreground:
+            features = batch.stack("features", self.ranks.device)
+            weight = cell_weights(features, self.schedule.alphas_cumprod, t, foreground)
+        return diffusion_loss(velocity, x0, noise, t, self.schedule, weight)
 
     def text_features(self, batch: Pass) -> Float[Tensor, "b n d"]:
         """The stored features of the captions, or those that the text encoder gives now."""

@@ -21,6 +21,7 @@ from minicogvx.engine.weights import Weights, update_average
 from minicogvx.interop.lpips_weights import load_perceptual
 from minicogvx.presets import VAEConfig
 from minicogvx.training.critic import Critic, mark_if_not_finite
+from minicogvx.training.latent_scale import normalise_latents, whiten_latents
 from minicogvx.training.loop import fit
 from minicogvx.training.recompute import recomputed_blocks
 from minicogvx.training.run import Keep, Run
@@ -49,7 +50,8 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
               dtype: torch.dtype | None = None, keep: Keep = Keep(), ranks: Ranks = Ranks()) -> CausalVAE:
     """A VAE trained from scratch, through its stages. Weights stay float32; it computes in `dtype` (see choose_dtype).
 
-    After each stage that trains the encoder, every latent channel is brought to unit variance (`normalise_latents`).
+    After each stage that trains the encoder, every latent channel is brought to unit variance (`normalise_latents`);
+    with `whiten`, the channels of the finished VAE are made independent of each other as well.
     Deterministic on a CPU for a seed and a number of threads: a run that was killed and is resumed from `keep.folder`
     ends in the same weights, bit for bit. On many ranks each takes its part of every batch, and all end in the weights
     of one rank up to rounding. Ranks that share clips (`context_ranks`) see each in one piece, as one rank does with
@@ -74,6 +76,9 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
         task.finish()
         if not stage.decoder_only:
             task.to_unit_variance(_some_videos(videos, training, number, config))
+    if training.whiten:
+        whiten_latents(vae, _some_videos(videos, training, number, config))
+        broadcast_weights(vae, ranks)
     return vae.eval()
 
 
@@ -243,24 +248,3 @@ def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of pixels in -1..1."""
     mse = (video.float() - reconstruction.float().clamp(-1, 1)).square().mean()
     return 10 * torch.log10(4 / mse)
-
-
-@torch.no_grad()
-def normalise_latents(vae: CausalVAE, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> Float[Tensor, " latent"]:
-    """Folds a scale for each latent channel into the weights, so that on `videos` every channel has unit variance.
-
-    The file format holds one scaling factor for all channels; the diffusion model learns faster if they are alike.
-    The encoder's last layer divides by the deviation, the layers that read the latent multiply: same reconstruction.
-    Returns the deviations.
-    """
-    c, device = vae.config.latent_channels, next(vae.parameters()).device
-    means = [vae.encode(video.to(device)).mean.transpose(0, 1).flatten(1) for video in videos]
-    deviation = torch.cat(means, dim=1).std(1)
-    out = vae.encoder.conv_out.conv
-    out.weight[:c] /= deviation[:, None, None, None, None]
-    out.bias[:c] /= deviation
-    out.bias[c:] -= 2 * deviation.log()
-    for name, parameter in vae.decoder.named_parameters():
-        if name == "conv_in.conv.weight" or name.endswith(("conv_y.conv.weight", "conv_b.conv.weight")):
-            parameter *= deviation[None, :, None, None, None]
-    return deviation
