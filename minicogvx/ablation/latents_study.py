@@ -19,6 +19,7 @@ class Latents:
     loss: Mapping[str, float] = field(default_factory=dict)
     crowd: int = 1  # of the VAE's stages before the last, see VAEStage
     learning_rate: float | None = None  # of the VAE; None: the study's
+    whiten: bool = False
     patch_size: int = 2
     transformer: Mapping[str, Any] = field(default_factory=dict)  # fields of TransformerConfig
     training: Mapping[str, Any] = field(default_factory=dict)  # fields of TransformerTraining
@@ -67,7 +68,8 @@ class LatentsStudy:
         variant = self.variants[name]
         stages = [replace(stage, loss=replace(stage.loss, **variant.loss)) for stage in self.vae.stages]
         stages[:-1] = [replace(stage, crowd=variant.crowd) for stage in stages[:-1]]
-        return replace(self.vae, stages=tuple(stages), learning_rate=variant.learning_rate or self.vae.learning_rate)
+        return replace(self.vae, stages=tuple(stages), learning_rate=variant.learning_rate or self.vae.learning_rate,
+                       whiten=variant.whiten)
 
     def training_of(self, name: str) -> TransformerTraining:
         """The training of the transformer of a variant."""

@@ -227,11 +227,11 @@ def _regularised(vae: VAEConfig) -> dict[str, Latents]:
 _PERCEPTUAL = replace(PIXELS, lpips_weight=0.1, lpips_net="alex")
 _FIRST_PICTURES = (Stage(20, 64, images=1.0), Stage(80, 32))  # of the transformers
 
-# The VAE and its stages are micro's.
+# The VAE is micro's; its stages are those that micro had before it had crowds.
 _LATENTS_MICRO = LatentsStudy("latents-micro", QUESTIONS["latents-micro"], _regularised(VAE) | {
     "crowds": Latents(VAE, crowd=8), "half the learning rate": Latents(VAE, learning_rate=5e-4),
     "crowds, half the learning rate": Latents(VAE, crowd=8, learning_rate=5e-4),
-    "weaker KL": Latents(VAE, {"kl_weight": 0.03}),
+    "weaker KL": Latents(VAE, {"kl_weight": 0.03}), "whitened": Latents(VAE, whiten=True),
 }, VAETraining(
     (VAEStage(2400, 4, 9, loss=PIXELS), VAEStage(400, 4, 9, learning_rate_factor=0.5, loss=_PERCEPTUAL)),
     optimizer="muon", small_branches=True), replace(TRANSFORMER, sample_frames=9), _FIRST_PICTURES)
@@ -258,7 +258,7 @@ _PICTURES, _CLIPS = _FIRST_PICTURES
 
 
 def _minutes(transformer: Mapping[str, Any] = {}, **training) -> Latents:
-    return Latents(VAE, transformer=transformer, training=training)
+    return Latents(VAE, crowd=8, whiten=True, transformer=transformer, training=training)
 
 
 _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
@@ -266,20 +266,26 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     "aligned: blocks 1, 2, 3": _minutes(alignment_blocks=(1, 2, 3)),
     "alignment kept": _minutes(alignment_schedule="constant"),
     "alignment stopped at half": _minutes(alignment_schedule="constant", alignment_end=0.5),
-    "no alignment": _minutes(alignment_weight=0.0),
+    "no alignment": _minutes(alignment_weight=0.0, foreground_weight=0.0),
     "value residual": _minutes({"value_residual": True}),
     "half of the tokens routed": _minutes(stages=(_PICTURES, replace(_CLIPS, routed=0.5))),
     "stable, then decay": _minutes(schedule="wsd"),
     "batches of 16": _minutes(stages=(replace(_PICTURES, batch_size=32), replace(_CLIPS, batch_size=16))),
     "batches of 64": _minutes(stages=(replace(_PICTURES, batch_size=128), replace(_CLIPS, batch_size=64))),
-    "half the learning rate": _minutes(learning_rate=1.5e-3),
-    "twice the learning rate": _minutes(learning_rate=6e-3),
+    "half the learning rate": _minutes(learning_rate=7.5e-4),
+    "twice the learning rate": _minutes(learning_rate=3e-3),
+    "objects count no more": _minutes(foreground_weight=0.0),
     "no pictures": _minutes(stages=(_CLIPS,)),
     "samples of the posterior": _minutes(posterior="sample"),
     "4 blocks": _minutes({"num_layers": 4}),
-}, _LATENTS_MICRO.vae, preset("micro").transformer, _FIRST_PICTURES, {
-    "ema_decay": 0.995, "alignment_weight": 1.5, "alignment_kinds": ("shape", "motion", "colour"),
-    "caption_style": "short"}, clips=8192 + 128)
+}, VAETraining(
+    (VAEStage(1400, 4, 9, loss=replace(PIXELS, kl_weight=0.03)),
+     VAEStage(350, 4, 9, learning_rate_factor=0.5, loss=replace(_PERCEPTUAL, kl_weight=0.03))),
+    learning_rate=5e-4, optimizer="muon", small_branches=True), preset("micro").transformer,
+    (replace(_PICTURES, steps=18), replace(_CLIPS, steps=64)), {
+    "learning_rate": 1.5e-3, "ema_decay": 0.995, "alignment_weight": 1.5,
+    "alignment_kinds": ("shape", "motion", "colour"), "foreground_weight": 4.0, "caption_style": "short"},
+    clips=8192 + 128)
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
