@@ -1,7 +1,7 @@
 """What all studies share: when a variant is measured, and the model that its training leaves."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -49,17 +49,18 @@ class Measuring:
 
 
 def seeded_task(config: TransformerConfig, training: TransformerTraining, text: TextConfig, schedule: ScheduleConfig,
-                device: torch.device, dtype: torch.dtype, seed: int, feature_variance: float = 1.0) -> TransformerTask:
+                device: torch.device, dtype: torch.dtype, seed: int,
+                feature_variances: Sequence[float] = ()) -> TransformerTask:
     """A transformer and a text encoder with random weights: those of the text encoder are the same for every config.
 
-    `feature_variance`: see `TransformerTask`.
+    `feature_variances`: see `TransformerTask`.
     """
     torch.manual_seed(seed)
     encoder = TextEncoder.from_config(text, vocabulary(), config.max_text_seq_length)
     torch.manual_seed(seed)
     model = random_transformer(config, training)
     return TransformerTask(model, encoder, schedule, training, Ranks(device=device), dtype, trains_text=True,
-                           feature_variance=feature_variance)
+                           feature_variances=feature_variances)
 
 
 def trained_model(task: TransformerTask) -> tuple[ExpertTransformer, TextEncoder]:
