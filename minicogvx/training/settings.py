@@ -194,7 +194,7 @@ class VAETraining:
     ema_decay: float = 0.0
     discriminator: DiscriminatorConfig = DiscriminatorConfig(width=16)  # where a loss has a GAN
     small_branches: bool = False  # from random weights: residual branches begin small, and the latent's noise
-    whiten: bool = False  # at the end, latent channels are made independent of each other; see latent_scale.py
+    whiten: bool = False  # before the last stage, latents are centred and decorrelated; see latent_scale.py
     # How it is computed.
     accumulate: int = 1
     chunk_frames: int | None = 8  # frames that pass through the network at once; None: all
@@ -209,6 +209,9 @@ class VAETraining:
         check_limits(self, {"accumulate chunk_frames": "1 or more", "clip muon_factor": "above 0",
                             "learning_rate warmup weight_decay workers validate_every": "0 or more",
                             "ema_decay": "from 0 to below 1"})
+        if self.whiten and len(self.stages) == 1:
+            raise ValueError("whiten is True; the last stage adapts the decoder to it, so it goes with two stages or "
+                             "more")
         shared = next((stage for stage in self.stages if stage.context_ranks > 1), None)
         if shared and (self.chunk_frames is not None or self.gradient_checkpointing):
             raise ValueError(f"context_ranks is {shared.context_ranks}; ranks that share a clip take it in one piece, "

@@ -51,7 +51,7 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
     """A VAE trained from scratch, through its stages. Weights stay float32; it computes in `dtype` (see choose_dtype).
 
     After each stage that trains the encoder, every latent channel is brought to unit variance (`normalise_latents`);
-    with `whiten`, the channels of the finished VAE are made independent of each other as well.
+    with `whiten`, before the last stage also to mean 0 and independent of the others (`whiten_latents`).
     Deterministic on a CPU for a seed and a number of threads: a run that was killed and is resumed from `keep.folder`
     ends in the same weights, bit for bit. On many ranks each takes its part of every batch, and all end in the weights
     of one rank up to rounding. Ranks that share clips (`context_ranks`) see each in one piece, as one rank does with
@@ -76,9 +76,8 @@ def train_vae(config: VAEConfig, training: VAETraining, videos: Videos, seed: in
         task.finish()
         if not stage.decoder_only:
             task.to_unit_variance(_some_videos(videos, training, number, config))
-    if training.whiten:
-        whiten_latents(vae, _some_videos(videos, training, number, config))
-        broadcast_weights(vae, ranks)
+        if training.whiten and number == len(training.stages) - 2:
+            task.whiten(_some_videos(videos, training, number, config))
     return vae.eval()
 
 
@@ -205,6 +204,15 @@ class VAETask:
         if self.mask is not None:
             self.mask.token.data /= deviation
             broadcast_weights(self.mask, self.all_ranks)
+
+    def whiten(self, videos: Iterable[Float[Tensor, "_ c t h w"]]) -> None:
+        """Centres and decorrelates the latents. The optimizer starts anew, as its momenta are of other weights."""
+        mix, centre = whiten_latents(self.vae, videos)
+        broadcast_weights(self.vae, self.all_ranks)
+        if self.mask is not None:
+            self.mask.token.data = mix @ (self.mask.token.data - centre)
+            broadcast_weights(self.mask, self.all_ranks)
+        self.optimizer = self.training.new_optimizer(self.weights.named())
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
