@@ -302,7 +302,7 @@ def test_alignment_teaches_the_first_half_of_the_blocks_the_kinds_named_and_fade
     gradients = {}
     for weight, accumulate, progress in ((0.0, 1, 0.0), (1.0, 1, 1.0), (1.0, 1, 0.0), (1.0, 4, 0.0)):
         training = replace(MIXED, alignment_weight=weight, accumulate=accumulate)
-        task = begin(training, feature_variances=(0.1, 0.1))
+        task = begin(training, feature_variance=0.1)
         figures = [task.backward(one, progress) for one in steps_of(world, training)[0]]
         assert ("alignment" in figures[0]) == bool(weight)
         gradients[weight * (1 - progress), accumulate, weight] = task.model.transformer_blocks[0].ff.net[2].weight.grad

@@ -1,7 +1,7 @@
 """What all studies share: when a variant is measured, and the model that its training leaves."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -49,18 +49,17 @@ class Measuring:
 
 
 def seeded_task(config: TransformerConfig, training: TransformerTraining, text: TextConfig, schedule: ScheduleConfig,
-                device: torch.device, dtype: torch.dtype, seed: int,
-                feature_variances: Sequence[float] = ()) -> TransformerTask:
+                device: torch.device, dtype: torch.dtype, seed: int, feature_variance: float = 1.0) -> TransformerTask:
     """A transformer and a text encoder with random weights: those of the text encoder are the same for every config.
 
-    `feature_variances`: see `TransformerTask`.
+    `feature_variance`: see `TransformerTask`.
     """
     torch.manual_seed(seed)
     encoder = TextEncoder.from_config(text, vocabulary(), config.max_text_seq_length)
     torch.manual_seed(seed)
     model = random_transformer(config, training)
     return TransformerTask(model, encoder, schedule, training, Ranks(device=device), dtype, trains_text=True,
-                           feature_variances=feature_variances)
+                           feature_variance=feature_variance)
 
 
 def trained_model(task: TransformerTask) -> tuple[ExpertTransformer, TextEncoder]:

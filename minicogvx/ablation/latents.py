@@ -33,7 +33,7 @@ from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.evaluation.reconstruction import measure_reconstruction
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, preset
-from minicogvx.training.alignment import feature_variances
+from minicogvx.training.alignment import feature_variance
 from minicogvx.training.batches import Steps
 from minicogvx.training.checks import check_vae
 from minicogvx.training.loop import fit
@@ -147,7 +147,7 @@ def learn(bench: LatentsBench, curve: LatentsCurve, clips: WorldClips) -> Transf
     train, held_back = Selected(clips, range(cut)), Selected(clips, range(cut, study.clips))
     task = seeded_task(config, training, bench.text, bench.schedule, device,
                        choose_dtype(device, bench.dtype, training=True), curve.seed,
-                       feature_variances(train, training.alignment_kinds))
+                       feature_variance(train, training.alignment_kinds))
     run = TimedRun(curve.name, training.stages, 60 * study.minutes, bench.now, bench.on_second, training.schedule_at)
     watch = Watch(study, curve, run, held_back)
     watch.measure(0, task)

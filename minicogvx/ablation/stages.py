@@ -28,7 +28,7 @@ from minicogvx.data.clips.clips import Clips, Selected
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.alignment import feature_variances
+from minicogvx.training.alignment import feature_variance
 from minicogvx.training.batches import Steps
 from minicogvx.training.loop import fit
 from minicogvx.training.stages import Stage
@@ -152,9 +152,9 @@ def new_task(bench: Bench, config: TransformerConfig, stages: Sequence[Stage], s
     """A transformer at its start, with a shorter average than the shipped model's, because runs are shorter."""
     training = study_training(*stages, ema_decay=0.995, alignment_weight=alignment_weight)
     device = bench.pipe.vae.decoder.conv_out.conv.weight.device
-    variances = feature_variances(bench.clips.train[bench.study.full], training.alignment_kinds)
+    variance = feature_variance(bench.clips.train[bench.study.full], training.alignment_kinds)
     return seeded_task(config, training, bench.text, bench.schedule, device,
-                       choose_dtype(device, bench.dtype, training=True), seed, variances)
+                       choose_dtype(device, bench.dtype, training=True), seed, variance)
 
 
 @torch.no_grad()

@@ -3,15 +3,14 @@
 Shape explains less than one hundredth of a latent's variance, so the diffusion loss hardly rewards reading the word for
 it. REPA (arXiv 2410.06940) also trains a middle layer to predict the features of a pretrained vision network, and
 converges many times faster. In the shapes world the features are known: which shape, motion and colour cover each
-latent cell, and where in it their outline runs. A small head predicts some of them from the video tokens after the
-middle block; it is discarded after training. CogVideoX does not do this: weight 0 is the published training.
+latent cell. A small head predicts some of them from the video tokens after the middle block; it is discarded after
+training. CogVideoX does not do this: weight 0 is the published training.
 
 `alignment_blocks`: several blocks instead, each with a head of its own; the loss is the mean of theirs, as in SR-DiT
 (arXiv 2512.12386). `alignment_schedule` and `alignment_end`: the weight falls to 0 in a straight line, or it stays and
 is then switched off at once, as in HASTE (arXiv 2505.16792): a teacher that is followed for too long holds back.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -28,20 +27,16 @@ from minicogvx.transformer.model import ExpertTransformer
 class Alignment(nn.Module):
     """A head for each aligned block, and hooks on these blocks that feed them."""
 
-    def __init__(self, model: ExpertTransformer, kinds: tuple[str, ...] = ("shape", "motion"),
-                 variances: Sequence[float] = (), blocks: tuple[int, ...] = ()):
+    def __init__(self, model: ExpertTransformer, kinds: tuple[str, ...] = ("shape", "motion"), variance: float = 1.0,
+                 blocks: tuple[int, ...] = ()):
         """`kinds`: the features that heads predict. `blocks`: as in `aligned_blocks`, whose errors it raises.
 
-        `variances`: of the features of each kind over all clips, so that a loss of 1 is no better than guessing their
-        mean, and every kind counts alike; (): 1.
+        `variance`: of these features over all clips, so that a loss of 1 is no better than guessing their mean.
         """
         super().__init__()
+        self.variance = variance
         check_kinds(kinds)
         self.asked = [feature for kind in kinds for feature in span(kind)]
-        shares = [1 / (len(kinds) * len(span(kind)) * variance)  # of each of its features
-                  for kind, variance in zip(kinds, variances or [1.0] * len(kinds), strict=True)]
-        weights = torch.tensor([share for kind, share in zip(kinds, shares) for _ in span(kind)])
-        self.register_buffer("weights", weights, persistent=False)
         self.blocks, self.patch = aligned_blocks(blocks, len(model.transformer_blocks)), model.config.patch_size
         self.heads = nn.ModuleList([self._head(model.config.width) for _ in self.blocks])
         self._seen: dict[int, Tensor] = {}
@@ -55,16 +50,15 @@ class Alignment(nn.Module):
         self._seen[block] = output[0] if isinstance(output, tuple) else output  # a pair: see ValueResidualBlock
 
     def forward(self, features: Float[Tensor, "b t h w k"]) -> Float[Tensor, ""]:
-        """Squared error of the heads on the model's last forward pass, over the variance; mean of kinds and blocks."""
+        """Squared error of the heads on the model's last forward pass, over the variance; the mean over blocks."""
         target = rearrange(features[..., self.asked].float(), "b t (h p) (w q) k -> b (t h w) (p q k)", p=self.patch,
                            q=self.patch)
         error = sum(self._error(head, self._seen.pop(block), target) for block, head in zip(self.blocks, self.heads))
-        return error / len(self.blocks)
+        return error / len(self.blocks) / self.variance
 
     def _error(self, head: nn.Module, x: Float[Tensor, "b n d"], target: Float[Tensor, "b n_video m"]) -> Tensor:
         tokens = x[:, -target.shape[1]:].float()
-        error = (head(F.layer_norm(tokens, tokens.shape[-1:])) - target).square()
-        return rearrange(error, "b n (pq k) -> (b n pq) k", k=len(self.asked)).mean(0) @ self.weights
+        return (head(F.layer_norm(tokens, tokens.shape[-1:])) - target).square().mean()
 
 
 def aligned_blocks(blocks: tuple[int, ...], layers: int) -> tuple[int, ...]:
@@ -77,7 +71,8 @@ def aligned_blocks(blocks: tuple[int, ...], layers: int) -> tuple[int, ...]:
     return blocks or ((layers - 1) // 2,)
 
 
-def feature_variances(clips: Clips, kinds: tuple[str, ...], most: int = 1024) -> tuple[float, ...]:
-    """The variance of the features of each kind over the cells of the first `most` clips."""
-    features = torch.stack([clips.features(i) for i in range(min(most, len(clips)))]).float()
-    return tuple(max(features[..., list(span(kind))].var().item(), 1e-6) for kind in kinds)
+def feature_variance(clips: Clips, kinds: tuple[str, ...], most: int = 1024) -> float:
+    """The variance of the features of these kinds over the cells of the first `most` clips."""
+    asked = [feature for kind in kinds for feature in span(kind)]
+    features = torch.stack([clips.features(i)[..., asked] for i in range(min(most, len(clips)))])
+    return max(features.float().var().item(), 1e-6)

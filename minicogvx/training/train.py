@@ -32,7 +32,7 @@ from minicogvx.interop.safetensors_files import load_into, read_json, read_tenso
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
-from minicogvx.training.alignment import feature_variances
+from minicogvx.training.alignment import feature_variance
 from minicogvx.training.batches import Steps
 from minicogvx.training.film_data import WORDS, FilmData
 from minicogvx.training.loop import Watcher, fit
@@ -196,15 +196,15 @@ def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ra
     """The transformer in training. Text encoder and VAE are on the device, or where they are not used on the CPU."""
     training, trains_text = job.recipe.transformer, job.model is None
     training = replace(training, learning_rate=training.rate(from_random=job.start == RANDOM))
-    variances = ()
+    variance = 1.0
     if training.alignment_weight:
-        variances = feature_variances(sets[-1], training.alignment_kinds)
+        variance = feature_variance(sets[-1], training.alignment_kinds)
     samples = training.sample_every
     parts.vae.to(ranks.device if training.image_to_video or samples else "cpu")
     if not trains_text:
         parts.text.to("cpu" if sets[-1].has_text and not samples else ranks.device)
     return TransformerTask(parts.transformer, parts.text, parts.schedule_config, training, ranks, job.dtype,
-                           trains_text, parts.vae, parts.unconditional == "zeros", variances)
+                           trains_text, parts.vae, parts.unconditional == "zeros", variance)
 
 
 def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Clips], held_back: Clips | None,

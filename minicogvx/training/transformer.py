@@ -4,7 +4,7 @@
 trained as well, or one that is given; replicated over ranks or sharded; all weights, or adapters.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -43,14 +43,14 @@ class TransformerTask:
     def __init__(self, model: ExpertTransformer, text: TextEncoder, schedule: ScheduleConfig,
                  training: TransformerTraining, ranks: Ranks = Ranks(), dtype: torch.dtype = torch.float32,
                  trains_text: bool = False, vae: CausalVAE | None = None, zero_text: bool = False,
-                 feature_variances: Sequence[float] = ()):
+                 feature_variance: float = 1.0):
         """Moves everything to the ranks' device, `model` in `dtype`.
 
         Args:
             trains_text: the text encoder is trained as well; else it is frozen.
             vae: for image to video, where pictures are noised and encoded in every step.
             zero_text: a dropped caption has features of zeros, not those of the empty caption.
-            feature_variances: of what the alignment head predicts; see alignment.py.
+            feature_variance: of what the alignment head predicts; see alignment.py.
         """
         self.training, self.vae, self.zero_text = training, vae, zero_text
         self.ranks = form_team(replace(ranks, context=training.context_ranks))
@@ -60,7 +60,7 @@ class TransformerTask:
         self.model.gradient_checkpointing = recomputes(model, training)
         self.alignment = None
         if training.alignment_weight:
-            self.alignment = Alignment(model, training.alignment_kinds, feature_variances,
+            self.alignment = Alignment(model, training.alignment_kinds, feature_variance,
                                        training.alignment_blocks).to(ranks.device)
         self.routing = Routing(model, skipped_blocks(training, model.config)) if training.routes else None
         text.encoder.requires_grad_(trains_text).train(trains_text)
