@@ -126,7 +126,7 @@ def test_the_study_is_what_it_says(subtests):
     micro, minutes = load_recipe("micro"), STUDIES["minutes-micro"]
     assert minutes.size == (9, 32, 32) and minutes.transformer_of("micro") == preset("micro").transformer
     assert minutes.vae_training("micro") == micro.vae and minutes.guidance_scale == micro.guidance_scale
-    stages = tuple(replace(stage, steps=steps) for stage, steps in zip(micro.transformer.stages, (18, 64)))
+    stages = tuple(replace(stage, steps=steps) for stage, steps in zip(micro.transformer.stages, (20, 80)))
     assert minutes.training_of("micro") == replace(micro.transformer, stages=stages)
     plain = study.vae_training("plain")
     assert plain == study.vae and all(not stage.loss.masked_latents for stage in plain.stages)

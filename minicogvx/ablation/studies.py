@@ -282,8 +282,7 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     (VAEStage(1400, 4, 9, loss=replace(PIXELS, kl_weight=0.03)),
      VAEStage(350, 4, 9, learning_rate_factor=0.5, loss=replace(_PERCEPTUAL, kl_weight=0.03))),
     learning_rate=5e-4, optimizer="muon", small_branches=True), preset("micro").transformer,
-    (replace(_PICTURES, steps=18), replace(_CLIPS, steps=64)), {
-    "learning_rate": 1.5e-3, "ema_decay": 0.995, "alignment_weight": 1.5,
+    _FIRST_PICTURES, {"learning_rate": 1.5e-3, "ema_decay": 0.995, "alignment_weight": 1.5,
     "alignment_kinds": ("shape", "motion", "colour"), "foreground_weight": 4.0, "caption_style": "short"},
     clips=8192 + 128)
 
