@@ -15,12 +15,13 @@ from pathlib import Path
 
 from minicogvx.course.exercises.exercise import STUB_MESSAGE
 from minicogvx.course.exercises.solutions import BEGIN
-from minicogvx.course.widgets import WIDGET_VIEW
+from minicogvx.course.widget_parts import WIDGET_VIEW
 from minicogvx.files import written_whole
 
 ROOT = Path(__file__).resolve().parents[2] / "notebooks"
 SOURCES = ROOT / "source"
 CELL_SECONDS = 120
+FOLDED = "folded"  # the tag of a cell whose output answers a prediction
 STUB = f'raise NotImplementedError("{STUB_MESSAGE}")'
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -51,6 +52,8 @@ def build(source: Path, solutions: bool = False):
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)  # spacing of the source, irrelevant here
+        if FOLDED in cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"] = {"outputs_hidden": True}  # until a click, or until the cell runs
     if not solutions and any(BEGIN in cell.source for cell in notebook.cells):
         _clear_solutions(notebook)
     return notebook
@@ -86,8 +89,15 @@ def execute(notebook, folder: Path = ROOT, cell_seconds: int = CELL_SECONDS) -> 
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+            cell.outputs = [output for output in map(_without_widget, cell.outputs) if output.get("data", True)]
     return time.perf_counter() - start
+
+
+def _without_widget(output):
+    # What stands beside a widget in the same output, such as the options of a prediction, stays.
+    if "data" in output:
+        output.data.pop(WIDGET_VIEW, None)
+    return output
 
 
 def write(notebook, path: Path) -> None:

@@ -10,11 +10,8 @@ for the learner, the builder and the tests.
 ipywidgets' Image has no text alternative, so the picture is an `<img>` with `alt` in an HTML widget.
 """
 
-import base64
-import html
-import io
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from einops import rearrange
@@ -22,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minicogvx.course import show
+from minicogvx.course import widget_parts as parts
 from minicogvx.diffusion.samplers import draw_noise
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.transformer.positions import rope_3d
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SIDE = 256  # pixels, at least, of the shorter side of a single frame
 STOPS = 10  # of the slider over timesteps, plus timestep 0
 
@@ -39,32 +36,32 @@ def explore_frames(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float =
     show.show_rows({"the clip": video}, alt)
 
     def picture_and_words(frame: int) -> tuple[bytes, str]:
-        seconds = (frame - 1) / fps
-        return _frame(video[frame - 1]), f"{_clause(alt)}: frame {frame} of {len(video)}, after {seconds:.2f} s."
+        last = len(video) - 1
+        return _frame(video[frame]), f"{parts.clause(alt)}: frame {frame} of 0 to {last}, after {frame / fps:.2f} s."
 
-    _display_widget(_explorer([_steps("frame", 1, len(video))], picture_and_words))
+    _show([parts.steps("frame", 0, len(video) - 1)], picture_and_words)
 
 
-def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> None:
+def explore_wipe(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> None:
     """Two clips (t h w 3 in 0..1) in one picture, with a line to wipe from one to the other and a slider over frames.
 
     Left of the line is the first clip. Raises ValueError unless there are two clips of one shape, or without `alt`.
     """
     if len(clips) != 2:
-        raise ValueError(f"there are {len(clips)} clips; compare_clips takes two, each with its name")
+        raise ValueError(f"there are {len(clips)} clips; explore_wipe takes two, each with its name")
     (left_name, left), (right_name, right) = clips.items()
     if left.shape != right.shape:
         raise ValueError(f"the clips have shapes {tuple(left.shape)} and {tuple(right.shape)}; they must be the same")
     show.show_rows(clips, alt)
 
     def picture_and_words(percent: int, frame: int) -> tuple[bytes, str]:
-        pair = torch.stack([left[frame - 1], right[frame - 1]]).detach().float().cpu()
+        pair = torch.stack([left[frame], right[frame]]).detach().float().cpu()
         apart = (pair[0] - pair[1]).abs().mean().item()
-        words = (f"{_clause(alt)}: frame {frame}, {left_name} in the left {percent} %, {right_name} in the rest. "
+        words = (f"{parts.clause(alt)}: frame {frame}, {left_name} in the left {percent} %, {right_name} in the rest. "
                  f"The two frames differ by {apart:.3f} on average (black and white: 1).")
         return _wiped(pair, percent), words
 
-    _display_widget(_explorer([_steps("line", 0, 100, 50, 5), _steps("frame", 1, len(left))], picture_and_words))
+    _show([parts.steps("line", 0, 100, 50, 5), parts.steps("frame", 0, len(left) - 1)], picture_and_words)
 
 
 def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], name: str, alt: str) -> None:
@@ -73,14 +70,14 @@ def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], n
     For example `explore_sweep({1: clip, 3: clip, 6: clip}, "guidance scale", "The caption: ...")`. The clips are made
     beforehand. Raises ValueError for a bad shape, no `alt`, or no clips.
     """
-    show.show_rows({f"{name} {_number(value)}": clip for value, clip in clips.items()}, alt)
+    show.show_rows({f"{name} {parts.text_of(value)}": clip for value, clip in clips.items()}, alt)
     values = list(clips)
 
     def picture_and_words(place: int) -> tuple[bytes, str]:
         clip = clips[values[place]]
-        return _strip(clip), f"{_clause(alt)}: {name} {_number(values[place])}, frames 1 to {len(clip)} in order."
+        return _strip(clip), f"{parts.clause(alt)}: {name} {parts.text_of(values[place])}, {show.frames_said(clip)}."
 
-    _display_widget(_explorer([_choice(name, [_number(value) for value in values])], picture_and_words))
+    _show([parts.choice(name, [parts.text_of(value) for value in values])], picture_and_words)
 
 
 def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
@@ -104,12 +101,12 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
     def picture_and_words(place: int) -> tuple[bytes, str]:
         t = timesteps[place]
         signal, spoilt = schedule.alpha_bar(t) ** 0.5, (1 - schedule.alpha_bar(t)) ** 0.5
-        words = (f"{_clause(alt)}: its latents at timestep {t}, {signal:.2f} times the signal plus {spoilt:.2f} times "
-                 f"the noise, decoded.")
+        words = (f"{parts.clause(alt)}: its latents at timestep {t}, {signal:.2f} times the signal plus "
+                 f"{spoilt:.2f} times the noise, decoded.")
         return _strip(decoded_at(t)), words
 
     show.show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 5, 7, 10))}, alt)
-    _display_widget(_explorer([_choice("timestep", list(map(str, timesteps)), wait=True)], picture_and_words))
+    _show([parts.choice("timestep", list(map(str, timesteps)), wait=True)], picture_and_words)
 
 
 def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -> None:
@@ -129,17 +126,21 @@ def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -
         words = (f"Query in frame {query}, key in frame {key}, {abs(query - key)} apart: the score is {score:.3f}. "
                  f"Each circle shows one pair of channels. Move both by the same number of frames: the arrows turn, "
                  f"the score stays.")
-        return _png_of(_rope_figure(turned, [(query, key)])), words
+        return parts.png_of(_rope_figure(turned, [(query, key)])), words
 
     far = frames - 1
     show.show_figure(_rope_figure(turned, [(0, 3), (far - 3, far)]),
                      f"Two rows: query and key in frames 0 and 3, and in frames {far - 3} and {far}. Three circles, "
                      f"for a fast, a middle and a slow pair of channels: the arrows differ, the angle between them "
                      f"does not. Right, the score over the key's frame: the marked value is the same in both rows.")
-    _display_widget(_explorer([_steps("query", 0, far), _steps("key", 0, far, 3)], picture_and_words))
+    _show([parts.steps("query", 0, far), parts.steps("key", 0, far, 3)], picture_and_words)
 
 
 # ---- pictures
+
+
+def _show(sliders: list, draw: Callable[..., tuple[bytes, str]]) -> None:
+    parts.display_widget(parts.explorer(sliders, draw))
 
 
 def _frame(picture: Float[Tensor, "h w 3"]) -> bytes:
@@ -180,67 +181,3 @@ def _rope_figure(turned: Float[Tensor, "t pairs 2"], rows: list[tuple[int, int]]
         row[3].set(xlabel="frame of the key", ylabel="score", ylim=(min(0.0, float(scores.min())) - 0.05, 1.1))
         row[3].legend(fontsize=7)
     return figure
-
-
-def _png_of(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-# ---- widgets
-
-
-def _explorer(sliders: list, draw: Callable[..., tuple[bytes, str]]):
-    """A box of sliders and a picture that follows them. draw(*values) returns a PNG and its text alternative."""
-    widgets = _ipywidgets()
-    drawn = lru_cache(maxsize=128)(draw)
-    picture = widgets.HTML()
-
-    def follow(change=None) -> None:
-        png, words = drawn(*(slider.value for slider in sliders))
-        picture.value = _figure_html(png, words)
-
-    for slider in sliders:
-        slider.observe(follow, names="value")
-    follow()
-    return widgets.VBox([*sliders, picture])
-
-
-def _figure_html(png: bytes, words: str) -> str:
-    words, data = html.escape(words), base64.b64encode(png).decode()
-    return (f'<figure style="margin: 0"><img alt="{words}" src="data:image/png;base64,{data}" '
-            f'style="max-width: 100%; image-rendering: pixelated">'
-            f'<figcaption style="line-height: 1.4; font-style: italic">{words}</figcaption></figure>')
-
-
-def _steps(name: str, first: int, last: int, value: int | None = None, step: int = 1):
-    return _ipywidgets().IntSlider(value=first if value is None else value, min=first, max=last, step=step,
-                                   description=name)
-
-
-def _choice(name: str, labels: list[str], wait: bool = False):
-    """A slider over labels; its value is the index in the list. `wait`: it updates only when released."""
-    options = [(label, place) for place, label in enumerate(labels)]
-    return _ipywidgets().SelectionSlider(options=options, value=0, description=name, continuous_update=not wait,
-                                         style={"description_width": "initial"})
-
-
-def _ipywidgets():
-    try:
-        import ipywidgets
-    except ImportError as error:
-        raise ImportError("ipywidgets is missing; install it with: pip install -e '.[notebooks]'") from error
-    return ipywidgets
-
-
-def _display_widget(widget) -> None:
-    show._display({WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}, {})
-
-
-def _number(value: int | float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _clause(sentence: str) -> str:
-    return sentence.strip().rstrip(".")

@@ -16,6 +16,7 @@ from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
 
 MAX_MESSAGE = 300  # characters of an error message from other code
 _hints_given: dict[str, int] = {}  # in this session
+_passed: dict[str, bool] = {}  # in this session: whether the last answer to an exercise was right
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def check(number: str, answer: Any) -> Any:
     exercise = find(number)
     # Rerunning the cell after a failed check would submit the package's version.
     verdict = Verdict("not tried") if answer is exercise.reference else judge(exercise, answer)
+    _passed[exercise.number] = verdict.state == "right"
     if verdict.state == "right":
         print(f"Exercise {exercise.number}: right.")
         record.save(exercise.number)
@@ -45,6 +47,14 @@ def check(number: str, answer: Any) -> Any:
         print(f"Exercise {exercise.number}: not right yet. {verdict.message}\n"
               f'Here is the package\'s version, so that you can read on; hint("{exercise.number}") helps.')
     return exercise.reference
+
+
+def solved(number: str) -> bool:
+    """Whether the last answer to exercise `number` in this session was right, so that the notebook computes with it.
+
+    False where `check` handed back the package's version, or has not run. Raises ValueError for an unknown number.
+    """
+    return _passed.get(find(number).number, False)
 
 
 def judge(exercise: Exercise, answer: Any) -> Verdict:

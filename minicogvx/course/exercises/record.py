@@ -25,16 +25,24 @@ def load() -> dict[str, str]:
 
 def save(number: str) -> None:
     """Notes that exercise `number` was solved today; the first day stays."""
-    days = _read()
-    if days is None or number in days:
-        return
-    days[number] = datetime.date.today().isoformat()
-    path = record_path()
+    kept = _read()
+    if kept is not None and number not in kept:
+        _write(kept | {number: datetime.date.today().isoformat()}, "The exercise is right all the same.")
+
+
+def keep(key: str, text: str) -> None:
+    """Keeps `text` under `key`, in place of what was there."""
+    kept = _read()
+    if kept is not None and kept.get(key) != text:
+        _write(kept | {key: text}, "The notebook goes on all the same.")
+
+
+def _write(kept: dict[str, str], comfort: str) -> None:
     try:
-        with written_whole(path) as part:
-            part.write_text(json.dumps(days, indent=1) + "\n", encoding="utf-8")
+        with written_whole(record_path()) as part:
+            part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        print(f"Your progress could not be saved: {error}. The exercise is right all the same.")
+        print(f"Your progress could not be saved: {error}. {comfort}")
 
 
 def _read() -> dict[str, str] | None:
