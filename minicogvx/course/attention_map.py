@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.course import show
+from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
 
 
@@ -20,7 +20,7 @@ def explore_attention(weights: Float[Tensor, "*heads n n"], labels: Sequence[str
     of labels that does not fit.
     """
     weights = _checked(weights, labels, grid)
-    words = parts.clause(alt) or f"The attention of {weights.shape[1]} tokens"
+    words = parts.without_stop(alt) or f"The attention of {weights.shape[1]} tokens"
     named = [*labels, *_places(grid)]
     show.show_figure(_all_weights(weights[0], named), f"{words}, as a picture: a row for each query, a column for each "
                                                       f"key; the darker, the more the query takes from the key.")
@@ -49,14 +49,14 @@ def _places(grid: tuple[int, int, int] | None) -> list[str]:
 
 def _chooser(weights: Tensor, labels: list[str], named: list[str], words: str, grid: tuple[int, int, int] | None):
     """Buttons for the labels and the places of a frame, sliders for head and frame, and the picture of one query."""
-    widgets = parts.import_ipywidgets()
-    heads = parts.steps("head", 0, len(weights) - 1)
+    widgets = parts.ipywidgets_module()
+    heads = parts.int_slider("head", 0, len(weights) - 1)
     buttons = widgets.ToggleButtons(options=[(label, i) for i, label in enumerate(labels)], value=0 if labels else None,
                                     description="token", style={"button_width": "auto"})
     boxes, picture, query = [], widgets.HTML(), [0]
     if grid is not None:
         t, h, w = grid
-        frames = parts.steps("frame", 0, t - 1)
+        frames = parts.int_slider("frame", 0, t - 1)
         squares = widgets.ToggleButtons(options=[(f"{i} {j}", i * w + j) for i in range(h) for j in range(w)],
                                         value=None if labels else 0, description="row column",
                                         style={"button_width": "44px"}, layout={"width": f"{100 + 52 * w}px"})
@@ -67,7 +67,7 @@ def _chooser(weights: Tensor, labels: list[str], named: list[str], words: str, g
         most = [f"{named[int(i)]} {row[i]:.2f}" for i in row.topk(min(3, len(row))).indices]
         said = f"{words}, head {heads.value}: " if len(weights) > 1 else f"{words}: "
         png = _one_query(row, query[0], labels, grid)
-        picture.value = parts.figure_html(png, f"{said}{named[query[0]]} takes most from {'; '.join(most)}.", 700)
+        picture.value = output.figure_html(png, f"{said}{named[query[0]]} takes most from {'; '.join(most)}.", 700)
 
     def clicked(change) -> None:
         if change["new"] is None:
@@ -123,4 +123,4 @@ def _one_query(row: Float[Tensor, " n"], query: int, labels: list[str], grid: tu
             y, x = rest // w, k * (w + 1) + rest % w
             axis.plot([x - .5, x + .5, x + .5, x - .5, x - .5], [y - .5, y - .5, y + .5, y + .5, y - .5],
                       color=show.PALETTE[3])
-    return parts.png_of(figure)
+    return output.png_of_figure(figure)

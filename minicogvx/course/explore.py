@@ -1,21 +1,24 @@
 """Sliders for whatever a notebook can compute: a grid of two settings, or a figure.
 
-Each shows a static picture first, as those of `widgets.py` do. The function that draws is called when a slider moves,
-once for each choice of values.
+Each shows a static picture first, as those of `widgets.py` do. The function that draws is called when a slider stops
+at values that it has not been called with.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from minicogvx.course import show
+from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
+from minicogvx.course.clips import enlarged
+
+SIDE = 192  # pixels, at least, of the shorter side of a picture or clip
 
 
-def explore_grid(function: Callable[..., Any], alt: str = "", fps: int | float = 8, **sliders: Sequence[Any]) -> None:
+def explore_grid(function: Callable[..., Any], /, alt: str = "", fps: int | float = 8,
+                 **sliders: Sequence[Any]) -> None:
     """Two sliders: `function` of both values gives a clip (t h w 3 in 0..1), a picture (h w 3) or a figure.
 
     For example `explore_grid(made, "A caption with ...", guidance=[1, 3, 6], seed=[0, 1, 2])`. The sliders have the
@@ -26,112 +29,107 @@ def explore_grid(function: Callable[..., Any], alt: str = "", fps: int | float =
     if len(sliders) != 2:
         raise ValueError(f"explore_grid takes two sliders, such as first=[1, 2], second=[3, 4]; it was given "
                          f"{len(sliders)}")
-    alt, compute, names, values = _prepared(function, alt, sliders)
-    rows, columns = (_spread(len(each)) for each in values)
-    start = tuple(len(each) // 2 for each in values)
-    if isinstance(compute(*start), Tensor):
-        figure, axes = show.new_figure(len(rows), len(columns), 2.0 * len(columns) + 0.6, 2.0 * len(rows) + 0.3)
-        for line, i in zip(axes, rows):
-            for axis, j in zip(line, columns):
-                axis.imshow(_middle(compute(i, j)), interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-            line[0].set_ylabel(f"{names[0]} {parts.text_of(values[0][i])}")
-        for axis, j in zip(axes[0], columns):
-            axis.set_title(f"{names[1]} {parts.text_of(values[1][j])}")
-        show.show_figure(figure, alt)
+    grid = _Grid(function, alt, sliders)
+    result, words = grid.at(*grid.start)
+    if isinstance(result, Tensor):
+        show.show_figure(_sheet(grid), grid.alt)
     else:
-        show.show_figure(_figure(compute(*start)), f"{parts.clause(alt)}: {_said(names, values, start)}.")
-    _show_sliders(compute, alt, names, values, fps)
+        show.show_figure(result, words)
+    _display_sliders(grid, fps)
 
 
-def explore_figure(draw: Callable[..., Any], alt: str = "", **sliders: Sequence[Any]) -> None:
+def explore_figure(draw: Callable[..., Any], /, alt: str = "", **sliders: Sequence[Any]) -> None:
     """Redraws a figure as sliders move: `draw(**values)` gives a matplotlib figure, such as one of `new_figure`.
 
     For example `explore_figure(draw, "The schedule's curve", shift=[1, 3, 6])`. Each slider starts in the middle of its
     values; the static picture is that figure. `draw` may also return (figure, words), where the text alternative is to
-    say more than the values, or a clip or picture as in `explore_grid`. Raises ValueError for no slider, one without
-    values, or no `alt`.
+    say more than the values, or a clip or picture as in `explore_grid`. `alt` left out is the docstring of `draw`.
+    Raises ValueError for no slider, one without values, or no `alt`.
     """
     if not sliders:
         raise ValueError("explore_figure takes at least one slider, such as shift=[1, 3, 6]")
-    alt, compute, names, values = _prepared(draw, alt, sliders)
-    start = tuple(len(each) // 2 for each in values)
-    result, words = _with_words(compute(*start), alt, names, values, start)
+    grid = _Grid(draw, alt, sliders)
+    result, words = grid.at(*grid.start)
     if isinstance(result, Tensor):
-        show._show_png(show._png(torch.as_tensor(_middle(result))), words)
+        output.display_png(output.png_of_picture(enlarged(_middle(result)[None], SIDE)[0]), words)
     else:
         show.show_figure(result, words)
-    _show_sliders(compute, alt, names, values, 8)
+    _display_sliders(grid, 8)
 
 
 # ---- helpers
 
 
-def _prepared(function: Callable[..., Any], alt: str, sliders: Mapping[str, Sequence[Any]]):
-    """(alt, a cached function of places in the lists of values, names of the sliders, lists of values)."""
-    alt = alt or (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
-    if not alt.strip():
-        raise ValueError("alt is empty; say in a sentence what the picture shows")
-    values = [list(each) for each in sliders.values()]
-    for name, each in zip(sliders, values):
-        if not each:
-            raise ValueError(f"the slider {name} has no values")
+class _Grid:
+    """What a function gives for each choice of values, computed once; places are those in the lists of values."""
+
+    def __init__(self, function: Callable[..., Any], alt: str, sliders: Mapping[str, Sequence[Any]]):
+        self.alt = alt or (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+        if not self.alt.strip():
+            raise ValueError("alt is empty; say in a sentence what the picture shows")
+        self.function, self.arguments = function, list(sliders)
+        self.values = [list(each) for each in sliders.values()]
+        for name, each in zip(sliders, self.values):
+            if not each:
+                raise ValueError(f"the slider {name} has no values")
+        self.start = tuple(len(each) // 2 for each in self.values)
+        parameters = _parameters(function)
+        self.by_name = all(name in parameters for name in sliders)
+        named = not self.by_name and self.arguments == ["first", "second"] and len(parameters) >= 2
+        self.names = parameters[:2] if named else self.arguments
+        self.done: dict[tuple[int, ...], Any] = {}
+
+    def at(self, *places: int) -> tuple[Any, str]:
+        """The clip, picture or figure, and its text alternative."""
+        if places not in self.done:
+            chosen = [each[place] for each, place in zip(self.values, places)]
+            self.done[places] = (self.function(**dict(zip(self.arguments, chosen))) if self.by_name
+                                 else self.function(*chosen))
+        result = self.done[places]
+        return result if isinstance(result, tuple) else (result, self._words(places))
+
+    def _words(self, places: tuple[int, ...]) -> str:
+        said = [f"{name} {parts.value_text(each[place])}"
+                for name, each, place in zip(self.names, self.values, places)]
+        return f"{parts.without_stop(self.alt)}: {', '.join(said)}."
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
     try:
-        parameters = list(inspect.signature(function).parameters)
+        return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # of something built in
-        parameters = []
-    by_name = all(name in parameters for name in sliders)
-    names = list(sliders) if by_name or len(parameters) < len(sliders) else parameters[:len(sliders)]
-    names = list(sliders) if tuple(sliders) != ("first", "second") else names
-    done: dict[tuple[int, ...], Any] = {}
-
-    def compute(*places: int) -> Any:
-        if places not in done:
-            chosen = [each[place] for each, place in zip(values, places)]
-            done[places] = function(**dict(zip(sliders, chosen))) if by_name else function(*chosen)
-        return done[places]
-
-    return alt, compute, names, values
+        return []
 
 
-def _show_sliders(compute: Callable[..., Any], alt: str, names: list[str], values: list[list],
-                  fps: int | float) -> None:
-    def picture_and_words(*places: int) -> tuple[bytes, str]:
-        result, words = _with_words(compute(*places), alt, names, values, places)
-        return _picture(result, fps), words
+def _display_sliders(grid: _Grid, fps: int | float) -> None:
+    def drawn(*places: int) -> tuple[bytes, str, int | None]:
+        result, words = grid.at(*places)
+        if not isinstance(result, Tensor):
+            return output.png_of_figure(result), words, output.width_on_screen(result)
+        if result.ndim == 4:
+            return output.gif_of_clip(result, fps, SIDE), words, None
+        return output.png_of_picture(enlarged(_middle(result)[None], SIDE)[0]), words, None
 
-    sliders = [parts.choice(name, list(map(parts.text_of, each)), len(each) // 2, wait=True)
-               for name, each in zip(names, values)]
-    parts.display_widget(parts.explorer(sliders, picture_and_words))
-
-
-def _with_words(result: Any, alt: str, names: list[str], values: list[list], places: tuple[int, ...]):
-    if isinstance(result, tuple):
-        return result
-    return result, f"{parts.clause(alt)}: {_said(names, values, places)}."
+    sliders = [parts.choice_slider(name, list(map(parts.value_text, each)), place, wait=True)
+               for name, each, place in zip(grid.names, grid.values, grid.start)]
+    parts.display_widget(parts.explorer(sliders, drawn))
 
 
-def _said(names: list[str], values: list[list], places: tuple[int, ...]) -> str:
-    return ", ".join(f"{name} {parts.text_of(each[place])}" for name, each, place in zip(names, values, places))
+def _sheet(grid: _Grid):
+    """A figure of at most 3 x 3 clips or pictures: the first, middle and last value of each slider."""
+    rows, columns = (sorted({0, len(each) // 2, len(each) - 1}) for each in grid.values)
+    figure, axes = show.new_figure(len(rows), len(columns), 1.8 * len(columns) + 0.6, 1.8 * len(rows) + 0.3)
+    for line, i in zip(axes, rows):
+        for axis, j in zip(line, columns):
+            axis.imshow(_middle(grid.at(i, j)[0]).numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(f"{grid.names[0]} {parts.value_text(grid.values[0][i])}")
+    for axis, j in zip(axes[0], columns):
+        axis.set_title(f"{grid.names[1]} {parts.value_text(grid.values[1][j])}")
+    return figure
 
 
-def _figure(result: Any):
-    return result[0] if isinstance(result, tuple) else result
-
-
-def _picture(result: Any, fps: int | float) -> bytes:
-    from minicogvx.course.widgets import _frame, _strip
-
-    if not isinstance(result, Tensor):
-        return parts.png_of(result)
-    return _strip(result) if result.ndim == 4 else _frame(result)
-
-
-def _middle(result: Tensor):
-    """The picture, or the clip's middle frame, as matplotlib takes it."""
+def _middle(result: Tensor) -> Tensor:
+    """The picture, or the clip's middle frame: h w 3 in 0..1."""
     picture = result[len(result) // 2] if result.ndim == 4 else result
-    return picture.detach().float().cpu().clamp(0, 1).numpy()
-
-
-def _spread(count: int) -> list[int]:
-    return sorted({0, count // 2, count - 1})
+    return picture.detach().float().cpu().clamp(0, 1)

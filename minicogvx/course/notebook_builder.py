@@ -3,7 +3,8 @@
     python -m minicogvx.course.notebook_builder [NN_topic ...]     # default: all
 
 Builds, runs every cell and stores the outputs. A notebook is written only if all of its cells ran.
-Code between `### BEGIN SOLUTION` and `### END SOLUTION` becomes a stub in the learner's notebook.
+Code between `### BEGIN SOLUTION` and `### END SOLUTION` becomes a stub in the learner's notebook. The output of a cell
+with the tag "folded", which answers a prediction, is collapsed in JupyterLab until a click.
 """
 
 import argparse
@@ -111,6 +112,8 @@ def write(notebook, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Builds and runs the named notebooks, or all."""
+    from minicogvx.course.minutes import effort_of  # which builds notebooks, too
+
     parser = argparse.ArgumentParser(prog="python -m minicogvx.course.notebook_builder",
                                      description="Build and run the notebooks from notebooks/source.")
     parser.add_argument("names", nargs="*", metavar="NN_topic", help="which ones (default: all)")
@@ -122,10 +125,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in names or there:
         notebook = build(there[name])
         seconds = execute(notebook)
-        notebook.metadata["minicogvx"] = {"seconds": round(seconds)}
+        minutes = effort_of(notebook, int(name[:2]), round(seconds)).minutes
+        notebook.metadata["minicogvx"] = {"seconds": round(seconds), "minutes": minutes}
         path = notebook_path(there[name])
         write(notebook, path)
-        print(f"{path}: {len(notebook.cells)} cells, {seconds:.0f} s, {path.stat().st_size // 1000} KB")
+        print(f"{path}: {len(notebook.cells)} cells, {seconds:.0f} s, {minutes} minutes for a learner, "
+              f"{path.stat().st_size // 1000} KB")
     return 0
 
 

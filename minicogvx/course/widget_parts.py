@@ -5,26 +5,26 @@ nothing, and the notebook builder removes the view. ipywidgets' Image has no tex
 `<img>` with `alt` in an HTML widget.
 """
 
-import base64
-import html
-import io
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from minicogvx.course import show
+from minicogvx.course import output
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def explorer(sliders: list, draw: Callable[..., tuple[bytes, str]]):
-    """A box of sliders and a picture that follows them. draw(*values) returns a PNG or GIF and its text alternative."""
-    widgets = import_ipywidgets()
+def explorer(sliders: list, draw: Callable[..., tuple]):
+    """A box of sliders and a picture that follows them.
+
+    draw(*values) returns a PNG or GIF, its words, and where it is not the picture's own, its width on the page.
+    """
+    widgets = ipywidgets_module()
     drawn = lru_cache(maxsize=128)(draw)
     picture = widgets.HTML()
 
     def follow(change=None) -> None:
-        picture.value = figure_html(*drawn(*(slider.value for slider in sliders)))
+        picture.value = output.figure_html(*drawn(*(slider.value for slider in sliders)))
 
     for slider in sliders:
         slider.observe(follow, names="value")
@@ -32,30 +32,20 @@ def explorer(sliders: list, draw: Callable[..., tuple[bytes, str]]):
     return widgets.VBox([*sliders, picture])
 
 
-def figure_html(data: bytes, words: str, width: int | None = None) -> str:
-    """An `<img>` of a PNG or GIF, with `words` as its text alternative and its caption; `width` in pixels on screen."""
-    kind = "gif" if data.startswith(b"GIF") else "png"
-    words, code = html.escape(words), base64.b64encode(data).decode()
-    size = f' width="{width}"' if width else ""
-    return (f'<figure style="margin: 0"><img alt="{words}" src="data:image/{kind};base64,{code}"{size} '
-            f'style="max-width: 100%; image-rendering: pixelated">'
-            f'<figcaption style="line-height: 1.4; font-style: italic">{words}</figcaption></figure>')
-
-
-def steps(name: str, first: int, last: int, value: int | None = None, step: int = 1):
+def int_slider(name: str, first: int, last: int, value: int | None = None, step: int = 1):
     """A slider over whole numbers."""
-    return import_ipywidgets().IntSlider(value=first if value is None else value, min=first, max=last, step=step,
+    return ipywidgets_module().IntSlider(value=first if value is None else value, min=first, max=last, step=step,
                                          description=name)
 
 
-def choice(name: str, labels: list[str], place: int = 0, wait: bool = False):
+def choice_slider(name: str, labels: list[str], place: int = 0, wait: bool = False):
     """A slider over labels; its value is the index in the list. `wait`: it updates only when released."""
     options = [(label, index) for index, label in enumerate(labels)]
-    return import_ipywidgets().SelectionSlider(options=options, value=place, description=name,
+    return ipywidgets_module().SelectionSlider(options=options, value=place, description=name,
                                                continuous_update=not wait, style={"description_width": "initial"})
 
 
-def import_ipywidgets():
+def ipywidgets_module():
     """The module. Raises ImportError, with the command that installs it, if it is missing."""
     try:
         import ipywidgets
@@ -71,21 +61,14 @@ def view_of(widget) -> dict[str, Any]:
 
 def display_widget(widget) -> None:
     """Displays `widget`, where there are widgets."""
-    show._display(view_of(widget), {})
+    output.display(view_of(widget), {})
 
 
-def png_of(figure) -> bytes:
-    """A matplotlib figure as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def text_of(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A slider's value as it is written beside it."""
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
-def clause(sentence: str) -> str:
+def without_stop(sentence: str) -> str:
     """`sentence` without its full stop, for words that follow."""
     return sentence.strip().rstrip(".")

@@ -1,7 +1,8 @@
-"""What the learner has solved so far: one small JSON file of the learner's, from exercise number to day.
+"""What the learner has solved and predicted so far: one small JSON file of the learner's.
 
-It lies in `~/.minicogvx/progress.json`, or where the environment variable MINICOGVX_PROGRESS says. A notebook never
-stops because of it: what cannot be read or written is said in one sentence.
+It maps the number of an exercise to the day on which it was solved, "prediction 6.3" to the learner's answer and
+"outcome 6.3" to what happened. It lies in `~/.minicogvx/progress.json`, or where the environment variable
+MINICOGVX_PROGRESS says. A notebook never stops because of it: what cannot be read or written is said in one sentence.
 """
 
 import datetime
@@ -19,7 +20,7 @@ def record_path() -> Path:
 
 
 def load() -> dict[str, str]:
-    """The day on which each solved exercise was solved. A broken file is set aside, and nothing counts as solved."""
+    """All of it. A broken file is set aside, and nothing counts as solved or predicted."""
     return _read() or {}
 
 
@@ -30,7 +31,7 @@ def save(number: str) -> None:
         _write(kept | {number: datetime.date.today().isoformat()}, "The exercise is right all the same.")
 
 
-def keep(key: str, text: str) -> None:
+def keep_text(key: str, text: str) -> None:
     """Keeps `text` under `key`, in place of what was there."""
     kept = _read()
     if kept is not None and kept.get(key) != text:
@@ -51,7 +52,7 @@ def _read() -> dict[str, str] | None:
     try:
         days = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(days, dict) and all(isinstance(day, str) for day in days.values())):
-            raise ValueError("it must map exercise numbers to days")
+            raise ValueError("it must map numbers to days or answers")
         return days
     except FileNotFoundError:
         return {}
