@@ -64,10 +64,10 @@ def _chooser(weights: Tensor, labels: list[str], named: list[str], words: str, g
 
     def draw(change=None) -> None:
         row = weights[heads.value, query[0]]
-        most = [f"{named[int(i)]} {row[i]:.2f}" for i in row.topk(min(3, len(row))).indices]
+        most = [f"{named[int(i)]} ({row[i]:.2f})" for i in row.topk(min(3, len(row))).indices]
         said = f"{words}, head {heads.value}: " if len(weights) > 1 else f"{words}: "
         png = _one_query(row, query[0], labels, grid)
-        picture.value = output.figure_html(png, f"{said}{named[query[0]]} takes most from {'; '.join(most)}.", 700)
+        picture.value = output.figure_html(png, f"{said}{named[query[0]]} takes most from {', '.join(most)}.", 700)
 
     def clicked(change) -> None:
         if change["new"] is None:

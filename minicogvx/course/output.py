@@ -88,11 +88,7 @@ def gif_of_clip(video: Float[Tensor, "t h w 3"], fps: int | float, min_side: int
 
 
 def _small_png(picture: Image.Image) -> bytes:
-    # Few colours are kept as they are; more are reduced to those that fit best.
-    if picture.getcolors(COLOURS) is None:
-        small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    else:
-        small = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=COLOURS)
+    small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
