@@ -101,6 +101,14 @@ def test_figures_are_sharp_and_as_large_on_the_page_as_before(shown):
     assert spines == [[True, True, False, False], [False] * 4]  # no picture stands in half a frame
 
 
+def test_a_frame_that_was_asked_for_stays(shown):
+    figure, axes = show.new_figure()
+    axes[0, 0].imshow(torch.rand(4, 4))
+    axes[0, 0].spines[:].set_visible(True)
+    show.show_figure(figure, "A picture in a frame.")
+    assert all(spine.get_visible() for spine in axes[0, 0].spines.values())
+
+
 def test_pictures_keep_their_colours(shown):
     """With few colours exactly; with many nearly, as a photograph has smooth shades."""
     flat = torch.tensor([[0.1, 0.5, 0.9], [0.0, 0.447, 0.698]])[torch.tensor([[0, 1], [1, 0]])]
@@ -127,7 +135,7 @@ def test_a_picture_without_words_or_frames_is_refused(shown, subtests):
         (lambda: clips.show_clip(torch.rand(0, 16, 16, 3), "Nothing."), r"\(0, 16, 16, 3\)"),
         (lambda: clips.show_rows({}, "Nothing."), "no rows"),
         (lambda: clips.compare_clips({}, "Nothing."), "no clips"),
-        (lambda: clips.compare_clips({"a": torch.rand(5, 16, 3)}, "Noise."), r"\(5, 16, 3\)"),
+        (lambda: clips.compare_clips({"a": torch.rand(0, 9, 9, 3)}, "Noise."), r"\(0, 9, 9, 3\)"),
         (lambda: show.show_figure(show.new_figure()[0], ""), "alt is empty"),
     ):
         with subtests.test(msg=message), pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
 
 
-def explore_attention(weights: Float[Tensor, "*heads n n"], labels: Sequence[str], alt: str = "",
+def explore_attention(weights: Float[Tensor, "*heads n keys"], labels: Sequence[str], alt: str = "",
                       grid: tuple[int, int, int] | None = None) -> None:
     """Click a token and see where it looks: `weights[i, j]` is how much query i takes from key j.
 

@@ -92,7 +92,7 @@ def frames_said(length: int, num_frames: int = 6) -> str:
     return f"frames {', '.join(map(str, places[:-1]))} and {places[-1]} of {length}"
 
 
-def strip_of(video: Float[Tensor, "t h w 3"], num_frames: int = 6, gap: int = 4) -> Float[Tensor, "h w2 3"]:
+def strip_of(video: Float[Tensor, "t h w 3"], num_frames: int = 6, gap: int = 4) -> Float[Tensor, "h2 w2 3"]:
     """Evenly spaced frames side by side, first and last among them, with white gaps."""
     frames = enlarged(video[_places(len(video), num_frames)].detach().float().cpu(), 96)
     return rearrange(F.pad(frames, (0, 0, 0, gap), value=1.0), "t h w c -> h (t w) c")[:, :-gap]

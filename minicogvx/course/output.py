@@ -60,9 +60,11 @@ def figure_html(data: bytes, words: str, width: int | None = None) -> str:
 
 
 def png_of_figure(figure) -> bytes:
-    """A matplotlib figure as a small PNG of 150 dots per inch, without the two spines that frame half of a picture."""
+    """A matplotlib figure as a small PNG of 150 dots per inch; no picture in it stands in half a frame."""
     for axis in figure.axes:
-        if axis.images or any(hasattr(each, "get_coordinates") for each in axis.collections):  # imshow, pcolormesh
+        spines = [axis.spines[side] for side in ("left", "bottom", "top", "right") if side in axis.spines]
+        pictures = [*axis.images, *(each for each in axis.collections if hasattr(each, "get_coordinates"))]  # pcolormesh
+        if pictures and [spine.get_visible() for spine in spines] == [True, True, False, False]:
             axis.spines[:].set_visible(False)
             axis.grid(False)
     buffer = io.BytesIO()
