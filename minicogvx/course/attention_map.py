@@ -21,10 +21,10 @@ def explore_attention(weights: Float[Tensor, "*heads n keys"], labels: Sequence[
     """
     weights = _checked(weights, labels, grid)
     words = parts.without_stop(alt) or f"The attention of {weights.shape[1]} tokens"
-    named = [*labels, *_places(grid)]
-    show.show_figure(_all_weights(weights[0], named), f"{words}, as a picture: a row for each query, a column for each "
-                                                      f"key; the darker, the more the query takes from the key.")
-    parts.display_widget(_chooser(weights, list(labels), named, words, grid))
+    show.show_figure(_all_weights(weights[0], [*labels, *_places(grid)]),
+                     f"{words}, as a picture: a row for each query, a column for each key; the darker, the more the "
+                     f"query takes from the key.")
+    parts.display_widget(_Chooser(weights, list(labels), words, grid).box)
 
 
 def _checked(weights: Tensor, labels: Sequence[str], grid: tuple[int, int, int] | None) -> Float[Tensor, "heads n n"]:
@@ -47,45 +47,50 @@ def _places(grid: tuple[int, int, int] | None) -> list[str]:
     return [f"frame {k}, row {i}, column {j}" for k in range(t) for i in range(h) for j in range(w)]
 
 
-def _chooser(weights: Tensor, labels: list[str], named: list[str], words: str, grid: tuple[int, int, int] | None):
-    """Buttons for the labels and the places of a frame, sliders for head and frame, and the picture of one query."""
-    widgets = parts.ipywidgets_module()
-    heads = parts.int_slider("head", 0, len(weights) - 1)
-    buttons = widgets.ToggleButtons(options=[(label, i) for i, label in enumerate(labels)], value=0 if labels else None,
-                                    description="token", style={"button_width": "auto"})
-    boxes, picture, query = [], widgets.HTML(), [0]
-    if grid is not None:
-        t, h, w = grid
-        frames = parts.int_slider("frame", 0, t - 1)
-        squares = widgets.ToggleButtons(options=[(f"{i} {j}", i * w + j) for i in range(h) for j in range(w)],
-                                        value=None if labels else 0, description="row column",
-                                        style={"button_width": "44px"}, layout={"width": f"{100 + 52 * w}px"})
-        boxes = [frames, squares]
+class _Chooser:
+    """Buttons for the labels and for the places of one frame, sliders for head and frame, the picture of one query."""
 
-    def draw(change=None) -> None:
-        row = weights[heads.value, query[0]]
-        most = [f"{named[int(i)]} ({row[i]:.2f})" for i in row.topk(min(3, len(row))).indices]
-        said = f"{words}, head {heads.value}: " if len(weights) > 1 else f"{words}: "
-        png = _one_query(row, query[0], labels, grid)
-        picture.value = output.figure_html(png, f"{said}{named[query[0]]} takes most from {', '.join(most)}.", 700)
+    def __init__(self, weights: Float[Tensor, "heads n n"], labels: list[str], words: str,
+                 grid: tuple[int, int, int] | None):
+        self.weights, self.labels, self.words, self.grid = weights, labels, words, grid
+        self.named, self.query = [*labels, *_places(grid)], 0
+        widgets, (t, h, w) = parts.ipywidgets_module(), grid or (1, 0, 0)
+        self.head, self.frame = parts.int_slider("head", 0, len(weights) - 1), parts.int_slider("frame", 0, t - 1)
+        self.tokens = widgets.ToggleButtons(options=[(label, i) for i, label in enumerate(labels)],
+                                            value=0 if labels else None, description="token",
+                                            style={"button_width": "auto"})
+        self.squares = widgets.ToggleButtons(options=[(f"{i} {j}", i * w + j) for i in range(h) for j in range(w)],
+                                             value=None if labels else 0, description="row column",
+                                             style={"button_width": "44px"}, layout={"width": f"{100 + 52 * w}px"})
+        self.picture = widgets.HTML()
+        self.head.observe(lambda change: self.draw(), names="value")
+        for control in (self.tokens, self.frame, self.squares):
+            control.observe(self.choose, names="value")
+        self.draw()
+        shown = [*([self.head] if len(weights) > 1 else []), *([self.tokens] if labels else []),
+                 *([self.frame, self.squares] if grid else [])]
+        self.box = widgets.VBox([*shown, self.picture])
 
-    def clicked(change) -> None:
+    def choose(self, change) -> None:
+        """A token or a place was clicked, or the frame moved: only one of the two rows of buttons stays pressed."""
         if change["new"] is None:
             return
-        if change["owner"] is buttons:
-            query[0] = change["new"]
-            if boxes:
-                squares.value = None
-        elif squares.value is not None:
-            buttons.value = None
-            query[0] = len(labels) + frames.value * grid[1] * grid[2] + squares.value
-        draw()
+        if change["owner"] is self.tokens:
+            self.query, self.squares.value = change["new"], None
+        elif self.squares.value is not None:
+            _, h, w = self.grid
+            self.query = len(self.labels) + self.frame.value * h * w + self.squares.value
+            self.tokens.value = None
+        self.draw()
 
-    heads.observe(draw, names="value")
-    for each in (buttons, *boxes):
-        each.observe(clicked, names="value")
-    draw()
-    return widgets.VBox([*([heads] if len(weights) > 1 else []), *([buttons] if labels else []), *boxes, picture])
+    def draw(self) -> None:
+        """The picture and the words of the query that is chosen."""
+        row = self.weights[self.head.value, self.query]
+        most = [f"{self.named[i]} ({row[i]:.2f})" for i in row.topk(min(3, len(row))).indices.tolist()]
+        head = f", head {self.head.value}" if len(self.weights) > 1 else ""
+        words = f"{self.words}{head}: {self.named[self.query]} takes most from {', '.join(most)}."
+        figure = _one_query(row, self.query, self.labels, self.grid)
+        self.picture.value = output.figure_html(output.png_of_figure(figure), words, output.width_on_screen(figure))
 
 
 def _all_weights(weights: Float[Tensor, "n n"], named: list[str]):
@@ -99,8 +104,8 @@ def _all_weights(weights: Float[Tensor, "n n"], named: list[str]):
     return figure
 
 
-def _one_query(row: Float[Tensor, " n"], query: int, labels: list[str], grid: tuple[int, int, int] | None) -> bytes:
-    """Bars for the labels, and a map for each frame of the grid, on one scale; the query is outlined."""
+def _one_query(row: Float[Tensor, " n"], query: int, labels: list[str], grid: tuple[int, int, int] | None):
+    """A figure: bars for the labels, and a map for each frame of the grid, on one scale; the query is outlined."""
     t, h, w = grid or (0, 0, 0)
     figure, axes = show.new_figure(2 if labels and t else 1, 1, 7.0, (1.6 if labels else 0) + (1.8 if t else 0))
     if labels:
@@ -123,4 +128,4 @@ def _one_query(row: Float[Tensor, " n"], query: int, labels: list[str], grid: tu
             y, x = rest // w, k * (w + 1) + rest % w
             axis.plot([x - .5, x + .5, x + .5, x - .5, x - .5], [y - .5, y - .5, y + .5, y + .5, y - .5],
                       color=show.PALETTE[3])
-    return output.png_of_figure(figure)
+    return figure

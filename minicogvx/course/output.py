@@ -63,8 +63,8 @@ def png_of_figure(figure) -> bytes:
     """A matplotlib figure as a small PNG of 150 dots per inch; no picture in it stands in half a frame."""
     for axis in figure.axes:
         spines = [axis.spines[side] for side in ("left", "bottom", "top", "right") if side in axis.spines]
-        pictures = [*axis.images, *(each for each in axis.collections if hasattr(each, "get_coordinates"))]  # pcolormesh
-        if pictures and [spine.get_visible() for spine in spines] == [True, True, False, False]:
+        meshes = [each for each in axis.collections if hasattr(each, "get_coordinates")]  # of pcolormesh
+        if (axis.images or meshes) and [spine.get_visible() for spine in spines] == [True, True, False, False]:
             axis.spines[:].set_visible(False)
             axis.grid(False)
     buffer = io.BytesIO()
