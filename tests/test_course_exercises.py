@@ -218,12 +218,14 @@ def test_nan_and_infinity_are_refused_by_every_check(subtests):
 
         assert "gives NaN" in lax(torch.nn.Identity, Spoilt, lambda kind: kind()(torch.ones(2, 3))).message
         assert "gives NaN" in lax(torch.nn.Identity(), Spoilt(), lambda net: net(torch.ones(2, 3))).message
-    with subtests.test("beside what the check says, unless that speaks of it"):
+    with subtests.test("before what the check says, unless that speaks of it"):
         def strict(f):
             expect_equal("the sum", float(f(torch.ones(2, 3)).sum().nan_to_num()), 3.0)
 
         assert lax(half, lambda x: x * float("nan"), strict).message == (
-            "the sum is 0.0; it must be 3.0. halve(x of shape (2, 3)) gives NaN; every number must be finite.")
+            "halve(x of shape (2, 3)) gives NaN; every number must be finite. the sum is 0.0; it must be 3.0.")
+        spoken = lax(half, lambda x: x * float("nan"), lambda f: expect_close("it", f(torch.ones(2)), torch.ones(2)))
+        assert spoken.message.startswith("it differs") and "every number" not in spoken.message
 
 
 def test_what_cannot_be_called_is_reported(capsys):

@@ -21,7 +21,7 @@ def explore_attention(weights: Float[Tensor, "*heads n keys"], labels: Sequence[
     """
     weights = _checked(weights, labels, grid)
     words = parts.without_stop(alt) or f"The attention of {weights.shape[1]} tokens"
-    show.show_figure(_all_weights(weights[0], [*labels, *_places(grid)]),
+    show.show_figure(_all_weights(weights[0], list(labels), grid),
                      f"{words}, as a picture: a row for each query, a column for each key; the darker, the more the "
                      f"query takes from the key.")
     parts.display_widget(_Chooser(weights, list(labels), words, grid).box)
@@ -93,14 +93,18 @@ class _Chooser:
         self.picture.value = output.figure_html(output.png_of_figure(figure), words, output.width_on_screen(figure))
 
 
-def _all_weights(weights: Float[Tensor, "n n"], named: list[str]):
+def _all_weights(weights: Float[Tensor, "n n"], labels: list[str], grid: tuple[int, int, int] | None):
+    """A figure of all weights, as shades of their square roots; the places of a frame share a label."""
     figure, axes = show.new_figure(1, 1, 4.8, 4.4)
     axis = axes[0, 0]
     axis.imshow(weights.sqrt().numpy(), cmap="Blues", vmin=0, interpolation="nearest")
     axis.set(xlabel="key", ylabel="query")
-    if len(named) <= 24:
-        axis.set_xticks(range(len(named)), named, rotation=90)
-        axis.set_yticks(range(len(named)), named)
+    if len(labels) <= 24:
+        t, h, w = grid or (0, 0, 0)
+        ticks = [*range(len(labels)), *(len(labels) + (k + 0.5) * h * w - 0.5 for k in range(t))]
+        named = [*labels, *(f"frame {k}" for k in range(t))]
+        axis.set_xticks(ticks, named, rotation=90)
+        axis.set_yticks(ticks, named)
     return figure
 
 

@@ -76,7 +76,7 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
     try:
         _run(exercise, answer, calls)
     except Wrong as wrong:
-        return Verdict("wrong", " ".join([str(wrong), *_odd_numbers(exercise, calls, str(wrong))]))
+        return Verdict("wrong", " ".join([*_odd_numbers(exercise, calls, str(wrong)), str(wrong)]))
     except Exception as error:
         # By its message, as torch also raises NotImplementedError, for shapes that it cannot pad.
         if isinstance(error, NotImplementedError) and str(error) in ("", STUB_MESSAGE):
