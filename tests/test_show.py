@@ -60,29 +60,30 @@ def test_a_large_clip_is_made_smaller(shown, monkeypatch):
 
 def test_clips_side_by_side_have_gaps_and_labels_and_play_together(shown):
     grey = torch.linspace(0.2, 0.8, 5)[:, None, None, None].expand(5, 64, 64, 3)
-    clips.compare_clips({"rises": grey, "falls": grey.flip(0), "short": grey[:2]}, "Three squares.", fps=8)
-    film = frames_of(shown[0][0])
-    side, heading = 192, film.shape[1] - 192 - clips.GAP
-    assert film.shape[0] == 5 and heading >= clips.LINE
-    assert film.shape[2] == 3 * (side + clips.GAP)
-    middles = film[:, heading + 96, [96 + i * (side + clips.GAP) for i in range(3)], 0]  # t clips
+    clips.compare_clips({"rises": grey, "<falls>": grey.flip(0), "short": grey[:2, :, :32]}, "Three squares.", fps=8)
+    film, html = frames_of(shown[0][0]), shown[0][0]["text/html"]
+    step = 64 + clips.GAP
+    assert film.shape == (5, 128, 3 * 64 + 2 * clips.GAP, 3)  # the narrow one is 128 high and 64 wide
+    middles = film[:, 96, [32, step + 32, 2 * step + 32], 0]  # t clips
     wanted = torch.stack([grey[:, 0, 0, 0], grey.flip(0)[:, 0, 0, 0], grey[[0, 1, 1, 1, 1], 0, 0, 0]], dim=1)
     assert (middles - wanted).abs().max() < 0.03  # the short one waits at its last frame
-    gaps = film[:, heading + 4:heading + 188, [side + clips.GAP // 2, 2 * side + clips.GAP * 3 // 2]]
-    assert gaps.min() > 0.9
-    for i in range(3):  # a dark label on white above each
-        label = film[0, :heading, i * (side + clips.GAP):i * (side + clips.GAP) + side]
-        assert label.min() < 0.3 and label.mean() > 0.8
+    assert film[:, :, [step - 2, 2 * step - 2]].min() > 0.9
+    assert re.findall(r"width: ([0-9.]+)%[^>]*>([^<]*)<", html) == [
+        ("34.00", "rises"), ("34.00", "&lt;falls&gt;"), ("32.00", "short")]  # the last has no gap
+    assert f'width="{3 * film.shape[2]}"' in html and f"max-width: {3 * film.shape[2]}px" in html
     assert shown[1][1]["image/png"]["alt"] == "Three squares."
 
 
 def test_many_clips_stand_in_rows_and_a_large_sheet_gets_smaller(shown, monkeypatch):
     noise = torch.rand(3, 32, 32, 3)
     clips.compare_clips({str(i): noise for i in range(5)}, "Noise.")
-    assert frames_of(shown[0][0]).shape[2] == 3 * (192 + clips.GAP)  # 3 and 2
-    monkeypatch.setattr(clips, "MAX_CLIP_BYTES", 60_000)
+    films = [frames_of(data) for data, _ in shown if "text/html" in data]
+    assert [film.shape[2] for film in films] == [3 * 64 + 2 * clips.GAP, 2 * 64 + clips.GAP]
+    monkeypatch.setattr(clips, "MAX_CLIP_BYTES", 20_000)
+    shown.clear()
     clips.compare_clips({"a": noise, "b": noise}, "Noise.")
-    assert frames_of(shown[-3][0]).shape[2] < 2 * (192 + clips.GAP)
+    film, html = frames_of(shown[0][0]), shown[0][0]["text/html"]
+    assert film.shape[1] < 64 and f'height="{3 * 64}"' in html  # on the page it is as large as ever
 
 
 def test_rows_are_one_labelled_picture(shown):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minicogvx.course import output
@@ -18,7 +17,7 @@ from minicogvx.media import write_mp4
 
 MAX_CLIP_BYTES = 200_000  # of an embedded mp4: notebooks should be small
 MAX_IN_A_ROW = 4  # clips side by side
-GAP, LABEL_SIZE, LINE = 12, 15, 20  # pixels between clips; of the labels above them, and of their lines
+GAP = 4  # pixels between clips, before the browser enlarges them
 
 
 def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, num_frames: int = 6) -> None:
@@ -27,7 +26,7 @@ def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, n
     The mp4 is embedded: at most 200 KB, halved in size until it fits. Raises ValueError for a bad shape or no `alt`.
     """
     check_clip(video, alt)
-    data, height, width = _small_mp4(enlarged(video, 64), fps)
+    data, height, width = _small_mp4(enlarge_frames(video, 64), fps)
     times = max(1, -(-192 // min(height, width)))  # enlarged by the browser, as notebooks should be small
     output.display_mp4(data, times * height, times * width, alt)
     output.display_png(output.png_of_picture(strip_of(video, num_frames)),
@@ -38,14 +37,24 @@ def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str, fps: 
                   num_frames: int = 6) -> None:
     """Plays clips (0..1) side by side, with gaps and a label above each, and shows rows of their frames below.
 
-    A shorter clip waits at its last frame for the others. At most four stand in a row. Raises ValueError for a bad
-    shape, no `alt`, or no clips.
+    A shorter clip waits at its last frame for the others. At most four stand in a row, which is one mp4 of at most
+    200 KB. Raises ValueError for a bad shape, no `alt`, or no clips.
     """
     if not clips:
         raise ValueError("there are no clips; give at least one with its label")
     for video in clips.values():
         check_clip(video, alt)
-    output.display_mp4(*_labelled_mp4(clips, fps), alt)
+    labels, length = list(clips), max(map(len, clips.values()))
+    videos = [_prepared(video, length) for video in clips.values()]
+    times = max(1, -(-192 // min(min(video.shape[1:3]) for video in videos)))
+    in_a_row = -(-len(labels) // -(-len(labels) // MAX_IN_A_ROW))
+    for first in range(0, len(labels), in_a_row):
+        row = slice(first, first + in_a_row)
+        sheet, widths = _sheet(videos[row])
+        data, height, width = _small_mp4(sheet, fps)
+        grown = times * sheet.shape[1] // height  # where the mp4 had to be made smaller
+        output.display_mp4(data, grown * height, grown * width, alt,
+                           list(zip(labels[row], (share / sum(widths) for share in widths))))
     show_rows(dict(clips), alt, num_frames)
 
 
@@ -94,11 +103,11 @@ def frames_said(length: int, num_frames: int = 6) -> str:
 
 def strip_of(video: Float[Tensor, "t h w 3"], num_frames: int = 6, gap: int = 4) -> Float[Tensor, "h2 w2 3"]:
     """Evenly spaced frames side by side, first and last among them, with white gaps."""
-    frames = enlarged(video[_places(len(video), num_frames)].detach().float().cpu(), 96)
+    frames = enlarge_frames(video[_places(len(video), num_frames)].detach().float().cpu(), 96)
     return rearrange(F.pad(frames, (0, 0, 0, gap), value=1.0), "t h w c -> h (t w) c")[:, :-gap]
 
 
-def enlarged(video: Float[Tensor, "t h w 3"], min_side: int) -> Float[Tensor, "t h2 w2 3"]:
+def enlarge_frames(video: Float[Tensor, "t h w 3"], min_side: int) -> Float[Tensor, "t h2 w2 3"]:
     """Larger by the smallest whole factor that makes the shorter side at least `min_side` pixels."""
     factor = max(1, -(-min_side // min(video.shape[1:3])))
     return video.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
@@ -124,43 +133,19 @@ def _mp4(video: Tensor, fps: int | float) -> bytes:
         return write_mp4(Path(folder) / "clip.mp4", video, fps).read_bytes()
 
 
-def _labelled_mp4(clips: Mapping[str, Tensor], fps: int | float) -> tuple[bytes, int, int]:
-    """One mp4 of all clips, in rows, and its height and width; with smaller pictures until it fits."""
-    length, columns = max(map(len, clips.values())), -(-len(clips) // -(-len(clips) // MAX_IN_A_ROW))
-    for side in (192, 128, 96, 64):
-        panels = [_panel(label, video, side, length) for label, video in clips.items()]
-        height, width = (max(panel.shape[axis] for panel in panels) for axis in (1, 2))
-        panels = [F.pad(panel, (0, 0, 0, width - panel.shape[2], height - panel.shape[1], 0), value=1.0)
-                  for panel in panels]  # labels end where the pictures begin
-        panels += [torch.ones_like(panels[0])] * (-len(panels) % columns)
-        sheet = rearrange(torch.stack(panels), "(rows columns) t h w c -> t (rows h) (columns w) c", columns=columns)
-        data = _mp4(sheet, fps)
-        if len(data) <= MAX_CLIP_BYTES:
-            break
-    return data, sheet.shape[1], sheet.shape[2]
+def _sheet(videos: list[Tensor]) -> tuple[Float[Tensor, "t h w 3"], list[int]]:
+    """Clips of one length side by side, lower edges in a line, with white gaps; and the widths with the gaps."""
+    height, last = max(video.shape[1] for video in videos), len(videos) - 1
+    panels = [F.pad(video, (0, 0, 0, 0 if i == last else GAP, height - video.shape[1], 0), value=1.0)
+              for i, video in enumerate(videos)]
+    return torch.cat(panels, dim=2), [panel.shape[2] for panel in panels]
 
 
-def _panel(label: str, video: Tensor, side: int, length: int) -> Float[Tensor, "t h w 3"]:
-    """`video`, made as long as `length`, about `side` pixels large, with its label above and a gap right and below."""
+def _prepared(video: Tensor, length: int) -> Float[Tensor, "t h w 3"]:
+    """`video` on the CPU, as long as `length` by its last frame, its shorter side from 64 to 127 pixels."""
     video = video.detach().float().cpu().clamp(0, 1)
     video = torch.cat([video, video[-1:].expand(length - len(video), -1, -1, -1)])
-    smaller = min(video.shape[1:3]) // side
+    smaller = min(video.shape[1:3]) // 64
     if smaller > 1:
         video = rearrange(F.avg_pool2d(rearrange(video, "t h w c -> t c h w"), smaller), "t c h w -> t h w c")
-    video = F.pad(enlarged(video, side), (0, 0, 0, GAP, 0, GAP), value=1.0)
-    heading = _heading(label, video.shape[2])
-    return torch.cat([heading.expand(length, -1, -1, -1), video], dim=1)
-
-
-def _heading(label: str, width: int) -> Float[Tensor, "h w 3"]:
-    """`label` in black on white, in as many lines as it needs at `width` pixels."""
-    font, lines = ImageFont.load_default(LABEL_SIZE), [""]
-    for word in label.split():
-        longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= width - GAP else [*lines, word]
-    lines = [line for line in lines if line] or [""]
-    picture = Image.new("RGB", (width, LINE * len(lines)), "white")
-    for place, line in enumerate(lines):
-        ImageDraw.Draw(picture).text((0, LINE * place), line, fill="black", font=font)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, 3) / 255
+    return enlarge_frames(video, 64)

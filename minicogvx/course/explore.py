@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
-from minicogvx.course.clips import enlarged
+from minicogvx.course.clips import enlarge_frames
 
 SIDE = 192  # pixels, at least, of the shorter side of a picture or clip
 
@@ -51,7 +51,7 @@ def explore_figure(draw: Callable[..., Any], /, alt: str = "", **sliders: Sequen
     grid = _Grid(draw, alt, sliders)
     result, words = grid.at(*grid.start)
     if isinstance(result, Tensor):
-        output.display_png(output.png_of_picture(enlarged(_middle(result)[None], SIDE)[0]), words)
+        output.display_png(output.png_of_picture(enlarge_frames(_middle(result)[None], SIDE)[0]), words)
     else:
         show.show_figure(result, words)
     _display_sliders(grid, 8)
@@ -108,7 +108,7 @@ def _display_sliders(grid: _Grid, fps: int | float) -> None:
             return output.png_of_figure(result), words, output.width_on_screen(result)
         if result.ndim == 4:
             return output.gif_of_clip(result, fps, SIDE), words, None
-        return output.png_of_picture(enlarged(_middle(result)[None], SIDE)[0]), words, None
+        return output.png_of_picture(enlarge_frames(_middle(result)[None], SIDE)[0]), words, None
 
     sliders = [parts.choice_slider(name, list(map(parts.value_text, each)), place, wait=True)
                for name, each, place in zip(grid.names, grid.values, grid.start)]

@@ -9,13 +9,13 @@ import base64
 import html
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
 from minicogvx.media import write_gif
@@ -23,6 +23,7 @@ from minicogvx.media import write_gif
 DPI = 150  # of stored figures: sharp on a laptop's screen
 SCREEN_DPI = 100  # pixels on the page for an inch of a figure
 COLOURS = 256  # of a stored picture
+MAX_ERROR = 3.0  # grey levels, of a stored picture's colours
 
 
 def display(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -40,12 +41,18 @@ def display_png(data: bytes, alt: str, width: int | None = None) -> None:
     display({"text/markdown": f"*{alt}*", "text/plain": alt}, {})
 
 
-def display_mp4(data: bytes, height: int, width: int, alt: str) -> None:
-    """An mp4 that plays in a loop, at a size in pixels on the page, less where there is no room."""
+def display_mp4(data: bytes, height: int, width: int, alt: str, labels: Sequence[tuple[str, float]] = ()) -> None:
+    """An mp4 that plays in a loop, at a size in pixels on the page, less where there is no room.
+
+    labels: words above it, each with the share of the width that it has.
+    """
+    above = "".join(f'<span style="display: inline-block; width: {100 * share:.2f}%; vertical-align: bottom">'
+                    f"{html.escape(label)}</span>" for label, share in labels)
     source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
     tag = (f'<video autoplay loop muted controls playsinline width="{width}" height="{height}" '
            f'style="image-rendering: pixelated; max-width: 100%; height: auto" aria-label="{html.escape(alt)}" '
            f'src="{source}">{html.escape(alt)}</video>')
+    tag = f'<div style="max-width: {width}px"><div>{above}</div>{tag}</div>' if above else tag
     display({"text/html": tag, "text/plain": alt}, {})
 
 
@@ -90,7 +97,16 @@ def gif_of_clip(video: Float[Tensor, "t h w 3"], fps: int | float, min_side: int
 
 
 def _small_png(picture: Image.Image) -> bytes:
-    small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    # Evenly spaced colours make small files, and are near enough for flat shapes, but not for films of the world.
+    small = picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    if _error(small, picture) > MAX_ERROR:
+        small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _error(small: Image.Image, picture: Image.Image) -> float:
+    """How far two pictures are apart, in grey levels, as the root of the mean square."""
+    squares = ImageStat.Stat(ImageChops.difference(small.convert("RGB"), picture)).rms
+    return (sum(square ** 2 for square in squares) / 3) ** 0.5

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
-from minicogvx.course.clips import enlarged, show_rows
+from minicogvx.course.clips import enlarge_frames, show_rows
 from minicogvx.diffusion.samplers import draw_noise
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.transformer.positions import rope_3d
@@ -145,11 +145,11 @@ def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -
 
 
 def _frame(picture: Float[Tensor, "h w 3"]) -> bytes:
-    return output.png_of_picture(enlarged(picture[None].detach().float().cpu(), SIDE)[0])
+    return output.png_of_picture(enlarge_frames(picture[None].detach().float().cpu(), SIDE)[0])
 
 
 def _wiped(pair: Float[Tensor, "2 h w 3"], percent: int) -> bytes:
-    left, right = enlarged(pair, SIDE)
+    left, right = enlarge_frames(pair, SIDE)
     cut = round(left.shape[1] * percent / 100)
     picture = torch.cat([left[:, :cut], right[:, cut:]], dim=1)
     picture[:, max(cut - 2, 0):cut], picture[:, cut:cut + 2] = 0.0, 1.0  # visible on dark and bright pictures
