@@ -301,9 +301,9 @@ explore_frames(torch.rand(5, 16, 16, 3, generator=torch.Generator().manual_seed(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A notebook of one cell, with a widget, built and run; its path."""
+    """A notebook of two cells, one with a widget and one that is folded, built and run; its path."""
     folder = tmp_path_factory.mktemp("notebook")
-    (folder / "00_noise.py").write_text(f"# %%\n{CELL}\n")
+    (folder / "00_noise.py").write_text(f'# %%\n{CELL}\n\n# %% tags=["folded"]\nprint("an answer")\n')
     notebook = notebook_builder.build(folder / "00_noise.py")
     notebook_builder.execute(notebook, folder)
     notebook_builder.write(notebook, folder / "00_noise.ipynb")
@@ -318,8 +318,8 @@ def test_a_built_notebook_holds_the_still_picture_and_no_widget(built):
 
 
 def test_nbval_finds_no_difference(built):
-    """nbval shows no widgets either: it must not miss the view that the builder took out."""
+    """nbval shows no widgets either: it must not miss the view that the builder took out, nor mind what it put in."""
     run = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p",
                           "no:cacheprovider", "-c", "/dev/null", str(built)],
                          capture_output=True, text=True, timeout=120, cwd=built.parent)
-    assert run.returncode == 0 and "1 passed" in run.stdout, run.stdout[-2000:]
+    assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout[-2000:]

@@ -91,7 +91,19 @@ def execute(notebook, folder: Path = ROOT, cell_seconds: int = CELL_SECONDS) -> 
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_without_widget, cell.outputs) if output.get("data", True)]
+            if FOLDED in cell.metadata.get("tags", ()):
+                cover(cell)
     return time.perf_counter() - start
+
+
+def cover(cell) -> None:
+    """Puts an output without any data before the cell's others, which JupyterLab is to collapse.
+
+    Of what it has collapsed, JupyterLab still shows the first line of the first output; of this one there is none.
+    """
+    from nbformat.v4 import new_output
+
+    cell.outputs.insert(0, new_output("display_data"))
 
 
 def _without_widget(output):

@@ -12,7 +12,7 @@ from minicogvx.course.exercises.exercise import STUB_MESSAGE
 pytestmark = pytest.mark.browser  # not in `make test`; `make test-browser` asks for them
 
 NOTEBOOK = "04_diffusion"
-RUN_SECONDS = 200  # for all cells of it
+RUN_SECONDS = 200  # for all cells of a notebook
 WIDGET = """from minicogvx.course import explore_frames
 
 explore_frames(pipe("a red circle moves right", num_inference_steps=4), "A red circle moves right.")"""
@@ -170,7 +170,7 @@ def test_every_widget_follows_its_sliders(page, jupyter):
     notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
     notebook_builder.write(notebook, jupyter.folder / "widgets.ipynb")
     lab = Lab(page, jupyter, "widgets.ipynb", len(cells))
-    lab.run_all(len(cells) - 1, 60)
+    lab.run_all(len(cells) - 1, RUN_SECONDS)
     assert lab.errors() == []
     for place, count in enumerate(WIDGETS.values(), start=1):
         output = lab.output(place)
@@ -191,7 +191,7 @@ def test_a_click_on_a_token_shows_where_it_looks(page, jupyter):
     notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate([SET_UP, ATTENTION])]
     notebook_builder.write(notebook, jupyter.folder / "attention.ipynb")
     lab = Lab(page, jupyter, "attention.ipynb", 2)
-    lab.run_all(1, 60)
+    lab.run_all(1, RUN_SECONDS)
     assert lab.errors() == []
     output = lab.output(1)
     before = picture_of(output)
@@ -205,10 +205,14 @@ def test_a_prediction_is_kept_and_what_answers_it_is_folded(page, jupyter):
     notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(PREDICTING)]
     stored = nbformat.v4.new_output("stream", text="the stored answer\n")
     notebook.cells[2].update(outputs=[stored], metadata={"jupyter": {"outputs_hidden": True}})
+    notebook_builder.cover(notebook.cells[2])
     notebook_builder.write(notebook, jupyter.folder / "predicting.ipynb")
     lab = Lab(page, jupyter, "predicting.ipynb", len(PREDICTING))
-    assert lab.cells.nth(2).locator(".jp-OutputPlaceholder").count() == 1
-    assert not page.get_by_text("the stored answer").is_visible()
+    folded = lab.cells.nth(2).locator(".jp-OutputPlaceholder")
+    assert folded.count() == 1 and page.get_by_text("the stored answer").count() == 0
+    folded.locator(".jp-Placeholder-content").click()
+    lab.says(2, "the stored answer")
+    assert lab.errors() == []
 
     lab.write_and_run(0, PREDICTING[0])
     lab.write_and_run(1, PREDICTING[1])
