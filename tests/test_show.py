@@ -74,6 +74,14 @@ def test_clips_side_by_side_have_gaps_and_labels_and_play_together(shown):
     assert shown[1][1]["image/png"]["alt"] == "Three squares."
 
 
+def test_clips_of_several_sizes_are_shown_at_one(shown):
+    clips.compare_clips({"small": torch.zeros(2, 64, 64, 3), "large": torch.zeros(2, 128, 128, 3)}, "Black.")
+    assert frames_of(shown[0][0]).shape[1:3] == (128, 2 * 128 + clips.GAP)
+    shown.clear()
+    clips.compare_clips({"as in the paper": torch.zeros(2, 480, 720, 3)}, "Black.")
+    assert frames_of(shown[0][0]).shape[1:3] == (160, 240)
+
+
 def test_many_clips_stand_in_rows_and_a_large_sheet_gets_smaller(shown, monkeypatch):
     noise = torch.rand(3, 32, 32, 3)
     clips.compare_clips({str(i): noise for i in range(5)}, "Noise.")

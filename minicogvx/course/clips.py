@@ -44,8 +44,7 @@ def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str, fps: 
         raise ValueError("there are no clips; give at least one with its label")
     for video in clips.values():
         check_clip(video, alt)
-    labels, length = list(clips), max(map(len, clips.values()))
-    videos = [_prepared(video, length) for video in clips.values()]
+    labels, videos = list(clips), _alike(list(clips.values()))
     times = max(1, -(-192 // min(min(video.shape[1:3]) for video in videos)))
     in_a_row = -(-len(labels) // -(-len(labels) // MAX_IN_A_ROW))
     for first in range(0, len(labels), in_a_row):
@@ -141,11 +140,18 @@ def _sheet(videos: list[Tensor]) -> tuple[Float[Tensor, "t h w 3"], list[int]]:
     return torch.cat(panels, dim=2), [panel.shape[2] for panel in panels]
 
 
-def _prepared(video: Tensor, length: int) -> Float[Tensor, "t h w 3"]:
-    """`video` on the CPU, as long as `length` by its last frame, its shorter side from 64 to 127 pixels."""
-    video = video.detach().float().cpu().clamp(0, 1)
-    video = torch.cat([video, video[-1:].expand(length - len(video), -1, -1, -1)])
-    smaller = min(video.shape[1:3]) // 64
-    if smaller > 1:
-        video = rearrange(F.avg_pool2d(rearrange(video, "t h w c -> t c h w"), smaller), "t c h w -> t h w c")
-    return enlarge_frames(video, 64)
+def _alike(videos: list[Tensor]) -> list[Float[Tensor, "t h w 3"]]:
+    """Clips on the CPU, all as long as the longest, by their last frames, and about as large as the largest.
+
+    What is larger than 320 pixels is made smaller, to at least 160.
+    """
+    length = max(map(len, videos))
+    videos = [video.detach().float().cpu().clamp(0, 1) for video in videos]
+    videos = [torch.cat([video, video[-1:].expand(length - len(video), -1, -1, -1)]) for video in videos]
+    for i, video in enumerate(videos):
+        smaller = min(video.shape[1:3]) // 160
+        if smaller > 1:
+            shrunk = F.avg_pool2d(rearrange(video, "t h w c -> t c h w"), smaller)
+            videos[i] = rearrange(shrunk, "t c h w -> t h w c")
+    side = max(64, *(min(video.shape[1:3]) for video in videos))
+    return [enlarge_frames(video, side) for video in videos]
