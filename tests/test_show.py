@@ -102,7 +102,7 @@ def test_rows_are_one_labelled_picture(shown):
 def test_figures_are_sharp_and_as_large_on_the_page_as_before(shown):
     figure, axes = show.new_figure(1, 2, width=7, height=3)
     axes[0, 0].plot([1, 2])
-    axes[0, 1].imshow(torch.rand(4, 4))
+    axes[0, 1].imshow(torch.rand(4, 4).numpy())
     show.show_figure(figure, "A line, and a picture.")
     data, metadata = shown[0]
     assert picture_of(data).size == (7 * 150, 3 * 150) and metadata["image/png"]["width"] == 700
@@ -112,7 +112,7 @@ def test_figures_are_sharp_and_as_large_on_the_page_as_before(shown):
 
 def test_a_frame_that_was_asked_for_stays(shown):
     figure, axes = show.new_figure()
-    axes[0, 0].imshow(torch.rand(4, 4))
+    axes[0, 0].imshow(torch.rand(4, 4).numpy())
     axes[0, 0].spines[:].set_visible(True)
     show.show_figure(figure, "A picture in a frame.")
     assert all(spine.get_visible() for spine in axes[0, 0].spines.values())
