@@ -16,7 +16,7 @@ from einops import rearrange
 import minicogvx
 from minicogvx.course import (
     check, compare_clips, explore_figure, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
-    show_clip, show_figure, show_source, solution,
+    show_clip, show_figure, show_source, solution, solved,
 )
 from minicogvx.data.clips.packs import frame_packs
 from minicogvx.data.films.buckets import aspect_buckets, choose_bucket, kept_share
@@ -100,7 +100,8 @@ resample = check("1.1", resample)
 index = resample(times, end, 8)
 package = read_video(FILM, len(index), 180, 320, fps=8)
 print(f"{len(index)} frames: {index}")
-print(f"largest difference from read_video's frames: {(film[index] / 255 - package).abs().max():.3f}")
+print(f"largest difference between {'yours' if solved('1.1') else 'those of the stand-in'} and read_video's: "
+      f"{(film[index] / 255 - package).abs().max():.3f}")
 assert torch.allclose(film[index] / 255, package, atol=1e-3)
 show_source(read_video)
 
@@ -464,7 +465,7 @@ for scene in sample_scenes(60, seed=1, two_objects=0.0):
     path = [centre_and_mask(frame)[:2] for frame in render(scene, 17, 64, 64)]
     mine = read_direction([x / 64 for x, y in path], [y / 64 for x, y in path])
     asked, agreed = asked + 1, agreed + (mine == (motion if motion in (*DIRECTIONS, "stays still") else None))
-print(f"from the pixels, {agreed} of {asked} clips are read as they were drawn")
+print(f"from the pixels, {'you read' if solved('1.4') else 'the stand-in reads'} {agreed} of {asked} clips as drawn")
 
 # %% [markdown]
 # Of 5,000 true clips the oracle read every one (README, *Measured*). But a model will not hand in true clips. Before
