@@ -120,11 +120,9 @@ def to_screen(video):
 to_screen = check("0.1", to_screen)
 
 # %% [markdown]
-# You will need it in section 3.
-#
 # ## 2. Words become numbers
 #
-# A network can only add and multiply. What can it do with the word *red*? The plain way: number all words. The
+# A network can only add and multiply. What can it do with the word *red*? The plain way is to number all words. The
 # caption becomes a list of numbers, its **tokens**. Three numbers are reserved: 0 pads the list, 1 means "the caption
 # ends here", 2 stands for any unknown word.
 #
@@ -162,8 +160,8 @@ print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_wor
 # The number of a word means nothing: *red* is not "larger" than *blue*. So each token picks a row of a table,
 # its **embedding**. Then a small T5 encoder lets the words look at each other.
 #
-# We change *red* into *blue*. In the table, one row of 32 changes. How many rows change after T5, and which of
-# them the most?
+# We change *red* into *blue*. In the table, one row of 32 changes. How many rows change after T5, and which change
+# most?
 
 # %% tags=["folded"]
 pair = [PROMPT, PROMPT.replace("red", "blue")]
@@ -246,7 +244,7 @@ cheapest_average = check("0.3", cheapest_average)
 # Now the learned way: a **variational autoencoder**, VAE for short. It makes 5,120 numbers of this clip, and the copy
 # that comes back has more than 25 decibels.
 #
-# **Prediction 0.1.** How many numbers must plain averages keep to reach 25 decibels, too?
+# **Prediction 0.1.** How many numbers must plain averages keep to reach 25 decibels, too? (Choose, then run on.)
 
 # %%
 predict("0.1", "about 5,000, as the VAE does", "about 15,000", "50,000 or more")
@@ -278,7 +276,7 @@ compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: 2 
 
 # %% [markdown]
 # Averages of 25 decibels cost ten times as many numbers. An average treats all places alike; the VAE has learned which
-# numbers a video of this world needs. (The cheapest averages keep all frames apart, because a mean over frames smears
+# numbers a video of this world needs. (The cheapest averages keep every frame, because a mean over frames smears
 # whatever moves. The VAE makes one latent frame of four and does not smear.)
 #
 # Look at the shapes. Height and width shrink 8 times, time 4 times: 64 becomes 8, but 17 becomes 5. The first frame
@@ -510,8 +508,8 @@ for count in (1, 17, 33):
 # %% [markdown]
 # ## 6. Change one word
 #
-# Same noise, but one word differs. One noise could be luck, so we take eight. Each caption leaves the background open:
-# there are four to choose from.
+# The noise stays the same, and one word changes. A single noise could be luck, so we take eight. Each caption leaves
+# the background open: there are four.
 #
 # **Prediction 0.3.** When *red* becomes *blue*, for how many of the eight noises does the background stay the same?
 
@@ -542,28 +540,31 @@ compare_clips({prompt: pipe.decode(samples[prompt][:1])[0] for prompt in prompts
 #
 # ## 7. Guidance, and the number of steps
 #
-# How much does guidance help? We take 24 captions that name shape, colour, motion and background, with the same noise
-# at each scale. At scale 0 the caption plays no part, and the chance of being right is 1 in 6 x 8 x 13 x 4 = 2,496.
+# How much does guidance help when steps are few? We take 24 captions that name shape, colour, motion and background,
+# with the same noise each time. At scale 0 the caption plays no part, and the chance of being right is 1 in
+# 6 x 8 x 13 x 4 = 2,496.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(24, seed=3, two_objects=0.0)
 asked = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(scenes)]
 right = {}
-for scale in (0.0, 1.0, 3.0):
-    found = pipe.sample(asked, num_inference_steps=6, guidance_scale=scale, seed=list(range(24)))
+for steps, scale in ((3, 0), (3, 1), (3, 3), (6, 3)):
+    found = pipe.sample(asked, num_inference_steps=steps, guidance_scale=scale, seed=list(range(24)))
     clips = torch.cat([pipe.decode(some) for some in found.split(8)])  # b t h w 3
-    right[scale] = [oracle.matches(oracle.read(each), scene)["all"] for each, scene in zip(clips, scenes)]
-    low, high = wilson(sum(right[scale]) / 24, 24)
-    print(f"scale {scale:g}: {sum(right[scale])} of 24 right in everything (95 % interval: {100 * low:.0f} to "
+    right[steps, scale] = [oracle.matches(oracle.read(each), scene)["all"] for each, scene in zip(clips, scenes)]
+    count = sum(right[steps, scale])
+    low, high = wilson(count / 24, 24)
+    print(f"{steps} steps, scale {scale}: {count:2d} of 24 right in everything (95 % interval: {100 * low:.0f} to "
           f"{100 * high:.0f} %)")
-gain, low, high = paired_difference(right[3.0], right[1.0])
-print(f"scale 3 is right more often than scale 1 by {100 * gain:+.0f} points (95 % interval: {100 * low:+.0f} to "
-      f"{100 * high:+.0f})")
-assert sum(right[0.0]) <= 2 < 8 < sum(right[3.0])
+for new, old in (((3, 3), (3, 1)), ((6, 3), (3, 3))):
+    gain, low, high = paired_difference(right[new], right[old])
+    print(f"{new[0]} steps at scale {new[1]} against {old[0]} at {old[1]}: {100 * gain:+.0f} points (95 % interval: "
+          f"{100 * low:+.0f} to {100 * high:+.0f})")
+assert sum(right[3, 0]) <= 2 < 8 < sum(right[3, 3])
 
 # %% [markdown]
-# Does scale 3 beat scale 1? Only an interval without 0 in it shows a difference. Notebook 05 measures guidance on more
-# captions, and what it costs.
+# Which differences are more than chance? Only those whose interval does not contain 0. Notebook 05 measures guidance on
+# more captions, and what it costs.
 #
 # **Try it yourself.** Write a caption, and move the two sliders. The one below names a combination that training
 # never showed: there was no green triangle that moves up.
@@ -586,11 +587,11 @@ explore_grid(made, f"The caption: {MY_PROMPT}. One row for each number of steps,
 show_clip(made(16, 3), f"Generated in 16 steps with scale 3 from the caption: {MY_PROMPT}.", pipe.fps)
 
 # %% [markdown]
-# The row of 1 step shows the first guess. With scale 1 it is an average: the right background, and a soft blur. With a
-# larger scale it lies *beyond* the average, and looks like no video at all; later steps pull it back. With scale 0
+# The row with 1 step shows the first guess. With scale 1 it is an average: the right background, and a soft blur. With
+# a larger scale it lies *beyond* the average, and looks like no video at all; later steps pull it back. With scale 0
 # there is some video of this world, whatever the noise suggests.
 #
-# ## 8. Begin with a picture, or with a film
+# ## 8. Begin with a picture, or with a clip
 #
 # The same loop does more than text to video. For **image to video**, the first latent frame is known. It is
 # put back before every step, with the right amount of noise, and the other four frames are made to go with it.
