@@ -608,8 +608,9 @@ assert centres["dense, top left"][:, 1].mean() + 0.2 < centres["dense, bottom le
 # learned it must be measured.
 #
 # Real films come without captions. So the authors made them by machine: a short one for the clip, a dense one for a
-# frame every two seconds, and a language model to sum them up. From these they trained CogVLM2-Caption, which goes from video to text in one step. There is a price: a model that learned from long captions
-# is out of its depth with "a dog". So before sampling, a language model makes the user's words longer.
+# frame every two seconds, and a language model to sum them up. From these they trained CogVLM2-Caption, which goes
+# from video to text in one step. There is a price: a model that learned from long captions is out of its depth with
+# "a dog". So before sampling, a language model makes the user's words longer.
 #
 # ## 9. At full size
 #
@@ -638,7 +639,8 @@ print(f"35 million clips of 49 x 480 x 720: raw {clips * 3 * 49 * 480 * 720 / 1e
 
 # %% [markdown]
 # The work grows less than the pixels: version 1.5 makes one token of *two* latent frames, so there are only 2.6 times
-# as many tokens. And a whole collection shrinks from 1,778 to 79 TB when each clip is encoded once and its latents are kept.
+# as many tokens. And a whole collection shrinks from 1,778 to 79 TB when each clip is encoded once and its latents
+# are kept.
 #
 # ## What you can now explain
 #
