@@ -177,7 +177,7 @@ for shift, name, (before, after) in ((-0.2, "table alone", rows), (0.2, "after T
           f"circle by {100 * change[2]:.0f} %, padding by {100 * change[6:].mean():.0f} %")
 assert (change > 1e-3).all()
 axis.set_xticks(range(32), labels, rotation=60, ha="right", fontsize=7)
-axis.set(yscale="log", ylabel="relative change")
+axis.set(yscale="log", ylim=(0.01, 3), ylabel="relative change")
 axis.legend(loc="upper right")
 show_figure(figure, "Relative change of all 32 rows when red becomes blue, on a logarithmic scale. In the table only "
             "the changed word has a bar; after T5 every row has one, the words around it more than the padding.")
@@ -261,15 +261,15 @@ together, side = cheapest_average(clip, 25)
 copies = {"VAE": (latents.numel(), back)}
 for name, (t, p) in {"averages": (2, 4), "averages, 25 dB": (together, side)}.items():
     small = averaged(clip, t, p)
-    copies[f"{name}: {t} frames, {p} x {p} pixels"] = (small.numel(), enlarged(small, t, p, len(clip)))
+    copies[f"{name}: groups of {t}, {p} x {p} pixels"] = (small.numel(), enlarged(small, t, p, len(clip)))
 for name, (count, copy) in copies.items():
     print(f"{count:7,} numbers, {decibels(clip, copy):.1f} dB: {name}")
 needed = averaged(clip, together, side).numel()
 outcome("0.1", "about 5,000, as the VAE does" if needed < 9_000 else
         "about 15,000" if needed < 30_000 else "50,000 or more")
-assert decibels(clip, back) > max(25, decibels(clip, copies["averages: 2 frames, 4 x 4 pixels"][1]) + 3)
+assert decibels(clip, back) > max(25, decibels(clip, copies["averages: groups of 2, 4 x 4 pixels"][1]) + 3)
 
-compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: 2 frames, 4 x 4 pixels"][1],
+compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: groups of 2, 4 x 4 pixels"][1],
                "VAE, 5,120 numbers": back},
               "Three times a yellow star that moves right: as drawn; from averages, a jerky smear of squares; through "
               "the VAE, with its points.", pipe.fps)
