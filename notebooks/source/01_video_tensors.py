@@ -236,7 +236,7 @@ fit_frames = check("1.2", fit_frames)
 # weighted mean of all of them. This is called *antialiasing*.
 #
 # Does it matter? A fence has boards of 3 columns, with gaps of 3. It moves to the right, one column a frame. We shrink
-# it from 160 x 160 to 32 x 32, by single pixels and by means.
+# it from 120 x 120 to 24 x 24, by single pixels and by means.
 #
 # **Prediction 1.2.** What will the small clip of single pixels show?
 
@@ -244,10 +244,10 @@ fit_frames = check("1.2", fit_frames)
 predict("1.2", "a fence that moves right", "a fence that moves left", "an even grey")
 
 # %% tags=["folded"]
-columns = torch.arange(160)
+columns = torch.arange(120)
 fence = torch.stack([(columns - move) % 6 < 3 for move in range(24)])  # t w
-fence = 255 * fence[:, None, :, None].expand(-1, 160, -1, 3).to(torch.uint8)
-small = {"single pixels": fit_frames(fence, 32, 32) / 255, "means": resize_and_crop(fence, 32, 32)}
+fence = 255 * fence[:, None, :, None].expand(-1, 120, -1, 3).to(torch.uint8)
+small = {"single pixels": fit_frames(fence, 24, 24) / 255, "means": resize_and_crop(fence, 24, 24)}
 misses = {}
 for name, video in small.items():
     inside = video[:, :, 4:-4]  # not the edges, where a mean has fewer pixels to take
@@ -259,7 +259,7 @@ right, left = misses["single pixels"][1], misses["single pixels"][-1]
 outcome("1.2", "an even grey" if small["single pixels"].std() < 0.1 else
         "a fence that moves right" if right < left else "a fence that moves left")
 enlarged = {name: video.repeat_interleave(5, dim=1).repeat_interleave(5, dim=2) for name, video in small.items()}
-compare_clips({"160 x 160": fence / 255, **enlarged},
+compare_clips({"120 x 120": fence / 255, **enlarged},
               "Three clips. A fence of narrow boards moves right; from single pixels it becomes a fence of wide boards "
               "that moves left; from means, almost even grey.", 8)
 show_source(resize_and_crop)
@@ -267,7 +267,7 @@ show_source(resize_and_crop)
 # %% [markdown]
 # Aliasing again. Every fifth column is taken, and the fence repeats after six. So each sample is one column short of a
 # whole period, and the fence seems to run backwards. A model would learn it that way, whatever the caption says. The
-# means are honest: at 32 x 32 this fence cannot be seen. Their price is detail.
+# means are honest: at 24 x 24 this fence cannot be seen. Their price is detail.
 #
 # ## 5. Which part of the picture?
 #
