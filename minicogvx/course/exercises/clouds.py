@@ -1,7 +1,7 @@
 """Worlds of single numbers: each is drawn from one of a few narrow bell curves, "clouds".
 
 Their perfect network can be written down, so whatever is wrong with a sample is the sampler's doing, or guidance's.
-The claims that learners make in exercises 4.5 and 5.6 are tested here.
+The claims that learners make in exercises 4.5 and 5.5 are tested here.
 """
 
 from collections.abc import Callable, Sequence
