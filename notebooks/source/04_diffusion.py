@@ -3,7 +3,7 @@
 #
 # **How does noise become a video, and what decides which one?**
 #
-# The clip below plays no video. It shows how one frame is made, in 25 steps from pure noise.
+# The clip below shows one frame being made, in 25 steps from pure noise.
 
 # %%
 import math
@@ -249,7 +249,8 @@ show_figure(figure, "Shares of nine levels of brightness. The world has all alik
 
 # %% [markdown]
 # That is the grey video. The network is perfect; training asked it a question that sampling never asks. It reads
-# the mean of pure noise, 0, and rightly says "middle grey". A caption that asks for night has to work against this.
+# the mean of pure noise, 0, and says, true to its training, "middle grey". A caption that asks for night has to
+# work against this.
 #
 # The repair is **zero terminal SNR**: the last timestep must hold no signal. Shift all $\sqrt{\bar\alpha_t}$ down
 # until the last is 0, then stretch them until the first is what it was. At timestep 999 there is then no brightness
@@ -483,7 +484,7 @@ show_figure(figure, "Left, the toy's loss over the timestep: high at both ends; 
 
 # %% [markdown]
 # A bowl. At the left the network must see a trace of noise in an almost clean video. At the right it must tell a
-# video from its caption alone. In the middle half is given, and half can be told from it.
+# video from its caption alone. In the middle, half is given and the rest can be told from it.
 #
 # ## 5. Three samplers
 #

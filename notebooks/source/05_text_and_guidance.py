@@ -521,8 +521,8 @@ half_variety = check("5.5", half_variety)
 # ## 6. Why exaggerate?
 #
 # Nothing so far speaks *for* guidance: with $w = 1$ the perfect network makes exactly the videos that fit. But what
-# does it learn that "fit" means? What training showed. Now let the captions lie: in one pair of five, "right" is
-# the caption of a number from the left.
+# does it learn that "fit" means? What training showed. Now let one caption in five lie: "right" is said of a number
+# from the left.
 
 # %%
 scales = (1.0, 1.5, 2.0, 3.0, 6.0)
@@ -546,35 +546,35 @@ show_figure(figure, "Left: the share of samples above 0. With lies it begins low
 # %% [markdown]
 # There is the answer. A network that was shown lies repeats them; that *is* what it learned. Exaggeration is the
 # correction: guidance moves samples away from where the caption is doubtful. Captions of real videos are often
-# doubtful. The price is paid in variety.
+# doubtful, and a small network has doubts of its own. The price is paid in variety.
 #
 # ## 7. What the toy pays
 #
-# The toy's captions never lie, so it should gain little. We ask for 24 captions, once each, with three scales and
-# the same noise, and the oracle judges. Beside obedience we measure how well shapes **overlap** with ideal ones,
-# and how many colour values lie outside of 0..1 and must be cut off.
+# The toy's captions never lie; what it gains comes from doubts of its own. We ask for 32 captions, once each, with
+# three scales and the same noise, and the oracle judges. Beside obedience we measure how well shapes **overlap**
+# with ideal ones, and how many colour values lie outside of 0..1 and must be cut off.
 
 # %% tags=["nbval-ignore-output"]
-scenes = sample_scenes(24, seed=6, two_objects=0.0)
+scenes = sample_scenes(32, seed=6, two_objects=0.0)
 asked = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(scenes)]
-noises = draw_noise((24, 16, 5, 8, 8), torch.Generator().manual_seed(3), device=device)
+noises = draw_noise((32, 16, 5, 8, 8), torch.Generator().manual_seed(3), device=device)
 obeyed, beyond = {}, {}
 for scale in (1.0, 3.0, 9.0):
-    latents = pipe.sample(asked, num_inference_steps=10, guidance_scale=scale, latents=noises)
+    latents = pipe.sample(asked, num_inference_steps=8, guidance_scale=scale, latents=noises)
     video = pipe.vae.decode(latents / pipe.vae.config.scaling_factor) / 2 + 0.5
     beyond[scale] = ((video < -0.02) | (video > 1.02)).float().mean().item()
     readings = [oracle.read(clip) for clip in rearrange(video.clamp(0, 1).cpu(), "b c t h w -> b t h w c")]
     obeyed[scale] = [oracle.matches(reading, scene)["all"] for reading, scene in zip(readings, scenes)]
-    low, high = wilson(sum(obeyed[scale]) / 24, 24)
-    overlap = sum(reading.confidence or 0 for reading in readings) / 24
-    print(f"guidance {scale:g}: {sum(obeyed[scale])} of 24 right (95 % interval {low:.0%} to {high:.0%}), overlap "
+    low, high = wilson(sum(obeyed[scale]) / 32, 32)
+    overlap = sum(reading.confidence or 0 for reading in readings) / 32
+    print(f"guidance {scale:g}: {sum(obeyed[scale])} of 32 right (95 % interval {low:.0%} to {high:.0%}), overlap "
           f"{overlap:.3f}, cut off {beyond[scale]:.2%}")
 gain, low, high = paired_difference(obeyed[3.0], obeyed[1.0])
 print(f"from 1 to 3: {gain:+.0%} of the captions, 95 % interval {low:+.0%} to {high:+.0%}")
 assert beyond[9.0] > beyond[1.0]
 
 # %% [markdown]
-# Where the last interval holds 0, 24 captions cannot tell the two scales apart. The other end is plainer: at 9 more
+# If the last interval holds 0, 32 captions cannot tell the two scales apart. The other end is plainer: at 9 more
 # colour values must be cut off, and edges fray. That is **over-saturation**. ([Lin et
 # al.](https://arxiv.org/abs/2305.08891) scale the guided answer back to the conditional one's standard deviation:
 # `guidance_rescale` in `diffusers`.) The published models use 6; the toy's default is 3.
@@ -683,11 +683,11 @@ show_figure(figure, "The scale over 50 steps with w = 6. Rising, it stays near 1
 # the cosine turns more than 100,000 times. What is left is a pseudo-random scale, and another one with another
 # number of steps.
 #
-# What was meant? The formula in the authors' program says steps done, which rises (the package's `meant`); an open
-# [repair of diffusers](https://github.com/huggingface/diffusers/pull/13172) puts the step's number for $\tau$,
-# which falls. Asked about it, an author [called it a coincidence](https://github.com/zai-org/CogVideo/issues/267):
-# the waves have the advantages of a high scale and avoid over-exposure. Their demo has it on; in `diffusers` it is
-# off unless asked for.
+# What was meant? The authors' program calls $n - \tau$ its step index; an index rises (the package's `meant`). A
+# proposed [repair of diffusers](https://github.com/huggingface/diffusers/pull/13172) puts the index in the place of
+# $\tau$, and the scale falls. Asked about it, an author [called it a
+# coincidence](https://github.com/zai-org/CogVideo/issues/267): the waves have the advantages of a high scale and
+# avoid over-exposure. Their demo has it on; in `diffusers` it is off unless asked for.
 #
 # ## 9. Negative prompts
 #
