@@ -60,7 +60,7 @@ compare_clips({"what there is": left, "what the network guesses": right},
 #
 # You will write the sampling loop, a schedule that ends in noise, the loss that trains a denoiser, and the step
 # from DDIM to DDPM. Afterwards you can explain why a perfect network may be unable to make a dark video, why the
-# network predicts $v$, what a better sampler improves, and what flow matching changes. It takes about 120 minutes,
+# network predicts $v$, what a better sampler improves, and what flow matching changes. It takes about 125 minutes,
 # exercises included. It covers sections 2.2 and 3.3 of the [paper](https://arxiv.org/abs/2408.06072). The letters
 # of shapes are in the box of [notebook 01](01_video_tensors.ipynb); elsewhere in this notebook, $t$ is the
 # timestep.
