@@ -165,7 +165,7 @@ def test_renewing_step():
 
 
 def right_better_timesteps():
-    return torch.tensor([999, 800, 630, 480, 350, 240, 150, 85, 40, 12])
+    return torch.tensor([round(999 * ((10 - i) / 10) ** 1.5) for i in range(10)])
 
 
 def even():
@@ -178,6 +178,10 @@ def twenty():
 
 def crowded_at_the_wrong_end():
     return [999 - 11 * i ** 2 for i in range(10)]
+
+
+def too_crowded():
+    return [round(999 * ((10 - i) / 10) ** 3) for i in range(10)]
 
 
 def not_from_the_noise():
@@ -204,7 +208,8 @@ def test_better_timesteps():
     guard("4.5", right_better_timesteps, [
         ("100% of the", even),
         ("has 20 timesteps; it must have 10", twenty),
-        ("at most 60% are asked for", crowded_at_the_wrong_end),
+        ("at most 75% are asked for", crowded_at_the_wrong_end),
+        ("at most 75% are asked for", too_crowded),
         ("it must begin at 999, the only one that is pure noise", not_from_the_noise),
         ("800 comes after 630", unsorted),
         ("12 comes after 12", twice_the_same),

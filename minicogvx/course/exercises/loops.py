@@ -115,12 +115,13 @@ def _check_one_step(renewing_step, x0: Tensor, noise: Tensor, fresh: Tensor, bar
 
 # ---- better_timesteps
 
-COUNT, ENOUGH = 10, 0.6  # timesteps, and the share of the even list's error that is left
+COUNT, ENOUGH = 10, 0.75  # timesteps, and the share of the even list's error that is left
 
 
-def crowded_timesteps() -> list[int]:
-    """Ten timesteps that get closer towards 0: their square roots are evenly spaced."""
-    return [round(999 * ((COUNT - i) / COUNT) ** 2) for i in range(COUNT)]
+def timesteps_of_even_angles() -> list[int]:
+    """Ten timesteps between which x_t turns by equal angles, a quarter of a circle in all."""
+    angles = NoiseSchedule(ScheduleConfig()).alphas_cumprod.sqrt().acos()  # 0 for clean data, pi / 2 for noise
+    return [int((angles - angles[-1] * (COUNT - i) / COUNT).abs().argmin()) for i in range(COUNT)]
 
 
 def check_better_timesteps(better_timesteps) -> None:

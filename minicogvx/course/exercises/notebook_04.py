@@ -12,8 +12,8 @@ from minicogvx.course.exercises.loops import (
     check_better_timesteps,
     check_renewing_step,
     check_walk,
-    crowded_timesteps,
     partly_renewed,
+    timesteps_of_even_angles,
 )
 from minicogvx.diffusion.schedule import rescale_to_zero_terminal_snr
 from minicogvx.diffusion.timesteps import stratified_timesteps
@@ -268,12 +268,14 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "4.5", "better_timesteps", difficulty=2, minutes=15, reference=crowded_timesteps,
+        "4.5", "better_timesteps", difficulty=2, minutes=15, reference=timesteps_of_even_angles,
         check=check_better_timesteps,
         hints=(
             "Try error_of with lists that crowd at one end or at the other. Which end pays?",
-            "A formula is easier to tune than ten numbers: 999 ((10 - i) / 10) ** p for i = 0 .. 9. What does p do?",
-            "With p above 1 the steps are long in the noise and short near the clean data. Round to whole numbers.",
+            "A formula is easier to tune than ten numbers: 999 ((10 - i) / 10) ** p for i = 0 .. 9. Or think of "
+            "section 3: by which angle does each of the even steps turn x_t?",
+            "Equal angles do it: the timesteps whose angle, alphas_cumprod.sqrt().acos(), is nearest to pi / 2 times "
+            "(10 - i) / 10. So does p = 1.5.",
         ),
     ),
     Exercise(
