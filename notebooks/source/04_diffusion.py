@@ -681,9 +681,9 @@ show_figure(figure, "Error over steps, both axes logarithmic. First panel: the l
 # In the third panel the error falls until it reaches the network's own; beyond that, more steps buy nothing. In the
 # fourth, more steps do not help DDIM at all: it carries the mistake to the end. Renewing throws a part of the past
 # away, and leaning pays back the steps that this costs. Real networks err. (The authors recommend this sampler for
-# the 5B and do not say why; this may be part of it.)
+# the 5B without saying why; this may be part of it.)
 #
-# ### Exercise 4.5: better_timesteps (find out; difficulty 2 of 3, 15 minutes)
+# ### Exercise 4.5: better_timesteps, find out (difficulty 2 of 3, 15 minutes)
 #
 # Must timesteps be evenly spaced? Ten even ones have the error `error_of(range(999, 0, -100))`. Find ten others,
 # the first of them 999, that leave at most 75 % of it. Try lists with `error_of` in a cell of your own; return the
@@ -769,9 +769,8 @@ print(f"a small network trained by flow matching, 50 steps: transport distance {
 # ## 8. Which timesteps to train on
 #
 # A training batch draws one timestep for each clip. Independent draws leave gaps and heaps, and some timesteps
-# simply cost more. So the loss jumps about, though nothing was learned or forgotten. **Explicit uniform sampling**
-# (paper 3.3): each of the $n$ ranks, the processes that train in parallel, draws from its own $n$-th of the
-# timesteps.
+# simply cost more. So the loss jumps about for no reason. **Explicit uniform sampling** (paper 3.3): each of the
+# $n$ ranks, the processes that train in parallel, draws from its own $n$-th of the timesteps.
 #
 # ### Exercise 4.6: spread_timesteps (difficulty 2 of 3, 15 minutes)
 #
@@ -856,9 +855,8 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
       "in the code released with these models")
 
 # %% [markdown]
-# The more numbers, the better their mean can be read: a video needs the repair more than a picture does. (In
-# latents it is each channel's mean that leaks.) The sampler costs nothing, the network everything: the paper
-# reports 113 seconds for 50 steps of the 5B on an H800.
+# The more numbers, the better their mean can be read: a video needs the repair more than a picture does.  The
+# sampler costs nothing, the network everything: the paper reports 113 seconds for 50 steps of the 5B on an H800.
 #
 # ## What you can now explain
 #

@@ -502,7 +502,7 @@ show_figure(figure, "Histograms of 4,000 guided samples and the promised density
 # Why is the promise not kept? The slopes add up to that of $p_w$ only where there is no noise. In noise the clouds
 # melt together, and "away from left" sends every sample too far before it can see the inner cloud.
 #
-# ### Exercise 5.5: half_variety (find out; difficulty 2 of 3, 10 minutes)
+# ### Exercise 5.5: half_variety, find out (difficulty 2 of 3, 10 minutes)
 #
 # At which scale is half of the variety gone? Find $w$ such that `guided_samples(w).std()` is half of what it is at
 # $w = 1$, to a tenth. Try scales in a cell of your own.
