@@ -3,7 +3,7 @@
 #
 # **How does noise become a video, and what decides which one?**
 #
-# The clip below shows one frame being made, in 25 steps from pure noise.
+# Below, one frame is made in 25 steps from pure noise.
 
 # %%
 import math
@@ -302,9 +302,8 @@ show_figure(figure, "The signal's factor falls from 1 with the timestep. Right, 
 # timestep that divides by zero: $x_t$ *is* the noise there. The package refuses the pair, as you see below. Asking
 # for $x_0$ is no better at the other end, where it is there to be copied.
 #
-# Look at the geometry. Since $a_t^2 + s_t^2 = 1$, there is an angle $\varphi$ with $a_t = \cos\varphi$ and
-# $s_t = \sin\varphi$. Noising *turns* $x_0$ into $\epsilon$, through a quarter of a circle. The velocity of $x_t$
-# as it turns is
+# Since $a_t^2 + s_t^2 = 1$, there is an angle $\varphi$ with $a_t = \cos\varphi$ and $s_t = \sin\varphi$. Noising
+# *turns* $x_0$ into $\epsilon$, through a quarter of a circle. The velocity of $x_t$ as it turns is
 #
 # $$v = \frac{d x_t}{d \varphi} = a_t\,\epsilon - s_t\,x_0.$$
 
@@ -887,7 +886,7 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 # **Where to read on.** `minicogvx/diffusion`. Zero terminal SNR: [Lin et al.](https://arxiv.org/abs/2305.08891); v:
 # [Salimans and Ho](https://arxiv.org/abs/2202.00512); DDIM: [Song et al.](https://arxiv.org/abs/2010.02502);
 # DPM-Solver++: [Lu et al.](https://arxiv.org/abs/2211.01095); flow matching: [Lipman et
-# al.](https://arxiv.org/abs/2210.02747). Next: text and guidance, the 3.0 in `network` above.
+# al.](https://arxiv.org/abs/2210.02747). Next: text and guidance.
 
 # %% tags=["nbval-ignore-output"]
 progress()
