@@ -402,8 +402,11 @@ def perfect_v(x, t):
     return (bar.sqrt() * x - perfect(x, bar, places, width)) / (1 - bar).sqrt()
 
 
-small, course = trained(lambda net, x0, generator: denoising_loss(lambda x, t: v_of(net, x, t), x0, alpha_bars.float(),
-                                                                  generator), inputs=3)
+def v_loss(net, x0, generator):
+    return denoising_loss(lambda x, t: v_of(net, x, t), x0, alpha_bars.float(), generator)
+
+
+small, course = trained(v_loss, inputs=3)
 tested = {}
 for name, net in (("always 0", lambda x, t: 0 * x), ("small", lambda x, t: v_of(small, x, t)), ("perfect", perfect_v)):
     others, draws = numbers(50_000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
@@ -488,8 +491,8 @@ show_figure(figure, "Left, the toy's loss over the timestep: high at both ends; 
 #
 # ## 5. Three samplers
 #
-# Your `walk` has a name: **DDIM**. No step of it adds chance; the starting noise decides everything. Must it be so?
-# A step could throw some of the noise away and draw fresh noise.
+# The `walk` of section 2 has a name: **DDIM**. No step of it adds chance; the starting noise decides everything.
+# Must it be so? A step could throw some of the noise away and draw fresh noise.
 #
 # Of the noise's power a step may keep the share $k = \mathrm{SNR}/\mathrm{SNR}'$, where the prime marks the end of
 # the step. **DDPM**, the first of the diffusion samplers, renews all the rest, $1 - k$; DDIM renews nothing.
