@@ -8,6 +8,7 @@ from minicogvx.ablation.obeyed import Obeyed
 from minicogvx.ablation.paired_figure import paired_figure
 from minicogvx.ablation.transformers import Curve
 from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.evaluation.intervals import mean_interval
 from tests.tiny import tiny_pipe
 
 SHARES = {"shape": 0.5, "colour": 0.75, "motion": 0.25, "background": 1.0, "all": 0.125}
@@ -27,46 +28,38 @@ def some_curves(better: float = 0.1, noise: float = 0.0, seeds: int = 5) -> list
 # ---- numbers
 
 
-def test_the_interval_of_a_mean_is_student_s():
-    found = paired.over_seeds([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found.mean == 3 and found.high - 3 == pytest.approx(2.776 * 2.5**0.5 / 5**0.5, rel=1e-3)
-    assert found.low == pytest.approx(6 - found.high) and found.sign == 1
-    assert paired.over_seeds([-1.0, 1.0]).sign == 0
-    with pytest.raises(ValueError, match="there are 1 values; how much they vary takes at least 2"):
-        paired.over_seeds([1.0])
-
-
 def test_pairs_find_what_differs_by_less_than_seeds_do():
     close = some_curves(better=0.01)
-    found = paired.difference(close, "new", "old")
-    assert found.sign == -1 and found.mean == pytest.approx(-0.01) and len(found.values) == 5
-    assert paired.difference(close, "old", "new").sign == 1
-    reach = [paired.over_seeds([curve.loss[-1] for curve in paired.of_variant(close, name)]) for name in ("new", "old")]
-    assert reach[0].high > reach[1].low, "unpaired, the two intervals overlap"
-    assert paired.difference(some_curves(better=0.01, noise=0.1), "new", "old").sign == 0
-    assert "these seeds cannot tell" in paired.say_difference(
-        "new", "old", paired.difference(some_curves(0.0), "new", "old"))
-    assert paired.say_difference("new", "old", found) == (
-        "new less old: -0.010, 95 % interval -0.010 to -0.010, 5 seeds: new is lower")
+    found = paired.gain_of(close, "new", "old")
+    assert found.verdict == "lower" and found.mean == pytest.approx(-0.01) and found.seeds == 5
+    assert paired.gain_of(close, "old", "new").verdict == "higher"
+    (_, _, high), (_, low, _) = (mean_interval([curve.loss[-1] for curve in paired.of_variant(close, name)])
+                                 for name in ("new", "old"))
+    assert high > low, "unpaired, the two intervals overlap"
+    assert paired.gain_of(some_curves(better=0.01, noise=0.1), "new", "old").verdict == "cannot be told"
 
 
 def test_only_equal_seeds_are_pairs():
     curves = some_curves()
-    shuffled = curves[::-1]
-    assert paired.difference(shuffled, "new", "old").mean == pytest.approx(-0.1)
+    assert paired.gain_of(curves[::-1], "new", "old").mean == pytest.approx(-0.1)
     with pytest.raises(ValueError, match=r"'new' has the seeds \[0, 1, 2, 3, 4\] and 'old' \[0, 1, 2, 3\]; pairs need"):
-        paired.difference(curves[:-1], "new", "old")
+        paired.gain_of(curves[:-1], "new", "old")
     with pytest.raises(ValueError, match="there is no variant 'newer'; there are new, old"):
-        paired.difference(curves, "newer", "old")
+        paired.gain_of(curves, "newer", "old")
 
 
 def test_what_is_obeyed_is_a_mean_of_four_properties():
     curves = some_curves()
-    assert paired.properties_obeyed(curves[0]) == pytest.approx(0.625)
-    assert paired.difference(curves, "new", "old", paired.properties_obeyed).sign == 0
+    assert paired.properties_obeyed(curves[0]) == pytest.approx(62.5)
+    assert paired.gain_of(curves, "new", "old", paired.properties_obeyed).verdict == "cannot be told"
     assert paired.say_obeyed(curves, "new") == (
         "new: shape 50 (50 to 50), colour 75 (75 to 75), motion 25 (25 to 25), background 100 (100 to 100), "
         "all 12 (12 to 12)")
+
+
+def test_the_step_at_which_a_loss_is_low_enough():
+    curve = some_curves()[0]
+    assert [paired.steps_until(loss)(curve) for loss in (3.0, 1.5, 0.5, 0.1)] == [0, 5, 10, 10]
 
 
 def test_the_figure_shows_every_seed_and_zero():
@@ -76,7 +69,7 @@ def test_the_figure_shows_every_seed_and_zero():
     dots = ends.lines[0]
     assert sorted(dots.get_xdata()) == pytest.approx([-0.1] * 5)
     assert [label.get_text() for label in obeyed.get_yticklabels()] == [*paired.PROPERTIES, "all"]
-    with pytest.raises(ValueError, match="takes at least 2"):
+    with pytest.raises(ValueError, match="'old' has one seed; how much seeds differ takes at least 2"):
         paired_figure(some_curves(seeds=1), "old")
 
 
@@ -102,4 +95,4 @@ def test_committed_studies_have_five_seeds_and_captions(name, reference):
     others = {curve.name for curve in curves} - {reference}
     for other in others:
         for measure in (paired.final_loss, paired.properties_obeyed):
-            assert len(paired.difference(curves, other, reference, measure).values) >= 5
+            assert paired.gain_of(curves, other, reference, measure).seeds >= 5

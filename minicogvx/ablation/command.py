@@ -89,7 +89,8 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
                        f"{place(device, dtype)}")
     minutes, left = results.minutes, [seed for seed in range(seeds) if seed not in results.seeds]
     start, compare = time.perf_counter(), comparison(study, device, dtype)
-    with tqdm(total=len(left) * len(study.variants) * steps, unit="step", mininterval=5) as bar:
+    trainings = len(left) * len(study.variants) * len(getattr(study, "worlds", ("one",)))
+    with tqdm(total=trainings * steps, unit="step", mininterval=5) as bar:
 
         def on_step(name: str, done: int) -> None:
             bar.set_description(f"{study.name}: {name}", refresh=False)
@@ -139,7 +140,7 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
         from minicogvx.ablation.twins import compare_twins
 
         return lambda steps, seed, on_step=None: compare_twins(
-            study.variants, steps, seed, study.batch_size, study.every, dtype, device, on_step)
+            study.variants, study.worlds, steps, seed, study.batch_size, study.every, dtype, device, on_step)
     if isinstance(study, VAEStudy):
         return lambda steps, seed, on_step=None: compare_vaes(
             study.variants, steps, seed, study.batch_size, study.num_frames, study.height, study.width, study.every,

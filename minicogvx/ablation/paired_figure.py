@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from minicogvx.ablation.paired import PROPERTIES, difference, final_loss, of_variant, over_seeds
+from minicogvx.ablation.paired import PROPERTIES, final_loss, of_pairs, of_variant
 from minicogvx.ablation.transformers import Curve
 from minicogvx.course.show import PALETTE, new_figure
+from minicogvx.evaluation.intervals import mean_interval
 
 _STYLES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D")
 
@@ -14,9 +15,11 @@ def paired_figure(curves: Sequence[Curve], reference: str):
 
     Left, the mean loss on validation clips, with a band. Middle, the final loss of every other variant less that of
     `reference`, paired by seed: a small dot for each seed. Right, the same for the share of captions that are obeyed,
-    by property, in percentage points. Raises ValueError as `paired.difference` does.
+    by property, in percentage points. Raises ValueError for fewer than two seeds, and as `paired.of_pairs` does.
     """
     names = list(dict.fromkeys(curve.name for curve in curves))
+    if len(of_variant(curves, reference)) < 2:
+        raise ValueError(f"{reference!r} has one seed; how much seeds differ takes at least 2")
     others = [name for name in names if name != reference]
     figure, (axes,) = new_figure(1, 3, width=9.5, height=3.2)
     for place, name in enumerate(names):
@@ -25,12 +28,12 @@ def paired_figure(curves: Sequence[Curve], reference: str):
     _plain_ticks(axes[0])
     axes[0].legend(fontsize=8)
     for name in others:
-        _differences(axes[1], [difference(curves, name, reference, final_loss)], names.index(name), len(others), name)
+        _differences(axes[1], [of_pairs(curves, name, reference, final_loss)], names.index(name), len(others), name)
     axes[1].set(xlabel=f"final loss, less that of {reference}", yticks=[])
     axes[1].legend(fontsize=8)
     rows = (*PROPERTIES, "all")
     for name in others:
-        found = [difference(curves, name, reference, lambda curve: 100 * curve.obeyed[what]) for what in rows]
+        found = [of_pairs(curves, name, reference, lambda curve: 100 * curve.obeyed[what]) for what in rows]
         _differences(axes[2], found, names.index(name), len(others))
     axes[2].set(xlabel=f"captions obeyed, less {reference}\n(percentage points)")
     axes[2].set_yticks(range(len(rows)), rows)
@@ -42,21 +45,20 @@ def paired_figure(curves: Sequence[Curve], reference: str):
 
 def _curve_with_band(axis, curves: Sequence[Curve], place: int) -> None:
     # without the point before training, which would squeeze the rest
-    points = [over_seeds(losses) for losses in zip(*(curve.loss[1:] for curve in curves))]
-    colour = PALETTE[place % len(PALETTE)]
-    axis.plot(curves[0].steps[1:], [point.mean for point in points], _STYLES[place % len(_STYLES)], color=colour,
-              label=curves[0].name, linewidth=1.5)
-    axis.fill_between(curves[0].steps[1:], [point.low for point in points], [point.high for point in points],
-                      color=colour, alpha=0.2, linewidth=0)
+    means, lows, highs = zip(*map(mean_interval, zip(*(curve.loss[1:] for curve in curves))))
+    steps, colour = curves[0].steps[1:], PALETTE[place % len(PALETTE)]
+    axis.plot(steps, means, _STYLES[place % len(_STYLES)], color=colour, label=curves[0].name, linewidth=1.5)
+    axis.fill_between(steps, lows, highs, color=colour, alpha=0.2, linewidth=0)
 
 
-def _differences(axis, found: Sequence, place: int, count: int, label: str | None = None) -> None:
+def _differences(axis, found: Sequence[Sequence[float]], place: int, count: int, label: str | None = None) -> None:
+    """For each row of `found` the differences of all seeds as dots, their mean, and its interval."""
     colour, marker = PALETTE[place % len(PALETTE)], _MARKERS[place % len(_MARKERS)]
-    for row, one in enumerate(found):
-        height = row + 0.7 * ((place + 0.5) / (count + 1) - 0.5)
-        axis.plot(one.values, [height] * len(one.values), ".", color=colour, markersize=4, alpha=0.5)
-        axis.errorbar(one.mean, height, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=colour,
-                      markersize=5, capsize=3, label=label)
+    for row, differences in enumerate(found):
+        height, (mean, low, high) = row + 0.7 * ((place + 0.5) / (count + 1) - 0.5), mean_interval(differences)
+        axis.plot(differences, [height] * len(differences), ".", color=colour, markersize=4, alpha=0.5)
+        axis.errorbar(mean, height, xerr=[[mean - low], [high - mean]], fmt=marker, color=colour, markersize=5,
+                      capsize=3, label=label)
 
 
 def _plain_ticks(axis) -> None:

@@ -8,8 +8,7 @@ the answer is elsewhere. There is no text, which could carry messages between fr
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +26,6 @@ SIDE = 4  # tokens along height and width
 CHANNELS = 8  # of a vector, and of a label
 LEARNING_RATE, WARMUP = 3e-3, 20  # of AdamW; steps
 _MEASURED, _MEASURED_SEED = 256, 7_000_003  # clips, the same for every variant and seed
-
-
-@dataclass(frozen=True)
-class Twins:
-    """A variant: a transformer, and how many of the 16 tokens are elsewhere in the second frame (not 1)."""
-
-    transformer: TransformerConfig
-    moved: int
-
-    def __post_init__(self):
-        if not 0 <= self.moved <= SIDE**2 or self.moved == 1:
-            raise ValueError(f"moved is {self.moved}; it must be 0 or 2 to {SIDE**2}: one token alone cannot change "
-                             f"places")
 
 
 def twin_clips(count: int, moved: int, generator: torch.Generator) -> tuple[
@@ -73,47 +59,54 @@ def twin_loss(model: ExpertTransformer, clips: Float[Tensor, "b c 2 h w"],
     return (answers[:, :, 1].float() - labels).square().mean()
 
 
-def compare_twins(variants: Mapping[str, Twins], steps: int, seed: int = 0, batch_size: int = 32, every: int = 10,
-                  dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-                  on_step: OnStep | None = None) -> dict[str, Curve]:
-    """Trains each variant from scratch on clips that are drawn as it goes; measures its loss on others every so often.
+def compare_twins(variants: Mapping[str, TransformerConfig], worlds: Sequence[int], steps: int, seed: int = 0,
+                  batch_size: int = 32, every: int = 10, dtype: torch.dtype | None = None,
+                  device: torch.device | str = "cpu", on_step: OnStep | None = None) -> dict[str, Curve]:
+    """Trains each variant from scratch in each world; measures its loss on other clips than those it trains on.
 
-    Variants see the same vectors and labels. `dtype`: of all passes; None is float32. As in `compare_transformers`, a
-    seed fixes the curve, gates start open, and the global random state and the gradient mode are restored. Raises
-    ValueError for no variants or a count below 1.
+    worlds: how many of the 16 tokens have moved in each; the curves are called "full, 16 moved". All see the same
+    vectors and labels. `dtype`: of all passes; None is float32. As in `compare_transformers`, a seed fixes the curve,
+    gates start open, and the global random state and the gradient mode are restored.
+
+    Raises ValueError for no variants, a count below 1, or a number of tokens that cannot have moved.
     """
     check_run(variants, steps, batch_size, every)
+    for moved in worlds:
+        if not 0 <= moved <= SIDE**2 or moved == 1:
+            raise ValueError(f"worlds has {moved}; of {SIDE**2} tokens none can have moved, or 2 to {SIDE**2}: one "
+                             f"alone cannot change places")
     curves, device, dtype = {}, torch.device(device), dtype or torch.float32
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        for name, variant in variants.items():
-            curves[name] = _train(name, variant, steps, seed, batch_size, every, dtype, device, on_step)
+        for kind, config in variants.items():
+            for moved in worlds:
+                torch.manual_seed(seed)
+                model = ExpertTransformer(config)
+                open_gates(model)
+                name = f"{kind}, {moved} moved"
+                curves[name] = _train(Curve(name, seed, sum(p.numel() for p in model.parameters()), [], [], 0.0),
+                                      model.to(device), moved, (steps, batch_size, every), dtype, on_step)
     return curves
 
 
-def _train(name: str, variant: Twins, steps: int, seed: int, batch_size: int, every: int, dtype: torch.dtype,
-           device: torch.device, on_step: OnStep | None) -> Curve:
-    start = time.perf_counter()
-    torch.manual_seed(seed)
-    model = ExpertTransformer(variant.transformer)
-    open_gates(model)
-    model.to(device)
+def _train(curve: Curve, model: ExpertTransformer, moved: int, counts: tuple[int, int, int], dtype: torch.dtype,
+           on_step: OnStep | None) -> Curve:
+    start, (steps, batch_size, every) = time.perf_counter(), counts
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
-    drawn = torch.Generator().manual_seed(seed)
-    measured = twin_clips(_MEASURED, variant.moved, torch.Generator().manual_seed(_MEASURED_SEED))
-    curve = Curve(name, seed, sum(p.numel() for p in model.parameters()), [], [], 0.0)
+    drawn = torch.Generator().manual_seed(curve.seed)
+    measured = twin_clips(_MEASURED, moved, torch.Generator().manual_seed(_MEASURED_SEED))
     for step in range(steps + 1):
         if step % every == 0 or step == steps:
             with torch.no_grad():
                 curve.steps.append(step)
                 curve.loss.append(_loss(model, measured, dtype).item())
         if step < steps:
-            _loss(model, twin_clips(batch_size, variant.moved, drawn), dtype).backward()
+            _loss(model, twin_clips(batch_size, moved, drawn), dtype).backward()
             optimizer.step()
             optimizer.zero_grad()
             warm.step()
             if on_step:
-                on_step(name, step + 1)
+                on_step(curve.name, step + 1)
     curve.model, curve.seconds = model.eval(), time.perf_counter() - start
     return curve
 

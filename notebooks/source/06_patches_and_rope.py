@@ -15,7 +15,7 @@ from einops import rearrange
 
 import minicogvx
 from minicogvx.ablation import load_results, paired_figure
-from minicogvx.ablation.paired import difference, properties_obeyed, say_difference, say_obeyed
+from minicogvx.ablation.paired import gain_of, properties_obeyed, say_obeyed
 from minicogvx.course import (
     check, compare_clips, explore_rope, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions,
     progress, show_figure, show_source, solution,
@@ -510,15 +510,15 @@ print("Per cent of captions obeyed, mean over seeds and 95 % interval. By chance
 for name in ("rope", "sincos", "learned", "none"):
     print(" ", say_obeyed(studied, name))
 for other in ("sincos", "learned", "none"):
-    print("loss:    ", say_difference("rope", other, difference(studied, "rope", other)))
-    obeyed = difference(studied, "rope", other, properties_obeyed)
-    print("captions:", say_difference("rope", other, obeyed, unit=0.01, digits=1), "(percentage points)")
-    assert len(obeyed.values) >= 5
+    loss, obeyed = gain_of(studied, "rope", other), gain_of(studied, "rope", other, properties_obeyed)
+    print(f"rope less {other}: loss {loss.said(3)}")
+    print(f"    properties obeyed, percentage points {obeyed.said(1)}")
+    assert obeyed.seeds >= 5
 show_figure(paired_figure(studied, "rope"),
             "Left, loss over steps of four position codes, with bands. Middle, final losses less RoPE's, five seeds "
             "each. Right, captions obeyed less RoPE's, by property. Bars are 95 % intervals.")
-best = difference(studied, "rope", "sincos", properties_obeyed).sign
-outcome("6.3", {1: "RoPE", -1: "the table of sines", 0: "five seeds cannot tell"}[best])
+said = {"higher": "RoPE", "lower": "the table of sines", "cannot be told": "five seeds cannot tell"}
+outcome("6.3", said[gain_of(studied, "rope", "sincos", properties_obeyed).verdict])
 
 # %% [markdown]
 # Read the captions before the loss. The loss is a mean over all patches, and most of a clip is background, which needs
