@@ -631,8 +631,8 @@ figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
 for axis, lines in ((axes[0], {"loss": dosed}), (axes[1], gains)):
     for (name, points), style in zip(lines.items(), ("o-", "s--", "^-.", "D:")):
         mean, low, high = torch.tensor(points).T
-        axis.errorbar(DOSES, mean, yerr=[(mean - low).tolist(), (high - mean).tolist()], fmt=style, label=name, capsize=2,
-                      markersize=4, linewidth=1.5)
+        axis.errorbar(DOSES, mean, yerr=[(mean - low).tolist(), (high - mean).tolist()], fmt=style, label=name,
+                      capsize=2, markersize=4, linewidth=1.5)
 axes[0].set(xlabel="dose", ylabel="loss")
 axes[1].set(xlabel="dose", ylabel="swap gain")
 axes[1].axhline(0, color="#000000", linewidth=1, linestyle=":")
