@@ -61,7 +61,7 @@ compare_clips({"the toy": film, "without positions": lost},
 #
 # You will cut latents into patches, build both position codes of CogVideoX by hand, and see what five trainings of
 # each say. Afterwards you can explain why the 2B adds a table and the 5B turns its queries, and predict where a model
-# paints a second star when you ask it for a larger frame than it was trained on. It takes about 140 minutes,
+# paints a second star when you ask it for a larger frame than it was trained on. It takes about 100 minutes,
 # exercises included. It covers the part of section 2.2 of the [paper](https://arxiv.org/abs/2408.06072) on 3D RoPE,
 # and its Figures 9 and 10a. (The notation is that of the box in [notebook 01](01_video_tensors.ipynb).)
 #

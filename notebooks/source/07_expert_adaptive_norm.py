@@ -66,7 +66,7 @@ compare_clips(films, "Three videos of 'a red circle moves right' from one seed: 
 # This is the **expert adaptive layer norm** ([the paper](https://arxiv.org/abs/2408.06072), section 2.2; its
 # ablation is in 4.1). You will build all of it: the norm, the time that drives the modulation, the modulation, and half
 # a block. Afterwards you can explain why text and video need different numbers, why a new block does nothing, and what
-# you pay for experts. It takes about 130 minutes, exercises included. (Notation: the box in
+# you pay for experts. It takes about 100 minutes, exercises included. (Notation: the box in
 # [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. Two kinds of tokens
