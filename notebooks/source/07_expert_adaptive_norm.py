@@ -43,9 +43,9 @@ net = pipe.transformer
 norms = expert_norms(net)  # two in each block
 
 
-def painted_with(change, steps=20):
+def painted_with(operation, steps=20):
     """The toy's red circle, while every modulation is changed."""
-    with changed_modulations(net, change):
+    with changed_modulations(net, operation):
         return pipe("a red circle moves right", num_inference_steps=steps)
 
 
@@ -84,16 +84,16 @@ t = stratified_timesteps(CLIPS, 1000, generator).to(device)
 noisy = pipe.schedule.add_noise(clean, noise, t)
 
 
-def encoded(scenes):
+def features_of(scenes):
     """Features of short captions of the scenes, b n_text d_text; a scene is always phrased alike."""
     return pipe.text.encode([caption(scene, random.Random(i), "short") for i, scene in enumerate(scenes)])
 
 
-features = encoded(world.scenes)
+features = features_of(world.scenes)
 NUM_TEXT = features.shape[1]
 
 
-def losses(features, model=net, count=CLIPS):
+def loss_of_each(features, model=net, count=CLIPS):
     """The loss of each of the first `count` clips."""
     answer = model(noisy[:count], t[:count], features[:count])
     return diffusion_loss(answer, clean[:count], noise[:count], t[:count], pipe.schedule)
@@ -101,7 +101,7 @@ def losses(features, model=net, count=CLIPS):
 
 passed = []  # of each norm: what came in, and what went out modulated; both b n d
 hooks = [norm.register_forward_hook(lambda module, given, out: passed.append((given[0], out[0]))) for norm in norms]
-trained_loss = losses(features).mean().item()
+trained_loss = loss_of_each(features).mean().item()
 for hook in hooks:
     hook.remove()
 
@@ -545,8 +545,9 @@ def through_the_middle(rows):
     return rows.chunk(2)
 
 
-rightly, wrongly = (losses(features, reloaded(cut), 16).mean().item() for cut in (split_the_twelve, through_the_middle))
-trained = losses(features, count=16).mean().item()
+rightly, wrongly = (loss_of_each(features, reloaded(cut), 16).mean().item()
+                    for cut in (split_the_twelve, through_the_middle))
+trained = loss_of_each(features, count=16).mean().item()
 print(f"loss as trained {trained:.3f}, cut your way {rightly:.3f}, cut through the middle {wrongly:.3f}")
 assert abs(rightly - trained) < 1e-3 and wrongly > 3 * trained
 
@@ -580,18 +581,18 @@ mean_time = time.mean(dim=0)
 
 
 def held_still(kind):
-    """A change that keeps one half of each modulation at its value for the mean time embedding."""
-    def change(linear, modulation):
+    """An operation that keeps one half of each modulation at its value for the mean time embedding."""
+    def half_still(linear, modulation):
         video, text = modulation.chunk(2, dim=-1)
         still_video, still_text = F.linear(mean_time, linear.weight, linear.bias).expand_as(modulation).chunk(2, dim=-1)
         return torch.cat([still_video if kind == "video" else video, still_text if kind == "text" else text], dim=-1)
-    return change
+    return half_still
 
 
 still_loss = {}
 for kind in ("text", "video"):
     with changed_modulations(net, held_still(kind)):
-        still_loss[kind] = losses(features).mean().item()
+        still_loss[kind] = loss_of_each(features).mean().item()
     print(f"{kind}'s numbers the same at every t: loss {still_loss[kind]:.3f}; as trained {trained_loss:.3f}")
 assert still_loss["video"] > 1.2 * trained_loss and still_loss["text"] < still_loss["video"]
 
@@ -617,15 +618,15 @@ predict("7.3", "more than half", "less than half")
 
 # %% tags=["folded", "nbval-ignore-output"]
 DOSES, HEARD = (0.0, 0.25, 0.5, 0.75, 1.0), 32  # the first 32 clips
-others = {kind: encoded([with_other_words(scene, kind) for scene in world.scenes])
+others = {kind: features_of([with_other_words(scene, kind) for scene in world.scenes])
           for kind in ("shape", "colour", "motion", "background")}
 dosed, gains = [], {kind: [] for kind in others}  # of each dose: loss; mean gain and its 95 % interval over clips
 for dose in DOSES:
     with changed_modulations(net, towards_video(dose)):
-        told = losses(features, count=HEARD).cpu()
+        told = loss_of_each(features, count=HEARD).cpu()
         dosed.append(mean_interval(told.tolist()))
         for kind, other in others.items():
-            gains[kind].append(mean_interval((losses(other, count=HEARD).cpu() - told).tolist()))
+            gains[kind].append(mean_interval((loss_of_each(other, count=HEARD).cpu() - told).tolist()))
 
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
 for axis, lines in ((axes[0], {"loss": dosed}), (axes[1], gains)):

@@ -366,8 +366,8 @@ for name, (x, y) in spots.items():
 axis.set(xticks=[32, 120], xticklabels=["latent frame 0", "latent frame 4"], yticks=[])
 axis.grid(False)
 axis.spines[:].set_visible(False)
-show_figure(figure, "The star's first and last frame under a grid of 4 x 4 tokens. Full attention leads from A straight "
-                    "to B. Factorised attention goes through C, background in frame 0 at B's place.")
+show_figure(figure, "The star's first and last frame under a grid of 4 x 4 tokens. Full attention leads straight from "
+                    "A to B. Factorised attention goes through C, background in frame 0 at the place of B.")
 
 # %% [markdown]
 # ### Exercise 8.4: who has heard of whom (difficulty 2, 15 minutes)
