@@ -324,7 +324,7 @@ explore_rope()
 # The circles show three pairs of a head like the toy's. In a running notebook, move query and key by the same number
 # of places, and watch arrows and score.
 #
-# ### Exercise 6.2: turn pairs (difficulty 1, 10 minutes)
+# ### Exercise 6.2: turn pairs (difficulty 1 of 3, 10 minutes)
 #
 # For whole tensors, with real numbers only. Careful with 16-bit inputs.
 
@@ -347,7 +347,7 @@ show_source(rotate)  # with complex numbers a turn is a product
 # channel $i + d/2$: *halves*. Either is right, and both keep the property above. But weights that were trained
 # with one are useless with the other, and no shape gives the mistake away.
 #
-# ### Exercise 6.3: the other convention (difficulty 2, 15 minutes)
+# ### Exercise 6.3: the other convention (difficulty 2 of 3, 15 minutes)
 #
 # A checkpoint was trained with halves, within each axis (section 5 has three of them). In which order must we take its
 # channels, so that ours are the pairs that it turned together?
@@ -411,7 +411,7 @@ show_figure(figure, "Left, 80 tokens by 32 pairs: in each share the first pairs 
 # it, about six tokens apart; section 7 comes back to them. The weights $Q$ and $K$ of each head decide which distances
 # it really looks at.
 #
-# ### Exercise 6.4: angles of a grid (difficulty 2, 15 minutes)
+# ### Exercise 6.4: angles of a grid (difficulty 2 of 3, 15 minutes)
 #
 # All of it at once, text rows included: they come first, and their angles are 0.
 
@@ -620,7 +620,7 @@ compare_clips({"64 x 192": wides[1.0]}, "A frame of 64 x 192 pixels: a yellow st
 predict("6.4", "nearer to the star", "further from it", "where it was")
 
 # %% [markdown]
-# ### Exercise 6.5: find out where the copy stands (difficulty 2, 10 minutes)
+# ### Exercise 6.5: find out where the copy stands (difficulty 2 of 3, 10 minutes)
 #
 # Turn the guess into a claim that can fail: a number of pixels for every stretch. (Can a copy stand anywhere? Compare
 # the measured distance with 6.28 tokens.) `check` knows what the toy paints; then the cell below measures it.
@@ -654,7 +654,7 @@ explore_sweep(wides, "stretch", "A yellow star and its copy, in frames 12 tokens
 # The package knows both ways: `position_scaling`. The 1.0 models interpolate in `diffusers`, which this package
 # follows; the authors' own program, and the 1.5 models everywhere, extrapolate.
 #
-# ### Exercise 6.6: fit a grid into another (difficulty 2, 15 minutes)
+# ### Exercise 6.6: fit a grid into another (difficulty 2 of 3, 15 minutes)
 #
 # Interpolation for any shape of frame: the base grid is what training saw. Take one step for rows and columns, the
 # largest with which the grid fits, and centre it. A grid smaller than the base is stretched.

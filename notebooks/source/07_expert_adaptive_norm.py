@@ -244,7 +244,7 @@ assert sum(one > 1.5 * two for one, two in missed) >= 10
 # slower than the one before it, always by the same factor, such that one more hand after the last would turn
 # 10,000 times more slowly than the first. Of each hand we take cosine and sine.
 #
-# ### Exercise 7.2: sinusoid (difficulty 2, 15 minutes)
+# ### Exercise 7.2: sinusoid (difficulty 2 of 3, 15 minutes)
 #
 # Find the speeds, then write it. The published order is: all cosines, then all sines.
 
@@ -320,7 +320,7 @@ assert torch.allclose(naive, package[0], atol=1e-3)
 # One trap is in it: in the sequence the text stands first, in the modulation the video does. And the layer norm's
 # own $w$ and $b$ are shared; only the modulation is "expert".
 #
-# ### Exercise 7.3: expert_modulation (difficulty 2, 15 minutes)
+# ### Exercise 7.3: expert_modulation (difficulty 2 of 3, 15 minutes)
 #
 # The whole batch at once. `x` is normed already. Return the modulated sequence, the text gate and the video gate; give
 # the gates the shape `b 1 d`. (All tokens of a sample share its numbers. Which axis is missing from `b d`?)
@@ -340,7 +340,7 @@ expert_modulation = check("7.3", expert_modulation)
 show_source(ExpertNorm)
 
 # %% [markdown]
-# ### Exercise 7.4: half_block (difficulty 2, 10 minutes)
+# ### Exercise 7.4: half_block (difficulty 2 of 3, 10 minutes)
 #
 # Norm, modulation, layer, gated residual. A block is two such halves: one around the attention, one around the
 # feed-forward.
@@ -509,7 +509,7 @@ assert later[10][1] > 0
 # The `diffusers` layout, which this package reads and writes, has `norm1.linear` for the attention and
 # `norm2.linear` for the feed-forward, six pieces each.
 #
-# ### Exercise 7.5: split_the_twelve (difficulty 2, 10 minutes)
+# ### Exercise 7.5: split_the_twelve (difficulty 2 of 3, 10 minutes)
 #
 # Cut such a drawer, a weight $12d \times$ `d_time` or a bias $12d$, into the rows for `norm1` and for `norm2`.
 
@@ -654,7 +654,7 @@ explore_sweep({dose: painted_with(towards_video(dose), steps=10) for dose in DOS
 # At dose 1 the video half still works, so something is painted. But little of the swap gain is left: the words are
 # there, and hardly anybody hears them. With both exchanged, as in the first cell, nothing works.
 #
-# ### Exercise 7.6: find out when half is gone (difficulty 2, 15 minutes)
+# ### Exercise 7.6: find out when half is gone (difficulty 2 of 3, 15 minutes)
 #
 # "Slowly" and "at once" are no numbers. Give each curve one: the dose at which the swap gain has first fallen to half
 # of what it is at dose 0, on straight lines between the measured doses. `None` if it never does.

@@ -199,7 +199,7 @@ for layer, matrix in enumerate(weights[:, 0].mean(dim=1)):  # n n
 # Not every model allows all four. To forbid a pair, its score becomes minus infinity, and softmax gives it nothing. So
 # a rule about who may see whom is a matrix of `True` and `False`.
 #
-# ### Exercise 8.2: who may see whom (difficulty 2, 15 minutes)
+# ### Exercise 8.2: who may see whom (difficulty 2 of 3, 15 minutes)
 #
 # - `"cross"`, as in models with cross-attention: every video token sees everything. Words are asked, but a word asks
 #   only itself.
@@ -303,7 +303,7 @@ assert largest_gap(in_time, temporal_attention(*video, frames)) < 1e-4
 print(f"query-key pairs: full {(frames * places) ** 2}, space {frames * places ** 2}, time {places * frames ** 2}")
 
 # %% [markdown]
-# ### Exercise 8.3: space or time (difficulty 2, 10 minutes)
+# ### Exercise 8.3: space or time (difficulty 2 of 3, 10 minutes)
 #
 # The loops in three lines, without a mask: hide frames or places in the batch. You may use
 # `F.scaled_dot_product_attention`.
@@ -370,7 +370,7 @@ show_figure(figure, "The star's first and last frame under a grid of 4 x 4 token
                     "A to B. Factorised attention goes through C, background in frame 0 at the place of B.")
 
 # %% [markdown]
-# ### Exercise 8.4: who has heard of whom (difficulty 2, 15 minutes)
+# ### Exercise 8.4: who has heard of whom (difficulty 2 of 3, 15 minutes)
 #
 # `kinds` is a list such as `["space", "time"]`, in order. "full": all see all. "space": a video token sees text and its
 # own frame; text sees everything. "time": a video token sees its own place in all frames. "first": a video token sees
@@ -509,7 +509,7 @@ show_figure(figure, "For each of the six blocks four bars: how much the shape's 
 # Its own place is all of an earlier frame that 2D+1D would show it directly. The shape elsewhere is what full attention
 # is for. The mean over heads hides the most: look at the dots.
 #
-# ### Exercise 8.5: find the head that follows (difficulty 2, 15 minutes)
+# ### Exercise 8.5: find the head that follows (difficulty 2 of 3, 15 minutes)
 #
 # Which head tells the shape from the background most clearly, wherever the shape was? And is it still the same one at
 # $t = 800$, when the clip is mostly noise? Return the block and the head whose mean weight on shape tokens exceeds
@@ -686,7 +686,7 @@ assert math.isclose(largest + math.log(total), float(scores.logsumexp(0)), rel_t
 # kept and shrunk in the same way. This is the idea of **FlashAttention**. Its work is the same $n^2$; what it saves is
 # the matrix, and the way of the matrix to memory and back.
 #
-# ### Exercise 8.6: attention in chunks (difficulty 3, 25 minutes)
+# ### Exercise 8.6: attention in chunks (difficulty 3 of 3, 25 minutes)
 #
 # One head. Look at `size` keys at a time, and never at all of them; the check watches. The last chunk may be shorter,
 # and the scores of two queries, or of two chunks, may be hundreds apart.

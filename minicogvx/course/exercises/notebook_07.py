@@ -242,7 +242,7 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "7.2", "sinusoid", difficulty=2, minutes=10, reference=timestep_sinusoid, check=check_sinusoid,
+        "7.2", "sinusoid", difficulty=2, minutes=15, reference=timestep_sinusoid, check=check_sinusoid,
         hints=(
             "d / 2 frequencies; each gives one cosine and one sine. The first is 1. What is the factor to the next?",
             "Frequency i is 10000 ** (-i / half), half = d // 2, i = 0 .. half - 1. Angles: t[:, None] * frequencies.",
