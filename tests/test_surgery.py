@@ -37,7 +37,7 @@ def test_a_change_reaches_every_norm_and_is_undone(net):
 
 
 def test_what_the_operations_do_to_a_modulation():
-    m = torch.arange(12.0)[None]  # d is 2
-    assert exchanged(None, m)[0].tolist() == [6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]
+    m, linear = torch.arange(12.0)[None], nn.Linear(1, 12)  # d is 2
+    assert exchanged(linear, m)[0].tolist() == [6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]
     for dose, text in ((0.0, [6, 7, 8, 9, 10, 11]), (0.5, [3, 4, 5, 6, 7, 8]), (1.0, [0, 1, 2, 3, 4, 5])):
-        assert towards_video(dose)(None, m)[0].tolist() == [0, 1, 2, 3, 4, 5, *text]
+        assert towards_video(dose)(linear, m)[0].tolist() == [0, 1, 2, 3, 4, 5, *text]
