@@ -30,7 +30,7 @@ from minicogvx.data.world.drawing import render, render_batch
 from minicogvx.data.world.features import scene_features
 from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
 from minicogvx.diffusion import draw_noise
-from minicogvx.evaluation.intervals import mean_interval
+from minicogvx.evaluation.intervals import mean_interval, wilson
 from minicogvx.presets import preset
 from minicogvx.transformer import attention as attention_file
 from minicogvx.transformer.attention import Attention, attention
@@ -265,6 +265,8 @@ for name, pair in quarters.items():
 compare_clips({f"forbidden: {name}": clips[0] for name, clips in made.items()},
               f"The caption: {asked[0]}. Five clips: nothing forbidden, then without each of the four quarters of the "
               "matrix.", pipe.fps)
+print(f"Six clips are few: all right means {wilson(1.0, 6)[0]:.0%} or more, half of them right "
+      f"{wilson(0.5, 6)[0]:.0%} to {wilson(0.5, 6)[1]:.0%} (95 % intervals).")
 assert right_in_all.pop("nothing") > max(right_in_all.values())
 
 noise = draw_noise((1, 16, 5, 8, 8), torch.Generator().manual_seed(0), device=device)
