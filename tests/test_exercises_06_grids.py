@@ -139,7 +139,7 @@ def test_copy_at():
         ("that is half a turn", half_a_turn),
         ("that is in tokens; a token is 16 pixels wide", in_tokens),
         ("a token is patch_pixels = 32 pixels wide here", always_sixteen),
-        ("copy_at(0.9, 16) is 96; a turn takes 6.98 tokens", as_measured),
+        ("copy_at(1.25, 16) is 96; a turn takes 5.03 tokens", as_measured),
         ("is a str; it must be a number of pixels", text),
     ])
 
