@@ -252,7 +252,7 @@ show_figure(figure, "Left, 80 rows of 256 channels: the first quarter changes ev
 # Place and content are mixed in one vector, and the network must learn to separate them. *How far apart are these
 # two?* is in there as well, in the last of the four terms: without $Q$ and $K$ it would be the picture on the right, a
 # function of the distance alone. But the network has to learn to read it, and may unlearn it again. With what comes
-# next it cannot help it.
+# next it cannot help reading it.
 #
 # ## 4. Turn instead of adding
 #

@@ -377,7 +377,7 @@ assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-1)
 show_source(Block)
 
 # %% [markdown]
-# That is the whole block of the paper, your two halves under each other. `t_emb` is our `time`; `add_gated` is the
+# That is the whole block of the paper: your two halves, one after the other. `t_emb` is our `time`; `add_gated` is the
 # last line of your `half_block`. Notebook 08 opens the attention.
 #
 # ## 5. A block that does nothing
@@ -718,10 +718,10 @@ said = {"higher": "shared", "lower": "expert", "cannot be told": "five seeds can
 outcome("7.4", said[gain_of(studied, "expert", "shared").verdict])
 
 # %% [markdown]
-# The paper's order is expert, then the others. Where an interval above excludes 0 in the other direction, that is a
-# finding about *this* size, not an accident of one seed: networks a thousand times smaller than the smallest published
-# one, with 75 words of text to fit. The larger time embedding of *shared* may help by itself; we did not test that.
-# And be careful with how many studies you count: *expert* here and *full* in notebook 08 are the same five runs.
+# The paper's order is expert, then the others. Where an interval above excludes 0 in the other direction, that is no
+# accident of one seed. It is a finding about *this* size: networks a thousand times smaller than the smallest published
+# one, with 75 words to learn. The larger time embedding of *shared* may help by itself; we did not test that. And do
+# not count a study twice: *expert* here and *full* in notebook 08 are the same five runs.
 #
 # ## 9. At full size
 #
@@ -781,14 +781,14 @@ print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", t
 #
 # <details><summary>2. What does a gate of zero do at the start of training, forwards and backwards?</summary>
 #
-# Forwards the block is the identity, so even a deep network starts tame. Backwards, no gradient reaches the
+# Forwards the block is the identity, so even a deep network starts calmly. Backwards, no gradient reaches the
 # layer behind the gate until the gate has moved.
 # </details>
 #
 # <details><summary>3. Words are modulated like video. Why does the video survive, but not the caption?</summary>
 #
-# The video tokens keep their own numbers. The words reach keys and values in the wrong place and size, so
-# attention no longer reads from them what it learned to read.
+# The video tokens keep their own numbers. The words' keys and values come out shifted and scaled wrongly, so attention
+# no longer reads from them what it learned to read.
 # </details>
 #
 # **What the paper found.** At equal parameters, expert norms reach a better Fréchet video distance, CLIP score

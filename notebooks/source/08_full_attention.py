@@ -203,7 +203,7 @@ for layer, matrix in enumerate(weights[:, 0].mean(dim=1)):  # n n
 #
 # - `"cross"`, as in models with cross-attention: every video token sees everything. Words are asked, but a word asks
 #   only itself.
-# - `"causal"`, as in models that make films frame by frame: a video token sees all words, its own frame and earlier
+# - `"causal"`, as in models that make a video frame by frame: a video token sees all words, its own frame and earlier
 #   ones. What may *words* see, so that no frame ever learns of a later one, through however many blocks?
 
 # %%
@@ -409,9 +409,9 @@ for kinds in (["full"], ["space", "space"], ["space", "time"], ["first", "time"]
 
 # %% [markdown]
 # Space and then time is enough: B *can* hear of A. But without text only one token can bring the message: C, background
-# in frame 0, with work of its own. And C must collect before it knows what B will ask. The paper says it so: visual
-# information can only be implicitly transmitted through other background patches. (Words are messengers, too: two
-# space attentions with text are enough. 32 of them, for a whole video.)
+# in frame 0, with work of its own. And C must collect before it knows what B will ask. The paper puts it like this:
+# visual information can only be implicitly transmitted through other background patches. (Words are messengers, too:
+# two space attentions with text are enough. 32 of them, for a whole video.)
 #
 # Does it matter that a *question* travels as well? A small test, without any training: we set queries, keys and values
 # by hand. Frame 0 has 16 tokens, each with a random vector. In frame 1 the same vectors stand at other places. Each
@@ -509,7 +509,7 @@ show_figure(figure, "For each of the six blocks four bars: how much the shape's 
 
 # %% [markdown]
 # Its own place is all of an earlier frame that 2D+1D would show it directly. The shape elsewhere is what full attention
-# is for. The mean over heads hides the most: look at the dots.
+# is for. The mean over heads hides most of it: look at the dots.
 #
 # ### Exercise 8.5: find the head that follows (difficulty 2 of 3, 15 minutes)
 #
@@ -679,7 +679,7 @@ for chunk in scores.split(16):
 assert math.isclose(largest + math.log(total), float(scores.logsumexp(0)), rel_tol=1e-5)
 
 # %% [markdown]
-# Mind the third line: with three axes instead of four PyTorch writes the matrix out, and tells nobody. No kernel is
+# Look at the third line: with three axes instead of four PyTorch writes the matrix out, and tells nobody. No kernel is
 # exact; all are off by what their number format rounds.
 #
 # The fused ones never hold all scores. Yet a softmax needs their sum and the largest of them, and both come last. The
@@ -729,9 +729,10 @@ assert largest_gap(mine, pipe.transformer(noise, last, text)) < 1e-2
 #
 # Now section 4's question, with training: a world of two frames of 4 x 4 tokens. Each token of frame 0 carries a vector
 # and a label. Frame 1 holds the same vectors without labels, and some of them at another place. Each token of frame 1
-# must give the label of its twin. A loss of 1 means to know nothing. `minicogvx ablate twins --seeds 5` trained small
-# transformers with both kinds of attention in three worlds: of 16 tokens, 0, 8 or 16 have moved. Below we also train
-# one block of each, for 100 steps.
+# must give the label of its twin. No words can carry messages. A loss of 1 means knowing nothing.
+#
+# `minicogvx ablate twins --seeds 5` trained small transformers with both kinds of attention in three worlds: of 16
+# tokens, 0, 8 or 16 have moved. Below we also train one block of each, for 100 steps.
 #
 # **Prediction 8.3.** Nothing has moved: whose loss falls below 0.5 first, with two blocks?
 
@@ -784,8 +785,8 @@ said = {"higher": "factorised attention's", "lower": "full attention's", "cannot
 outcome("8.3", said[gain_of(twins, "full, 0 moved", "factorised, 0 moved", steps_until(0.5)).verdict])
 
 # %% [markdown]
-# Where everything moves, full attention wins, although it has fewer parameters: factorised attention has to find the
-# three steps through C, in 400 steps of training. Where nothing moves, the answer stands at B's own place, where
+# Where everything moves, full attention wins, although it has fewer parameters: factorised attention has to learn the
+# three steps through C. Where nothing moves, the answer stands at B's own place, where
 # factorised attention looks first. So neither kind is better. It depends on how far things move, and the paper's case
 # is *large motion*.
 #
