@@ -78,6 +78,7 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
     from tqdm import tqdm
 
     from minicogvx.ablation.results import Results, place, write_results
+    from minicogvx.ablation.seeds import comparisons
 
     seeds, steps = arguments.seeds, study.steps if arguments.steps is None else arguments.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
@@ -101,6 +102,9 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
             write_results(out, results)
     for curve in results.curves:
         print(_line(curve))
+    for behind in getattr(study, "judged", ("",)):
+        for sentence in comparisons(results.curves, [name + behind for name in study.variants]):
+            print(sentence)
     print(out)
 
 
