@@ -268,7 +268,7 @@ print({name: getattr(vae.config, name) for name in ("block_out_channels", "layer
                                                     "temporal_compression_ratio", "latent_channels")})
 
 # %% [markdown]
-# ### Exercise 2.2: MyEncoder (difficulty 3, 30 minutes)
+# ### Exercise 2.2: MyEncoder (difficulty 3 of 3, 30 minutes)
 #
 # Assemble the encoder for any `config` (of the class `VAEConfig`, its fields as printed), with attributes of exactly
 # these names, so that the checkpoint fits. Stage $i$ has `layers_per_block` blocks of width `block_out_channels[i]`.
@@ -333,7 +333,7 @@ assert apart(mean, at_once) < 1e-3
 #
 # The decoder has the same blocks, and doubles where the encoder halved. In time it repeats frames, but not the first.
 #
-# ### Exercise 2.3: stretch (difficulty 1, 10 minutes)
+# ### Exercise 2.3: stretch (difficulty 1 of 3, 10 minutes)
 #
 # Stretch `z` to `frames` frames: the first stands once, each of the others equally often. The same function must take
 # 5 frames to 17 and to 9, and leave a single frame alone.
@@ -417,7 +417,7 @@ show_figure(figure, "The error is zero except at the first two frames of each la
 # Two wrong frames at each seam. There the kernel should have seen the end of the piece before, and it saw copies of
 # the new piece's first frame.
 #
-# ### Exercise 2.4: stream (difficulty 2, 20 minutes)
+# ### Exercise 2.4: stream (difficulty 2 of 3, 20 minutes)
 #
 # Repair it. `conv` is a plain `nn.Conv3d` without any padding in time. Let it see each piece of `chunk` frames behind
 # the frames that it needs from before.
@@ -483,7 +483,7 @@ assert held[1] == held[-1] and agree < 11
 # halving and doubling, an odd count leaves its first frame alone and an even one does not. Our version asks the cache
 # (`cache.start`).
 #
-# ### Exercise 2.5: comes_back (find out; difficulty 2, 15 minutes)
+# ### Exercise 2.5: comes_back, find out (difficulty 2 of 3, 15 minutes)
 #
 # Users of the published models were told "4k + 1 frames", sent 5, and got 8. `lengths` runs the toy under the
 # published rule (`VAEConfig.first_frame="parity"`). Experiment with it, and find out which lengths come back as they
@@ -523,7 +523,8 @@ comes_back = check("2.5", comes_back)
 for count in (1, 5, 8, 9, 13, 16, 17):
     there, returned = lengths(count)
     ours = f"; ours returns {lengths(count, vae)[1]}" if count % 4 == 1 else ""
-    print(f"{count:2d} frames, {there} latents, back as {returned:2d}: rule {comes_back(count)!s:5s}{ours}")
+    rule = "come back" if comes_back(count) else "do not come back"
+    print(f"{count:2d} frames, {there} latents, back as {returned:2d}; by the rule they {rule}{ours}")
     assert comes_back(count) == (returned == count)
 show_source(Upsample)
 show_source(first_stays_single)
@@ -538,7 +539,7 @@ show_source(first_stays_single)
 # Two clues: the first frame knows of later ones, and pieces differ from the whole. What in the encoder is *not* a
 # convolution, a mean over pairs, or a function of one number? First the instrument.
 #
-# ### Exercise 2.6: first_affected (difficulty 2, 15 minutes)
+# ### Exercise 2.6: first_affected (difficulty 2 of 3, 15 minutes)
 #
 # `network` is any function from a video `b c t h w` to another, perhaps with fewer frames. Change one frame of `clip`
 # in a way that no layer can overlook, and leave `clip` itself as it was. Return the number of the first frame of the
@@ -658,7 +659,7 @@ z_one, z_two = (vae.encode(to_pixels(each)).mode() for each in (one, two))
 pasted = to_clip(vae.decode(torch.cat([z_one[..., :4], z_two[..., 4:]], dim=-1)))  # along the width
 show_rows({"first clip": one, "second clip": two, "pasted latents": pasted},
           "Three rows of frames. A red circle moves up on the left, over navy; a cyan cross moves down on the right, "
-          "over brown; decoded from the pasted latents, both move in one clip, navy on the left and brown on the right.")
+          "over brown; decoded from the pasted latents, both move in one clip, half navy and half brown.")
 plain, seen = vae.decode(latents), {}
 
 

@@ -255,8 +255,8 @@ EXERCISES = (
     Exercise(
         "3.3", "draw", difficulty=1, minutes=10, reference=draw_with_gradient, check=check_draw,
         hints=(
-            "torch.normal(mean, std) has the right distribution and no gradient. Which random numbers need neither mean "
-            "nor std?",
+            "torch.normal(mean, std) has the right distribution and no gradient. Which random numbers need neither "
+            "mean nor std?",
             "torch.randn_like(mean) is standard normal and depends on nothing. How do you give such a number another "
             "mean and another deviation?",
             "The deviation is the root of the variance, (0.5 * logvar).exp(). Multiply by it, then add the mean.",
