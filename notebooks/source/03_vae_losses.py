@@ -55,9 +55,9 @@ compare_clips({"the clip": clip, "least squared error": ghost.expand_as(clip),
 #
 # A VAE learns from its **loss**, one number for how bad a copy is. CogVideoX uses a sum of four: L1, LPIPS, KL and
 # later a GAN ([the paper](https://arxiv.org/abs/2408.06072), section 2.1). The authors published neither the weights
-# of the four nor the code that trains. Here you write both, and see what each part is for: why the star vanishes,
-# what "variational" means, what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation:
-# the box in [notebook 01](01_video_tensors.ipynb).)
+# of the four nor the code that trains. Here you write both, and see why the star vanishes, what "variational" means,
+# what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the box in [notebook
+# 01](01_video_tensors.ipynb).)
 #
 # ## 1. The median trap
 #
@@ -183,8 +183,7 @@ show_figure(figure, "A true frame with its star, and four learned stills. L1: na
 #
 # * **PSNR**, in decibels: $10 \log_{10}(\mathit{peak}^2 / \mathit{mse})$, where *peak* is the distance from black to
 #   white. Ten decibels more is a tenth of the squared error.
-# * **Flicker**: how much a pixel changes from one frame to the next (paper, Table 1, in a unit that it does not
-#   give).
+# * **Flicker**: how much a pixel changes from one frame to the next (paper, Table 1, which gives no unit).
 # * **Sharpness**: how much neighbouring pixels differ within a frame, as a share of the true clip's.
 #
 # We spoil the star clip in three ways. Which copy has the best PSNR, and is the least flicker good?
@@ -363,13 +362,13 @@ assert lpips["star gone"] > 2 * lpips["darker"]
 show_source(PerceptualDistance.forward)
 
 # %% [markdown]
-# LPIPS reverses the ranking. Without the star other features answer; under a cloud they mostly stay. (Frames are
-# compared one by one, so LPIPS does not see time.)
+# LPIPS reverses the ranking: without the star other features answer; under a cloud they stay. (Frames are compared
+# one by one, so LPIPS does not see time.)
 #
 # ## 5. KL: what shape the latent has
 #
-# The encoder does not output one latent: for each latent value it outputs a normal distribution $q$, with mean $\mu$
-# and variance $\sigma^2$. The latent $z$ is drawn from it, and the decoder has to make do with what was drawn.
+# For each latent value the encoder outputs a normal distribution $q$, with mean $\mu$ and variance $\sigma^2$. The
+# latent $z$ is drawn from it, and the decoder has to make do with what was drawn.
 #
 # How does a gradient come back through a draw? By **reparameterisation**: let chance work on something that has no
 # parameters, and let $\mu$ and $\sigma$ act on the result.
@@ -585,8 +584,7 @@ compare_clips({"true frames": rearrange(true_frames[::4][:30], "t c h w -> t h w
 # %% [markdown]
 # The ghost is gone: a star stands there, bright as a true one. Where it stands is a guess, and PSNR punishes that
 # twice, where the star is and where it should be. A GAN never says *which* frame to show. That is the work of the
-# other losses, and what is left to the GAN is what they blur. (Paintings of different noises are often alike: a GAN
-# may forget variety, *mode collapse*.)
+# other losses, and what is left to the GAN is what they blur. (Its paintings are often all alike: *mode collapse*.)
 #
 # CogVideoX's discriminator is 3D: it sees motion, and judges patches of a clip. Its gradients change in size as it
 # learns, so no fixed weight is right for long. The **adaptive weight**, from VQGAN, measures at the last layer of the
@@ -668,10 +666,9 @@ show_source(VAELoss.autoencoder)
 #
 # ### Exercise 3.6: can_be_told, find out (difficulty 2 of 3, 15 minutes)
 #
-# `new` and `old` hold a measure of two variants, one number for each seed, in the same order. Is one higher, or could
-# it be luck? Find a rule that cries "higher" or "lower" in about 5 of 100 studies in which nothing differs, and no
-# more, and still sees a real difference where seeds scatter more than variants do. The check simulates thousands of
-# studies.
+# `new` and `old` hold a measure of two variants, one number for each seed, in the same order. Find a rule that cries
+# "higher" or "lower" in about 5 of 100 studies in which nothing differs, and no more, and still sees a real
+# difference where seeds scatter more than variants do. The check simulates thousands of studies.
 
 # %%
 def can_be_told(new, old):
@@ -736,8 +733,8 @@ assert paired_gain(curves, "kl_per_element", "+KL strong", "+LPIPS").mean < -1
 # ## 8. How much may be thrown away?
 #
 # The paper's Table 1 compares VAEs by compression (height x width x frames for one latent place) and channels. Here
-# are its six rows and small VAEs of the same shapes (`minicogvx ablate vae-compression`). Decibels on real videos and
-# on ours cannot be compared, so we compare each with the one that became CogVideoX, 8 x 8 x 4 with 16 channels.
+# are its six rows and small VAEs of the same shapes (`minicogvx ablate vae-compression`). Real videos and ours
+# differ, so each is compared with the one that became CogVideoX, 8 x 8 x 4 with 16 channels.
 
 # %%
 curves, shapes, ours = load_results("vae-compression"), STUDIES["vae-compression"].variants, "8x8x4, 16 channels"
@@ -754,8 +751,8 @@ axis.set_yticks(range(len(shapes)), [f"{name} ({squeeze[name]:.0f} to 1)" for na
 axis.invert_yaxis()
 axis.set(xlabel=f"PSNR minus that of {ours} (dB)")
 axis.legend()
-show_figure(figure, "PSNR of six VAEs relative to 8x8x4 with 16 channels, in the paper (squares) and in our small runs, "
-                    "a dot for each seed. In brackets, how many pixel values one latent value speaks for.")
+show_figure(figure, "PSNR of six VAEs relative to 8x8x4 with 16 channels, in the paper (squares) and in our runs, a "
+                    "dot for each seed. In brackets, how many pixel values one latent value speaks for.")
 for new, old in (("8x8x4, 16 channels", "8x8x4, 8 channels"), ("8x8x4, 32 channels", "8x8x4, 16 channels"),
                  ("8x8x8, 32 channels", "8x8x4, 16 channels"), ("16x16x8, 128 channels", "8x8x4, 16 channels")):
     print(f"{new} against {old}: paper {published[new] - published[old]:+.1f} dB, "
@@ -818,23 +815,21 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 #
 # <details><summary>2. Where does the KL in the loss come from, and what does its weight mean?</summary>
 #
-# From the lower bound of log p(x): reconstruction minus KL. For L1 the weight is the scale of the errors that are
-# forgiven.
+# From the lower bound of log p(x). For L1 the weight is the scale of the errors that are forgiven.
 # </details>
 #
 # <details><summary>3. Why does the GAN start late, and why is its weight measured?</summary>
 #
-# A discriminator that knows nothing pulls in no useful direction. Its gradients change in size; the adaptive weight
-# keeps its pull in proportion.
+# At first it knows nothing and pulls in no useful direction. Its gradients change in size; the adaptive weight keeps
+# its pull in proportion.
 # </details>
 #
 # **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps.
 # Weights and learning rate were not published; ours were found on coloured shapes.
 #
-# **Where to read on.** `losses.py`, `perceptual.py`, `gan.py` and `discriminator.py` in `minicogvx/vae`;
-# `data/recipes/toy.toml` has the shipped VAE's stages. Papers: VAE, [Kingma and
-# Welling](https://arxiv.org/abs/1312.6114); LPIPS, [Zhang et al.](https://arxiv.org/abs/1801.03924); the adaptive
-# weight, [VQGAN](https://arxiv.org/abs/2012.09841). Next: notebook 04, how noise becomes such a latent.
+# **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `data/recipes/toy.toml` has the
+# shipped VAE's stages. Papers: VAE, [Kingma and Welling](https://arxiv.org/abs/1312.6114); LPIPS, [Zhang et
+# al.](https://arxiv.org/abs/1801.03924); the adaptive weight, [VQGAN](https://arxiv.org/abs/2012.09841).
 
 # %%
 progress()
