@@ -62,7 +62,7 @@ compare_clips({"the clip": clip, "after the VAE": back}, "A magenta ring moves r
 #
 # Here you build it: its convolution, its encoder, into which you load the toy's trained weights, and the way back.
 # You let a clip stream through it piece by piece. On the way two results come out wrong, and you build the instrument
-# that finds the culprit. All of it takes about 130 minutes. Shapes are written as in the box of notation in [notebook
+# that finds the culprit. All of it takes about 125 minutes. Shapes are written as in the box of notation in [notebook
 # 01](01_video_tensors.ipynb).
 #
 # ## 1. A convolution that does not look ahead
@@ -325,7 +325,7 @@ print(f"clip {tuple(pixels.shape)}, latents {tuple(mean.shape)}: {pixels.numel()
 assert apart(mean, at_once) < 1e-3
 
 # %% [markdown]
-# Trained weights in an encoder of your own. Time shrinks 4 times, height and width 8 times: 256 pixels become one
+# The trained weights fit. Time shrinks 4 times, height and width 8 times: 256 pixels become one
 # place. But 3 colours become 16 channels, so the saving is nearer to 40 than to 256. (The log-variance is for
 # notebook 03; here we take the mean, `mode()`.)
 #
@@ -618,7 +618,10 @@ decibels = {name: [psnr(one, to_clip(network.decode(network.encode(to_pixels(one
             for name, network in (("as trained", vae), ("over each frame", over_frame))}
 for name, values in decibels.items():
     print(f"round trip, norm {name}: {sum(values) / len(clips):.1f} dB")
-print("change in dB, 6 clips in pairs:", gain_of_pairs(decibels["over each frame"], decibels["as trained"]).said())
+gain = gain_of_pairs(decibels["over each frame"], decibels["as trained"])
+print(f"over each frame minus as trained: {gain.mean:+.2f} dB (95 % interval over {len(clips)} clips: {gain.low:+.2f} to "
+      f"{gain.high:+.2f})")
+assert abs(gain.mean) < 1
 
 # %% [markdown]
 # Both clues are explained, and strict causality is one field of a config away. In our world neighbouring frames have
@@ -743,9 +746,10 @@ for kind, chosen in kinds.items():
             print(f"  error {error}, {way.__name__:14s}: changes by {sum(added[case]) / len(true):.2f} more, "
                   f"{sum(quality[case]) / len(true):.1f} dB")
 gain = gain_of_pairs(quality["moving", 0.0, "frame_by_frame"], quality["moving", 0.0, "as_clip"])
-print("moving, no error, frame by frame minus as a clip, in dB, 12 clips in pairs:", gain.said())
 more = gain_of_pairs(added["moving", 0.2, "frame_by_frame"], added["moving", 0.2, "as_clip"])
-print("moving, error 0.2, the same for flicker:", more.said())
+print("moving clips in pairs, frame by frame minus as a clip, with 95 % intervals:")
+print(f"  no error: {gain.mean:+.2f} dB ({gain.low:+.2f} to {gain.high:+.2f})")
+print(f"  error 0.2: {more.mean:+.2f} in flicker ({more.low:+.2f} to {more.high:+.2f})")
 outcome("2.4", {"higher": "frame by frame", "lower": "as a clip"}.get(gain.verdict, "no difference can be told"))
 assert max(added["still", 0.0, "as_clip"] + added["still", 0.0, "frame_by_frame"]) < 0.05
 assert sum(added["still", 0.2, "frame_by_frame"]) > 1.3 * sum(added["still", 0.2, "as_clip"]) and more.mean > 0
