@@ -619,8 +619,8 @@ decibels = {name: [psnr(one, to_clip(network.decode(network.encode(to_pixels(one
 for name, values in decibels.items():
     print(f"round trip, norm {name}: {sum(values) / len(clips):.1f} dB")
 gain = gain_of_pairs(decibels["over each frame"], decibels["as trained"])
-print(f"over each frame minus as trained: {gain.mean:+.2f} dB (95 % interval over {len(clips)} clips: {gain.low:+.2f} to "
-      f"{gain.high:+.2f})")
+print(f"over each frame minus as trained: {gain.mean:+.2f} dB (95 % interval over {len(clips)} clips: "
+      f"{gain.low:+.2f} to {gain.high:+.2f})")
 assert abs(gain.mean) < 1
 
 # %% [markdown]
