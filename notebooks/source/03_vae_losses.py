@@ -239,7 +239,7 @@ teach = check("3.2", teach)
 
 # %% [markdown]
 # Your loop trains two VAEs on the very same clips of 9 frames and 32 x 32 pixels, from the same start: one with L1
-# alone, one with L1 + 10 L2. (A little KL is in both.) We measure on 16 clips that training never draws.
+# alone, one with L1 + 10 L2. (A little KL is in both.) They are measured on 16 other clips.
 #
 # **Prediction 3.2.** After 90 steps, whose copies move more, measured by flicker?
 
@@ -531,22 +531,22 @@ print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this 
 predict("3.3", "a star somewhere", "the ghost", "nothing at all")
 
 # %% tags=["folded", "nbval-ignore-output"]
-SIDE = 32
-true_frames = rearrange(render(star, 129, SIDE, SIDE), "t h w c -> t c h w")  # 129 moments of the same way
-frames = true_frames.to(device) * 2 - 1
+strips = rearrange(render(star, 129, 64, 64)[:, 24:40], "t h w c -> t c h w")  # its way, at 129 moments
+strips = F.avg_pool2d(strips, 2)  # t 3 8 32, in 0..1
+as_model = strips.to(device) * 2 - 1
 
 
-def painted_stars(seed, steps=300, batch=32):
-    """Painter and discriminator, trained in turns -> 16 paintings after every tenth step, step n 3 h w in 0..1."""
+def painted_stars(seed, steps=800, batch=32):
+    """Painter and discriminator, trained in turns -> 16 paintings after every 25th step, step n 3 h w in 0..1."""
     torch.manual_seed(seed)
-    painter = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
-                            nn.Linear(256, 3 * SIDE * SIDE), nn.Tanh(), nn.Unflatten(1, (3, SIDE, SIDE))).to(device)
-    judge = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(32, 64, 4, 2, 1), nn.LeakyReLU(0.1),
-                          nn.Conv2d(64, 64, 4, 2, 1), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(1024, 1)).to(device)
+    painter = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 3 * 8 * 32),
+                            nn.Tanh(), nn.Unflatten(1, (3, 8, 32))).to(device)
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 32, 128), nn.LeakyReLU(0.1), nn.Linear(128, 128),
+                          nn.LeakyReLU(0.1), nn.Linear(128, 1)).to(device)
     paints, judges = (torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.9)) for network in (painter, judge))
     noise, kept = torch.randn(16, 8).to(device), []
     for step in range(steps):
-        true, painting = frames[torch.randint(len(frames), (batch,))], painter(torch.randn(batch, 8).to(device))
+        true, painting = as_model[torch.randint(129, (batch,))], painter(torch.randn(batch, 8).to(device))
         missed = torch.relu(1 - judge(true)).mean() + torch.relu(1 + judge(painting.detach())).mean()
         judges.zero_grad()
         missed.backward()
@@ -554,37 +554,47 @@ def painted_stars(seed, steps=300, batch=32):
         paints.zero_grad()
         (-judge(painting).mean()).backward()
         paints.step()
-        if step % 10 == 9:
+        if step % 25 == 24:
             kept.append(painter(noise).detach().cpu() / 2 + 0.5)
     return torch.stack(kept)
 
 
 with torch.enable_grad():
-    paintings = {seed: painted_stars(seed) for seed in (0, 1)}
-stills = {"nothing at all": true_frames.median(dim=0).values[None], "the ghost": true_frames.mean(dim=0)[None],
+    paintings = {seed: painted_stars(seed) for seed in (0, 1, 2)}
+stills = {"nothing at all": strips.median(dim=0).values[None], "the ghost": strips.mean(dim=0)[None],
           **{f"GAN, seed {seed}": kept[-1] for seed, kept in paintings.items()}}
-decibels = {name: sum(psnr(true, one) for true in true_frames[::8] for one in of_one) / (17 * len(of_one))
+decibels = {name: sum(psnr(true, one) for true in strips[::8] for one in of_one) / (17 * len(of_one))
             for name, of_one in stills.items()}
 peaks = {name: of_one[:, 0].amax(dim=(1, 2)).mean().item() for name, of_one in stills.items()}  # of red
 for name, value in decibels.items():
     print(f"{name:15s} PSNR {value:.1f} dB, brightest red {peaks[name]:.2f}")
-print(f"{'true frames':15s}               brightest red {true_frames[:, 0].amax(dim=(1, 2)).mean():.2f}")
-by_option = {"nothing at all": decibels["nothing at all"], "the ghost": decibels["the ghost"],
-             "a star somewhere": (decibels["GAN, seed 0"] + decibels["GAN, seed 1"]) / 2}
-outcome("3.3", max(by_option, key=by_option.get))
-assert min(peaks["GAN, seed 0"], peaks["GAN, seed 1"]) > 1.5 * peaks["the ghost"]
 
-as_clips = {name: rearrange(kept[:, 0], "s c h w -> s h w c") for name, kept in
-            {"GAN, seed 0": paintings[0], "GAN, seed 1": paintings[1]}.items()}
-compare_clips({"true frames": rearrange(true_frames[::4][:30], "t c h w -> t h w c"),
-               "the ghost": rearrange(stills["the ghost"].expand(30, -1, -1, -1), "t c h w -> t h w c"), **as_clips},
-              "True frames; the ghost; and, for two seeds, what the painter makes of one noise while it learns, from a "
-              "grey noise to one bright star.")
+
+def scatter(pictures):
+    """By how much of the width the places of the stars scatter: a standard deviation."""
+    red = (pictures[:, 0] - 0.4).clamp(min=0).sum(dim=1)  # n w
+    return ((red * torch.arange(32)).sum(dim=1) / (red.sum(dim=1) + 1e-6)).std().item() / 32
+
+
+print(f"{'true frames':15s}               brightest red {strips[:, 0].amax(dim=(1, 2)).mean():.2f}")
+print("places scatter by", ", ".join(f"{scatter(kept[-1]):.2f}" for kept in paintings.values()),
+      f"of the width (three seeds); true ones by {scatter(strips):.2f}")
+of_gan = [decibels[f"GAN, seed {seed}"] for seed in paintings]
+by_option = {"a star somewhere": sum(of_gan) / 3} | {name: decibels[name] for name in ("the ghost", "nothing at all")}
+outcome("3.3", max(by_option, key=by_option.get))
+assert min(peaks[f"GAN, seed {seed}"] for seed in paintings) > 1.5 * peaks["the ghost"]
+
+compare_clips({"true frames": rearrange(strips[::4][:32], "t c h w -> t h w c"),
+               "the ghost": rearrange(stills["the ghost"].expand(32, -1, -1, -1), "t c h w -> t h w c"),
+               "GAN, one noise": rearrange(paintings[0][:, 0], "s c h w -> s h w c"),
+               "GAN, another": rearrange(paintings[0][:, 1], "s c h w -> s h w c")},
+              "The strip through which the star passes: true frames; the ghost; and what the painter makes of two "
+              "noises while it learns, from grey to one bright star.")
 
 # %% [markdown]
 # The ghost is gone: a star stands there, bright as a true one. Where it stands is a guess, and PSNR punishes that
 # twice, where the star is and where it should be. A GAN never says *which* frame to show. That is the work of the
-# other losses, and what is left to the GAN is what they blur. (Its paintings are often all alike: *mode collapse*.)
+# other losses, and what is left to the GAN is what they blur. (A GAN may forget variety: see the scatter.)
 #
 # CogVideoX's discriminator is 3D: it sees motion, and judges patches of a clip. Its gradients change in size as it
 # learns, so no fixed weight is right for long. The **adaptive weight**, from VQGAN, measures at the last layer of the
@@ -662,7 +672,7 @@ show_source(VAELoss.autoencoder)
 # and LPIPS already name. This is how we read the paper's "a few thousand steps".
 #
 # What does each part do? `minicogvx ablate vae-losses` adds one after the other. A seed settles the start and the
-# clips, and all variants share it.
+# clips of all variants.
 #
 # ### Exercise 3.6: can_be_told, find out (difficulty 2 of 3, 15 minutes)
 #
