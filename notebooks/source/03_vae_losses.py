@@ -9,7 +9,6 @@
 # %% tags=["nbval-ignore-output"]
 import copy
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +135,7 @@ best_still = check("3.1", best_still)
 # Now let a machine learn it. The simplest "network" has no eyes: it is one grey image, and gradient descent changes
 # its pixels until the loss of the whole clip is small. Does it find the empty image, too?
 
-# %%
+# %% tags=["nbval-ignore-output"]
 def learned_still(l1_weight, l2_weight, steps=300):
     """A still image found by gradient descent on the loss of the whole clip."""
     image = torch.full_like(clip[0], 0.5, requires_grad=True)
