@@ -1,4 +1,5 @@
-"""Exercises of notebook 03, what the VAE learns from: the best still, PSNR, KL, hinge losses, the adaptive weight."""
+"""Exercises of notebook 03, what the VAE learns from: the best still, a training loop, the latent's draw and its price,
+the adaptive weight, and what several seeds allow to say."""
 
 import math
 
@@ -6,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
-from minicogvx.vae.gan import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
+from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_shape
+from minicogvx.course.exercises.seeds_told import check_can_be_told, told_of_pairs
+from minicogvx.course.exercises.training_loop import check_teach, train_on_batches
+from minicogvx.vae.gan import adaptive_weight
 
 # ---- 3.1 best_still
 
@@ -38,10 +41,10 @@ def check_best_still(best_still) -> None:
 
 
 def _check_still(best_still, name: str, film: Tensor, l1_weight: float, l2_weight: float) -> None:
-    given, what = film.clone(), f"best_still(film, {l1_weight:g}, {l2_weight:g}) of {name}"
+    given, what = film.clone(), f"best_still(clip, {l1_weight:g}, {l2_weight:g}) of {name}"
     still = best_still(given, l1_weight, l2_weight)
     if not torch.equal(given, film):
-        raise Wrong("best_still changes its input film; work on a copy: film.clone().")
+        raise Wrong("best_still changes its input clip; work on a copy: clip.clone().")
     expect_shape(what, still, tuple(film.shape[1:]))
     still, wanted = still.double(), constant_of_least_error(film.double(), l1_weight, l2_weight)
     if not torch.isfinite(still).all():
@@ -63,121 +66,111 @@ def _error_of(film: Tensor, still: Tensor, l1_weight: float, l2_weight: float) -
     return l1_weight * apart.abs().mean(dim=0) + l2_weight * apart.square().mean(dim=0)
 
 
-# ---- 3.2 psnr_of_clips
+# ---- 3.3 draw
 
 
-def decibels_of_clips(video: Float[Tensor, "b c t h w"], copy: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each clip in dB, pixels in -1..1 (peak 2); the copy is clamped first."""
-    error = (video.float() - copy.float().clamp(-1, 1)).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(4 / error)
+def draw_with_gradient(mean: Float[Tensor, "b c t h w"],
+                       logvar: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+    """A draw from N(mean, exp(logvar)) that can be differentiated: noise without parameters, stretched and shifted."""
+    return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
 
 
-def check_psnr_of_clips(psnr_of_clips) -> None:
-    """A known error, one number a clip, the mean before the logarithm, and copies that overshoot."""
-    video = torch.rand(2, 3, 5, 4, 4) * 1.6 - 0.8
-    error = torch.tensor([0.02, 0.1]).reshape(2, 1, 1, 1, 1)
-    got = _decibels(psnr_of_clips, video, video + error)
-    wanted = decibels_of_clips(video, video + error)
-    if torch.allclose(got, wanted - 20 * math.log10(2), atol=0.05):
-        raise Wrong(f"psnr_of_clips gives {got[0].item():.2f} dB where every pixel is off by 0.02; it must be "
-                    f"{wanted[0].item():.2f}. Pixels run from -1 to 1, so the peak is 2.")
-    if torch.allclose(got[0], got[1], atol=0.05):
-        raise Wrong(f"Two clips with errors of 0.02 and 0.1 both get {got[0].item():.2f} dB; each clip has its own "
-                    f"error, so average over c t h w and keep b.")
-    expect_close("psnr_of_clips of two clips whose pixels are off by 0.02 and by 0.1,", got, wanted, atol=0.02)
-    uneven = video.clone()
-    uneven[:, :, 0] += 0.1
-    uneven[:, :, 1:] += 0.001
-    got, wanted = _decibels(psnr_of_clips, video, uneven), decibels_of_clips(video, uneven)
-    if not torch.allclose(got, wanted, atol=0.05):
-        raise Wrong(f"In a clip of 5 frames the first is off by 0.1, the others by 0.001: psnr_of_clips gives "
-                    f"{got[0].item():.2f} dB; it must be {wanted[0].item():.2f}. Average the squared error over the "
-                    f"whole clip first, and take the logarithm then.")
-    over = torch.where(torch.rand_like(video) < 0.5, 1.5, video + 0.1)
-    true = torch.where(over == 1.5, 1.0, video)
-    got, wanted = _decibels(psnr_of_clips, true, over), decibels_of_clips(true, over)
-    if not torch.allclose(got, wanted, atol=0.02):
-        raise Wrong(f"A copy holds 1.5 where the video is 1; shown, both are the brightest there is. psnr_of_clips "
-                    f"gives {got[0].item():.2f} dB; with the copy clamped to -1..1 it must be {wanted[0].item():.2f}.")
+def check_draw(draw) -> None:
+    """Mean and deviation of many draws, values that are independent, new ones each time, and both gradients."""
+    mean = torch.tensor([[3.0], [-1.0]]).expand(2, 4000).reshape(2, 4, 10, 10, 10).clone()
+    for deviation in (0.5, 2.0):
+        logvar = torch.full_like(mean, 2 * math.log(deviation))
+        z = draw(mean.clone(), logvar.clone())
+        what = f"draw(mean, logvar) with mean 3 and deviation {deviation:g} (logvar {2 * math.log(deviation):.2f})"
+        expect_shape(what, z, tuple(mean.shape))
+        if not torch.isfinite(z).all():
+            raise Wrong(f"{what} holds NaN or infinity.")
+        found = z[0].std().item()
+        if found < 1e-3:
+            raise Wrong(f"{what} gives the same value everywhere; every latent value needs noise of its own.")
+        if abs(z[0].mean().item() - 3) > 0.3:
+            raise Wrong(f"{what}: the mean of 4,000 draws is {z[0].mean().item():.2f}.")
+        if abs(found / deviation - 1) > 0.1:
+            raise Wrong(f"{what}: the deviation of 4,000 draws is {found:.2f}. logvar is the logarithm of the "
+                        f"variance, and the deviation is the root of the variance.")
+        if z[0].flatten(1).std(dim=1).min() < 0.5 * deviation or torch.allclose(z[0] - mean[0], z[1] - mean[1]):
+            raise Wrong(f"{what}: some values share their noise; each needs noise of its own.")
+        if torch.equal(draw(mean.clone(), logvar.clone()), z):
+            raise Wrong("Two draws are the same; each call must draw anew.")
+    _check_gradients(draw)
 
 
-def _decibels(psnr_of_clips, video: Tensor, copy: Tensor) -> Tensor:
-    got = psnr_of_clips(video.clone(), copy.clone())
-    expect_shape(f"psnr_of_clips of {len(video)} clips", got, (len(video),))
-    if (got < 0).all():
-        raise Wrong(f"psnr_of_clips gives {got[0].item():.2f} dB for a good copy; less error must be more decibels.")
-    return got
+def _check_gradients(draw) -> None:
+    with torch.enable_grad():
+        mean, logvar = (torch.zeros(1, 2, 3, 3, 3, requires_grad=True) for _ in range(2))
+        z = draw(mean, logvar)
+        if not z.requires_grad:
+            raise Wrong("No gradient comes back through the draw. torch.normal and .sample() draw, and a draw cannot "
+                        "be differentiated; .detach() cuts what could. Draw noise that depends on nothing, and let "
+                        "mean and logvar act on it.")
+        slopes = torch.autograd.grad(z.sum(), (mean, logvar), allow_unused=True)
+    for name, slope in zip(("mean", "logvar"), slopes):
+        if slope is None or not slope.abs().max() > 0:
+            raise Wrong(f"No gradient reaches {name}: training could never change it.")
+    if (slopes[0] - 1).abs().max() > 1e-4 or (slopes[1] - 0.5 * z.detach()).abs().max() > 1e-3:
+        raise Wrong("The gradients are not those of a draw: with mean 0 and logvar 0, the slope of z by mean is 1, "
+                    "and by logvar z / 2.")
 
 
-# ---- 3.3 nats_per_clip
+# ---- 3.4 nats_by_dice
+
+
+def nats_by_drawing(mean: Float[Tensor, "b c t h w"], logvar: Float[Tensor, "b c t h w"],
+                    draws: int = 1000) -> Float[Tensor, " b"]:
+    """KL of N(mean, exp(logvar)) from N(0, 1) in nats, summed over a clip's latent, as a mean over draws."""
+    total = torch.zeros(len(mean), device=mean.device)
+    for _ in range(draws):
+        noise = torch.randn_like(mean)
+        z = mean + (0.5 * logvar).exp() * noise
+        total += 0.5 * (z.square() - noise.square() - logvar).flatten(1).sum(dim=1)  # log q(z) - log p(z)
+    return total / draws
 
 
 def kl_from_standard_normal(mean: Float[Tensor, "b c t h w"],
                             logvar: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
-    """KL of N(mean, exp(logvar)) from N(0, 1) in nats, summed over a clip's latent: one number a clip."""
+    """The same without draws: 0.5 (mean^2 + variance - 1 - logvar), summed over a clip's latent."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)
 
 
-def check_nats_per_clip(nats_per_clip) -> None:
+def check_nats_by_dice(nats_by_dice) -> None:
     """Nothing for a standard normal; what a mean and what a variance costs; the sum over a clip, clip by clip."""
     zero = torch.zeros(3, 4, 2, 3, 3)
     count = zero[0].numel()
-    for name, mean, logvar, why in (
-        ("mean 0 and variance 1", zero, zero, "That is the standard normal itself."),
-        ("mean 1 and variance 1", zero + 1, zero, "A mean m costs m^2 / 2."),
-        ("mean -2 and variance 1", zero - 2, zero, "A mean m costs m^2 / 2, whatever its sign."),
-        ("mean 0 and variance 0.01", zero, zero + math.log(0.01),
-         "logvar is the logarithm of the variance, so the variance is exp(logvar)."),
-        ("mean 0 and variance 4", zero, zero + math.log(4), "Too wide costs, too: nothing may be below 0."),
+    for name, mean, logvar in (
+        ("mean 0 and variance 1", zero, zero),
+        ("mean 1 and variance 1", zero + 1, zero),
+        ("mean -2 and variance 1", zero - 2, zero),
+        ("mean 0 and variance 0.01", zero, zero + math.log(0.01)),
+        ("mean 0 and variance 4", zero, zero + math.log(4)),
     ):
-        got = nats_per_clip(mean.clone(), logvar.clone())
-        expect_shape(f"nats_per_clip of 3 clips with {name}", got, (3,))
-        wanted = kl_from_standard_normal(mean, logvar)[0].item()
-        if abs(got[0].item() * count - wanted) < 1e-2 and wanted:
-            raise Wrong(f"nats_per_clip gives the mean over a clip's {count} latent numbers, {got[0].item():.4g}; it "
-                        f"must be their sum, {wanted:.4g}.")
-        if not abs(got[0].item() - wanted) < 1e-2:
-            raise Wrong(f"nats_per_clip of {count} latent numbers with {name} is {got[0].item():.4g}; it must be "
-                        f"{wanted:.4g}. {why}")
+        _check_nats(nats_by_dice, f"of {count} latent values with {name}", mean, logvar)
     mean, logvar = torch.randn(3, 4, 2, 3, 3), torch.randn(3, 4, 2, 3, 3)
-    expect_close("nats_per_clip(mean, logvar) of three different clips", nats_per_clip(mean, logvar),
-                 kl_from_standard_normal(mean, logvar), atol=1e-2)
+    _check_nats(nats_by_dice, "of a clip of its own mean and variance everywhere", mean, logvar)
 
 
-# ---- 3.4 hinge_losses
-
-
-def both_hinge_losses(real: Float[Tensor, "*patch"],
-                      fake: Float[Tensor, "*patch"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """What the discriminator minimises, and what the autoencoder minimises, from logits of patches (high is "real")."""
-    return hinge_discriminator_loss(real, fake), hinge_generator_loss(fake)
-
-
-def check_hinge_losses(hinge_losses) -> None:
-    """Undecided, sure, mistaken; no reward beyond the margin; patch by patch."""
-    for name, real, fake, why in (
-        ("all logits are 0, so it is undecided", [0, 0], [0, 0], "Both margins are missed by 1."),
-        ("it is sure: 1 for real and -1 for fake patches", [1, 1], [-1, -1], "Both margins are just reached."),
-        ("it is surer than it need be: 3 and -5", [3, 3], [-5, -5], "Beyond the margin there is nothing to gain."),
-        ("it takes everything for real: all logits are 1", [1, 1], [1, 1], "Only the fake patches miss the margin."),
-        ("it takes everything for fake: all logits are -2", [-2, -2], [-2, -2],
-         "Only the real patches miss the margin."),
-        ("patches differ: real 3 and -1, fake -3 and 1", [3, -1], [-3, 1],
-         "Each patch has its own margin: first max, then the mean."),
-    ):
-        real, fake = (torch.tensor(logits).float().reshape(2, 1, 1, 1) for logits in (real, fake))
-        got = hinge_losses(real.clone(), fake.clone())
-        if got is None:
-            raise Wrong("hinge_losses is None; does your function end in return?")
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise Wrong(f"hinge_losses gives one {type(got).__name__}; it must be two losses, the discriminator's and "
-                        f"the autoencoder's.")
-        for who, mine, wanted in zip(("discriminator", "autoencoder"), got, both_hinge_losses(real, fake)):
-            expect_shape(f"The {who}'s loss", mine, ())
-            if abs(mine.item() - wanted.item()) > 1e-4:
-                reason = why if who == "discriminator" else "It is minus the mean logit of the fake patches."
-                raise Wrong(f"The {who}'s loss is {mine.item():.3g} where {name}; it must be {wanted.item():.3g}. "
-                            f"{reason}")
+def _check_nats(nats_by_dice, of_what: str, mean: Tensor, logvar: Tensor) -> None:
+    draws, count = 1000, mean[0].numel()
+    got = nats_by_dice(mean.clone(), logvar.clone(), draws=draws)
+    expect_shape(f"nats_by_dice of {len(mean)} clips", got, (len(mean),))
+    wanted, variance = kl_from_standard_normal(mean, logvar), logvar.exp()
+    # log q - log p of a value with noise e is 0.5 ((m + s e)^2 - e^2 - log v): its variance is m^2 v + 0.5 (v - 1)^2
+    sigma = ((mean.square() * variance + 0.5 * (variance - 1).square()).flatten(1).sum(dim=1) / draws).sqrt()
+    apart = (got - wanted).abs()
+    if (apart < 5 * sigma + 0.02).all():
+        return
+    i = int(apart.argmax())
+    said = f"nats_by_dice {of_what} is {got[i].item():.4g}; it is about {wanted[i].item():.4g}"
+    for factor, why in ((1 / count, f"You average over a clip's {count} latent values; a clip's nats are their sum."),
+                        (-1.0, "The sign is wrong: log q(z) minus log p(z), and z is drawn from q.")):
+        if wanted[i] > 1 and abs(got[i].item() - factor * wanted[i].item()) < 5 * sigma[i].item() * abs(factor) + 0.02:
+            raise Wrong(f"{said}. {why}")
+    raise Wrong(f"{said}, with a scatter of {sigma[i].item():.2g}. Draw z from q = N(mean, exp(logvar)); log q(z) is "
+                f"-log s - (z - m)^2 / (2 s^2), up to a constant that log p(z) has as well.")
 
 
 # ---- 3.5 pull_weight
@@ -242,48 +235,63 @@ EXERCISES = (
         hints=(
             "Every place stands alone, and its error is a valley in c. At the bottom the slope is 0. What is the "
             "slope of |x - c|, and what that of (x - c)^2?",
-            "The slope is l1_weight * (c - film).sign().mean(dim=0) + 2 * l2_weight * (c - film).mean(dim=0). Where "
+            "The slope is l1_weight * (c - clip).sign().mean(dim=0) + 2 * l2_weight * (c - clip).mean(dim=0). Where "
             "it is positive, c is too large.",
-            "Halve an interval: low = film.amin(dim=0), high = film.amax(dim=0). Take the middle 30 times or more; "
+            "Halve an interval: low = clip.amin(dim=0), high = clip.amax(dim=0). Take the middle 30 times or more; "
             "torch.where(slope > 0, middle, high) is the new high, and low goes the other way.",
         ),
     ),
     Exercise(
-        "3.2", "psnr_of_clips", difficulty=1, minutes=10, reference=decibels_of_clips, check=check_psnr_of_clips,
+        "3.2", "teach", difficulty=2, minutes=15, reference=train_on_batches, check=check_teach,
         hints=(
-            "PSNR is 10 log10(peak^2 / mean squared error). How far apart are the darkest and the brightest pixel?",
-            "The copy may overshoot: copy.clamp(-1, 1). Then the squared error, .flatten(1).mean(dim=1), one for "
-            "each clip.",
-            "10 * torch.log10(4 / error), with the logarithm last.",
+            "Four things happen for each video: a copy, a loss, a gradient, a step. PyTorch adds each gradient to what "
+            "is left of the last one. Who clears it, and when?",
+            "copy, posterior = vae(video); total = loss(video, copy, posterior). total.backward() makes the gradient, "
+            "optimizer.step() uses it, optimizer.zero_grad() clears it, before the next backward and not between these "
+            "two.",
+            "Collect total.item(), a plain number: a list of tensors would keep the graph of every step alive.",
         ),
     ),
     Exercise(
-        "3.3", "nats_per_clip", difficulty=1, minutes=10, reference=kl_from_standard_normal, check=check_nats_per_clip,
+        "3.3", "draw", difficulty=1, minutes=10, reference=draw_with_gradient, check=check_draw,
         hints=(
-            "For one number with mean m and variance v it is (m^2 + v - 1 - log v) / 2. Which of these do you have, "
-            "and which must be computed from logvar?",
-            "v is logvar.exp(), and log v is logvar itself. With m = 0 and v = 1 it must be 0.",
-            "Sum over all axes but the first: .flatten(1).sum(dim=1).",
+            "torch.normal(mean, std) has the right distribution and no gradient. Which random numbers need neither "
+            "mean nor std?",
+            "torch.randn_like(mean) is standard normal and depends on nothing. How do you give such a number another "
+            "mean and another deviation?",
+            "The deviation is the root of the variance, (0.5 * logvar).exp(). Multiply by it, then add the mean.",
         ),
     ),
     Exercise(
-        "3.4", "hinge_losses", difficulty=1, minutes=10, reference=both_hinge_losses, check=check_hinge_losses,
+        "3.4", "nats_by_dice", difficulty=2, minutes=15, reference=nats_by_drawing, check=check_nats_by_dice,
         hints=(
-            "The discriminator wants real logits of at least 1 and fake ones of at most -1. By how much does a patch "
-            "miss its margin?",
-            "A real patch misses by max(0, 1 - real), a fake one by max(0, 1 + fake); torch.relu is max(0, ...). "
-            "Half of each mean.",
-            "The autoencoder's loss is -fake.mean(): no margin there. Return both, the discriminator's first.",
+            "Draw z with your draw, many times. How much more likely is each z under N(mean, exp(logvar)) than under "
+            "N(0, 1)?",
+            "torch.distributions.Normal(m, s).log_prob(z) is the logarithm of a density; s is the deviation. You need "
+            "one for q and one for p.",
+            "In a loop over draws, add (log_q - log_p).flatten(1).sum(dim=1), one number for each clip; divide by "
+            "draws at the end.",
         ),
     ),
     Exercise(
         "3.5", "pull_weight", difficulty=2, minutes=15, reference=adaptive_weight, check=check_pull_weight,
         hints=(
             "How strongly does a loss pull at last_layer? torch.autograd.grad(loss, last_layer) gives a tuple with "
-            "the gradient.",
-            "Both gradients with retain_graph=True, or training cannot go back through the graph. The pull is "
-            "gradient.norm().",
+            "the gradient, and the norm of that is the pull.",
+            "Both gradients with retain_graph=True, or training cannot go back through the graph. By which factor must "
+            "the GAN's be multiplied to be as long as the other?",
             "(norm of nll's) / (norm of gan's + 1e-4), then .clamp(0, 1e4) and .detach().",
+        ),
+    ),
+    Exercise(
+        "3.6", "can_be_told", difficulty=2, minutes=15, reference=told_of_pairs, check=check_can_be_told,
+        hints=(
+            "Some seeds are good for both variants and some bad for both. Which numbers, one for each seed, are free "
+            "of that?",
+            "Take the differences, new minus old, seed by seed. Their mean lies within t * s / sqrt(n) of the truth in "
+            "95 of 100 studies, where s is their standard deviation (divide by n - 1).",
+            "scipy.stats.t.ppf(0.975, n - 1) is t: 2.78 for five seeds, not 1.96. If the whole interval is above 0, "
+            "say higher; below 0, lower.",
         ),
     ),
 )
