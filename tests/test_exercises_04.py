@@ -242,7 +242,7 @@ def test_the_references_are_what_the_package_computes():
 
 def test_walks_of_the_perfect_network_end_in_its_world():
     few, many = walk_error(range(999, 0, -200)), walk_error(range(999, 0, -10))
-    assert many < 0.05 < 3 * many < few
+    assert many < 0.02 and few > 5 * many
     plain, strong = guided_numbers(1.0), guided_numbers(6.0)
     assert abs((plain < 0.6).double().mean() - 0.5) < 0.02  # half of them in each of the caption's two clouds
     assert (strong < 0.6).double().mean() < 0.02 and strong.std() < 0.5 * plain.std()
