@@ -90,6 +90,20 @@ def test_a_curve_falls_and_a_seed_fixes_it_in_any_order_of_the_variants(latents)
     assert first.text.encode(["a red circle moves right"]).shape == (1, 32, 16) and not first.text.encoder.training
 
 
+def test_a_judge_is_asked_about_each_trained_model_and_its_answer_is_kept(latents, tmp_path):
+    asked, shares = [], {"shape": 0.25, "all": 0.0}
+
+    def judge(model, text):
+        asked.append((model.config, model.training))
+        return shares
+
+    curves = compare({"rope": ROPE, "learned": LEARNED}, latents, judge=judge)
+    assert asked == [(ROPE, False), (LEARNED, False)]
+    write_results(tmp_path / "position.json", some_results(list(curves.values())))
+    assert [curve.obeyed for curve in read_results(tmp_path / "position.json").curves] == [shares, shares]
+    assert compare({"rope": ROPE}, latents, steps=1)["rope"].obeyed == {}
+
+
 def test_clips_held_back_are_never_trained_on(latents):
     poisoned = latents.mean.clone()
     poisoned[8:] = float("nan")
