@@ -594,8 +594,8 @@ moments = torch.arange(32)[:, None] * 4 + torch.tensor([0, 32, 64, 96])
 ghosts = strips.mean(dim=0).expand(32, 4, -1, -1, -1)
 compare_clips({"true frames": four(strips[moments % 129]), "the ghost": four(ghosts),
                "GAN, seed 0": four(paintings[0]), "GAN, seed 1": four(paintings[1])},
-              "Strips through which the star passes, four under each other: true frames; the ghost; and, for two seeds, "
-              "what a painter makes of four noises while it learns, from grey to one star in each.")
+              "Strips through which the star passes, four under each other: true frames; the ghost; and, for two "
+              "seeds, what a painter makes of four noises while it learns, from grey to one star in each.")
 
 # %% [markdown]
 # The ghost is gone: a star stands there, bright as a true one. Where it stands is a guess, and PSNR punishes that
