@@ -58,10 +58,10 @@ def compare(variants, latents, steps=3, **options):
 def test_every_variant_sees_the_same_clips_noise_and_first_text_features(latents, monkeypatch):
     seen, losses = [], TransformerTask.losses
 
-    def watched(self, batch):
+    def watched(self, batch, *weight):
         drawn = [(e.caption, e.timestep, e.latents.sum().item(), e.noise.sum().item()) for e in batch.examples]
         seen.append((drawn, self.text_features(batch).detach()))
-        return losses(self, batch)
+        return losses(self, batch, *weight)
 
     monkeypatch.setattr(TransformerTask, "losses", watched)
     calls = []
