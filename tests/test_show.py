@@ -68,7 +68,7 @@ def test_clips_side_by_side_have_gaps_and_labels_and_play_together(shown):
     wanted = torch.stack([grey[:, 0, 0, 0], grey.flip(0)[:, 0, 0, 0], grey[[0, 1, 1, 1, 1], 0, 0, 0]], dim=1)
     assert (middles - wanted).abs().max() < 0.03  # the short one waits at its last frame
     assert film[:, :, [step - 2, 2 * step - 2]].min() > 0.9
-    assert re.findall(r"width: ([0-9.]+)%[^>]*>([^<]*)<", html) == [
+    assert re.findall(r"<span [^>]*width: ([0-9.]+)%[^>]*>([^<]*)<", html) == [
         ("34.00", "rises"), ("34.00", "&lt;falls&gt;"), ("32.00", "short")]  # the last has no gap
     assert f'width="{3 * film.shape[2]}"' in html and f"max-width: {3 * film.shape[2]}px" in html
     assert shown[1][1]["image/png"]["alt"] == "Three squares."
