@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from minicogvx.course.exercises import find
-from minicogvx.course.exercises.notebook_03 import kl_from_standard_normal
+from minicogvx.course.exercises.latent_draws import kl_from_standard_normal
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from tests.guards import guard
 

@@ -46,12 +46,12 @@ def to_clip(pixels):
     return (rearrange(pixels.cpu(), "1 c t h w -> t h w c") / 2 + 0.5).clamp(0, 1)
 
 
-ring = Scene((ShapeObject("ring", "magenta", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44),), "navy")
+ring = Scene((ShapeObject("ring", "purple", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44),), "navy")
 clip = render(ring, 17, 64, 64)  # t h w 3
 pixels = to_pixels(clip)
 latents = vae.encode(pixels).mode()  # b c t h w
 back = to_clip(vae.decode(latents))
-compare_clips({"the clip": clip, "after the VAE": back}, "A magenta ring moves right over navy, once as it was drawn "
+compare_clips({"the clip": clip, "after the VAE": back}, "A purple ring moves right over navy, once as it was drawn "
                                                          "and once after the VAE.", pipe.fps)
 
 # %% [markdown]
@@ -743,7 +743,7 @@ for kind, chosen in kinds.items():
             kept[case] = copies[0]
             added[case] = [flicker(copy) - flicker(one) for one, copy in zip(true, copies)]
             quality[case] = [psnr(one, copy) for one, copy in zip(true, copies)]
-            print(f"  error {error}, {way.__name__:14s}: changes by {sum(added[case]) / len(true):.2f} more, "
+            print(f"  error {error}, {way.__name__:14s}: flicker beyond that {sum(added[case]) / len(true):+.2f}, "
                   f"{sum(quality[case]) / len(true):.1f} dB")
 gain = gain_of_pairs(quality["moving", 0.0, "frame_by_frame"], quality["moving", 0.0, "as_clip"])
 more = gain_of_pairs(added["moving", 0.2, "frame_by_frame"], added["moving", 0.2, "as_clip"])

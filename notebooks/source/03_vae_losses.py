@@ -455,7 +455,7 @@ assert max(bounds) < truth + 0.01
 figure, ((axis,),) = new_figure(width=5.5, height=2.4)
 axis.plot(sigmas, bounds, label="the bound")
 axis.axhline(truth, color="#D55E00", linestyle="--", label="log p(x)")
-axis.set(xlabel="sigma of q", ylabel="nats")
+axis.set(xlabel="sigma of q", ylabel="nats", ylim=(-2.6, -1.3))
 axis.legend()
 show_figure(figure, "The bound over sigma: low for a tiny sigma, highest near 0.5, where it almost touches the dashed "
                     "line of log p(x), and falling for a large one.")
@@ -760,13 +760,13 @@ figure, ((axis,),) = new_figure(width=7.5, height=2.8)
 differences = {place: [ends[name][seed] - ends[ours][seed] for seed in ends[name]] for place, name in enumerate(shapes)}
 draw_seeds(axis, differences, label="ours, with 95 % interval")
 axis.plot([published[name] - published[ours] for name in shapes], range(len(shapes)), "s", color="#D55E00",
-          markersize=6, label="paper, one run each")
+          markersize=6, label="paper, Table 1")
 squeeze = {name: 3 * vae.spatial_compression_ratio ** 2 * vae.temporal_compression_ratio / vae.latent_channels
            for name, (vae, _) in shapes.items()}
 axis.set_yticks(range(len(shapes)), [f"{name} ({squeeze[name]:.0f} to 1)" for name in shapes])
 axis.invert_yaxis()
 axis.set(xlabel=f"PSNR minus that of {ours} (dB)")
-axis.legend()
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show_figure(figure, "PSNR of six VAEs relative to 8x8x4 with 16 channels, in the paper (squares) and in our runs, a "
                     "dot for each seed. In brackets, how many pixel values one latent value speaks for.")
 for new, old in (("8x8x4, 16 channels", "8x8x4, 8 channels"), ("8x8x4, 32 channels", "8x8x4, 16 channels"),
