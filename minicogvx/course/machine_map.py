@@ -21,7 +21,7 @@ def draw_machine(pipe: Pipeline):
     latents = (pipe.vae.config.latent_channels, *pipe.vae.config.latent_size(*pipe.video_size))
     numbers, text_width = pipe.text.max_length, pipe.transformer.config.text_embed_dim
     figure, ((axis,),) = show.new_figure(width=9.0, height=3.6)
-    axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    axis.set(xlim=(-1, WIDTH + 1), ylim=(0, HEIGHT))
     axis.set_axis_off()
     for x, y, width, height, text in BOXES:
         _box(axis, x, y, width, height, text)

@@ -176,7 +176,7 @@ for shift, name, (before, after) in ((-0.2, "table alone", rows), (0.2, "after T
     print(f"{name:12s}{int((change > 1e-3).sum()):2d} of 32 rows change; red/blue by {100 * change[1]:.0f} %, "
           f"circle by {100 * change[2]:.0f} %, padding by {100 * change[6:].mean():.0f} %")
 assert (change > 1e-3).all()
-axis.set_xticks(range(32), labels, rotation=60, ha="right", fontsize=7)
+axis.set_xticks(range(32), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
 axis.set(yscale="log", ylim=(0.01, 3), ylabel="relative change")
 axis.legend(loc="upper right")
 show_figure(figure, "Relative change of all 32 rows when red becomes blue, on a logarithmic scale. In the table only "
