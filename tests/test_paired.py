@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from minicogvx.ablation import load_results, paired
+from minicogvx.ablation import load_results, paired, paired_figure
 from minicogvx.ablation.obeyed import Obeyed
-from minicogvx.ablation.paired_figure import paired_figure
 from minicogvx.ablation.transformers import Curve
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.evaluation.intervals import mean_interval

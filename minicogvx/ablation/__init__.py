@@ -6,7 +6,7 @@ _MODULES = {
     "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "VAECurve": "vaes",
     "compare_latents": "latents", "compare_transformers": "transformers",
     "compare_twins": "twins", "compare_vae_stages": "vaes", "compare_vaes": "vaes", "load_results": "results",
-    "paired_figure": "paired_figure", "stages_figure": "figures",
+    "paired_figure": "figures", "stages_figure": "figures",
 }
 __all__ = list(_MODULES)
 

@@ -51,7 +51,9 @@ bare = remade(position="none")
 settings = {"num_inference_steps": 20, "guidance_scale": 3.0, "seed": 3}
 film, lost = pipe(PROMPT, **settings), bare(PROMPT, **settings)
 for name, clip in (("the toy", film), ("without positions", lost)):
-    print(f"{name}: the oracle sees {oracle.read(clip)}")
+    found = oracle.read(clip)
+    shapes = ", ".join(f"{thing.colour} {thing.shape}" for thing in found.objects) or "no shape"
+    print(f"{name}: the oracle sees {shapes} on {found.background}")
 compare_clips({"the toy": film, "without positions": lost},
               f"Two clips of '{PROMPT}'. With positions a star, without them a brown background and no star.", pipe.fps)
 

@@ -53,9 +53,11 @@ films = {"as trained": painted_with(lambda linear, modulation: modulation),
          "words get video's": painted_with(towards_video(1.0)),
          "exchanged": painted_with(exchanged)}
 for name, film in films.items():
-    print(f"{name}: the oracle sees {oracle.read(film)}")
+    found = oracle.read(film)
+    shapes = ", ".join(f"{thing.colour} {thing.shape}" for thing in found.objects) or "no shape"
+    print(f"{name}: the oracle sees {shapes} on {found.background}")
 compare_clips(films, "Three videos of 'a red circle moves right' from one seed: the toy as trained, with words "
-                     "modulated like video, and with the two modulations exchanged.", pipe.fps)
+                     "modulated like video, and with the two modulations exchanged.", pipe.fps, num_frames=4)
 
 # %% [markdown]
 # In CogVideoX, text and video are one sequence. Attention and feed-forward layers have one set of weights for
@@ -274,13 +276,13 @@ time = embedded * torch.sigmoid(embedded)  # t d_time: each modulation reads thi
 print(f"time embedding by hand and the package's: {(embedded - mlp(every_t.to(device))).abs().max():.0e} apart")
 assert torch.allclose(embedded, mlp(every_t.to(device)), atol=1e-2)
 
-figure, ((axis,),) = new_figure(width=7, height=2.6)
-picture = axis.imshow(clock.T, aspect="auto", cmap="viridis")
+figure, ((axis,),) = new_figure(width=5.5, height=2.6)
+picture = axis.imshow((4 * clock[:200].T).round() / 4, aspect="auto", cmap="viridis")  # few colours make a small picture
 axis.set(xlabel="timestep t", ylabel="channel")
 axis.grid(False)
 figure.colorbar(picture)
-show_figure(figure, "The sinusoid of all timesteps: 256 channels from top to bottom, cosines in the upper half and "
-                    "sines in the lower. The top of each half flickers with every timestep, the bottom hardly changes.")
+show_figure(figure, "The sinusoid of 200 timesteps: 256 channels from top to bottom, cosines in the upper half and sines "
+                    "in the lower. The top of each half flickers with every timestep, the bottom hardly changes.")
 
 # %% [markdown]
 # The speeds are $\omega_i = 10000^{-i/(d/2)}$. Fast hands tell neighbours apart, slow hands tell early from late. The

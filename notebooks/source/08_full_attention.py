@@ -181,7 +181,8 @@ assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-4)  # each ro
 
 figure, (axes,) = new_figure(1, 6, width=9, height=2.0)
 for layer, axis in enumerate(axes):
-    axis.imshow(weights[layer, 0].mean(dim=0).sqrt(), cmap="magma", vmin=0, vmax=0.35)
+    steps = (20 * weights[layer, 0].mean(dim=0).sqrt()).round()  # few colours make a small picture
+    axis.imshow(steps, cmap="magma", vmin=0, vmax=7)
     axis.axhline(num_text - 0.5, color="white", linewidth=0.8)
     axis.axvline(num_text - 0.5, color="white", linewidth=0.8)
     axis.set(xticks=[], yticks=[], title=f"block {layer}")
@@ -225,11 +226,11 @@ may_see = check("8.2", may_see)
 figure, (axes,) = new_figure(1, 2, width=5.5, height=2.6)
 for axis, kind in zip(axes, ("cross", "causal")):
     allowed = may_see(kind, 6, 4, 4)
-    axis.imshow(allowed, cmap="gray", vmin=-1, vmax=1)
+    axis.imshow(allowed, cmap="Blues", vmin=-0.3, vmax=1.3)
     axis.set(xticks=[], yticks=[], title=f"{kind}: {int(allowed.sum())} of {allowed.numel()} pairs",
              xlabel="who is asked", ylabel="who asks")
     axis.grid(False)
-show_figure(figure, "Two masks of 6 words and 4 frames of 4 places, white where a pair is allowed. Cross: words see "
+show_figure(figure, "Two masks of 6 words and 4 frames of 4 places, dark where a pair is allowed. Cross: words see "
                     "only themselves. Causal: a staircase of frames, and words see only words.")
 
 # %% [markdown]
@@ -264,7 +265,7 @@ for name, pair in quarters.items():
     print(f"forbidden: {name:16s} right of {len(asked)}:", ", ".join(f"{what} {n}" for what, n in counts.items()))
 compare_clips({f"forbidden: {name}": clips[0] for name, clips in made.items()},
               f"The caption: {asked[0]}. Five clips: nothing forbidden, then without each of the four quarters of the "
-              "matrix.", pipe.fps)
+              "matrix.", pipe.fps, num_frames=4)
 print(f"Six clips are few: all right means {wilson(1.0, 6)[0]:.0%} or more, half of them right "
       f"{wilson(0.5, 6)[0]:.0%} to {wilson(0.5, 6)[1]:.0%} (95 % intervals).")
 assert right_in_all.pop("nothing") > max(right_in_all.values())
