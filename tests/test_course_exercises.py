@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minicogvx.course import check, hint, progress, solution
+from minicogvx.course import check, hint, progress, solution, solved
 from minicogvx.course.exercises import (
     Exercise,
     Wrong,
@@ -18,6 +18,7 @@ from minicogvx.course.exercises import (
     judge,
     record,
 )
+from minicogvx.course.exercises.calls import arguments_said
 from minicogvx.course.exercises.exercise import expect_close, expect_equal, expect_raises, expect_shape
 from tests.guards import guard
 
@@ -30,6 +31,7 @@ def record_file(tmp_path, monkeypatch):
     path = tmp_path / "home" / "progress.json"
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(path))
     monkeypatch.setattr(checking, "_hints_given", {})
+    monkeypatch.setattr(checking, "_passed", {})
     return path
 
 
@@ -84,11 +86,27 @@ def test_every_exercise_has_its_guard():
 
 def test_an_exercise_not_tried_returns_the_package(capsys, record_file):
     reference = find("2.1").reference
-    for untouched in (not_written, reference, ..., None):
+    for untouched in (not_written, ..., None):
         assert check("2.1", untouched) is reference
-        assert capsys.readouterr().out == \
-            "Exercise 2.1: not tried yet. Here is the package's version, so that you can read on.\n"
-    assert not record_file.exists()
+        assert capsys.readouterr().out == ("Exercise 2.1: not tried yet. The name pad_past now holds the package's "
+                                           "function, so that you can read on.\n")
+    assert not record_file.exists() and not solved("2.1")
+
+
+def test_a_check_that_is_run_again_alone_says_whose_function_it_saw(capsys, record_file):
+    reference = find("2.1").reference
+    assert check("2.1", check("2.1", lambda x: x)) is reference
+    assert capsys.readouterr().out.endswith("Exercise 2.1: the name pad_past holds the package's function. "
+                                            "Run the cell with your own, then this one.\n")
+    assert not record_file.exists() and not solved("2.1")
+
+
+def test_solved_is_whether_the_learners_own_is_in_use():
+    assert not solved("2.2")
+    check("2.2", right_latent_frames)
+    assert solved("2.2") and not solved("2.1")
+    check("2.2", rounded_down)  # taken back
+    assert not solved("2.2")
 
 
 def test_a_right_answer_is_the_learners_own_and_is_noted(capsys, record_file):
@@ -101,7 +119,7 @@ def test_a_wrong_answer_is_explained_and_the_notebook_continues(capsys, record_f
     assert check("2.2", rounded_down) is find("2.2").reference
     assert capsys.readouterr().out == (
         "Exercise 2.2: not right yet. latent_frames(17) is 4; it must be 5.\n"
-        'Here is the package\'s version, so that you can read on; hint("2.2") helps.\n')
+        'The name latent_frames now holds the package\'s function, so that you can read on; hint("2.2") helps.\n')
     assert not record_file.exists()
 
 
@@ -117,6 +135,7 @@ def test_an_exception_is_one_sentence_with_its_line(capsys):
     out = capsys.readouterr().out
     said = f"Your code stopped (line {line}, return num_frames.shape[0]  # this line) with AttributeError: 'int' obj"
     assert said in out
+    assert "The call was latent_frames(num_frames=17).\n" in out  # not the helper's
     assert "Traceback" not in out and len(out.splitlines()) == 2
 
 
@@ -127,6 +146,88 @@ def test_an_exception_deep_in_torch_names_the_learners_line(capsys):
     check("2.1", pad_past)
     out = capsys.readouterr().out
     assert 'return torch.nn.functional.pad(x, (1, 0), mode="replicate")) with NotImplementedError: ' in out
+
+
+def test_the_call_that_stopped_is_shown_with_shapes(capsys, subtests):
+    def reshaped(x, kernel_size, dilation=1):
+        x = x[:, :, :1]  # what was given is shown, not this
+        return x.view(7, 7)
+
+    for answer, words in (
+        (reshaped, r"with RuntimeError: .* The call was pad_past\(x of shape \((\d+, ){4}\d+\), kernel_size=3"),
+        (lambda x: x, r"The call stopped with TypeError: .* The call was pad_past\(a tensor of shape \("),
+        (lambda *x, **y: 1 / 0, r"with ZeroDivisionError: .* The call was pad_past\(a tensor of shape \("),
+    ):
+        with subtests.test(words):
+            check("2.1", answer)
+            assert re.search(words, capsys.readouterr().out)
+
+
+def test_a_check_that_stumbles_over_a_result_names_the_last_call():
+    elsewhere = {"__name__": "elsewhere"}  # not the learner's module, which this is
+    exec("def look(f): return [each for each in f(2)]", elsewhere)
+    exercise = Exercise("9.9", "pair", ("a", "b", "c"), None, elsewhere["look"])
+    verdict = judge(exercise, lambda x: x)
+    assert verdict.state == "stopped" and verdict.message == (
+        "Your answer could not be checked; that ended with TypeError: 'int' object is not iterable. The last call was "
+        "pair(x=2).")
+
+
+def test_arguments_are_said_shortly(subtests):
+    def called(x, size=4, *rest, mode="a", **others):
+        pass
+
+    long, module = torch.zeros(2, 3), torch.nn.Linear(2, 2)
+    for arguments, named, said in (
+        ((long, 5), {}, "x of shape (2, 3), size=5"),
+        ((torch.tensor([1.0, 0.25]),), {"mode": "b" * 60}, "x=tensor([1, 0.25]), mode='" + "b" * 39 + "..."),
+        ((long, 1, long, 2), {"more": module}, "x of shape (2, 3), size=1, a tensor of shape (2, 3), 2, more=a Linear"),
+        (([long, long], called), {}, "x=a list of 2, size=called"),
+        ((), {"mode": 3}, "mode=3"),  # x is missing
+    ):
+        with subtests.test(said):
+            assert arguments_said(called, arguments, named) == said
+    assert arguments_said(max, (2, 3), {}) == "2, 3"  # has no signature to ask
+
+
+def lax(reference, answer, call=lambda f: f(torch.ones(2, 3))):
+    """The verdict of a check that looks at nothing."""
+    return judge(Exercise("9.9", "halve", ("a", "b", "c"), reference, call), answer)
+
+
+def test_nan_and_infinity_are_refused_by_every_check(subtests):
+    def half(x):
+        return x / 2
+
+    assert lax(half, lambda x: x).state == "right"
+    for answer, words in (
+        (lambda x: x / 0, "halve(x of shape (2, 3)) gives infinity; every number must be finite."),
+        (lambda x: (x, {"y": [x.log().log() * 0]}), "halve(x of shape (2, 3)) gives NaN; every"),
+        (lambda x: float("nan"), "halve(x of shape (2, 3)) gives NaN; every"),
+    ):
+        with subtests.test(words):
+            verdict = lax(half, answer)
+            assert verdict.state == "wrong" and verdict.message.startswith(words)
+    with subtests.test("where the package gives infinity too, it belongs there; NaN does not"):
+        assert lax(lambda x: x / 0, lambda x: 2 * x / 0).state == "right"
+        assert lax(lambda x: x / 0, lambda x: 0 * x / 0).state == "wrong"
+    with subtests.test("a value"):
+        assert lax(0.5, float("inf"), lambda value: None).message.startswith("halve gives infinity; every number must")
+    with subtests.test("a class of modules, and a module"):
+        class Spoilt(torch.nn.Module):
+            def forward(self, x):
+                return x * float("nan")
+
+        assert "gives NaN" in lax(torch.nn.Identity, Spoilt, lambda kind: kind()(torch.ones(2, 3))).message
+        assert "gives NaN" in lax(torch.nn.Identity(), Spoilt(), lambda net: net(torch.ones(2, 3))).message
+    with subtests.test("before what the check says, unless that speaks of it"):
+        def strict(f):
+            expect_equal("the sum", float(f(torch.ones(2, 3)).sum().nan_to_num()), 3.0)
+
+        assert lax(half, lambda x: x * float("nan"), strict).message == (
+            "halve(x of shape (2, 3)) gives NaN; every number must be finite. the sum is 0.0; it must be 3.0.")
+        spoken = lax(half, lambda x: x * float("nan"), lambda f: expect_close("it", f(torch.ones(2)), torch.ones(2)))
+        assert spoken.message.startswith("it differs") and "every number" not in spoken.message
 
 
 def test_what_cannot_be_called_is_reported(capsys):

@@ -1,4 +1,4 @@
-"""Exercises of notebook 00, the first video: a film for a screen, words as numbers, timesteps, tokens, a picture."""
+"""Exercises of notebook 00: bytes for a screen, words as numbers, averages, guidance, tokens, a first frame."""
 
 import re
 
@@ -7,7 +7,9 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from minicogvx.course.exercises.averages import check_cheapest_average, fewest_means
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_equal, expect_raises, expect_shape
+from minicogvx.diffusion.guidance import guide
 
 PAD, END, UNKNOWN = 0, 1, 2  # token ids, as T5 has them
 
@@ -95,51 +97,38 @@ def check_number_words(number_words) -> None:
                       lambda: number_words(plain, dict(number_of), length))
 
 
-# ---- 0.3 walk_back
+# ---- 0.4 guided
 
 
-def trailing_pairs(steps: int) -> list[tuple[int, int]]:
-    """(t, t_next) of each step from 999 down to -1, clean, in equal strides. `steps` divides 1000."""
-    stride = 1000 // steps
-    return [(t, t - stride) for t in range(999, -1, -stride)]
+def check_guided(guided) -> None:
+    """Neither answer, one answer, beyond it, between, behind: a straight line through both, whatever their sizes."""
+    without, caption = 3 * torch.randn(2, 4, 5, 3, 3), torch.randn(2, 4, 5, 3, 3)
+    for scale, why in ((0, "With 0 the caption counts for nothing."),
+                       (1, "With 1 it is simply the answer with the caption."),
+                       (3.0, "With 3 you go three times as far from the answer without the caption."),
+                       (0.5, "With 0.5 you stop halfway."), (-1.0, "A negative scale goes the other way.")):
+        what, given = f"guided(v_without, v_with, {scale:g})", (without.clone(), caption.clone())
+        got = guided(*given, scale)
+        if not (torch.equal(given[0], without) and torch.equal(given[1], caption)):
+            raise Wrong(f"{what} changes its inputs; make a new tensor.")
+        expect_shape(what, got, tuple(without.shape))
+        if not got.isfinite().all():
+            raise Wrong(f"{what} holds NaN or infinity.")
+        both = torch.stack([without.flatten(), caption.flatten()], dim=1)
+        shares = torch.linalg.lstsq(both, got.flatten()[:, None]).solution  # how much of each it is made of
+        if (both @ shares - got.flatten()[:, None]).abs().max() > 1e-3:
+            raise Wrong(f"{what} is no sum of multiples of the two answers; clamp or normalise nothing.")
+        first, second = shares[:, 0].tolist()
+        if max(abs(first - (1 - scale)), abs(second - scale)) > 1e-3:
+            raise Wrong(f"{what} is {_times(first)} v_without plus {_times(second)} v_with; it must be "
+                        f"{_times(1 - scale)} and {_times(scale)}. {why}")
 
 
-def check_walk_back(walk_back) -> None:
-    """So many pairs of whole numbers; the first timestep, the last target, a chain, equal strides."""
-    for steps in (25, 4, 50, 1, 1000):
-        what, got = f"walk_back({steps})", walk_back(steps)
-        if got is None:
-            raise Wrong(f"{what} is None; does your function end in return?")
-        pairs = list(got)
-        for pair in pairs:
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise Wrong(f"{what} holds {pair!r}; each step must be a pair, (t, t_next).")
-            if other := [t for t in pair if type(t) is not int]:
-                raise Wrong(f"{what} holds {other[0]!r}, of type {type(other[0]).__name__}; a timestep is an index, "
-                            f"so it must be a plain int.")
-        if len(pairs) != steps:
-            raise Wrong(f"{what} has {len(pairs)} pairs; it must have {steps}, one for each step.")
-        _check_walk(what, pairs, 1000 // steps)
+def _times(share: float) -> str:
+    return f"{share if abs(share) > 5e-4 else 0:.3g} times"
 
 
-def _check_walk(what: str, pairs: list, stride: int) -> None:
-    if pairs[0][0] != 999:
-        raise Wrong(f"{what} begins at timestep {pairs[0][0]}; it must begin at 999, the only one without any signal: "
-                    f"we start from pure noise, and the network has to be told so.")
-    if pairs[-1][1] != -1:
-        raise Wrong(f"{what} ends at {pairs[-1][1]}; the last step must land on -1, because at every timestep from 0 "
-                    f"to 999 there is some noise.")
-    for i, ((t, t_next), (after, _)) in enumerate(zip(pairs, pairs[1:])):
-        if t_next != after:
-            raise Wrong(f"{what}: step {i} (counted from 0) lands on {t_next}, but step {i + 1} starts from {after}; "
-                        f"each step must start where the one before it landed.")
-    for i, (t, t_next) in enumerate(pairs):
-        if t - t_next != stride:
-            raise Wrong(f"{what}: step {i} (counted from 0) goes from {t} to {t_next}, {t - t_next} timesteps; all "
-                        f"steps must be equally long, 1000 / {len(pairs)} = {stride}.")
-
-
-# ---- 0.4 sequence_length
+# ---- 0.5 sequence_length
 
 
 def tokens_in_sequence(frames: int, height: int, width: int, text: int, patch_t: int = 1) -> int:
@@ -181,7 +170,7 @@ def _miscounts(frames: int, height: int, width: int, text: int, patch_t: int) ->
     }
 
 
-# ---- 0.5 put_back
+# ---- 0.6 put_back
 
 
 def picture_put_back(x: Float[Tensor, "b c t h w"], known: Float[Tensor, "b c 1 h w"],
@@ -248,16 +237,26 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "0.3", "walk_back", difficulty=1, minutes=5, reference=trailing_pairs, check=check_walk_back,
+        "0.3", "cheapest_average", difficulty=2, minutes=10, reference=fewest_means, check=check_cheapest_average,
         hints=(
-            "From 999 to -1 there are 1000 timesteps to go. How many of them does each of the steps take?",
-            "With 4 steps the walk is 999, 749, 499, 249, -1. These are five places, and the four ways between them "
-            "are the pairs.",
-            "stride = 1000 // steps. Step i, counted from 0, starts from 999 - i * stride and lands a stride lower.",
+            "There are only 25 pairs. Try them all: how many numbers does averaged keep, how many decibels does the "
+            "copy reach?",
+            "Two loops. copy = enlarged(averaged(clip, frames, side), frames, side, len(clip)); keep the pair if "
+            "decibels(clip, copy) >= target.",
+            "Collect (small.numel(), frames, side) of each pair that reaches the target; min() of that list has the "
+            "fewest numbers first.",
         ),
     ),
     Exercise(
-        "0.4", "sequence_length", difficulty=2, minutes=10, reference=tokens_in_sequence, check=check_sequence_length,
+        "0.4", "guided", difficulty=1, minutes=5, reference=guide, check=check_guided,
+        hints=(
+            "v_with - v_without is the direction in which the caption pulls. Where do you start, how far do you go?",
+            "Start at v_without. With scale 1 you must arrive exactly at v_with.",
+            "v_without plus scale times the difference of the two.",
+        ),
+    ),
+    Exercise(
+        "0.5", "sequence_length", difficulty=2, minutes=10, reference=tokens_in_sequence, check=check_sequence_length,
         hints=(
             "Begin with the latents: how many frames, rows and columns does the VAE leave? For the toy: 5, 8 and 8.",
             "(frames - 1) // 4 + 1 latent frames, height // 8 rows, width // 8 columns. Patches of 2 x 2 halve rows "
@@ -267,7 +266,7 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "0.5", "put_back", difficulty=1, minutes=5, reference=picture_put_back, check=check_put_back,
+        "0.6", "put_back", difficulty=1, minutes=5, reference=picture_put_back, check=check_put_back,
         hints=(
             "At this timestep every other frame is signal times a plus noise times s. What must the known frame be, so "
             "that it fits in?",
