@@ -277,12 +277,13 @@ print(f"time embedding by hand and the package's: {(embedded - mlp(every_t.to(de
 assert torch.allclose(embedded, mlp(every_t.to(device)), atol=1e-2)
 
 figure, ((axis,),) = new_figure(width=5.5, height=2.6)
-picture = axis.imshow((4 * clock[:200].T).round() / 4, aspect="auto", cmap="viridis")  # few colours make a small picture
+few = (4 * clock[:200].T).round() / 4  # few colours make a small picture
+picture = axis.imshow(few, aspect="auto", cmap="viridis")
 axis.set(xlabel="timestep t", ylabel="channel")
 axis.grid(False)
 figure.colorbar(picture)
-show_figure(figure, "The sinusoid of 200 timesteps: 256 channels from top to bottom, cosines in the upper half and sines "
-                    "in the lower. The top of each half flickers with every timestep, the bottom hardly changes.")
+show_figure(figure, "The sinusoid of 200 timesteps: 256 channels from top to bottom, cosines in the upper half and "
+                    "sines in the lower. The top of each half flickers with every step, the bottom hardly changes.")
 
 # %% [markdown]
 # The speeds are $\omega_i = 10000^{-i/(d/2)}$. Fast hands tell neighbours apart, slow hands tell early from late. The
