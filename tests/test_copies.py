@@ -81,7 +81,8 @@ def test_a_file_of_another_kind_stays(course, subtests):
 
 
 def test_what_was_done_is_said(course, monkeypatch, capsys):
-    monkeypatch.setattr(copies.copy_notebooks, "__defaults__", (course, mine(course).parent))
+    monkeypatch.setattr(copies, "NOTEBOOKS", course)
+    monkeypatch.setattr(copies, "MINE", mine(course).parent)
     assert copies.main([]) == 0
     assert capsys.readouterr().out == "my_notebooks: 1 new, 0 brought up to date.\n"
     assert copies.main([]) == 0 and capsys.readouterr().out == ""

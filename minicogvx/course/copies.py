@@ -21,7 +21,7 @@ NOTEBOOKS, MINE = ROOT / "notebooks", ROOT / "my_notebooks"
 KEY = "copied"  # in the copy's own metadata: the fingerprint of the cells that were handed out
 
 
-def copy_notebooks(source: Path = NOTEBOOKS, folder: Path = MINE) -> dict[str, list[str]]:
+def copy_notebooks(source: Path, folder: Path) -> dict[str, list[str]]:
     """Makes a copy in `folder` of each notebook in `source`.
 
     Returns names of notebooks: those that are "new", "updated", "kept" as they are, and "outdated": the learner's own
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minicogvx.course.copies",
                                      description="Make your own copies of the notebooks, in my_notebooks.")
     parser.parse_args(argv)
-    done = copy_notebooks()
+    done = copy_notebooks(NOTEBOOKS, MINE)
     if done["new"] or done["updated"]:
         print(f"my_notebooks: {len(done['new'])} new, {len(done['updated'])} brought up to date.")
     if done["outdated"]:

@@ -38,7 +38,7 @@ def draw_machine(pipe: Pipeline):
     return figure
 
 
-def _box(axis, x: float, y: float, width: float, height: float, text: str) -> None:
+def _box(axis, x: int | float, y: int | float, width: int | float, height: int | float, text: str) -> None:
     from matplotlib.patches import FancyBboxPatch  # here, so that the package does not need matplotlib
 
     axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=1.2",
@@ -46,7 +46,7 @@ def _box(axis, x: float, y: float, width: float, height: float, text: str) -> No
     axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
 
 
-def _arrow(axis, start: tuple[float, float], end: tuple[float, float], label: str) -> None:
+def _arrow(axis, start: tuple[int | float, int | float], end: tuple[int | float, int | float], label: str) -> None:
     axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1.5,
                                               "shrinkA": 0, "shrinkB": 0})
     axis.text((start[0] + end[0]) / 2, start[1] + 0.8, label, ha="center", va="bottom", fontsize=8)

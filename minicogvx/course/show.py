@@ -17,7 +17,7 @@ STYLE = {
 }
 
 
-def new_figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 2.6) -> tuple:
+def new_figure(rows: int = 1, columns: int = 1, width: int | float = 7.0, height: int | float = 2.6) -> tuple:
     """A matplotlib figure in the course's style and its axes, an array of rows x columns. Sizes in inches.
 
     Raises ImportError, with the command that installs it, if matplotlib is missing.
