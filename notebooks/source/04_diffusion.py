@@ -55,16 +55,15 @@ compare_clips({"what there is": left, "what the network guesses": right},
               "blurred star at first and gets sharp edges later.", 4)
 
 # %% [markdown]
-# Each "frame" here is one step. On the left is what there is at that step; on the right, the network's guess of the
-# clean frame behind it. The network makes only the right half. The rest is a few lines of arithmetic, the subject of
-# this notebook.
+# Each "frame" here is one step: on the left, what there is; on the right, the network's guess of the clean frame
+# behind it. The network makes only the right half. The rest is a few lines of arithmetic, the subject of this
+# notebook.
 #
 # You will write the sampling loop, a schedule that ends in noise, the loss that trains a denoiser, and a step that
 # is DDIM, DDPM or anything between. Afterwards you can explain why a perfect network may be unable to make a dark
 # video, why the network predicts $v$, what a better sampler improves, and what flow matching changes. It takes about
 # 125 minutes, exercises included. It covers sections 2.2 and 3.3 of the [paper](https://arxiv.org/abs/2408.06072).
-# The letters in shapes are explained in the box of [notebook 01](01_video_tensors.ipynb); elsewhere in this
-# notebook, $t$ is the timestep.
+# The box of [notebook 01](01_video_tensors.ipynb) explains the letters in shapes; elsewhere, $t$ is the timestep.
 #
 # ## 1. How much noise?
 #
@@ -74,8 +73,8 @@ compare_clips({"what there is": left, "what the network guesses": right},
 # $$x \leftarrow \sqrt{1-\beta_t}\;x + \sqrt{\beta_t}\;\epsilon.$$
 #
 # Why the roots? The powers of independent signals add, and $(1-\beta_t) + \beta_t = 1$: a power of 1 stays 1. In the
-# **scaled linear** schedule, $\sqrt{\beta_t}$ rises along a straight line. We keep track of two numbers: how much of
-# $x_0$ is left, and how much noise has come in.
+# **scaled linear** schedule, $\sqrt{\beta_t}$ rises along a straight line. We track how much of $x_0$ is
+# left, and how much noise has come in.
 
 # %%
 T = 1000
@@ -100,7 +99,7 @@ show_source(scaled_linear_alphas_cumprod)
 #
 # $$x_t = a_t\,x_0 + s_t\,\epsilon, \qquad a_t = \sqrt{\bar\alpha_t}, \quad s_t = \sqrt{1-\bar\alpha_t}.$$
 #
-# Here a clip's latents are noised and decoded. Move the slider: when do you lose the motion, and when the ring?
+# A clip's latents, noised and decoded. Move the slider: when do you lose the motion, and when the ring?
 
 # %% tags=["nbval-ignore-output"]
 ring = Scene((ShapeObject("ring", "orange", "moves left", x=0.7, y=0.5, radius=0.22, speed=0.4),), "navy")
@@ -111,8 +110,8 @@ explore_noise(clean, pipe.schedule, pipe.decode, "An orange ring moves left on n
                                                  "first, then the ring; at the end only blotches are left.")
 
 # %% [markdown]
-# Details drown first, large shapes last. So every timestep asks a different question: small ones about edges, large
-# ones about what the video shows at all.
+# Details drown first, large shapes last. So small timesteps ask about edges, large ones about what the video shows at
+# all.
 #
 # **A larger picture needs more noise.** Below, a star is noised at the same timestep at two sizes, 32 x 32 and
 # 128 x 128 pixels. Then the large one is shrunk by averaging.
@@ -151,7 +150,7 @@ show_figure(figure, "Three noisy pictures of a star at timestep 700. At 32 x 32 
                     "128 it is plain to see. With the shift, that one is as lost as the first.")
 
 # %% [markdown]
-# A network can average, too, so the large picture was in effect *less* noisy. The **SNR shift** divides the
+# A network can average, too: the large picture was in effect *less* noisy. The **SNR shift** divides the
 # signal-to-noise ratio of every timestep by a fixed number. CogVideoX-2B shifts by 3; the 5B does not shift.
 #
 # ## 2. The last timestep
@@ -159,8 +158,8 @@ show_figure(figure, "Three noisy pictures of a star at timestep 700. At 32 x 32 
 # After a thousand steps the factor of the signal was 0.068. That looks negligible. Is it?
 #
 # Ask a *perfect* network, so that nobody can blame training. For a world of finitely many clips it can be written
-# down: each clip is more or less likely to be the one behind $x_t$, and the best guess is the mean of all clips,
-# weighted by these likelihoods.
+# down: each clip is more or less likely to be behind $x_t$, and the best guess is the mean of all clips, weighted by
+# these likelihoods.
 #
 # Our world: six shapes, each at nine levels of brightness, from night to snow.
 
@@ -189,8 +188,8 @@ print(f"at timestep 999 the perfect network's guess of the brightness is off by 
 assert error < 0.1
 
 # %% [markdown]
-# It looks like pure noise, and yet the network tells night from snow: in the mean of 15,360 numbers the noise is
-# tiny, and 0.068 of the signal stands far above it. Training teaches: *the mean of what you see tells you the
+# Timestep 999 looks like pure noise, and yet the network tells night from snow: in the mean of 15,360 numbers the
+# noise is tiny, and 0.068 of the signal stands far above it. Training teaches: *the mean of what you see tells you the
 # brightness*. But sampling starts from pure noise, whose mean is 0. What will this network make?
 #
 # The simplest sampler does three things in each step: guess the clean data; work out the noise that $x$ must then
@@ -250,13 +249,13 @@ show_figure(figure, "Shares of nine levels of brightness: in the world all are e
                     "clips are in the middle; with zero at the end, all levels occur. Below, nine clips of each.")
 
 # %% [markdown]
-# Hence the grey videos. The network is perfect, but training asked it a question that sampling never asks. It reads
-# the mean of pure noise, 0, and answers, true to its training, "middle grey". A caption that asks for night has to
-# work against this.
+# Hence grey videos. The network is perfect, but training asked it a question that sampling never asks. It reads the
+# mean of pure noise, 0, and answers, true to its training, "middle grey". A caption that asks for night has to work
+# against this.
 #
 # The repair is **zero terminal SNR**: the last timestep must hold no signal. Shift all $\sqrt{\bar\alpha_t}$ down
-# until the last is 0, then stretch them until the first is what it was. Then no brightness is left to read at
-# timestep 999, and the network cannot learn to rely on it.
+# until the last is 0, then stretch them until the first is what it was. Then timestep 999 shows no brightness that
+# the network could learn to rely on.
 #
 # ### Exercise 4.2: zero_terminal_betas (difficulty 2 of 3, 15 minutes)
 #
@@ -301,8 +300,8 @@ show_figure(figure, "The signal's factor falls from 1 with the timestep. Right, 
 # ## 3. What the network predicts
 #
 # The network could predict $\epsilon$, and $x_0$ would follow: $(x_t - s_t\,\epsilon) / a_t$. At the last timestep
-# that divides by zero, since $x_t$ *is* the noise there. The package refuses this combination, as you see below.
-# Predicting $x_0$ is no better at the other end, where it can simply be copied.
+# that divides by zero, since $x_t$ *is* the noise there; the package refuses the combination. Predicting $x_0$ is no
+# better at the other end, where it can simply be copied.
 #
 # Since $a_t^2 + s_t^2 = 1$, there is an angle $\varphi$ with $a_t = \cos\varphi$ and $s_t = \sin\varphi$. Noising
 # *turns* $x_0$ into $\epsilon$, through a quarter of a circle. The velocity of $x_t$ as it turns is
@@ -344,8 +343,8 @@ show_figure(figure, "A quarter circle from x0, on the right, to the noise, at th
 # ### Exercise 4.3: denoising_loss (difficulty 2 of 3, 20 minutes)
 #
 # Write the loss of one training step. Each sample of the batch gets its own timestep and its own noise, drawn with
-# the generator; the network is called once; its answer is compared with $v$. Many first attempts have one line that
-# is wrong without raising an error.
+# the generator; the network is called once; its answer is compared with $v$. Many first attempts go wrong in one
+# line, without an error.
 
 # %%
 def denoising_loss(network, x0, bars, generator):
@@ -364,7 +363,7 @@ denoising_loss = check("4.3", denoising_loss)
 # %% [markdown]
 # ## 4. A network that learns
 #
-# Now train one. The world is tiny: single numbers from three clouds, for which the perfect network is known.
+# Now train one, in a tiny world: single numbers from three clouds, for which the perfect network is known.
 #
 # **Prediction 4.2.** Where does the loss go during training?
 
@@ -380,13 +379,14 @@ def numbers(n, generator):
     return places[torch.randint(3, (n,), generator=generator)] + width * torch.randn(n, 1, generator=generator)
 
 
-def trained(loss_of, inputs):
-    """A network of three linear layers after 3,000 steps, and its losses; loss_of(net, clean numbers, generator)."""
+def trained(loss_of, inputs, steps=3000):
+    """A network of four linear layers after training, and its losses; loss_of(net, clean numbers, generator)."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+    net = nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
+                        nn.Linear(64, 1))
     optimizer, generator, course = torch.optim.Adam(net.parameters()), torch.Generator().manual_seed(0), []
-    for step in range(3000):
-        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 3000)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
         with torch.enable_grad():
             loss = loss_of(net, numbers(1024, generator), generator)
             optimizer.zero_grad()
@@ -436,27 +436,29 @@ axes[1].set(xlabel="x", ylabel="guess of the clean number")
 axes[1].legend(fontsize=8)
 
 
-def small_guess(x, t):
-    """The clean numbers that the small network guesses behind x, of any shape."""
-    v = v_of(small, x.float().reshape(-1, 1), torch.full((x.numel(),), t)).reshape(x.shape)
-    return alpha_bars[t].sqrt() * x - (1 - alpha_bars[t]).sqrt() * v
+def guess_of(net):
+    """The guess that `walk` asks for, of a small network."""
+    def guess(x, t):
+        v = v_of(net, x.float().reshape(-1, 1), torch.full((x.numel(),), t)).reshape(x.shape)
+        return alpha_bars[t].sqrt() * x - (1 - alpha_bars[t]).sqrt() * v
+    return guess
 
 
 generator = torch.Generator().manual_seed(3)
-sample = walk(small_guess, torch.randn(4000, 1, generator=generator), range(999, 0, -20), alpha_bars)
+sample = walk(guess_of(small), torch.randn(4000, 1, generator=generator), range(999, 0, -20), alpha_bars)
 axes[2].hist(numbers(4000, generator).flatten(), 60, range=(-2, 2), histtype="step", color="black", label="world")
 axes[2].hist(sample.flatten(), 60, range=(-2, 2), color="#56B4E9", label="samples")
 axes[2].set(xlabel="x", ylabel="of 4,000")
 axes[2].legend(fontsize=8)
-show_figure(figure, "Left, the loss falls to the perfect network's. Middle, trained and perfect (dashed) guesses "
-                    "nearly agree. Right, samples and world have three clouds; the samples blur the smaller gap.")
+show_figure(figure, "Left, the loss falls to the perfect network's. Middle, the trained guesses lie on the perfect "
+                    "ones (dashed). Right, samples and world: the same three clouds.")
 
 # %% [markdown]
-# All that can be learned lies between a network that always says 0 and the perfect one. The floor is no failure: in
-# strong noise nobody can know which cloud a number came from, so the best guess is a mean, and most numbers are not
-# the mean. People who fine-tune CogVideoX [wonder](https://github.com/zai-org/CogVideo/issues/766) why their loss
-# hardly falls; such a floor may be part of the answer. Still the samples form clouds: each step asks again, with less
-# noise, when fewer answers are possible. Only the gap between the two near clouds shows that the network is small.
+# All that can be learned lies between always saying 0 and the perfect network. The floor is no failure: in strong noise
+# nobody can know which cloud a number came from, so the best guess is a mean, and most numbers are not the mean.
+# People who fine-tune CogVideoX [wonder](https://github.com/zai-org/CogVideo/issues/766) why their loss
+# hardly falls; such a floor may be part of the answer. Still the samples form clear clouds: each step asks again, with
+# less noise, when fewer answers are possible.
 #
 # Here is the loss of the toy at each timestep, on ten clips of the shapes world, and what the paper measured.
 
@@ -497,8 +499,8 @@ show_figure(figure, "Left, the toy's loss over the timestep, high at both ends: 
 #
 # ## 5. Three samplers
 #
-# The `walk` of section 2 has a name: **DDIM**. No step of it adds chance; the starting noise decides everything.
-# Must it be so? A step could throw some of the noise away and draw fresh noise.
+# The `walk` of section 2 has a name: **DDIM**. No step of it adds chance; the starting noise decides everything. Must
+# it? A step could replace some of the noise by fresh noise.
 #
 # How much? Let a prime mark the end of the step. Noising ran the other way, from there to here, and added noise: of
 # the noise in $x$, only the share $k = \mathrm{SNR}/\mathrm{SNR}'$ of the power was there before. **DDPM**, the
@@ -613,18 +615,18 @@ compare_clips({name: pipe.decode(x)[0] for name, x in results.items()},
               "Three clips of 'a yellow star moves right' from the same starting noise, by three samplers.", pipe.fps)
 
 # %% [markdown]
-# In the package's code, `B` is $1-k$ and `D` is the guess that leans. Three steps do not lean: the first has no guess
+# In the package, `B` is $1-k$ and `D` is the guess that leans. Three steps do not lean: the first has no guess
 # before it; the second follows a step out of pure noise, whose $h$ is infinite; the last just takes the guess.
 #
 # ## 6. Steps against quality
 #
 # Each step is one run of the network, so steps are what a user pays for. Leaning and renewing are two switches, which
-# makes four samplers. Three networks walk to the clouds: the perfect one, the small one of section 4, and one that
-# errs early in the walk: above timestep 500 its guess is 0.5 too high.
+# makes four samplers. Three networks walk to the clouds: the perfect one, a hasty one, trained for only 200
+# steps, and one that errs early in the walk: above timestep 500 its guess is 0.5 too high.
 #
-# The error is the **transport distance**: how far 12,000 results must be moved, on average, to become the world.
-# (In one dimension: sort both and subtract.) In the first panel we stop at timestep 199, where the exact result of
-# DDIM is known from a walk over all timesteps.
+# The error is the **transport distance**: how far 12,000 results must be moved, on average, to become the world (in
+# one dimension: sort both and subtract). In the first panel we stop at timestep 199, where a walk over all timesteps
+# gives DDIM's exact result.
 
 # %% tags=["nbval-ignore-output"]
 def evenly_spaced(n):
@@ -634,7 +636,8 @@ def evenly_spaced(n):
 
 begin = evenly_spaced(12_000).reshape(-1, 1, 1, 1, 1)
 truth = (places.double() + width * evenly_spaced(4000)).flatten().sort().values
-nets = {"perfect": cloud_guess, "small": lambda x, t: small_guess(x, t).double(),
+hasty, _ = trained(v_loss, inputs=3, steps=200)
+nets = {"perfect": cloud_guess, "hasty": guess_of(hasty),
         "errs early": lambda x, t: cloud_guess(x, t) + 0.5 * (t > 500)}
 samplers = {"neither (DDIM)": (renewing_walk, 0.0), "leans": (leaning_walk, 0.0), "renews (DDPM)": (renewing_walk, 1.0),
             "both (DPM-Solver++)": (leaning_walk, 1.0)}
@@ -674,7 +677,7 @@ for place, (name, (walker, eta)) in enumerate(samplers.items()):
         print(f"{name:20s} {net:10s}:", "  ".join(f"{n}: {value:.3f}" for n, value in zip(steps, errors)))
 by_chance = distance(numbers(12_000, torch.Generator().manual_seed(8)).double())
 print(f"12,000 numbers drawn from the world itself are {by_chance:.3f} away, by chance")
-assert errors_of["small", "neither (DDIM)"][-1] > 1.5 * errors_of["perfect", "neither (DDIM)"][-1]
+assert errors_of["hasty", "neither (DDIM)"][-1] > 1.5 * errors_of["perfect", "neither (DDIM)"][-1]
 assert errors_of["errs early", "both (DPM-Solver++)"][-1] < 0.7 * errors_of["errs early", "neither (DDIM)"][-1]
 axes[0].set(title=f"perfect, until t = {stop}", ylabel="error")
 axes[1].set(ylabel="transport distance")
@@ -684,7 +687,7 @@ for axis in axes:
     axis.minorticks_off()
 axes[1].legend(fontsize=7)
 show_figure(figure, "Error over steps, both axes logarithmic. First panel: leaning falls twice as steeply as DDIM. "
-                    "Then whole walks of the perfect, the small and the erring network, with four samplers each.")
+                    "Then whole walks of the perfect, the hasty and the erring network, with four samplers each.")
 
 # %% [markdown]
 # In the first panel, twice the steps halve the error of DDIM: **first order**. Leaning divides it by about four:
@@ -692,9 +695,9 @@ show_figure(figure, "Error over steps, both axes logarithmic. First panel: leani
 # guess, and a guess is a mean, so the clouds come out too narrow. In a video, that means lost texture.
 #
 # In the third panel the error levels off at the network's own; beyond that, more steps buy little. In the fourth, DDIM
-# ends far off however many steps it takes: it carries the mistake to the end. Renewing throws part of the past away,
-# and leaning makes up for the steps that this costs. Real networks err. (The authors recommend this sampler for the
-# 5B without saying why; this may be part of it.)
+# ends far off with any number of steps: it carries the mistake to the end. Renewing throws part of the past away,
+# and leaning makes up for the steps that this costs. Real networks err. (The authors do not say why they recommend
+# it; this may be part of the reason.)
 #
 # ### Exercise 4.5: better_timesteps, find out (difficulty 2 of 3, 15 minutes)
 #
@@ -730,7 +733,7 @@ assert mine < 0.75 * even
 # 0. The point $x_t$ of the circle, divided by $a_t + s_t$, lies on the line, at $\sigma = s_t/(a_t + s_t)$.
 #
 # **Prediction 4.3.** The toy, which learned $v$ on the circle, is sampled on the line by Euler's method, from the
-# noise of the first film: what comes out?
+# noise of the first clip: what comes out?
 
 # %%
 predict("4.3", "noise, as it was trained for another path", "another clip of the same caption", "the same clip")
@@ -745,7 +748,7 @@ for t, (a, s), sigma, sigma_next in zip(sampler.timesteps.tolist(), circle, sigm
     x0, noise = a * x - s * v, s * x + a * v  # turned back
     z = z + (sigma_next - sigma) * (noise - x0)
 apart = (z - made).abs().max().item()
-print(f"the latents are at most {apart:.5f} away from those of the first film; their spread is {made.std():.2f}")
+print(f"the latents are at most {apart:.5f} away from those of the first clip; their spread is {made.std():.2f}")
 assert apart < 1e-2
 outcome("4.3", "the same clip" if apart < 0.05 else "another clip of the same caption")
 
@@ -781,10 +784,9 @@ print(f"a small network trained by flow matching, 50 steps: transport distance {
 #
 # ## 8. Which timesteps to train on
 #
-# A training batch draws one timestep for each clip. Independent draws leave gaps and clusters, and some timesteps
-# have higher losses than others. So the batch loss jumps about even if the network stays the same. **Explicit uniform
-# sampling** (paper 3.3): each of the $n$ ranks, the processes that train in parallel, draws from its own $n$-th of
-# the timesteps.
+# A training batch draws one timestep for each clip. Independent draws leave gaps and clusters, and losses depend on
+# the timestep. So the batch loss jumps about even if the network stays the same. **Explicit uniform sampling** (paper
+# 3.3): each of the $n$ ranks, the processes that train in parallel, draws from its own $n$-th of the timesteps.
 #
 # ### Exercise 4.6: spread_timesteps (difficulty 2 of 3, 15 minutes)
 #
@@ -843,13 +845,13 @@ show_figure(figure, "Two histograms of the batch loss at fixed weights, with abo
 
 # %% [markdown]
 # The mean stays, since each timestep is equally likely (where $n$ divides $T$). The variance between the parts
-# vanishes; what varies within a part, and with clip and noise, stays. Note what this shows: a steadier loss at fixed
-# weights. That training also ends lower is the paper's finding (Table 9, above), not ours.
+# vanishes; what varies within a part, and with clip and noise, stays. This shows a steadier loss at fixed weights.
+# That training also ends lower is the paper's finding (Table 9, above), not ours.
 #
 # ## 9. At full size
 #
-# A schedule has no size; the networks have. We build them on the **meta device**: shapes without memory. The question
-# this time: how loud would section 2's trace of signal be in a real video?
+# The networks are built on the **meta device**: shapes without memory. The question this time: how loud would section
+# 2's trace of signal be in a real video?
 
 # %%
 size, numbers_of_a_clip = (13, 60, 90), 16 * 13 * 60 * 90  # latents of 49 frames, 480 x 720
@@ -885,13 +887,13 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 #
 # <details><summary>2. What decides which video the noise becomes?</summary>
 #
-# With DDIM, the starting noise alone. With DDPM and DPM-Solver++, also the noise that is drawn on the way, until late.
+# With DDIM, caption and starting noise alone. With DDPM and DPM-Solver++, also the noise drawn on the way, until late.
 # </details>
 #
 # <details><summary>3. A model was trained by flow matching. What of this notebook still holds?</summary>
 #
-# Everything but the path: the network's answer contains a guess of the clean video, a loop mixes the guess with less
-# and less noise, and better steps lean and renew. The target differs, and how the times are drawn.
+# Everything but the path: the network guesses the clean video, a loop mixes the guess with less and less noise, and
+# better steps lean and renew. The target differs, and how the times are drawn.
 # </details>
 #
 # **What the paper found.** CogVideoX trains with v-prediction and zero terminal SNR. Its own addition is explicit

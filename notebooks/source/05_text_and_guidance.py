@@ -49,9 +49,9 @@ compare_clips({f"guidance {scale:g}": clip for scale, clip in made.items()},
 #
 # You will prepare text for T5, build its sense of word order, and write guidance; then you measure what guidance
 # costs. Afterwards you can explain what the text features know, why one caption in ten is thrown away in training,
-# why a guidance scale of 6 can help, and what it spoils. It takes about 95 minutes, exercises included. The parts
-# are named in section 2.2 of the [paper](https://arxiv.org/abs/2408.06072); the letters in shapes are explained in
-# the box of [notebook 01](01_video_tensors.ipynb).
+# why a guidance scale of 6 can help, and what it spoils. It takes about 95 minutes, exercises included. The
+# [paper](https://arxiv.org/abs/2408.06072) names the parts in section 2.2; the box of
+# [notebook 01](01_video_tensors.ipynb) explains the letters in shapes.
 #
 # ## 1. Tokens
 #
@@ -96,17 +96,17 @@ print("the toy's words:", pipe.text.tokens([strange])[0, :6].tolist(), "- unknow
 
 # %% [markdown]
 # *dragon* never occurs in our captions. It falls into pieces, but nothing is lost. The toy's list turns it into
-# number 2, `<unk>`, like every other unknown word, and training never showed token 2. (T5's pieces were chosen from
-# a large collection of text; its table has 32,128 rows.)
+# number 2, `<unk>`, like every other unknown word, and training never showed token 2. (T5's table has 32,128
+# rows, for pieces from a large collection of text.)
 #
 # A batch needs rows of equal length. T5 ends each text with `</s>`, number 1, and pads it with number 0. The
 # published length is 226.
 #
 # ### Exercise 5.1: pad_and_mask (difficulty 1 of 3, 10 minutes)
 #
-# Given are rows of token ids, of any length, still without `</s>`. Return the ids `b n`, and a mask that is true
-# where a token is not padding. A row that is too long loses its last words, but not its `</s>`. (`hint("5.1")` gives
-# one more hint each time, `solution("5.1")` a solution.)
+# From rows of token ids, of any length and still without `</s>`, make the ids `b n` and a mask that is true where a
+# token is not padding. A row that is too long loses its last words, but not its `</s>`. (`hint("5.1")` gives one more
+# hint each time, `solution("5.1")` a solution.)
 
 # %%
 def pad_and_mask(rows, length):
@@ -231,7 +231,7 @@ assert torch.allclose(mine, package, atol=1e-4)
 show_source(TextEncoder.encode)
 
 # %% [markdown]
-# The video transformer, for its part, does not care in which order the rows of text arrive: its rotary positions turn
+# The video transformer does not care in which order the rows of text arrive: its rotary positions turn
 # video tokens only, in the 5B as in the toy. (The 2B adds positions to its video tokens, and zero to the text.) So
 # the order of the words reaches the video through T5's buckets or not at all.
 #
@@ -278,11 +278,11 @@ compare_clips({"red circle, blue star": swapped[0], "blue circle, red star": swa
 #
 # ## 3. What an embedding knows
 #
-# Which token carries the colour? To find out, use a **linear probe**: from the 128 numbers of one token, predict the
+# Which token carries the colour? A **linear probe** can tell: from the 128 numbers of one token, predict the
 # colour with a single matrix, fitted on 800 captions and tested on 1,600 others. If one matrix can read it, the
 # transformer's matrices can, too.
 #
-# What can be read from the word for the shape, before T5 and after it? And from the last padding token?
+# What can be read from the shape word, before T5 and after it? And from the last padding token?
 
 # %% tags=["nbval-ignore-output"]
 COUNT, FITTED = 2400, 800
@@ -334,7 +334,7 @@ show_figure(figure, "Per cent read correctly, one row per token, one column per 
 
 # %% [markdown]
 # Before T5 a word knows only itself. After it, each token knows something of the others, so the same word has
-# different features in another context. Even the last padding token, which says nothing, beats guessing.
+# different features in another context. Even the last padding token beats guessing.
 #
 # ## 4. Dropping the text
 #
@@ -552,9 +552,9 @@ show_figure(figure, "Left: the share of samples above 0. With wrong captions it 
 #
 # ## 7. What the toy pays
 #
-# The toy's captions are never wrong; what it gains comes from doubts of its own. We ask for 32 captions, once each,
-# with three scales and the same noise, and the oracle judges: the program of notebook 01 that reads a clip. We also
-# measure how well shapes **overlap** with ideal ones, and how many colour values lie outside 0..1 and must be cut off.
+# The toy's captions are never wrong; what it may gain comes from doubts of its own. We ask for 32 captions, with three
+# scales and the same noise, and the oracle of notebook 01 judges. We also measure how well shapes **overlap** with
+# ideal ones, and how many colour values lie outside 0..1 and must be cut off.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(32, seed=6, two_objects=0.0)
@@ -639,8 +639,8 @@ explore_sweep({scale: rearrange(clips, "(r s) t h w c -> t (r h) (s w) c", r=4) 
                           "Do backgrounds, places and sizes become more alike?")
 
 # %% [markdown]
-# Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where sixteen of sixteen
-# clips are right with guidance 1 already, any variety that guidance costs is given away for nothing.
+# Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where clips are right with
+# guidance 1 already, it is given away for nothing.
 #
 # ## 8. A scale that changes
 #
@@ -685,7 +685,7 @@ show_figure(figure, "The scale over 50 steps with w = 6. Rising, it stays near 1
 # the cosine turns more than 100,000 times. What is left is a pseudo-random scale, a different one for each number of
 # steps.
 #
-# What was meant? There are two readings. The authors' program calls $n - \tau$ its step index; an index rises (the
+# There are two readings of what was meant. The authors' program calls $n - \tau$ its step index; an index rises (the
 # package's `meant`). A proposed [repair](https://github.com/huggingface/diffusers/pull/13172) of an open [diffusers
 # issue](https://github.com/huggingface/diffusers/issues/9641) puts the index in the place of $\tau$, and the scale
 # falls. Asked about it ([first](https://github.com/zai-org/CogVideo/issues/267),
@@ -697,8 +697,8 @@ show_figure(figure, "The scale over 50 steps with w = 6. Rising, it stays near 1
 # Guidance walks away from one answer. It need not be that of the empty caption: a **negative prompt** takes its
 # place: $v = v_\text{negative} + w\,(v_\text{prompt} - v_\text{negative})$.
 #
-# Below are eight of the clips above, with guidance 3; then the same, with the prompt itself plus "on a black
-# background" as the negative prompt. Last, a prompt that says "not red".
+# Below: eight of the clips above, with guidance 3; the same, with the prompt plus "on a black background" as negative
+# prompt; and a prompt that says "not red".
 
 # %% tags=["nbval-ignore-output"]
 black, count = bare + " on a black background", 8
@@ -750,7 +750,7 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 
 # %% [markdown]
 # T5 is nearly as large as the transformer, but it runs once for each text, not 50 times; then it can be freed.
-# Guidance doubles the whole bill. So some later models are trained to give the guided answer in a single run.
+# Guidance doubles the bill, so some later models are trained to give the guided answer in a single run.
 #
 # ## What you can now explain
 #
@@ -778,9 +778,9 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 # with the video. The dropping rate of 0.1, the zeros and the guidance of 6 are known from the released code; so is
 # dynamic guidance, which the paper does not mention.
 #
-# **Where to read on.** `minicogvx/text/encoder.py` and `minicogvx/diffusion/guidance.py`, both short. T5: [Raffel
-# et al.](https://arxiv.org/abs/1910.10683); guidance: [Ho and Salimans](https://arxiv.org/abs/2207.12598). Next:
-# patches and positions, where the video tokens come from.
+# **Where to read on.** `minicogvx/text/encoder.py` and `minicogvx/diffusion/guidance.py`. T5: [Raffel et
+# al.](https://arxiv.org/abs/1910.10683); guidance: [Ho and Salimans](https://arxiv.org/abs/2207.12598). Next: patches
+# and positions.
 
 # %% tags=["nbval-ignore-output"]
 progress()
