@@ -479,6 +479,7 @@ curve, signal_share = losses.mean(dim=1), pipe.schedule.alphas_cumprod[grid]
 print(f"loss at t = {int(grid[0])}: {curve[0]:.3f}, from 400 to 600: {curve[16:24].mean():.3f}, at {int(grid[-1])}: "
       f"{curve[-1]:.3f}")
 assert curve[0] > curve[16:24].mean() < curve[-1]
+show_source(diffusion_loss)
 
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.7)
 axes[0].plot(grid, curve, label="loss of v")
@@ -610,6 +611,7 @@ for i, t in enumerate(solver.timesteps):
 for name, other in (("DDIM", made), ("DPM-Solver++", package)):
     print(f"{name}: at most {(results[name] - other).abs().max():.5f} away from the result of the package's sampler")
     assert torch.allclose(results[name], other, atol=1e-2)
+show_source(DDIMSampler.step)
 show_source(DPMSampler.step)
 compare_clips({name: pipe.decode(x)[0] for name, x in results.items()},
               "Three clips of 'a yellow star moves right' from the same starting noise, by three samplers.", pipe.fps)
