@@ -257,7 +257,7 @@ def test_spread_timesteps():
         ("are at the same place in their parts", one_draw_for_all),
         ("The same generator gives other timesteps the second time", without_the_generator),
         ("has dtype torch.float32", as_floats),
-        ("of them; it must have 1", counted_from_one),
+        ("to 1000; timesteps must be in 0..999", counted_from_one),
         ("timestep 8 was drawn 0 times", parts_rounded_down),
         ("T / b is 2.5 here: keep the fraction to the end", parts_rounded_down),
     ])

@@ -227,7 +227,7 @@ results = {}
 for name, bars in (("signal left", table), ("zero at the end", rescale_to_zero_terminal_snr(table))):
     results[name] = walk(lambda x, t: perfect(x, float(bars[t]), world), noise, range(999, 0, -20), bars)
 
-figure, ((top,), (middle,), (bottom,)) = new_figure(3, 1, width=7.5, height=4.2)
+figure, ((top,), (middle,), (bottom,)) = new_figure(3, 1, width=7.5, height=4.4)
 top.get_gridspec().set_height_ratios((2, 1, 1))
 for place, (name, clips) in enumerate({"the world": world, **results}.items()):
     nearest = (clips.mean(dim=1)[:, None] - levels).abs().argmin(dim=1)
@@ -238,7 +238,7 @@ for axis, (name, clips) in zip((middle, bottom), results.items()):
     chosen = clips[clips.mean(dim=1).argsort()][::8].reshape(-1, 5, 32, 32, 3)[:, 2]  # every eighth, dark to bright
     framed = torch.nn.functional.pad(chosen / 2 + 0.5, (0, 0, 2, 2, 2, 2), value=1.0).clamp(0, 1)
     axis.imshow(rearrange(framed, "b h w c -> h (b w) c"))
-    axis.set(title=name)
+    axis.set(title=f"nine of the clips, {name}")
     axis.set_axis_off()
 spread = {name: clips.mean(dim=1).std().item() for name, clips in {"the world": world, **results}.items()}
 print("spread of brightness:", ", ".join(f"{name} {value:.2f}" for name, value in spread.items()))
@@ -414,9 +414,9 @@ def v_loss(net, x0, generator):
 small, course = trained(v_loss, inputs=3)
 tested = {}
 for name, net in (("always 0", lambda x, t: 0 * x), ("small", lambda x, t: v_of(small, x, t)), ("perfect", perfect_v)):
-    others, draws = numbers(50_000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
+    others, draws = numbers(400_000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
     tested[name] = denoising_loss(net, others, alpha_bars.float(), draws).item()
-print("loss on 50,000 other numbers:", ", ".join(f"{name} {value:.3f}" for name, value in tested.items()))
+print("loss on 400,000 other numbers:", ", ".join(f"{name} {value:.3f}" for name, value in tested.items()))
 assert tested["perfect"] - 0.002 < tested["small"] < tested["perfect"] + 0.03 < tested["always 0"]
 outcome("4.2", "it stops far above 0" if tested["perfect"] > 0.05 else "on and on towards 0")
 
