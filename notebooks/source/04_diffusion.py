@@ -30,7 +30,7 @@ from minicogvx.diffusion.sampling import guided_output
 from minicogvx.presets import ScheduleConfig, preset
 from minicogvx.transformer.model import ExpertTransformer, flops
 
-torch.set_grad_enabled(False)  # section 4 trains a small network, and switches it on for that
+torch.set_grad_enabled(False)  # section 4 switches gradients on again, to train a small network
 device = notebook_device()  # of the toy's networks: the processor, unless MINICOGVX_DEVICE names another device
 pipe = minicogvx.load("toy", device, torch.float32)
 text = pipe.text.encode(["", "a yellow star moves right"])  # without the caption, and with it
@@ -368,7 +368,7 @@ denoising_loss = check("4.3", denoising_loss)
 # **Prediction 4.2.** Where does the loss go during training?
 
 # %%
-predict("4.2", "on and on towards 0", "it stops far above 0", "down, and up again at the end")
+predict("4.2", "on and on towards 0", "down, but it stops far above 0", "down, and up again at the end")
 
 # %% tags=["folded", "nbval-ignore-output"]
 places, width, alpha_bars = torch.tensor([[-1.2], [0.3], [1.0]]), 0.2, pipe.schedule.alphas_cumprod
@@ -418,7 +418,7 @@ for name, net in (("always 0", lambda x, t: 0 * x), ("small", lambda x, t: v_of(
     tested[name] = denoising_loss(net, others, alpha_bars.float(), draws).item()
 print("loss on 400,000 other numbers:", ", ".join(f"{name} {value:.3f}" for name, value in tested.items()))
 assert tested["perfect"] - 0.002 < tested["small"] < tested["perfect"] + 0.03 < tested["always 0"]
-outcome("4.2", "it stops far above 0" if tested["perfect"] > 0.05 else "on and on towards 0")
+outcome("4.2", "down, but it stops far above 0" if tested["perfect"] > 0.05 else "on and on towards 0")
 
 # %% tags=["folded", "nbval-ignore-output"]
 figure, (axes,) = new_figure(1, 3, width=9.5, height=2.8)
@@ -743,7 +743,7 @@ predict("4.3", "noise, as it was trained for another path", "another clip of the
 # %% tags=["folded", "nbval-ignore-output"]
 circle = [(alpha_bars[t].sqrt().item(), (1 - alpha_bars[t]).sqrt().item()) for t in sampler.timesteps]  # a and s
 sigmas = [s / (a + s) for a, s in circle] + [0.0]
-z = start  # at the first step a is 0, and both paths are in pure noise
+z = start  # at the first step a is 0: both paths start in pure noise
 for t, (a, s), sigma, sigma_next in zip(sampler.timesteps.tolist(), circle, sigmas, sigmas[1:]):
     x = (a + s) * z  # on the circle, where the toy can see it
     v = network(x, t)

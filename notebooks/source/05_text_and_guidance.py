@@ -204,7 +204,7 @@ def rms(x, weight):
 
 
 def plain_t5(net, ids, seen=None):
-    """Features, n d, of one caption's ids, n. `seen` collects by how much the scores vary more than the bias."""
+    """Features, n d, of one caption's ids, n. `seen` collects how many times as much as the bias the scores vary."""
     bias = table[position_buckets(len(ids))]  # n n heads: the same in all blocks
     x = net.shared.weight[ids]
     for block in net.encoder.block:
@@ -299,7 +299,7 @@ questions = {"colour": [list(COLOURS).index(thing.colour) for thing in things],
 
 
 def readable(x, answers):
-    """Share of the other answers that a matrix, fitted on the first ones, reads from x, n d."""
+    """Share of the held-out answers that a matrix, fitted on the first ones, reads correctly from x, n d."""
     x, answers = torch.cat([x, torch.ones(len(x), 1)], dim=1), torch.tensor(answers)
     gram = x[:FITTED].T @ x[:FITTED] + 0.1 * torch.eye(x.shape[1])
     matrix = torch.linalg.solve(gram, x[:FITTED].T @ F.one_hot(answers[:FITTED]).float())
@@ -466,7 +466,7 @@ def best_guess(x, t, shares):
 
 def guided_samples(w, shares=honest, steps=100):
     """4,000 numbers, made with guidance w; what is called "right" comes from the clouds in these shares."""
-    x = torch.special.ndtri((torch.arange(4000).double() + 0.5) / 4000)  # a bell curve as evenly likely points
+    x = torch.special.ndtri((torch.arange(4000).double() + 0.5) / 4000)  # a bell curve as equally likely points
     for t in range(999, 0, -1000 // steps):
         bar, bar_next = pipe.schedule.alpha_bar(t), pipe.schedule.alpha_bar(max(t - 1000 // steps, -1))
         x0 = guide(best_guess(x, t, everybody), best_guess(x, t, shares), w)
