@@ -238,7 +238,7 @@ for axis, (name, clips) in zip((middle, bottom), results.items()):
     chosen = clips[clips.mean(dim=1).argsort()][::8].reshape(-1, 5, 32, 32, 3)[:, 2]  # every eighth, dark to bright
     framed = torch.nn.functional.pad(chosen / 2 + 0.5, (0, 0, 2, 2, 2, 2), value=1.0).clamp(0, 1)
     axis.imshow(rearrange(framed, "b h w c -> h (b w) c"))
-    axis.set(title=f"nine of the clips, {name}")
+    axis.set_title(f"nine of the clips, {name}", pad=12)
     axis.set_axis_off()
 spread = {name: clips.mean(dim=1).std().item() for name, clips in {"the world": world, **results}.items()}
 print("spread of brightness:", ", ".join(f"{name} {value:.2f}" for name, value in spread.items()))
