@@ -47,7 +47,7 @@ def appended(rows, length):
 
 def test_pad_and_mask():
     guard("5.1", right_pad_and_mask, [
-        ("A row of 9 tokens becomes [20, 21, 22, 23, 24, 25], with 0 times </s>", cut_without_an_end),
+        ("A row of 9 tokens becomes [20, 21, 22, 23, 24, 25], with 0 </s>", cut_without_an_end),
         ("The row [7, 8, 9] becomes [7, 8, 9, 0, 0, 1]; it must become [7, 8, 9, 1, 0, 0]", end_at_the_end),
         ("it must be [1, 1, 1, 1, 0, 0]: true for words and </s>", end_is_no_token),
         ("mask of pad_and_mask(rows, 6) has dtype torch.int64; it must be torch.bool", mask_of_ones),

@@ -47,20 +47,20 @@ compare_clips({f"guidance {scale:g}": clip for scale, clip in made.items()},
 # %% [markdown]
 # The words become numbers that the transformer can read, and **guidance** amplifies what these numbers do.
 #
-# You will build both: T5's cut of a text into pieces, its sense of order, and guidance; then you measure what
-# guidance costs. Afterwards you can explain what the text features know, why one caption in ten is thrown away in
-# training, and why a guidance scale of 6 can help and what it spoils. It takes about 95 minutes, exercises
-# included. The parts are named in section 2.2 of the [paper](https://arxiv.org/abs/2408.06072); the letters of
-# shapes are in the box of [notebook 01](01_video_tensors.ipynb).
+# You will prepare text for T5, build its sense of word order, and write guidance; then you measure what guidance
+# costs. Afterwards you can explain what the text features know, why one caption in ten is thrown away in training,
+# why a guidance scale of 6 can help, and what it spoils. It takes about 95 minutes, exercises included. The
+# [paper](https://arxiv.org/abs/2408.06072) names the parts in section 2.2; the box of
+# [notebook 01](01_video_tensors.ipynb) explains the letters in shapes.
 #
 # ## 1. Tokens
 #
 # The toy knows 75 whole words. The published models read any English text. A list of all words would never end; a
 # list of letters makes captions long. Between the two lie **pieces** of words.
 #
-# T5 gives each piece a score, the logarithm of how likely it is, and cuts a word where the sum of scores is largest
-# (**Unigram**). Here are pieces and scores of our captions in the plainest way: every part of every word, by how
-# often it occurs. The mark `▁` stands for the beginning of a word.
+# T5 gives each piece a score, the logarithm of how likely it is, and cuts a word so that the sum of the scores is as
+# large as possible (**Unigram**). Here are pieces and scores from our captions in the simplest way: every part of
+# every word, scored by how often it occurs. The mark `▁` stands for the beginning of a word.
 
 # %%
 scenes = sample_scenes(400, seed=1, two_objects=0.0)
@@ -96,17 +96,17 @@ print("the toy's words:", pipe.text.tokens([strange])[0, :6].tolist(), "- unknow
 
 # %% [markdown]
 # *dragon* never occurs in our captions. It falls into pieces, but nothing is lost. The toy's list turns it into
-# number 2, `<unk>`, like every other strange word, and training never showed token 2. (T5 keeps 32,128 pieces,
-# chosen on much text, and uses them in this way.)
+# number 2, `<unk>`, like every other unknown word, and training never showed token 2. (T5's table has 32,128
+# rows, for pieces from a large collection of text.)
 #
-# A batch needs rows of one length. T5 ends each text with `</s>`, number 1, and fills up with number 0. The
+# A batch needs rows of equal length. T5 ends each text with `</s>`, number 1, and pads it with number 0. The
 # published length is 226.
 #
 # ### Exercise 5.1: pad_and_mask (difficulty 1 of 3, 10 minutes)
 #
-# Rows of token ids, of any length, none of them ended yet. Return the ids `b n`, and a mask that is true where a
-# token is no padding. A row that is too long loses its last words, but not its `</s>`. (`hint("5.1")` gives one
-# more hint each time, `solution("5.1")` a solution.)
+# From rows of token ids, of any length and still without `</s>`, make the ids `b n` and a mask that is true where a
+# token is not padding. A row that is too long loses its last words, but not its `</s>`. (`hint("5.1")` gives one more
+# hint each time, `solution("5.1")` a solution.)
 
 # %%
 def pad_and_mask(rows, length):
@@ -142,26 +142,26 @@ print(f"with the mask, the features of a word change by {moved[mask[0]].median()
 print(f"without the rows of padding, the transformer's answer changes by {(answer - short).norm() / answer.norm():.0%}")
 
 # %% [markdown]
-# The padding is no empty space: words and video look at it. A model trained without the mask must be used without
+# The padding is not empty space: words and video attend to it. A model trained without the mask must be used without
 # it, and padded to the same length.
 #
 # ## 2. T5
 #
 # Every token picks a row of a table. Then the rows must look at each other: *red* belongs to *circle*. Attention
-# does that, but it sees a bag of words, without order.
+# does that, but to attention alone a text is a bag of words, without order.
 #
 # T5 gives no token a position. It tells each *pair* of tokens how far apart they are. The distance, key minus
-# query, falls into one of 32 **buckets**, and every head adds a learned number for the bucket to the pair's score.
+# query, falls into one of 32 **buckets**, and every head adds a learned number for this bucket to the pair's score.
 # The rule:
 #
 # - Buckets 0 to 15 are for keys before the query and for itself, 16 to 31 for keys after it.
 # - Within each half, distances 0 to 7 have a bucket each.
-# - From 8 on, eight buckets are spread over 8 to 128 by the logarithm,
-#   $8 + \lfloor 8 \log(d/8) / \log(128/8) \rfloor$, and 15 is the last.
+# - Eight more buckets share distances from 8 on, evenly in the logarithm up to 128:
+#   $8 + \lfloor 8 \log(d/8) / \log(128/8) \rfloor$, and 15 at most.
 #
 # ### Exercise 5.2: position_buckets (difficulty 2 of 3, 15 minutes)
 #
-# Return the bucket of every pair, for a text of $n$ tokens. Row $i$ is the query $i$, column $j$ the key $j$.
+# Return the bucket of every pair, for a text of $n$ tokens. Row $i$ is query $i$, column $j$ is key $j$.
 
 # %%
 def position_buckets(length):
@@ -195,8 +195,8 @@ show_figure(figure, "Left: the bucket over the distance; near distances have one
                     "each of the toy's four heads adds to its scores, over the distance.")
 
 # %% [markdown]
-# Now the whole encoder, in the plainest way: one caption, one head after the other. Unlike in other transformers,
-# the scores are not divided by $\sqrt{d}$, and the norm only divides by the root mean square.
+# Now the whole encoder, in the simplest way: one caption, one head after the other. Unlike in most transformers, the
+# scores are not divided by $\sqrt{d}$, and the norm only divides by the root mean square.
 
 # %% tags=["nbval-ignore-output"]
 def rms(x, weight):
@@ -204,7 +204,7 @@ def rms(x, weight):
 
 
 def plain_t5(net, ids, seen=None):
-    """Features, n d, of one caption's ids, n. `seen` collects by how much the scores vary more than the bias."""
+    """Features, n d, of one caption's ids, n. `seen` collects how many times as much as the bias the scores vary."""
     bias = table[position_buckets(len(ids))]  # n n heads: the same in all blocks
     x = net.shared.weight[ids]
     for block in net.encoder.block:
@@ -231,9 +231,9 @@ assert torch.allclose(mine, package, atol=1e-4)
 show_source(TextEncoder.encode)
 
 # %% [markdown]
-# The transformer, for its part, does not care in which order the rows of text arrive: its rotary positions turn
+# The video transformer does not care in which order the rows of text arrive: its rotary positions turn
 # video tokens only, in the 5B as in the toy. (The 2B adds positions to its video tokens, and zero to the text.) So
-# the order of the words reaches the video in one way, through T5's buckets, or not at all.
+# the order of the words reaches the video through T5's buckets or not at all.
 #
 # **Prediction 5.1.** *A red circle moves left and a blue star moves right*; *a blue circle … and a red star …*:
 # what does the toy make of these two captions, from the same noise?
@@ -270,19 +270,19 @@ compare_clips({"red circle, blue star": swapped[0], "blue circle, red star": swa
               "Two clips from the same noise, for the two captions.", pipe.fps)
 
 # %% [markdown]
-# A fresh T5 hears the order, faintly. What becomes of it depends on what training asks for. In clips of one object
-# a bag of words is enough: *red* must be the object's colour, since no background is red, and *navy* the
-# background's. Then the scores may grow until the buckets no longer count (the last but one line), and the encoder
-# cannot tell the two captions apart. Only clips with two objects need the order. T5 at full size learned it from
-# text alone; CogVideoX takes it as it is.
+# An untrained T5 does register the order, faintly. What becomes of that depends on what training asks for. In clips
+# with one object a bag of words is enough: *red* must be the object's colour, since no background is red, and *navy*
+# the background's. Then the scores may grow until the buckets no longer matter (see the line on scores), and the
+# encoder cannot tell the two captions apart. Only clips with two objects need the order. T5 at full size learned it
+# from text alone; CogVideoX uses it unchanged.
 #
 # ## 3. What an embedding knows
 #
-# Which token carries the colour? To find out, use a **linear probe**: from the 128 numbers of one token, predict
-# the colour by one matrix, fitted on 800 captions and tested on 1,600 others. If a matrix can read it, the
+# Which token carries the colour? A **linear probe** can tell: from the 128 numbers of one token, predict the
+# colour with a single matrix, fitted on 800 captions and tested on 1,600 others. If one matrix can read it, the
 # transformer's matrices can, too.
 #
-# Before T5 and after it, what can be read from the word for the shape? What from the last padding token?
+# What can be read from the shape word, before T5 and after it? And from the last padding token?
 
 # %% tags=["nbval-ignore-output"]
 COUNT, FITTED = 2400, 800
@@ -299,7 +299,7 @@ questions = {"colour": [list(COLOURS).index(thing.colour) for thing in things],
 
 
 def readable(x, answers):
-    """Share of the other answers that a matrix, fitted on the first ones, reads from x, n d."""
+    """Share of the held-out answers that a matrix, fitted on the first ones, reads correctly from x, n d."""
     x, answers = torch.cat([x, torch.ones(len(x), 1)], dim=1), torch.tensor(answers)
     gram = x[:FITTED].T @ x[:FITTED] + 0.1 * torch.eye(x.shape[1])
     matrix = torch.linalg.solve(gram, x[:FITTED].T @ F.one_hot(answers[:FITTED]).float())
@@ -328,22 +328,22 @@ for axis, (stage, values) in zip(axes, stages.items()):
 
 before, after = (grids[stage][:-1].mean().item() for stage in stages)
 print(f"mean over all tokens and questions: {before:.0%} before T5, {after:.0%} after it")
-assert after > before + 0.1
-show_figure(figure, "Per cent read rightly, one row a token, one column a question; below the line, what the most "
-                    "frequent answer would get. Before T5 each word knows itself. After T5 every token knows more.")
+assert after > before + 0.1 and (grids["after T5"][-2] - grids["after T5"][-1]).mean() > 0.1
+show_figure(figure, "Per cent read correctly, one row per token, one column per question; below the line, the score of "
+                    "the most frequent answer. Before T5 each word knows itself. After T5 every token knows more.")
 
 # %% [markdown]
-# Before T5 a word knows itself. After it, each token knows something of the others, and the same word has other
-# features in another context. Even the last padding token, which says nothing, tells far more than guessing.
+# Before T5 a word knows only itself. After it, each token knows something of the others, so the same word has
+# different features in another context. Even the last padding token beats guessing.
 #
 # ## 4. Dropping the text
 #
 # Guidance will need a second answer from the same network: what it would do without a caption. So in training, one
-# caption in ten is thrown away, drawn anew in each step.
+# caption in ten is thrown away, and each step draws anew which.
 #
 # ### Exercise 5.3: drop_captions (difficulty 1 of 3, 10 minutes)
 #
-# Features of a batch; each caption as a whole becomes `null` with probability $p$, drawn with the generator.
+# Replace each caption's features as a whole by `null`, with probability $p$, drawn with the generator.
 
 # %%
 def drop_captions(features, null, p, generator):
@@ -363,9 +363,9 @@ print("tokens of the empty caption:", pipe.text.tokens([""])[0, :4].tolist(), ".
 print(f"its features are not zero: their root mean square is {nothing.square().mean().sqrt():.1f}")
 
 # %% [markdown]
-# Our "nothing" is the empty caption after T5: one `</s>`, 31 times padding. The authors' own program sets all
+# Our "nothing" is the empty caption after T5: one `</s>` and 31 tokens of padding. The authors' own program sets all
 # features to **zero** in training and in sampling (`zero_text`). `diffusers` samples the same weights with the
-# empty caption, though training called something else "nothing". Below we make the opposite exchange: the toy was
+# empty caption, though in training "nothing" was something else. Below we make the opposite exchange: the toy was
 # trained with the empty caption and gets zeros.
 #
 # Twelve clips of the shapes world are noised, and the toy is asked for $v$ with four kinds of text: the right
@@ -391,6 +391,7 @@ for t in grid:
 for place in (0, -1):
     print(f"loss at {grid[place]}:", ", ".join(f"{kind} {curve[place]:.3f}" for kind, curve in losses.items()))
 assert losses["right"][-1] < losses["empty"][-1] < losses["another clip's"][-1]
+assert sum(losses["zeros"]) > sum(losses["empty"])
 figure, ((axis,),) = new_figure(width=6.5, height=2.8)
 for (kind, curve), style in zip(losses.items(), ("o-", "s--", "^:", "d-.")):
     axis.plot(grid, curve, style, label=kind)
@@ -400,14 +401,14 @@ show_figure(figure, "The toy's loss over the timestep with four kinds of text. A
                     "nearly alike. At large ones they part, and another clip's caption is worst.")
 
 # %% [markdown]
-# At the right of the figure, the caption is all there is to know. At the left the video shows through the noise,
-# and the caption adds little.
+# On the right of the figure, the caption is all there is to go by. On the left the video shows through the noise, and
+# the caption adds little. Zeros are not "nothing" to the toy: they cost more than the empty caption.
 #
 # ## 5. Guidance
 #
-# Let $p(x)$ be all videos and $p(x \mid c)$ those that fit the caption $c$. By Bayes, what the caption adds is a
-# classifier, $p(c \mid x) \propto p(x \mid c) / p(x)$. **Guidance** asks for videos that fit better than most, with
-# the classifier to the power of $w$:
+# Let $p(x)$ be the distribution of all videos and $p(x \mid c)$ that of videos with the caption $c$. By Bayes' rule,
+# what the caption adds is a classifier, $p(c \mid x) \propto p(x \mid c) / p(x)$. **Guidance** asks for videos that
+# fit better than most: it raises the classifier to the power of $w$.
 #
 # $$p_w(x) \propto p(x)\,p(c \mid x)^w \propto p(x)^{1-w}\,p(x \mid c)^w.$$
 #
@@ -417,12 +418,12 @@ show_figure(figure, "The toy's loss over the timestep with four kinds of text. A
 #
 # So no classifier has to be trained. Two answers of one network are enough: **classifier-free guidance**. At
 # $w = 0$ the caption is ignored, $w = 1$ is the plain answer, and above 1 we extrapolate. Slope, noise, clean video
-# and $v$ can be computed from each other by multiplying and adding, so it does not matter which of them is guided.
+# and $v$ are linear functions of each other at a given $x$, so it does not matter which of them is guided.
 #
 # ### Exercise 5.4: guided_velocity (difficulty 2 of 3, 15 minutes)
 #
 # Both questions go to the network in one batch, `null` first, as published. The network may answer in bfloat16; the
-# difference of two near numbers must be taken in float32. And where the scale is 1, half of the work is not needed.
+# difference of two nearly equal numbers must be taken in float32. And at scale 1, half of the work is unnecessary.
 
 # %%
 def guided_velocity(network, x, t, text, null, scale):
@@ -439,11 +440,11 @@ def guided_velocity(network, x, t, text, null, scale):
 guided_velocity = check("5.4", guided_velocity)
 
 # %% [markdown]
-# What does that do to all samples together? Take a world of single numbers: four clouds, at -1, -0.2, 0.2 and 1.
+# What does that do to the samples as a whole? Take a world of single numbers: four clouds, at -1, -0.2, 0.2 and 1.
 # The caption "right" means the two above 0, and the perfect answers are known (notebook 04).
 #
 # **Prediction 5.2.** Without guidance half of the samples for "right" are in the inner cloud, at 0.2, and by its
-# formula $p_6$ keeps 30 % there: how many does guidance with $w = 6$ really leave?
+# formula $p_6$ still has 30 % there: how many does guidance with $w = 6$ really leave?
 
 # %%
 predict("5.2", "half, as without guidance", "about 30 %, as promised", "hardly any")
@@ -464,8 +465,8 @@ def best_guess(x, t, shares):
 
 
 def guided_samples(w, shares=honest, steps=100):
-    """4,000 numbers, made with guidance w; a video that is called "right" comes from the clouds in these shares."""
-    x = torch.special.ndtri((torch.arange(4000).double() + 0.5) / 4000)  # a bell curve as evenly likely points
+    """4,000 numbers, made with guidance w; what is called "right" comes from the clouds in these shares."""
+    x = torch.special.ndtri((torch.arange(4000).double() + 0.5) / 4000)  # a bell curve as equally likely points
     for t in range(999, 0, -1000 // steps):
         bar, bar_next = pipe.schedule.alpha_bar(t), pipe.schedule.alpha_bar(max(t - 1000 // steps, -1))
         x0 = guide(best_guess(x, t, everybody), best_guess(x, t, shares), w)
@@ -489,6 +490,7 @@ for axis, (w, x) in zip(axes, samples.items()):
     inner = (x < 0.6).double().mean().item()
     print(f"w = {w:g}: in the inner cloud {inner:.0%} of the samples, promised "
           f"{promised[line < 0.6].sum() / promised.sum():.0%}; mean {x.mean():.2f}, spread {x.std():.2f}")
+axes[0].set(ylabel="density")
 axes[0].legend(fontsize=8)
 outcome("5.2", "hardly any" if inner < 0.1 else "about 30 %, as promised" if inner < 0.4 else
         "half, as without guidance")
@@ -496,7 +498,7 @@ show_figure(figure, "Histograms of 4,000 guided samples and the promised density
                     "on two clouds. At 3 and 6 the promise keeps two; the samples are one, ever further right.")
 
 # %% [markdown]
-# The inner cloud is lost, although it fits the caption: it looks a little like "left". The rest is narrower than
+# The inner cloud is lost although it fits the caption: it lies a little too near to "left". The rest is narrower than
 # the outer cloud, and pushed beyond it. Strong guidance means less variety, and exaggeration.
 #
 # Why is the promise not kept? The slopes add up to that of $p_w$ only where there is no noise. In noise the clouds
@@ -504,8 +506,8 @@ show_figure(figure, "Histograms of 4,000 guided samples and the promised density
 #
 # ### Exercise 5.5: half_variety, find out (difficulty 2 of 3, 10 minutes)
 #
-# At which scale is half of the variety gone? Find $w$ such that `guided_samples(w).std()` is half of what it is at
-# $w = 1$, to a tenth. Try scales in a cell of your own.
+# At which scale is half of the variety gone? Find the $w$, to one decimal, at which `guided_samples(w).std()` is half
+# of what it is at $w = 1$. Try scales in a cell of your own.
 
 # %%
 def half_variety():
@@ -521,38 +523,38 @@ half_variety = check("5.5", half_variety)
 # ## 6. Why exaggerate?
 #
 # Nothing so far speaks *for* guidance: with $w = 1$ the perfect network makes exactly the videos that fit. But what
-# does it learn that "fit" means? What training showed. Now let one caption in five lie: "right" is said of a number
-# from the left.
+# fits, it learned from its training captions. Now let one caption in five be wrong: of the numbers called "right",
+# 20 % come from the left.
 
 # %%
 scales = (1.0, 1.5, 2.0, 3.0, 6.0)
 figure, (axes,) = new_figure(1, 2, width=8, height=2.6)
-for lies, style in ((0.0, "o-"), (0.2, "s--")):
-    made = {w: guided_samples(w, torch.tensor([lies / 2, lies / 2, (1 - lies) / 2, (1 - lies) / 2]).double())
+for wrong, style in ((0.0, "o-"), (0.2, "s--")):
+    made = {w: guided_samples(w, torch.tensor([wrong / 2, wrong / 2, (1 - wrong) / 2, (1 - wrong) / 2]).double())
             for w in scales}
     right_side = [(x > 0).double().mean().item() for x in made.values()]
     spread = [x[x > 0].std().item() for x in made.values()]
-    print(f"{lies:.0%} lies: above 0", "  ".join(f"w = {w:g}: {share:.0%}" for w, share in zip(scales, right_side)))
-    print("         spread of these", "  ".join(f"w = {w:g}: {value:.2f}" for w, value in zip(scales, spread)))
+    print(f"{wrong:.0%} wrong: above 0", "  ".join(f"w = {w:g}: {share:.0%}" for w, share in zip(scales, right_side)))
+    print("  spread of these", "  ".join(f"w = {w:g}: {value:.2f}" for w, value in zip(scales, spread)))
     for axis, values in zip(axes, (right_side, spread)):
-        axis.plot(scales, values, style, label=f"{lies:.0%} of the captions lie")
+        axis.plot(scales, values, style, label=f"{wrong:.0%} of the captions are wrong")
 assert right_side[0] < 0.85 and right_side[3] > 0.95 and spread[4] < 0.5 * spread[0]
 axes[0].set(xlabel="guidance scale w", ylabel="share above 0", ylim=(0, 1.05))
 axes[1].set(xlabel="guidance scale w", ylabel="spread above 0", ylim=(0, None))
 axes[0].legend(fontsize=8)
-show_figure(figure, "Left: the share of samples above 0. With lies it begins lower; with honest captions or not, it "
-                    "rises to 1. Right: the spread falls with the scale in both cases.")
+show_figure(figure, "Left: the share of samples above 0. With wrong captions it begins lower, but it rises to 1 in "
+                    "both cases. Right: the spread falls with the scale in both cases.")
 
 # %% [markdown]
-# There is the answer. A network that was shown lies repeats them; that *is* what it learned. Exaggeration is the
-# correction: guidance moves samples away from where the caption is doubtful. Captions of real videos are often
-# doubtful, and a small network has doubts of its own. The price is paid in variety.
+# There is the answer. A network trained on wrong captions repeats their mistakes; that *is* what it learned.
+# Exaggeration corrects it: guidance moves samples away from where the caption is doubtful. Captions of real videos
+# are often doubtful, and a small network has doubts of its own. The price is paid in variety.
 #
 # ## 7. What the toy pays
 #
-# The toy's captions never lie; what it gains comes from doubts of its own. We ask for 32 captions, once each, with
-# three scales and the same noise, and the oracle judges. Beside obedience we measure how well shapes **overlap**
-# with ideal ones, and how many colour values lie outside of 0..1 and must be cut off.
+# The toy's captions are never wrong; what it may gain comes from doubts of its own. We ask for 32 captions, with three
+# scales and the same noise, and the oracle of notebook 01 judges. We also measure how well shapes **overlap** with
+# ideal ones, and how many colour values lie outside 0..1 and must be cut off.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(32, seed=6, two_objects=0.0)
@@ -574,18 +576,18 @@ print(f"from 1 to 3: {gain:+.0%} of the captions, 95 % interval {low:+.0%} to {h
 assert beyond[9.0] > beyond[1.0]
 
 # %% [markdown]
-# If the last interval holds 0, 32 captions cannot tell the two scales apart. The other end is plainer: at 9 more
-# colour values must be cut off, and edges fray. That is **over-saturation**. ([Lin et
-# al.](https://arxiv.org/abs/2305.08891) scale the guided answer back to the conditional one's standard deviation:
-# `guidance_rescale` in `diffusers`.) The published models use 6; the toy's default is 3.
+# If the last interval contains 0, 32 captions cannot tell the two scales apart. The other end is clearer: at 9, more
+# colour values must be cut off. That is **over-saturation**. ([Lin et al.](https://arxiv.org/abs/2305.08891) scale
+# the guided answer back to the conditional one's standard deviation: `guidance_rescale` in `diffusers`.) The
+# published models use 6; the toy's default is 3.
 #
-# And variety? A caption that says nothing of background, place and size leaves them open. Sixteen clips have
-# sixteen backgrounds, and their variety is the **entropy** of the oracle's answers: the number of yes-or-no
-# questions, on average, that it takes to name one.
+# And variety? A caption that does not mention background, place or size leaves them open. Sixteen clips have sixteen
+# backgrounds, and their variety is the **entropy** of the oracle's answers: how many yes-or-no questions it takes,
+# on average, to find out which background a clip has.
 #
 # ### Exercise 5.6: variety (difficulty 1 of 3, 10 minutes)
 #
-# Return the entropy in bits of a list of answers. An answer may be `None`, where the oracle cannot read the clip.
+# Return the entropy of a list of answers in bits. An answer is `None` where the oracle cannot read the clip.
 
 # %%
 def variety(answers):
@@ -599,8 +601,8 @@ def variety(answers):
 variety = check("5.6", variety)
 
 # %% [markdown]
-# **Prediction 5.3.** Sixteen clips of "a red circle moves right" from sixteen noises, with guidance 1 and with
-# guidance 9: what happens to their variety?
+# **Prediction 5.3.** Sixteen clips of "a red circle moves right" from sixteen noises, with guidance 1 and then with 9:
+# what happens to the variety of their first frames?
 
 # %%
 predict("5.3", "it falls", "no change that 16 clips can show", "it rises")
@@ -619,7 +621,7 @@ for scale in (1.0, 3.0, 9.0):
 
 
 def loss_of_variety(of):
-    """of(scale, clips) at 9 minus that at 1, and its 95 % interval: the 16 clips are drawn anew 300 times."""
+    """of(scale, clips) at 9 minus that at 1, and its 95 % interval: a bootstrap with 300 draws of the 16 clips."""
     draws = torch.randint(16, (300, 16), generator=torch.Generator().manual_seed(6))
     found = torch.tensor([of(9.0, picks) - of(1.0, picks) for picks in draws])
     everyone = torch.arange(16)
@@ -634,11 +636,11 @@ outcome("5.3", "it falls" if spread[2] < 0 else "it rises" if spread[1] > 0 else
 framed = {scale: F.pad(clips, (0, 0, 2, 2, 2, 2), value=1.0) for scale, clips in films.items()}
 explore_sweep({scale: rearrange(clips, "(r s) t h w c -> t (r h) (s w) c", r=4) for scale, clips in framed.items()},
               "guidance", f"Sixteen clips of '{bare}' at once, from the same sixteen noises, with guidance 1, 3 and 9. "
-                          "Look for backgrounds, places and sizes that become alike.")
+                          "Do backgrounds, places and sizes become more alike?")
 
 # %% [markdown]
-# Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where sixteen of
-# sixteen clips are right with guidance 1 already, that variety is given away for nothing.
+# Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where clips are right with
+# guidance 1 already, it is given away for nothing.
 #
 # ## 8. A scale that changes
 #
@@ -674,28 +676,29 @@ figure, ((axis,),) = new_figure(width=7, height=2.6)
 for (mode, values), style in zip(readings.items(), ("o-", "s--", "^:")):
     axis.plot(range(n), values, style, label=mode, markersize=3, linewidth=1.2)
 axis.set(xlabel="step", ylabel="guidance scale")
-axis.legend(fontsize=8)
+axis.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
 show_figure(figure, "The scale over 50 steps with w = 6. Rising, it stays near 1, then goes to almost 7; falling, the "
                     "other way round. As released, it jumps between 1 and 7, and stays near 1 in the last four.")
 
 # %% [markdown]
 # The fraction should lie in 0..1; it begins at $-19$, and then comes the fifth power. Between the first two steps
-# the cosine turns more than 100,000 times. What is left is a pseudo-random scale, and another one with another
-# number of steps.
+# the cosine turns more than 100,000 times. What is left is a pseudo-random scale, a different one for each number of
+# steps.
 #
-# What was meant? The authors' program calls $n - \tau$ its step index; an index rises (the package's `meant`). A
-# proposed [repair of diffusers](https://github.com/huggingface/diffusers/pull/13172) puts the index in the place of
-# $\tau$, and the scale falls. Asked about it, an author [called it a
-# coincidence](https://github.com/zai-org/CogVideo/issues/267): the waves have the advantages of a high scale and
-# avoid over-exposure. Their demo has it on; in `diffusers` it is off unless asked for.
+# There are two readings of what was meant. The authors' program calls $n - \tau$ its step index; an index rises (the
+# package's `meant`). A proposed [repair](https://github.com/huggingface/diffusers/pull/13172) of an open [diffusers
+# issue](https://github.com/huggingface/diffusers/issues/9641) puts the index in the place of $\tau$, and the scale
+# falls. Asked about it ([first](https://github.com/zai-org/CogVideo/issues/267),
+# [again](https://github.com/zai-org/CogVideo/issues/337)), an author called it a coincidence: the wave-like scale has
+# the advantages of a high one and avoids over-exposure. Their demo turns it on; in `diffusers` it is off by default.
 #
 # ## 9. Negative prompts
 #
-# Guidance walks away from one answer. Nobody says that it must be the empty caption's. A **negative prompt** takes
-# its place: $v = v_\text{negative} + w\,(v_\text{prompt} - v_\text{negative})$.
+# Guidance walks away from one answer. It need not be that of the empty caption: a **negative prompt** takes its
+# place: $v = v_\text{negative} + w\,(v_\text{prompt} - v_\text{negative})$.
 #
-# Eight of the clips above, with guidance 3; then the same with the prompt itself on a black background as negative
-# prompt. Last, a prompt that says "not red".
+# Below: eight of the clips above, with guidance 3; the same, with the prompt plus "on a black background" as negative
+# prompt; and a prompt that says "not red".
 
 # %% tags=["nbval-ignore-output"]
 black, count = bare + " on a black background", 8
@@ -719,10 +722,10 @@ show_figure(figure, "The first frames of eight clips in three rows: without a ne
                     "background as negative prompt, and for a circle that is 'not red'.")
 
 # %% [markdown]
-# Guidance walks in one direction, away from black, and the clips gather at what lies there; other backgrounds may
-# be lost with it. What prompt and negative prompt share cancels out.
+# Guidance walks in one direction, away from black, and the clips gather at what lies there; other backgrounds may be
+# lost as well. What prompt and negative prompt share cancels out.
 #
-# A negative prompt helps against what the prompt leaves open. No prompt helps where the network does not listen: in
+# A negative prompt can rule out what the prompt leaves open. No prompt helps where the network does not listen: in
 # training, *not* occurred only in "does not move".
 #
 # ## 10. At full size
@@ -747,7 +750,7 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 
 # %% [markdown]
 # T5 is nearly as large as the transformer, but it runs once for each text, not 50 times; then it can be freed.
-# Guidance doubles the whole bill. So some later models are trained to give the guided answer in one run.
+# Guidance doubles the bill, so some later models are trained to give the guided answer in a single run.
 #
 # ## What you can now explain
 #
@@ -768,17 +771,16 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 # <details><summary>3. Why does it need exaggeration, and what does that cost?</summary>
 #
 # A network reproduces its training, doubtful captions included. Guidance moves samples to where the caption is
-# unmistakable. They become more alike, colours overshoot and shapes fray, and every guided step costs two runs of
-# the network.
+# unmistakable. They become more alike, colours overshoot, and every guided step costs two runs of the network.
 # </details>
 #
-# **What the paper found.** CogVideoX takes T5 as text encoder and hands its features to the transformer beside the
-# video. The dropping rate of 0.1, the zeros and the guidance of 6 are known from the released code; so is dynamic
-# guidance, which the paper does not mention.
+# **What the paper found.** CogVideoX uses T5 as its text encoder and gives its features to the transformer together
+# with the video. The dropping rate of 0.1, the zeros and the guidance of 6 are known from the released code; so is
+# dynamic guidance, which the paper does not mention.
 #
-# **Where to read on.** `minicogvx/text/encoder.py` and `minicogvx/diffusion/guidance.py`, both short. T5: [Raffel
-# et al.](https://arxiv.org/abs/1910.10683); guidance: [Ho and Salimans](https://arxiv.org/abs/2207.12598). Next:
-# patches and positions, where the video tokens come from.
+# **Where to read on.** `minicogvx/text/encoder.py` and `minicogvx/diffusion/guidance.py`. T5: [Raffel et
+# al.](https://arxiv.org/abs/1910.10683); guidance: [Ho and Salimans](https://arxiv.org/abs/2207.12598). Next: patches
+# and positions.
 
 # %% tags=["nbval-ignore-output"]
 progress()

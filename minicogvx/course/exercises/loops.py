@@ -1,5 +1,7 @@
 """Checks of notebook 04's sampling: the loop, a step that renews noise, a better list of timesteps."""
 
+import operator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -124,15 +126,20 @@ def timesteps_of_even_angles() -> list[int]:
     return [int((angles - angles[-1] * (COUNT - i) / COUNT).abs().argmin()) for i in range(COUNT)]
 
 
+def _whole(t) -> int:
+    try:
+        return operator.index(t)  # also of NumPy's and PyTorch's integers
+    except TypeError:
+        raise Wrong(f"better_timesteps() holds {t!r}; timesteps index a table, so all must be whole "
+                    f"numbers.") from None
+
+
 def check_better_timesteps(better_timesteps) -> None:
     """Ten timesteps from 999 down with which the walk to the three clouds errs clearly less than with even ones."""
     got = better_timesteps()
     if got is None:
         raise Wrong("better_timesteps() is None; does your function end in return?")
-    got = got.tolist() if isinstance(got, Tensor) else list(got)
-    if any(not isinstance(t, int) for t in got):
-        raise Wrong(f"better_timesteps() holds {next(t for t in got if not isinstance(t, int))!r}; timesteps index a "
-                    f"table, so all must be whole numbers.")
+    got = [_whole(t) for t in (got.tolist() if isinstance(got, Tensor) else got)]
     if len(got) != COUNT:
         raise Wrong(f"better_timesteps() has {len(got)} timesteps; it must have {COUNT}. The list is to be better, not "
                     f"longer.")

@@ -143,7 +143,7 @@ def _check_signal(spy: _Spy) -> None:
     factors, wanted = spy.x_t.flatten(1) / 1e6, spy.bars[spy.t].sqrt()
     if (factors.amax(dim=1) - factors.amin(dim=1)).max() > 1e-3:
         raise Wrong("Within one sample the signal comes in with several factors. alpha_bar of a batch has shape (b,); "
-                    "against b c t h w it must become (b, 1, 1, 1, 1), else it meets the last axis.")
+                    "against b c t h w it must become (b, 1, 1, 1, 1), or it lines up with the last axis.")
     off = (factors.mean(dim=1) - wanted).abs()
     if off.max() > 1e-3:
         i = int(off.argmax())
@@ -161,7 +161,7 @@ def _check_draws(first: _Spy, again: _Spy, other: _Spy) -> None:
     if torch.allclose(first.noise[0], first.noise[1], atol=1e-3):
         raise Wrong("Samples 0 and 1 have the same noise; each needs its own.")
     if not 0.85 < first.noise.std() < 1.15 or abs(first.noise.mean()) > 0.2:
-        raise Wrong(f"Behind x_t stands noise of mean {first.noise.mean():.2g} and standard deviation "
+        raise Wrong(f"The noise in x_t has mean {first.noise.mean():.2g} and standard deviation "
                     f"{first.noise.std():.2g}; it must be 0 and 1, with the factor sqrt(1 - alpha_bar).")
 
 
@@ -197,7 +197,7 @@ def check_spread_timesteps(spread_timesteps) -> None:
                     f"gives all of them.")
     inside = many.sort(dim=1).values % 250
     if (inside == inside[:, :1]).all(dim=1).float().mean() > 0.5:
-        raise Wrong("All timesteps of a batch stand at the same place in their parts; each needs a draw of its own.")
+        raise Wrong("All timesteps of a batch are at the same place in their parts; each needs a draw of its own.")
     _check_frequencies(spread_timesteps, 4, 10)
 
 
@@ -251,7 +251,7 @@ EXERCISES = (
         hints=(
             "What is drawn for each sample, and what does the network get to see of it? Two draws, one call, one mean.",
             "t = torch.randint(len(bars), (len(x0),), generator=generator), and noise in the shape of x0. bars[t] has "
-            "shape (b,): what shape must it get to meet the first axis of x0 and no other?",
+            "shape (b,): which shape lines up with the first axis of x0 and no other?",
             "bar = bars[t].reshape(-1, *[1] * (x0.ndim - 1)); mix x_t, form v, and return "
             "(network(x_t, t) - v).square().mean().",
         ),

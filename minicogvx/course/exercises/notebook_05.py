@@ -27,7 +27,7 @@ def padded_ids(rows: list[list[int]], length: int) -> tuple[Int[Tensor, "b n"], 
 
 
 def check_pad_and_mask(pad_and_mask) -> None:
-    """One `</s>` behind the words, padding behind that, and a mask that counts `</s>` in and padding out."""
+    """One `</s>` after the words, padding after that, and a mask that counts `</s>` in and padding out."""
     rows, length = [[7, 8, 9], [], [5] * 5, list(range(20, 29))], 6
     what, given = "pad_and_mask(rows, 6)", [list(row) for row in rows]
     got, wanted = pad_and_mask(given, length), padded_ids(rows, length)
@@ -42,8 +42,8 @@ def check_pad_and_mask(pad_and_mask) -> None:
     for row, ids, mask, want, want_mask in zip(rows, *got, *wanted):
         ends = int((ids == END).sum())
         if ends != 1:
-            raise Wrong(f"A row of {len(row)} tokens becomes {ids.tolist()}, with {ends} times </s> (id {END}); it "
-                        f"must have one, also where the row is empty or too long.")
+            raise Wrong(f"A row of {len(row)} tokens becomes {ids.tolist()}, with {ends} </s> (id {END}); it must have "
+                        f"one, also where the row is empty or too long.")
         if ids.tolist() != want.tolist():
             raise Wrong(f"The row {row} becomes {ids.tolist()}; it must become {want.tolist()}.")
         if mask.tolist() != want_mask.tolist():
@@ -207,9 +207,9 @@ EXERCISES = (
     Exercise(
         "5.1", "pad_and_mask", difficulty=1, minutes=10, reference=padded_ids, check=check_pad_and_mask,
         hints=(
-            "Three cases: a row that is shorter than length - 1, one that is longer, and an empty one. What do all "
-            "three have behind their last word?",
-            "Cut first, row[:length - 1]; then there is always room for </s>. Fill up after that.",
+            "Three cases: a row that is shorter than length - 1, one that is longer, and an empty one. What comes "
+            "after the last word in all three?",
+            "Cut first, row[:length - 1]; then there is always room for </s>. Pad after that.",
             "The mask is true for the first len(row) + 1 places of a row that was cut: [place <= len(row) for place in "
             "range(length)].",
         ),
