@@ -17,8 +17,8 @@ import minicogvx
 from minicogvx.ablation import load_results, paired_figure
 from minicogvx.ablation.paired import gain_of, properties_obeyed, say_obeyed
 from minicogvx.course import (
-    check, compare_clips, explore_rope, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions,
-    progress, show_figure, show_source, solution,
+    check, compare_clips, explore_figure, explore_rope, hint, new_figure, notebook_device, outcome, predict,
+    predictions, progress, show_figure, show_source, solution,
 )
 from minicogvx.data.world import oracle
 from minicogvx.pipeline import Pipeline
@@ -234,9 +234,9 @@ for bound in (64, 160):
     axes[0].axvline(bound - 0.5, color="white", linewidth=1.5)
 axes[0].set_xticks([32, 112, 208], ["time", "column", "row"])
 axes[0].set_yticks([8, 24, 40, 56, 72], [f"frame {i}" for i in range(5)])
-axes[0].set(xlabel="256 channels: sines, then cosines of each", title="the toy's size: one row a token")
+axes[0].set(xlabel="256 channels: sines, then cosines of each", title="the toy's size: one row per token")
 picture = axes[1].imshow(alike, cmap="viridis")
-axes[1].set(xlabel="column", ylabel="row", title="2B: product with the middle's vector")
+axes[1].set(xlabel="column", ylabel="row", title="2B: product with the vector of the middle")
 figure.colorbar(picture, ax=axes[1])
 for axis in axes:
     axis.grid(False)
@@ -399,7 +399,7 @@ for bound in (8, 20):
     axes[0].axvline(bound - 0.5, color="white", linewidth=1.5)
 axes[0].set_xticks([3.5, 13.5, 25.5], ["time", "row", "column"])
 axes[0].set_yticks([8, 24, 40, 56, 72], [f"frame {i}" for i in range(5)])
-axes[0].set(xlabel="32 pairs", title="cosines for the toy: one row a token")
+axes[0].set(xlabel="32 pairs", title="cosines for the toy: one row per token")
 picture = axes[1].imshow(alike, cmap="viridis")
 axes[1].set(xlabel="column", ylabel="row", title="5B: score with the middle, all ones")
 figure.colorbar(picture, ax=axes[1])
@@ -551,13 +551,14 @@ for axis, name, trained in zip(axes, ("the toy, 4 rows", "the 5B, 30 rows"), (4,
     for rows, style in ((trained, "o-"), (2 * trained, "s--")):
         axis.plot(range(12), (rows - 1) * frequencies, style, markersize=4, label=f"{rows} rows")
     axis.axhline(math.pi, color="#000000", linewidth=1, linestyle=":")
+    axis.text(11.3, 1.15 * math.pi, "half a turn", ha="right", fontsize=8)
     axis.set(xlabel="pair", ylabel="largest angle", yscale="log", title=name)
     axis.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     axis.legend()
     seen = int(((trained - 1) * frequencies >= math.pi).sum())
     print(f"{name}: {seen} of 12 pairs have seen the whole circle, {12 - seen} meet new angles when rows double")
 show_figure(figure, "The largest angle of each of 12 pairs, falling from pair 0 to pair 11 on a logarithmic axis, for "
-                    "the trained size and for twice as many rows. The dotted line marks half a turn.")
+                    "the trained size and for twice as many rows. A dotted line marks half a turn.")
 
 # %% [markdown]
 # What does the toy paint at 128 x 128, with the one and with the other?
@@ -640,15 +641,39 @@ copy_at = check("6.5", copy_at)
 
 # %% tags=["folded", "nbval-ignore-output"]
 wides = {stretch: wides[stretch] if stretch in wides else stretched(stretch) for stretch in (0.8, 0.9, 1.0, 1.1, 1.25)}
+found = {stretch: copy_found(clip) for stretch, clip in wides.items()}
 print("stretch   2 pi / stretch   claimed   found (pixels)")
-for stretch, clip in wides.items():
-    print(f"{stretch:7.2f} {2 * math.pi / stretch:16.2f} {copy_at(stretch, 16):9d} {copy_found(clip):7d}")
-hits = sum(abs(copy_found(clip) - copy_at(stretch, 16)) <= 8 for stretch, clip in wides.items())
+for stretch in wides:
+    print(f"{stretch:7.2f} {2 * math.pi / stretch:16.2f} {copy_at(stretch, 16):9d} {found[stretch]:7d}")
+hits = sum(abs(found[stretch] - copy_at(stretch, 16)) <= 8 for stretch in wides)
 print(f"claims that hold to half a token: {hits} of {len(wides)}")
 assert hits >= 3
-nearer, further = copy_found(wides[1.25]) < copy_found(wides[1.0]), copy_found(wides[1.25]) > copy_found(wides[1.0])
-outcome("6.4", "nearer to the star" if nearer else "further from it" if further else "where it was")
-explore_sweep(wides, "stretch", "A yellow star and its copy, in frames 12 tokens wide")
+outcome("6.4", "nearer to the star" if found[1.25] < found[1.0] else
+        "further from it" if found[1.25] > found[1.0] else "where it was")
+
+
+def draw_wide(axis, stretch):
+    """The middle frame, under an arrow as long as the claimed distance."""
+    frame, start = wides[stretch][8], middle_column(wides[stretch][:, :, :64])
+    axis.imshow(frame)
+    axis.annotate("", (start + copy_at(stretch, 16), 12), (start, 12),
+                  arrowprops={"arrowstyle": "->", "color": "white", "shrinkA": 0, "shrinkB": 0})
+    axis.set(xticks=[], yticks=[], ylabel=f"stretch {stretch:g}")
+
+
+def wide(stretch):
+    """One frame, and the claim about it."""
+    figure, ((axis,),) = new_figure(width=6, height=2.2)
+    draw_wide(axis, stretch)
+    return figure
+
+
+figure, axes = new_figure(5, 1, width=4.2, height=6.2)
+for (axis,), stretch in zip(axes, wides):
+    draw_wide(axis, stretch)
+show_figure(figure, "Five frames 12 tokens wide, from stretch 0.8 at the top to 1.25 at the bottom. An arrow of the "
+                    "claimed length leads from the star towards its copy, which stands nearer at the bottom.")
+explore_figure(wide, "A yellow star and its copy, with an arrow of the claimed length", stretch=list(wides))
 
 # %% [markdown]
 # The copy moves as computed, in steps of whole tokens: we have found the cause. (It is one noise and one caption.
@@ -735,7 +760,7 @@ print(f"1.5-5b with patches of one frame: {cut / 1e12:,.0f} TFLOP")
 
 # %% [markdown]
 # A clip of 81 frames at 768 x 1360 has 21 latent frames, 22 with the repeated one. Patches of two frames nearly
-# halve its tokens, and save two thirds of the work. RoPE costs at most 23 MB here, and no parameter: the angles
+# halve its tokens, and save two thirds of the work. RoPE costs at most 12 MB here, and no parameter: the angles
 # serve all heads of all 42 layers.
 #
 # ## What you can now explain
