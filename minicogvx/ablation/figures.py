@@ -66,7 +66,7 @@ def paired_figure(curves: Sequence[Curve], reference: str):
     axes[0].legend(fontsize=8)
     for name in others:
         _differences(axes[1], [of_pairs(curves, name, reference, final_loss)], names.index(name), len(others), name)
-    axes[1].set(xlabel=f"final loss, less that of {reference}", yticks=[])
+    axes[1].set(xlabel=f"final loss, less that of {reference}", yticks=[], ylim=(0.6, -0.6))  # as the right panel
     axes[1].legend(fontsize=8)
     rows = (*PROPERTIES, "all")
     for name in others:

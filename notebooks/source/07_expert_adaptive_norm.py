@@ -645,8 +645,8 @@ for axis, (name, points) in zip(axes, {"loss": dosed, **gains}.items()):
     if name in gains:
         axis.axhline(mean[0] / 2, color="#000000", linewidth=1, linestyle=":")
     axis.set_ylim(bottom=min(0, 1.1 * float(low.min())))
-show_figure(figure, "Five panels over the dose: the loss, and the swap gains of shape, colour, motion and background. A "
-                    "dotted line marks half of the gain at dose 0. Bars are 95 % intervals over 32 clips.")
+show_figure(figure, "Five panels over the dose: the loss, and the swap gains of shape, colour, motion and background. "
+                    "A dotted line marks half of the gain at dose 0. Bars are 95 % intervals over 32 clips.")
 print("dose  " + "  ".join(f"{kind:>10s}" for kind in gains) + "        loss")
 for i, dose in enumerate(DOSES):
     print(f"{dose:4.2f}  " + "  ".join(f"{gains[kind][i][0]:10.4f}" for kind in gains) + f"  {dosed[i][0]:10.3f}")
