@@ -367,11 +367,14 @@ for start, end, colour, bend in arrows:
 for name, (x, y) in spots.items():
     axis.text(x, y, name, ha="center", va="center", color="white", weight="bold",
               bbox={"facecolor": "black", "boxstyle": "round,pad=0.2"})
+for x, y, word, colour in ((76, 19, "full", "#D55E00"), (22, 55, "space", "#0072B2"), (76, 54, "time", "#0072B2")):
+    axis.text(x, y, word, ha="center", va="center", color=colour, fontsize=9,
+              bbox={"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.15"})
 axis.set(xticks=[32, 120], xticklabels=["latent frame 0", "latent frame 4"], yticks=[])
 axis.grid(False)
 axis.spines[:].set_visible(False)
 show_figure(figure, "The star's first and last frame under a grid of 4 x 4 tokens. Full attention leads straight from "
-                    "A to B. Factorised attention goes through C, background in frame 0 at the place of B.")
+                    "A to B; space and then time lead through C, background in frame 0 at the place of B.")
 
 # %% [markdown]
 # ### Exercise 8.4: who has heard of whom (difficulty 2 of 3, 15 minutes)
@@ -550,9 +553,9 @@ labels = [*PROMPT.split(), "end"]
 axes[-1].barh(range(len(labels)), row[head, :len(labels)])
 axes[-1].set_yticks(range(len(labels)), labels, fontsize=6)
 axes[-1].invert_yaxis()
-axes[-1].set(title="words")
+axes[-1].set(title="words", xlabel="weight, 1 = even")
 show_figure(figure, "Where the star's token in frame 4 looks, in this head: heat over the five latent frames, with the "
-                    "star's outline in white, and over the words.")
+                    "star's outline in white, the brighter the more; and over the words.")
 shown = [*range(len(labels)), *range(num_text, num_text + frames * places)]  # without padding
 explore_attention(weights[layer, 0][:, shown][:, :, shown], labels, f"Attention of block {layer} of the toy",
                   grid=(frames, 4, 4))
@@ -778,19 +781,24 @@ show_figure(figure, "Loss over steps of full and factorised attention, with one 
 for moved in study.worlds:
     for blocks_said in ("", ", 1 block"):
         pair = f"full{blocks_said}, {moved} moved", f"factorised{blocks_said}, {moved} moved"
-        print(f"{moved:2d} moved{blocks_said}: full less factorised: loss at the end {gain_of(twins, *pair).said(3)}")
-        print(f"    steps until the loss is below 0.5: {gain_of(twins, *pair, steps_until(0.5)).said(0)}")
+        ends = (mean_interval([curve.loss[-1] for curve in of_variant(twins, name)])[0] for name in pair)
+        print(f"{moved:2d} moved{blocks_said}: at the end full {next(ends):.4f}, factorised {next(ends):.4f}; full less "
+              f"factorised {gain_of(twins, *pair).said(4)}")
+        print(f"    steps until the loss is below 0.5 ({study.steps} if it never is), full less factorised "
+              f"{gain_of(twins, *pair, steps_until(0.5)).said(0)}")
 explore_figure(world, "Loss of full and factorised attention", moved=study.worlds)
 moving = gain_of(twins, "full, 16 moved", "factorised, 16 moved")
-assert moving.seeds >= 5 and moving.verdict == "lower"
+half_known = mean_interval([curve.loss[-1] for curve in of_variant(twins, "factorised, 8 moved")])[0]
+assert moving.seeds >= 5 and moving.verdict == "lower" and 0.4 < half_known < 0.6
 said = {"higher": "factorised attention's", "lower": "full attention's", "cannot be told": "five seeds cannot tell"}
 outcome("8.3", said[gain_of(twins, "full, 0 moved", "factorised, 0 moved", steps_until(0.5)).verdict])
 
 # %% [markdown]
-# Where everything moves, full attention wins, although it has fewer parameters: factorised attention has to learn the
-# three steps through C. Where nothing moves, the answer stands at B's own place, and in time factorised attention sees
-# nothing but that place. So neither kind is better in every world. It depends on how far things move, and the paper's
-# case is *large motion*.
+# Where everything moves, full attention learns it in some tens of steps, although it has fewer parameters. Factorised
+# attention has to find the way through C, question and answer, and in 400 steps it hardly does. Where half has moved it
+# stops at a loss of one half: it answers for the tokens that stayed. Where nothing moves, the answer stands at B's own
+# place, and in time factorised attention sees nothing but that place. So neither kind is better in every world. It
+# depends on how far things move, and the paper's case is *large motion*.
 #
 # Now you know what to expect of our shapes world: five latent frames of 16 places, slow shapes, and words as
 # messengers. `minicogvx ablate attention --seeds 5` trained both kinds on it, with about as many parameters each (three
