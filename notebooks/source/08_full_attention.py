@@ -781,8 +781,8 @@ show_figure(figure, "Loss over steps of full and factorised attention, with one 
 for moved in study.worlds:
     for blocks_said in ("", ", 1 block"):
         pair = f"full{blocks_said}, {moved} moved", f"factorised{blocks_said}, {moved} moved"
-        ends = (mean_interval([curve.loss[-1] for curve in of_variant(twins, name)])[0] for name in pair)
-        print(f"{moved:2d} moved{blocks_said}: at the end full {next(ends):.4f}, factorised {next(ends):.4f}; full less "
+        full, factorised = (mean_interval([curve.loss[-1] for curve in of_variant(twins, name)])[0] for name in pair)
+        print(f"{moved:2d} moved{blocks_said}: full ends at {full:.4f}, factorised at {factorised:.4f}; full less "
               f"factorised {gain_of(twins, *pair).said(4)}")
         print(f"    steps until the loss is below 0.5 ({study.steps} if it never is), full less factorised "
               f"{gain_of(twins, *pair, steps_until(0.5)).said(0)}")
