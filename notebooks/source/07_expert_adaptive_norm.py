@@ -43,10 +43,13 @@ net = pipe.transformer
 norms = expert_norms(net)  # two in each block
 
 
+PROMPT = "a red star moves left on a grey background"
+
+
 def painted_with(operation, steps=20):
-    """The toy's red circle, while every modulation is changed."""
+    """What the toy paints while every modulation is changed."""
     with changed_modulations(net, operation):
-        return pipe("a red circle moves right", num_inference_steps=steps)
+        return pipe(PROMPT, num_inference_steps=steps)
 
 
 films = {"as trained": painted_with(lambda linear, modulation: modulation),
@@ -54,10 +57,11 @@ films = {"as trained": painted_with(lambda linear, modulation: modulation),
          "exchanged": painted_with(exchanged)}
 for name, film in films.items():
     found = oracle.read(film)
-    shapes = ", ".join(f"{thing.colour} {thing.shape}" for thing in found.objects) or "no shape"
-    print(f"{name}: the oracle sees {shapes} on {found.background}")
-compare_clips(films, "Three videos of 'a red circle moves right' from one seed: the toy as trained, with words "
-                     "modulated like video, and with the two modulations exchanged.", pipe.fps, num_frames=4)
+    things = "; ".join(f"{thing.colour}, {thing.shape or 'no known shape'}, {thing.motion or 'no known motion'}"
+                       for thing in found.objects) or "no object"
+    print(f"{name}: the oracle sees {things}; background {found.background or 'unknown'}")
+compare_clips(films, f"Three videos of '{PROMPT}' from one seed: the toy as trained, with words modulated like video, "
+                     "and with the two modulations exchanged.", pipe.fps, num_frames=4)
 
 # %% [markdown]
 # In CogVideoX, text and video are one sequence. Attention and feed-forward layers have one set of weights for
@@ -656,7 +660,7 @@ for dose in (0.5, 1.0):
 assert max(left[1.0]["shape"], left[1.0]["motion"]) < min(0.3, left[1.0]["colour"], left[1.0]["background"])
 outcome("7.3", max(left[0.5], key=left[0.5].get))
 explore_sweep({dose: painted_with(towards_video(dose), steps=10) for dose in DOSES}, "dose",
-              "The red circle that moves right, while the words' modulation moves towards the video's")
+              "The red star that moves left, while the words' modulation moves towards the video's")
 
 # %% [markdown]
 # At dose 1 the video's half still works, so something is painted. The words are there, but they are badly heard: of
