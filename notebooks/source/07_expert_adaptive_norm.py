@@ -663,9 +663,10 @@ explore_sweep({dose: painted_with(towards_video(dose), steps=10) for dose in DOS
               "The red star that moves left, while the words' modulation moves towards the video's")
 
 # %% [markdown]
-# At dose 1 the video's half still works, so something is painted. The words are there, but they are badly heard: of
-# shape and motion next to nothing is left. Colour and background, which are the same in many patches, hold out longer.
-# With both exchanged, as in the first cell, nothing works.
+# At dose 1 the video's half still works, so something is painted. The words are there, but they are badly heard: little
+# of shape and motion is left. Colour and background, which are the same in many patches, hold out longer. (A gain may
+# even rise at first: it is the loss with wrong words less the loss with right ones, and a disturbed network can suffer
+# more from a wrong word.) With both exchanged, as in the first cell, nothing works.
 #
 # ### Exercise 7.6: find out when half is gone (difficulty 2 of 3, 15 minutes)
 #

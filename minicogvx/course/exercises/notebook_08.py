@@ -181,7 +181,7 @@ EXERCISES = (
     Exercise(
         "8.4", "reachable", difficulty=2, minutes=15, reference=tokens_heard_of, check=check_reachable,
         hints=(
-            "One matrix for each kind: may i look at j? Of video token i, i // places is the frame, i % places the place.",
+            "One matrix for each kind: may i look at j? Video token i is in frame i // places, at place i % places.",
             "At first each token has heard of itself alone; then of all that the tokens it sees had heard of.",
             "That is a matrix product: heard = (sees.float() @ heard.float()) > 0, once for each kind, in order. In "
             '"time" and "first" a text token sees itself: start there from eye, not from zeros.',
