@@ -572,7 +572,8 @@ for scaling in ("extrapolate", "interpolate"):
 compare_clips({f"{prompt.split()[2]}, {scaling}": clips_of[scaling][i]
                for i, prompt in enumerate(LARGE) for scaling in clips_of},
               "Four clips of 128 x 128 pixels. Extrapolated, the triangle and the star are as small as in training, "
-              "with pieces of copies at the borders. Interpolated, there is one large shape, frayed.", pipe.fps)
+              "with pieces of copies at the borders. Interpolated, there is one large shape, frayed.", pipe.fps,
+              num_frames=4)
 learned = ExpertTransformer(replace(toy, position="learned")).to(device)
 try:
     learned(torch.zeros(1, 16, 5, 16, 16, device=device), t, text)
