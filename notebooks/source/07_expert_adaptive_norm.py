@@ -57,7 +57,7 @@ films = {"as trained": painted_with(lambda linear, modulation: modulation),
          "exchanged": painted_with(exchanged)}
 for name, film in films.items():
     found = oracle.read(film)
-    things = "; ".join(f"{thing.colour}, {thing.shape or 'no known shape'}, {thing.motion or 'no known motion'}"
+    things = "; ".join(", ".join(getattr(thing, what) or f"no known {what}" for what in ("colour", "shape", "motion"))
                        for thing in found.objects) or "no object"
     print(f"{name}: the oracle sees {things}; background {found.background or 'unknown'}")
 compare_clips(films, f"Three videos of '{PROMPT}' from one seed: the toy as trained, with words modulated like video, "
