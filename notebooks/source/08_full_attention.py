@@ -785,7 +785,7 @@ for moved in study.worlds:
         print(f"{moved:2d} moved{blocks_said}: full ends at {full:.4f}, factorised at {factorised:.4f}; full less "
               f"factorised {gain_of(twins, *pair).said(4)}")
         if moved == 0:  # elsewhere factorised attention hardly gets there
-            print(f"    steps until the loss is below 0.5, full less factorised "
+            print(f"    steps until the loss is below 0.5, measured every {study.every}: full less factorised "
                   f"{gain_of(twins, *pair, steps_until(0.5)).said(0)}")
 explore_figure(world, "Loss of full and factorised attention", moved=study.worlds)
 moving = gain_of(twins, "full, 16 moved", "factorised, 16 moved")
