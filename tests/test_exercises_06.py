@@ -36,17 +36,17 @@ def one_frame_a_patch(tokens, grid, patch_t, patch):
 
 def test_from_patches():
     guard("6.1", right_from_patches, [
-        ("at channel 0, frame 0, row 0, column 1 stands the number that belongs to channel 0, frame 0, row 1, column 0",
+        ("channel 0, frame 0, row 0, column 1 holds the number that belongs to channel 0, frame 0, row 1, column 0",
          put_together("b (t h w) (c q r p) -> b c (t r) (h p) (w q)")),
-        ("row 0, column 1 stands the number that belongs to channel 0, frame 0, row 1, column 1",
+        ("row 0, column 1 holds the number that belongs to channel 0, frame 0, row 1, column 1",
          put_together("b (t h w) (r p q c) -> b c (t r) (h p) (w q)")),
-        ("frame 0, row 0, column 2 stands the number that belongs to channel 0, frame 0, row 0, column 4",
+        ("frame 0, row 0, column 2 holds the number that belongs to channel 0, frame 0, row 0, column 4",
          put_together("b (t w h) (c r p q) -> b c (t r) (h p) (w q)")),
-        ("frame 1, row 0, column 0 stands the number that belongs to channel 0, frame 2, row 0, column 0",
+        ("frame 1, row 0, column 0 holds the number that belongs to channel 0, frame 2, row 0, column 0",
          put_together("b (t h w) (c r p q) -> b c (r t) (h p) (w q)")),
-        ("row 0, column 1 stands the number that belongs to channel 0, frame 0, row 0, column 2",
+        ("row 0, column 1 holds the number that belongs to channel 0, frame 0, row 0, column 2",
          put_together("b (t h w) (c r p q) -> b c (t r) (p h) (q w)")),
-        ("at channel 0, frame 0, row 0, column 2 stands", only_viewed),
+        ("channel 0, frame 0, row 0, column 2 holds", only_viewed),
         ("has shape (1, 4, 2, 4, 6); it must be (1, 2, 4, 4, 6)", one_frame_a_patch),
     ])
 

@@ -66,7 +66,7 @@ def paired_figure(curves: Sequence[Curve], reference: str):
     axes[0].legend(fontsize=8)
     for name in others:
         _differences(axes[1], [of_pairs(curves, name, reference, final_loss)], names.index(name), len(others), name)
-    axes[1].set(xlabel=f"final loss, less that of {reference}", yticks=[])
+    axes[1].set(xlabel=f"final loss, less that of {reference}", yticks=[], ylim=(0.6, -0.6))  # as the right panel
     axes[1].legend(fontsize=8)
     rows = (*PROPERTIES, "all")
     for name in others:
@@ -74,7 +74,7 @@ def paired_figure(curves: Sequence[Curve], reference: str):
         _differences(axes[2], found, names.index(name), len(others))
     axes[2].set(xlabel=f"captions obeyed, less {reference}\n(percentage points)")
     axes[2].set_yticks(range(len(rows)), rows)
-    axes[2].invert_yaxis()
+    axes[2].set_ylim(len(rows) - 0.4, -0.6)
     for axis in axes[1:]:
         axis.axvline(0, color="#000000", linewidth=1, linestyle=":")
     return figure

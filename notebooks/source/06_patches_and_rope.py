@@ -17,8 +17,8 @@ import minicogvx
 from minicogvx.ablation import load_results, paired_figure
 from minicogvx.ablation.paired import gain_of, properties_obeyed, say_obeyed
 from minicogvx.course import (
-    check, compare_clips, explore_rope, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions,
-    progress, show_figure, show_source, solution,
+    check, compare_clips, explore_figure, explore_rope, hint, new_figure, notebook_device, outcome, predict,
+    predictions, progress, show_figure, show_source, solution,
 )
 from minicogvx.data.world import oracle
 from minicogvx.pipeline import Pipeline
@@ -61,15 +61,15 @@ compare_clips({"the toy": film, "without positions": lost},
 # On the right, one thing was taken out: the part that tells each patch where it stands. *Brown* still gets
 # through, because it is true everywhere. A star is true only somewhere.
 #
-# You will cut latents into patches, build both position codes of CogVideoX by hand, and see what five trainings of
-# each say. Afterwards you can explain why the 2B adds a table and the 5B turns its queries, and predict where a model
-# paints a second star when you ask it for a larger frame than it was trained on. It takes about 100 minutes,
-# exercises included. It covers the part of section 2.2 of the [paper](https://arxiv.org/abs/2408.06072) on 3D RoPE,
-# and its Figures 9 and 10a. (The notation is that of the box in [notebook 01](01_video_tensors.ipynb).)
+# You will cut latents into patches, build both position codes of CogVideoX by hand, and see what five training runs of
+# each show. Afterwards you can explain how the 2B's table and the 5B's rotation tell a patch where it is, and predict
+# where a model paints a second star when you ask it for a larger frame than it was trained on. It takes about 100
+# minutes, exercises included. It covers 3D RoPE in section 2.2 of the [paper](https://arxiv.org/abs/2408.06072), and
+# the paper's Figures 9 and 10a. (Notation: the box in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. Patches
 #
-# The transformer reads a sequence of tokens. Latents are a block, `c t h w`. So we cut the block into boxes of
+# The transformer reads a sequence of tokens, but latents are an array `c t h w`. So we cut the array into boxes of
 # $p_t \times p \times p$, and each box becomes one token.
 
 # %% tags=["nbval-ignore-output"]
@@ -111,8 +111,8 @@ show_figure(figure, "Five latent frames, each cut into 4 x 4 patches. The tokens
                     "latent frame 0, 64 to 79 in latent frame 4.")
 
 # %% [markdown]
-# Tokens run over time first, then rows, then columns. Attention compares every token with every other. Twice the
-# patch side means a quarter of the tokens and a sixteenth of the pairs. The price: one token has to speak for
+# Tokens are in order of frame, then row, then column. Attention compares every token with every other. Twice the
+# patch side means a quarter of the tokens and a sixteenth of the pairs. The price: one token has to stand for
 # more. CogVideoX takes $p = 2$.
 #
 # A matrix then brings each box to the model's width. The 1.0 models call it a `Conv2d` with kernel and stride
@@ -144,7 +144,7 @@ show_source(PatchEmbed.forward)
 
 # %% [markdown]
 # One matrix in both cases. (The two tables in `forward` come in sections 3 and 6.) But 17 frames give 5 latent frames,
-# and 5 is odd. The published models repeat the first latent frame in front, and drop it at the end.
+# and 5 is odd. The published 1.5 models put a copy of the first latent frame in front, and drop it from the result.
 #
 # ### Exercise 6.1: back from patches (difficulty 1 of 3, 10 minutes)
 #
@@ -167,8 +167,8 @@ show_source(unpatchify)
 # %% [markdown]
 # ## 2. A set has no order
 #
-# In attention a token's query is compared with every key, and the values are averaged with these weights.
-# Nothing in that says which key came first.
+# In attention a token's query is compared with every key. That gives weights, and the answer is the weighted mean of
+# the values. Nothing in it says which key came first.
 #
 # **Prediction 6.1.** We shuffle the 80 patches of a noisy latent and run the network without positions: what becomes
 # of its answer?
@@ -197,8 +197,8 @@ assert gaps["without positions"] < 1e-3 < 0.1 < gaps["with positions"]
 outcome("6.1", "the same answer, shuffled in the same way" if gaps["without positions"] < 1e-3 else "another answer")
 
 # %% [markdown]
-# Without positions, a video is a bag of patches. First or last frame, top or bottom: the network could not tell
-# if it wanted to. (The words keep their order. The T5 encoder took care of that, in notebook 05.)
+# Without positions, a video is a bag of patches. First or last frame, top or bottom: the network cannot tell. (The
+# words keep their order. The T5 encoder took care of that, in notebook 05.)
 #
 # ## 3. Add a table
 #
@@ -234,9 +234,9 @@ for bound in (64, 160):
     axes[0].axvline(bound - 0.5, color="white", linewidth=1.5)
 axes[0].set_xticks([32, 112, 208], ["time", "column", "row"])
 axes[0].set_yticks([8, 24, 40, 56, 72], [f"frame {i}" for i in range(5)])
-axes[0].set(xlabel="256 channels: sines, then cosines of each", title="the toy's size: one row a token")
+axes[0].set(xlabel="256 channels: sines, then cosines of each", title="the toy's size: one row per token")
 picture = axes[1].imshow(alike, cmap="viridis")
-axes[1].set(xlabel="column", ylabel="row", title="2B: product with the middle's vector")
+axes[1].set(xlabel="column", ylabel="row", title="2B: product with the vector of the middle")
 figure.colorbar(picture, ax=axes[1])
 for axis in axes:
     axis.grid(False)
@@ -253,8 +253,8 @@ show_figure(figure, "Left, 80 rows of 256 channels: the first quarter changes ev
 #
 # Place and content are mixed in one vector, and the network must learn to separate them. *How far apart are these
 # two?* is in there as well, in the last of the four terms: without $Q$ and $K$ it would be the picture on the right, a
-# function of the distance alone. But the network has to learn to read it, and may unlearn it again. With what comes
-# next it cannot help reading it.
+# function of the distance alone. But the network has to learn to read it, and may lose it again. With the next method
+# it cannot help reading it.
 #
 # ## 4. Turn instead of adding
 #
@@ -285,14 +285,14 @@ show_figure(figure, "Two pairs of arrows. Left, a query at place 1 and a key at 
 assert largest_gap(*scores) < 1e-5
 
 # %% [markdown]
-# Both turn by the same amount, so the angle between them stays. A product of two arrows is length times length
-# times the cosine of that angle: content gives the lengths and the angle at the start, distance gives the rest.
+# Both turn by the same amount, so the angle between them stays the same. The product of two arrows is length times
+# length times the cosine of that angle: content gives the lengths and the angle at the start, distance the rest.
 #
-# One pair alone starts again after a full turn. So, as before, there are many: pair $i$ of $d$ channels turns by
-# $\theta_i = 10000^{-2i/d}$ a place.
+# One pair alone starts again after a full turn. So, as before, there are many: at each step to the next place, pair
+# $i$ of $d$ channels turns by $\theta_i = 10000^{-2i/d}$.
 #
-# Here is the proof in numbers. One content stands at all of 24 places, so only the place can make a difference.
-# Left: places added as in section 3, then random $Q$ and $K$. Right: the same $Q$ and $K$, then RoPE.
+# Here it is in numbers. The same content stands at each of 24 places, so only the place can make a difference. Left:
+# places added as in section 3, then random $Q$ and $K$. Right: the same $Q$ and $K$, then RoPE.
 
 # %% tags=["nbval-ignore-output"]
 def rope_by_hand(x, place):
@@ -352,7 +352,7 @@ show_source(rotate)  # with complex numbers a turn is a product
 # ### Exercise 6.3: the other convention (difficulty 2 of 3, 15 minutes)
 #
 # A checkpoint was trained with halves, within each axis (section 5 has three of them). In which order must we take its
-# channels, so that ours are the pairs that it turned together?
+# channels, so that our pairs are the ones that it turned together?
 
 # %%
 def order_for_pairs(sizes):
@@ -399,7 +399,7 @@ for bound in (8, 20):
     axes[0].axvline(bound - 0.5, color="white", linewidth=1.5)
 axes[0].set_xticks([3.5, 13.5, 25.5], ["time", "row", "column"])
 axes[0].set_yticks([8, 24, 40, 56, 72], [f"frame {i}" for i in range(5)])
-axes[0].set(xlabel="32 pairs", title="cosines for the toy: one row a token")
+axes[0].set(xlabel="32 pairs", title="cosines for the toy: one row per token")
 picture = axes[1].imshow(alike, cmap="viridis")
 axes[1].set(xlabel="column", ylabel="row", title="5B: score with the middle, all ones")
 figure.colorbar(picture, ax=axes[1])
@@ -438,8 +438,8 @@ show_source(rope_3d)
 # **Text is not turned.** Words have no place in the frame. But an angle of 0 *is* a place: that of the first
 # patch, at the upper left of frame 0.
 #
-# **Prediction 6.2.** We give all video tokens coordinates that begin at column 3 instead of 0, and leave the text where
-# it is, so that all distances between patches stay: what does the toy paint?
+# **Prediction 6.2.** We count the columns of all video tokens from 3 instead of 0, which keeps all distances between
+# patches, and leave the text where it is: what does the toy paint?
 
 # %%
 predict("6.2", "the same clip", "the star further left", "the star further right")
@@ -494,21 +494,20 @@ outcome("6.2", "the star further left" if now < was else "the star further right
 #
 # We trained a small transformer (width 128, 4 blocks) with each of the three, and with none:
 # `minicogvx ablate position --seeds 5`. Within a seed all four see the same clips, captions and noise. At the end each
-# is asked to obey 96 captions that training did not show. (The table's scale is 1 here.)
+# is asked to obey 96 captions that it has not seen in training. (The division by 1.875 is left out here.)
 #
-# One seed proves nothing: another draw of weights and clips may turn the order round. So we take differences within
-# each seed, and ask how sure their mean is. If the 95 % interval crosses 0, five seeds cannot tell.
+# One seed proves nothing: other weights and another order of clips may reverse the result. So we take differences
+# within each seed, and ask how sure their mean is. If the 95 % interval crosses 0, five seeds cannot tell.
 #
-# **Prediction 6.3.** Which obeys more of its captions (shape, colour, motion and background together), RoPE or the
-# table of sines?
+# **Prediction 6.3.** At the end, whose loss on validation clips is lower, RoPE's or that of the table of sines?
 
 # %%
 predict("6.3", "RoPE", "the table of sines", "five seeds cannot tell")
 
 # %% tags=["folded", "nbval-ignore-output"]
 studied = load_results("position")
-print("Per cent of captions obeyed, mean over seeds and 95 % interval. By chance: shape 17, colour 12, motion 8, "
-      "background 25.")
+print("Per cent of captions obeyed, mean over seeds and 95 % interval. A guess would reach: shape 17, colour 12, "
+      "motion 8, background 25. Where the oracle recognises nothing, it is 0.")
 for name in ("rope", "sincos", "learned", "none"):
     print(" ", say_obeyed(studied, name))
 for other in ("sincos", "learned", "none"):
@@ -519,26 +518,28 @@ for other in ("sincos", "learned", "none"):
 show_figure(paired_figure(studied, "rope"),
             "Left, loss over steps of four position codes, with bands. Middle, final losses less RoPE's, five seeds "
             "each. Right, captions obeyed less RoPE's, by property. Bars are 95 % intervals.")
-said = {"higher": "RoPE", "lower": "the table of sines", "cannot be told": "five seeds cannot tell"}
-outcome("6.3", said[gain_of(studied, "rope", "sincos", properties_obeyed).verdict])
+said = {"higher": "the table of sines", "lower": "RoPE", "cannot be told": "five seeds cannot tell"}
+outcome("6.3", said[gain_of(studied, "rope", "sincos").verdict])
 
 # %% [markdown]
-# Read the captions before the loss. The loss is a mean over all patches, and most of a clip is background, which needs
-# no place. So a model can have nearly the loss of the others and still not know where to paint, as in our first cell.
-# Shape and motion need places; colour and background do not.
+# Read both measures with care. The loss is a mean over all patches, and most of a clip is background, which needs no
+# place. So a model can come close to the others in loss and still not know where to paint, as in our first cell. And a
+# share of captions compares only what has been learned. Where it is near 0 for all, as for shapes that the oracle does
+# not recognise yet, it cannot tell the codes apart.
 #
 # The paper's Figure 10a is this experiment at a large size: there the training loss falls significantly faster with
-# RoPE than with the sincos table. Its clips have 17,550 places, ours 80. The intervals above cover other seeds. They do
-# not cover more steps, more places or a larger network. The smaller 2B was published with sincos; we know of no
-# statement why.
+# RoPE than with the sincos table. A clip of the published 5B has 17,550 places, ours has 80. The intervals above cover
+# other seeds. They do not cover more steps, more places or a larger network. The smaller 2B was published with sincos;
+# we know of no stated reason.
 #
 # ## 7. A larger frame
 #
-# The toy learned on 4 x 4 tokens a frame. We now ask for 8 x 8. Which coordinates should they get?
+# The toy was trained on 4 x 4 tokens a frame. We now ask for 8 x 8. Which coordinates should they get?
 #
-# - **Extrapolation**: count on, 0 to 7. Neighbours are as far apart as ever. The far ones are further than ever.
-# - **Interpolation**: squeeze, 0 to 3.5 in halves. Nothing leaves the trained range. But neighbours are closer
-#   than ever.
+# - **Extrapolation**: count on, 0 to 7. Neighbours are as far apart as in training. Distant patches are further apart
+#   than in training.
+# - **Interpolation**: squeeze, 0 to 3.5 in steps of a half. Nothing leaves the trained range. But neighbours are closer
+#   than in training.
 #
 # Which pairs of channels meet angles that they have never seen? A distance may be positive or negative, so a
 # pair whose angle has reached $\pi$ has seen the whole circle.
@@ -550,13 +551,14 @@ for axis, name, trained in zip(axes, ("the toy, 4 rows", "the 5B, 30 rows"), (4,
     for rows, style in ((trained, "o-"), (2 * trained, "s--")):
         axis.plot(range(12), (rows - 1) * frequencies, style, markersize=4, label=f"{rows} rows")
     axis.axhline(math.pi, color="#000000", linewidth=1, linestyle=":")
+    axis.text(11.3, 1.15 * math.pi, "half a turn", ha="right", fontsize=8)
     axis.set(xlabel="pair", ylabel="largest angle", yscale="log", title=name)
     axis.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     axis.legend()
     seen = int(((trained - 1) * frequencies >= math.pi).sum())
     print(f"{name}: {seen} of 12 pairs have seen the whole circle, {12 - seen} meet new angles when rows double")
 show_figure(figure, "The largest angle of each of 12 pairs, falling from pair 0 to pair 11 on a logarithmic axis, for "
-                    "the trained size and for twice as many rows. The dotted line marks half a turn.")
+                    "the trained size and for twice as many rows. A dotted line marks half a turn.")
 
 # %% [markdown]
 # What does the toy paint at 128 x 128, with the one and with the other?
@@ -570,7 +572,8 @@ for scaling in ("extrapolate", "interpolate"):
 compare_clips({f"{prompt.split()[2]}, {scaling}": clips_of[scaling][i]
                for i, prompt in enumerate(LARGE) for scaling in clips_of},
               "Four clips of 128 x 128 pixels. Extrapolated, the triangle and the star are as small as in training, "
-              "with pieces of copies at the borders. Interpolated, there is one large shape, frayed.", pipe.fps)
+              "with pieces of copies at the borders. Interpolated, there is one large shape, frayed.", pipe.fps,
+              num_frames=4)
 learned = ExpertTransformer(replace(toy, position="learned")).to(device)
 try:
     learned(torch.zeros(1, 16, 5, 16, 16, device=device), t, text)
@@ -582,9 +585,9 @@ except ValueError as error:
 # shows the same pair of failures in its Figure 9, before its model is trained further at the new size: small
 # clear images that repeat, or one large blurry image.
 #
-# Why repeated? A guess: in training no two patches were more than 3 columns apart. So nothing taught the toy to ask
+# Why repeated? A guess: in training no two patches were more than 3 columns apart. So nothing taught the toy to use
 # the slow pairs, and it leans on the fastest, which turns by 1 radian a token. Once that arrow has gone round, a patch
-# far away looks like a neighbour. We make the frame wide and measure where the copy stands.
+# far away looks like a near one. We make the frame wide and measure where the copy stands.
 
 # %% tags=["nbval-ignore-output"]
 WIDE = {**settings, "num_inference_steps": 10}
@@ -613,9 +616,9 @@ compare_clips({"64 x 192": wides[1.0]}, "A frame of 64 x 192 pixels: a yellow st
                                         "second one.", pipe.fps, num_frames=3)
 
 # %% [markdown]
-# A guess should say what happens elsewhere. So we change the cause: column coordinates `stretch` times as far apart.
+# One observation fits many guesses. So we change the supposed cause: column coordinates `stretch` times as far apart.
 #
-# **Prediction 6.4.** The stretch is 1.25, so that one token turns the fastest pair by 1.25 radians: where does the copy
+# **Prediction 6.4.** With a stretch of 1.25, one token turns the fastest pair by 1.25 radians: where does the copy
 # stand?
 
 # %%
@@ -639,19 +642,43 @@ copy_at = check("6.5", copy_at)
 
 # %% tags=["folded", "nbval-ignore-output"]
 wides = {stretch: wides[stretch] if stretch in wides else stretched(stretch) for stretch in (0.8, 0.9, 1.0, 1.1, 1.25)}
+found = {stretch: copy_found(clip) for stretch, clip in wides.items()}
 print("stretch   2 pi / stretch   claimed   found (pixels)")
-for stretch, clip in wides.items():
-    print(f"{stretch:7.2f} {2 * math.pi / stretch:16.2f} {copy_at(stretch, 16):9d} {copy_found(clip):7d}")
-hits = sum(abs(copy_found(clip) - copy_at(stretch, 16)) <= 8 for stretch, clip in wides.items())
+for stretch in wides:
+    print(f"{stretch:7.2f} {2 * math.pi / stretch:16.2f} {copy_at(stretch, 16):9d} {found[stretch]:7d}")
+hits = sum(abs(found[stretch] - copy_at(stretch, 16)) <= 8 for stretch in wides)
 print(f"claims that hold to half a token: {hits} of {len(wides)}")
 assert hits >= 3
-nearer, further = copy_found(wides[1.25]) < copy_found(wides[1.0]), copy_found(wides[1.25]) > copy_found(wides[1.0])
-outcome("6.4", "nearer to the star" if nearer else "further from it" if further else "where it was")
-explore_sweep(wides, "stretch", "A yellow star and its copy, in frames 12 tokens wide")
+outcome("6.4", "nearer to the star" if found[1.25] < found[1.0] else
+        "further from it" if found[1.25] > found[1.0] else "where it was")
+
+
+def draw_wide(axis, stretch):
+    """The middle frame, under an arrow as long as the claimed distance."""
+    frame, start = wides[stretch][8], middle_column(wides[stretch][:, :, :64])
+    axis.imshow(frame)
+    axis.annotate("", (start + copy_at(stretch, 16), 12), (start, 12),
+                  arrowprops={"arrowstyle": "->", "color": "white", "shrinkA": 0, "shrinkB": 0})
+    axis.set(xticks=[], yticks=[], ylabel=f"stretch {stretch:g}")
+
+
+def wide(stretch):
+    """One frame, and the claim about it."""
+    figure, ((axis,),) = new_figure(width=6, height=2.2)
+    draw_wide(axis, stretch)
+    return figure
+
+
+figure, axes = new_figure(5, 1, width=4.2, height=6.2)
+for (axis,), stretch in zip(axes, wides):
+    draw_wide(axis, stretch)
+show_figure(figure, "Five frames 12 tokens wide, from stretch 0.8 at the top to 1.25 at the bottom. An arrow of the "
+                    "claimed length leads from the star towards its copy, which stands nearer at the bottom.")
+explore_figure(wide, "A yellow star and its copy, with an arrow of the claimed length", stretch=list(wides))
 
 # %% [markdown]
-# The copy moves as computed, in steps of whole tokens. That makes the guess a cause. (One noise, one caption. Change
-# the seed and try again.) The 5B, with 30 x 45 tokens, had to learn to ask its slower pairs.
+# The copy moves as computed, in steps of whole tokens: we have found the cause. (It is one noise and one caption.
+# Change the seed and try again.) The 5B, with 30 x 45 tokens, had to learn to use its slower pairs.
 #
 # The package knows both ways: `position_scaling`. The 1.0 models interpolate in `diffusers`, which this package
 # follows; the authors' own program, and the 1.5 models everywhere, extrapolate.
@@ -680,9 +707,9 @@ for h, w in ((30, 45), (60, 90), (45, 30)):
           f"{published[1][-1]:.1f}; apart by at most {apart:.2f}")
 
 # %% [markdown]
-# Where the grid fills the base, the published rule is yours. Where something is left over, it rounds to whole
-# tokens and ends a little early. That is a slip in the published program. The package keeps it, because the
-# numbers must be the same.
+# Where the grid fills the base, the published rule agrees with yours. Where something is left over, it rounds to whole
+# tokens and ends a little early. That is a slip in the published program. The package keeps it, because its numbers
+# must be the same.
 #
 # **All yours.** With your functions: the toy's queries and keys, turned and scored, against the package.
 
@@ -708,7 +735,7 @@ assert torch.equal(from_patches(patchify(noisy, 1, 2), (5, 4, 4), 1, 2), noisy)
 # ## 8. At full size
 #
 # The same classes with the published configs, on the **meta device**: shapes without memory. How many tokens
-# does a clip have, and what does its position code weigh?
+# does a clip have, and how large is its position code?
 
 # %%
 sizes = {"2b": (13, 60, 90), "5b": (13, 60, 90), "5b-i2v": (13, 60, 90), "1.5-5b": (22, 96, 170)}  # latents
@@ -734,7 +761,7 @@ print(f"1.5-5b with patches of one frame: {cut / 1e12:,.0f} TFLOP")
 
 # %% [markdown]
 # A clip of 81 frames at 768 x 1360 has 21 latent frames, 22 with the repeated one. Patches of two frames nearly
-# halve its tokens, and save two thirds of the work. RoPE costs at most 23 MB here, and no parameter: the angles
+# halve its tokens, and save two thirds of the work. RoPE costs at most 12 MB here, and no parameter: the angles
 # serve all heads of all 42 layers.
 #
 # ## What you can now explain
@@ -762,8 +789,8 @@ print(f"1.5-5b with patches of one frame: {cut / 1e12:,.0f} TFLOP")
 # </details>
 #
 # **What the paper found.** RoPE learns faster than the sincos table (Figure 10a). At a larger size, extrapolation
-# gives small, sharp, repeated images and interpolation one blurry large one (Figure 9). An early version also
-# tried RoPE with learned positions beside it, and found it about as good as RoPE alone.
+# gives small, sharp, repeated images and interpolation one blurry large one (Figure 9). An early version of the paper
+# also tried RoPE with learned positions beside it, and found it about as good as RoPE alone.
 #
 # **Where to read on.** `minicogvx/transformer/positions.py` and `patchify.py`, both short. RoPE:
 # [Su et al.](https://arxiv.org/abs/2104.09864); interpolation in language models:

@@ -43,10 +43,13 @@ net = pipe.transformer
 norms = expert_norms(net)  # two in each block
 
 
+PROMPT = "a red star moves left on a grey background"
+
+
 def painted_with(operation, steps=20):
-    """The toy's red circle, while every modulation is changed."""
+    """What the toy paints while every modulation is changed."""
     with changed_modulations(net, operation):
-        return pipe("a red circle moves right", num_inference_steps=steps)
+        return pipe(PROMPT, num_inference_steps=steps)
 
 
 films = {"as trained": painted_with(lambda linear, modulation: modulation),
@@ -54,21 +57,22 @@ films = {"as trained": painted_with(lambda linear, modulation: modulation),
          "exchanged": painted_with(exchanged)}
 for name, film in films.items():
     found = oracle.read(film)
-    shapes = ", ".join(f"{thing.colour} {thing.shape}" for thing in found.objects) or "no shape"
-    print(f"{name}: the oracle sees {shapes} on {found.background}")
-compare_clips(films, "Three videos of 'a red circle moves right' from one seed: the toy as trained, with words "
-                     "modulated like video, and with the two modulations exchanged.", pipe.fps, num_frames=4)
+    things = "; ".join(", ".join(getattr(thing, what) or f"no known {what}" for what in ("colour", "shape", "motion"))
+                       for thing in found.objects) or "no object"
+    print(f"{name}: the oracle sees {things}; background {found.background or 'unknown'}")
+compare_clips(films, f"Three videos of '{PROMPT}' from one seed: the toy as trained, with words modulated like video, "
+                     "and with the two modulations exchanged.", pipe.fps, num_frames=4)
 
 # %% [markdown]
 # In CogVideoX, text and video are one sequence. Attention and feed-forward layers have one set of weights for
 # both. Only one small thing differs: numbers that shift, stretch and gate the tokens around each layer, their
-# *modulation*. In the middle the words got the numbers of the video; on the right the two were exchanged. No other
-# weight was touched.
+# *modulation*. In the middle the words got the numbers of the video; on the right the two were exchanged. No weight
+# was changed.
 #
 # This is the **expert adaptive layer norm** ([the paper](https://arxiv.org/abs/2408.06072), section 2.2; its
-# ablation is in 4.1). You will build all of it: the norm, the time that drives the modulation, the modulation, and half
+# ablation is in 4.1). You will build all of it: the norm, the embedding of the timestep, the modulation, and half
 # a block. Afterwards you can explain why text and video need different numbers, why a new block does nothing, and what
-# you pay for experts. It takes about 100 minutes, exercises included. (Notation: the box in
+# experts cost. It takes about 100 minutes, exercises included. (Notation: the box in
 # [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. Two kinds of tokens
@@ -120,22 +124,23 @@ axes[0].set(xlabel="block", ylabel="mean spread of a token")
 axes[1].set(xlabel="spread of a token at block 0", ylabel="density")
 axes[0].legend()
 axes[1].legend()
-show_figure(figure, "Left: the mean spread of text and of video tokens entering each block, on a logarithmic axis, "
-                    "rising. Right: the spreads at block 0; those of most text tokens are larger.")
+show_figure(figure, "Left: the mean spread of text and of video tokens entering each block, on a logarithmic axis, a "
+                    "hundred times larger at the last. Right: the spreads at block 0, larger for most text tokens.")
 assert first[:, :NUM_TEXT].std(dim=-1).mean() > 1.3 * first[:, NUM_TEXT:].std(dim=-1).mean()
 
 # %% [markdown]
 # The paper gives this as its reason: the two "may even have different numerical scales". In the toy they do. Is that
-# it? We follow this trail for one section, and it will turn out to be half of the answer.
+# the whole reason? We follow this trail for one section. It will turn out to be half of the answer.
 #
-# The stream also grows from block to block. Each layer *adds* to it, and nothing holds it back. What keeps the layers
-# working is a norm in front of each: **layer norm**. It takes each token by itself: subtract its mean over the
-# channels, divide by its spread, then give every channel a weight and a bias of its own.
+# The spread also grows from block to block. Each layer *adds* to the tokens, and nothing holds them back. What keeps
+# the layers working is a norm in front of each: **layer norm**. It takes each token by itself: subtract its mean over
+# the channels, divide by its spread, then give every channel a weight and a bias of its own.
 #
 # ### Exercise 7.1: normalise (difficulty 1 of 3, 10 minutes)
 #
-# Write it, without `F.layer_norm`, for any number of axes in front. A token whose channels are all equal must not
-# divide by zero: `eps` is added to the *variance*. `hint("7.1")` gives up to three hints, `solution("7.1")` everything.
+# Write it, without `F.layer_norm`, for any number of axes in front. Where all channels of a token are equal, nothing
+# may be divided by zero: `eps` is added to the *variance*. `hint("7.1")` gives one more hint each time,
+# `solution("7.1")` a solution.
 
 # %%
 def normalise(x, weight, bias, eps=1e-5):
@@ -156,9 +161,10 @@ assert torch.allclose(normalise(first, layer.weight, layer.bias), layer(first), 
 #
 # So the difference in scale is gone: after the norm, with $w = 1$ and $b = 0$, every token has mean 0 and spread 1.
 #
-# **Prediction 7.1.** Look at one channel after such a norm, over all tokens: are text and video still apart?
+# Now look at one channel over all tokens. Its *gap* is the distance between the mean of the text and the mean of the
+# video, in standard deviations.
 #
-# (We call a channel's *gap* the distance between the two means, in standard deviations.)
+# **Prediction 7.1.** After such a norm, are text and video still apart in single channels?
 
 # %%
 predict("7.1", "hardly, no gap is above 0.5", "a little, no gap is above 2", "yes, some gaps are above 2")
@@ -185,8 +191,8 @@ outcome("7.1", "yes, some gaps are above 2" if gap.max() > 2 else "a little, no 
         "hardly, no gap is above 0.5")
 
 # %% [markdown]
-# The norm works along a token and gives all tokens the same spread. It cannot see that text stands to one side of
-# a channel and video to the other. A layer norm does not know that there are two kinds. This is the other half.
+# The norm works along a token and gives all tokens the same spread. It cannot see that in one channel text lies to one
+# side and video to the other. A layer norm does not know that there are two kinds. This is the other half.
 #
 # ## 2. One shift and scale does not fit both
 #
@@ -286,8 +292,9 @@ show_figure(figure, "The sinusoid of 200 timesteps: 256 channels from top to bot
                     "sines in the lower. The top of each half flickers with every step, the bottom hardly changes.")
 
 # %% [markdown]
-# The speeds are $\omega_i = 10000^{-i/(d/2)}$. Fast hands tell neighbours apart, slow hands tell early from late. The
-# MLP mixes them into 64 numbers. One more linear layer, at each norm its own, turns these into the modulation.
+# The speeds are $\omega_i = 10000^{-i/(d/2)}$. Fast hands tell neighbours apart, slow hands tell early from late. A
+# small network of two linear layers mixes them into 64 numbers. Each norm has one more linear layer of its own, which
+# turns these into its modulation.
 #
 # ## 4. Shift, scale, gate, twice
 #
@@ -316,12 +323,12 @@ modulation = norms[0].linear(time[t])  # b 6d
 naive = one_token_at_a_time(first[0], NUM_TEXT, modulation[0], norms[0].norm)
 layout = net.layout((5, 4, 4), NUM_TEXT, torch.device(device))  # where text and video tokens lie, and their rotation
 package, gates = norms[0](first, time[t], layout)
-print("tokens, channels:", tuple(naive.shape), f"the package's are {(naive - package[0]).abs().max():.0e} apart")
+print(f"tokens, channels: {tuple(naive.shape)}; the package's are {(naive - package[0]).abs().max():.0e} apart")
 assert torch.allclose(naive, package[0], atol=1e-3)
 
 # %% [markdown]
-# One trap is in it: in the sequence the text stands first, in the modulation the video does. And the layer norm's
-# own $w$ and $b$ are shared; only the modulation is "expert".
+# There is one trap: in the sequence the text comes first, in the modulation the video does. And the layer norm's own
+# $w$ and $b$ are shared; only the modulation is "expert".
 #
 # ### Exercise 7.3: expert_modulation (difficulty 2 of 3, 15 minutes)
 #
@@ -388,7 +395,7 @@ show_source(Block)
 # How should training begin? In the published models the linear layer of every modulation starts with zeros,
 # weights and biases. This is **adaLN-Zero**, from [DiT](https://arxiv.org/abs/2212.09748).
 #
-# **Prediction 7.2.** Of such a new block, with its gates at zero: which weights get a gradient in the first step?
+# **Prediction 7.2.** Which weights of such a new block, with its gates at zero, get a gradient in the first step?
 
 # %%
 predict("7.2", "all of them", "only some rows of the two modulations", "none")
@@ -430,16 +437,16 @@ outcome("7.2", "only some rows of the two modulations" if parts == {"norm1.linea
         "all of them" if parts else "none")
 
 # %% [markdown]
-# With zero gates the block is exactly the identity, however wild its layers are. A network of 42 such blocks
-# starts as if it had no blocks, and every block joins in when its gates open.
+# With zero gates the block is exactly the identity, whatever its layers do. A network of 42 such blocks starts as if
+# it had no blocks, and every block joins in when its gates open.
 #
-# The price: a gradient reaches a layer through its gate. Through a closed gate comes nothing, so attention and
+# The price: a gradient reaches a layer through its gate. Nothing comes through a closed gate, so attention and
 # feed-forward cannot learn before the gates have moved: only a third of each `norm.linear`, the gates' own rows,
 # is reached. In a run of hundreds of thousands of steps a slow start matters little. Ours has a few thousand, so
 # this repository starts otherwise: gates at *one*, and zeros in the *last layer* of each branch. That is also the
 # identity, as you saw. (It zeroes the very last layer of the network, too.)
 #
-# We let both imitate a third, random block, five times with other weights. How much later does adaLN-Zero start?
+# We let both imitate a third, random block, five times, each with other weights. How far does adaLN-Zero fall behind?
 
 # %% tags=["nbval-ignore-output"]
 show_source(open_gates)
@@ -483,7 +490,7 @@ for (name, runs), style in zip(imitation.items(), ("-", "--")):
 axis.set(xlabel="step", ylabel="loss")
 axis.legend()
 show_figure(figure, "Mean loss of five imitations over 60 steps, with 95 % intervals as bands. With gates at one it "
-                    "falls at once, with adaLN-Zero later.")
+                    "falls at once; with adaLN-Zero it stays high at first.")
 later = {}
 for step in (10, STEPS - 1):
     pairs = [zero[step] - one[step] for zero, one in zip(*imitation.values())]
@@ -498,9 +505,9 @@ assert later[10][1] > 0
 # open gates the last layers move first, and from the second step on everything learns. What differs at the end depends
 # on the learning rate and the task, so do not read more into it.
 #
-# ## 6. Twelve pieces in one drawer
+# ## 6. Twelve pieces in one matrix
 #
-# The authors' own code computes all modulations of a block with one linear layer, $12d$ rows. In this order:
+# The authors' own code computes all modulations of a block with one linear layer of $12d$ rows, in this order:
 #
 # | pieces | whose | around |
 # |---|---|---|
@@ -514,7 +521,7 @@ assert later[10][1] > 0
 #
 # ### Exercise 7.5: split_the_twelve (difficulty 2 of 3, 10 minutes)
 #
-# Cut such a drawer, a weight $12d \times$ `d_time` or a bias $12d$, into the rows for `norm1` and for `norm2`.
+# Cut such a layer's weight, $12d \times$ `d_time`, or its bias, $12d$, into the rows for `norm1` and for `norm2`.
 
 # %%
 def split_the_twelve(rows):
@@ -528,11 +535,11 @@ def split_the_twelve(rows):
 split_the_twelve = check("7.5", split_the_twelve)
 
 # %% [markdown]
-# The obvious cut is through the middle. Every shape fits, so a strict load has no complaint.
+# The obvious cut is through the middle. Every shape fits, so a strict load does not complain.
 
 # %% tags=["nbval-ignore-output"]
 def reloaded(cut):
-    """The toy, its modulations packed into drawers of twelve and cut again with `cut`."""
+    """The toy, the modulations of each block packed into one matrix of twelve pieces and cut again with `cut`."""
     state = dict(net.state_dict())
     for i in range(len(net.transformer_blocks)):
         for kind in ("weight", "bias"):
@@ -602,24 +609,23 @@ for kind in ("text", "video"):
 assert costs["video"][0] > 0.2 * trained.mean() and costs["text"][0] < costs["video"][0]
 
 # %% [markdown]
-# Read a gate as a volume. (A mean hides what single channels do.) And some of the 72 pieces stand exactly where they
+# A gate is a volume control. (Its mean hides what single channels do.) And some of the 72 pieces are exactly where they
 # began, all in the last block. Why these? After it the text is thrown away. Its gate there, and its whole second half,
-# change nothing in the result, so no gradient ever came. Its shift and scale *before* the attention did learn: video
-# still looks at the words there.
+# change nothing in the result, so no gradient ever reached them. Its shift and scale *before* the attention did learn:
+# video still looks at the words there.
 #
-# Does it matter that the numbers follow the timestep? Held still, video's cost much, text's little. A likely reason:
-# the words are as clean at $t = 999$ as at $t = 0$. The text needs *other* numbers than video; it hardly needs
-# *changing* ones.
+# Does it matter that the numbers follow the timestep? Holding the video's still costs much, holding the text's still
+# costs little. A likely reason: the words are as clean at $t = 999$ as at $t = 0$. The text needs *other* numbers than
+# video; it hardly needs *changing* ones.
 #
 # Now the surgery of the first cell, in doses. At dose 0 the words keep their modulation, at dose 1 they get the
 # video's, in between a mixture. Besides the loss we measure the **swap gain**: how much the loss rises when every
-# caption names a wrong shape (or colour, or motion, or background). A model that does not hear the word has a swap gain
-# of 0.
+# caption names a wrong shape (or colour, or motion, or background). A model that ignores the word has a swap gain of 0.
 #
-# **Prediction 7.3.** The dose is one half: how much of the swap gain for shapes is left?
+# **Prediction 7.3.** At a dose of one half, which swap gain has kept most of what it was at dose 0?
 
 # %%
-predict("7.3", "more than half", "less than half")
+predict("7.3", "shape", "colour", "motion", "background")
 
 # %% tags=["folded", "nbval-ignore-output"]
 DOSES, HEARD = (0.0, 0.25, 0.5, 0.75, 1.0), 32  # the first 32 clips
@@ -633,36 +639,39 @@ for dose in DOSES:
         for kind, other in others.items():
             gains[kind].append(mean_interval((loss_of_each(other, count=HEARD).cpu() - told).tolist()))
 
-figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
-for axis, lines in ((axes[0], {"loss": dosed}), (axes[1], gains)):
-    for (name, points), style in zip(lines.items(), ("o-", "s--", "^-.", "D:")):
-        mean, low, high = torch.tensor(points).T
-        axis.errorbar(DOSES, mean, yerr=[(mean - low).tolist(), (high - mean).tolist()], fmt=style, label=name,
-                      capsize=2, markersize=4, linewidth=1.5)
-axes[0].set(xlabel="dose", ylabel="loss")
-axes[1].set(xlabel="dose", ylabel="swap gain")
-axes[1].axhline(0, color="#000000", linewidth=1, linestyle=":")
-axes[1].legend(fontsize=8)
-show_figure(figure, "Left, the loss over the dose. Right, the swap gains of shape, colour, motion and background over "
-                    "the dose. Bars are 95 % intervals over 32 clips.")
+figure, (axes,) = new_figure(1, 5, width=9.5, height=2.4)
+for axis, (name, points) in zip(axes, {"loss": dosed, **gains}.items()):
+    mean, low, high = torch.tensor(points).T
+    axis.errorbar(DOSES, mean, yerr=[(mean - low).tolist(), (high - mean).tolist()], fmt="o-", capsize=2, markersize=4,
+                  linewidth=1.5)
+    axis.set(xlabel="dose", title=name if name == "loss" else f"swap gain, {name}", xticks=[0, 0.5, 1])
+    axis.title.set_fontsize(8)
+    if name in gains:
+        axis.axhline(mean[0] / 2, color="#000000", linewidth=1, linestyle=":")
+    axis.set_ylim(bottom=min(0, 1.1 * float(low.min())))
+show_figure(figure, "Five panels over the dose: the loss, and the swap gains of shape, colour, motion and background. "
+                    "A dotted line marks half of the gain at dose 0. Bars are 95 % intervals over 32 clips.")
 print("dose  " + "  ".join(f"{kind:>10s}" for kind in gains) + "        loss")
 for i, dose in enumerate(DOSES):
     print(f"{dose:4.2f}  " + "  ".join(f"{gains[kind][i][0]:10.4f}" for kind in gains) + f"  {dosed[i][0]:10.3f}")
-left = gains["shape"][2][0] / gains["shape"][0][0]
-print(f"at dose 0.5, {left:.0%} of the shape's swap gain is left")
-assert gains["shape"][-1][0] < 0.5 * gains["shape"][0][0]
-outcome("7.3", "more than half" if left > 0.5 else "less than half")
+left = {dose: {kind: points[i][0] / points[0][0] for kind, points in gains.items()} for i, dose in enumerate(DOSES)}
+for dose in (0.5, 1.0):
+    print(f"left at dose {dose:g}:", ", ".join(f"{kind} {share:.0%}" for kind, share in left[dose].items()))
+assert max(left[1.0]["shape"], left[1.0]["motion"]) < min(0.3, left[1.0]["colour"], left[1.0]["background"])
+outcome("7.3", max(left[0.5], key=left[0.5].get))
 explore_sweep({dose: painted_with(towards_video(dose), steps=10) for dose in DOSES}, "dose",
-              "The red circle that moves right, while the words' modulation moves towards the video's")
+              "The red star that moves left, while the words' modulation moves towards the video's")
 
 # %% [markdown]
-# At dose 1 the video half still works, so something is painted. But little of the swap gain is left: the words are
-# there, and hardly anybody hears them. With both exchanged, as in the first cell, nothing works.
+# At dose 1 the video's half still works, so something is painted. The words are there, but they are badly heard: little
+# of shape and motion is left. Colour and background, which are the same in many patches, hold out longer. (A gain may
+# even rise at first: it is the loss with wrong words less the loss with right ones, and a disturbed network can suffer
+# more from a wrong word.) With both exchanged, as in the first cell, nothing works.
 #
 # ### Exercise 7.6: find out when half is gone (difficulty 2 of 3, 15 minutes)
 #
-# "Slowly" and "at once" are no numbers. Give each curve one: the dose at which the swap gain has first fallen to half
-# of what it is at dose 0, on straight lines between the measured doses. `None` if it never does.
+# Which words are lost early, and which late? Give each curve one number: the dose at which the swap gain has first
+# fallen to half of what it is at dose 0, on straight lines between the measured doses. `None` if it never does.
 
 # %% tags=["nbval-ignore-output"]
 def half_gone(doses, gains):
@@ -696,7 +705,7 @@ for kind, points in gains.items():
 # embedding; *separate* has everything twice and is narrower. `minicogvx ablate modulation --seeds 5` trained each of
 # them five times. Within a seed all see the same clips, captions and noise, so we compare within seeds.
 #
-# **Prediction 7.4.** After 600 steps: whose loss on validation clips is lower, that of expert or of shared?
+# **Prediction 7.4.** After 600 steps, whose loss on validation clips is lower, that of expert or of shared?
 
 # %%
 predict("7.4", "expert", "shared", "five seeds cannot tell")
@@ -705,8 +714,8 @@ predict("7.4", "expert", "shared", "five seeds cannot tell")
 studied = load_results("modulation")
 sizes = [curve.parameters for curve in studied]
 print(f"{min(sizes):,} to {max(sizes):,} parameters")
-print("Per cent of captions obeyed, mean over seeds and 95 % interval. By chance: shape 17, colour 12, motion 8, "
-      "background 25.")
+print("Per cent of captions obeyed, mean over seeds and 95 % interval. A guess would reach: shape 17, colour 12, "
+      "motion 8, background 25. Where the oracle recognises nothing, it is 0.")
 for name in ("expert", "shared", "separate"):
     print(" ", say_obeyed(studied, name))
 for other in ("shared", "separate"):
@@ -721,14 +730,15 @@ said = {"higher": "shared", "lower": "expert", "cannot be told": "five seeds can
 outcome("7.4", said[gain_of(studied, "expert", "shared").verdict])
 
 # %% [markdown]
-# The paper's order is expert, then the others. Where an interval above excludes 0 in the other direction, that is no
+# In the paper expert comes out ahead of both. Where an interval above excludes 0 in the other direction, that is no
 # accident of one seed. It is a finding about *this* size: networks a thousand times smaller than the smallest published
-# one, with 75 words to learn. The larger time embedding of *shared* may help by itself; we did not test that. And do
-# not count a study twice: *expert* here and *full* in notebook 08 are the same five runs.
+# one, with 75 words to learn. The larger time embedding of *shared* may help by itself; we did not test that. A share
+# of captions that is near 0 for all, as for shapes that the oracle does not recognise yet, compares nothing. And do not
+# count a run twice: *expert* here and *full* in notebook 08 are the same five runs.
 #
 # ## 9. At full size
 #
-# How much of the 2B is modulation? One in a hundred? One in five?
+# How much of the 2B is modulation? One parameter in a hundred? One in five?
 
 # %%
 PUBLISHED = {"2b": 1_693_783_872, "5b": 5_570_283_072}
@@ -756,7 +766,7 @@ for name, published in PUBLISHED.items():
     print(f"    at equal parameters, separate has {blocks} blocks instead of {config.num_layers}")
     work = flops(config, (13, 60, 90), 226)
     saved = work - flops(replace(config, modulation="shared"), (13, 60, 90), 226)
-    print(f"    of the work of a run, text's modulation is {saved / work:.1e}")
+    print(f"    text's modulation is {saved / work:.1e} of the work of one pass")
     print(f"    pieces of the last block that no gradient reaches: {4 * config.width * (config.time_embed_dim + 1):,}")
 
 with torch.device("meta"):
@@ -768,9 +778,9 @@ print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", t
       tuple(text_gate.shape), tuple(gate.shape))
 
 # %% [markdown]
-# A fifth of the 2B computes nothing but shifts, scales and gates. Yet it costs almost no work: it runs once a
-# video, and the layers run once a token. So experts cost memory, not time. And since the modulation depends on the
-# timestep alone, a sampler of 50 steps needs just 50 of its values: they can be computed beforehand.
+# A fifth of the 2B computes nothing but shifts, scales and gates. Yet it is almost no work: in a pass it runs once for
+# a video, and the layers run once for each token. So experts cost memory, not time. And since the modulation depends on
+# the timestep alone, a sampler of 50 steps needs just 50 of its values: they can be computed beforehand.
 #
 # ## What you can now explain
 #
@@ -788,7 +798,7 @@ print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", t
 # layer behind the gate until the gate has moved.
 # </details>
 #
-# <details><summary>3. Words are modulated like video. Why does the video survive, but not the caption?</summary>
+# <details><summary>3. Words are modulated like video. Why is something still painted, but not what they say?</summary>
 #
 # The video tokens keep their own numbers. The words' keys and values come out shifted and scaled wrongly, so attention
 # no longer reads from them what it learned to read.

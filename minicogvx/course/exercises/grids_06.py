@@ -52,7 +52,7 @@ def _check_shares(what: str, video: Tensor, head_dim: int) -> None:
         if moved != wanted:
             said = f"{len(moved)} columns, {moved[0]} to {moved[-1]}" if moved else "no column"
             raise Wrong(f"{what}: one step in {name} changes {said}; it must change {len(wanted)}, {start} to "
-                        f"{end - 1}. Tokens run over time first, then rows, then columns, and so do the shares 2:3:3.")
+                        f"{end - 1}. Tokens are in order of frame, row and column, and so are the shares 2:3:3.")
         frequencies = 10000.0 ** (-torch.arange(0, 2 * len(wanted), 2) / (2 * len(wanted)))
         apart = (step[start:end] / frequencies - 1).abs()
         if apart.max() > 1e-3:

@@ -32,7 +32,7 @@ def check_from_patches(from_patches) -> None:
         if not torch.equal(got, latents):
             place = tuple((got != latents).nonzero()[0].tolist())
             source = tuple(int(i) for i in torch.unravel_index(got[place].long(), size))
-            raise Wrong(f"{what}: at {_named(place)} stands the number that belongs to {_named(source)}.")
+            raise Wrong(f"{what}: {_named(place)} holds the number that belongs to {_named(source)}.")
 
 
 def _named(place: tuple[int, ...]) -> str:
@@ -176,7 +176,7 @@ EXERCISES = (
         "6.3", "order_for_pairs", difficulty=2, minutes=15, reference=interleaved_order, check=check_order_for_pairs,
         hints=(
             "Write it down for sizes (8,). The other program turns channels 0 and 4 together, 1 and 5, ... Ours turns "
-            "places 0 and 1 together. Which channels must stand there?",
+            "places 0 and 1 together. Which channels must be there?",
             "For one axis that begins at channel start: start, start + half, start + 1, start + 1 + half, and so on.",
             "torch.arange(size).view(2, size // 2).T.flatten() + start for each axis, then torch.cat. Without the .T "
             "it is the old order.",

@@ -269,7 +269,7 @@ EXERCISES = (
     Exercise(
         "7.5", "split_the_twelve", difficulty=2, minutes=10, reference=norm1_and_norm2, check=check_split_the_twelve,
         hints=(
-            "Write down for each of the twelve pieces whose it is (video, text), and around what (attention, ...).",
+            "Write down for each of the twelve pieces whose it is (video, text), and which layer it surrounds.",
             "norm1 stands before the attention. It needs the video pieces 0, 1, 2 and the text pieces 6, 7, 8.",
             "pieces = rows.chunk(12); torch.cat(pieces[:3] + pieces[6:9]) is norm1; norm2 gets the rest, in order.",
         ),

@@ -181,8 +181,8 @@ EXERCISES = (
     Exercise(
         "8.4", "reachable", difficulty=2, minutes=15, reference=tokens_heard_of, check=check_reachable,
         hints=(
-            "One matrix a kind: may i look at j? For a video token i, i // places is the frame, i % places the place.",
-            "At first each token has heard of itself alone; then of all that those whom it sees had heard of.",
+            "One matrix for each kind: may i look at j? Video token i is in frame i // places, at place i % places.",
+            "At first each token has heard of itself alone; then of all that the tokens it sees had heard of.",
             "That is a matrix product: heard = (sees.float() @ heard.float()) > 0, once for each kind, in order. In "
             '"time" and "first" a text token sees itself: start there from eye, not from zeros.',
         ),
@@ -201,7 +201,8 @@ EXERCISES = (
     Exercise(
         "8.6", "in_chunks", difficulty=3, minutes=25, reference=attended_in_chunks, check=check_in_chunks,
         hints=(
-            "Keep three things a query: the largest score so far, the sum of weights, the weighted sum of values.",
+            "Keep three things for each query: the largest score so far, the sum of weights, the weighted sum of "
+            "values.",
             "When a larger maximum comes, multiply both sums by exp(old - new). It starts at minus infinity, and it "
             "never falls: torch.maximum of the old one and the chunk's.",
             "for keys, values in zip(k.split(size), v.split(size)): scores = q @ keys.T / sqrt(d); new = "

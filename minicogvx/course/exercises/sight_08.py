@@ -111,14 +111,14 @@ def check_reachable(reachable) -> None:
             i, j = (got != wanted).nonzero()[0].tolist()
             here, there = token_name(i, places, text), token_name(j, places, text)
             verb = "must have heard of" if wanted[i, j] else "cannot have heard of"
-            raise Wrong(f"{what}: {here} {verb} {'itself' if i == j else there}{_because(i, j, text, kinds)}.")
+            raise Wrong(f"{what}: {here} {verb} {'itself' if i == j else there}{_because(i, j, text, kinds, verb)}.")
 
 
-def _because(i: int, j: int, text: int, kinds: Sequence[str]) -> str:
+def _because(i: int, j: int, text: int, kinds: Sequence[str], verb: str) -> str:
     if i == j:
         return "; the residual keeps what was there"
     if len(set(kinds)) > 1:
-        return ", by way of a third token: whom I see has already heard of others"
+        return f", {'not even ' * verb.startswith('cannot')}by way of a third token"
     if set(kinds) == {"time"}:
         return "; in time a token sees its own place only, and text itself only"
     if set(kinds) == {"first"}:
