@@ -99,10 +99,17 @@ def _all_weights(weights: Float[Tensor, "n n"], labels: list[str], grid: tuple[i
     axis = axes[0, 0]
     axis.imshow(weights.sqrt().numpy(), cmap="Blues", vmin=0, interpolation="nearest")
     axis.set(xlabel="key", ylabel="query")
-    if len(labels) <= 24:
-        t, h, w = grid or (0, 0, 0)
-        ticks = [*range(len(labels)), *(len(labels) + (k + 0.5) * h * w - 0.5 for k in range(t))]
-        named = [*labels, *(f"frame {k}" for k in range(t))]
+    t, h, w = grid or (0, 0, 0)
+    edges = [len(labels) + k * h * w - 0.5 for k in range(t)]
+    ticks, named = [edge + h * w / 2 for edge in edges], [f"frame {k}" for k in range(t)]
+    if len(labels) <= 24 and len(weights) <= 40:  # room for a line of words each
+        ticks, named = [*range(len(labels)), *ticks], [*labels, *named]
+    elif labels and t:
+        ticks, named = [(len(labels) - 1) / 2, *ticks], ["words", *named]
+        for edge in edges:
+            axis.axhline(edge, color="#999999", linewidth=0.6)
+            axis.axvline(edge, color="#999999", linewidth=0.6)
+    if named:
         axis.set_xticks(ticks, named, rotation=90)
         axis.set_yticks(ticks, named)
     return figure

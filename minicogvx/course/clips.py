@@ -34,11 +34,11 @@ def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, n
 
 
 def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str, fps: int | float = 8,
-                  num_frames: int = 6) -> None:
+                  num_frames: int = 6, counted: str = "frame") -> None:
     """Plays clips (0..1) side by side, with gaps and a label above each, and shows rows of their frames below.
 
     A shorter clip waits at its last frame for the others. At most four stand in a row, which is one mp4 of at most
-    200 KB. Raises ValueError for a bad shape, no `alt`, or no clips.
+    200 KB. counted: as in `show_rows`. Raises ValueError for a bad shape, no `alt`, or no clips.
     """
     if not clips:
         raise ValueError("there are no clips; give at least one with its label")
@@ -54,13 +54,14 @@ def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str, fps: 
         grown = times * sheet.shape[1] // height  # where the mp4 had to be made smaller
         output.display_mp4(data, grown * height, grown * width, alt,
                            list(zip(labels[row], (share / sum(widths) for share in widths))))
-    show_rows(dict(clips), alt, num_frames)
+    show_rows(dict(clips), alt, num_frames, counted)
 
 
-def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: int = 6) -> None:
+def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: int = 6, counted: str = "frame") -> None:
     """One labelled row of frames for each video, to compare them, with frame numbers above.
 
-    Raises ValueError for a bad shape, no `alt`, or no rows.
+    counted: what the pictures are called, "step" for instance where they are no frames of a clip. Raises ValueError for
+    a bad shape, no `alt`, or no rows.
     """
     if not rows:
         raise ValueError("there are no rows; give at least one video with its label")
@@ -68,13 +69,14 @@ def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: i
         check_clip(video, alt)
     columns = min(num_frames, max(map(len, rows.values())))
     shape = next(iter(rows.values())).shape
-    figure, axes = new_figure(len(rows), columns, 1.15 * columns + 1.6, (1.2 * shape[1] / shape[2]) * len(rows) + 0.25)
+    height = (1.2 * shape[1] / shape[2] + 0.2) * len(rows)  # 0.2 inches for a title
+    figure, axes = new_figure(len(rows), columns, 1.15 * columns + 1.6, height + 0.1)
     for row, (label, video) in zip(axes, rows.items()):
         for axis in row:
             axis.set_axis_off()
         for axis, place in zip(row, _places(len(video), columns)):
             axis.imshow(video[place].detach().float().cpu().clamp(0, 1).numpy(), interpolation="nearest")
-            axis.set_title(f"frame {place}", fontsize=8, pad=2, color="#444444")
+            axis.set_title(f"{counted} {place}", fontsize=8, pad=2, color="#444444")
         row[0].text(-0.08, 0.5, textwrap.fill(label, 20), transform=row[0].transAxes, ha="right", va="center")
     show_figure(figure, alt)
 

@@ -52,10 +52,10 @@ for i, t in enumerate(sampler.timesteps):
 left, right = (pipe.decode(torch.cat(latents)[:, :, :1])[:, 0] for latents in (noisy, guesses))  # 25 h w 3
 compare_clips({"what there is": left, "what the network guesses": right},
               "Frame 0 of a clip, step by step. On the left, noise turns into a star. On the right, the guess is a "
-              "blurred star at first and gets sharp edges later.", 4)
+              "blurred star at first and gets sharp edges later.", 4, counted="step")
 
 # %% [markdown]
-# Each "frame" here is one step: on the left, what there is; on the right, the network's guess of the clean frame
+# Each picture is one step: on the left, what there is; on the right, the network's guess of the clean frame
 # behind it. The network makes only the right half. The rest is a few lines of arithmetic, the subject of this
 # notebook.
 #
