@@ -76,7 +76,7 @@ def upside_down(video):
 def test_to_screen():
     guard("0.1", right_to_screen, [
         ("has dtype torch.float32; a screen wants whole numbers 0..255, torch.uint8", still_floats),
-        ("A number of 0.198 in the video becomes 152; it must become 153. Take the nearest whole number", cut_off),
+        ("A number of 0.198 in the video becomes 152; it must become 153. Take the nearest integer", cut_off),
         ("A number of 1 in the video becomes 0; it must become 255", times_256),
         ("A number of 0.202 in the video becomes 52; it must become 153. Black is -1", not_shifted),
         ("A number of 1.3 in the video becomes 37; it must become 255. A byte ends at 255", wraps_around),
