@@ -239,11 +239,11 @@ EXERCISES = (
     Exercise(
         "0.3", "cheapest_average", difficulty=2, minutes=10, reference=fewest_means, check=check_cheapest_average,
         hints=(
-            "There are only 25 pairs. Try them all: how many numbers does averaged keep, how many decibels does the "
-            "copy reach?",
-            "Two loops. copy = enlarged(averaged(clip, frames, side), frames, side, len(clip)); keep the pair if "
+            "There are only 25 pairs. Try them all: how many numbers does averaged keep, and how many decibels does "
+            "the copy reach?",
+            "Two loops. copy = enlarged(averaged(clip, together, side), together, side, len(clip)); keep the pair if "
             "decibels(clip, copy) >= target.",
-            "Collect (small.numel(), frames, side) of each pair that reaches the target; min() of that list has the "
+            "Collect (small.numel(), together, side) of each pair that reaches the target; min() of that list has the "
             "fewest numbers first.",
         ),
     ),

@@ -260,7 +260,7 @@ EXERCISES = (
             "The last centre minus the first gives a direction. When can you not trust it? What do a bounce and a "
             "circle have in common?",
             "reach = the largest distance from the first centre. Below 0.02 frame sizes: still. If the last centre is "
-            "much nearer to the first than reach, the path has turned back: None.",
+            "less than 0.8 * reach from the first, the path has turned back: None.",
             "Of the eight DIRECTIONS take the one with the largest (dx * a + dy * b) / hypot(a, b), where (a, b) is "
             "its vector. y points down, in the centres and in DIRECTIONS alike.",
         ),
@@ -268,10 +268,10 @@ EXERCISES = (
     Exercise(
         "1.5", "forge", difficulty=2, minutes=10, reference=covered_in_noise, check=check_forge,
         hints=(
-            "The oracle takes medians, means and best fits over many pixels and frames. What cancels in a mean?",
+            "The oracle takes medians, means and best fits over many pixels and frames. What averages out?",
             "Shake the picture, blink, or spoil pixels at random: each a little, in every frame. Start small and see "
             "when oracle.matches changes its mind.",
-            "clip + 0.08 * torch.randn(clip.shape), cut off at 0 and 1 with clamp.",
+            "clip + 0.08 * torch.randn(clip.shape), clipped to 0..1 with clamp.",
         ),
     ),
 )
