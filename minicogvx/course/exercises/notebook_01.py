@@ -175,10 +175,10 @@ def _paths(u: np.ndarray) -> Iterator[tuple[str, str | None, tuple[np.ndarray, n
     for speed in (0.3, 0.45, 0.05):
         for motion in (*DIRECTIONS, "stays still", "bounces", "moves in a circle"):
             yield motion, motion if motion in (*DIRECTIONS, "stays still") else None, displacement(motion, u, speed)
-    for share in (0.9, 0.7):  # on either side of STRAIGHT
-        x = 0.4 * np.interp(u, (0, 0.6, 1), (0, 1, share))
-        yield (f"moves right and then back to {share} of its largest distance", "moves right" if share > STRAIGHT
-               else None, (x, np.zeros(len(u))))
+        for share in (0.9, 0.7):  # on either side of STRAIGHT
+            x = speed * np.interp(u, (0, 0.6, 1), (0, 1, share))
+            yield (f"moves right and then back to {share} of its largest distance", "moves right" if share > STRAIGHT
+                   else None, (x, np.zeros(len(u))))
 
 
 # ---- 1.5 forge
