@@ -175,7 +175,8 @@ for marker, name, (before, after) in (("D", "table alone", rows), ("o", "after T
           f"circle by {100 * change[2]:.0f} %, padding by {100 * change[6:].mean():.0f} %")
 assert (change > 1e-3).all()
 labels = PROMPT.replace("red", "red/blue").split() + ["end"]
-axis.set_xticks([*range(6), 18.5], [*labels, "padding (26 rows)"], rotation=30, ha="right", rotation_mode="anchor")
+axis.set_xticks(range(6), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+axis.text(18.5, 0.05, "26 rows of padding", ha="center")
 axis.set(yscale="log", ylim=(0.01, 3), ylabel="relative change")
 axis.legend(loc="upper right")
 show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a logarithmic scale. In the table only "
@@ -289,7 +290,7 @@ compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: gr
 typical = latents.flatten(3).median(dim=3).values[..., None, None]  # of each channel and frame: the background's
 apart = (latents - typical)[0].cpu()  # c t h w
 strongest = int(apart.square().sum(dim=(1, 2, 3)).argmax())
-shown = {"the clip": clip[::4], f"channel {strongest}": apart[strongest], "all 16 channels": apart.norm(dim=0)}
+shown = {"the clip": clip[::4], f"channel {strongest}": apart[strongest], "all channels": apart.norm(dim=0)}
 figure, axes = new_figure(3, 5, width=6, height=3.5)
 for line, (name, pictures) in zip(axes, shown.items()):
     line[0].set_ylabel(name)
@@ -298,7 +299,7 @@ for line, (name, pictures) in zip(axes, shown.items()):
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[:].set_visible(False)
-        axis.set_title({"the clip": f"frame {4 * place}", "all 16 channels": f"latent frame {place}"}.get(name, ""),
+        axis.set_title({"the clip": f"frame {4 * place}", "all channels": f"latent frame {place}"}.get(name, ""),
                        fontsize=8)
 show_figure(figure, "Above, five frames of the star. Below, the five latent frames, 8 x 8 values each: one channel, "
             "and how far all 16 together are from the background. A bright patch moves right with the star.")

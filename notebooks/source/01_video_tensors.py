@@ -424,7 +424,7 @@ def drawn_alike(frame):
 mask, candidates = drawn_alike(clip[8])
 overlap = {shape: ((drawn & mask).sum() / (drawn | mask).sum()).item() for shape, drawn in candidates.items()}
 print(f"largest overlap: {max(overlap, key=overlap.get)}; the oracle reads: {oracle.read(clip).objects[0].shape}")
-figure, (axes,) = new_figure(1, 6, width=8.5, height=1.9)
+figure, (axes,) = new_figure(1, 6, width=8.5, height=1.7)
 for axis, (shape, drawn) in zip(axes, candidates.items()):
     axis.imshow(mask.int() + drawn.int(), cmap="gray")  # white: both; grey: one of them
     axis.set(title=f"{shape}: {overlap[shape]:.2f}", xticks=[], yticks=[])
