@@ -188,9 +188,9 @@ show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a 
 #
 # ## 3. A smaller place to work in
 #
-# The transformer compares everything with everything. 200,000 numbers are too many for that, and the published size
-# has 50 million. So the video is made in a smaller space, and enlarged at the end. How far can we shrink a clip and
-# still recover it? A program draws one, so that we know its every pixel.
+# The transformer compares everything with everything. 200,000 numbers are too many for that, and at the published size
+# there are 50 million. So the video is made in a smaller space, and enlarged at the end. How far can we shrink a clip
+# and still recover it? A program draws one, so that we know its every pixel.
 #
 # The plain way to shrink is to average: over groups of frames (the first frame stays alone) and over squares of
 # pixels. On the way back every mean fills its block. The quality of the copy is measured in **decibels**: 10 more
