@@ -70,7 +70,7 @@ def test_guided():
         ("0) is 0 times v_without plus 1 times v_with; it must be 1 times and 0 times", roles_exchanged),
         ("3) is 0 times v_without plus 1 times v_with; it must be -2 times and 3 times. With 3", no_scale),
         ("3) is 0 times v_without plus 1 times v_with; it must be -2 times and 3 times. With 3", never_beyond),
-        ("is no sum of multiples of the two answers; clamp or normalise nothing", clamped),
+        ("is not a weighted sum of the two answers; do not clamp or normalise anything", clamped),
         ("0.5) is 1 times v_without plus 0 times v_with; it must be 0.5 times", whole_steps),
         ("changes its inputs", in_place),
         ("0) holds NaN or infinity", divided),

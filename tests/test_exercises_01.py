@@ -200,8 +200,8 @@ def empties_its_input(tokens, capacity):
 
 def test_pack_clips():
     guard("1.3", right_pack_clips, [
-        ("packs, which are 84 % full; at least 90 % can be. Before you close a pack", in_order),
-        ("% full; at least 90 % can be", largest_first_in_order),
+        ("packs, which are 84 % full; at least 90 % is possible. Before you close a pack", in_order),
+        ("% full; at least 90 % is possible", largest_first_in_order),
         ("needs 150 packs", one_to_a_pack),
         ("pack 0 (counted from 0) holds", all_in_one),
         ("a pack is a list of clip numbers, 0 to 149, not of token counts", counts_for_numbers),

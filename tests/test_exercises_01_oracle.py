@@ -21,12 +21,12 @@ def without_return(*arguments, **named):
 # ---- 1.4 read_direction
 
 
-def right_read_direction(x, y):
+def right_read_direction(x, y, straight=0.8):
     gone = max(math.dist((x[0], y[0]), point) for point in zip(x, y))
     dx, dy = x[-1] - x[0], y[-1] - y[0]
     if gone < 0.02:
         return "stays still"
-    if math.hypot(dx, dy) < gone / 2:
+    if math.hypot(dx, dy) < straight * gone:
         return None
     parts = [name for name, on in (("up", dy < -abs(dx) / 2.4), ("down", dy > abs(dx) / 2.4),
                                    ("left", dx < -abs(dy) / 2.4), ("right", dx > abs(dy) / 2.4)) if on]
@@ -59,6 +59,19 @@ def the_signs_alone(x, y):
     return "moves " + " and ".join(parts)
 
 
+def half_the_way_is_enough(x, y):
+    return right_read_direction(x, y, straight=0.5)
+
+
+def never_a_step_back(x, y):
+    return right_read_direction(x, y, straight=0.97)
+
+
+def slow_is_still(x, y):
+    gone = max(math.dist((x[0], y[0]), point) for point in zip(x, y))
+    return "stays still" if gone < 0.1 else right_read_direction(x, y)
+
+
 def longest_product(x, y):
     if right_read_direction(x, y) in (None, "stays still"):
         return right_read_direction(x, y)
@@ -68,12 +81,15 @@ def longest_product(x, y):
 
 def test_read_direction():
     guard("1.4", right_read_direction, [
-        ('"moves up"; you read \'moves down\'', y_points_up),
-        ('"moves up and left"; you read', four_directions),
-        ('"stays still"; you read', never_still),
+        ('moves up: it must be "moves up"; you read \'moves down\'', y_points_up),
+        ('must be "moves up and left"; you read', four_directions),
+        ('must be "stays still"; you read', never_still),
         ("bounces, so it is no direction and not still; you read 'stays still', it must be None", only_the_ends),
         ('"moves left"; you read', the_signs_alone),
         ('"moves left"; you read', longest_product),
+        ("back to 0.7 of its largest distance, so it is no direction and not still; you read", half_the_way_is_enough),
+        ('back to 0.9 of its largest distance: it must be "moves right"; you read None', never_a_step_back),
+        ('0.05 from its start, moves left: it must be "moves left"; you read \'stays still\'', slow_is_still),
         ('"moves left"; you read None', without_return),
     ])
 

@@ -44,13 +44,13 @@ show_clip(video, f"Generated from the caption: {PROMPT}.", pipe.fps)
 # with up to 5.6 billion numbers ([the paper](https://arxiv.org/abs/2408.06072), section 2). It was trained on two
 # processor cores, on clips of moving shapes that a program drew.
 #
-# In about 75 minutes, six exercises included, you follow this one caption through the whole machine. Afterwards you
+# In about 75 minutes, including six exercises, you follow this one caption through the whole machine. Afterwards you
 # can say what each part does, and what goes in and comes out. Every part has a notebook of its own later; this one is
 # the map.
 
 # %%
 show_figure(draw_machine(pipe), "A map. The caption becomes tokens, then text features; the seed becomes noise. The "
-            "transformer makes latents of both, step by step, and the VAE decoder makes a video of the latents.")
+            "transformer turns both into latents, step by step, and the VAE decoder turns the latents into a video.")
 
 # %% [markdown]
 # ## 1. A video is a block of numbers
@@ -58,7 +58,7 @@ show_figure(draw_machine(pipe), "A map. The caption becomes tokens, then text fe
 # How many numbers did the model have to produce for these two seconds? Guess first.
 #
 # Can a program see the circle in them? A pixel is red where its first number is much larger than the other two. The
-# mean column of the red pixels is where the circle is. That reads one colour and one direction. The package has an
+# mean column of the red pixels is where the circle is. That reads only one colour and one direction. The package has an
 # **oracle** that reads everything: colour, shape, motion, background and number of objects, from the pixels alone.
 
 # %% tags=["nbval-ignore-output"]
@@ -96,24 +96,24 @@ show_figure(figure, "The circle's column in each of the 17 frames: it rises stea
 # This is why the small model lives in a world of shapes. "Does it obey its caption?" is usually a matter of
 # taste. Here it is a number, and every experiment in this course can be scored.
 #
-# Now it is your turn. An exercise is a function with a gap: write your code in place of the line with `raise`,
-# and run the cell. `check` says whether it is right, and if not, what is wrong. `hint("0.1")` gives one more hint
-# each time, `solution("0.1")` a solution. You may also read on: until your function is right, the package's version
+# Now it is your turn. An exercise is a function with a gap: write your code in place of the line with `raise`, and run
+# the cell. `check` says whether it is right, and if not, what is wrong. `hint("0.1")` gives one more hint each time,
+# and `solution("0.1")` shows a solution. You may also read on: until your function is right, the package's version
 # stands in for it.
 #
 # ### Exercise 0.1: to_screen (difficulty 1 of 3, 10 minutes)
 #
-# Networks lay out a video differently: `b c t h w`, several videos in a batch, and colours before frames.
-# (Notebook 01 has [a box](01_video_tensors.ipynb) with all these letters.) Black is -1, white is 1, and nothing
-# stops a network from answering 1.02. A screen wants the colours last, and whole numbers from 0 to 255. Convert
-# one into the other: round to the nearest integer, and clip whatever is below black or above white.
+# Networks lay out a video differently: `b c t h w`, several videos in a batch, with colours before frames. (Notebook 01
+# has [a box](01_video_tensors.ipynb) with all these letters.) Black is -1, white is 1, and nothing stops a network from
+# answering 1.02. A screen wants the colours last, and integers from 0 to 255. Convert one into the other: round to the
+# nearest integer, and clip whatever is below black or above white.
 
 # %%
 def to_screen(video):
-    """b c t h w, about -1..1 -> b t h w c, whole numbers 0..255 (torch.uint8)."""
+    """b c t h w, about -1..1 -> b t h w c, integers 0..255 (torch.uint8)."""
     ### BEGIN SOLUTION
-    film = rearrange(video, "b c t h w -> b t h w c")
-    return ((film / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    frames = rearrange(video, "b c t h w -> b t h w c")
+    return ((frames / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     ### END SOLUTION
 
 
@@ -122,7 +122,7 @@ to_screen = check("0.1", to_screen)
 # %% [markdown]
 # ## 2. Words become numbers
 #
-# A network can only add and multiply. What can it do with the word *red*? The plain way is to number all words. The
+# A network can only add and multiply. What can it do with the word *red*? The simplest way is to number all words. The
 # caption becomes a list of numbers, its **tokens**. Three numbers are reserved: 0 pads the list, 1 means "the caption
 # ends here", 2 stands for any unknown word.
 #
@@ -155,42 +155,42 @@ print("your numbers are the package's" if solved("0.2") else "(until you have so
 print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_words("a red dragon moves right"))
 
 # %% [markdown]
-# (The published models split unknown words into pieces, and know 32,128 of them.)
+# (The published models split words into pieces, of which they know 32,128.)
 #
 # The number of a word means nothing: *red* is not "larger" than *blue*. So each token picks a row of a table,
 # its **embedding**. Then a small T5 encoder lets the words look at each other.
 #
-# We change *red* into *blue*. In the table, one row of 32 changes. How many rows change after T5, and which change
-# most?
+# We change *red* to *blue*. In the table, one row of 32 changes. How many rows change after T5, and which change most?
 
 # %% tags=["folded"]
 pair = [PROMPT, PROMPT.replace("red", "blue")]
 rows = pipe.text.encoder.shared(pipe.text.tokens(pair).to(device)).cpu()  # b n d_text: the table alone
 features = pipe.text.encode(pair).cpu()  # b n d_text: after T5
 
-labels = PROMPT.replace("red", "red/blue").split() + ["end"] + ["pad"] * 26
 figure, ((axis,),) = new_figure(width=8, height=2.4)
-for shift, name, (before, after) in ((-0.2, "table alone", rows), (0.2, "after T5", features)):
+for marker, name, (before, after) in (("D", "table alone", rows), ("o", "after T5", features)):
     change = (before - after).norm(dim=-1) / before.norm(dim=-1)  # n: relative to the row's own size
-    axis.bar([place + shift for place in range(32)], change, width=0.4, label=name)
+    axis.plot(change.where(change > 1e-3, torch.nan), marker, label=name)  # a logarithmic axis has no place for 0
     print(f"{name:12s}{int((change > 1e-3).sum()):2d} of 32 rows change; red/blue by {100 * change[1]:.0f} %, "
           f"circle by {100 * change[2]:.0f} %, padding by {100 * change[6:].mean():.0f} %")
 assert (change > 1e-3).all()
-axis.set_xticks(range(32), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+labels = PROMPT.replace("red", "red/blue").split() + ["end"]
+axis.set_xticks(range(6), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+axis.text(18.5, 0.05, "26 rows of padding", ha="center")
 axis.set(yscale="log", ylim=(0.01, 3), ylabel="relative change")
 axis.legend(loc="upper right")
-show_figure(figure, "Relative change of all 32 rows when red becomes blue, on a logarithmic scale. In the table only "
-            "the changed word has a bar; after T5 every row has one, the words around it more than the padding.")
+show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a logarithmic scale. In the table only "
+            "one row changes; after T5 all of them do, the words around the changed one more than the padding.")
 
 # %% [markdown]
-# Every row has heard of the change. *Circle* no longer means "some circle" but "the circle that is red here".
-# Even the padding changes: like the published models, this one uses no attention mask, so padding takes part.
+# Every row reflects the change. *Circle* no longer means "some circle" but "the circle that is red". Even the padding
+# changes: like the published models, this one uses no attention mask, so padding takes part.
 #
 # ## 3. A smaller place to work in
 #
-# The transformer compares everything with everything. 200,000 numbers are too many for that, and the published size
-# has 50 million. So the video is made in a smaller space, and enlarged at the end. How far can we shrink a clip and
-# still recover it? A program draws one, so that we know its every pixel.
+# The transformer compares everything with everything. 200,000 numbers are too many for that, and at the published size
+# there are 50 million. So the video is made in a smaller space, and enlarged at the end. How far can we shrink a clip
+# and still recover it? A program draws one, so that we know its every pixel.
 #
 # The plain way to shrink is to average: over groups of frames (the first frame stays alone) and over squares of
 # pixels. On the way back every mean fills its block. The quality of the copy is measured in **decibels**: 10 more
@@ -198,8 +198,8 @@ show_figure(figure, "Relative change of all 32 rows when red becomes blue, on a 
 #
 # ### Exercise 0.3: cheapest_average (difficulty 2 of 3, 10 minutes)
 #
-# Find out: with which groups and squares do averages keep the *fewest* numbers and still reach a given quality?
-# Groups have 1, 2, 4, 8 or 16 frames, squares a side of 1, 2, 4, 8 or 16 pixels. Three functions are given.
+# Find out which groups and squares keep the *fewest* numbers and still reach a given quality. Groups have 1, 2, 4, 8 or
+# 16 frames, squares a side of 1, 2, 4, 8 or 16 pixels. Three functions are given.
 
 # %%
 star = ShapeObject("star", "yellow", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44)
@@ -215,7 +215,7 @@ def averaged(clip, together, side):
 
 
 def enlarged(small, together, side, length):
-    """The way back: every mean fills its block again; `length` is the number of frames."""
+    """The way back: every mean fills its block again; `length` is the clip's number of frames."""
     big = small.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
     return torch.cat([big[:1], big[1:].repeat_interleave(together, dim=0)])[:length]
 
@@ -241,10 +241,10 @@ def cheapest_average(clip, target):
 cheapest_average = check("0.3", cheapest_average)
 
 # %% [markdown]
-# Now the learned way: a **variational autoencoder**, VAE for short. It makes 5,120 numbers of this clip, and the copy
+# Now the learned way: a **variational autoencoder**, VAE for short. It turns this clip into 5,120 numbers, and the copy
 # that comes back has more than 25 decibels.
 #
-# **Prediction 0.1.** How many numbers must plain averages keep to reach 25 decibels, too? (Choose, then run on.)
+# **Prediction 0.1.** How many numbers must plain averages keep to reach 25 decibels, too?
 
 # %%
 predict("0.1", "about 5,000, as the VAE does", "about 15,000", "50,000 or more")
@@ -272,17 +272,17 @@ assert decibels(clip, back) > max(25, decibels(clip, copies["averages: groups of
 compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: groups of 2, 4 x 4 pixels"][1],
                "VAE, 5,120 numbers": back},
               "Three times a yellow star that moves right: as drawn; from averages, a jerky smear of squares; through "
-              "the VAE, with its points.", pipe.fps)
+              "the VAE, with its points.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# Averages of 25 decibels cost ten times as many numbers. An average treats all places alike; the VAE has learned which
-# numbers a video of this world needs. (The cheapest averages keep every frame, because a mean over frames smears
-# whatever moves. The VAE makes one latent frame of four and does not smear.)
+# Averages that reach 25 decibels keep ten times as many numbers. An average treats all places alike; the VAE has
+# learned which numbers a video of this world needs. (The cheapest averages keep every frame, because a mean over frames
+# smears whatever moves. The VAE turns four frames into one latent frame without smearing.)
 #
-# Look at the shapes. Height and width shrink 8 times, time 4 times: 64 becomes 8, but 17 becomes 5. The first frame
-# stays alone, and the other 16 go in fours. The VAE is **causal**: its convolutions look at their own frame and at
-# earlier ones. So a single picture is a video of one frame. (One of its normalisations does look ahead a little;
-# see notebook 02.)
+# Look at the shapes. Height and width shrink by a factor of 8, time by 4: 64 becomes 8, but 17 becomes 5. The first
+# frame stays alone, and the other 16 go in fours. The VAE is **causal**: its convolutions look at their own frame and
+# at earlier ones. So a single picture is a video of one frame. (One of its normalisations does look ahead a little; see
+# notebook 02.)
 #
 # What do latents look like?
 
@@ -290,22 +290,22 @@ compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: gr
 typical = latents.flatten(3).median(dim=3).values[..., None, None]  # of each channel and frame: the background's
 apart = (latents - typical)[0].cpu()  # c t h w
 strongest = int(apart.square().sum(dim=(1, 2, 3)).argmax())
-shown = {"the clip": clip[::4], f"channel {strongest}": apart[strongest], "all 16 channels": apart.norm(dim=0)}
-figure, axes = new_figure(3, 5, width=7, height=3.9)
+shown = {"the clip": clip[::4], f"channel {strongest}": apart[strongest], "all channels": apart.norm(dim=0)}
+figure, axes = new_figure(3, 5, width=6, height=3.5)
 for line, (name, pictures) in zip(axes, shown.items()):
     line[0].set_ylabel(name)
     for place, axis in enumerate(line):
-        axis.imshow(pictures[place], cmap="gray")
+        axis.imshow(pictures[place], cmap="gray", vmin=float(pictures.min()), vmax=float(pictures.max()))
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[:].set_visible(False)
-        axis.set_title({"the clip": f"frame {4 * place}", "all 16 channels": f"latent frame {place}"}.get(name, ""),
+        axis.set_title({"the clip": f"frame {4 * place}", "all channels": f"latent frame {place}"}.get(name, ""),
                        fontsize=8)
 show_figure(figure, "Above, five frames of the star. Below, the five latent frames, 8 x 8 values each: one channel, "
             "and how far all 16 together are from the background. A bright patch moves right with the star.")
 
 # %% [markdown]
-# Still you can follow the star. The transformer never sees a pixel. It works in here.
+# You can still follow the star. The transformer never sees a pixel: it works in here.
 #
 # ## 4. From noise, step by step
 #
@@ -321,14 +321,15 @@ show_figure(figure, "Above, five frames of the star. Below, the five latent fram
 # %% tags=["nbval-ignore-output"]
 shape = tuple(latents.shape)
 noise = draw_noise(shape, torch.Generator().manual_seed(0), device=device)  # b c t h w
-show_clip(pipe.decode(noise)[0], "Pure noise, decoded: blotches of colour that flicker, without any object.", pipe.fps)
+show_clip(pipe.decode(noise[:, :, :2])[0], "Two latent frames of pure noise, decoded: flickering blotches of colour, "
+          "without any object.", pipe.fps, num_frames=2)
 
 bars = pipe.schedule.alphas_cumprod
-figure, ((axis,),) = new_figure(width=5, height=2.3)
-axis.plot(bars.sqrt(), label="factor of the signal, a")
-axis.plot((1 - bars).sqrt(), label="factor of the noise, s", linestyle="--")
+figure, ((axis,),) = new_figure(width=6, height=2.3)
+axis.plot(bars.sqrt(), label="signal, a")
+axis.plot((1 - bars).sqrt(), label="noise, s", linestyle="--")
 axis.set(xlabel="timestep t", ylabel="factor")
-axis.legend()
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show_figure(figure, "The signal's factor falls from almost 1 at timestep 0 to exactly 0 at timestep 999; that of the "
             "noise rises from almost 0 to 1.")
 print(f"signal left at timestep 998: {bars[998].sqrt():.4f}; at 999: {bars[999].sqrt():.4f}")
@@ -395,7 +396,7 @@ mine, guesses = denoise(PROMPT, steps=25, scale=3.0, seed=0)
 package = pipe.sample([PROMPT], num_inference_steps=25, guidance_scale=3.0, seed=0)
 print(f"largest difference between these latents and the package's: {(mine - package).abs().max().item():.0e}")
 assert torch.allclose(mine, package, atol=1e-2)
-explore_sweep({step: pipe.decode(guesses[step - 1])[0] for step in (1, 2, 3, 5, 8, 13, 25)}, "step",
+explore_sweep({step: pipe.decode(guesses[step - 1])[0] for step in (1, 3, 8, 25)}, "step",
               "The guess of the clean video: at step 1 a red blur, at step 25 a sharp red circle that moves right")
 
 # %% [markdown]
@@ -417,13 +418,14 @@ print(f"the four first guesses differ by {apart[1]:.2f}, the four videos after 2
 outcome("0.2", "nearly the same blur, four times" if apart[1] < apart[25] / 4 else "four different blurs")
 compare_clips({f"seed {seed}, {label}": pipe.decode(walks[steps][seed:seed + 1])[0]
                for steps, label in ((1, "first guess"), (25, "after 25 steps")) for seed in (0, 1)},
-              "Four clips. The first guesses of seeds 0 and 1 are the same red blur; after 25 steps the two seeds have "
-              "become two different clips.", pipe.fps, num_frames=4)
+              "Two of the four seeds. Their first guesses are nearly the same red blur; after 25 steps there are two "
+              "different clips.", pipe.fps, num_frames=3)
 
 # %% [markdown]
 # At timestep 999 the noise holds no trace of a clip. So the best answer is the same for every seed: the *average* of
-# all videos that fit the caption. An average of many sharp videos is a blur. From then on each step takes out some
-# noise and decides something, and the seeds part ways.
+# all videos that fit the caption, a blur. (The guesses further up had guidance 3. They began *beyond* that average, so
+# their colours may look strange.) From then on each step takes out some noise and decides something, and the seeds part
+# ways.
 #
 # ## 5. Inside the transformer
 #
@@ -459,9 +461,9 @@ show_figure(figure, "The star's clip in its five groups of frames, each with a g
 # %% [markdown]
 # One token covers 2 x 2 latents, each for 8 x 8 pixels and 4 frames: 16 x 16 pixels over 4 frames (or over 1, at the
 # start). Text and video tokens stand in one sequence, 32 + 80 = 112 of them, and every token attends to every other. A
-# patch of the last frame can ask the word *right*, and the patch where the circle began.
+# patch of the last frame can consult the word *right*, and the patch where the circle began.
 #
-# One run of the network is short. The comments give the shapes.
+# One run of the network takes a few lines. The comments give the shapes.
 
 # %% tags=["nbval-ignore-output"]
 def run_once(net, latents, timestep, text):
@@ -487,9 +489,8 @@ assert difference.abs().max() < 1e-4
 #
 # ### Exercise 0.5: sequence_length (difficulty 2 of 3, 10 minutes)
 #
-# How long is that sequence, for a video of any size? The VAE is the one of section 3, the patches have 2 x 2
-# latents. In the published 1.5 models a patch also spans `patch_t=2` latent frames, and an odd number of latent
-# frames is filled up with one more.
+# How long is that sequence, for a video of any size? The VAE is the one of section 3; patches are 2 x 2 latents. In the
+# published 1.5 models a patch also spans `patch_t=2` latent frames, and an odd number of latent frames gets one more.
 
 # %%
 def sequence_length(frames, height, width, text, patch_t=1):
@@ -503,13 +504,13 @@ def sequence_length(frames, height, width, text, patch_t=1):
 
 sequence_length = check("0.5", sequence_length)
 for count in (1, 17, 33):
-    print(f"{count:2d} frames of 64 x 64: {sequence_length(count, 64, 64, text=32)} tokens")
+    print(f"{count:2d} x 64 x 64 pixels: {sequence_length(count, 64, 64, text=32)} tokens")
 
 # %% [markdown]
 # ## 6. Change one word
 #
-# The noise stays the same, and one word changes. A single noise could be luck, so we take eight. Each caption leaves
-# the background open: there are four.
+# The noise stays the same, and one word changes. A single noise could be luck, so we take eight. No caption names the
+# background, and there are four.
 #
 # **Prediction 0.3.** When *red* becomes *blue*, for how many of the eight noises does the background stay the same?
 
@@ -532,11 +533,11 @@ blue = same["a blue circle moves right"]
 outcome("0.3", "7 or 8" if blue >= 7 else "4 to 6" if blue >= 4 else "3 or fewer")
 compare_clips({prompt: pipe.decode(samples[prompt][:1])[0] for prompt in prompts},
               "Four clips from the same noise: a red circle moves right, a blue circle moves right, a red star moves "
-              "right, a red circle moves left.", pipe.fps)
+              "right, a red circle moves left.", pipe.fps, num_frames=4)
 
 # %% [markdown]
 # Noise and caption settle *together* what the caption leaves open: a new word can change things that it does not
-# mention. By chance alone a background would stay in one case of four. (Eight noises are few: look at the intervals.)
+# mention. By chance alone the background would stay in one case out of four. (Eight noises are few: see the intervals.)
 #
 # ## 7. Guidance, and the number of steps
 #
@@ -566,7 +567,7 @@ assert sum(right[3, 0]) <= 2 < 8 < sum(right[3, 3])
 # Which differences are more than chance? Only those whose interval does not contain 0. Notebook 05 measures guidance on
 # more captions, and what it costs.
 #
-# **Try it yourself.** Write a caption, and move the two sliders. The one below names a combination that training
+# **Try it yourself.** Write a caption, and move the two sliders. The caption below names a combination that training
 # never showed: there was no green triangle that moves up.
 
 # %% tags=["nbval-ignore-output"]
@@ -591,12 +592,12 @@ show_clip(made(16, 3), f"Generated in 16 steps with scale 3 from the caption: {M
 # a larger scale it lies *beyond* the average, and looks like no video at all; later steps pull it back. With scale 0
 # there is some video of this world, whatever the noise suggests.
 #
-# ## 8. Begin with a picture, or with a clip
+# ## 8. Start from a picture, or from a clip
 #
-# The same loop does more than text to video. For **image to video**, the first latent frame is known. It is
-# put back before every step, with the right amount of noise, and the other four frames are made to go with it.
-# (The published image-to-video models are trained for this and see the picture as extra channels. The toy is not, and
-# in some clips the object jumps after frame 0. So we try eight seeds, and show the best and the worst.)
+# The same loop does more than text to video. For **image to video**, the first latent frame is known. It is put back
+# before every step, with the right amount of noise, and the other four are made to fit it. (The published
+# image-to-video models are trained for this and see the picture as extra channels. The toy is not, and in some clips
+# the object jumps after frame 0. So we try eight seeds, and show the best and the worst.)
 #
 # ### Exercise 0.6: put_back (difficulty 1 of 3, 5 minutes)
 #
@@ -636,21 +637,21 @@ best, worst = min(jumps, key=jumps.get), max(jumps, key=jumps.get)
 compare_clips({f"seed {seed}, the {which} jump": to_screen(pipe.vae.decode(continued[seed]).cpu())[0] / 255
                for seed, which in ((best, "smallest"), (worst, "largest"))},
               "Two clips that begin with the same picture, a yellow star at the lower left: the smoothest of eight "
-              "continuations, and the one whose star jumps farthest.", pipe.fps)
+              "continuations, and the one whose star jumps farthest.", pipe.fps, num_frames=4)
 
 # %% [markdown]
 # In the package all this is `pipe(caption, image=picture)`.
 #
 # For **video to video**, a clip is noised, but not completely, and denoised from there with another caption. The
 # *strength* says how much noise: 0 keeps the clip, 1 forgets it. A red circle moves right, and we ask for a blue one.
-# At which strength does the colour change? And is there anything between red and blue?
+# At which strength does the colour change? Is there anything between red and blue?
 
 # %% tags=["folded", "nbval-ignore-output"]
 circle = ShapeObject("circle", "red", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44)
 given = render(Scene((circle,), "black"), frames, height, width)  # t h w 3
 wish = "a blue circle moves right on a black background"
 changed = {0: given} | {strength: pipe(wish, video=given, strength=strength, num_inference_steps=20)
-                        for strength in (0.2, 0.4, 0.6, 0.7, 0.8, 0.95)}
+                        for strength in (0.5, 0.7, 0.8, 0.95)}
 for strength, video in changed.items():
     frame = video[8]
     red, green, blue = frame[(frame - frame[0, 0]).norm(dim=-1) > 0.3].mean(dim=0).tolist()
@@ -661,15 +662,14 @@ explore_sweep(changed, "strength", "A clip of a red circle, made again with the 
 
 # %% [markdown]
 # Little noise hides only the edges, and the clip wins. Much noise hides the colour, too, and the caption may choose it.
-# In between the result can be a mixture: much red together with much blue is a magenta that neither the clip nor the
-# caption has.
+# In between the result can be a mixture: a lot of red and a lot of blue make magenta, which neither the clip nor the
+# caption asked for.
 #
 # ## 9. At full size
 #
-# Now the published models, with the same classes. Their weights fill many gigabytes, so we build them on the
-# **meta device**: every tensor has its shape and no memory. Which share of a block's work is attention, every token
-# with every other? With $n$ tokens of width $d$, its matrices take $12\,n\,d^2$ multiplications, attention takes
-# $2\,n^2 d$.
+# Now the published models, with the same classes. Their weights fill many gigabytes, so we build them on the **meta
+# device**: every tensor has its shape but no memory. What share of a block's work is attention? With $n$ tokens of
+# width $d$, the block's matrices take $12\,n\,d^2$ multiplications, and attention takes $2\,n^2 d$.
 
 # %%
 PUBLISHED = {"2b": 1_693_783_872, "5b": 5_570_283_072, "1.5-5b": 5_570_676_352}  # parameters of the transformers

@@ -3,7 +3,7 @@
 #
 # **What is left of a film when a model looks at it?**
 #
-# Below is a film as the small model of this course would see it: 21 frames, 8 a second, 64 x 64 pixels.
+# Below is a film as the small model of this course would see it: 21 frames, 8 per second, 64 x 64 pixels.
 
 # %% tags=["nbval-ignore-output"]
 import math
@@ -41,10 +41,10 @@ show_clip(seen, "A large grey rabbit climbs out of a hole in a green hill, stand
 # The film is an excerpt of *Big Buck Bunny* ((c) 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0). On
 # disk it has more pixels, a wider frame and a higher frame rate.
 #
-# A video model never sees a film. It sees a block of numbers of a fixed shape, and a caption. Somebody decided how
-# many frames, how large, which part of the picture, and which words. In about 105 minutes, exercises included, you
-# write the functions that turn a film into such a block, and a small program that reads a clip back. Then you can
-# explain what each decision costs ([the paper](https://arxiv.org/abs/2408.06072), section 3).
+# A video model never sees a film. It sees a block of numbers of a fixed shape, and a caption. Somebody decided how many
+# frames, how large, which part of the picture, and which words. In about 105 minutes, including exercises, you write
+# the functions that turn a film into such a block, and a small program that reads a clip back. Then you can explain
+# what each decision costs ([the paper](https://arxiv.org/abs/2408.06072), section 3).
 #
 # > **The letters of this course**, in code, text and figures:
 # > `b` batch, `c` channels, `t` frames, `h` and `w` height and width, `n` tokens, `d` width of a token.
@@ -53,8 +53,8 @@ show_clip(seen, "A large grey rabbit climbs out of a hole in a green hill, stand
 #
 # ## 1. How many frames a second?
 #
-# 25 frames a second are more than most models can pay for. The published CogVideoX works at 8, version 1.5 at 16. The
-# plain way from 25 to 8 is to keep every third frame. How many seconds does the result last?
+# 25 frames a second are more than most models can afford. The published CogVideoX works at 8, version 1.5 at 16. The
+# obvious way from 25 to 8 is to keep every third frame. How many seconds does the result last?
 
 # %%
 frames, times = [], []
@@ -73,8 +73,8 @@ print(f"every third frame: {len(every_third)} frames, {len(every_third) / 8} s i
       f"at second 2 it shows second {times[every_third[16]]:.2f}")
 
 # %% [markdown]
-# The film has become slower, by 4 %, because 25 / 3 is not 8. In a collection with 24, 25, 30 and 60 frames a second
-# each film would get its own speed, and a model would learn that things fall at many speeds.
+# The film now runs 4 % slower, because 25 / 3 is not 8. In a collection with 24, 25, 30 and 60 frames a second each
+# film would get its own speed, and a model would learn that things fall at many speeds.
 #
 # ### Exercise 1.1: resample (difficulty 2 of 3, 15 minutes)
 #
@@ -100,25 +100,25 @@ resample = check("1.1", resample)
 index = resample(times, end, 8)
 package = read_video(FILM, len(index), 180, 320, fps=8)
 print(f"{len(index)} frames: {index}")
-print(f"largest difference between {'yours' if solved('1.1') else 'those of the stand-in'} and read_video's: "
-      f"{(film[index] / 255 - package).abs().max():.3f}")
+print(f"largest difference between {'your frames' if solved('1.1') else 'the frames of the stand-in'} and those of "
+      f"read_video: {(film[index] / 255 - package).abs().max():.3f}")
 assert torch.allclose(film[index] / 255, package, atol=1e-3)
 show_source(read_video)
 
 # %% [markdown]
-# Now the steps are 3, 3, ... and sometimes 4. At a moment between two frames we take the *earlier* one, because the
+# Now the steps are mostly 3 and sometimes 4. At a moment between two frames we take the *earlier* one, because the
 # later one has not happened yet.
 #
 # ## 2. Time has a direction
 #
 # Height, width and time are three axes of one block. Are they alike? With drawn clips a program can tell us: the
 # **oracle** of notebook 00 reads their motion from the pixels (section 7 opens it up). We take a clip of each of the 13
-# motions, and play it backwards, or in a mirror, with left and right exchanged.
+# motions, and play it backwards, or mirror it, so that left and right change places.
 #
-# **Prediction 1.1.** Which of the two changes the names of more motions?
+# **Prediction 1.1.** Which of the two changes more of the motions' names?
 
 # %%
-predict("1.1", "playing backwards", "the mirror", "both change equally many")
+predict("1.1", "playing backwards", "mirroring", "both change the same number")
 
 # %% tags=["folded"]
 examples = {}
@@ -136,14 +136,14 @@ print(f"{'motion':21s}{'backwards':22s}mirrored")
 for motion in MOTIONS:
     print(f"{motion:21s}{backwards[motion]:22s}{mirrored[motion]}")
 changes = [sum(motion != name for motion, name in after.items()) for after in (backwards, mirrored)]
-print(f"of 13 names, playing backwards changes {changes[0]}, the mirror {changes[1]}")
+print(f"of 13 names, playing backwards changes {changes[0]}, mirroring {changes[1]}")
 outcome("1.1", "playing backwards" if changes[0] > changes[1] else
-        "the mirror" if changes[1] > changes[0] else "both change equally many")
+        "mirroring" if changes[1] > changes[0] else "both change the same number")
 
 # %% [markdown]
 # Two lessons. Mirroring clips is a popular way to get more training data; here it makes captions lie, unless *left*
-# becomes *right* in them, too. And a motion is not in any frame: it is in the order. How much must one see to name it?
-# We show the oracle the beginnings of three clips.
+# becomes *right* in them, too. And a motion is not in any single frame: it is in their order. How much must one see to
+# name it? We show the oracle the beginnings of three clips.
 
 # %%
 for motion in ("bounces", "moves in a circle", "moves up"):
@@ -152,11 +152,11 @@ for motion in ("bounces", "moves in a circle", "moves up"):
 
 # %% [markdown]
 # After 5 frames the bouncing shape has gone up, and "moves up" is a fair answer. (`None` means that the oracle cannot
-# say.) So a caption belongs to the whole clip. Whoever works *while* a film runs can use nothing but the past: that is
-# called **causal**. The VAE of CogVideoX is built so (notebook 02), but not the transformer behind it.
+# say.) So a caption belongs to the whole clip. Whatever works *while* a film runs can use nothing but the past: that is
+# called **causal**. The VAE of CogVideoX is built this way (notebook 02); the transformer behind it is not.
 #
 # A few frames out of many can mislead as well. The shape bounces twice in 17 frames. We keep some of them, equally
-# spaced. With how many can one still see two bounces? Move the slider.
+# spaced. How few still show two bounces? Move the slider.
 
 # %%
 def centre_and_mask(frame):
@@ -188,13 +188,13 @@ print(f"the height varies by {ups_and_downs[5]:.2f} of the picture in 5 frames, 
 assert ups_and_downs[3] < 0.02 < 0.2 < ups_and_downs[5]
 
 # %% [markdown]
-# Five frames show two hops. Six show one long hop with a dent. Three show a shape that never moves: each time they
-# catch it on the ground. This is **aliasing**: what changes too fast for the samples looks like something else.
+# Five frames show two hops. Six show one long hop with a dent. Three show a shape that never moves: all three catch it
+# on the ground. This is **aliasing**: what changes too fast for the samples looks like something else.
 #
 # ## 3. How many frames in all?
 #
-# The VAE keeps the first frame alone and takes the others in groups of four: 1 + 4k frames become 1 + k latent
-# frames. How many frames of that kind fit into a film?
+# The VAE keeps the first frame alone and takes the others in groups of four: 1 + 4k frames become 1 + k latent frames.
+# What is the longest clip of that form in a film?
 
 # %%
 for name, seconds, fps, most in (("this film", end, 8, 49), ("6 s for 5B", 6.0, 8, 49), ("6.1 s for 5B", 6.1, 8, 49),
@@ -204,18 +204,18 @@ for name, seconds, fps, most in (("this film", end, 8, 49), ("6 s for 5B", 6.0, 
     print(f"{name:15s}{shown:4d} frames on screen, {count:4d} of them fit, {1 + (count - 1) // 4:3d} latent frames")
 
 # %% [markdown]
-# A surprise in the second line: six seconds at 8 a second are 48 frames, not 4k + 1. The famous "49 frames, 6
-# seconds" needs a little more than six.
+# A surprise in the second line: six seconds at 8 frames a second are 48 frames, which is not 4k + 1. The famous "49
+# frames, 6 seconds" needs a little more than six.
 #
 # ## 4. How large?
 #
 # The film is 180 x 320. The small model wants 64 x 64. Take 64 rows and 64 columns at even distances, and the rabbit
-# becomes thin. Instead we make the *short* side fit and crop the long one.
+# comes out thin. Instead we make the *short* side fit and crop the long one.
 #
 # ### Exercise 1.2: fit_frames (difficulty 2 of 3, 20 minutes)
 #
-# Write it with index arithmetic alone, no interpolation. Each pixel of the result is a pixel of the film. One scale
-# for both directions, the smallest with which the picture still covers `height` x `width`; the middle is kept.
+# Write it with index arithmetic alone, no interpolation. Each pixel of the result is a pixel of the film. Use one scale
+# for both directions, the smallest at which the picture still covers `height` x `width`, and keep the middle.
 
 # %%
 def fit_frames(frames, height, width):
@@ -232,11 +232,11 @@ def fit_frames(frames, height, width):
 fit_frames = check("1.2", fit_frames)
 
 # %% [markdown]
-# Yours shows one pixel of every eight or so and forgets the others. The package's version, `resize_and_crop`, takes a
-# weighted mean of all of them. This is called *antialiasing*.
+# Your version keeps about one pixel in eight and ignores the others. The package's, `resize_and_crop`, takes weighted
+# means of all of them. This is called *antialiasing*.
 #
 # Does it matter? A fence has boards of 3 columns, with gaps of 3. It moves to the right, one column a frame. We shrink
-# it from 120 x 120 to 24 x 24, by single pixels and by means.
+# it from 120 x 120 to 24 x 24, with single pixels and with means.
 #
 # **Prediction 1.2.** What will the small clip of single pixels show?
 
@@ -246,7 +246,7 @@ predict("1.2", "a fence that moves right", "a fence that moves left", "an even g
 # %% tags=["folded"]
 columns = torch.arange(120)
 fence = torch.stack([(columns - move) % 6 < 3 for move in range(24)])  # t w
-fence = 255 * fence[:, None, :, None].expand(-1, 120, -1, 3).to(torch.uint8)
+fence = (40 + 170 * fence)[:, None, :, None].expand(-1, 120, -1, 3).to(torch.uint8)  # bright boards, dark gaps
 small = {"single pixels": fit_frames(fence, 24, 24) / 255, "means": resize_and_crop(fence, 24, 24)}
 misses = {}
 for name, video in small.items():
@@ -267,11 +267,11 @@ show_source(resize_and_crop)
 # %% [markdown]
 # Aliasing again. Every fifth column is taken, and the fence repeats after six. So each sample is one column short of a
 # whole period, and the fence seems to run backwards. A model would learn it that way, whatever the caption says. The
-# means are honest: at 24 x 24 this fence cannot be seen. Their price is detail.
+# means are honest: at 24 x 24 this fence is too fine to be seen.
 #
 # ## 5. Which part of the picture?
 #
-# The crop has a price, too. What share of the frame is left in a square, and what share in 480 x 720?
+# The crop has a price, too. How much of the frame is left in a square, and how much in 480 x 720?
 
 # %%
 buckets = aspect_buckets(480, 720)  # nine sizes of nearly equal area, from 832 x 416 to 416 x 832
@@ -283,13 +283,13 @@ for name, (h, w) in {"phone 9:16": (16, 9), "old film 4:3": (3, 4), "wide 16:9":
           f"{best:3.0f} %")
 
 # %% [markdown]
-# An upright film loses more than half in 480 x 720, feet or head included. But a *batch*, the clips of one training
-# step, is one block of numbers, and a block has one shape. **Buckets** are the older way out: a few sizes, and each
-# batch from one of them.
+# An upright film loses more than half in 480 x 720, often somebody's head or feet. But a *batch*, the clips of one
+# training step, is one block of numbers, and a block has one shape. **Buckets** are the older way out: a few sizes, and
+# each batch from one of them.
 #
-# CogVideoX goes further (section 3.1 of the paper). To a transformer a clip is a sequence of tokens, and several
-# clips of *any* sizes and lengths, pictures too, can share one long sequence, if attention stays inside each clip.
-# This is **frame pack**. The sequence has a fixed length; what remains empty is computed for nothing.
+# CogVideoX goes further (section 3.1 of the paper). To a transformer a clip is a sequence of tokens, and several clips
+# of *any* sizes and lengths, pictures too, can share one long sequence, if attention stays inside each clip. This is
+# **frame pack**. The sequence has a fixed length; what stays empty is wasted work.
 #
 # ### Exercise 1.3: pack_clips (difficulty 2 of 3, 15 minutes)
 #
@@ -325,7 +325,7 @@ chance = random.Random(0)
 lengths = [chance.choice((1, 9, 17, 33, 49)) for _ in range(150)]
 tokens = [226 + (1 + (count - 1) // 4) * (h // 16) * (w // 16) for count in lengths
           for h, w in [chance.choice(((256, 384), (384, 256), (320, 576), (480, 720)))]]
-ways = {"one clip a sequence": [[i] for i in range(150)], "packed": pack_clips(tokens, 20_000)}
+ways = {"one clip per sequence": [[i] for i in range(150)], "packed": pack_clips(tokens, 20_000)}
 for name, packs in ways.items():
     print(f"{name}: {len(packs)} sequences, {100 * sum(tokens) / (20_000 * len(packs)):.0f} % full")
 print(f"the package's rule: {sum(1 for _ in frame_packs(tokens, 20_000, seed=0))} sequences")
@@ -338,10 +338,11 @@ for axis, (name, packs) in zip(axes, ways.items()):
             colour = {1: "#E69F00", 9: "#56B4E9", 17: "#56B4E9"}.get(lengths[i], "#0072B2")
             axis.barh(row, tokens[i], left=start, color=colour, edgecolor="white")
             start += tokens[i]
-    axis.set(title=name, xlabel="tokens", xlim=(0, 20_000), xticks=[0, 10_000, 20_000], yticks=[], ylabel="ten of them")
+    axis.set(title=name, xlabel="tokens", xlim=(0, 20_000), xticks=[0, 10_000, 20_000], yticks=[],
+             xticklabels=["0", "10,000", "20,000"], ylabel=f"10 of {len(packs)} sequences")
     axis.invert_yaxis()
-show_figure(figure, "Ten sequences, twice. Left, one clip in each: most of the space is white, computed for nothing. "
-            "Right, the rows are full of clips: long ones (dark blue), short ones (light blue), pictures (orange).")
+show_figure(figure, "Ten sequences, twice. Left, one clip in each: most of the space is white, wasted work. Right, the "
+            "rows are full of clips: long ones (dark blue), short ones (light blue), pictures (orange).")
 
 # %% [markdown]
 # How the authors choose the clips of a pack is not published. The package's rule, in `data/clips/packs.py`, sees only
@@ -349,8 +350,8 @@ show_figure(figure, "Ten sequences, twice. Left, one clip in each: most of the s
 #
 # ## 6. What does it cost?
 #
-# There are two ways to make a film smaller: an mp4, as on disk, and the VAE's latents. Each group of 4 x 8 x 8 pixels
-# in 3 colours becomes 16 numbers of 2 bytes.
+# There are two ways to make a film smaller: an mp4, as on disk, and the VAE's latents, where 4 x 8 x 8 pixels in 3
+# colours become 16 numbers of 2 bytes.
 #
 # **Prediction 1.3.** Which takes fewer bytes for our film?
 
@@ -364,7 +365,6 @@ def latent_numbers(frames, height, width):
 
 
 on_disk, in_latents = FILM.stat().st_size, 2 * latent_numbers(73, 176, 320)
-per_pixel = on_disk / (len(film) * 180 * 320)  # bytes of mp4 for each pixel
 print(f"this film, 75 frames: raw {film.numel() / 1e3:,.0f} kB, mp4 {on_disk / 1e3:.0f} kB; "
       f"its first 73 frames as latents: {in_latents / 1e3:,.0f} kB")
 outcome("1.3", "the latents" if in_latents < on_disk / 1.5 else
@@ -375,8 +375,8 @@ for name, (t, h, w) in {"CogVideoX": (49, 480, 720), "CogVideoX 1.5": (81, 768, 
           f"{raw / (2 * latent):.0f} times fewer bytes")
 
 # %% [markdown]
-# The mp4 wins clearly. So why does no model work on mp4 bytes? In an mp4 a byte means nothing by itself: change one,
-# and everything after it may change. A latent has a place. It speaks mostly for 8 x 8 pixels and four frames, and
+# The mp4 wins clearly. So why not give a model the bytes of an mp4? A byte there means nothing by itself: change one,
+# and everything after it may change. A latent has a place. It stands mostly for 8 x 8 pixels of four frames, and
 # neighbours are similar. A network can work with that.
 #
 # And a VAE knows only what it was trained on. Ours was trained on moving shapes and has never seen grass. What comes
@@ -390,8 +390,8 @@ latents = pipe.vae.encode(pixels).mode()  # b c t h w
 back = rearrange(pipe.vae.decode(latents).cpu(), "1 c t h w -> t h w c") / 2 + 0.5
 print(f"{tuple(pixels.shape)} -> {tuple(latents.shape)}: {pixels.numel() / latents.numel():.0f} times fewer numbers")
 compare_clips({"the film": seen, "through the toy's VAE": back.clamp(0, 1)},
-              "Two clips. Left, the rabbit. Right, after the VAE: blots in the places of grass, hill and rabbit; no "
-              "face, no trees.", 8, num_frames=4)
+              "Two clips. Left, the rabbit. Right, after the VAE: blots where grass, hill and rabbit were; no face, no "
+              "trees.", 8, num_frames=4)
 
 # %% [markdown]
 # To compress is to bet on what will come, and this VAE bet on flat shapes. The published one bet on real films.
@@ -409,28 +409,27 @@ compare_clips({"the film": seen, "through the toy's VAE": back.clamp(0, 1)},
 # Here is the least obvious part, the shape, for one frame.
 
 # %%
-star = ShapeObject("star", "yellow", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44)
-clip = render(Scene((star,), "navy"), 17, 64, 64)  # t h w c
+cross = ShapeObject("cross", "cyan", "moves up", x=0.5, y=0.7, radius=0.22, speed=0.4)
+clip = render(Scene((cross,), "grey"), 17, 64, 64)  # t h w c
 
 
-def overlaps(frame):
-    """For each shape, drawn with the same centre and area: what both cover, as a share of what either covers."""
+def drawn_alike(frame):
+    """The object's mask (h w), and for each shape its mask if drawn with the same centre and area."""
     x, y, mask = centre_and_mask(frame)
-    found, pixel = {}, torch.arange(64).numpy() + 0.5
-    for shape in SHAPES:
-        radius = math.sqrt(mask.sum().item() / UNIT_AREA[shape])
-        drawn = torch.from_numpy(coverage(shape, pixel[None, :] - x, pixel[:, None] - y, radius)) > 0.5
-        found[shape] = ((drawn & mask).sum() / (drawn | mask).sum()).item()
-    return found
+    pixel = torch.arange(64).numpy() + 0.5
+    return mask, {shape: torch.from_numpy(coverage(shape, pixel[None, :] - x, pixel[:, None] - y, math.sqrt(
+        mask.sum().item() / UNIT_AREA[shape]))) > 0.5 for shape in SHAPES}
 
 
-found = overlaps(clip[8])
-print(f"largest overlap: {max(found, key=found.get)}; the oracle reads: {oracle.read(clip).objects[0].shape}")
-figure, ((axis,),) = new_figure(width=5.5, height=2.2)
-axis.bar(list(found), list(found.values()))
-axis.set(ylabel="overlap", ylim=(0, 1))
-show_figure(figure, "Overlap of the star in frame 8 with each of the six shapes: near 1 with the star, clearly less "
-            "with the others.")
+mask, candidates = drawn_alike(clip[8])
+overlap = {shape: ((drawn & mask).sum() / (drawn | mask).sum()).item() for shape, drawn in candidates.items()}
+print(f"largest overlap: {max(overlap, key=overlap.get)}; the oracle reads: {oracle.read(clip).objects[0].shape}")
+figure, (axes,) = new_figure(1, 6, width=8.5, height=1.7)
+for axis, (shape, drawn) in zip(axes, candidates.items()):
+    axis.imshow(mask.int() + drawn.int(), cmap="gray")  # white: both; grey: one of them
+    axis.set(title=f"{shape}: {overlap[shape]:.2f}", xticks=[], yticks=[])
+show_figure(figure, "Each of the six shapes drawn over the mask of a cross: white where both are, grey where one is. "
+            "The cross fits almost exactly, the others much less. The overlap is white / (white + grey).")
 
 # %% [markdown]
 # ### Exercise 1.4: read_direction (difficulty 2 of 3, 20 minutes)
@@ -468,12 +467,12 @@ for scene in sample_scenes(60, seed=1, two_objects=0.0):
 print(f"from the pixels, {'you read' if solved('1.4') else 'the stand-in reads'} {agreed} of {asked} clips as drawn")
 
 # %% [markdown]
-# Of 5,000 true clips the oracle read every one (README, *Measured*). But a model will not hand in true clips. Before
+# The oracle read every one of 5,000 true clips (README, *Measured*). But a model will not hand in true clips. Before
 # you trust a judge, try to fool it.
 #
 # ### Exercise 1.5: forge (difficulty 2 of 3, 10 minutes)
 #
-# Find out what the oracle does not see. Spoil a clip so that everybody notices, and the oracle still finds all of it
+# Find out what the oracle does not see. Spoil a clip so that anybody would notice, but the oracle still finds all of it
 # right. Neighbouring frames must differ by at least 0.04 on average (black to white is 1; true clips: below 0.01).
 
 # %%
@@ -525,17 +524,17 @@ compare_clips({name: forgeries[name] for name in shown},
 
 # %% [markdown]
 # The oracle notices shuffled frames and a colour between two of the palette. It lets the others through. Its tolerances
-# are deliberate: generated clips are never exact, so a fifth of the frames may miss the object, and a path may leave a
-# little unexplained. The oracle answers one question, "is it what the caption asked for?". Whether a clip is smooth and
-# sharp, other measures must say; notebook 02 has one for flicker.
+# are deliberate: generated clips are never exact, so a fifth of the frames may miss the object, and a path may stray a
+# little. The oracle answers one question, "is it what the caption asked for?". Whether a clip is smooth and sharp,
+# other measures must say; notebook 02 has one for flicker.
 #
-# One more way to fool ourselves: test on what was trained. Split clips at random, and test clips look new. Are they?
+# One more way to fool ourselves: test on what we trained on. Split clips at random, and test clips look new. Are they?
 
 # %%
 triples = [(thing.shape, thing.colour, thing.motion) for scene in sample_scenes(10_000, seed=0, two_objects=0.0)
            for thing in scene.objects]
 known = set(triples[:9_000])
-print(f"random split: {sum(triple in known for triple in triples[9_000:])} of 1,000 test clips show a known "
+print(f"random split: {sum(triple in known for triple in triples[9_000:]):,} of 1,000 test clips show a known "
       f"combination")
 print(f"our split: {len(SPLITS['held_out'])} of {len(TRIPLES)} combinations are held out, such as "
       f"{' + '.join(SPLITS['held_out'][0])}; known from training: {len(known & set(SPLITS['held_out']))}")
@@ -549,7 +548,7 @@ print(f"our split: {len(SPLITS['held_out'])} of {len(TRIPLES)} combinations are 
 #
 # Take 20,000 scenes with captions of both kinds. How many of the scenes does a short caption fit, and how many a dense
 # one? We also guess, from the caption alone, where the object starts and how large it is. The best guess is the mean
-# over all scenes with the same meaning. How far is it off?
+# over all scenes with the same meaning. How far off is it?
 
 # %%
 scenes = sample_scenes(20_000, seed=0, two_objects=0.0)
@@ -571,12 +570,12 @@ show_figure(figure, "Typical error of the best guess for start and radius: large
             "short one, and smallest by far with a dense one.")
 
 # %% [markdown]
-# The dense caption leaves open less than half of what the short one does. (Even a short one says something about the
+# With a dense caption the error is less than half of that with a short one. (Even a short one says something about the
 # start: what moves right must begin on the left.) From short captions, no training in the world can teach a model to
 # place the circle on request: the request is not in them.
 #
 # Does our model know? It was trained on both kinds, half and half. We ask for the same clip eight times, each time from
-# different noise. In which row do the circles stand in one place?
+# different noise. In which rows do the circles stand in nearly the same place?
 
 # %% tags=["nbval-ignore-output"]
 wishes = {"short": "a red circle moves right on a black background",
@@ -587,7 +586,7 @@ first = {name: pipe.decode(pipe.sample([wish] * 8, seed=0, num_inference_steps=1
 centres = {name: torch.tensor([centre_and_mask(picture)[:2] for picture in pictures]) / 64  # 8, (column, row)
            for name, pictures in first.items()}
 
-figure, axes = new_figure(3, 8, width=8.5, height=3.3)
+figure, axes = new_figure(3, 8, width=8.5, height=3.0)
 for line, (name, pictures) in zip(axes, first.items()):
     line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for sample, (axis, picture) in enumerate(zip(line, pictures)):
@@ -598,23 +597,23 @@ for line, (name, pictures) in zip(axes, first.items()):
 show_figure(figure, "Frames 0 of three times eight clips. Short caption: circles of several sizes, higher and lower. "
             "Dense captions: smaller circles, all in the upper or all in the lower half.")
 for name, places in centres.items():
-    print(f"{name:19s}height {places[:, 1].mean():.2f} +- {places[:, 1].std():.2f} (0 top, 1 bottom); "
+    print(f"{name:19s}row {places[:, 1].mean():.2f} (0 top, 1 bottom), standard deviation {places[:, 1].std():.2f}; "
           f"in the left half: {int((places[:, 0] < 0.5).sum())} of 8")
 assert centres["dense, top left"][:, 1].mean() + 0.2 < centres["dense, bottom left"][:, 1].mean()
 
 # %% [markdown]
-# The heights follow the dense caption. Whether *left* is obeyed each time, the counts say: the caption names both
-# sides, *left* for the start and *right* for the motion. A dense caption makes control possible; whether a model has
-# learned it must be measured.
+# The rows follow the dense caption. The counts say whether *left* is always obeyed: the caption names both sides,
+# *left* for the start and *right* for the motion. A dense caption makes control possible; whether a model has learned
+# it must be measured.
 #
 # Real films come without captions. So the authors made them by machine: a short one for the clip, a dense one for a
-# frame every two seconds, and a language model to sum them up. From these they trained CogVLM2-Caption, which goes
-# from video to text in one step. There is a price: a model that learned from long captions is out of its depth with
-# "a dog". So before sampling, a language model makes the user's words longer.
+# frame every two seconds, and a language model to summarise them. From these they trained CogVLM2-Caption, which goes
+# from video to text in one step. There is a price: a model that learned from long captions is out of its depth with "a
+# dog". So before sampling, a language model makes the user's words longer.
 #
 # ## 9. At full size
 #
-# The published models on the **meta device**, where a tensor has a shape and no memory. How much does the transformer's
+# The published models on the **meta device**, where a tensor has a shape but no memory. How much does the transformer's
 # work grow from 49 frames of 480 x 720 to 81 of 768 x 1360? There are five times as many pixels, and every token
 # attends to every other.
 

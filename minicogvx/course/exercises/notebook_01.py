@@ -4,7 +4,7 @@ import math
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def indices_on_screen(times: Sequence[float], end: float, fps: int | float) -> l
 def check_resample(resample) -> None:
     """Fewer frames, more frames, other starts, frames of unequal length."""
     film = [i / 25 for i in range(75)]
-    late = [7.3 + time for time in (0.0, 0.05, 0.31, 0.36, 0.62, 0.9)]  # a telephone: frames when it had time
+    late = [7.3 + time for time in (0.0, 0.05, 0.31, 0.36, 0.62, 0.9)]  # a phone, with frames at uneven intervals
     cases = (("a film of 75 frames at 25 fps", film, 3.0, 8), ("a film of 75 frames at 25 fps", film, 3.0, 60),
              ("frames at the seconds 7.3, 7.35, 7.61, 7.66, 7.92, 8.2, ending at 8.35", late, 8.35, 8),
              ("one frame that stays for a second", [0.0], 1.0, 4))
@@ -136,7 +136,7 @@ def check_pack_clips(pack_clips) -> None:
         share = sum(tokens) / (len(packs) * CAPACITY)
         if share < FULL:
             raise Wrong(f"{what} needs {len(packs)} packs, which are {100 * share:.0f} % full; at least "
-                        f"{100 * FULL:.0f} % can be. Before you close a pack, look for another clip that still fits.")
+                        f"{100 * FULL:.0f} % is possible. Before you close a pack, look for another clip that fits.")
 
 
 # ---- 1.4 read_direction
@@ -158,18 +158,27 @@ def direction_of_path(x: Sequence[float], y: Sequence[float]) -> str | None:
 
 def check_read_direction(read_direction) -> None:
     """Eight directions under small errors of measurement, no motion, and motions that are no direction."""
-    u, generator = np.linspace(0, 1, 17), np.random.default_rng(0)
-    for motion in (*DIRECTIONS, "stays still", "bounces", "moves in a circle"):
-        for speed in (0.3, 0.45):
-            x, y = (0.5 + way + generator.normal(0, 0.002, 17) for way in displacement(motion, u, speed))
-            got = read_direction(x.tolist(), y.tolist())
-            wanted = motion if motion in (*DIRECTIONS, "stays still") else None
-            if got == wanted:
-                continue
-            path = (f"A path from ({x[0]:.2f}, {y[0]:.2f}) to ({x[-1]:.2f}, {y[-1]:.2f}), at most "
-                    f"{np.hypot(x - x[0], y - y[0]).max():.2f} from its start,")
-            raise Wrong(f'{path} "{motion}"; you read {got!r}.' if wanted else
-                        f"{path} {motion}, so it is no direction and not still; you read {got!r}, it must be None.")
+    generator = np.random.default_rng(0)
+    for does, wanted, ways in _paths(np.linspace(0, 1, 17)):
+        x, y = (0.5 + way + generator.normal(0, 0.002, 17) for way in ways)
+        got = read_direction(x.tolist(), y.tolist())
+        if got == wanted:
+            continue
+        path = (f"A path from ({x[0]:.2f}, {y[0]:.2f}) to ({x[-1]:.2f}, {y[-1]:.2f}), at most "
+                f"{np.hypot(x - x[0], y - y[0]).max():.2f} from its start,")
+        raise Wrong(f'{path} {does}: it must be "{wanted}"; you read {got!r}.' if wanted else
+                    f"{path} {does}, so it is no direction and not still; you read {got!r}, it must be None.")
+
+
+def _paths(u: np.ndarray) -> Iterator[tuple[str, str | None, tuple[np.ndarray, np.ndarray]]]:
+    """What each path does, how it must be read, and its distances from the start at the times u, x and y."""
+    for speed in (0.3, 0.45, 0.05):
+        for motion in (*DIRECTIONS, "stays still", "bounces", "moves in a circle"):
+            yield motion, motion if motion in (*DIRECTIONS, "stays still") else None, displacement(motion, u, speed)
+        for share in (0.9, 0.7):  # on either side of STRAIGHT
+            x = speed * np.interp(u, (0, 0.6, 1), (0, 1, share))
+            yield (f"moves right and then back to {share} of its largest distance", "moves right" if share > STRAIGHT
+                   else None, (x, np.zeros(len(u))))
 
 
 # ---- 1.5 forge
@@ -216,9 +225,9 @@ EXERCISES = (
     Exercise(
         "1.1", "resample", difficulty=2, minutes=15, reference=indices_on_screen, check=check_resample,
         hints=(
-            "Do not count in steps of the film. Ask for each moment k / fps: which one is on screen then?",
-            "It is the last one that appeared before the moment or at it. The film begins at times[0], which need not "
-            "be 0, and there are moments as long as times[0] + k / fps < end.",
+            "Do not count in steps of the film. Ask for each moment k / fps: which frame is on screen then?",
+            "It is the last one that appeared before that moment or at it. The film begins at times[0], which need not "
+            "be 0. Go on while times[0] + k / fps < end.",
             "For one moment: max(i for i, time in enumerate(times) if time <= moment), or "
             "bisect_right(times, moment) - 1.",
         ),
@@ -230,7 +239,7 @@ EXERCISES = (
             "directions?",
             "scale = max(height / h, width / w). Pixel i of the new picture lies (i + 0.5 - height / 2) / scale film "
             "pixels from the film's middle, h / 2.",
-            "rows = ((torch.arange(height) + 0.5 - height / 2) / scale + h / 2).long(), columns alike, and then "
+            "rows = ((torch.arange(height) + 0.5 - height / 2) / scale + h / 2).long(), columns likewise, and then "
             "frames[:, rows][:, :, columns].",
         ),
     ),
@@ -248,10 +257,10 @@ EXERCISES = (
     Exercise(
         "1.4", "read_direction", difficulty=2, minutes=20, reference=direction_of_path, check=check_read_direction,
         hints=(
-            "The last centre minus the first gives a direction. When is it not to be trusted? What do a bounce and a "
+            "The last centre minus the first gives a direction. When can you not trust it? What do a bounce and a "
             "circle have in common?",
             "reach = the largest distance from the first centre. Below 0.02 frame sizes: still. If the last centre is "
-            "much nearer to the first than reach, the path has turned back: None.",
+            "less than 0.8 * reach from the first, the path has turned back: None.",
             "Of the eight DIRECTIONS take the one with the largest (dx * a + dy * b) / hypot(a, b), where (a, b) is "
             "its vector. y points down, in the centres and in DIRECTIONS alike.",
         ),
@@ -259,10 +268,10 @@ EXERCISES = (
     Exercise(
         "1.5", "forge", difficulty=2, minutes=10, reference=covered_in_noise, check=check_forge,
         hints=(
-            "The oracle takes medians, means and best fits over many pixels and frames. What cancels in a mean?",
+            "The oracle takes medians, means and best fits over many pixels and frames. What averages out?",
             "Shake the picture, blink, or spoil pixels at random: each a little, in every frame. Start small and see "
             "when oracle.matches changes its mind.",
-            "clip + 0.08 * torch.randn(clip.shape), cut off at 0 and 1 with clamp.",
+            "clip + 0.08 * torch.randn(clip.shape), clipped to 0..1 with clamp.",
         ),
     ),
 )
