@@ -126,9 +126,16 @@ def check_stream(stream) -> None:
 
 
 def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tensor) -> None:
-    lengths = []
-    conv.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[2]))
-    what = f"stream(conv, x, chunk={chunk}) with a kernel of {conv.kernel_size[0]} frames"
+    lengths, kernel = [], conv.kernel_size[0]
+    what = f"stream(conv, x, chunk={chunk}) with a kernel of {kernel} frames"
+
+    def look(module, inputs):
+        lengths.append(inputs[0].shape[2])
+        if lengths[-1] < kernel:
+            raise Wrong(f"{what} gives the convolution {lengths[-1]} frames at once, fewer than its kernel. The past "
+                        f"has {kernel - 1} frames, also where a piece has fewer.")
+
+    conv.register_forward_pre_hook(look)
     out = stream(conv, x, chunk)
     expect_shape(f"{what}, of {x.shape[2]} frames,", out, tuple(whole.shape))
     frame = first_different_frame(out, whole)
@@ -137,7 +144,7 @@ def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tens
         apart = (out - whole)[:, :, frame].abs().max().item()
         raise Wrong(f"{what} first differs from the whole clip at frame {frame}, {place} (counted from 0), by up to "
                     f"{apart:.2g}. What must the convolution see there?")
-    most = chunk + conv.kernel_size[0] - 1
+    most = chunk + kernel - 1
     if max(lengths, default=0) > most:
         raise Wrong(f"{what} gives the convolution {max(lengths)} frames at once; "
                     f"with its past, a piece has at most {most}.")
