@@ -425,18 +425,18 @@ nats_by_dice = check("3.4", nats_by_dice)
 # &= \log \mathbb{E}_{z \sim q}\left[\,p(x|z)\,p(z)\,/\,q(z)\,\right] \\
 # &\ge \mathbb{E}_{z \sim q}\left[\,\log p(x|z) + \log p(z) - \log q(z)\,\right] \\
 # &= \mathbb{E}_{z \sim q}\left[\,\log p(x|z)\,\right] - \mathrm{KL}(q\,\|\,p) \\
-# &= -\tfrac{1}{b}\,\mathbb{E}_{z \sim q}\left[\,\textstyle\sum|x - \hat x(z)|\,\right] - \mathrm{KL}(q\,\|\,p) +
+# &= -\tfrac{1}{s}\,\mathbb{E}_{z \sim q}\left[\,\textstyle\sum|x - \hat x(z)|\,\right] - \mathrm{KL}(q\,\|\,p) +
 # \mathrm{const}
 # \end{aligned}$$
 #
 # The inequality is Jensen's: the logarithm of a mean is at least the mean of the logarithms. The last line is for a
-# decoder $\hat x$ whose errors have a Laplace distribution of scale $b$; normal errors would give L2. This is the
+# decoder $\hat x$ whose errors have a Laplace distribution of scale $s$; normal errors would give L2. This is the
 # **ELBO**, the evidence lower bound. Searching a family for its best $q$ is what *variational* means. Multiplied by
-# $-b$, the bound is L1 plus $b$ times the KL: the KL's weight is the size of the pixel errors that we forgive. For one
+# $-s$, the bound is L1 plus $s$ times the KL: the KL's weight is the size of the pixel errors that we forgive. For one
 # number $x$ and a decoder $0.8\,z$ with normal errors, $p(x)$ is known, so we can check.
 
 # %%
-X, NOISE, MU = 1.0, 0.5, 0.9  # what was seen, the deviation of the decoder's errors, the mean of q
+X, NOISE, MU = 1.0, 0.5, 0.9  # what was seen, the spread of the decoder's errors, the mean of q
 
 
 def elbo(mu, sigma):
@@ -481,7 +481,7 @@ weights = list(STUDIES["vae-kl"].variants)
 
 
 def draw_seeds(axis, values, label=None, color="#0072B2", upright=False):
-    """For each variant its seeds as dots, and their mean with its 95 % interval; values: {place: one a seed}."""
+    """For each variant its seeds as dots, and their mean with its 95 % interval; values: {place: one per seed}."""
     for place, of_seeds in values.items():
         mean, low, high = mean_interval(of_seeds)
         bar = [[mean - low], [high - mean]] if math.isfinite(low) else None
@@ -492,17 +492,17 @@ def draw_seeds(axis, values, label=None, color="#0072B2", upright=False):
 
 
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.7)
-for axis, (measure, title) in zip(axes, {"psnr": "PSNR (dB)", "kl_per_element": "nats a latent value"}.items()):
+for axis, (measure, title) in zip(axes, {"psnr": "PSNR (dB)", "kl_per_element": "nats per latent value"}.items()):
     ends = final_values(kl_curves, measure)
     draw_seeds(axis, {place: list(ends[name].values()) for place, name in enumerate(weights)}, upright=True)
     axis.set(xlabel="weight of the KL", ylabel=title)
     axis.set_xticks(range(len(weights)), weights)
-show_figure(figure, "PSNR and nats a latent value for five weights of the KL: a grey dot for each seed, a diamond for "
+show_figure(figure, "PSNR and nats per latent value for five weights of the KL: a grey dot for each seed, a diamond for "
                     "their mean, a bar for its 95 % interval. The nats fall with the weight.")
 gains = {name: paired_gain(kl_curves, "psnr", name, "0") for name in weights[1:]}
 for name, gain in gains.items():
     print(f"weight {name} against none: PSNR {gain.said()}; "
-          f"{sum(final_values(kl_curves, 'kl_per_element')[name].values()) / gain.seeds:.2f} nats a value")
+          f"{sum(final_values(kl_curves, 'kl_per_element')[name].values()) / gain.seeds:.2f} nats per value")
 free = [name for name, gain in gains.items() if gain.verdict != "lower"]
 print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this list: at none")
 
@@ -529,7 +529,7 @@ print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this 
 predict("3.3", "a star somewhere", "the ghost", "nothing at all")
 
 # %% tags=["folded", "nbval-ignore-output"]
-strips = rearrange(render(star, 129, 64, 64)[:, 24:40], "t h w c -> t c h w")  # its way, at 129 moments
+strips = rearrange(render(star, 129, 64, 64)[:, 24:40], "t h w c -> t c h w")  # its path, at 129 moments
 strips = F.avg_pool2d(strips, 2)  # t 3 8 32, in 0..1
 as_model = strips.to(device) * 2 - 1
 
@@ -543,6 +543,7 @@ def painted_stars(seed, steps=800, batch=32):
                           nn.LeakyReLU(0.1), nn.Linear(128, 1)).to(device)
     paints, judges = (torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.9)) for network in (painter, judge))
     noise, kept = torch.randn(16, 8).to(device), []
+    smooth = copy.deepcopy(painter)  # its weights follow the painter's slowly, which takes their trembling away
     for step in range(steps):
         true, painting = as_model[torch.randint(129, (batch,))], painter(torch.randn(batch, 8).to(device))
         missed = torch.relu(1 - judge(true)).mean() + torch.relu(1 + judge(painting.detach())).mean()
@@ -552,8 +553,10 @@ def painted_stars(seed, steps=800, batch=32):
         paints.zero_grad()
         (-judge(painting).mean()).backward()
         paints.step()
+        for slow, quick in zip(smooth.parameters(), painter.parameters()):
+            slow.data.lerp_(quick.data, 0.02)
         if step % 25 == 24:
-            kept.append(painter(noise).detach().cpu() / 2 + 0.5)
+            kept.append(smooth(noise).detach().cpu() / 2 + 0.5)
     return torch.stack(kept)
 
 
@@ -584,7 +587,7 @@ assert min(peaks[f"GAN, seed {seed}"] for seed in paintings) > 1.5 * peaks["the 
 
 
 def four(pictures):
-    """Four strips under each other, with white lines between: s n c h w -> s h w c."""
+    """Four strips one below another, with white lines between: s n c h w -> s h w c."""
     return rearrange(F.pad(pictures[:, :4], (0, 0, 0, 1), value=1.0), "s n c h w -> s (n h) w c")
 
 
@@ -592,8 +595,8 @@ moments = torch.arange(32)[:, None] * 4 + torch.tensor([0, 32, 64, 96])
 ghosts = strips.mean(dim=0).expand(32, 4, -1, -1, -1)
 compare_clips({"true frames": four(strips[moments % 129]), "the ghost": four(ghosts),
                "GAN, seed 0": four(paintings[0]), "GAN, seed 1": four(paintings[1])},
-              "Strips through which the star passes, four under each other: true frames; the ghost; and, for two "
-              "seeds, what a painter makes of four noises while it learns, from grey to one star in each.")
+              "Strips through which the star passes, four one below another: true frames; the ghost; and, for two "
+              "seeds, what a painter makes of four noises while it learns, from grey towards a star in each.")
 
 # %% [markdown]
 # The ghost is gone: a star stands there, as bright as a true one. Where it stands is a guess, and PSNR punishes that
@@ -688,7 +691,7 @@ show_source(VAELoss.autoencoder)
 
 # %%
 def can_be_told(new, old):
-    """Two lists of numbers, one a seed -> "higher", "lower" (the new ones), or "cannot be told"."""
+    """Two lists of numbers, one per seed -> "higher", "lower" (the new ones), or "cannot be told"."""
     ### BEGIN SOLUTION
     from statistics import fmean, stdev
 
@@ -788,7 +791,7 @@ for new, old in (("8x8x4, 16 channels", "8x8x4, 8 channels"), ("8x8x4, 32 channe
 
 # %% tags=["nbval-ignore-output"]
 def kept_for_gradients(frames, size):
-    """Bytes that autograd keeps between the way there and the way back, for one clip in 16 bits."""
+    """Bytes that autograd keeps from the forward pass for the backward pass, for one clip in 16 bits."""
     with torch.device("meta"):
         network, video = CausalVAE(preset("5b").vae).bfloat16(), torch.empty(1, 3, frames, size, size).bfloat16()
     own = {p.untyped_storage()._cdata for p in network.parameters()}
