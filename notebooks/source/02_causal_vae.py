@@ -768,8 +768,8 @@ for axis, (name, copy) in zip(axes, still.items()):
     axis.imshow(copy[:, int(64 * kinds["still"][-1].objects[0].y)], aspect="auto", interpolation="nearest")
     axis.set(xlabel="column", ylabel="frame (from 0)", title=name)
     axis.grid(False)
-show_figure(figure, "One row of pixels of these clips, one frame below another. True clip: straight stripes. As a clip: "
-                    "stripes that change slowly. Frame by frame: stripes that jump at each frame.")
+show_figure(figure, "One row of pixels of these clips, one frame below another. True clip: straight stripes. As a "
+                    "clip: stripes that change slowly. Frame by frame: stripes that jump at each frame.")
 
 # %% [markdown]
 # Without an error a still clip does not flicker, either way: equal frames have equal codes, and as the padding repeats

@@ -497,8 +497,8 @@ for axis, (measure, title) in zip(axes, {"psnr": "PSNR (dB)", "kl_per_element": 
     draw_seeds(axis, {place: list(ends[name].values()) for place, name in enumerate(weights)}, upright=True)
     axis.set(xlabel="weight of the KL", ylabel=title)
     axis.set_xticks(range(len(weights)), weights)
-show_figure(figure, "PSNR and nats per latent value for five weights of the KL: a grey dot for each seed, a diamond for "
-                    "their mean, a bar for its 95 % interval. The nats fall with the weight.")
+show_figure(figure, "PSNR and nats per latent value for five weights of the KL: a grey dot for each seed, a diamond "
+                    "for their mean, a bar for its 95 % interval. The strongest weight leaves the fewest nats.")
 gains = {name: paired_gain(kl_curves, "psnr", name, "0") for name in weights[1:]}
 for name, gain in gains.items():
     print(f"weight {name} against none: PSNR {gain.said()}; "
