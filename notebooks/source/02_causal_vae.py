@@ -680,15 +680,17 @@ def influence(row, column):
     seen[row, column] = [(own[top:top + 8, side:side + 8].sum() / own.sum()).item(), (near.sum() / own.sum()).item(),
                          (change[5:9].sum() / change.sum()).item()]
     figure, (axes,) = new_figure(1, 2, width=7, height=2.6)
-    axes[0].imshow(own, cmap="gray")
+    axes[0].imshow(own, cmap="magma")
+    axes[0].contour(clip[7, :, :, 0].numpy(), levels=[0.4], colors="white", linewidths=0.6)  # the ring, in its red
     axes[0].plot([side - 0.5, side + 7.5, side + 7.5, side - 0.5, side - 0.5],
-                 [top - 0.5, top - 0.5, top + 7.5, top + 7.5, top - 0.5], color="#E69F00")
+                 [top - 0.5, top - 0.5, top + 7.5, top + 7.5, top - 0.5], color="#56B4E9")
     axes[0].set(xticks=[], yticks=[], title="mean change, frames 5 to 8")
     axes[0].grid(False)
     axes[1].bar(range(17), change.mean(dim=(1, 2)))
     axes[1].set(xlabel="frame (from 0)", ylabel="mean change")
     return figure, (f"Latent frame 2 was changed at row {row}, column {column}. Left, the change of the pixels, with a "
-                    f"box around that place's own 8 x 8; right, its mean in each frame.")
+                    f"box around that place's own 8 x 8 and the ring's outline in frame 7; right, its mean in each "
+                    f"frame.")
 
 
 explore_figure(influence, "The reach of one place", row=range(8), column=range(8))
