@@ -195,7 +195,7 @@ def test_nats_by_dice():
         ("Draw z from q = N(mean, exp(logvar))", drawn_from_the_prior),
         ("with mean 0 and variance 0.01 is", without_the_stretch),
         ("with mean 0 and variance 0.01 is", logvar_taken_for_log_of_the_deviation),
-        ("with mean 1 and variance 1 is", summed_over_draws),
+        ("with mean 0 and variance 0.01 is", summed_over_draws),
         ("of 3 clips has shape (3, 3); it must be (3,)", the_first_three_axes_only),
         ("with a scatter of", one_draw),
     ])

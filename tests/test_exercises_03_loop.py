@@ -20,7 +20,7 @@ def right_teach(vae, videos, loss, optimizer):
         total = loss(video, copy, posterior)
         total.backward()
         optimizer.step()
-        numbers += [float(total)]
+        numbers += [float(total.detach())]
     return numbers
 
 
