@@ -238,7 +238,7 @@ teach = check("3.2", teach)
 
 # %% [markdown]
 # The loop now trains two VAEs on the very same clips of 9 frames and 32 x 32 pixels, from the same start: one with L1
-# alone, one with L1 + 10 L2. (Both have a little KL, too.) They are measured on 16 other clips.
+# alone, one with L1 + 10 L2. (Both have a little KL.) They are measured on 16 other clips.
 #
 # **Prediction 3.2.** After 90 steps, whose copies move more, measured by flicker?
 
@@ -395,7 +395,7 @@ draw = check("3.3", draw)
 #
 # ### Exercise 3.4: nats_by_dice (difficulty 2 of 3, 15 minutes)
 #
-# Estimate it just as it is written, from `draws` draws. A clip's nats are the sum over its latent values.
+# Estimate it as written, from `draws` draws. A clip's nats are the sum over its latent values.
 
 # %%
 def nats_by_dice(mean, logvar, draws=1000):
@@ -599,9 +599,10 @@ compare_clips({"true frames": four(strips[moments % 129]), "the ghost": four(gho
               "seeds, what a painter makes of four noises while it learns, from grey towards a star in each.")
 
 # %% [markdown]
-# The ghost is gone: a star stands there, as bright as a true one. Where it stands is a guess, and PSNR punishes that
-# twice, where the star is and where it should be. A GAN never says *which* frame to show. That is the job of the other
-# losses; the GAN's is to sharpen what they blur. (A GAN may also lose variety: compare the scatter.)
+# The ghost is gone: a star stands there, as bright as a true one (a few are still dim). Where it stands is a guess, and
+# PSNR punishes that twice, where the star is and where it should be. A GAN never says *which* frame to show. That is
+# the job of the other losses; the GAN's is to sharpen what they blur. (A GAN may also lose variety: compare the
+# scatter.)
 #
 # CogVideoX's discriminator is 3D: it sees motion, and judges patches of a clip. Its gradients change in size as it
 # learns, so no fixed weight is right for long. The **adaptive weight**, from VQGAN, compares gradients at the last
@@ -747,7 +748,7 @@ assert paired_gain(curves, "kl_per_element", "+KL strong", "+LPIPS").mean < -1
 # luck is mistaken for a difference.
 #
 # The large step is L2. That its PSNR is higher proves little, since PSNR *is* squared error; LPIPS, which neither was
-# trained on, is the fair witness. Likewise, training on LPIPS is bound to lower LPIPS. Sharpness above 1 is no praise:
+# trained on, is the fair witness. Likewise, training on LPIPS must lower LPIPS. Sharpness above 1 is no praise:
 # noise counts as edges. And the GAN had 150 steps here, where the published one waits for thousands.
 #
 # ## 8. How much can be thrown away?
