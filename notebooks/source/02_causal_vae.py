@@ -704,8 +704,8 @@ assert own > 0.2 and near > 0.6
 # %% [markdown]
 # A clip that nobody drew, with a clean line where the backgrounds meet. (Shapes may fray: the decoder now sees other
 # neighbours and other statistics.) A place in the latents speaks first for its own 8 x 8 pixels, then for its
-# neighbours', and it reaches into earlier and later frames. A diffusion model can compose in this space almost as one
-# composes an image.
+# neighbours'. It reaches into later frames, and through the norms a little into earlier ones. A diffusion model can
+# compose in this space almost as one composes an image.
 #
 # ## 9. Flicker
 #
