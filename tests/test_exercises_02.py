@@ -169,6 +169,14 @@ def the_past_of_the_piece(conv, x, chunk):
     return torch.cat(out, dim=2)
 
 
+def the_past_no_longer_than_the_piece(conv, x, chunk):
+    past, out = right_pad_past(x[:, :, :1], conv.kernel_size[0])[:, :, 1:], []
+    for piece in x.split(chunk, dim=2):
+        out.append(conv(torch.cat([past, piece], dim=2)))
+        past = piece[:, :, 1 - conv.kernel_size[0]:]
+    return torch.cat(out, dim=2)
+
+
 def zeros_at_the_start(conv, x, chunk):
     return right_stream(conv, x, chunk, pad=with_zeros)
 
@@ -188,6 +196,8 @@ def test_stream():
         ("first differs from the whole clip at frame 4, frame 0 of piece 1", without_a_cache),
         ("gives the convolution 11 frames at once; with its past, a piece has at most 6", all_at_once),
         ("of 9 frames, has shape (1, 3, 4, 4, 4); it must be (1, 3, 9, 4, 4)", without_a_start),
+        ("chunk=1) with a kernel of 3 frames gives the convolution 2 frames at once, fewer than its kernel",
+         the_past_no_longer_than_the_piece),
         ("chunk=1) with a kernel of 3 frames first differs from the whole clip at frame 2", the_past_of_the_piece),
         ("at frame 0, the start of the clip", zeros_at_the_start),
         ("of 9 frames, has shape (1, 3, 8, 4, 4)", without_the_rest),

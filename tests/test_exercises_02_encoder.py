@@ -179,21 +179,21 @@ def a_function(config):
 
 def test_my_encoder():
     guard("2.2", Right, [
-        ("down_blocks.0.downsamplers.0 answers with shape (2, 2, 9, 8, 8); it must be (2, 2, 5, 8, 8)",
+        ("down_blocks.0.downsamplers.0 gives shape (2, 2, 9, 8, 8); it must be (2, 2, 5, 8, 8)",
          TimeInTheLastStages),
-        ("down_blocks.1.downsamplers.0 answers with shape (2, 2, 3, 4, 4); it must be (2, 2, 5, 4, 4)",
+        ("down_blocks.1.downsamplers.0 gives shape (2, 2, 3, 4, 4); it must be (2, 2, 5, 4, 4)",
          TimeTwiceAlways),
-        ("the first part whose answer differs is conv_out", NoLastSiLU),
-        ("the first part whose answer differs is down_blocks.0.resnets.0,", NothingAdded),
-        ("the first part whose answer differs is down_blocks.0.downsamplers.0", PaddedAround),
-        ("the first part whose answer differs is conv_in", ZerosBefore),
+        ("the first part whose output differs is conv_out", NoLastSiLU),
+        ("the first part whose output differs is down_blocks.0.resnets.0,", NothingAdded),
+        ("the first part whose output differs is down_blocks.0.downsamplers.0", PaddedAround),
+        ("the first part whose output differs is conv_in", ZerosBefore),
         ("lacks 32 of 96 weights, first down_blocks.0.resnets.1.norm1.weight", OneBlockAStage),
         ("has 2 weights too many, first down_blocks.2.downsamplers.0.conv.weight", ShrinksToTheEnd),
         ("conv_out.conv.weight has shape (2, 4, 3, 3, 3); in a checkpoint it has (4, 4, 3, 3, 3)", MeansOnly),
         ("It has blocks_down.0.resnets.0.", OtherNames),
         ("never uses mid_block.resnets.0", NoMiddle),
         ("is None; does forward end in return?", Silent),
-        ("what is returned is not the answer of conv_out", MeansReturned),
+        ("what is returned is not the output of conv_out", MeansReturned),
         ("is a method; it must be an nn.Module", a_function),
     ])
 

@@ -172,7 +172,7 @@ def test_first_affected():
         ("is None for the identity, on a clip of zeros; it must be 5. A factor changes no zero", turns_round),
         ("for one that reads channel 1 only; it must be 5. Change every channel", one_channel),
         ("for one that reads a corner only; it must be 5. Change every place", one_pixel),
-        ("is 7 for one that subtracts the clip's mean; it must be 0", no_more_than_one_frame_ahead),
+        ("is 7 for one in which every frame depends on all; it must be 0", no_more_than_one_frame_ahead),
         ("for one that reads sample 1 only; it must be 5. Change every sample", only_the_first_sample_changed),
         ("for one whose sample 0 is always 0; it must be 5. Compare all samples", compares_the_first_sample),
         ("for one whose channel 0 is always 0; it must be 5. Compare all channels", compares_the_first_channel),

@@ -20,7 +20,7 @@ def right_teach(vae, videos, loss, optimizer):
         total = loss(video, copy, posterior)
         total.backward()
         optimizer.step()
-        numbers += [float(total)]
+        numbers += [float(total.detach())]
     return numbers
 
 
@@ -111,7 +111,7 @@ def test_teach():
         ("After teach the weights are what they were", clears_before_the_step),
         ("is it used?", never_steps),
         ("Does a gradient reach the weights", copy_detached),
-        ("something else than (video, copy, posterior), in that order", copy_and_video_exchanged),
+        ("something other than (video, copy, posterior), in that order", copy_and_video_exchanged),
         ("keep the graph of every step alive", keeps_tensors),
         ("it must be a list of 4 losses, one for each video", the_last_loss_only),
         ("one step for each video, with the gradient of its own loss", one_step_at_the_end),
@@ -178,7 +178,7 @@ def a_number(new, old):
 
 def test_can_be_told():
     guard("3.6", right_can_be_told, [
-        ("take Student's t", seed_by_seed_but_normal),
+        ("use Student's t", seed_by_seed_but_normal),
         ("two equal variants were called different in 100 of 100", the_mean_decides),
         ("two equal variants were called different in 100 of 100", most_seeds_decide),
         ("it must be 'higher'", not_paired),

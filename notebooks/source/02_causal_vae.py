@@ -3,8 +3,8 @@
 #
 # **How do you make a clip 40 times smaller while it is still being filmed?**
 #
-# On the left, a clip that a program drew. On the right, the same clip, squeezed into a fortieth of its numbers and
-# opened again.
+# On the left, a clip drawn by a program. On the right, the same clip after it was squeezed into a fortieth as many
+# numbers and unpacked again.
 
 # %% tags=["nbval-ignore-output"]
 from dataclasses import replace
@@ -19,7 +19,7 @@ import minicogvx
 from minicogvx.ablation.seeds import gain_of_pairs
 from minicogvx.course import (
     check, compare_clips, explore_figure, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
-    show_figure, show_rows, show_source, solution, solved,
+    show_figure, show_source, solution, solved,
 )
 from minicogvx.data.world.drawing import render
 from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_scenes
@@ -62,22 +62,23 @@ compare_clips({"the clip": clip, "after the VAE": back}, "A purple ring moves ri
 #
 # Here you build it: its convolution, its encoder, into which you load the toy's trained weights, and the way back.
 # You let a clip stream through it piece by piece. On the way two results come out wrong, and you build the instrument
-# that finds the culprit. All of it takes about 125 minutes. Shapes are written as in the box of notation in [notebook
+# that finds the culprit. All of it takes about 125 minutes. For the notation, see the box in [notebook
 # 01](01_video_tensors.ipynb).
 #
 # ## 1. A convolution that does not look ahead
 #
-# Think of a clip of one pixel: a list of brightnesses, one for each frame. A convolution over time replaces each by a
-# weighted sum of its neighbours,
+# Think of a clip of one pixel: a list of brightnesses $x_t$, one for each frame $t$. A convolution over time replaces
+# each by a weighted sum of itself and its neighbours,
 #
 # $$y_t = w_0\,x_{t-1} + w_1\,x_t + w_2\,x_{t+1}.$$
 #
-# The causal version only shifts the window, to $x_{t-2}$, $x_{t-1}$, $x_t$. Two questions before you run the cell. A
-# light is switched on at frame 4: when does each version notice? And what should a convolution see before frame 0?
+# The causal version shifts the window into the past, to $x_{t-2}$, $x_{t-1}$, $x_t$. Two questions before you run the
+# cell. A light is switched on at frame 4: when does each version notice? And what should a convolution see before
+# frame 0?
 
 # %%
 def filtered(light, weights, ahead, outside):
-    """Each frame as a weighted sum of three, of which `ahead` lie in the future; `outside` stands off the ends."""
+    """Each frame as a weighted sum of three, `ahead` of them in the future; beyond the ends it sees `outside`."""
     result = []
     for t in range(len(light)):
         total = 0.0
@@ -109,20 +110,20 @@ show_figure(figure, "Left, the light jumps at frame 4. The convolution over both
 
 # %% [markdown]
 # The ordinary convolution knows at frame 3 that somebody will switch on the light. To compute frame 3 you must
-# already have frame 4. The causal one needs only what has happened.
+# already have frame 4. The causal one needs only what has already happened.
 #
 # With zeros before frame 0, every clip begins with a fade from black that nobody filmed. CogVideoX repeats the first
 # frame, so a still clip stays still. We will need that in section 9.
 #
 # ### Exercise 2.1: pad_past (difficulty 1 of 3, 10 minutes)
 #
-# Write the padding for real videos, `b c t h w`: put copies of the first frame in front, as many as a causal kernel
-# of `kernel_size` frames misses. Stuck? `hint("2.1")` gives a hint, up to three times; `solution("2.1")` gives it
-# all.
+# Write the padding for real videos, `b c t h w`: put copies of the first frame in front, one for each frame that a
+# causal kernel of `kernel_size` frames lacks at frame 0. Stuck? `hint("2.1")` gives one hint at a time, three in all;
+# `solution("2.1")` shows a solution.
 
 # %%
 def pad_past(x, kernel_size):
-    """x (b c t h w) with copies of its first frame in front: as many as a causal kernel misses."""
+    """x (b c t h w) with copies of its first frame in front: as many as a causal kernel lacks."""
     ### BEGIN SOLUTION
     return torch.cat([x[:, :, :1].expand(-1, -1, kernel_size - 1, -1, -1), x], dim=2)
     ### END SOLUTION
@@ -165,12 +166,12 @@ show_source(CausalConv3d)
 
 # %% [markdown]
 # `self.conv` is PyTorch's convolution. The `cache` is the subject of section 5. Where it says `fast`, the package
-# takes a quicker way to the same numbers.
+# takes a faster route to the same numbers.
 #
 # ## 2. The first frame
 #
-# An image is a clip of one frame. The causal convolution sees it three times and has no complaint. So one VAE encodes
-# images and clips, and a model can learn from both.
+# An image is a clip of one frame. The causal convolution sees it three times and does not mind. So one VAE encodes
+# both images and clips, and a model can learn from both.
 #
 # **Prediction 2.1.** We encode the clip, and then its frame 0 alone: is the result for frame 0 the same, for one
 # convolution and for the whole encoder?
@@ -194,8 +195,8 @@ assert equal == {"one convolution": True, "the whole encoder": False}
 #
 # ## 3. The encoder
 #
-# How does the encoder shrink time? Not with learned weights: it takes the mean of two neighbouring frames, and does
-# so twice. The first frame stays alone.
+# How does the encoder shrink time? Not with learned weights: it takes the mean of each pair of frames, and does so
+# twice. The first frame stays alone.
 
 # %%
 def halved(x):
@@ -218,7 +219,7 @@ show_source(halve_time)
 #
 # Height and width are halved three times by a convolution that moves in steps of two pixels. One row of zeros is
 # added below and one column on the right, so that 64 pixels give 32. Between these steps stand **residual blocks**:
-# norm, SiLU ($x$ times its sigmoid), convolution, the same again, and the block's input is added at the end. These
+# norm, SiLU ($x$ times its sigmoid), convolution, the same again, and at the end the block's input is added. These
 # are all the parts of an encoder. The toy's checkpoint shows how they are put together.
 
 # %%
@@ -234,7 +235,7 @@ class Causal3d(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """The input, plus twice norm, SiLU and convolution of it."""
+    """The input, plus what two rounds of norm, SiLU and convolution make of it."""
 
     def __init__(self, inside, outside, groups):
         super().__init__()
@@ -263,7 +264,7 @@ class Shrink(nn.Module):
 
 for name, weight in vae.encoder.state_dict().items():
     if name.endswith("weight"):
-        print(f"{name:44s}{tuple(weight.shape)}")
+        print(f"{name:45s}{tuple(weight.shape)}")
 print({name: getattr(vae.config, name) for name in ("block_out_channels", "layers_per_block", "norm_num_groups",
                                                     "temporal_compression_ratio", "latent_channels")})
 
@@ -325,18 +326,18 @@ print(f"clip {tuple(pixels.shape)}, latents {tuple(mean.shape)}: {pixels.numel()
 assert apart(mean, at_once) < 1e-3
 
 # %% [markdown]
-# The trained weights fit. Time shrinks 4 times, height and width 8 times: 256 pixels become one
-# place. But 3 colours become 16 channels, so the saving is nearer to 40 than to 256. (The log-variance is for
-# notebook 03; here we take the mean, `mode()`.)
+# The trained weights fit. Time shrinks by 4, height and width by 8: 256 pixels become one place. But 3 colours become
+# 16 channels, so the saving is nearer to 40 than to 256. (The log-variance is for notebook 03; here we take the mean,
+# `mode()`.)
 #
 # ## 4. The way back
 #
-# The decoder has the same blocks, and doubles where the encoder halved. In time it repeats frames, but not the first.
+# The decoder has the same blocks, and doubles where the encoder halved. In time it repeats every frame but the first.
 #
 # ### Exercise 2.3: stretch (difficulty 1 of 3, 10 minutes)
 #
-# Stretch `z` to `frames` frames: the first stands once, each of the others equally often. The same function must take
-# 5 frames to 17 and to 9, and leave a single frame alone.
+# Stretch `z` to `frames` frames: the first appears once, all the others equally often. The same function must take 5
+# frames to 17 and to 9, and leave a single frame alone.
 
 # %%
 def stretch(z, frames):
@@ -350,8 +351,8 @@ def stretch(z, frames):
 stretch = check("2.3", stretch)
 
 # %% [markdown]
-# One part is peculiar to the decoder. Each of its norms reads the latent $z$ once more: scale $y$ and shift $b$ are 1
-# x 1 x 1 convolutions of $z$, so they differ from place to place. That is a **spatial norm**,
+# One part is peculiar to the decoder. Each of its norms reads the latent $z$ once more: its scale $y$ and shift $b$
+# are convolutions of $z$ with a kernel of one place, so they differ from place to place. That is a **spatial norm**,
 # $\mathrm{silu}(\mathrm{norm}(x)\,y(z) + b(z))$. Here is the whole decoder by hand.
 
 # %%
@@ -414,17 +415,17 @@ show_figure(figure, "The error is zero except at the first two frames of each la
                     "and 16.")
 
 # %% [markdown]
-# Two wrong frames at each seam. There the kernel should have seen the end of the piece before, and it saw copies of
-# the new piece's first frame.
+# Two wrong frames at each seam. There the kernel should have seen the end of the previous piece; instead it saw copies
+# of the new piece's first frame.
 #
 # ### Exercise 2.4: stream (difficulty 2 of 3, 20 minutes)
 #
-# Repair it. `conv` is a plain `nn.Conv3d` without any padding in time. Let it see each piece of `chunk` frames behind
-# the frames that it needs from before.
+# Repair it. `conv` is a plain `nn.Conv3d` without any padding in time. Show it each piece of `chunk` frames together
+# with the earlier frames that it needs.
 
 # %%
 def stream(conv, x, chunk):
-    """The causal convolution of x (b c t h w), `chunk` frames at a time; equal to that of the whole."""
+    """The causal convolution of x (b c t h w), `chunk` frames at a time; equal to that of the whole clip."""
     ### BEGIN SOLUTION
     missing = conv.kernel_size[0] - 1
     past, results = x[:, :, :1].expand(-1, -1, missing, -1, -1), []
@@ -456,7 +457,8 @@ for piece in long_clip.split(sizes, dim=2):
     vae.encoder(piece, cache)
     cache.start = False
     held.append(sum(past.numel() for past in cache.past.values()))
-print(f"numbers remembered after 5 frames: {held[1]:,}; after 41: {held[-1]:,}; the clip so far: {long_clip.numel():,}")
+for seen, remembered in ((5, held[1]), (41, held[-1])):
+    print(f"after {seen:2d} frames ({long_clip[:, :, :seen].numel():,} numbers): {remembered:,} numbers remembered")
 
 
 def streamed(network):
@@ -477,17 +479,18 @@ assert held[1] == held[-1] and agree < 11
 #
 # ## 6. How a piece knows that it begins the clip
 #
-# Before we hunt, a riddle. The first frame must stay alone, but only in the first piece. How does a piece know which
+# Before the hunt, a riddle. The first frame must stay alone, but only in the first piece. How does a piece know which
 # one it is? In `diffusers` its number of frames tells: an *odd* count begins a clip, an *even* one continues it. 49
-# frames go through in pieces of 9, 8, 8, 8, 8 and 8, and come back in pieces of 3, 2, 2, 2, 2 and 2 latents. At every
+# frames go in as pieces of 9, 8, 8, 8, 8 and 8, and come back from pieces of 3, 2, 2, 2, 2 and 2 latents. At every
 # halving and doubling, an odd count leaves its first frame alone and an even one does not. Our version asks the cache
 # (`cache.start`).
 #
 # ### Exercise 2.5: comes_back, find out (difficulty 2 of 3, 15 minutes)
 #
 # Users of the published models were told "4k + 1 frames", sent 5, and got 8. `lengths` runs the toy under the
-# published rule (`VAEConfig.first_frame="parity"`). Experiment with it, and find out which lengths come back as they
-# went. Then claim a rule, also for other numbers of `halvings` than the VAE's two. The check tests your claim.
+# published rule (`VAEConfig.first_frame="parity"`). Experiment with it, and find out which lengths come back
+# unchanged. Then state a rule, one that also covers other numbers of `halvings` than the VAE's two. The check tests
+# your claim.
 
 # %%
 def rebuilt(**changes):
@@ -534,9 +537,9 @@ show_source(first_stays_single)
 # and then 8. Of the lengths 4k + 1 only 8k + 1 are safe. Here the rule is a named option, and the toy's marks the
 # start, so every 4k + 1 comes back.
 #
-# ## 7. Who leaks the future?
+# ## 7. What leaks the future?
 #
-# Two clues: the first frame knows of later ones, and pieces differ from the whole. What in the encoder is *not* a
+# Two clues: the first frame knows about later ones, and pieces differ from the whole. What in the encoder is *not* a
 # convolution, a mean over pairs, or a function of one number? First the instrument.
 #
 # ### Exercise 2.6: first_affected (difficulty 2 of 3, 15 minutes)
@@ -561,7 +564,7 @@ first_affected = check("2.6", first_affected)
 
 # %% [markdown]
 # Now point it at the parts. Frame 16 is the last one, and belongs to latent frame 4: a causal part answers 16, or 4
-# where time has shrunk. We also turn frame 16 into its negative, and look at how far each latent frame moves.
+# where time has shrunk. We also turn frame 16 into its negative, and measure how far each latent frame moves.
 #
 # **Prediction 2.3.** Encoded in pieces of 9 and 8 frames, as `diffusers` does it, how many of the 5 latent frames
 # move?
@@ -593,17 +596,17 @@ top = 1.05 * max(change.max().item() for change in changes.values())
 figure, (axes,) = new_figure(1, 3, width=8.5, height=2.4)
 for axis, (name, change) in zip(axes, changes.items()):
     axis.bar(range(5), change)
-    axis.set(xlabel="latent frame (from 0)", ylabel="mean change", title=name, ylim=(0, top))
+    axis.set(xlabel="latent frame (from 0)", ylabel="mean change", title=name, ylim=(0, top), xticks=range(5))
 show_figure(figure, "How far each latent frame moves when the last frame of the clip is inverted. Whole clip: all "
                     "five, the first four a little. Pieces of 8: the last two. Norm over each frame: only the last.")
 
 # %% [markdown]
 # The group norm is the culprit. It subtracts a mean and divides by a spread, both taken over a group of channels, all
 # places *and all frames* that it is given. Change the last frame, and every frame is divided by something else. In
-# pieces of 8 frames the leak ends at the border of a piece, but there it is stronger, because fewer frames share the
-# statistics.
+# pieces of 8 frames the leak ends at the border of a piece, but within the piece it is stronger, because fewer frames
+# share the statistics.
 #
-# With `norm_over="frame"` each frame has statistics of its own, and the last answer is clean. Does that settle both
+# With `norm_over="frame"` each frame has its own statistics, and the last answer is clean. Does that explain both
 # clues? And what does it cost a network that was trained the other way?
 
 # %% tags=["nbval-ignore-output"]
@@ -613,7 +616,7 @@ print(f"clue 1, an image alone and a clip's frame 0: latents differ by {alone:.3
 print(f"clue 2, the stream and the whole: latents differ by {apart(streamed(over_frame), clean):.3f}")
 assert max(alone, apart(streamed(over_frame), clean)) < 1e-3
 
-clips = [render(scene, 17, 64, 64) for scene in sample_scenes(6, seed=4, two_objects=0.0)]
+clips = [render(scene, 17, 64, 64) for scene in sample_scenes(12, seed=4, two_objects=0.0)]
 decibels = {name: [psnr(one, to_clip(network.decode(network.encode(to_pixels(one)).mode()))) for one in clips]
             for name, network in (("as trained", vae), ("over each frame", over_frame))}
 for name, values in decibels.items():
@@ -624,9 +627,9 @@ print(f"over each frame minus as trained: {gain.mean:+.2f} dB (95 % interval ove
 assert abs(gain.mean) < 1
 
 # %% [markdown]
-# Both clues are explained, and strict causality is one field of a config away. In our world neighbouring frames have
-# much the same statistics, so the switch costs little. Whether that holds for real videos and the published weights,
-# this notebook cannot say.
+# Both clues are explained, and strict causality is one config field away. In our world neighbouring frames have much
+# the same statistics, so the switch costs little. Whether that holds for real videos and the published weights, this
+# notebook cannot say.
 #
 # ## 8. Looking at latents
 #
@@ -660,9 +663,9 @@ right = Scene((ShapeObject("cross", "cyan", "moves down", x=0.75, y=0.28, radius
 one, two = (render(scene, 17, 64, 64) for scene in (left, right))
 z_one, z_two = (vae.encode(to_pixels(each)).mode() for each in (one, two))
 pasted = to_clip(vae.decode(torch.cat([z_one[..., :4], z_two[..., 4:]], dim=-1)))  # along the width
-show_rows({"first clip": one, "second clip": two, "pasted latents": pasted},
-          "Three rows of frames. A red circle moves up on the left, over navy; a cyan cross moves down on the right, "
-          "over brown; decoded from the pasted latents, both move in one clip, half navy and half brown.")
+compare_clips({"first clip": one, "second clip": two, "pasted latents": pasted},
+              "A red circle moves up on the left, over navy; a cyan cross moves down on the right, over brown; decoded "
+              "from the pasted latents, both move in one clip, half navy and half brown.", pipe.fps)
 plain, seen = vae.decode(latents), {}
 
 
@@ -677,15 +680,17 @@ def influence(row, column):
     seen[row, column] = [(own[top:top + 8, side:side + 8].sum() / own.sum()).item(), (near.sum() / own.sum()).item(),
                          (change[5:9].sum() / change.sum()).item()]
     figure, (axes,) = new_figure(1, 2, width=7, height=2.6)
-    axes[0].imshow(own, cmap="gray")
+    axes[0].imshow(own, cmap="magma")
+    axes[0].contour(clip[7, :, :, 0].numpy(), levels=[0.4], colors="white", linewidths=0.6)  # the ring, in its red
     axes[0].plot([side - 0.5, side + 7.5, side + 7.5, side - 0.5, side - 0.5],
-                 [top - 0.5, top - 0.5, top + 7.5, top + 7.5, top - 0.5], color="#E69F00")
+                 [top - 0.5, top - 0.5, top + 7.5, top + 7.5, top - 0.5], color="#56B4E9")
     axes[0].set(xticks=[], yticks=[], title="mean change, frames 5 to 8")
     axes[0].grid(False)
     axes[1].bar(range(17), change.mean(dim=(1, 2)))
     axes[1].set(xlabel="frame (from 0)", ylabel="mean change")
     return figure, (f"Latent frame 2 was changed at row {row}, column {column}. Left, the change of the pixels, with a "
-                    f"frame around the 8 x 8 of that place; right, its mean in each frame.")
+                    f"box around that place's own 8 x 8 and the ring's outline in frame 7; right, its mean in each "
+                    f"frame.")
 
 
 explore_figure(influence, "The reach of one place", row=range(8), column=range(8))
@@ -697,9 +702,10 @@ print(f"of the change in frames 5 to 8, {100 * own:.0f} % lies in the place's ow
 assert own > 0.2 and near > 0.6
 
 # %% [markdown]
-# A clip that nobody drew, with a clean line where the backgrounds meet. A place in the latents speaks first for its
-# own 8 x 8 pixels, then for its neighbours', and it reaches into the frames before and after. A diffusion model can
-# compose in this space almost as one composes in an image.
+# A clip that nobody drew, with a clean line where the backgrounds meet. (Shapes may fray: the decoder now sees other
+# neighbours and other statistics.) A place in the latents speaks first for its own 8 x 8 pixels, then for its
+# neighbours'. It reaches into later frames, and through the norms a little into earlier ones. A diffusion model can
+# compose in this space almost as one composes an image.
 #
 # ## 9. Flicker
 #
@@ -740,7 +746,7 @@ for kind, chosen in kinds.items():
         for way in (as_clip, frame_by_frame):
             copies = [to_clip(way(to_pixels(one), error)) for one in true]
             case = kind, error, way.__name__
-            kept[case] = copies[0]
+            kept[case] = copies[-1]
             added[case] = [flicker(copy) - flicker(one) for one, copy in zip(true, copies)]
             quality[case] = [psnr(one, copy) for one, copy in zip(true, copies)]
             print(f"  error {error}, {way.__name__:14s}: flicker beyond that {sum(added[case]) / len(true):+.2f}, "
@@ -755,27 +761,27 @@ assert max(added["still", 0.0, "as_clip"] + added["still", 0.0, "frame_by_frame"
 assert sum(added["still", 0.2, "frame_by_frame"]) > 1.3 * sum(added["still", 0.2, "as_clip"]) and more.mean > 0
 
 # %%
-still = {"the true clip": render(kinds["still"][0], 17, 64, 64), "as a clip": kept["still", 0.2, "as_clip"],
+still = {"the true clip": render(kinds["still"][-1], 17, 64, 64), "as a clip": kept["still", 0.2, "as_clip"],
          "frame by frame": kept["still", 0.2, "frame_by_frame"]}
 compare_clips(still, "A still clip, and two copies from latents with an error: as a clip it changes slowly; frame by "
                      "frame it trembles.", pipe.fps)
 figure, (axes,) = new_figure(1, 3, width=8, height=2.4)
 for axis, (name, copy) in zip(axes, still.items()):
-    axis.imshow(copy[:, int(64 * kinds["still"][0].objects[0].y)], aspect="auto", interpolation="nearest")
+    axis.imshow(copy[:, int(64 * kinds["still"][-1].objects[0].y)], aspect="auto", interpolation="nearest")
     axis.set(xlabel="column", ylabel="frame (from 0)", title=name)
     axis.grid(False)
-show_figure(figure, "One row of pixels of these clips, frame under frame. True clip: straight stripes. As a clip: "
-                    "stripes that change slowly. Frame by frame: stripes that jump at each frame.")
+show_figure(figure, "One row of pixels of these clips, one frame below another. True clip: straight stripes. As a "
+                    "clip: stripes that change slowly. Frame by frame: stripes that jump at each frame.")
 
 # %% [markdown]
-# Without an error a still clip does not flicker, either way: equal frames have equal codes, and before a clip stands
-# its first frame, so for every layer a still clip is the same at every moment.
+# Without an error a still clip does not flicker, either way: equal frames have equal codes, and as the padding repeats
+# the first frame, every layer sees the same at every moment.
 #
-# Frame by frame has an advantage that is easily forgotten: it spends 17 latent frames, the clip 5. The difference
-# comes with the error. Frame by frame, each frame gets an error of its own. As a clip, four frames share one, and the
-# decoder's convolutions smooth it over time. So the 3D VAE leaves a generator fewer chances to contradict itself from
-# frame to frame: a narrower reason than is usually given. (This VAE was trained on clips; one trained on images would
-# do better on single frames.)
+# Frame by frame has an advantage that is easily forgotten: it spends 17 latent frames where the clip has 5. The
+# difference comes with the error. Frame by frame, each frame gets an error of its own. As a clip, four frames share
+# one, and the decoder's convolutions smooth it over time. So the 3D VAE leaves a generator fewer chances to
+# contradict itself from frame to frame: a narrower reason than is usually given. (This VAE was trained on clips; one
+# trained on images would do better on single frames.)
 #
 # ## 10. At full size
 #
@@ -814,8 +820,8 @@ for chunk in (None, 2):
           f"to decode: {work.get_total_flops() / 1e12:.0f} TFLOP")
 
 # %% [markdown]
-# The work is the same; the memory is not. At once, a single tensor fills 8.7 GB, and a layer needs several. In pieces
-# it is 1.6 GB, for a clip of any length.
+# The work is the same; the memory is not. At once, a single tensor fills 8.7 GB, and a layer needs several of them. In
+# pieces it is 1.6 GB, for a clip of any length.
 #
 # ## What you can now explain
 #
@@ -823,14 +829,14 @@ for chunk in (None, 2):
 #
 # <details><summary>1. What makes a convolution causal, and what does it gain?</summary>
 #
-# All its padding in time stands in front. It then needs only the past: an image is a clip of one frame, and a clip
-# can pass in pieces with a memory of two frames for each layer.
+# All its padding in time stands in front. So it needs only the past: an image is a clip of one frame, and a clip can
+# pass through in pieces with a memory of two frames for each layer.
 # </details>
 #
 # <details><summary>2. Why do 5 frames come back as 8 from the published VAE?</summary>
 #
-# It knows the start of a clip by an odd count. 5 frames become 2 latents, an even count, and the decoder doubles both
-# of them twice.
+# It knows the start of a clip by an odd count. 5 frames become 2 latents, an even count, so the decoder doubles both of
+# them twice.
 # </details>
 #
 # <details><summary>3. Is the causal VAE causal?</summary>

@@ -3,8 +3,8 @@
 #
 # **Who tells a network what a good copy of a clip is?**
 #
-# On the left, a clip. Beside it stand the two best still images for it: each, shown in all 17 frames, is least wrong
-# on average. They only count errors in two different ways.
+# On the left, a clip. Beside it are the two best still images for it: shown in all 17 frames, each is least wrong on
+# average. They differ only in how errors are counted.
 
 # %% tags=["nbval-ignore-output"]
 import copy
@@ -50,19 +50,19 @@ compare_clips({"the clip": clip, "least squared error": ghost.expand_as(clip),
               "A yellow star moves right over navy; a pale yellow streak that does not move; navy and nothing else.")
 
 # %% [markdown]
-# The last one is the danger: a network that is punished for each wrong pixel may learn to show no star.
+# The last one shows the danger: a network that is punished for each wrong pixel may learn to show no star.
 #
 # A VAE learns from its **loss**, one number for how bad a copy is. CogVideoX uses a sum of four: L1, LPIPS, KL and
 # later a GAN ([the paper](https://arxiv.org/abs/2408.06072), section 2.1). The authors published neither the weights
-# of the four nor the code that trains. Here you write both, and see why the star vanishes, what "variational" means,
-# what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the box in [notebook
-# 01](01_video_tensors.ipynb).)
+# of the four nor the training code. Here you write the loop and the losses, and see why the star vanishes, what
+# "variational" means, what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the
+# box in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. The median trap
 #
-# Take one pixel on the star's way, and only its brightness. In 12 of 17 frames it is night (0.1), in 5 frames the
-# star (0.9). A network that does not know *when* the star comes must say one number $c$ for all frames. Its error can
-# be counted as $|x - c|$ (**L1**) or $(x - c)^2$ (**L2**), averaged over the frames $x$.
+# Take one pixel in the star's path, and only its brightness. In 12 of 17 frames it is night (0.1), in 5 the star
+# (0.9). A network that does not know *when* the star passes must answer with one number $c$ for all frames. Its error
+# can be counted as $|x - c|$ (**L1**) or $(x - c)^2$ (**L2**), averaged over the frames $x$.
 #
 # **Prediction 3.1.** Which answer $c$ has the smallest mean absolute error?
 
@@ -75,7 +75,7 @@ answers = [i / 100 for i in range(101)]
 
 
 def mean_error(c, l1_weight, l2_weight):
-    """The error of saying c for every frame."""
+    """The error of answering c for every frame."""
     total = 0.0
     for x in pixel:
         total += l1_weight * abs(x - c) + l2_weight * (x - c) ** 2
@@ -107,14 +107,14 @@ outcome("3.1", min(("0.10, the night", "0.34, the mean of the frames", "0.50, ha
                    key=lambda option: abs(float(option[:4]) - best["L1"])))
 
 # %% [markdown]
-# L1 has its minimum at the **median**, L2 at the **mean**. Move $c$ up a little from the night: with L1 you come
-# nearer to 5 frames and lose as much on each of 12. The star is outvoted, however bright it is. With L2 a large error
-# counts more, so the star pulls. In the clip above, no place is covered by the star in half of the frames.
+# L1 has its minimum at the **median**, L2 at the **mean**. Move $c$ up a little from the night: with L1 you gain on 5
+# frames and lose as much on each of 12. The star is outvoted, however bright it is. With L2 a large error counts more,
+# so the star pulls. In the clip above, no place is covered by the star in half of the frames.
 #
 # ### Exercise 3.1: best_still (difficulty 3 of 3, 20 minutes)
 #
-# Find the best still for any mixture of both, at all places at once. There is no short formula, but the slope of the
-# error tells you which way to go. `hint("3.1")` gives a hint, `solution("3.1")` a solution.
+# Find the best still for any mixture of the two, at all places at once. There is no short formula, but the slope of
+# the error tells you which way to go.
 
 # %%
 def best_still(clip, l1_weight, l2_weight):
@@ -173,8 +173,8 @@ show_figure(figure, "A true frame with its star, and four learned stills. L1: na
 # L1 a vague idea of where the star might be earns nothing. Only a guess that is right more than half of the time
 # pays.
 #
-# The paper's videos are full of detail, and L1 works there. Our clips are small objects before plain backgrounds, so
-# we add L2 (`l2_weight` in `VAELossConfig`).
+# The paper's videos are full of detail, and L1 works there. Our clips are small objects on plain backgrounds, so we
+# add L2 (`l2_weight` in `VAELossConfig`).
 #
 # ## 2. Three measures, and what they do not see
 #
@@ -185,7 +185,7 @@ show_figure(figure, "A true frame with its star, and four learned stills. L1: na
 # * **Flicker**: how much a pixel changes from one frame to the next (paper, Table 1, which gives no unit).
 # * **Sharpness**: how much neighbouring pixels differ within a frame, as a share of the true clip's.
 #
-# We spoil the star clip in three ways. Which copy has the best PSNR, and is the least flicker good?
+# We spoil the star clip in three ways. Which copy has the best PSNR, and is less flicker always better?
 
 # %%
 def change_along(clip, axis):
@@ -207,16 +207,16 @@ for name, one in {"without star": empty.expand_as(clip), "blurred": blurred, "no
           f"PSNR {psnr(clip, one):.1f} dB")
 
 # %% [markdown]
-# PSNR likes the blur best. Flicker is 0 where the star is gone: lower is better only down to that of the true clip.
+# PSNR likes the blur best. Flicker is 0 where the star is gone: less is better only down to that of the true clip.
 # Noise is by far the "sharpest". No single number is enough.
 #
 # ## 3. A training loop
 #
 # ### Exercise 3.2: teach (difficulty 2 of 3, 15 minutes)
 #
-# Now VAEs of 1.8 million parameters. Write the loop that trains one: a step for each video. `vae(video)` returns a
-# copy and a posterior (section 5), `loss(video, copy, posterior)` a number to be made small, and `optimizer` is one
-# of PyTorch's kind. Return the losses, as plain numbers.
+# Now VAEs of 1.8 million parameters. Write the loop that trains one, with one step for each video. `vae(video)`
+# returns a copy and a posterior (section 5), `loss(video, copy, posterior)` a number to be made small, and `optimizer`
+# works like any of PyTorch's. Return the losses, as plain numbers.
 
 # %%
 def teach(vae, videos, loss, optimizer):
@@ -237,8 +237,8 @@ def teach(vae, videos, loss, optimizer):
 teach = check("3.2", teach)
 
 # %% [markdown]
-# Your loop trains two VAEs on the very same clips of 9 frames and 32 x 32 pixels, from the same start: one with L1
-# alone, one with L1 + 10 L2. (A little KL is in both.) They are measured on 16 other clips.
+# The loop now trains two VAEs on the very same clips of 9 frames and 32 x 32 pixels, from the same start: one with L1
+# alone, one with L1 + 10 L2. (Both have a little KL.) They are measured on 16 other clips.
 #
 # **Prediction 3.2.** After 90 steps, whose copies move more, measured by flicker?
 
@@ -263,7 +263,7 @@ class Muon:
 
 
 def weighted(l1, l2, kl):
-    """A loss with these weights; that of the KL is for nats a pixel."""
+    """A loss with these weights; that of the KL is for nats per pixel value."""
     def loss(video, copy, posterior):
         apart = video.float() - copy.float()
         return l1 * apart.abs().mean() + l2 * apart.square().mean() + kl * posterior.kl().mean() / video[0].numel()
@@ -271,7 +271,7 @@ def weighted(l1, l2, kl):
 
 
 def trained(vae, loss, steps, first=0):
-    """`vae` after some steps; clips are computed in the number format in which this machine is quick."""
+    """`vae` after some steps, computed in the number format in which this machine is fast."""
     dtype = choose_dtype(device, training=True)
     videos = (world_batch(4, 1 + first + step, 9, 32, 32).to(device, dtype) for step in range(steps))
     torch.manual_seed(first)
@@ -318,10 +318,10 @@ compare_clips({"true": true_clips[0], "L1": copies["L1"][0], "L1 + L2": copies["
 # the missing star is the smaller mistake, since every pixel has one vote.
 #
 # **LPIPS** (learned perceptual image patch similarity) asks a network that was trained to name what is in a photo,
-# here AlexNet. That takes edges, corners and textures. LPIPS sends both images through it and, at each place of five
-# layers, brings the vector of channels to length 1, because what matters is *which* features answer. Then it adds up
-# squared differences, each channel weighted by how much it says about people's answers to which of two spoiled images
-# looks nearer to the original.
+# here AlexNet. For that it learned to see edges, corners and textures. LPIPS sends both images through it and, at each
+# place of five layers, scales the vector of channels to length 1, because what matters is *which* features respond.
+# Then it adds up squared differences. The channels' weights were fitted to people's judgements of which of two spoiled
+# images looks closer to the original.
 
 # %%
 alex = PerceptualDistance(load_lpips("alex")).to(device)
@@ -361,16 +361,16 @@ assert lpips["star gone"] > 2 * lpips["darker"]
 show_source(PerceptualDistance.forward)
 
 # %% [markdown]
-# LPIPS reverses the ranking: without the star other features answer; under a cloud they stay. (Frames are compared
-# one by one, so LPIPS does not see time.)
+# LPIPS reverses the ranking: without the star other features respond; under a cloud, the same ones. (Frames are
+# compared one by one, so LPIPS does not see time.)
 #
 # ## 5. KL: what shape the latent has
 #
 # For each latent value the encoder outputs a normal distribution $q$, with mean $\mu$ and variance $\sigma^2$. The
 # latent $z$ is drawn from it, and the decoder has to make do with what was drawn.
 #
-# How does a gradient come back through a draw? By **reparameterisation**: let chance work on something that has no
-# parameters, and let $\mu$ and $\sigma$ act on the result.
+# How does a gradient get back through a random draw? By **reparameterisation**: draw something that has no parameters,
+# and let $\mu$ and $\sigma$ act on it.
 #
 # ### Exercise 3.3: draw (difficulty 1 of 3, 10 minutes)
 #
@@ -388,14 +388,14 @@ draw = check("3.3", draw)
 
 # %% [markdown]
 # Left alone, the encoder would make $\sigma$ tiny. So what a latent tells has a price: how much more probable is $z$
-# under $q$ than under the **prior** $p$, the standard normal, which knows nothing of the clip? On average over draws
-# that is the **KL divergence**, in *nats*:
+# under $q$ than under the **prior** $p$, the standard normal, which knows nothing about the clip? As a logarithm, and
+# on average over draws, that is the **KL divergence**, in *nats*:
 #
 # $$\mathrm{KL}(q\,\|\,p) = \mathbb{E}_{z \sim q}\big[\log q(z) - \log p(z)\big].$$
 #
 # ### Exercise 3.4: nats_by_dice (difficulty 2 of 3, 15 minutes)
 #
-# Estimate it as it stands there, from `draws` draws. A clip's nats are the sum over its latent values.
+# Estimate it as written, from `draws` draws. A clip's nats are the sum over its latent values.
 
 # %%
 def nats_by_dice(mean, logvar, draws=1000):
@@ -413,9 +413,9 @@ def nats_by_dice(mean, logvar, draws=1000):
 nats_by_dice = check("3.4", nats_by_dice)
 
 # %% [markdown]
-# Algebra needs no dice. With $z = \mu + \sigma\epsilon$, what stands in brackets is $\tfrac12(z^2 - \epsilon^2 -
-# \log\sigma^2)$, and on average $\epsilon^2$ is 1 and $z^2$ is $\mu^2 + \sigma^2$. So the KL is $\tfrac12 \sum (\mu^2
-# + \sigma^2 - 1 - \log\sigma^2)$.
+# Algebra needs no dice. With $z = \mu + \sigma\epsilon$, the bracket is $\tfrac12(z^2 - \epsilon^2 - \log\sigma^2)$,
+# and on average $\epsilon^2$ is 1 and $z^2$ is $\mu^2 + \sigma^2$. So the KL is $\tfrac12 \sum (\mu^2 + \sigma^2 - 1
+# - \log\sigma^2)$.
 #
 # Why this price? We want our clips to be probable under a model that draws $z$ from $p$ and then $x$ from the
 # decoder. That probability cannot be computed, but a lower bound can:
@@ -425,18 +425,18 @@ nats_by_dice = check("3.4", nats_by_dice)
 # &= \log \mathbb{E}_{z \sim q}\left[\,p(x|z)\,p(z)\,/\,q(z)\,\right] \\
 # &\ge \mathbb{E}_{z \sim q}\left[\,\log p(x|z) + \log p(z) - \log q(z)\,\right] \\
 # &= \mathbb{E}_{z \sim q}\left[\,\log p(x|z)\,\right] - \mathrm{KL}(q\,\|\,p) \\
-# &= -\tfrac{1}{b}\,\mathbb{E}_{z \sim q}\left[\,\textstyle\sum|x - \hat x(z)|\,\right] - \mathrm{KL}(q\,\|\,p) +
+# &= -\tfrac{1}{s}\,\mathbb{E}_{z \sim q}\left[\,\textstyle\sum|x - \hat x(z)|\,\right] - \mathrm{KL}(q\,\|\,p) +
 # \mathrm{const}
 # \end{aligned}$$
 #
 # The inequality is Jensen's: the logarithm of a mean is at least the mean of the logarithms. The last line is for a
-# decoder $\hat x$ whose errors have a Laplace distribution of scale $b$; normal errors would give L2. This is the
-# **ELBO**, the evidence lower bound. To look for the best $q$ of a family is what *variational* means. Times $-b$,
-# the bound is L1 plus $b$ times the KL: the KL's weight is the size of the pixel errors that we forgive. For one
-# number $x$ and a decoder $0.8\,z$ with normal errors, $p(x)$ is known; we can look.
+# decoder $\hat x$ whose errors have a Laplace distribution of scale $s$; normal errors would give L2. This is the
+# **ELBO**, the evidence lower bound. Searching a family for its best $q$ is what *variational* means. Multiplied by
+# $-s$, the bound is L1 plus $s$ times the KL: the KL's weight is the size of the pixel errors that we forgive. For one
+# number $x$ and a decoder $0.8\,z$ with normal errors, $p(x)$ is known, so we can check.
 
 # %%
-X, NOISE, MU = 1.0, 0.5, 0.9  # what was seen, the deviation of the decoder's errors, the mean of q
+X, NOISE, MU = 1.0, 0.5, 0.9  # what was seen, the spread of the decoder's errors, the mean of q
 
 
 def elbo(mu, sigma):
@@ -455,14 +455,14 @@ assert max(bounds) < truth + 0.01
 figure, ((axis,),) = new_figure(width=5.5, height=2.4)
 axis.plot(sigmas, bounds, label="the bound")
 axis.axhline(truth, color="#D55E00", linestyle="--", label="log p(x)")
-axis.set(xlabel="sigma of q", ylabel="nats", ylim=(-2.6, -1.3))
+axis.set(xlabel="sigma of q", ylabel="nats", xlim=(0, 1.25), ylim=(-2.6, -1.3))
 axis.legend()
 show_figure(figure, "The bound over sigma: low for a tiny sigma, highest near 0.5, where it almost touches the dashed "
                     "line of log p(x), and falling for a large one.")
 
 # %% [markdown]
-# Now a real posterior: we train the L1 + L2 VAE on for 25 steps with a hundredfold KL. And what does the KL cost? For
-# that there are longer runs, with five weights (`minicogvx ablate vae-kl`).
+# Now a real posterior: we train the L1 + L2 VAE for 25 more steps, with the KL a hundred times stronger. And what does
+# the KL cost? That takes longer runs, with five weights (`minicogvx ablate vae-kl`).
 
 # %% tags=["nbval-ignore-output"]
 videos = rearrange(true_clips * 2 - 1, "b t h w c -> b c t h w").to(device)
@@ -481,43 +481,42 @@ weights = list(STUDIES["vae-kl"].variants)
 
 
 def draw_seeds(axis, values, label=None, color="#0072B2", upright=False):
-    """For each variant its seeds as dots, and their mean with its 95 % interval; values: {place: one a seed}."""
+    """For each variant its seeds as dots, and their mean with its 95 % interval; values: {place: one per seed}."""
     for place, of_seeds in values.items():
         mean, low, high = mean_interval(of_seeds)
         bar = [[mean - low], [high - mean]] if math.isfinite(low) else None
-        across = [place] * len(of_seeds)
-        axis.plot(*((across, of_seeds) if upright else (of_seeds, across)), "o", color="#bbbbbb", markersize=4)
+        across = [place + 0.2] * len(of_seeds)  # beside the bar, so that neither hides the other
+        axis.plot(*((across, of_seeds) if upright else (of_seeds, across)), "o", color="#888888", markersize=3)
         where = {"x": place, "y": mean, "yerr": bar} if upright else {"x": mean, "y": place, "xerr": bar}
         axis.errorbar(**where, fmt="D", color=color, markersize=5, capsize=3, label=label if not place else None)
 
 
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.7)
-for axis, (measure, title) in zip(axes, {"psnr": "PSNR (dB)", "kl_per_element": "nats a latent value"}.items()):
+for axis, (measure, title) in zip(axes, {"psnr": "PSNR (dB)", "kl_per_element": "nats per latent value"}.items()):
     ends = final_values(kl_curves, measure)
     draw_seeds(axis, {place: list(ends[name].values()) for place, name in enumerate(weights)}, upright=True)
     axis.set(xlabel="weight of the KL", ylabel=title)
     axis.set_xticks(range(len(weights)), weights)
-show_figure(figure, "PSNR and nats a latent value for five weights of the KL: a grey dot for each seed, a diamond for "
-                    "their mean, a bar for its 95 % interval. The nats fall with the weight.")
+show_figure(figure, "PSNR and nats per latent value for five weights of the KL: a grey dot for each seed, a diamond "
+                    "for their mean, a bar for its 95 % interval. The strongest weight leaves the fewest nats.")
 gains = {name: paired_gain(kl_curves, "psnr", name, "0") for name in weights[1:]}
 for name, gain in gains.items():
     print(f"weight {name} against none: PSNR {gain.said()}; "
-          f"{sum(final_values(kl_curves, 'kl_per_element')[name].values()) / gain.seeds:.2f} nats a value")
+          f"{sum(final_values(kl_curves, 'kl_per_element')[name].values()) / gain.seeds:.2f} nats per value")
 free = [name for name, gain in gains.items() if gain.verdict != "lower"]
 print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this list: at none")
 
 # %% [markdown]
-# With the strong KL, $\sigma$ grows beside the means, and every latent value tells less. Why pay at all? Because
-# another network must later *invent* such latents, from standard normal noise. That is easier if they have a known
-# size and a small error does no harm. (The last line printed: where our runs show no price in PSNR.) In latent
-# diffusion the usual weight is $10^{-6}$, little more than a bound on the size. The authors' is not published; the
-# toy was trained with 0.1.
+# With the strong KL, $\sigma$ grows relative to the means, and every latent value tells less. Why pay at all? Because
+# another network must later *invent* such latents, new ones each time, from standard normal noise. That is easier if
+# they have a known size, leave no gaps, and a small error does no harm. In latent diffusion the usual weight is
+# $10^{-6}$, little more than a bound on the size. The authors' is not published; the toy was trained with 0.1.
 #
 # ## 6. The GAN: no more ghosts
 #
-# L1 shows nothing, L2 a ghost. Both ask for *this* frame. A **GAN** asks whether it could be *any* frame. A second
+# L1 shows nothing, L2 a ghost. Both ask for *this* frame. A **GAN** asks whether it could be *any* true frame. A second
 # network, the **discriminator**, learns to tell true frames from painted ones, and the painter learns to fool it. A
-# ghost is easily told.
+# ghost is easy to spot.
 #
 # Our painter is given noise, and not the time. The discriminator answers with a *logit*, high for "true". It pays a
 # **hinge loss**: by how much a true frame stays below 1, and a painted one above -1. The painter pays minus the logit
@@ -530,7 +529,7 @@ print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this 
 predict("3.3", "a star somewhere", "the ghost", "nothing at all")
 
 # %% tags=["folded", "nbval-ignore-output"]
-strips = rearrange(render(star, 129, 64, 64)[:, 24:40], "t h w c -> t c h w")  # its way, at 129 moments
+strips = rearrange(render(star, 129, 64, 64)[:, 24:40], "t h w c -> t c h w")  # its path, at 129 moments
 strips = F.avg_pool2d(strips, 2)  # t 3 8 32, in 0..1
 as_model = strips.to(device) * 2 - 1
 
@@ -544,6 +543,7 @@ def painted_stars(seed, steps=800, batch=32):
                           nn.LeakyReLU(0.1), nn.Linear(128, 1)).to(device)
     paints, judges = (torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.9)) for network in (painter, judge))
     noise, kept = torch.randn(16, 8).to(device), []
+    smooth = copy.deepcopy(painter)  # its weights follow the painter's slowly, which takes their trembling away
     for step in range(steps):
         true, painting = as_model[torch.randint(129, (batch,))], painter(torch.randn(batch, 8).to(device))
         missed = torch.relu(1 - judge(true)).mean() + torch.relu(1 + judge(painting.detach())).mean()
@@ -553,8 +553,10 @@ def painted_stars(seed, steps=800, batch=32):
         paints.zero_grad()
         (-judge(painting).mean()).backward()
         paints.step()
+        for slow, quick in zip(smooth.parameters(), painter.parameters()):
+            slow.data.lerp_(quick.data, 0.02)
         if step % 25 == 24:
-            kept.append(painter(noise).detach().cpu() / 2 + 0.5)
+            kept.append(smooth(noise).detach().cpu() / 2 + 0.5)
     return torch.stack(kept)
 
 
@@ -584,9 +586,8 @@ outcome("3.3", max(by_option, key=by_option.get))
 assert min(peaks[f"GAN, seed {seed}"] for seed in paintings) > 1.5 * peaks["the ghost"]
 
 
-
 def four(pictures):
-    """Four strips under each other, with white lines between: s n c h w -> s h w c."""
+    """Four strips one below another, with white lines between: s n c h w -> s h w c."""
     return rearrange(F.pad(pictures[:, :4], (0, 0, 0, 1), value=1.0), "s n c h w -> s (n h) w c")
 
 
@@ -594,23 +595,25 @@ moments = torch.arange(32)[:, None] * 4 + torch.tensor([0, 32, 64, 96])
 ghosts = strips.mean(dim=0).expand(32, 4, -1, -1, -1)
 compare_clips({"true frames": four(strips[moments % 129]), "the ghost": four(ghosts),
                "GAN, seed 0": four(paintings[0]), "GAN, seed 1": four(paintings[1])},
-              "Strips through which the star passes, four under each other: true frames; the ghost; and, for two "
-              "seeds, what a painter makes of four noises while it learns, from grey to one star in each.")
+              "Strips through which the star passes, four one below another: true frames; the ghost; and, for two "
+              "seeds, what a painter makes of four noises while it learns, from grey towards a star in each.")
 
 # %% [markdown]
-# The ghost is gone: a star stands there, bright as a true one. Where it stands is a guess, and PSNR punishes that
-# twice, where the star is and where it should be. A GAN never says *which* frame to show. That is the work of the
-# other losses, and what is left to the GAN is what they blur. (A GAN may forget variety: see the scatter.)
+# The ghost is gone: a star stands there, as bright as a true one (a few are still dim). Where it stands is a guess, and
+# PSNR punishes that twice, where the star is and where it should be. A GAN never says *which* frame to show. That is
+# the job of the other losses; the GAN's is to sharpen what they blur. (A GAN may also lose variety: compare the
+# scatter.)
 #
 # CogVideoX's discriminator is 3D: it sees motion, and judges patches of a clip. Its gradients change in size as it
-# learns, so no fixed weight is right for long. The **adaptive weight**, from VQGAN, measures at the last layer of the
-# decoder, which all that is shown must pass.
+# learns, so no fixed weight is right for long. The **adaptive weight**, from VQGAN, compares gradients at the last
+# layer of the decoder, through which everything must pass.
 #
 # ### Exercise 3.5: pull_weight (difficulty 2 of 3, 15 minutes)
 #
 # `nll` is the sum of the reconstruction losses, `gan` the autoencoder's GAN loss, both scalars with a graph behind
-# them. By which factor must `gan` be multiplied, so that both pull equally hard at `last_layer`? At most $10^4$, also
-# where the GAN does not pull at all. The factor has no gradient of its own, and training goes on with the same graph.
+# them. By what factor must `gan` be multiplied so that both pull equally hard at `last_layer`? At most $10^4$, even
+# where the GAN does not pull at all. The factor has no gradient of its own, and training continues with the same
+# graph.
 
 # %%
 def pull_weight(nll, gan, last_layer):
@@ -627,8 +630,8 @@ show_source(adaptive_weight)
 # %% [markdown]
 # ## 7. All together
 #
-# Here is the whole loss beside the package's `VAELoss`. And how much does the GAN weigh while the discriminator knows
-# nothing, and after it has seen a few clips?
+# Here is the whole loss beside the package's `VAELoss`. And how much does the GAN weigh before the discriminator knows
+# anything, and after it has seen a few clips?
 
 # %% tags=["nbval-ignore-output"]
 vae = live["L1 + L2"]
@@ -649,6 +652,7 @@ def whole_loss(video, back, posterior):
     return nll + 0.1 * posterior.kl().mean() / video[0].numel() + weight * gan, weight
 
 
+whose = "your weight" if solved("3.5") else "the package's weight"
 with torch.enable_grad():
     video = videos[:4]
     back, posterior = vae(video, torch.Generator().manual_seed(0))
@@ -665,30 +669,30 @@ with torch.enable_grad():
         missed.backward()
         judges.step()
     later = whole_loss(video, back, posterior)[1]
-print(f"total: {total:.4f} by your pieces, {package:.4f} by the package; their gradients differ by "
+print(f"total: {total:.4f} by the pieces, with {whose}, and {package:.4f} by VAELoss; their gradients differ by "
       f"{((slopes[0] - slopes[1]).norm() / slopes[1].norm()).item():.0e} of their length")
 print(f"weight of the GAN: {first:.2f} at first, {later:.2f} after 30 steps of the discriminator, whose loss is then "
       f"{missed:.2f} (undecided: 1)")
-assert torch.allclose(total, package, rtol=1e-3) and torch.allclose(*slopes, rtol=1e-2, atol=1e-5)
+assert torch.allclose(total, package, rtol=1e-3, atol=1e-4) and torch.allclose(*slopes, rtol=1e-2, atol=1e-5)
 show_source(VAELoss.autoencoder)
 
 # %% [markdown]
 # A discriminator that knows nothing has small gradients, and the adaptive weight enlarges them until they pull 0.3
 # times as hard as the reconstruction, in a direction that means nothing yet. Early copies are wrong in ways that L1
-# and LPIPS already name. This is how we read the paper's "a few thousand steps".
+# and LPIPS already name. That, we think, is why the paper's GAN waits for "a few thousand" steps.
 #
-# What does each part do? `minicogvx ablate vae-losses` adds one after the other. A seed settles the start and the
-# clips of all variants.
+# What does each part do? `minicogvx ablate vae-losses` adds one after the other. A seed fixes the start and the clips
+# of all variants.
 #
 # ### Exercise 3.6: can_be_told, find out (difficulty 2 of 3, 15 minutes)
 #
-# `new` and `old` hold a measure of two variants, one number for each seed, in the same order. Find a rule that cries
-# "higher" or "lower" in about 5 of 100 studies in which nothing differs, and no more, and still sees a real
-# difference where seeds scatter more than variants do. The check simulates thousands of studies.
+# `new` and `old` hold a measure of two variants, one number for each seed, in the same order. Find a rule that says
+# "higher" or "lower" in no more than about 5 of 100 studies in which nothing differs, and still sees a real difference
+# where seeds scatter more than variants do. The check simulates thousands of studies.
 
 # %%
 def can_be_told(new, old):
-    """Two lists of numbers, one a seed -> "higher", "lower" (the new ones), or "cannot be told"."""
+    """Two lists of numbers, one per seed -> "higher", "lower" (the new ones), or "cannot be told"."""
     ### BEGIN SOLUTION
     from statistics import fmean, stdev
 
@@ -713,7 +717,8 @@ predict("3.4", "it raises PSNR", "it lowers PSNR", "these seeds cannot tell")
 # %% tags=["folded"]
 curves = load_results("vae-losses")
 names = list(STUDIES["vae-losses"].variants)
-measures = {"psnr": "PSNR (dB)", "lpips": "LPIPS, low is good", "flicker": "flicker", "sharpness": "sharpness"}
+measures = {"psnr": "PSNR (dB)", "lpips": "LPIPS, low is good", "flicker": "flicker (dotted: true)",
+            "sharpness": "sharpness (dotted: true)"}
 figure, (axes,) = new_figure(1, 4, width=9, height=2.6)
 for axis, (measure, title) in zip(axes, measures.items()):
     ends = final_values(curves, measure)
@@ -740,13 +745,13 @@ assert paired_gain(curves, "kl_per_element", "+KL strong", "+LPIPS").mean < -1
 
 # %% [markdown]
 # Where an interval contains 0, these seeds cannot tell, whatever the mean is. And with 20 lines, expect one in which
-# luck is taken for a difference.
+# luck is mistaken for a difference.
 #
-# The large step is L2. That its PSNR is higher proves little, since PSNR *is* squared error; LPIPS, on which nobody
-# had trained yet, is the fair witness. In the same way LPIPS must lower LPIPS. Sharpness above 1 is no praise: noise
-# counts as edges. And the GAN had 150 steps here, where the published one waits for thousands.
+# The large step is L2. That its PSNR is higher proves little, since PSNR *is* squared error; LPIPS, which neither was
+# trained on, is the fair witness. Likewise, training on LPIPS must lower LPIPS. Sharpness above 1 is no praise:
+# noise counts as edges. And the GAN had 150 steps here, where the published one waits for thousands.
 #
-# ## 8. How much may be thrown away?
+# ## 8. How much can be thrown away?
 #
 # The paper's Table 1 compares VAEs by compression (height x width x frames for one latent place) and channels. Here
 # are its six rows and small VAEs of the same shapes (`minicogvx ablate vae-compression`). Real videos and ours
@@ -782,12 +787,12 @@ for new, old in (("8x8x4, 16 channels", "8x8x4, 8 channels"), ("8x8x4, 32 channe
 # ## 9. At full size
 #
 # The authors train first on 17 frames of 256 x 256 pixels, then on 161. Does one clip of the second stage fit into a
-# GPU of 80 GB, with all that must be kept until its gradients are computed? On the **meta device**, shapes without
-# memory:
+# GPU of 80 GB, with everything that must be kept until its gradients are computed? We ask the **meta device** (shapes,
+# no memory).
 
 # %% tags=["nbval-ignore-output"]
 def kept_for_gradients(frames, size):
-    """Bytes that autograd keeps between the way there and the way back, for one clip in 16 bits."""
+    """Bytes that autograd keeps from the forward pass for the backward pass, for one clip in 16 bits."""
     with torch.device("meta"):
         network, video = CausalVAE(preset("5b").vae).bfloat16(), torch.empty(1, 3, frames, size, size).bfloat16()
     own = {p.untyped_storage()._cdata for p in network.parameters()}
@@ -816,8 +821,8 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 
 # %% [markdown]
 # No: 135 GB, and that is not all. So the second stage splits its 161 frames over several GPUs (*context parallel*):
-# each convolution hands its last two frames on to the next GPU. Larger frames work without training, the authors say,
-# longer clips do not. (The last line: our own small study, of slow shapes.)
+# each convolution passes its last two frames on to the next GPU. The authors say that larger frames work without
+# further training and longer clips do not. (The last line is our own small study, with slow shapes.)
 #
 # ## What you can now explain
 #
@@ -826,18 +831,18 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 # <details><summary>1. Why does a small moving object vanish under L1?</summary>
 #
 # While the network does not know where the object is, its best answer at each place is the median: the background,
-# where the object is less than half of the time. L2 asks for the mean, a ghost; a GAN forbids it.
+# wherever the object is present less than half of the time. L2 asks for the mean, a ghost; a GAN forbids it.
 # </details>
 #
 # <details><summary>2. Where does the KL in the loss come from, and what does its weight mean?</summary>
 #
-# From the lower bound of log p(x). For L1 the weight is the scale of the errors that are forgiven.
+# From the lower bound on log p(x). For L1 the weight is the scale of the errors that are forgiven.
 # </details>
 #
 # <details><summary>3. Why does the GAN start late, and why is its weight measured?</summary>
 #
 # At first it knows nothing and pulls in no useful direction. Its gradients change in size; the adaptive weight keeps
-# its pull in proportion.
+# its pull proportionate.
 # </details>
 #
 # **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps.

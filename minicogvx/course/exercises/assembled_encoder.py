@@ -62,15 +62,15 @@ def _check_numbers(mine: nn.Module, theirs: nn.Module, video: Tensor, said: str)
         if own is None and not any(part.startswith(f"{name}.") for part in mine_by_part):
             raise Wrong(f"{what} never uses {name}.")
         if own is not None and own.shape != answer.shape:
-            raise Wrong(f"{what}: {name} answers with shape {tuple(own.shape)}; it must be {tuple(answer.shape)}. "
+            raise Wrong(f"{what}: {name} gives shape {tuple(own.shape)}; it must be {tuple(answer.shape)}. "
                         f"(Time is halved in the first stages, space in all but the last.)")
         if own is not None and not torch.allclose(own, answer, rtol=1e-3, atol=1e-3):
-            raise Wrong(f"{what}: with the checkpoint's weights the first part whose answer differs is {name}, by up "
+            raise Wrong(f"{what}: with the checkpoint's weights the first part whose output differs is {name}, by up "
                         f"to {(own - answer).abs().max().item():.2g}. What does it get, and what does it do?")
     if got is None:
         raise Wrong(f"{what} is None; does forward end in return?")
     if not isinstance(got, Tensor) or got.shape != wanted.shape or not torch.allclose(got, wanted, atol=1e-3):
-        raise Wrong(f"{what}: every part is right, but what is returned is not the answer of conv_out.")
+        raise Wrong(f"{what}: every part is right, but what is returned is not the output of conv_out.")
 
 
 def _answers(encoder: nn.Module, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

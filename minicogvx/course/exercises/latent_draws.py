@@ -23,7 +23,8 @@ def check_draw(draw) -> None:
     for deviation in (0.5, 2.0):
         logvar = torch.full_like(mean, 2 * math.log(deviation))
         z = draw(mean.clone(), logvar.clone())
-        what = f"draw(mean, logvar) with mean 3 and deviation {deviation:g} (logvar {2 * math.log(deviation):.2f})"
+        what = (f"draw(mean, logvar) with mean 3 and standard deviation {deviation:g} "
+                f"(logvar {2 * math.log(deviation):.2f})")
         expect_shape(what, z, tuple(mean.shape))
         if not torch.isfinite(z).all():
             raise Wrong(f"{what} holds NaN or infinity.")
@@ -33,13 +34,13 @@ def check_draw(draw) -> None:
         if abs(z[0].mean().item() - 3) > 0.3:
             raise Wrong(f"{what}: the mean of 4,000 draws is {z[0].mean().item():.2f}.")
         if abs(found / deviation - 1) > 0.1:
-            raise Wrong(f"{what}: the deviation of 4,000 draws is {found:.2f}. logvar is the logarithm of the "
-                        f"variance, and the deviation is the root of the variance.")
+            raise Wrong(f"{what}: the standard deviation of 4,000 draws is {found:.2f}. logvar is the logarithm of "
+                        f"the variance, and the standard deviation is its root.")
         same = torch.allclose(z[0] - mean[0], z[1] - mean[1], atol=1e-3)
         if same or z[0].flatten(1).std(dim=1).min() < 0.5 * deviation:
             raise Wrong(f"{what}: some values share their noise; each needs noise of its own.")
         if torch.equal(draw(mean.clone(), logvar.clone()), z):
-            raise Wrong("Two draws are the same; each call must draw anew.")
+            raise Wrong("Two draws are the same; each call must draw new noise.")
     _check_gradients(draw)
 
 
@@ -89,9 +90,9 @@ def check_nats_by_dice(nats_by_dice) -> None:
     count = zero[0].numel()
     for name, mean, logvar in (
         ("mean 0 and variance 1", zero, zero),
+        ("mean 0 and variance 0.01", zero, zero + math.log(0.01)),  # here draws from p are more than a wrong sign
         ("mean 1 and variance 1", zero + 1, zero),
         ("mean -2 and variance 1", zero - 2, zero),
-        ("mean 0 and variance 0.01", zero, zero + math.log(0.01)),
         ("mean 0 and variance 4", zero, zero + math.log(4)),
     ):
         _check_nats(nats_by_dice, f"of {count} latent values with {name}", mean, logvar)

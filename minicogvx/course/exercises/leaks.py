@@ -36,7 +36,7 @@ def check_first_affected(first_affected) -> None:
         ("the identity", lambda x: x, 5, 5, "It returns what it is given."),
         ("a causal convolution", causal, 8, 8, "Nothing before the changed frame may change."),
         ("a convolution with padding on both sides", around, 5, 4, "It looks one frame ahead."),
-        ("one that subtracts the clip's mean", _minus_mean, 8, 0, "Every frame enters that mean."),
+        ("one in which every frame depends on all", _minus_mean, 8, 0, "Even frame 0 changes with the last one."),
         ("means of pairs", halve_time, 5, 3, "Count in the output's own frames."),
         ("one that drops all but 3 frames", lambda x: x[:, :, :3], 5, None, "No frame of the output changes."),
         ("one that reads channel 1 only", lambda x: x[:, 1:], 5, 5, "Change every channel."),

@@ -88,7 +88,7 @@ def check_stretch(stretch) -> None:
             raise Wrong(f"{what} mixes neighbouring frames; every frame of the result must be a copy of one of z.")
         if not torch.equal(order.round(), right):
             raise Wrong(f"{what} gives the frames {_numbers(order)}; it must be {_numbers(right)}. The first frame "
-                        f"stands alone, and each of the others fills as many as any other.")
+                        f"appears once, all the others equally often.")
         expect_close(what, got, wanted)
 
 
@@ -126,9 +126,16 @@ def check_stream(stream) -> None:
 
 
 def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tensor) -> None:
-    lengths = []
-    conv.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[2]))
-    what = f"stream(conv, x, chunk={chunk}) with a kernel of {conv.kernel_size[0]} frames"
+    lengths, kernel = [], conv.kernel_size[0]
+    what = f"stream(conv, x, chunk={chunk}) with a kernel of {kernel} frames"
+
+    def look(module, inputs):
+        lengths.append(inputs[0].shape[2])
+        if lengths[-1] < kernel:
+            raise Wrong(f"{what} gives the convolution {lengths[-1]} frames at once, fewer than its kernel. The past "
+                        f"has {kernel - 1} frames, also where a piece has fewer.")
+
+    conv.register_forward_pre_hook(look)
     out = stream(conv, x, chunk)
     expect_shape(f"{what}, of {x.shape[2]} frames,", out, tuple(whole.shape))
     frame = first_different_frame(out, whole)
@@ -137,7 +144,7 @@ def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tens
         apart = (out - whole)[:, :, frame].abs().max().item()
         raise Wrong(f"{what} first differs from the whole clip at frame {frame}, {place} (counted from 0), by up to "
                     f"{apart:.2g}. What must the convolution see there?")
-    most = chunk + conv.kernel_size[0] - 1
+    most = chunk + kernel - 1
     if max(lengths, default=0) > most:
         raise Wrong(f"{what} gives the convolution {max(lengths)} frames at once; "
                     f"with its past, a piece has at most {most}.")
@@ -209,7 +216,7 @@ EXERCISES = (
     Exercise(
         "2.3", "stretch", difficulty=1, minutes=10, reference=repeat_all_but_first, check=check_stretch,
         hints=(
-            "17 frames from 5: the first stands once. How many are left for each of the other 4?",
+            "17 frames from 5: the first appears once. How many are left for each of the other 4?",
             "(frames - 1) // (n - 1) of them, where n is z.shape[2]. One frame alone has no others, and nothing to "
             "divide by.",
             "torch.cat([z[:, :, :1], z[:, :, 1:].repeat_interleave(times, dim=2)], dim=2)",
@@ -231,7 +238,7 @@ EXERCISES = (
         hints=(
             "Let the VAE tell you: for n in range(1, 26): print(n, lengths(n)). Which lengths come back? (Even ones "
             "count, too: they are pieces from the middle of a clip.)",
-            "1, 8, 9, 16, 17, 24 and 25 come back. What do they leave when they are divided by 8?",
+            "1, 8, 9, 16, 17, 24 and 25 come back. What remainder do they leave when divided by 8?",
             "With two halvings the pattern repeats every 8 frames, with three every 16. Write that period with "
             "halvings, and compare the remainder with 0 and 1.",
         ),
@@ -241,7 +248,7 @@ EXERCISES = (
         hints=(
             "Run the network twice: on clip, and on a copy (clip.clone()) in which one frame is another. Where do the "
             "two outputs differ?",
-            "Add noise to the frame, torch.randn_like(clip[:, :, frame]). A layer may take away a number that is the "
+            "Add noise to the frame, torch.randn_like(clip[:, :, frame]). A layer may subtract whatever is the "
             "same everywhere, and a factor does nothing to zeros.",
             "(after - before).abs().amax(dim=(0, 1, 3, 4)) has one number for each output frame. Take the first above "
             "1e-4, as an int; where there is none, return None.",

@@ -1,5 +1,5 @@
 """Exercises of notebook 03, what the VAE learns from: the best still, a training loop, the latent's draw and its price,
-the adaptive weight, and what several seeds allow to say."""
+the adaptive weight, and what several seeds can tell."""
 
 import torch
 from jaxtyping import Float
@@ -152,11 +152,12 @@ EXERCISES = (
     Exercise(
         "3.3", "draw", difficulty=1, minutes=10, reference=draw_with_gradient, check=check_draw,
         hints=(
-            "torch.normal(mean, std) has the right distribution and no gradient. Which random numbers need neither "
+            "torch.normal(mean, std) has the right distribution but no gradient. Which random numbers need neither "
             "mean nor std?",
             "torch.randn_like(mean) is standard normal and depends on nothing. How do you give such a number another "
-            "mean and another deviation?",
-            "The deviation is the root of the variance, (0.5 * logvar).exp(). Multiply by it, then add the mean.",
+            "mean and another spread?",
+            "The standard deviation is the root of the variance, (0.5 * logvar).exp(). Multiply by it, then add the "
+            "mean.",
         ),
     ),
     Exercise(
@@ -164,8 +165,8 @@ EXERCISES = (
         hints=(
             "Draw z with your draw, many times. How much more likely is each z under N(mean, exp(logvar)) than under "
             "N(0, 1)?",
-            "torch.distributions.Normal(m, s).log_prob(z) is the logarithm of a density; s is the deviation. You need "
-            "one for q and one for p.",
+            "torch.distributions.Normal(m, s).log_prob(z) is the logarithm of a density; s is the standard "
+            "deviation. You need one for q and one for p.",
             "In a loop over draws, add (log_q - log_p).flatten(1).sum(dim=1), one number for each clip; divide by "
             "draws at the end.",
         ),
@@ -175,7 +176,7 @@ EXERCISES = (
         hints=(
             "How strongly does a loss pull at last_layer? torch.autograd.grad(loss, last_layer) gives a tuple with "
             "the gradient, and the norm of that is the pull.",
-            "Both gradients with retain_graph=True, or training cannot go back through the graph. By which factor must "
+            "Both gradients with retain_graph=True, or training cannot go back through the graph. By what factor must "
             "the GAN's be multiplied to be as long as the other?",
             "(norm of nll's) / (norm of gan's + 1e-4), then .clamp(0, 1e4) and .detach().",
         ),

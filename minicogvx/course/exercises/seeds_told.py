@@ -38,7 +38,7 @@ def check_can_be_told(can_be_told) -> None:
         if alarms > false:
             raise Wrong(f"In {STUDIES} simulated studies of {seeds} seeds, two equal variants were called different in "
                         f"{100 * alarms:.0f} of 100; it must be about 5. With few seeds the interval is longer than "
-                        f"1.96 standard errors: take Student's t.")
+                        f"1.96 standard errors: use Student's t.")
         found = _share(can_be_told, seeds, 0.7, {"higher"})
         if found < seen:
             raise Wrong(f"In {STUDIES} simulated studies of {seeds} seeds, a variant that is 0.7 dB better at every "

@@ -43,7 +43,7 @@ def check_teach(teach) -> None:
 
     def loss(video: Tensor, again: Tensor, posterior: Tensor) -> Tensor:
         if not any(video is one for one in videos) or again.shape != video.shape:
-            raise Wrong("loss is called with something else than (video, copy, posterior), in that order.")
+            raise Wrong("loss is called with something other than (video, copy, posterior), in that order.")
         asked.append(posterior)
         return (video - again).abs().mean() + (0.2 * video - 0.1 * again).square().mean()
 
@@ -80,7 +80,7 @@ def _check_losses(got, wanted: list[float], vae: _OneWeight, asked: list, videos
         raise Wrong(f"The VAE was given {len(vae.seen)} videos, or not in their order; it must see each of "
                     f"{len(videos)} once.")
     if len(asked) != len(videos):
-        raise Wrong(f"loss was asked {len(asked)} times for {len(videos)} videos; once for each will do.")
+        raise Wrong(f"loss was called {len(asked)} times for {len(videos)} videos; once for each is enough.")
     if not isinstance(got, list) or len(got) != len(wanted):
         raise Wrong(f"teach gives {type(got).__name__} {got!r:.60}; it must be a list of {len(wanted)} losses, one for "
                     f"each video.")
