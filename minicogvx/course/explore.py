@@ -91,7 +91,8 @@ class _Grid:
     def _words(self, places: tuple[int, ...]) -> str:
         said = [f"{name} {parts.value_text(each[place])}"
                 for name, each, place in zip(self.names, self.values, places)]
-        return f"{parts.without_stop(self.alt)}: {', '.join(said)}."
+        alt = parts.without_stop(self.alt)
+        return f"{alt}{'. Here: ' if '. ' in alt else ': '}{', '.join(said)}."
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

@@ -36,7 +36,8 @@ def check(number: str, answer: Any) -> Any:
     the learner's code does.
     """
     exercise = find(number)
-    package = f"the package's {'function' if callable(exercise.reference) else 'value'}"
+    kind = "class" if isinstance(exercise.reference, type) else "function" if callable(exercise.reference) else "value"
+    package = f"the package's {kind}"
     given_back = f"The name {exercise.title} now holds {package}, so that you can read on"
     if answer is exercise.reference:  # the check's cell was run again after a failure
         _passed[exercise.number] = False
