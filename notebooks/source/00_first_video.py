@@ -97,7 +97,7 @@ show_figure(figure, "The circle's column in each of the 17 frames: it rises stea
 # This is why the small model lives in a world of shapes. "Does it obey its caption?" is usually a matter of
 # taste. Here it is a number, and every experiment in this course can be scored.
 #
-# Your turn: an exercise is a function with a gap: write your code in place of the line with `raise`, and run the cell.
+# Your turn. An exercise is a function with a gap: write your code in place of the line with `raise`, and run the cell.
 # `check` says whether it is right, and if not, what is wrong. `hint("0.1")` gives one more hint each time, and
 # `solution("0.1")` shows a solution. You may also read on: until your function is right, the package's version stands
 # in for it.
@@ -161,8 +161,8 @@ print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_wor
 # The number of a word means nothing: *red* is not "larger" than *blue*. So each token picks a row of a table, its
 # **embedding**. Then a small text transformer, T5, lets the words look at each other.
 #
-# We change *red* to *blue*. From the table alone, one row of 32 changes. How many change after T5, and which change
-# most?
+# We change *red* to *blue*. From the table alone, one of the caption's 32 rows changes. How many change after T5, and
+# which change most?
 
 # %% tags=["folded"]
 pair = [PROMPT, PROMPT.replace("red", "blue")]
@@ -283,7 +283,7 @@ compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: gr
 #
 # Height and width shrink by a factor of 8, time by 4: 64 becomes 8, but 17 becomes 5. The first frame stays alone, and
 # the other 16 go in fours. The VAE is **causal**: its convolutions look at their own frame and at earlier ones. So a
-# single picture is a video of one frame. (One of its normalisations does look ahead a little; see notebook 02.)
+# single picture is a video of one frame. (Is the whole network causal, then? Notebook 02 finds out.)
 #
 # What do latents look like?
 

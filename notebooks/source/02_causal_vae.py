@@ -57,8 +57,8 @@ compare_clips({"the clip": clip, "after the VAE": back}, "A purple ring moves ri
 # %% [markdown]
 # The machine that does this is a **variational autoencoder**, VAE. Its encoder turns pixels into *latents*; its decoder
 # turns latents into pixels. CogVideoX uses one VAE for all its models ([the paper](https://arxiv.org/abs/2408.06072),
-# section 2.1). It is *3D*, because it shrinks time as well as height and width, and *causal*, because it does not look
-# ahead.
+# section 2.1). It is *3D*, because it shrinks time as well as height and width, and *causal*, because its convolutions
+# do not look ahead.
 #
 # Here you build it: its convolution, its encoder, into which you load the toy's trained weights, and the way back.
 # You let a clip stream through it piece by piece. On the way two results come out wrong, and you build the instrument
@@ -226,9 +226,9 @@ show_source(halve_time)
 class Causal3d(nn.Module):
     """A causal 3 x 3 x 3 convolution."""
 
-    def __init__(self, inside, outside):
+    def __init__(self, c_in, c_out):
         super().__init__()
-        self.conv = nn.Conv3d(inside, outside, 3, padding=(0, 1, 1))
+        self.conv = nn.Conv3d(c_in, c_out, 3, padding=(0, 1, 1))
 
     def forward(self, x):
         return self.conv(pad_past(x, 3))
@@ -237,11 +237,11 @@ class Causal3d(nn.Module):
 class ResBlock(nn.Module):
     """The input, plus what two rounds of norm, SiLU and convolution make of it."""
 
-    def __init__(self, inside, outside, groups):
+    def __init__(self, c_in, c_out, groups):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, inside, eps=1e-6), nn.GroupNorm(groups, outside, eps=1e-6)
-        self.conv1, self.conv2 = Causal3d(inside, outside), Causal3d(outside, outside)
-        self.conv_shortcut = nn.Conv3d(inside, outside, 1) if inside != outside else nn.Identity()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, c_in, eps=1e-6), nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.conv1, self.conv2 = Causal3d(c_in, c_out), Causal3d(c_out, c_out)
+        self.conv_shortcut = nn.Conv3d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -445,7 +445,7 @@ stream = check("2.4", stream)
 # for each convolution in the network.
 #
 # **Prediction 2.2.** A clip of 41 frames goes through the whole encoder in pieces of 1, 4, 4, ... frames, every
-# convolution with its cache: do its latents agree with those of the clip in one piece?
+# convolution with its cache: do the latents agree with those of the clip in one piece?
 
 # %%
 predict("2.2", "all 11 latent frames agree", "some agree", "none agrees")
@@ -475,8 +475,8 @@ outcome("2.2", "all 11 latent frames agree" if agree == 11 else "some agree" if 
 assert held[1] == held[-1] and agree < 11
 
 # %% [markdown]
-# The memory does not grow: that part works. But the latents are not those of the whole clip, although every
-# convolution has its cache. Here is our **second clue**.
+# The memory does not grow: that part works. But the latents are not those of the whole clip, although every convolution
+# has its cache: our **second clue**.
 #
 # ## 6. How a piece knows that it begins the clip
 #
@@ -534,8 +534,8 @@ show_source(Upsample)
 show_source(first_stays_single)
 
 # %% [markdown]
-# 5 frames become 3 and then 2 latents. The decoder sees an even count, takes it for the middle of a clip, and makes 4
-# and then 8. Of the lengths 4k + 1 only 8k + 1 are safe. Our package makes the rule an option. The toy marks the start
+# 5 frames shrink to 3, then to 2. The decoder sees an even count, takes it for the middle of a clip, and makes 4 and
+# then 8. Of the lengths 4k + 1 only 8k + 1 are safe. Our package makes the rule an option. The toy marks the start
 # instead, so every 4k + 1 comes back.
 #
 # ## 7. What leaks the future?
