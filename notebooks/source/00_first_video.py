@@ -721,7 +721,7 @@ for name, (t, h, w, text_tokens) in sizes.items():
 # compresses time as well as space, one transformer with full attention over text and video, and a norm that treats the
 # two differently.
 #
-# **Where to read on.** The map above is the package's folder: `minicogvx/text`, `vae`, `diffusion`, `transformer`.
+# **Where to read on.** The map's parts are the package's folders: `minicogvx/text`, `vae`, `diffusion`, `transformer`.
 # Our `denoise` is `sample_loop` there, in `diffusion/sampling.py`. Next: **notebook 01**, video as tensors.
 
 # %% tags=["nbval-ignore-output"]

@@ -143,8 +143,8 @@ outcome("1.1", "playing backwards" if changes[0] > changes[1] else
 
 # %% [markdown]
 # Two lessons. Mirroring clips is a popular way to get more training data; here it makes captions lie, unless *left*
-# becomes *right* in them, too. And motion lies in the order of the frames: backwards, only what reads the same both
-# ways keeps its name. How many frames must one see to name it? We show the oracle three beginnings.
+# becomes *right* in them, too. And motion lies in the order of frames: backwards, only what reads the same both ways
+# keeps its name. How many frames must one see to name a motion? We show the oracle three beginnings.
 
 # %%
 for motion in ("bounces", "moves in a circle", "moves up"):
