@@ -39,9 +39,9 @@ video = pipe(PROMPT)  # t h w c
 show_clip(video, f"Generated from the caption: {PROMPT}.", pipe.fps)
 
 # %% [markdown]
-# Nobody drew this circle. A network with a few million numbers turned noise into it, and the words decided
-# what the noise became. The network is small, but it is built from the same classes as CogVideoX, a published model
-# with up to 5.6 billion numbers ([the paper](https://arxiv.org/abs/2408.06072), section 2). It was trained on two
+# Nobody drew this circle. A network with a few million parameters turned noise into it, and the words decided what the
+# noise became. The network is small, but it is built from the same classes as CogVideoX, a published model whose
+# transformer has up to 5.6 billion ([the paper](https://arxiv.org/abs/2408.06072), section 2). It was trained on two
 # processor cores, on clips of moving shapes that a program drew.
 #
 # In about 75 minutes, including six exercises, you follow this one caption through the whole machine. Afterwards you
@@ -58,7 +58,7 @@ show_figure(draw_machine(pipe), "A map. The caption becomes tokens, then text fe
 # How many numbers did the model have to produce for these two seconds? Guess first.
 #
 # Can a program see the circle in them? A pixel is red where its first number is much larger than the other two. The
-# mean column of the red pixels is where the circle is. That reads only one colour and one direction. The package has an
+# mean column of the red pixels is where the circle is. This reads one colour and one direction. The package has an
 # **oracle** that reads everything: colour, shape, motion, background and number of objects, from the pixels alone.
 
 # %% tags=["nbval-ignore-output"]
@@ -85,7 +85,8 @@ seen = oracle.read(video)
 for thing in seen.objects:
     print(f"the oracle sees a {thing.colour} {thing.shape} that {thing.motion}")
 verdict = oracle.matches(seen, captions.parse_caption(PROMPT))
-print("as the caption asks:", ", ".join(name for name, right in verdict.items() if right and name != "all"))
+print("as the caption asks, or leaves open:",
+      ", ".join(name for name, right in verdict.items() if right and name != "all"))
 
 figure, ((axis,),) = new_figure(width=5, height=2.2)
 axis.plot(range(frames), path, marker="o")
@@ -96,10 +97,10 @@ show_figure(figure, "The circle's column in each of the 17 frames: it rises stea
 # This is why the small model lives in a world of shapes. "Does it obey its caption?" is usually a matter of
 # taste. Here it is a number, and every experiment in this course can be scored.
 #
-# Now it is your turn. An exercise is a function with a gap: write your code in place of the line with `raise`, and run
-# the cell. `check` says whether it is right, and if not, what is wrong. `hint("0.1")` gives one more hint each time,
-# and `solution("0.1")` shows a solution. You may also read on: until your function is right, the package's version
-# stands in for it.
+# Your turn. An exercise is a function with a gap: write your code in place of the line with `raise`, and run the cell.
+# `check` says whether it is right, and if not, what is wrong. `hint("0.1")` gives one more hint each time, and
+# `solution("0.1")` shows a solution. You may also read on: until your function is right, the package's version stands
+# in for it.
 #
 # ### Exercise 0.1: to_screen (difficulty 1 of 3, 10 minutes)
 #
@@ -157,10 +158,11 @@ print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_wor
 # %% [markdown]
 # (The published models split words into pieces, of which they know 32,128.)
 #
-# The number of a word means nothing: *red* is not "larger" than *blue*. So each token picks a row of a table,
-# its **embedding**. Then a small T5 encoder lets the words look at each other.
+# The number of a word means nothing: *red* is not "larger" than *blue*. So each token picks a row of a table, its
+# **embedding**. Then a small text transformer, T5, lets the words look at each other.
 #
-# We change *red* to *blue*. In the table, one row of 32 changes. How many rows change after T5, and which change most?
+# We change *red* to *blue*. From the table alone, one of the caption's 32 rows changes. How many change after T5, and
+# which change most?
 
 # %% tags=["folded"]
 pair = [PROMPT, PROMPT.replace("red", "blue")]
@@ -179,8 +181,8 @@ axis.set_xticks(range(6), labels, rotation=60, ha="right", rotation_mode="anchor
 axis.text(18.5, 0.05, "26 rows of padding", ha="center")
 axis.set(yscale="log", ylim=(0.01, 3), ylabel="relative change")
 axis.legend(loc="upper right")
-show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a logarithmic scale. In the table only "
-            "one row changes; after T5 all of them do, the words around the changed one more than the padding.")
+show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a logarithmic scale. From the table "
+            "alone one row changes; after T5 all of them do, the words around the changed one more than the padding.")
 
 # %% [markdown]
 # Every row reflects the change. *Circle* no longer means "some circle" but "the circle that is red". Even the padding
@@ -192,9 +194,9 @@ show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a 
 # there are 50 million. So the video is made in a smaller space, and enlarged at the end. How far can we shrink a clip
 # and still recover it? A program draws one, so that we know its every pixel.
 #
-# The plain way to shrink is to average: over groups of frames (the first frame stays alone) and over squares of
-# pixels. On the way back every mean fills its block. The quality of the copy is measured in **decibels**: 10 more
-# mean a tenth of the squared error.
+# The plain way to shrink is to average: over groups of frames (the first frame stays alone) and over squares of pixels.
+# On the way back every mean fills its block. The quality of the copy is measured in **decibels**: 10 more means a tenth
+# of the squared error.
 #
 # ### Exercise 0.3: cheapest_average (difficulty 2 of 3, 10 minutes)
 #
@@ -241,13 +243,13 @@ def cheapest_average(clip, target):
 cheapest_average = check("0.3", cheapest_average)
 
 # %% [markdown]
-# Now the learned way: a **variational autoencoder**, VAE for short. It turns this clip into 5,120 numbers, and the copy
-# that comes back has more than 25 decibels.
+# Now the learned way: a **variational autoencoder**, VAE for short. It turns this clip into 5,120 numbers, its
+# **latents**, and the copy that comes back has more than 25 decibels.
 #
-# **Prediction 0.1.** How many numbers must plain averages keep to reach 25 decibels, too?
+# **Prediction 0.1.** How many numbers must plain averages keep to reach 25 decibels?
 
 # %%
-predict("0.1", "about 5,000, as the VAE does", "about 15,000", "50,000 or more")
+predict("0.1", "about 5,000, as the VAE does", "about 15,000", "30,000 or more")
 
 # %% tags=["folded", "nbval-ignore-output"]
 pixels = rearrange(clip * 2 - 1, "t h w c -> 1 c t h w").to(device)
@@ -266,7 +268,7 @@ for name, (count, copy) in copies.items():
     print(f"{count:7,} numbers, {decibels(clip, copy):.1f} dB: {name}")
 needed = averaged(clip, together, side).numel()
 outcome("0.1", "about 5,000, as the VAE does" if needed < 9_000 else
-        "about 15,000" if needed < 30_000 else "50,000 or more")
+        "about 15,000" if needed < 30_000 else "30,000 or more")
 assert decibels(clip, back) > max(25, decibels(clip, copies["averages: groups of 2, 4 x 4 pixels"][1]) + 3)
 
 compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: groups of 2, 4 x 4 pixels"][1],
@@ -279,10 +281,9 @@ compare_clips({"the clip": clip, "averages, 6,912 numbers": copies["averages: gr
 # learned which numbers a video of this world needs. (The cheapest averages keep every frame, because a mean over frames
 # smears whatever moves. The VAE turns four frames into one latent frame without smearing.)
 #
-# Look at the shapes. Height and width shrink by a factor of 8, time by 4: 64 becomes 8, but 17 becomes 5. The first
-# frame stays alone, and the other 16 go in fours. The VAE is **causal**: its convolutions look at their own frame and
-# at earlier ones. So a single picture is a video of one frame. (One of its normalisations does look ahead a little; see
-# notebook 02.)
+# Height and width shrink by a factor of 8, time by 4: 64 becomes 8, but 17 becomes 5. The first frame stays alone, and
+# the other 16 go in fours. The VAE is **causal**: its convolutions look at their own frame and at earlier ones. So a
+# single picture is a video of one frame. (Is the whole network causal, then? Notebook 02 finds out.)
 #
 # What do latents look like?
 
@@ -315,8 +316,8 @@ show_figure(figure, "Above, five frames of the star. Below, the five latent fram
 #
 # $$x_t = a_t\,x_0 + s_t\,\epsilon, \qquad a_t^2 + s_t^2 = 1,$$
 #
-# and the network had to say how to undo it. The **timestep** $t$ runs from 0, almost clean, to 999, nothing but
-# noise. (It has nothing to do with the `t` of `b c t h w`, which counts frames.)
+# and the network had to undo the mixing. The **timestep** $t$ runs from 0, almost clean, to 999, nothing but noise.
+# (The `t` of `b c t h w` is another one: it counts frames.)
 
 # %% tags=["nbval-ignore-output"]
 shape = tuple(latents.shape)
@@ -324,7 +325,7 @@ noise = draw_noise(shape, torch.Generator().manual_seed(0), device=device)  # b 
 show_clip(pipe.decode(noise[:, :, :2])[0], "Two latent frames of pure noise, decoded: flickering blotches of colour, "
           "without any object.", pipe.fps, num_frames=2)
 
-bars = pipe.schedule.alphas_cumprod
+bars = pipe.schedule.alphas_cumprod  # the square of a, for each timestep: the field writes it with a bar
 figure, ((axis,),) = new_figure(width=6, height=2.3)
 axis.plot(bars.sqrt(), label="signal, a")
 axis.plot((1 - bars).sqrt(), label="noise, s", linestyle="--")
@@ -336,14 +337,14 @@ print(f"signal left at timestep 998: {bars[998].sqrt():.4f}; at 999: {bars[999].
 assert bars[999] == 0
 
 # %% [markdown]
-# To make a video we walk backwards from 999. At each step the network sees the noisy latent, the timestep and the
-# text. It answers with $v = a_t\,\epsilon - s_t\,x_0$, and both unknowns follow from it:
+# To make a video we walk backwards from 999. At each step the network sees the noisy latent, the timestep and the text.
+# It answers with $v = a_t\,\epsilon - s_t\,x_0$, from which both unknowns follow:
 #
 # $$x_0 = a_t\,x_t - s_t\,v, \qquad \epsilon = s_t\,x_t + a_t\,v.$$
 #
-# So each step has a guess of the whole clean video. We do not believe it at once. We mix guess and noise again,
-# with a little less noise than before, and ask again. (Many programs began the walk lower, at 960 for 25 steps, and so
-# told the network that pure noise held a trace of signal: [Lin et al.](https://arxiv.org/abs/2305.08891))
+# So each step gives a guess of the whole clean video. We do not believe it at once. We mix guess and noise again, with
+# a little less noise, and ask again. (Many earlier programs began the walk lower, at 960 for 25 steps, and so told the
+# network that pure noise held a trace of signal: [Lin et al.](https://arxiv.org/abs/2305.08891))
 #
 # The network answers twice: once for the empty caption and once for ours. The difference between the two answers is
 # the direction in which our words pull. **Guidance** goes further in that direction than the network did.
@@ -369,7 +370,7 @@ guided = check("0.4", guided)
 
 # %% tags=["folded", "nbval-ignore-output"]
 def signal_and_noise(t):
-    """a and s of timestep t; before timestep 0 there is no noise left."""
+    """a and s of timestep t; at -1, where the walk ends, no noise is left."""
     bar = float(bars[t]) if t >= 0 else 1.0
     return bar ** 0.5, (1 - bar) ** 0.5
 
@@ -386,7 +387,7 @@ def denoise(prompt, steps, scale, seed, before_step=None):
         answers = pipe.transformer(torch.cat([x, x]), torch.tensor([t, t], device=device), text)
         v = guided(*answers.chunk(2), scale)
         x0, epsilon = a * x - s * v, s * x + a * v
-        a, s = signal_and_noise(t - stride)  # where the step lands; the last one at -1, where nothing is noisy any more
+        a, s = signal_and_noise(t - stride)  # where the step lands; the last one lands at -1, without noise
         x = a * x0 + s * epsilon
         guesses.append(x0)
     return x, guesses
@@ -412,7 +413,7 @@ predict("0.2", "four different blurs", "nearly the same blur, four times", "four
 
 # %% tags=["folded", "nbval-ignore-output"]
 walks = {steps: pipe.sample([PROMPT] * 4, num_inference_steps=steps, guidance_scale=1.0, seed=[0, 1, 2, 3])
-         for steps in (1, 25)}  # b c t h w; the only step of one lands on its guess
+         for steps in (1, 25)}  # b c t h w; a walk of one step ends at its first guess
 apart = {steps: (found - found.mean(dim=0)).square().mean().sqrt().item() for steps, found in walks.items()}
 print(f"the four first guesses differ by {apart[1]:.2f}, the four videos after 25 steps by {apart[25]:.2f}")
 outcome("0.2", "nearly the same blur, four times" if apart[1] < apart[25] / 4 else "four different blurs")
@@ -459,9 +460,9 @@ show_figure(figure, "The star's clip in its five groups of frames, each with a g
             "all, one for each video token.")
 
 # %% [markdown]
-# One token covers 2 x 2 latents, each for 8 x 8 pixels and 4 frames: 16 x 16 pixels over 4 frames (or over 1, at the
-# start). Text and video tokens stand in one sequence, 32 + 80 = 112 of them, and every token attends to every other. A
-# patch of the last frame can consult the word *right*, and the patch where the circle began.
+# One token covers 2 x 2 places of a latent frame: 16 x 16 pixels over 4 frames (or over 1, at the start). Text and
+# video tokens stand in one sequence, 32 + 80 = 112 of them, and every token attends to every other. A patch of the last
+# frame can consult the word *right*, and the patch where the circle began.
 #
 # One run of the network takes a few lines. The comments give the shapes.
 
@@ -484,8 +485,8 @@ print(f"{len(pipe.transformer.transformer_blocks)} blocks; largest difference fr
 assert difference.abs().max() < 1e-4
 
 # %% [markdown]
-# The timestep enters every block through its norm, differently for text and for video. That is the *expert* in expert
-# transformer. Later notebooks take each line apart.
+# The timestep enters every block through its norms, differently for text and for video. That is the *expert* in the
+# paper's "expert transformer". Later notebooks take each line apart.
 #
 # ### Exercise 0.5: sequence_length (difficulty 2 of 3, 10 minutes)
 #
@@ -494,7 +495,7 @@ assert difference.abs().max() < 1e-4
 
 # %%
 def sequence_length(frames, height, width, text, patch_t=1):
-    """Size of a video in pixels (4k + 1 frames, sides that 16 divides) and text tokens -> all tokens."""
+    """Size of a video in pixels (4k + 1 frames, sides divisible by 16) and text tokens -> all tokens."""
     ### BEGIN SOLUTION
     latent_frames = (frames - 1) // 4 + 1
     groups = (latent_frames + patch_t - 1) // patch_t
@@ -509,8 +510,8 @@ for count in (1, 17, 33):
 # %% [markdown]
 # ## 6. Change one word
 #
-# The noise stays the same, and one word changes. A single noise could be luck, so we take eight. No caption names the
-# background, and there are four.
+# The noise stays the same, and one word changes. A single noise could be luck, so we take eight. No caption names one
+# of the four backgrounds.
 #
 # **Prediction 0.3.** When *red* becomes *blue*, for how many of the eight noises does the background stay the same?
 
@@ -537,13 +538,14 @@ compare_clips({prompt: pipe.decode(samples[prompt][:1])[0] for prompt in prompts
 
 # %% [markdown]
 # Noise and caption settle *together* what the caption leaves open: a new word can change things that it does not
-# mention. By chance alone the background would stay in one case out of four. (Eight noises are few: see the intervals.)
+# mention. By chance alone the background would stay in one case out of four. (Eight noises are few; of such intervals
+# 95 % contain the true share.)
 #
 # ## 7. Guidance, and the number of steps
 #
 # How much does guidance help when steps are few? We take 24 captions that name shape, colour, motion and background,
-# with the same noise each time. At scale 0 the caption plays no part, and the chance of being right is 1 in
-# 6 x 8 x 13 x 4 = 2,496.
+# each with its own noise, the same in every row. At scale 0 the caption plays no part, and the chance of being right is
+# 1 in 6 x 8 x 13 x 4 = 2,496.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(24, seed=3, two_objects=0.0)
@@ -589,8 +591,8 @@ show_clip(made(16, 3), f"Generated in 16 steps with scale 3 from the caption: {M
 
 # %% [markdown]
 # The row with 1 step shows the first guess. With scale 1 it is an average: the right background, and a soft blur. With
-# a larger scale it lies *beyond* the average, and looks like no video at all; later steps pull it back. With scale 0
-# there is some video of this world, whatever the noise suggests.
+# a larger scale it lies *beyond* the average and looks like no video at all; more steps pull it back. With scale 0,
+# more steps give some video of this world, whatever the noise suggests.
 #
 # ## 8. Start from a picture, or from a clip
 #
@@ -617,7 +619,7 @@ put_back = check("0.6", put_back)
 
 # %% tags=["nbval-ignore-output"]
 def place_of(frame):
-    """Column and row of the mean pixel that differs from the corner's colour, in pixels."""
+    """Mean column and row, in pixels, of what differs from the corner's colour."""
     rows, columns = ((frame - frame[0, 0]).norm(dim=-1) > 0.3).nonzero(as_tuple=True)
     return torch.stack([columns.float().mean(), rows.float().mean()])
 
@@ -669,7 +671,7 @@ explore_sweep(changed, "strength", "A clip of a red circle, made again with the 
 #
 # Now the published models, with the same classes. Their weights fill many gigabytes, so we build them on the **meta
 # device**: every tensor has its shape but no memory. What share of a block's work is attention? With $n$ tokens of
-# width $d$, the block's matrices take $12\,n\,d^2$ multiplications, and attention takes $2\,n^2 d$.
+# width $d$, the block's matrices take $12\,n\,d^2$ multiplications, and attention among tokens takes $2\,n^2 d$.
 
 # %%
 PUBLISHED = {"2b": 1_693_783_872, "5b": 5_570_283_072, "1.5-5b": 5_570_676_352}  # parameters of the transformers
@@ -699,8 +701,8 @@ for name, (t, h, w, text_tokens) in sizes.items():
 #
 # <details><summary>1. Why does the transformer never see a pixel?</summary>
 #
-# Every token attends to every other, so work grows faster than their number. The VAE hands over about 40 times fewer
-# numbers, and the patches make 80 tokens of them.
+# Every token attends to every other, so work grows faster than the number of tokens. The VAE hands over about 40 times
+# fewer numbers, and the patches make 80 tokens of them.
 # </details>
 #
 # <details><summary>2. What does the seed decide, and what does the caption?</summary>
@@ -715,11 +717,11 @@ for name, (t, h, w, text_tokens) in sizes.items():
 # seed. Only the later steps choose one of them.
 # </details>
 #
-# **What the paper found.** Three choices you have met here are its contributions: a VAE that is causal and
-# compresses time as well as space, one transformer with full attention over text and video, and a norm that
-# treats the two differently.
+# **What the paper found.** Three choices you have met here are among its contributions: a VAE that is causal and
+# compresses time as well as space, one transformer with full attention over text and video, and a norm that treats the
+# two differently.
 #
-# **Where to read on.** The map above is the package's folder: `minicogvx/text`, `vae`, `diffusion`, `transformer`.
+# **Where to read on.** The map's parts are the package's folders: `minicogvx/text`, `vae`, `diffusion`, `transformer`.
 # Our `denoise` is `sample_loop` there, in `diffusion/sampling.py`. Next: **notebook 01**, video as tensors.
 
 # %% tags=["nbval-ignore-output"]

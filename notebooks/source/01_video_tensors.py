@@ -43,17 +43,17 @@ show_clip(seen, "A large grey rabbit climbs out of a hole in a green hill, stand
 #
 # A video model never sees a film. It sees a block of numbers of a fixed shape, and a caption. Somebody decided how many
 # frames, how large, which part of the picture, and which words. In about 105 minutes, including exercises, you write
-# the functions that turn a film into such a block, and a small program that reads a clip back. Then you can explain
+# the functions that turn a film into such a block, and part of a program that reads a clip back. Then you can explain
 # what each decision costs ([the paper](https://arxiv.org/abs/2408.06072), section 3).
 #
 # > **The letters of this course**, in code, text and figures:
 # > `b` batch, `c` channels, `t` frames, `h` and `w` height and width, `n` tokens, `d` width of a token.
 # > What a network sees is `b c t h w`, a sequence of tokens `b n d`, a video for people `t h w c` in 0..1.
-# > Frames, rows and columns are counted from 0. Only in the formulas of diffusion, as in $x_t$, is $t$ a timestep.
+# > Frames, rows and columns are counted from 0. Only in the formulas of diffusion is $t$ a timestep.
 #
 # ## 1. How many frames a second?
 #
-# 25 frames a second are more than most models can afford. The published CogVideoX works at 8, version 1.5 at 16. The
+# The film has 25 frames a second, more than most models can afford. CogVideoX works at 8, its version 1.5 at 16. The
 # obvious way from 25 to 8 is to keep every third frame. How many seconds does the result last?
 
 # %%
@@ -73,7 +73,7 @@ print(f"every third frame: {len(every_third)} frames, {len(every_third) / 8} s i
       f"at second 2 it shows second {times[every_third[16]]:.2f}")
 
 # %% [markdown]
-# The film now runs 4 % slower, because 25 / 3 is not 8. In a collection with 24, 25, 30 and 60 frames a second each
+# The film now runs 4 % slower, because 25 / 3 is not 8. In a collection with 24, 25, 30 and 60 frames a second, each
 # film would get its own speed, and a model would learn that things fall at many speeds.
 #
 # ### Exercise 1.1: resample (difficulty 2 of 3, 15 minutes)
@@ -106,8 +106,8 @@ assert torch.allclose(film[index] / 255, package, atol=1e-3)
 show_source(read_video)
 
 # %% [markdown]
-# Now the steps are mostly 3 and sometimes 4. At a moment between two frames we take the *earlier* one, because the
-# later one has not happened yet.
+# Now the steps are mostly 3 and sometimes 4. At a moment between two frames we take the *earlier* one: the later one
+# has not happened yet.
 #
 # ## 2. Time has a direction
 #
@@ -131,7 +131,8 @@ def motion_seen(video):
     return oracle.read(video).objects[0].motion
 
 
-backwards, mirrored = ({motion: motion_seen(examples[motion].flip(axis)) for motion in MOTIONS} for axis in (0, 2))
+backwards, mirrored = ({motion: motion_seen(examples[motion].flip(axis)) for motion in MOTIONS}
+                       for axis in (0, 2))  # of t h w c: time, width
 print(f"{'motion':21s}{'backwards':22s}mirrored")
 for motion in MOTIONS:
     print(f"{motion:21s}{backwards[motion]:22s}{mirrored[motion]}")
@@ -142,8 +143,8 @@ outcome("1.1", "playing backwards" if changes[0] > changes[1] else
 
 # %% [markdown]
 # Two lessons. Mirroring clips is a popular way to get more training data; here it makes captions lie, unless *left*
-# becomes *right* in them, too. And a motion is not in any single frame: it is in their order. How much must one see to
-# name it? We show the oracle the beginnings of three clips.
+# becomes *right* in them, too. And motion lies in the order of frames: backwards, only what reads the same both ways
+# keeps its name. How many frames must one see to name a motion? We show the oracle three beginnings.
 
 # %%
 for motion in ("bounces", "moves in a circle", "moves up"):
@@ -155,8 +156,8 @@ for motion in ("bounces", "moves in a circle", "moves up"):
 # say.) So a caption belongs to the whole clip. Whatever works *while* a film runs can use nothing but the past: that is
 # called **causal**. The VAE of CogVideoX is built this way (notebook 02); the transformer behind it is not.
 #
-# A few frames out of many can mislead as well. The shape bounces twice in 17 frames. We keep some of them, equally
-# spaced. How few still show two bounces? Move the slider.
+# A few frames out of many can mislead, too. The shape bounces twice in 17 frames. We keep a few, equally spaced. How
+# few still show two bounces? Move the slider.
 
 # %%
 def centre_and_mask(frame):
@@ -170,8 +171,8 @@ heights = [1 - centre_and_mask(frame)[1] / 64 for frame in examples["bounces"]] 
 equally_spaced = {kept: [round(16 * i / (kept - 1)) for i in range(kept)] for kept in (3, 4, 5, 6, 9, 17)}
 
 
-def height_of(kept):
-    """The height in all frames, and in those that are kept."""
+def draw_heights(kept):
+    """A figure: the height in all frames, and in those that are kept."""
     figure, ((axis,),) = new_figure(width=6, height=2.3)
     axis.plot(range(17), heights, color="#aaaaaa", label="all 17 frames")
     axis.plot(equally_spaced[kept], [heights[i] for i in equally_spaced[kept]], "o--", label=f"{kept} frames")
@@ -180,7 +181,7 @@ def height_of(kept):
     return figure
 
 
-explore_figure(height_of, "The height of a bouncing shape: a grey curve of two hops, and the frames that are kept",
+explore_figure(draw_heights, "The height of a bouncing shape: a grey curve of two hops, and the frames that are kept",
                kept=list(equally_spaced))
 ups_and_downs = {kept: max(heights[i] for i in places) - min(heights[i] for i in places)
                  for kept, places in equally_spaced.items()}
@@ -214,8 +215,8 @@ for name, seconds, fps, most in (("this film", end, 8, 49), ("6 s for 5B", 6.0, 
 #
 # ### Exercise 1.2: fit_frames (difficulty 2 of 3, 20 minutes)
 #
-# Write it with index arithmetic alone, no interpolation. Each pixel of the result is a pixel of the film. Use one scale
-# for both directions, the smallest at which the picture still covers `height` x `width`, and keep the middle.
+# Use index arithmetic alone, no interpolation: each pixel of the result is a pixel of the film. Use one scale for both
+# directions, the smallest at which the picture still covers `height` x `width`, and keep the middle.
 
 # %%
 def fit_frames(frames, height, width):
@@ -246,15 +247,15 @@ predict("1.2", "a fence that moves right", "a fence that moves left", "an even g
 # %% tags=["folded"]
 columns = torch.arange(120)
 fence = torch.stack([(columns - move) % 6 < 3 for move in range(24)])  # t w
-fence = (40 + 170 * fence)[:, None, :, None].expand(-1, 120, -1, 3).to(torch.uint8)  # bright boards, dark gaps
+fence = (40 + 170 * fence)[:, None, :, None].expand(-1, 120, -1, 3).to(torch.uint8)  # t h w c: boards bright
 small = {"single pixels": fit_frames(fence, 24, 24) / 255, "means": resize_and_crop(fence, 24, 24)}
 misses = {}
 for name, video in small.items():
     inside = video[:, :, 4:-4]  # not the edges, where a mean has fewer pixels to take
     misses[name] = {step: (inside[1:] - inside[:-1].roll(step, dims=2))[:, :, 1:-1].abs().mean().item()
-                    for step in (1, -1)}  # moved one column to the right, or to the left: the frame that comes next?
-    print(f"{name:14s}values {inside.min():.2f} to {inside.max():.2f}; moved right by one it misses the next frame by "
-          f"{misses[name][1]:.2f}, moved left by {misses[name][-1]:.2f}")
+                    for step in (1, -1)}  # from the next frame, after a move of one column to the right or the left
+    print(f"{name:14s}values {inside.min():.2f} to {inside.max():.2f}; moved right by one, a frame misses the next by "
+          f"{misses[name][1]:.2f}; moved left, by {misses[name][-1]:.2f}")
 right, left = misses["single pixels"][1], misses["single pixels"][-1]
 outcome("1.2", "an even grey" if small["single pixels"].std() < 0.1 else
         "a fence that moves right" if right < left else "a fence that moves left")
@@ -271,7 +272,7 @@ show_source(resize_and_crop)
 #
 # ## 5. Which part of the picture?
 #
-# The crop has a price, too. How much of the frame is left in a square, and how much in 480 x 720?
+# The crop has a price, too. How much of a frame is left in a square, in 480 x 720, and in the best of nine sizes?
 
 # %%
 buckets = aspect_buckets(480, 720)  # nine sizes of nearly equal area, from 832 x 416 to 416 x 832
@@ -279,8 +280,8 @@ for name, (h, w) in {"phone 9:16": (16, 9), "old film 4:3": (3, 4), "wide 16:9":
                      "cinema 2.39:1": (100, 239)}.items():
     nearest = choose_bucket(h, w, buckets)
     square, wide, best = (100 * kept_share(h, w, size) for size in ((64, 64), (480, 720), nearest))
-    print(f"{name:14s} in a square: {square:3.0f} % is left; in 480 x 720: {wide:3.0f} %; in the best bucket: "
-          f"{best:3.0f} %")
+    print(f"{name:14s} in a square: {square:3.0f} % is left; in 480 x 720: {wide:3.0f} %; in the best of nine "
+          f"sizes: {best:3.0f} %")
 
 # %% [markdown]
 # An upright film loses more than half in 480 x 720, often somebody's head or feet. But a *batch*, the clips of one
@@ -293,9 +294,9 @@ for name, (h, w) in {"phone 9:16": (16, 9), "old film 4:3": (3, 4), "wide 16:9":
 #
 # ### Exercise 1.3: pack_clips (difficulty 2 of 3, 15 minutes)
 #
-# Find out how full the sequences can be. Each pack is a list of clip numbers. Every clip belongs to one pack, and no
-# pack holds more than `capacity` tokens. Clips taken in order, with a new pack as soon as one does not fit, fill about
-# four fifths. Yours must be 90 % full or more, on average.
+# Find out how full the sequences can be. A pack lists the numbers of the clips in one sequence. Every clip belongs to
+# one pack, and no pack holds more than `capacity` tokens. Clips taken in order, with a new pack as soon as one does not
+# fit, fill about four fifths. Yours must be 90 % full or more, on average.
 
 # %%
 def pack_clips(tokens, capacity):
@@ -323,7 +324,7 @@ pack_clips = check("1.3", pack_clips)
 # %%
 chance = random.Random(0)
 lengths = [chance.choice((1, 9, 17, 33, 49)) for _ in range(150)]
-tokens = [226 + (1 + (count - 1) // 4) * (h // 16) * (w // 16) for count in lengths
+tokens = [226 + (1 + (count - 1) // 4) * (h // 16) * (w // 16) for count in lengths  # 226 of text, then the video's
           for h, w in [chance.choice(((256, 384), (384, 256), (320, 576), (480, 720)))]]
 ways = {"one clip per sequence": [[i] for i in range(150)], "packed": pack_clips(tokens, 20_000)}
 for name, packs in ways.items():
@@ -364,9 +365,9 @@ def latent_numbers(frames, height, width):
     return 16 * (1 + (frames - 1) // 4) * (height // 8) * (width // 8)
 
 
-on_disk, in_latents = FILM.stat().st_size, 2 * latent_numbers(73, 176, 320)
+on_disk, in_latents = FILM.stat().st_size, 2 * latent_numbers(73, 176, 320)  # 4k + 1 frames, sides divisible by 8
 print(f"this film, 75 frames: raw {film.numel() / 1e3:,.0f} kB, mp4 {on_disk / 1e3:.0f} kB; "
-      f"its first 73 frames as latents: {in_latents / 1e3:,.0f} kB")
+      f"its first 73 frames, cropped to 176 x 320, as latents: {in_latents / 1e3:,.0f} kB")
 outcome("1.3", "the latents" if in_latents < on_disk / 1.5 else
         "the mp4" if on_disk < in_latents / 1.5 else "about the same")
 for name, (t, h, w) in {"CogVideoX": (49, 480, 720), "CogVideoX 1.5": (81, 768, 1360)}.items():
@@ -416,9 +417,10 @@ clip = render(Scene((cross,), "grey"), 17, 64, 64)  # t h w c
 def drawn_alike(frame):
     """The object's mask (h w), and for each shape its mask if drawn with the same centre and area."""
     x, y, mask = centre_and_mask(frame)
-    pixel = torch.arange(64).numpy() + 0.5
-    return mask, {shape: torch.from_numpy(coverage(shape, pixel[None, :] - x, pixel[:, None] - y, math.sqrt(
-        mask.sum().item() / UNIT_AREA[shape]))) > 0.5 for shape in SHAPES}
+    pixel, area = torch.arange(64).numpy() + 0.5, mask.sum().item()
+    right, down = pixel[None, :] - x, pixel[:, None] - y  # how far each pixel lies from the centre
+    return mask, {shape: torch.from_numpy(coverage(shape, right, down, math.sqrt(area / UNIT_AREA[shape]))) > 0.5
+                  for shape in SHAPES}
 
 
 mask, candidates = drawn_alike(clip[8])
@@ -524,7 +526,7 @@ compare_clips({name: forgeries[name] for name in shown},
 
 # %% [markdown]
 # The oracle notices shuffled frames and a colour between two of the palette. It lets the others through. Its tolerances
-# are deliberate: generated clips are never exact, so a fifth of the frames may miss the object, and a path may stray a
+# are deliberate: generated clips are never exact, so a fifth of the frames may lack the object, and a path may stray a
 # little. The oracle answers one question, "is it what the caption asked for?". Whether a clip is smooth and sharp,
 # other measures must say; notebook 02 has one for flicker.
 #
@@ -542,9 +544,8 @@ print(f"our split: {len(SPLITS['held_out'])} of {len(TRIPLES)} combinations are 
 # %% [markdown]
 # ## 8. Which words?
 #
-# A clip can be described in a few words or in many. The dense caption also says how large the object is and where it
-# starts. How much is that worth? A caption describes many clips: all those that it fits. What it leaves open, a model
-# cannot learn from it.
+# A clip can be described in a few words or in many. A **dense** caption also says how large the object is and where it
+# starts. A caption describes many clips: all those that it fits. What it leaves open, a model cannot learn from it.
 #
 # Take 20,000 scenes with captions of both kinds. How many of the scenes does a short caption fit, and how many a dense
 # one? We also guess, from the caption alone, where the object starts and how large it is. The best guess is the mean
@@ -572,10 +573,10 @@ show_figure(figure, "Typical error of the best guess for start and radius: large
 # %% [markdown]
 # With a dense caption the error is less than half of that with a short one. (Even a short one says something about the
 # start: what moves right must begin on the left.) From short captions, no training in the world can teach a model to
-# place the circle on request: the request is not in them.
+# place an object on request: the request is not in them.
 #
-# Does our model know? It was trained on both kinds, half and half. We ask for the same clip eight times, each time from
-# different noise. In which rows do the circles stand in nearly the same place?
+# Can our model do it? It was trained on both kinds, half and half. We ask for the same clip eight times, each time from
+# different noise. For which captions do the circles start in nearly the same place?
 
 # %% tags=["nbval-ignore-output"]
 wishes = {"short": "a red circle moves right on a black background",
@@ -602,7 +603,7 @@ for name, places in centres.items():
 assert centres["dense, top left"][:, 1].mean() + 0.2 < centres["dense, bottom left"][:, 1].mean()
 
 # %% [markdown]
-# The rows follow the dense caption. The counts say whether *left* is always obeyed: the caption names both sides,
+# The heights follow the dense captions. The counts say whether *left* is always obeyed: the captions name both sides,
 # *left* for the start and *right* for the motion. A dense caption makes control possible; whether a model has learned
 # it must be measured.
 #

@@ -3,8 +3,8 @@
 #
 # **How do you make a clip 40 times smaller while it is still being filmed?**
 #
-# On the left, a clip drawn by a program. On the right, the same clip after it was squeezed into a fortieth as many
-# numbers and unpacked again.
+# On the left, a clip drawn by a program. On the right, the same clip, squeezed into a fortieth of its numbers and
+# unpacked again.
 
 # %% tags=["nbval-ignore-output"]
 from dataclasses import replace
@@ -42,7 +42,7 @@ def to_pixels(clip):
 
 
 def to_clip(pixels):
-    """And back."""
+    """The way back: what the model sees, as a clip for people."""
     return (rearrange(pixels.cpu(), "1 c t h w -> t h w c") / 2 + 0.5).clamp(0, 1)
 
 
@@ -55,10 +55,10 @@ compare_clips({"the clip": clip, "after the VAE": back}, "A purple ring moves ri
                                                          "and once after the VAE.", pipe.fps)
 
 # %% [markdown]
-# The machine that does this is a **variational autoencoder**, VAE. Its encoder turns pixels into *latents*; its
-# decoder turns latents into pixels. CogVideoX uses one VAE for all its sizes ([the
-# paper](https://arxiv.org/abs/2408.06072), section 2.1). It is *3D*, because it shrinks time as well as height and
-# width, and *causal*, because it does not look ahead.
+# The machine that does this is a **variational autoencoder**, VAE. Its encoder turns pixels into *latents*; its decoder
+# turns latents into pixels. CogVideoX uses one VAE for all its models ([the paper](https://arxiv.org/abs/2408.06072),
+# section 2.1). It is *3D*, because it shrinks time as well as height and width, and *causal*, because its convolutions
+# do not look ahead.
 #
 # Here you build it: its convolution, its encoder, into which you load the toy's trained weights, and the way back.
 # You let a clip stream through it piece by piece. On the way two results come out wrong, and you build the instrument
@@ -118,8 +118,8 @@ show_figure(figure, "Left, the light jumps at frame 4. The convolution over both
 # ### Exercise 2.1: pad_past (difficulty 1 of 3, 10 minutes)
 #
 # Write the padding for real videos, `b c t h w`: put copies of the first frame in front, one for each frame that a
-# causal kernel of `kernel_size` frames lacks at frame 0. Stuck? `hint("2.1")` gives one hint at a time, three in all;
-# `solution("2.1")` shows a solution.
+# causal kernel of `kernel_size` frames lacks at frame 0. (Stuck? `hint("2.1")`, three times, and then
+# `solution("2.1")`.)
 
 # %%
 def pad_past(x, kernel_size):
@@ -226,9 +226,9 @@ show_source(halve_time)
 class Causal3d(nn.Module):
     """A causal 3 x 3 x 3 convolution."""
 
-    def __init__(self, inside, outside):
+    def __init__(self, c_in, c_out):
         super().__init__()
-        self.conv = nn.Conv3d(inside, outside, 3, padding=(0, 1, 1))
+        self.conv = nn.Conv3d(c_in, c_out, 3, padding=(0, 1, 1))
 
     def forward(self, x):
         return self.conv(pad_past(x, 3))
@@ -237,11 +237,11 @@ class Causal3d(nn.Module):
 class ResBlock(nn.Module):
     """The input, plus what two rounds of norm, SiLU and convolution make of it."""
 
-    def __init__(self, inside, outside, groups):
+    def __init__(self, c_in, c_out, groups):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, inside, eps=1e-6), nn.GroupNorm(groups, outside, eps=1e-6)
-        self.conv1, self.conv2 = Causal3d(inside, outside), Causal3d(outside, outside)
-        self.conv_shortcut = nn.Conv3d(inside, outside, 1) if inside != outside else nn.Identity()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, c_in, eps=1e-6), nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.conv1, self.conv2 = Causal3d(c_in, c_out), Causal3d(c_out, c_out)
+        self.conv_shortcut = nn.Conv3d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -272,10 +272,10 @@ print({name: getattr(vae.config, name) for name in ("block_out_channels", "layer
 # ### Exercise 2.2: MyEncoder (difficulty 3 of 3, 30 minutes)
 #
 # Assemble the encoder for any `config` (of the class `VAEConfig`, its fields as printed), with attributes of exactly
-# these names, so that the checkpoint fits. Stage $i$ has `layers_per_block` blocks of width `block_out_channels[i]`.
-# Every stage but the last ends in a `Shrink`, and the first ones halve time: two of them for a ratio of 4. Then come
-# two blocks, a norm, SiLU, and a convolution to twice `latent_channels`: a mean and a log-variance for each latent
-# value.
+# the names printed, so that the checkpoint fits. Stage $i$ has `layers_per_block` blocks of width
+# `block_out_channels[i]`. Every stage but the last ends in a `Shrink`, and the first ones halve time: two of them for a
+# ratio of 4. Then come two blocks, a norm (`eps` as in `ResBlock`), SiLU, and a convolution to twice `latent_channels`:
+# a mean and a log-variance for each latent value.
 
 # %%
 class MyEncoder(nn.Module):
@@ -332,7 +332,8 @@ assert apart(mean, at_once) < 1e-3
 #
 # ## 4. The way back
 #
-# The decoder has the same blocks, and doubles where the encoder halved. In time it repeats every frame but the first.
+# The decoder has similar blocks. It doubles height and width three times, and in the first two of these steps time as
+# well: every frame but the first is repeated.
 #
 # ### Exercise 2.3: stretch (difficulty 1 of 3, 10 minutes)
 #
@@ -351,8 +352,8 @@ def stretch(z, frames):
 stretch = check("2.3", stretch)
 
 # %% [markdown]
-# One part is peculiar to the decoder. Each of its norms reads the latent $z$ once more: its scale $y$ and shift $b$
-# are convolutions of $z$ with a kernel of one place, so they differ from place to place. That is a **spatial norm**,
+# One part is peculiar to the decoder. Each of its norms reads the latent $z$ again: its scale $y$ and shift $b$ are 1 x
+# 1 x 1 convolutions of $z$, so they differ from place to place. That is a **spatial norm**, here with its SiLU,
 # $\mathrm{silu}(\mathrm{norm}(x)\,y(z) + b(z))$. Here is the whole decoder by hand.
 
 # %%
@@ -444,7 +445,7 @@ stream = check("2.4", stream)
 # for each convolution in the network.
 #
 # **Prediction 2.2.** A clip of 41 frames goes through the whole encoder in pieces of 1, 4, 4, ... frames, every
-# convolution with its cache: do its latents agree with those of the clip in one piece?
+# convolution with its cache: do the latents agree with those of the clip in one piece?
 
 # %%
 predict("2.2", "all 11 latent frames agree", "some agree", "none agrees")
@@ -474,16 +475,16 @@ outcome("2.2", "all 11 latent frames agree" if agree == 11 else "some agree" if 
 assert held[1] == held[-1] and agree < 11
 
 # %% [markdown]
-# The memory does not grow: that part works. But the latents are not those of the whole clip, although every
-# convolution has its cache. Here is our **second clue**.
+# The memory does not grow: that part works. But the latents are not those of the whole clip, although every convolution
+# has its cache: our **second clue**.
 #
 # ## 6. How a piece knows that it begins the clip
 #
 # Before the hunt, a riddle. The first frame must stay alone, but only in the first piece. How does a piece know which
-# one it is? In `diffusers` its number of frames tells: an *odd* count begins a clip, an *even* one continues it. 49
-# frames go in as pieces of 9, 8, 8, 8, 8 and 8, and come back from pieces of 3, 2, 2, 2, 2 and 2 latents. At every
-# halving and doubling, an odd count leaves its first frame alone and an even one does not. Our version asks the cache
-# (`cache.start`).
+# one it is? In the `diffusers` library its number of frames tells: an *odd* count begins a clip, an *even* one
+# continues it. 49 frames go in as pieces of 9, 8, 8, 8, 8 and 8, and come back from pieces of 3, 2, 2, 2, 2 and 2
+# latents. At every halving and doubling, an odd count leaves its first frame alone and an even one does not. Our
+# version asks the cache (`cache.start`).
 #
 # ### Exercise 2.5: comes_back, find out (difficulty 2 of 3, 15 minutes)
 #
@@ -533,9 +534,9 @@ show_source(Upsample)
 show_source(first_stays_single)
 
 # %% [markdown]
-# 5 frames become 3 and then 2 latents. The decoder sees an even count, takes it for the middle of a clip, and makes 4
-# and then 8. Of the lengths 4k + 1 only 8k + 1 are safe. Here the rule is a named option, and the toy's marks the
-# start, so every 4k + 1 comes back.
+# 5 frames shrink to 3, then to 2. The decoder sees an even count, takes it for the middle of a clip, and makes 4 and
+# then 8. Of the lengths 4k + 1 only 8k + 1 are safe. Our package makes the rule an option. The toy marks the start
+# instead, so every 4k + 1 comes back.
 #
 # ## 7. What leaks the future?
 #
@@ -606,7 +607,7 @@ show_figure(figure, "How far each latent frame moves when the last frame of the 
 # pieces of 8 frames the leak ends at the border of a piece, but within the piece it is stronger, because fewer frames
 # share the statistics.
 #
-# With `norm_over="frame"` each frame has its own statistics, and the last answer is clean. Does that explain both
+# With `norm_over="frame"` each frame has its own statistics, and the last network is clean. Does that explain both
 # clues? And what does it cost a network that was trained the other way?
 
 # %% tags=["nbval-ignore-output"]
@@ -654,8 +655,8 @@ show_figure(figure, "Above, five frames of the clip. Below, the five latent fram
                     "colours: a blot differs from its surroundings and moves to the right with the ring.")
 
 # %% [markdown]
-# A coarse map of the clip. If a place in it speaks for its own pixels, we can cut and paste with latents: the left
-# half of one clip's, the right half of another's. And if we change a single place, how far does the change reach?
+# The latents are a coarse map of the clip. If each place speaks for its own pixels, we can cut and paste: the left half
+# of one clip's latents, the right half of another's. And if we change a single place, how far does the change reach?
 
 # %% tags=["nbval-ignore-output"]
 left = Scene((ShapeObject("circle", "red", "moves up", x=0.25, y=0.72, radius=0.17, speed=0.44),), "navy")
@@ -666,7 +667,7 @@ pasted = to_clip(vae.decode(torch.cat([z_one[..., :4], z_two[..., 4:]], dim=-1))
 compare_clips({"first clip": one, "second clip": two, "pasted latents": pasted},
               "A red circle moves up on the left, over navy; a cyan cross moves down on the right, over brown; decoded "
               "from the pasted latents, both move in one clip, half navy and half brown.", pipe.fps)
-plain, seen = vae.decode(latents), {}
+plain, shares = vae.decode(latents), {}  # of the change, for each place that was tried
 
 
 def influence(row, column):
@@ -677,11 +678,11 @@ def influence(row, column):
     own = change[5:9].mean(dim=0)  # frames 5 to 8 are those of latent frame 2
     top, side = 8 * row, 8 * column
     near = own[max(top - 8, 0):top + 16, max(side - 8, 0):side + 16]
-    seen[row, column] = [(own[top:top + 8, side:side + 8].sum() / own.sum()).item(), (near.sum() / own.sum()).item(),
-                         (change[5:9].sum() / change.sum()).item()]
+    shares[row, column] = [(own[top:top + 8, side:side + 8].sum() / own.sum()).item(), (near.sum() / own.sum()).item(),
+                           (change[5:9].sum() / change.sum()).item()]
     figure, (axes,) = new_figure(1, 2, width=7, height=2.6)
     axes[0].imshow(own, cmap="magma")
-    axes[0].contour(clip[7, :, :, 0].numpy(), levels=[0.4], colors="white", linewidths=0.6)  # the ring, in its red
+    axes[0].contour(clip[7, :, :, 0].numpy(), levels=[0.4], colors="white", linewidths=0.6)  # the ring's outline
     axes[0].plot([side - 0.5, side + 7.5, side + 7.5, side - 0.5, side - 0.5],
                  [top - 0.5, top - 0.5, top + 7.5, top + 7.5, top - 0.5], color="#56B4E9")
     axes[0].set(xticks=[], yticks=[], title="mean change, frames 5 to 8")
@@ -696,26 +697,26 @@ def influence(row, column):
 explore_figure(influence, "The reach of one place", row=range(8), column=range(8))
 for place in ((2, 2), (2, 5), (5, 2), (5, 5)):
     influence(*place)
-own, near, in_time = (sum(shares) / len(seen) for shares in zip(*seen.values()))
+own, near, in_time = (sum(each) / len(shares) for each in zip(*shares.values()))
 print(f"of the change in frames 5 to 8, {100 * own:.0f} % lies in the place's own 8 x 8 pixels and {100 * near:.0f} % "
       f"in the 24 x 24 around it; {100 * in_time:.0f} % of all change lies in these four frames")
 assert own > 0.2 and near > 0.6
 
 # %% [markdown]
-# A clip that nobody drew, with a clean line where the backgrounds meet. (Shapes may fray: the decoder now sees other
-# neighbours and other statistics.) A place in the latents speaks first for its own 8 x 8 pixels, then for its
-# neighbours'. It reaches into later frames, and through the norms a little into earlier ones. A diffusion model can
-# compose in this space almost as one composes an image.
+# The pasted latents give a clip that nobody drew, with a clean line where the backgrounds meet. (Shapes may fray: the
+# decoder now sees other neighbours and other statistics.) A place in the latents speaks first for its own 8 x 8 pixels,
+# then for its neighbours'. It reaches into later frames, and through the norms a little into earlier ones. A diffusion
+# model can compose in this space almost as one composes an image.
 #
 # ## 9. Flicker
 #
 # Why not simply encode each frame as an image, with a 2D VAE? The usual answer is that such a video would flicker. Is
-# that true? Flicker is what changes from one frame to the next (`flicker`, in grey levels of 0 to 255; paper, Table
-# 1). Motion counts, too, so we also look at clips in which nothing moves.
+# that true? Flicker is how much pixels change from one frame to the next (`flicker`, in grey levels of 0 to 255; paper,
+# Table 1). Motion counts, too, so we also look at clips in which nothing moves.
 #
 # We use the same network in two ways. *As a clip*: 17 frames become 5 latent frames. *Frame by frame*, as a 2D VAE
 # works: each frame is encoded and decoded alone, 17 latent frames in all. A diffusion model never makes latents quite
-# right. So we also add an error to each latent value: $0.2\,\epsilon$, with $\epsilon$ standard normal.
+# right. So we also try an error on each latent value: $0.2\,\epsilon$, with $\epsilon$ standard normal.
 #
 # **Prediction 2.4.** With perfect latents, which way gives the better picture (PSNR) of clips that move?
 
@@ -777,17 +778,17 @@ show_figure(figure, "One row of pixels of these clips, one frame below another. 
 # Without an error a still clip does not flicker, either way: equal frames have equal codes, and as the padding repeats
 # the first frame, every layer sees the same at every moment.
 #
-# Frame by frame has an advantage that is easily forgotten: it spends 17 latent frames where the clip has 5. The
-# difference comes with the error. Frame by frame, each frame gets an error of its own. As a clip, four frames share
-# one, and the decoder's convolutions smooth it over time. So the 3D VAE leaves a generator fewer chances to
-# contradict itself from frame to frame: a narrower reason than is usually given. (This VAE was trained on clips; one
-# trained on images would do better on single frames.)
+# For quality, frame by frame has an advantage that is easily forgotten: it spends 17 latent frames where the clip has
+# 5. For flicker, the error makes the difference. Frame by frame, each frame gets an error of its own. As a clip, four
+# frames share one, and the decoder's convolutions smooth it over time. So the 3D VAE leaves a generator fewer chances
+# to contradict itself from frame to frame: a narrower reason than is usually given. (This VAE was trained on clips; one
+# trained on images might do better on single frames.)
 #
 # ## 10. At full size
 #
-# The published VAE is the same class with wider layers. On the **meta device** a tensor has a shape and no memory, so
-# we can send a whole clip through: 49 frames of 480 x 720 pixels, six seconds. How large is its largest tensor when
-# all 13 latent frames are decoded at once? And in pieces of two, as published?
+# The published VAE is the same class with more and wider layers. On the **meta device** a tensor has a shape and no
+# memory, so we can send a whole clip through: 49 frames of 480 x 720 pixels, six seconds. How large is its largest
+# tensor when all 13 latent frames are decoded at once? And in pieces of two, as published?
 
 # %%
 with torch.device("meta"):
@@ -845,10 +846,11 @@ for chunk in (None, 2):
 # little, within the piece.
 # </details>
 #
-# **What the paper found.** Its Table 1 compares VAEs on real videos. A 2D VAE (8 x 8 x 1, 4 channels) has flicker
-# 93.2 and 28.4 dB; the 3D one that became CogVideoX (8 x 8 x 4, 16 channels) has 86.3 and 28.7 dB. Two things changed
-# at once, time and channels, and the paper gives no unit of flicker: its numbers cannot be compared with ours, only
-# its order. Far stronger compression (16 x 16 x 8) made convergence very hard; the authors name it as future work.
+# **What the paper found.** Its Table 1 compares VAEs on real videos. A 2D VAE (8 x 8 x 1, 4 channels) has flicker 93.2
+# and 28.4 dB; the 3D one that became CogVideoX (8 x 8 x 4, 16 channels) has 86.3 and 28.7 dB. At least two things
+# changed at once, time and channels, and the paper gives no unit of flicker: its numbers cannot be compared with ours,
+# only its order. Far stronger compression (16 x 16 x 8) made convergence extremely difficult; the authors name it as
+# future work.
 #
 # **Where to read on.** `minicogvx/vae/autoencoder.py` is the whole VAE on one page, made of `blocks.py` and
 # `layers.py`. `tiling.py` cuts large frames as this notebook cut long clips. How the VAE *learns* is the question of
