@@ -709,8 +709,8 @@ for h, w in ((30, 45), (60, 90), (45, 30)):
 
 # %% [markdown]
 # Where the grid fills the base, the published rule, that of `diffusers`, agrees with yours. Where something is left
-# over, it rounds to whole tokens and ends a little early. That is a slip. The package keeps it, because its numbers
-# must be the same.
+# over, it rounds to whole tokens and ends a little early, by a slip. The package keeps it, because its numbers must be
+# the same.
 #
 # **All yours.** Your functions turn and score the toy's own queries and keys. Do they agree with the package's?
 

@@ -133,7 +133,7 @@ assert largest_gap(naive, attention(q, k, v)[0, 0]) < 1e-4
 # %% [markdown]
 # ### Exercise 8.1: attention from scratch (difficulty 1 of 3, 10 minutes)
 #
-# Several heads, without a ready-made attention. The width of q, k and v is `(heads d)`. `hint("8.1")` gives one more
+# Several heads, without PyTorch's own attention. The width of q, k and v is `(heads d)`. `hint("8.1")` gives one more
 # hint each time, `solution("8.1")` a solution.
 
 # %% tags=["nbval-ignore-output"]
@@ -512,7 +512,7 @@ show_figure(figure, "For each of the six blocks four bars: how much the shape's 
                     "earlier frames, at the shape elsewhere, at background elsewhere, and at text. Dots are heads.")
 
 # %% [markdown]
-# Its own place is all that 2D+1D would show it directly of an earlier frame. The shape elsewhere is what full attention
+# Its own place is all that 2D+1D would show B directly of an earlier frame. The shape elsewhere is what full attention
 # is for. The mean over heads hides most of it: look at the dots.
 #
 # ### Exercise 8.5: find the head that follows (difficulty 2 of 3, 15 minutes)
@@ -739,7 +739,7 @@ assert largest_gap(mine, pipe.transformer(noise, last, text)) < 1e-2
 #
 # Now section 4's question, with training: a world of two frames of 4 x 4 tokens. Each token of frame 0 carries a vector
 # and a label. Frame 1 holds the same vectors without labels, and some of them at another place. Each token of frame 1
-# must give the label of its twin. No words can carry messages. A loss of 1 means knowing nothing.
+# must give the label of its twin. There is no text. A loss of 1 means knowing nothing.
 #
 # `minicogvx ablate twins --seeds 5` trained small transformers with both kinds of attention in three worlds: of 16
 # tokens, 0, 8 or 16 have moved. Below we also train one block of each, for 100 steps.
