@@ -734,9 +734,9 @@ outcome("7.4", said[gain_of(studied, "expert", "shared").verdict])
 # In the paper expert comes out ahead of both. Where an interval above excludes 0, in either direction, that is no
 # accident of one seed. (Of many bars, though, one may miss 0 by chance.) It is a finding about *this* size: networks a
 # thousand times smaller than the smallest published one, with 75 words to learn. The larger time embedding of *shared*
-# may help by itself; we did not test that. A share of captions that is near 0 for all, as for shapes that the oracle
-# does not recognise yet, compares nothing. And do not count a run twice: *expert* here and *full* in notebook 08 are
-# the same five runs.
+# may help by itself, and the smaller width of *separate* may hurt; we tested neither. A share of captions that is near
+# 0 for all, as for shapes that the oracle does not recognise yet, compares nothing. And do not count a run twice:
+# *expert* here and *full* in notebook 08 are the same five runs.
 #
 # ## 9. At full size
 #
