@@ -58,8 +58,8 @@ compare_clips({"the toy": film, "without positions": lost},
               f"Two clips of '{PROMPT}'. With positions a star, without them a brown background and no star.", pipe.fps)
 
 # %% [markdown]
-# On the right, one thing was taken out: the part that tells each patch where it stands. *Brown* still gets
-# through, because it is true everywhere. A star is true only somewhere.
+# From the second clip one thing was taken away: what tells each patch where it stands. *Brown* still gets through,
+# because it is the same for every patch. The star is at a few, and no patch can tell whether it is one of them.
 #
 # You will cut latents into patches, build both position codes of CogVideoX by hand, and see what five training runs of
 # each show. Afterwards you can explain how the 2B's table and the 5B's rotation tell a patch where it is, and predict
@@ -148,8 +148,8 @@ show_source(PatchEmbed.forward)
 #
 # ### Exercise 6.1: back from patches (difficulty 1 of 3, 10 minutes)
 #
-# At its end the transformer holds tokens, and the VAE wants latents. `hint("6.1")` gives one more hint each time,
-# `solution("6.1")` a solution.
+# At its end the transformer holds tokens, and the VAE wants latents. Write the way back. `hint("6.1")` gives one more
+# hint each time, `solution("6.1")` a solution.
 
 # %%
 def from_patches(tokens, grid, patch_t, patch):
@@ -202,8 +202,8 @@ outcome("6.1", "the same answer, shuffled in the same way" if gaps["without posi
 #
 # ## 3. Add a table
 #
-# The oldest remedy, which the 2B uses: add to each token a vector that says where it is. A coordinate $x$
-# becomes waves of many lengths,
+# The oldest remedy, which the 2B uses: add to each token a vector that says where it is. A coordinate $x$ becomes $m$
+# sines and $m$ cosines, of many wavelengths,
 #
 # $$\sin(\omega_i x),\quad \cos(\omega_i x), \qquad \omega_i = 10000^{-i/m}, \quad i = 0 \ldots m-1.$$
 #
@@ -246,15 +246,14 @@ show_figure(figure, "Left, 80 rows of 256 channels: the first quarter changes ev
 # %% [markdown]
 # (The division by 1.875 = 480/256 is left from training that began at 256 pixels.)
 #
-# Now two tokens with contents $x, y$ and places $p, r$ are compared. With query and key matrices $Q$ and $K$
-# the score has four parts:
+# Now two tokens with contents $x, y$ and place vectors $p, r$ are compared. With query and key matrices $Q$ and $K$ the
+# score has four parts:
 #
 # $$Q(x+p)\cdot K(y+r) = Qx\cdot Ky \;+\; Qx\cdot Kr \;+\; Qp\cdot Ky \;+\; Qp\cdot Kr.$$
 #
-# Place and content are mixed in one vector, and the network must learn to separate them. *How far apart are these
-# two?* is in there as well, in the last of the four terms: without $Q$ and $K$ it would be the picture on the right, a
-# function of the distance alone. But the network has to learn to read it, and may lose it again. With the next method
-# it cannot help reading it.
+# Place and content are mixed in one vector, and the network must learn to separate them. *How far apart are these two?*
+# is in there as well, in the last of the four parts: without $Q$ and $K$ it would be the picture on the right, a
+# function of the distance alone. But $Q$ and $K$ have to learn to keep that. The next method builds it in.
 #
 # ## 4. Turn instead of adding
 #
@@ -286,13 +285,13 @@ assert largest_gap(*scores) < 1e-5
 
 # %% [markdown]
 # Both turn by the same amount, so the angle between them stays the same. The product of two arrows is length times
-# length times the cosine of that angle: content gives the lengths and the angle at the start, distance the rest.
+# length times the cosine of that angle: content gives the lengths and the angle before any turn, distance the rest.
 #
-# One pair alone starts again after a full turn. So, as before, there are many: at each step to the next place, pair
-# $i$ of $d$ channels turns by $\theta_i = 10000^{-2i/d}$.
+# One pair alone repeats after a full turn. So, as before, there are many: at each step to the next place, pair $i$ of
+# $d$ channels turns by $\theta_i = 10000^{-2i/d}$.
 #
-# Here it is in numbers. The same content stands at each of 24 places, so only the place can make a difference. Left:
-# places added as in section 3, then random $Q$ and $K$. Right: the same $Q$ and $K$, then RoPE.
+# In numbers: the same content stands at each of 24 places, so only the place can make a difference. Left: places added
+# as in section 3, then random $Q$ and $K$. Right: the same $Q$ and $K$, then RoPE.
 
 # %% tags=["nbval-ignore-output"]
 def rope_by_hand(x, place):
@@ -318,13 +317,13 @@ for axis, scores, title in zip(axes, (by_table, by_rope), ("table added", "RoPE"
     along[title] = largest_gap(scores[1:, 1:], scores[:-1, :-1])
     print(f"{title}: scores of pairs at the same distance differ by up to {along[title]:.1e}")
 assert along["RoPE"] < 1e-4 < 0.1 < along["table added"]
-show_figure(figure, "Scores of 24 query places with 24 key places. Left, with a table added: no pattern along the "
-                    "diagonals. Right, with RoPE: every diagonal has one colour.")
+show_figure(figure, "Scores of 24 query places with 24 key places. Left, with a table added: colours change along "
+                    "the diagonals. Right, with RoPE: every diagonal has one colour.")
 explore_rope()
 
 # %% [markdown]
-# The circles show three pairs of a head like the toy's. In a running notebook, move query and key by the same number
-# of places, and watch arrows and score.
+# The circles show three pairs of a head like the toy's; its places are frames. In a running notebook, move query and
+# key by the same number of frames, and watch arrows and score.
 #
 # ### Exercise 6.2: turn pairs (difficulty 1 of 3, 10 minutes)
 #
@@ -371,9 +370,9 @@ order_for_pairs = check("6.3", order_for_pairs)
 # %% [markdown]
 # ## 5. Three axes
 #
-# A video token has three coordinates. 3D RoPE shares a head's channels out: 2/8 turn with time, 3/8 with the
-# row, 3/8 with the column. Of 64 that is 16, 24 and 24. Each share is a 1-D RoPE of its own. A score is a sum over
-# pairs, so it is a sum of three parts: one of the distance in time, one in rows, one in columns.
+# A video token has three coordinates. 3D RoPE divides a head's channels: 2/8 turn with time, 3/8 with the row, 3/8 with
+# the column. Of 64 that is 16, 24 and 24. Each share is a 1-D RoPE of its own. A score is a sum over pairs, so it is a
+# sum of three parts: one of the distance in time, one in rows, one in columns.
 
 # %% tags=["nbval-ignore-output"]
 def angles_by_hand(frame, row, column):
@@ -475,15 +474,15 @@ elsewhere = moved(3, False)(PROMPT, **settings)
 was, now = middle_column(film), middle_column(elsewhere)
 print(f"middle of what is painted in frame 0: column {was:.0f} as trained, {now:.0f} with the video moved")
 compare_clips({"as trained": film, "video 3 columns on": elsewhere},
-              "Two clips. As trained, the star moves left through the frame. With the video's coordinates moved, parts "
-              "of a star stand at a border.", pipe.fps)
+              "Two clips. As trained, the star moves left through the frame. With the video's coordinates moved, the "
+              "left border cuts off a star, and scraps of one are at the right.", pipe.fps)
 outcome("6.2", "the star further left" if now < was else "the star further right")
 
 # %% [markdown]
-# With the text moved along, nothing changes: between patches RoPE knows distances only. Left behind, the text
-# makes a difference. It is the anchor. A patch can tell from its angle to the words how far it is from the
-# upper left corner, and so where the frame ends. We told the patches that they are further right than they are,
-# so the star was painted too far left, over the border.
+# With the text moved along, nothing changes: between patches RoPE knows distances only. If the text stays behind, the
+# answer changes: the text is the anchor. A patch can tell from its angle to the words how far it is from the upper left
+# corner, and so where the frame ends. We told the patches that they are further right than they are, so the star was
+# painted too far left, over the border. (For the scraps at the right, see section 7.)
 #
 # ## 6. Which one learns faster?
 #
@@ -497,7 +496,7 @@ outcome("6.2", "the star further left" if now < was else "the star further right
 # is asked to obey 96 captions that it has not seen in training. (The division by 1.875 is left out here.)
 #
 # One seed proves nothing: other weights and another order of clips may reverse the result. So we take differences
-# within each seed, and ask how sure their mean is. If the 95 % interval crosses 0, five seeds cannot tell.
+# within each seed, and ask how sure their mean is. If the 95 % interval contains 0, five seeds cannot tell.
 #
 # **Prediction 6.3.** At the end, whose loss on validation clips is lower, RoPE's or that of the table of sines?
 
@@ -527,19 +526,19 @@ outcome("6.3", said[gain_of(studied, "rope", "sincos").verdict])
 # share of captions compares only what has been learned. Where it is near 0 for all, as for shapes that the oracle does
 # not recognise yet, it cannot tell the codes apart.
 #
-# The paper's Figure 10a is this experiment at a large size: there the training loss falls significantly faster with
-# RoPE than with the sincos table. A clip of the published 5B has 17,550 places, ours has 80. The intervals above cover
-# other seeds. They do not cover more steps, more places or a larger network. The smaller 2B was published with sincos;
-# we know of no stated reason.
+# The paper's Figure 10a is this experiment with a model of unstated size: there the training loss falls significantly
+# faster with RoPE than with the sincos table. A clip of the published 5B has 17,550 places, ours has 80. The intervals
+# above cover other seeds. They do not cover more steps, more places or a larger network. The smaller 2B was published
+# with sincos; we know of no stated reason.
 #
 # ## 7. A larger frame
 #
-# The toy was trained on 4 x 4 tokens a frame. We now ask for 8 x 8. Which coordinates should they get?
+# The toy was trained on 4 x 4 tokens a frame. We now ask for 8 x 8. With which coordinates?
 #
-# - **Extrapolation**: count on, 0 to 7. Neighbours are as far apart as in training. Distant patches are further apart
-#   than in training.
-# - **Interpolation**: squeeze, 0 to 3.5 in steps of a half. Nothing leaves the trained range. But neighbours are closer
-#   than in training.
+# - **Extrapolation**: count on, 0 to 7. Neighbours are as far apart as in training, distant patches further than any
+#   were.
+# - **Interpolation**: squeeze, 0 to 3.5 in steps of a half. Nothing leaves the trained range, but neighbours are
+#   closer.
 #
 # Which pairs of channels meet angles that they have never seen? A distance may be positive or negative, so a
 # pair whose angle has reached $\pi$ has seen the whole circle.
@@ -581,13 +580,14 @@ except ValueError as error:
     print("a learned table:", error)
 
 # %% [markdown]
-# Extrapolated: sharp, as small as in training, and *repeated*. Interpolated: one, large, and broken. The paper
-# shows the same pair of failures in its Figure 9, before its model is trained further at the new size: small
+# Extrapolated, the shape is sharp, as small as in training, and *repeated*. Interpolated, there is one, large and
+# broken. The paper shows the same pair of failures in its Figure 9, at the start of training at the new size: small
 # clear images that repeat, or one large blurry image.
 #
-# Why repeated? A guess: in training no two patches were more than 3 columns apart. So nothing taught the toy to use
-# the slow pairs, and it leans on the fastest, which turns by 1 radian a token. Once that arrow has gone round, a patch
-# far away looks like a near one. We make the frame wide and measure where the copy stands.
+# Why repeated? A guess: in training no two patches were more than 3 columns apart. So nothing taught the toy to use the
+# slow pairs, and it leans on the fastest, which turns by 1 radian a token. (In section 5 it made the bands.) Once that
+# arrow has gone round, a patch far away looks like a near one. We make the frame wide and measure where the copy
+# stands.
 
 # %% tags=["nbval-ignore-output"]
 WIDE = {**settings, "num_inference_steps": 10}
@@ -628,7 +628,7 @@ predict("6.4", "nearer to the star", "further from it", "where it was")
 # ### Exercise 6.5: find out where the copy stands (difficulty 2 of 3, 10 minutes)
 #
 # Turn the guess into a claim that can fail: a number of pixels for every stretch. (Can a copy stand anywhere? Compare
-# the measured distance with 6.28 tokens.) `check` knows what the toy paints; then the cell below measures it.
+# the measured distance with 6.28 tokens.) `check` knows what the toy paints; the cell below then measures it.
 
 # %%
 def copy_at(stretch, patch_pixels):
@@ -673,12 +673,13 @@ figure, axes = new_figure(5, 1, width=4.2, height=6.2)
 for (axis,), stretch in zip(axes, wides):
     draw_wide(axis, stretch)
 show_figure(figure, "Five frames 12 tokens wide, from stretch 0.8 at the top to 1.25 at the bottom. An arrow of the "
-                    "claimed length leads from the star towards its copy, which stands nearer at the bottom.")
+                    "claimed length leads from the star towards its copy, which stands nearer at the bottom. There "
+                    "a third star comes in at the right.")
 explore_figure(wide, "A yellow star and its copy, with an arrow of the claimed length", stretch=list(wides))
 
 # %% [markdown]
-# The copy moves as computed, in steps of whole tokens: we have found the cause. (It is one noise and one caption.
-# Change the seed and try again.) The 5B, with 30 x 45 tokens, had to learn to use its slower pairs.
+# Where your claims hold, the guess has passed a test that it could have failed. (It is one noise and one caption.
+# Change the seed and try again.) The 5B, trained on 30 x 45 tokens, cannot lean on its fastest pairs alone.
 #
 # The package knows both ways: `position_scaling`. The 1.0 models interpolate in `diffusers`, which this package
 # follows; the authors' own program, and the 1.5 models everywhere, extrapolate.
@@ -686,7 +687,7 @@ explore_figure(wide, "A yellow star and its copy, with an arrow of the claimed l
 # ### Exercise 6.6: fit a grid into another (difficulty 2 of 3, 15 minutes)
 #
 # Interpolation for any shape of frame: the base grid is what training saw. Take one step for rows and columns, the
-# largest with which the grid fits, and centre it. A grid smaller than the base is stretched.
+# largest with which the new grid fits into the base, and centre the grid. One smaller than the base is stretched.
 
 # %%
 def fit_coordinates(h, w, base):
@@ -707,11 +708,11 @@ for h, w in ((30, 45), (60, 90), (45, 30)):
           f"{published[1][-1]:.1f}; apart by at most {apart:.2f}")
 
 # %% [markdown]
-# Where the grid fills the base, the published rule agrees with yours. Where something is left over, it rounds to whole
-# tokens and ends a little early. That is a slip in the published program. The package keeps it, because its numbers
-# must be the same.
+# Where the grid fills the base, the published rule, that of `diffusers`, agrees with yours. Where something is left
+# over, it rounds to whole tokens and ends a little early, by a slip. The package keeps it, because its numbers must be
+# the same.
 #
-# **All yours.** With your functions: the toy's queries and keys, turned and scored, against the package.
+# **All yours.** Your functions turn and score the toy's own queries and keys. Do they agree with the package's?
 
 # %% tags=["nbval-ignore-output"]
 block = pipe.transformer.transformer_blocks[2]

@@ -59,10 +59,10 @@ show_clip(pipe(PROMPT, num_inference_steps=25), f"Generated from the caption: {P
 # then along time, because that is much cheaper.
 #
 # You will write attention by hand, decide who may see whom, work out who can hear of whom, and write an attention that
-# never holds its own matrix. Afterwards you can explain what full attention sees that the cheap kind does not, when
-# that pays and when it does not, and what it costs. It takes about 115 minutes, exercises included; section 7 is about
-# kernels and can wait. It covers full attention in section 2.2 of the [paper](https://arxiv.org/abs/2408.06072), and
-# its Table 8. (Notation: the box in [notebook 01](01_video_tensors.ipynb).)
+# never stores its matrix of weights. Afterwards you can explain what full attention sees that the cheap kind does not,
+# when that pays, and what it costs. It takes about 115 minutes, exercises included; section 7 is about kernels and can
+# wait. It covers full attention in section 2.2 of the [paper](https://arxiv.org/abs/2408.06072), and its Table 8.
+# (Notation: the box in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. Attention by hand
 #
@@ -108,10 +108,10 @@ print(f"one sequence: {num_text} text + {frames} x {places} video = {inputs[2][0
 print("queries:", tuple(q.shape), "= batch, heads, tokens, width of a head")
 
 # %% [markdown]
-# A token's **query** $q$ is its question, its **key** $k$ what it can be found by, its **value** $v$ what it
-# tells. The score of a query and a key is their product, divided by the root of the width $d$ of a head. `exp`
-# makes all scores positive, and dividing by their sum makes them weights. This is **softmax**. The answer is
-# the weighted mean of the values. Here it is in loops, for one head.
+# A token's **query** $q$ is its question, its **key** $k$ what it can be found by, its **value** $v$ what it tells. The
+# score of a query and a key is their product, divided by the root of the width $d$ of a head. `exp` makes all scores
+# positive, and dividing by their sum makes them weights. This is **softmax**. The answer is the weighted mean of the
+# values. In loops, for one head:
 
 # %% tags=["nbval-ignore-output"]
 def by_hand(q, k, v):
@@ -133,8 +133,8 @@ assert largest_gap(naive, attention(q, k, v)[0, 0]) < 1e-4
 # %% [markdown]
 # ### Exercise 8.1: attention from scratch (difficulty 1 of 3, 10 minutes)
 #
-# Several heads, without a ready-made kernel. The width of q, k and v is `(heads d)`. `hint("8.1")` gives one more hint
-# each time, `solution("8.1")` a solution.
+# Several heads, without PyTorch's own attention. The width of q, k and v is `(heads d)`. `hint("8.1")` gives one more
+# hint each time, `solution("8.1")` a solution.
 
 # %% tags=["nbval-ignore-output"]
 def multi_head(q, k, v, heads):
@@ -181,7 +181,7 @@ assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-4)  # each ro
 
 figure, (axes,) = new_figure(1, 6, width=9, height=2.0)
 for layer, axis in enumerate(axes):
-    steps = (20 * weights[layer, 0].mean(dim=0).sqrt()).round()  # few colours make a small picture
+    steps = (20 * weights[layer, 0].mean(dim=0).sqrt()).round()  # few colours make a small file
     axis.imshow(steps, cmap="magma", vmin=0, vmax=7)
     axis.axhline(num_text - 0.5, color="white", linewidth=0.8)
     axis.axvline(num_text - 0.5, color="white", linewidth=0.8)
@@ -230,8 +230,8 @@ for axis, kind in zip(axes, ("cross", "causal")):
     axis.set(xticks=[], yticks=[], title=f"{kind}: {int(allowed.sum())} of {allowed.numel()} pairs",
              xlabel="who is asked", ylabel="who asks")
     axis.grid(False)
-show_figure(figure, "Two masks of 6 words and 4 frames of 4 places, dark where a pair is allowed. Cross: words see "
-                    "only themselves. Causal: a staircase of frames, and words see only words.")
+show_figure(figure, "Two masks of 6 words and 4 frames of 4 places, dark where a pair is allowed. Left, cross; "
+                    "right, causal, with a staircase of frames.")
 
 # %% [markdown]
 # CogVideoX allows everything. What is each quarter *good for*? We forbid one at a time in the trained toy.
@@ -284,8 +284,7 @@ outcome("8.1", max(right_in_all, key=right_in_all.get))
 # idle either: compare its motions with its colours. Without *text asks video* the words know nothing of the video that
 # they describe.
 #
-# Six captions and one model: surgery on a trained model tells what *this* model leans on. The toy was trained with all
-# four.
+# Six captions are few, and surgery tells only what *this* model, trained with all four, leans on.
 #
 # ## 3. Space, then time
 #
@@ -381,8 +380,8 @@ show_figure(figure, "The star's first and last frame under a grid of 4 x 4 token
 #
 # `kinds` is a list such as `["space", "time"]`, in order. "full": all see all. "space": a video token sees text and its
 # own frame; text sees everything. "time": a video token sees its own place in all frames. "first": a video token sees
-# itself and all of frame 0. In the last two a text token sees only itself. After each attention a token also keeps
-# what it had. Return a boolean matrix.
+# itself and all of frame 0. In "time" and "first" a text token sees only itself. After each attention a token also
+# keeps what it had. Return a boolean matrix.
 
 # %%
 def reachable(frames, places, text, kinds):
@@ -513,7 +512,7 @@ show_figure(figure, "For each of the six blocks four bars: how much the shape's 
                     "earlier frames, at the shape elsewhere, at background elsewhere, and at text. Dots are heads.")
 
 # %% [markdown]
-# Its own place is all that 2D+1D would show it directly of an earlier frame. The shape elsewhere is what full attention
+# Its own place is all that 2D+1D would show B directly of an earlier frame. The shape elsewhere is what full attention
 # is for. The mean over heads hides most of it: look at the dots.
 #
 # ### Exercise 8.5: find the head that follows (difficulty 2 of 3, 15 minutes)
@@ -554,16 +553,15 @@ axes[-1].barh(range(len(labels)), row[head, :len(labels)])
 axes[-1].set_yticks(range(len(labels)), labels, fontsize=6)
 axes[-1].invert_yaxis()
 axes[-1].set(title="words", xlabel="weight, 1 = even")
-show_figure(figure, "Where the star's token in frame 4 looks, in this head: heat over the five latent frames, with the "
-                    "star's outline in white, the brighter the more; and over the words.")
+show_figure(figure, "Where the star's token in frame 4 looks, in this head: the five latent frames, brighter where it "
+                    "looks more, with the star's outline in white; and a bar for each word.")
 shown = [*range(len(labels)), *range(num_text, num_text + frames * places)]  # without padding
 explore_attention(weights[layer, 0][:, shown][:, :, shown], labels, f"Attention of block {layer} of the toy",
                   grid=(frames, 4, 4))
 
 # %% [markdown]
-# Maps like this are tempting to read. Keep three things in mind. It is the most telling of 24 heads. Its weights are of
-# one timestep. And a weight says where a token looks, not what it does with what it gets: forbidding, as in section 2,
-# says more.
+# Do not read too much into such a map. It is of the most telling of 24 heads, at one timestep. And a weight says where
+# a token looks, not what it does with what it gets: forbidding, as in section 2, says more.
 #
 # ## 6. What it costs
 #
@@ -572,7 +570,7 @@ explore_attention(weights[layer, 0][:, shown][:, :, shown], labels, f"Attention 
 # of the work is attention where $2n^2d = 12nd^2$, so at $n = 6d$.
 #
 # The paper timed both kinds on an H800 (its Table 8). We take its model to be the 5B, at 8 frames a second, and build
-# its three sizes with a twelfth of the width and a twelfth of the tokens. Then the shares are those of the 5B.
+# its three sizes with a twelfth of the width and of the tokens. Then the shares are those of the 5B.
 
 # %% tags=["nbval-ignore-output"]
 lengths = torch.arange(100, 100_000, 100)
@@ -599,6 +597,7 @@ def fastest(call, times=3):
     return best
 
 
+# of each size: latents t h w, text tokens, and the quotient of the paper's seconds, full / factorised
 sizes = {"256 x 384, 6 s": ((13, 8, 16), 19, 0.41 / 0.38), "480 x 720, 6 s": ((13, 16, 28), 25, 2.11 / 1.26),
          "768 x 1360, 5 s": ((11, 34, 40), 19, 9.60 / 4.17)}
 base = replace(preset("toy").transformer, num_layers=2, position_scaling="extrapolate")
@@ -614,17 +613,16 @@ for name, (size, text, paper) in sizes.items():
           f"{took['full'] / took['factorised']:21.2f} {paper:16.2f}")
 
 # %% [markdown]
-# The 5B at its published size is almost exactly at $6d$. So full attention only doubled the bill, because the VAE and
-# the patches had made the sequence short enough. With every doubling of the length from there on, the bill for
-# attention grows fourfold. At the smallest size the factorised block saves next to nothing: its extra projections cost
-# as much as its short sequences save. (A CPU and an H800, another width, two blocks: the ratios are not the same, but
-# they rise alike.)
+# The 5B at its published size is almost exactly at $6d$: attention is half of the work, and no more, because the VAE
+# and the patches have made the sequence short. With every doubling of the length, attention costs four times as much.
+# At the smallest size a factorised block saves no FLOPs: its extra projections cost more than its short sequences save.
+# (On a CPU, with another width and two blocks, the ratios differ from the paper's, but they rise alike.)
 #
 # ## 7. Kernels: without the matrix
 #
-# *(You may skip to section 8.)* PyTorch's `scaled_dot_product_attention` chooses between kernels. We record which
-# operations really ran, and time them on a training step's attention, in the number format that your processor handles
-# fastest.
+# *(You may skip to section 8.)* PyTorch's `scaled_dot_product_attention` chooses between kernels, compiled routines. We
+# record which operations really ran, and time them on a training step's attention, in the number format that your
+# processor handles fastest.
 
 # %% tags=["nbval-ignore-output"]
 class Recorder(TorchDispatchMode):
@@ -653,8 +651,14 @@ print("PyTorch, heads as batch, three axes:", recorder.counts)
 
 quick = choose_dtype("cpu", training=True)
 qkv = [torch.randn(32, 4, 112, 64, generator=torch.Generator().manual_seed(i)).to(quick) for i in range(3)]
-kernels = {"fused": F.scaled_dot_product_attention, "the package's choice": attention, "written out": lambda *qkv:
-           math_attention(*(x.flatten(0, 1) for x in qkv)).view(qkv[0].shape)}
+
+
+def written_out(q, k, v):
+    """Attention that builds the matrix; heads count as batch."""
+    return math_attention(*(x.flatten(0, 1) for x in (q, k, v))).view(q.shape)
+
+
+kernels = {"fused": F.scaled_dot_product_attention, "the package's choice": attention, "written out": written_out}
 
 
 def there_and_back(kernel):
@@ -684,14 +688,15 @@ for chunk in scores.split(16):
 assert math.isclose(largest + math.log(total), float(scores.logsumexp(0)), rel_tol=1e-5)
 
 # %% [markdown]
-# Look at the third line: with three axes instead of four PyTorch writes the matrix out, without a word. No kernel is
-# exact; all are off by the rounding of their number format.
+# Look at the third line: with three axes instead of four PyTorch silently writes the matrix out. (In 16 bits on a CPU
+# the package does so on purpose; compare the times.) No kernel is exact; all are off by the rounding of their number
+# format.
 #
 # The fused ones never hold all scores. Yet a softmax needs their sum and the largest of them, and both are known only
 # at the end. The last lines show how: keep a running maximum and a running sum. When a larger maximum arrives, the old
-# sum was made with the wrong one. Multiply it by `exp(old - new)`, and it is right again. The answer, a weighted sum of
-# values, is kept and shrunk in the same way. This is the idea of **FlashAttention**. Its work is the same $n^2$; what
-# it saves is the matrix, and moving the matrix to memory and back.
+# sum was made with the wrong one. Multiply it by `exp(old - new)`, and it is right again. The weighted sum of values is
+# kept and shrunk in the same way. This is the idea of **FlashAttention**. It does the same $n^2$ work; it saves the
+# matrix, and moving that to memory and back.
 #
 # ### Exercise 8.6: attention in chunks (difficulty 3 of 3, 25 minutes)
 #
@@ -734,7 +739,7 @@ assert largest_gap(mine, pipe.transformer(noise, last, text)) < 1e-2
 #
 # Now section 4's question, with training: a world of two frames of 4 x 4 tokens. Each token of frame 0 carries a vector
 # and a label. Frame 1 holds the same vectors without labels, and some of them at another place. Each token of frame 1
-# must give the label of its twin. No words can carry messages. A loss of 1 means knowing nothing.
+# must give the label of its twin. There is no text. A loss of 1 means knowing nothing.
 #
 # `minicogvx ablate twins --seeds 5` trained small transformers with both kinds of attention in three worlds: of 16
 # tokens, 0, 8 or 16 have moved. Below we also train one block of each, for 100 steps.
@@ -796,10 +801,11 @@ outcome("8.3", said[gain_of(twins, "full, 0 moved", "factorised, 0 moved", steps
 
 # %% [markdown]
 # Where everything moves, full attention learns it in some tens of steps, although it has fewer parameters. Factorised
-# attention has to find the way through C, question and answer, and in 400 steps it hardly does. Where half has moved it
-# stops at a loss of one half: it answers for the tokens that stayed. Where nothing moves, the answer stands at B's own
-# place, and in time factorised attention sees nothing but that place. So neither kind is better in every world. It
-# depends on how far things move, and the paper's case is *large motion*.
+# attention has to find the way through C, question and answer, and in 400 steps it hardly does (the wide band is one
+# seed that begins to). Where half has moved it stops at a loss of one half: it answers for the tokens that stayed.
+# Where nothing moves, the answer stands at B's own place. The time half of factorised attention sees nothing but that
+# place, so it learns sooner. So neither kind is better in every world. It depends on how far things move, and the
+# paper's case is *large motion*.
 #
 # Now you know what to expect of our shapes world: five latent frames of 16 places, slow shapes, and words as
 # messengers. `minicogvx ablate attention --seeds 5` trained both kinds on it, with about as many parameters each (three
@@ -820,11 +826,11 @@ show_figure(paired_figure(studied, "full"),
             "full, five seeds. Right, captions obeyed less full's, by property. Bars are 95 % intervals.")
 
 # %% [markdown]
-# If the bars do not put full attention ahead, that contradicts neither the paper nor section 4: this world does not
-# need what full attention can do. (Shares near 0 for both compare nothing: those shapes are not recognised yet. And
-# *full* here and *expert* in notebook 07 are the same five runs.) The paper's finding is of another size: with 2D+1D
-# its FVD, a distance between generated and real videos, was much higher early in training, and training was unstable
-# and prone to collapse.
+# Where an interval contains 0, five seeds cannot tell, which contradicts neither the paper nor section 4: slow shapes
+# may not need what full attention can do. (Shares near 0 for both compare nothing: those shapes are not recognised yet.
+# Of several bars, one may miss 0 by chance. And *full* here and *expert* in notebook 07 are the same five runs.) The
+# paper reports of its own model: with 2D+1D its FVD, a distance between generated and real videos, was much higher
+# early in training, and training was unstable and prone to collapse.
 #
 # ## 9. At full size
 #
@@ -856,7 +862,7 @@ print(f"a factorised block of the 5B has {extra:,} parameters more")
 # %% [markdown]
 # The scores of one block of the 5B would take 30 of the 80 GB of a large GPU; those of 1.5-5b, 195 GB, more than two
 # such GPUs. And there are 42 blocks in every step. Only kernels like yours make full attention possible at this length.
-# The paper names the efficiency of FlashAttention as a reason to dare it.
+# The paper names the efficiency of FlashAttention as a reason for its choice.
 #
 # ## What you can now explain
 #
@@ -878,7 +884,7 @@ print(f"a factorised block of the 5B has {extra:,} parameters more")
 # <details><summary>3. How can softmax be computed before all scores are known?</summary>
 #
 # With a running maximum, one for each query. All that was summed with the old one is multiplied by exp(old - new) when
-# a larger one comes; it is divided by the sum at the end.
+# a larger one comes. At the end the sum of values is divided by the sum of weights.
 # </details>
 #
 # **What the paper found.** Factorised attention makes large motion hard and training unstable; full attention
