@@ -45,8 +45,8 @@ device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names anoth
 star = Scene((ShapeObject("star", "yellow", "moves right", x=0.18, y=0.5, radius=0.12, speed=0.64),), "navy")
 clip = render(star, 17, 64, 64)  # t h w 3
 ghost, empty = clip.mean(dim=0), clip.median(dim=0).values  # h w 3
-compare_clips({"the clip": clip, "best still, errors counted one way": ghost.expand_as(clip),
-               "best still, counted another way": empty.expand_as(clip)},
+compare_clips({"the clip": clip, "best still, one count": ghost.expand_as(clip),
+               "best still, another": empty.expand_as(clip)},
               "A yellow star moves right over navy; a pale yellow streak that does not move; navy and nothing else.")
 
 # %% [markdown]
@@ -54,7 +54,7 @@ compare_clips({"the clip": clip, "best still, errors counted one way": ghost.exp
 #
 # A VAE learns from its **loss**, one number for how bad a copy is. CogVideoX adds up four, each explained below: L1,
 # LPIPS, KL and later a GAN ([the paper](https://arxiv.org/abs/2408.06072), section 2.1). The authors published neither
-# their weights nor the training code. You will write the loop and losses, and see why the star vanishes, what
+# the four weights nor the training code. You will write the loop and losses, and see why the star vanishes, what
 # "variational" means, what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the
 # box in [notebook 01](01_video_tensors.ipynb).)
 #
@@ -182,7 +182,8 @@ show_figure(figure, "A true frame with its star, and four learned stills. L1: na
 #
 # * **PSNR**, in decibels: $10 \log_{10}(\mathit{peak}^2 / \mathit{mse})$, where *peak* is the distance from black to
 #   white. Ten decibels more is a tenth of the squared error.
-# * **Flicker**: how much a pixel changes from one frame to the next, in grey levels (the paper's Table 1 gives no unit).
+# * **Flicker**: how much a pixel changes from one frame to the next, in grey levels (the paper's Table 1 gives no
+#   unit).
 # * **Sharpness**: how much neighbouring pixels differ within a frame, as a share of the true clip's.
 #
 # We spoil the star clip in three ways. Which copy has the best PSNR, and is less flicker always better?
@@ -746,14 +747,15 @@ assert paired_gain(curves, "lpips", "+LPIPS", "+L2").verdict == "cannot be told"
 assert paired_gain(curves, "psnr", "+KL strong", "+LPIPS").mean < -0.1
 assert paired_gain(curves, "kl_per_element", "+KL strong", "+LPIPS").mean < -1
 assert min(final_values(curves, "sharpness")["+KL strong"].values()) > 1
+assert paired_gain(curves, "sharpness", "+GAN", "+KL weak").mean > 0
 
 # %% [markdown]
 # Where an interval contains 0, these seeds cannot tell. And in about one of 20 lines, luck may pass for a difference.
 #
 # The large step is L2. That its PSNR is higher proves little, since PSNR *is* squared error; LPIPS, on which neither
 # was trained, is the fair witness. Training on LPIPS should lower LPIPS, but with a weight of 0.1 and 250 steps these
-# seeds show nothing. The strong KL lowers PSNR, and its sharpness above 1 is no praise: noise counts as edges. And the
-# GAN had 150 steps here, where the published one waits for thousands.
+# seeds show nothing. The strong KL lowers PSNR, and its sharpness above 1 is no praise: noise counts as edges. The GAN
+# sharpens a little in its 150 steps; the published one waits for thousands.
 #
 # ## 8. How much can be thrown away?
 #
@@ -850,7 +852,7 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 # </details>
 #
 # **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps.
-# Our weights were found on coloured shapes.
+# The weights of the losses here were found on coloured shapes.
 #
 # **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `data/recipes/toy.toml` has the
 # shipped VAE's stages. Papers: VAE, [Kingma and Welling](https://arxiv.org/abs/1312.6114); LPIPS, [Zhang et
