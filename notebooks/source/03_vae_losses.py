@@ -54,7 +54,7 @@ compare_clips({"the clip": clip, "best still, one count": ghost.expand_as(clip),
 #
 # A VAE learns from its **loss**, one number for how bad a copy is. CogVideoX adds up four, each explained below: L1,
 # LPIPS, KL and later a GAN ([the paper](https://arxiv.org/abs/2408.06072), section 2.1). The authors published neither
-# the four weights nor the training code. You will write the loop and losses, and see why the star vanishes, what
+# the four weights nor the training code. You will write loop and losses, and see why the star vanishes, what
 # "variational" means, what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the
 # box in [notebook 01](01_video_tensors.ipynb).)
 #
@@ -109,8 +109,8 @@ outcome("3.1", min(("0.10, the night", "0.34, the mean of the frames", "0.50, ha
 # %% [markdown]
 # L1 has its minimum at the **median**, L2 at the **mean**. Move $c$ up a little from the night: with L1 you gain a
 # little on each of 5 frames and lose as much on each of 12. The star is outvoted, however bright it is. With L2 a large
-# error counts more, so the star pulls. In the clip above, the star covers no place for half of the frames: L1's best
-# still is empty, L2's is the ghost.
+# error counts more, so the star pulls. In the clip above, the star covers no place for half of the frames: the best
+# image is empty for L1, the ghost for L2.
 #
 # ### Exercise 3.1: best_still (difficulty 3 of 3, 20 minutes)
 #
@@ -133,7 +133,7 @@ def best_still(clip, l1_weight, l2_weight):
 best_still = check("3.1", best_still)
 
 # %% [markdown]
-# Does gradient descent find the same stills? The simplest "network" has no eyes: it is one grey image, whose pixels
+# Does gradient descent find them? The simplest "network" has no eyes: it is one grey image, whose pixels
 # change until the loss of the whole clip is small.
 
 # %% tags=["nbval-ignore-output"]
@@ -632,8 +632,8 @@ show_source(adaptive_weight)
 # %% [markdown]
 # ## 7. All together
 #
-# Below, the whole loss beside the package's `VAELoss`. How much does the GAN weigh before the discriminator learns, and
-# after 30 steps?
+# Below is the whole loss, beside `VAELoss`. How much does the GAN weigh before the discriminator learns, and after 30
+# steps?
 
 # %% tags=["nbval-ignore-output"]
 vae = live["L1 + L2"]
@@ -820,8 +820,9 @@ with torch.device("meta"):
 last = giant.decoder.conv_out.conv.weight
 print(f"{sum(p.numel() for p in giant.parameters()):,} parameters; the last layer, where the adaptive weight measures: "
       f"{tuple(last.shape)}, {last.numel():,} numbers")
+print("frames, and what must be kept for the gradients:")
 for frames in (1, 17, 161):
-    print(f"{frames:3d} frames of 256 x 256: {kept_for_gradients(frames, 256) / 1e9:.0f} GB")
+    print(f"{frames:3d} of 256 x 256 pixels: {kept_for_gradients(frames, 256) / 1e9:.0f} GB")
 long = paired_gain(load_results("vae-stages"), "psnr", "short, then long", "short")
 print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short ones throughout: {long.said()}")
 
@@ -852,7 +853,7 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 # </details>
 #
 # **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps.
-# The weights of the losses here were found on coloured shapes.
+# Our loss weights were found on coloured shapes.
 #
 # **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `data/recipes/toy.toml` has the
 # shipped VAE's stages. Papers: VAE, [Kingma and Welling](https://arxiv.org/abs/1312.6114); LPIPS, [Zhang et

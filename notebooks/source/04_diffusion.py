@@ -566,8 +566,8 @@ show_figure(figure, "Twelve walks from noise (left) to three clouds (right), col
 # until late: the walk forgets its start, and with it the mistakes of early steps.
 #
 # **DPM-Solver++**, in the form recommended for the published 5B, renews like DDPM, and it also **leans**. Two guesses
-# in a row show where the guess is heading. The step continues that line to its own middle, measured in
-# $\lambda = \tfrac12\log\mathrm{SNR}$, and takes $D$ as its guess. With $h$, the length of this step in $\lambda$:
+# in a row show where the guess is heading. Continue that line to the middle of the step, measured in
+# $\lambda = \tfrac12\log\mathrm{SNR}$: that is $D$, its new guess. With $h$, the length of this step in $\lambda$:
 #
 # $$D = x_0 + \frac{h}{2\,h_\text{before}}\,(x_0 - x_{0,\text{before}}).$$
 #

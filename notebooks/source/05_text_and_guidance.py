@@ -195,8 +195,8 @@ show_figure(figure, "Left: the bucket over the distance; near distances have one
                     "each of the toy's four heads adds to its scores, over the distance.")
 
 # %% [markdown]
-# Now the whole encoder, in the simplest way: one caption, one head after the other. Unlike in most transformers, the
-# scores are not divided by $\sqrt{d}$, and the norm only divides by the root mean square.
+# Now the whole encoder: one caption, one head after the other. Unlike in most transformers, the scores are not divided
+# by $\sqrt{d}$, and the norm only divides by the root mean square.
 
 # %% tags=["nbval-ignore-output"]
 def rms(x, weight):
@@ -369,8 +369,8 @@ print(f"its features are not zero: their root mean square is {nothing.square().m
 # empty caption, though in training "nothing" was something else. Below we make the opposite exchange: the toy was
 # trained with the empty caption and gets zeros.
 #
-# Twelve clips of the shapes world are noised, and the toy is asked for $v$ with four kinds of text: the right
-# caption, the empty one, another clip's, and zeros. At which timesteps does the text help most?
+# Twelve clips are noised, and the toy is asked for $v$ with four kinds of text: the right caption, the empty one,
+# another clip's, and zeros. At which timesteps does the text help most?
 
 # %% tags=["nbval-ignore-output"]
 twelve = sample_scenes(12, seed=4, two_objects=0.0)
@@ -413,7 +413,8 @@ show_figure(figure, "The toy's loss over the timestep with four kinds of text. A
 #
 # $$p_w(x) \propto p(x)\,p(c \mid x)^w \propto p(x)^{1-w}\,p(x \mid c)^w.$$
 #
-# A diffusion network gives the slope of $\log p$ of the noisy $x$. Slopes of logarithms add:
+# A diffusion network's guess of the noise is, up to a factor, minus the slope of $\log p$ at the noisy $x$. Slopes of
+# logarithms add:
 #
 # $$\nabla \log p_w = \nabla \log p(x) + w\,\bigl(\nabla \log p(x \mid c) - \nabla \log p(x)\bigr).$$
 #
@@ -731,8 +732,7 @@ show_figure(figure, "The first frames of eight clips in three rows: without a ne
 #
 # ## 10. At full size
 #
-# The same two classes with the published configuration, on the **meta device**. The question this time: what does
-# all this text cost?
+# The same two classes with the published configuration, on the **meta device**: what does all this text cost?
 
 # %%
 size = preset("5b")
