@@ -50,19 +50,19 @@ for i, t in enumerate(sampler.timesteps):
     guesses.append(guess)
 
 left, right = (pipe.decode(torch.cat(latents)[:, :, :1])[:, 0] for latents in (noisy, guesses))  # 25 h w 3
-compare_clips({"what there is": left, "what the network guesses": right},
+compare_clips({"the noisy frame": left, "the network's guess": right},
               "Frame 0 of a clip, step by step. On the left, noise turns into a star. On the right, the guess is a "
               "blurred star at first and gets sharp edges later.", 4, counted="step")
 
 # %% [markdown]
-# Each picture is one step: on the left, what there is; on the right, the network's guess of the clean frame
+# Each picture is one step: on the left, the noisy frame; on the right, the network's guess of the clean frame
 # behind it. The network makes only the right half. The rest is a few lines of arithmetic, the subject of this
 # notebook.
 #
 # You will write the sampling loop, a schedule that ends in noise, the loss that trains a denoiser, and a step that
-# is DDIM, DDPM or anything between. Afterwards you can explain why a perfect network may be unable to make a dark
-# video, why the network predicts $v$, what a better sampler improves, and what flow matching changes. It takes about
-# 125 minutes, exercises included. It covers sections 2.2 and 3.3 of the [paper](https://arxiv.org/abs/2408.06072).
+# is DDIM, DDPM or anything between. Afterwards you can explain why a trace of signal in the last timestep does harm,
+# why the network predicts $v$, what a better sampler improves, and what flow matching changes. It takes about
+# 125 minutes and covers sections 2.2 and 3.3 of the [paper](https://arxiv.org/abs/2408.06072).
 # The box of [notebook 01](01_video_tensors.ipynb) explains the letters in shapes; elsewhere, $t$ is the timestep.
 #
 # ## 1. How much noise?
@@ -150,7 +150,7 @@ show_figure(figure, "Three noisy pictures of a star at timestep 700. At 32 x 32 
                     "128 it is plain to see. With the shift, that one is as lost as the first.")
 
 # %% [markdown]
-# A network can average, too: the large picture was in effect *less* noisy. The **SNR shift** divides the
+# A network can average, too, so to it the large picture is *less* noisy. The **SNR shift** divides the
 # signal-to-noise ratio of every timestep by a fixed number. CogVideoX-2B shifts by 3; the 5B does not shift.
 #
 # ## 2. The last timestep
@@ -249,9 +249,9 @@ show_figure(figure, "Shares of nine levels of brightness: in the world all are e
                     "clips are in the middle; with zero at the end, all levels occur. Below, nine clips of each.")
 
 # %% [markdown]
-# Hence grey videos. The network is perfect, but training asked it a question that sampling never asks. It reads the
-# mean of pure noise, 0, and answers, true to its training, "middle grey". A caption that asks for night has to work
-# against this.
+# Hence grey videos. The network is perfect, but sampling asks it what training never asked: what is behind *pure*
+# noise? It reads the mean, 0, and answers, true to its training, "middle grey". A caption that asks for night has to
+# work against this.
 #
 # The repair is **zero terminal SNR**: the last timestep must hold no signal. Shift all $\sqrt{\bar\alpha_t}$ down
 # until the last is 0, then stretch them until the first is what it was. Then timestep 999 shows no brightness that
@@ -301,7 +301,7 @@ show_figure(figure, "The signal's factor falls from 1 with the timestep. Right, 
 #
 # The network could predict $\epsilon$, and $x_0$ would follow: $(x_t - s_t\,\epsilon) / a_t$. At the last timestep
 # that divides by zero, since $x_t$ *is* the noise there; the package refuses the combination. Predicting $x_0$ is no
-# better at the other end, where it can simply be copied.
+# better: at the other end, copying $x_t$ is enough.
 #
 # Since $a_t^2 + s_t^2 = 1$, there is an angle $\varphi$ with $a_t = \cos\varphi$ and $s_t = \sin\varphi$. Noising
 # *turns* $x_0$ into $\epsilon$, through a quarter of a circle. The velocity of $x_t$ as it turns is
@@ -333,7 +333,7 @@ show_figure(figure, "A quarter circle from x0, on the right, to the noise, at th
                     "is v: at x0 it points towards the noise, at the noise it points away from x0.")
 
 # %% [markdown]
-# At timestep 0, $v$ is nearly the noise; at 999 it is $-x_0$. It always asks for what cannot be seen. And since
+# At timestep 0, $v$ is nearly the noise; at 999 it is $-x_0$. It always asks for what is hard to see. And since
 # $(x_t, v)$ is $(x_0, \epsilon)$ turned by $\varphi$, turning back gives both, without any division.
 #
 # An error $\Delta$ in $v$ is an error $-s_t\,\Delta$ in $x_0$ and $a_t\,\Delta$ in the noise. The squares add up to
@@ -413,11 +413,12 @@ def v_loss(net, x0, generator):
 
 small, course = trained(v_loss, inputs=3)
 tested = {}
-for name, net in (("always 0", lambda x, t: 0 * x), ("small", lambda x, t: v_of(small, x, t)), ("perfect", perfect_v)):
+always_0, learned = (lambda x, t: 0 * x), (lambda x, t: v_of(small, x, t))
+for name, net in (("always 0", always_0), ("trained", learned), ("perfect", perfect_v)):
     others, draws = numbers(400_000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
     tested[name] = denoising_loss(net, others, alpha_bars.float(), draws).item()
-print("loss on 400,000 other numbers:", ", ".join(f"{name} {value:.3f}" for name, value in tested.items()))
-assert tested["perfect"] - 0.002 < tested["small"] < tested["perfect"] + 0.03 < tested["always 0"]
+print("loss on 400,000 other numbers:", "; ".join(f"{name}, {value:.3f}" for name, value in tested.items()))
+assert tested["perfect"] - 0.002 < tested["trained"] < tested["perfect"] + 0.03 < tested["always 0"]
 outcome("4.2", "down, but it stops far above 0" if tested["perfect"] > 0.05 else "on and on towards 0")
 
 # %% tags=["folded", "nbval-ignore-output"]
@@ -460,7 +461,7 @@ show_figure(figure, "Left, the loss falls to the perfect network's. Middle, the 
 # hardly falls; such a floor may be part of the answer. Still the samples form clear clouds: each step asks again, with
 # less noise, when fewer answers are possible.
 #
-# Here is the loss of the toy at each timestep, on ten clips of the shapes world, and what the paper measured.
+# Here is the toy's loss at each timestep, on ten clips of the shapes world, and what the paper measured.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(10, seed=4, two_objects=0.0)
@@ -500,12 +501,12 @@ show_figure(figure, "Left, the toy's loss over the timestep, high at both ends: 
 #
 # ## 5. Three samplers
 #
-# The `walk` of section 2 has a name: **DDIM**. No step of it adds chance; the starting noise decides everything. Must
-# it? A step could replace some of the noise by fresh noise.
+# The `walk` of section 2 has a name: **DDIM**. Its steps add no chance; the starting noise decides everything. Must
+# that be so? A step could replace some of the noise by fresh noise.
 #
-# How much? Let a prime mark the end of the step. Noising ran the other way, from there to here, and added noise: of
+# How much? Let a prime mark the end of a step. Noising ran the other way, from that end to $x$, and added noise: of
 # the noise in $x$, only the share $k = \mathrm{SNR}/\mathrm{SNR}'$ of the power was there before. **DDPM**, the
-# first diffusion sampler, keeps that share and renews the rest, $1-k$. DDIM renews nothing. Between the two lies a
+# classic sampler, keeps that share and renews the rest, $1-k$. DDIM renews nothing. Between the two lies a
 # family: the share $\eta^2(1-k)$ is new.
 #
 # ### Exercise 4.4: renewing_step (difficulty 2 of 3, 15 minutes)
@@ -561,12 +562,12 @@ show_figure(figure, "Twelve walks from noise (left) to three clouds (right), col
                     "smooth lines that never cross. DDPM: ragged lines that cross and change sides until late.")
 
 # %% [markdown]
-# So this is what decides. With DDIM each start has one fixed end. With DDPM the end stays undecided until late: the
-# walk forgets its start, and with it the mistakes of early steps.
+# What decides, then, depends on the sampler. With DDIM each start has one fixed end. With DDPM the end stays undecided
+# until late: the walk forgets its start, and with it the mistakes of early steps.
 #
-# **DPM-Solver++**, recommended for the published 5B, renews like DDPM, and it also **leans**. Two guesses in a row
-# show where the guess is heading. The step continues that line to its own middle, measured in
-# $\lambda = \tfrac12\log\mathrm{SNR}$, and uses $D$ for the guess. With $h$, the length of this step in $\lambda$:
+# **DPM-Solver++**, in the form recommended for the published 5B, renews like DDPM, and it also **leans**. Two guesses
+# in a row show where the guess is heading. Continue that line to the middle of the step, measured in
+# $\lambda = \tfrac12\log\mathrm{SNR}$: that is $D$, its new guess. With $h$, the length of this step in $\lambda$:
 #
 # $$D = x_0 + \frac{h}{2\,h_\text{before}}\,(x_0 - x_{0,\text{before}}).$$
 #
@@ -627,8 +628,8 @@ compare_clips({name: pipe.decode(x)[0] for name, x in results.items()},
 # steps, and one that errs early in the walk: above timestep 500 its guess is 0.5 too high.
 #
 # The error is the **transport distance**: how far 12,000 results must be moved, on average, to become the world (in
-# one dimension: sort both and subtract). In the first panel we stop at timestep 199, where a walk over all timesteps
-# gives DDIM's exact result.
+# one dimension: sort both and subtract). In the first panel we stop at timestep 199 and compare with DDIM's exact
+# result, from a walk over all timesteps.
 
 # %% tags=["nbval-ignore-output"]
 def evenly_spaced(n):
@@ -694,12 +695,12 @@ show_figure(figure, "Error over steps, both axes logarithmic. First panel: leani
 # %% [markdown]
 # In the first panel, twice the steps halve the error of DDIM: **first order**. Leaning divides it by about four:
 # **second order**. Over the whole walk the gain is smaller, since all four share the last step: it jumps to the
-# guess, and a guess is a mean, so the clouds come out too narrow. In a video, that means lost texture.
+# guess, and a guess is a mean, so the clouds come out too narrow. In a video, that would mean lost texture.
 #
 # In the third panel the error levels off at the network's own; beyond that, more steps buy little. In the fourth, DDIM
 # ends far off with any number of steps: it carries the mistake to the end. Renewing throws part of the past away,
 # and leaning makes up for the steps that this costs. Real networks err. (The authors do not say why they recommend
-# it; this may be part of the reason.)
+# DPM-Solver++; this may be one reason.)
 #
 # ### Exercise 4.5: better_timesteps, find out (difficulty 2 of 3, 15 minutes)
 #
@@ -900,7 +901,7 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 #
 # **What the paper found.** CogVideoX trains with v-prediction and zero terminal SNR. Its own addition is explicit
 # uniform sampling: a smoother loss curve, and lower losses at all five timesteps measured. Ranks of the first
-# released code may share intervals; later code switches it off where there are at most eight.
+# released code may share intervals; later code switches it off for eight ranks or fewer.
 #
 # **Where to read on.** `minicogvx/diffusion`. Zero terminal SNR: [Lin et al.](https://arxiv.org/abs/2305.08891); v:
 # [Salimans and Ho](https://arxiv.org/abs/2202.00512); DDIM: [Song et al.](https://arxiv.org/abs/2010.02502);

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Text and guidance
 #
-# **How do a few words steer the noise, and why does it need exaggeration?**
+# **How do a few words steer the noise, and why must their effect be exaggerated?**
 #
-# Three clips from the same noise. Left, the caption is ignored. In the middle it is obeyed as the network learned
-# it. Right, the change that the caption makes is multiplied by six.
+# Three clips from the same noise. Left, the caption is ignored. In the middle is the network's plain answer to it.
+# Right, the change that the caption makes is multiplied by six.
 
 # %%
 import math
@@ -45,11 +45,11 @@ compare_clips({f"guidance {scale:g}": clip for scale, clip in made.items()},
               "else; with 1 and 6 it shows what was asked.", pipe.fps)
 
 # %% [markdown]
-# The words become numbers that the transformer can read, and **guidance** amplifies what these numbers do.
+# A text encoder, **T5**, turns words into **features** for the transformer, and **guidance** amplifies what these do.
 #
 # You will prepare text for T5, build its sense of word order, and write guidance; then you measure what guidance
 # costs. Afterwards you can explain what the text features know, why one caption in ten is thrown away in training,
-# why a guidance scale of 6 can help, and what it spoils. It takes about 95 minutes, exercises included. The
+# why a guidance scale of 6 can help, and what it spoils. It takes about 95 minutes. The
 # [paper](https://arxiv.org/abs/2408.06072) names the parts in section 2.2; the box of
 # [notebook 01](01_video_tensors.ipynb) explains the letters in shapes.
 #
@@ -59,8 +59,8 @@ compare_clips({f"guidance {scale:g}": clip for scale, clip in made.items()},
 # list of letters makes captions long. Between the two lie **pieces** of words.
 #
 # T5 gives each piece a score, the logarithm of how likely it is, and cuts a word so that the sum of the scores is as
-# large as possible (**Unigram**). Here are pieces and scores from our captions in the simplest way: every part of
-# every word, scored by how often it occurs. The mark `▁` stands for the beginning of a word.
+# large as possible (**Unigram**). Here our captions give pieces and scores in the simplest way: every part of every
+# word, scored by how often it occurs. The mark `▁` stands for the beginning of a word.
 
 # %%
 scenes = sample_scenes(400, seed=1, two_objects=0.0)
@@ -150,7 +150,7 @@ print(f"without the rows of padding, the transformer's answer changes by {(answe
 # Every token picks a row of a table. Then the rows must look at each other: *red* belongs to *circle*. Attention
 # does that, but to attention alone a text is a bag of words, without order.
 #
-# T5 gives no token a position. It tells each *pair* of tokens how far apart they are. The distance, key minus
+# T5 gives no token a position. Its attention looks at how far apart each *pair* of tokens is. The distance, key minus
 # query, falls into one of 32 **buckets**, and every head adds a learned number for this bucket to the pair's score.
 # The rule:
 #
@@ -195,8 +195,8 @@ show_figure(figure, "Left: the bucket over the distance; near distances have one
                     "each of the toy's four heads adds to its scores, over the distance.")
 
 # %% [markdown]
-# Now the whole encoder, in the simplest way: one caption, one head after the other. Unlike in most transformers, the
-# scores are not divided by $\sqrt{d}$, and the norm only divides by the root mean square.
+# Now the whole encoder: one caption, one head after the other. Unlike in most transformers, the scores are not divided
+# by $\sqrt{d}$, and the norm only divides by the root mean square.
 
 # %% tags=["nbval-ignore-output"]
 def rms(x, weight):
@@ -204,7 +204,8 @@ def rms(x, weight):
 
 
 def plain_t5(net, ids, seen=None):
-    """Features, n d, of one caption's ids, n. `seen` collects how many times as much as the bias the scores vary."""
+    """Features, n d, of one caption's ids, n. `seen` collects, for each head, the spread of its scores over that of
+    the bias that is added to them."""
     bias = table[position_buckets(len(ids))]  # n n heads: the same in all blocks
     x = net.shared.weight[ids]
     for block in net.encoder.block:
@@ -257,7 +258,7 @@ print(f"shuffled features change the transformer's answer by {(answers[0] - answ
 assert torch.allclose(*answers, atol=1e-3)
 seen = []
 plain_t5(pipe.text.encoder, pipe.text.tokens(pair)[0].to(device), seen)
-print(f"in the toy's T5, scores vary {min(seen):.0f} to {max(seen):.0f} times as much as what its buckets add")
+print(f"in the toy's T5, scores spread {min(seen):.0f} to {max(seen):.0f} times as much as what its buckets add")
 
 both = start.repeat(2, 1, 1, 1, 1)
 swapped = pipe.decode(pipe.sample(pair, num_inference_steps=10, guidance_scale=3.0, latents=both))
@@ -274,7 +275,7 @@ compare_clips({"red circle, blue star": swapped[0], "blue circle, red star": swa
 # with one object a bag of words is enough: *red* must be the object's colour, since no background is red, and *navy*
 # the background's. Then the scores may grow until the buckets no longer matter (see the line on scores), and the
 # encoder cannot tell the two captions apart. Only clips with two objects need the order. T5 at full size learned it
-# from text alone; CogVideoX uses it unchanged.
+# from text alone, and CogVideoX uses that T5 unchanged.
 #
 # ## 3. What an embedding knows
 #
@@ -339,7 +340,7 @@ show_figure(figure, "Per cent read correctly, one row per token, one column per 
 # ## 4. Dropping the text
 #
 # Guidance will need a second answer from the same network: what it would do without a caption. So in training, one
-# caption in ten is thrown away, and each step draws anew which.
+# caption in ten is thrown away, drawn anew at each step.
 #
 # ### Exercise 5.3: drop_captions (difficulty 1 of 3, 10 minutes)
 #
@@ -364,12 +365,12 @@ print(f"its features are not zero: their root mean square is {nothing.square().m
 
 # %% [markdown]
 # Our "nothing" is the empty caption after T5: one `</s>` and 31 tokens of padding. The authors' own program sets all
-# features to **zero** in training and in sampling (`zero_text`). `diffusers` samples the same weights with the
+# features to **zero** in training and in sampling (here: `zero_text`). `diffusers` samples the same weights with the
 # empty caption, though in training "nothing" was something else. Below we make the opposite exchange: the toy was
 # trained with the empty caption and gets zeros.
 #
-# Twelve clips of the shapes world are noised, and the toy is asked for $v$ with four kinds of text: the right
-# caption, the empty one, another clip's, and zeros. At which timesteps does the text help most?
+# Twelve clips are noised, and the toy is asked for $v$ with four kinds of text: the right caption, the empty one,
+# another clip's, and zeros. At which timesteps does the text help most?
 
 # %% tags=["nbval-ignore-output"]
 twelve = sample_scenes(12, seed=4, two_objects=0.0)
@@ -412,7 +413,8 @@ show_figure(figure, "The toy's loss over the timestep with four kinds of text. A
 #
 # $$p_w(x) \propto p(x)\,p(c \mid x)^w \propto p(x)^{1-w}\,p(x \mid c)^w.$$
 #
-# A diffusion network gives the slope of $\log p$ of the noisy $x$. Slopes of logarithms add:
+# A diffusion network's guess of the noise is, up to a factor, minus the slope of $\log p$ at the noisy $x$. Slopes of
+# logarithms add:
 #
 # $$\nabla \log p_w = \nabla \log p(x) + w\,\bigl(\nabla \log p(x \mid c) - \nabla \log p(x)\bigr).$$
 #
@@ -444,7 +446,7 @@ guided_velocity = check("5.4", guided_velocity)
 # The caption "right" means the two above 0, and the perfect answers are known (notebook 04).
 #
 # **Prediction 5.2.** Without guidance half of the samples for "right" are in the inner cloud, at 0.2, and by its
-# formula $p_6$ still has 30 % there: how many does guidance with $w = 6$ really leave?
+# formula $p_6$ still has 30 % there: how many are there with guidance $w = 6$?
 
 # %%
 predict("5.2", "half, as without guidance", "about 30 %, as promised", "hardly any")
@@ -495,7 +497,7 @@ axes[0].legend(fontsize=8)
 outcome("5.2", "hardly any" if inner < 0.1 else "about 30 %, as promised" if inner < 0.4 else
         "half, as without guidance")
 show_figure(figure, "Histograms of 4,000 guided samples and the promised density, for w = 1, 3 and 6. At 1 they agree "
-                    "on two clouds. At 3 and 6 the promise keeps two; the samples are one, ever further right.")
+                    "on two clouds. At 3 and 6 the promise keeps two; the samples form one, ever further right.")
 
 # %% [markdown]
 # The inner cloud is lost although it fits the caption: it lies a little too near to "left". The rest is narrower than
@@ -522,8 +524,8 @@ half_variety = check("5.5", half_variety)
 # %% [markdown]
 # ## 6. Why exaggerate?
 #
-# Nothing so far speaks *for* guidance: with $w = 1$ the perfect network makes exactly the videos that fit. But what
-# fits, it learned from its training captions. Now let one caption in five be wrong: of the numbers called "right",
+# Nothing so far speaks *for* guidance: with $w = 1$ the perfect network makes exactly the videos that fit. But it
+# learned what fits from its training captions. Now let one caption in five be wrong: of the numbers called "right",
 # 20 % come from the left.
 
 # %%
@@ -547,12 +549,12 @@ show_figure(figure, "Left: the share of samples above 0. With wrong captions it 
 
 # %% [markdown]
 # There is the answer. A network trained on wrong captions repeats their mistakes; that *is* what it learned.
-# Exaggeration corrects it: guidance moves samples away from where the caption is doubtful. Captions of real videos
+# Exaggeration corrects them: guidance moves samples away from where the caption is doubtful. Captions of real videos
 # are often doubtful, and a small network has doubts of its own. The price is paid in variety.
 #
 # ## 7. What the toy pays
 #
-# The toy's captions are never wrong; what it may gain comes from doubts of its own. We ask for 32 captions, with three
+# The toy's captions are never wrong; what it may gain comes from doubts of its own. It gets 32 captions, with three
 # scales and the same noise, and the oracle of notebook 01 judges. We also measure how well shapes **overlap** with
 # ideal ones, and how many colour values lie outside 0..1 and must be cut off.
 
@@ -581,9 +583,9 @@ assert beyond[9.0] > beyond[1.0]
 # the guided answer back to the conditional one's standard deviation: `guidance_rescale` in `diffusers`.) The
 # published models use 6; the toy's default is 3.
 #
-# And variety? A caption that does not mention background, place or size leaves them open. Sixteen clips have sixteen
-# backgrounds, and their variety is the **entropy** of the oracle's answers: how many yes-or-no questions it takes,
-# on average, to find out which background a clip has.
+# And variety? A caption that does not mention background, place or size leaves them open. The variety of backgrounds
+# is the **entropy** of the oracle's answers: roughly how many yes-or-no questions it takes, on average, to find out
+# which background a clip has.
 #
 # ### Exercise 5.6: variety (difficulty 1 of 3, 10 minutes)
 #
@@ -602,7 +604,7 @@ variety = check("5.6", variety)
 
 # %% [markdown]
 # **Prediction 5.3.** Sixteen clips of "a red circle moves right" from sixteen noises, with guidance 1 and then with 9:
-# what happens to the variety of their first frames?
+# what happens to the spread of each pixel over their first frames?
 
 # %%
 predict("5.3", "it falls", "no change that 16 clips can show", "it rises")
@@ -620,16 +622,16 @@ for scale in (1.0, 3.0, 9.0):
           f"{dict(Counter(backgrounds[scale]))}; first frames spread by {clips[:, 0].std(dim=0).mean():.3f}")
 
 
-def loss_of_variety(of):
-    """of(scale, clips) at 9 minus that at 1, and its 95 % interval: a bootstrap with 300 draws of the 16 clips."""
+def change(measure):
+    """measure(scale, picks) at 9 minus that at 1, and its 95 % interval: a bootstrap with 300 draws of the 16 clips."""
     draws = torch.randint(16, (300, 16), generator=torch.Generator().manual_seed(6))
-    found = torch.tensor([of(9.0, picks) - of(1.0, picks) for picks in draws])
+    found = torch.tensor([measure(9.0, picks) - measure(1.0, picks) for picks in draws])
     everyone = torch.arange(16)
-    return of(9.0, everyone) - of(1.0, everyone), *found.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return measure(9.0, everyone) - measure(1.0, everyone), *found.quantile(torch.tensor([0.025, 0.975])).tolist()
 
 
-bits = loss_of_variety(lambda scale, picks: variety([backgrounds[scale][i] for i in picks]))
-spread = loss_of_variety(lambda scale, picks: films[scale][picks, 0, ::4, ::4].std(dim=0).mean().item())
+bits = change(lambda scale, picks: variety([backgrounds[scale][i] for i in picks]))
+spread = change(lambda scale, picks: films[scale][picks, 0, ::4, ::4].std(dim=0).mean().item())
 print("from 1 to 9: bits {:+.2f} (95 % interval {:+.2f} to {:+.2f})".format(*bits), end="; ")
 print("spread of first frames {:+.3f} ({:+.3f} to {:+.3f})".format(*spread))
 outcome("5.3", "it falls" if spread[2] < 0 else "it rises" if spread[1] > 0 else "no change that 16 clips can show")
@@ -640,7 +642,7 @@ explore_sweep({scale: rearrange(clips, "(r s) t h w c -> t (r h) (s w) c", r=4) 
 
 # %% [markdown]
 # Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where clips are right with
-# guidance 1 already, it is given away for nothing.
+# guidance 1 already, variety is given away for nothing.
 #
 # ## 8. A scale that changes
 #
@@ -648,8 +650,8 @@ explore_sweep({scale: rearrange(clips, "(r s) t h w c -> t (r h) (s w) c", r=4) 
 #
 # $$w_i = 1 + w\,\frac{1 - \cos\bigl(\pi\,(\frac{n - \tau}{n})^5\bigr)}{2}.$$
 #
-# If $\tau$ counts the steps that remain, $(n-\tau)/n$ runs from 0 to almost 1. In both released programs $\tau$ is
-# the *timestep*, 999 down to 19.
+# If $\tau$ counts the steps that remain, $(n-\tau)/n$ runs from 0 to almost 1. In the authors' program and in
+# `diffusers`, $\tau$ is the *timestep*, 999 down to 19.
 #
 # **Prediction 5.4.** What does the released scale look like over 50 steps?
 
@@ -730,8 +732,7 @@ show_figure(figure, "The first frames of eight clips in three rows: without a ne
 #
 # ## 10. At full size
 #
-# The same two classes with the published configuration, on the **meta device**. The question this time: what does
-# all this text cost?
+# The same two classes with the published configuration, on the **meta device**: what does all this text cost?
 
 # %%
 size = preset("5b")
@@ -768,13 +769,13 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 # caption, must have been seen in training.
 # </details>
 #
-# <details><summary>3. Why does it need exaggeration, and what does that cost?</summary>
+# <details><summary>3. Why exaggerate what the caption does, and what does that cost?</summary>
 #
 # A network reproduces its training, doubtful captions included. Guidance moves samples to where the caption is
 # unmistakable. They become more alike, colours overshoot, and every guided step costs two runs of the network.
 # </details>
 #
-# **What the paper found.** CogVideoX uses T5 as its text encoder and gives its features to the transformer together
+# **What the paper found.** CogVideoX uses T5 as its text encoder and gives T5's features to the transformer together
 # with the video. The dropping rate of 0.1, the zeros and the guidance of 6 are known from the released code; so is
 # dynamic guidance, which the paper does not mention.
 #
