@@ -66,13 +66,14 @@ def explore_wipe(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> Non
 
 
 def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], name: str, alt: str,
-                  fps: int | float = 8) -> None:
+                  fps: int | float = 8, num_frames: int = 6) -> None:
     """A slider over the values of one setting, with the clip (t h w 3 in 0..1) made with each; `name` is the setting's.
 
     For example `explore_sweep({1: clip, 3: clip, 6: clip}, "guidance scale", "The caption: ...")`. The clips are made
-    beforehand, and play. Raises ValueError for a bad shape, no `alt`, or no clips.
+    beforehand, and play. num_frames: of each in the static picture. Raises ValueError for a bad shape, no `alt`, or no
+    clips.
     """
-    show_rows({f"{name} {parts.value_text(value)}": clip for value, clip in clips.items()}, alt)
+    show_rows({f"{name} {parts.value_text(value)}": clip for value, clip in clips.items()}, alt, num_frames)
     values = list(clips)
 
     def draw(place: int) -> tuple[bytes, str]:
@@ -107,7 +108,7 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
                  f"{spoilt:.2f} times the noise, decoded.")
         return output.gif_of_clip(decoded_at(t), fps), words
 
-    show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 5, 7, 10))}, alt)
+    show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 6, 10))}, alt, num_frames=3)
     slider = parts.choice_slider("timestep", list(map(str, timesteps)), wait=True)
     parts.display_widget(parts.explorer([slider], draw))
 

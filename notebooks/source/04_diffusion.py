@@ -52,7 +52,7 @@ for i, t in enumerate(sampler.timesteps):
 left, right = (pipe.decode(torch.cat(latents)[:, :, :1])[:, 0] for latents in (noisy, guesses))  # 25 h w 3
 compare_clips({"the noisy frame": left, "the network's guess": right},
               "Frame 0 of a clip, step by step. On the left, noise turns into a star. On the right, the guess is a "
-              "blurred star at first and gets sharp edges later.", 4, counted="step")
+              "blurred star at first and gets sharp edges later.", 4, num_frames=4, counted="step")
 
 # %% [markdown]
 # Each picture is one step: on the left, the noisy frame; on the right, the network's guess of the clean frame
@@ -615,7 +615,8 @@ for name, other in (("DDIM", made), ("DPM-Solver++", package)):
 show_source(DDIMSampler.step)
 show_source(DPMSampler.step)
 compare_clips({name: pipe.decode(x)[0] for name, x in results.items()},
-              "Three clips of 'a yellow star moves right' from the same starting noise, by three samplers.", pipe.fps)
+              "Three clips of 'a yellow star moves right' from the same starting noise, by three samplers.", pipe.fps,
+              num_frames=4)
 
 # %% [markdown]
 # In the package, `B` is $1-k$ and `D` is the guess that leans. Three steps do not lean: the first has no guess

@@ -638,7 +638,7 @@ outcome("5.3", "it falls" if spread[2] < 0 else "it rises" if spread[1] > 0 else
 framed = {scale: F.pad(clips, (0, 0, 2, 2, 2, 2), value=1.0) for scale, clips in films.items()}
 explore_sweep({scale: rearrange(clips, "(r s) t h w c -> t (r h) (s w) c", r=4) for scale, clips in framed.items()},
               "guidance", f"Sixteen clips of '{bare}' at once, from the same sixteen noises, with guidance 1, 3 and 9. "
-                          "Do backgrounds, places and sizes become more alike?")
+                          "Do backgrounds, places and sizes become more alike?", num_frames=3)
 
 # %% [markdown]
 # Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where clips are right with
