@@ -11,7 +11,7 @@ from minicogvx.ablation.transformers import Curve
 from minicogvx.evaluation.intervals import mean_interval
 
 PROPERTIES = ("shape", "colour", "motion", "background")
-Measure = Callable[[Curve], float]
+Measure = Callable[[Curve], int | float]
 
 
 def final_loss(curve: Curve) -> float:
@@ -47,7 +47,7 @@ def of_pairs(curves: Sequence[Curve], name: str, other: str, measure: Measure = 
     if [curve.seed for curve in ours] != [curve.seed for curve in theirs]:
         raise ValueError(f"{name!r} has the seeds {[curve.seed for curve in ours]} and {other!r} "
                          f"{[curve.seed for curve in theirs]}; pairs need the same")
-    return [measure(a) - measure(b) for a, b in zip(ours, theirs)]
+    return [float(measure(a) - measure(b)) for a, b in zip(ours, theirs)]
 
 
 def gain_of(curves: Sequence[Curve], name: str, other: str, measure: Measure = final_loss) -> Gain:
