@@ -39,14 +39,13 @@ def right_pad_past(x, kernel_size, dilation=1):
     return torch.cat([x[:, :, :1]] * ((kernel_size - 1) * dilation) + [x], dim=2)
 
 
-def right_latent_frames(num_frames, ratio=4):
-    if num_frames < 1 or (num_frames - 1) % ratio:
-        raise ValueError(f"{num_frames} frames")
-    return 1 + (num_frames - 1) // ratio
+def right_sequence_length(frames, height, width, text, patch_t=1):
+    latent_frames = (frames - 1) // 4 + 1
+    return text + (latent_frames + patch_t - 1) // patch_t * (height // 16) * (width // 16)
 
 
-def rounded_down(num_frames, ratio=4):
-    return num_frames // ratio
+def rounded_down(frames, height, width, text, patch_t=1):
+    return text + frames // 4 // patch_t * (height // 16) * (width // 16)
 
 
 # ---- the guard itself can fail
@@ -78,7 +77,7 @@ def test_the_guard_finds_a_lax_check(subtests):
 
 def test_every_exercise_has_its_guard():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_exercises_*.py"))
-    assert sorted(re.findall(r'guard\("(\d+\.\d+)", ', tests)) == sorted(each.number for each in all_exercises())
+    assert set(re.findall(r'guard\("(\d+\.\d+)", ', tests)) == {each.number for each in all_exercises()}
 
 
 # ---- check
@@ -102,40 +101,41 @@ def test_a_check_that_is_run_again_alone_says_whose_function_it_saw(capsys, reco
 
 
 def test_solved_is_whether_the_learners_own_is_in_use():
-    assert not solved("2.2")
-    check("2.2", right_latent_frames)
-    assert solved("2.2") and not solved("2.1")
-    check("2.2", rounded_down)  # taken back
-    assert not solved("2.2")
+    assert not solved("0.5")
+    check("0.5", right_sequence_length)
+    assert solved("0.5") and not solved("2.1")
+    check("0.5", rounded_down)  # taken back
+    assert not solved("0.5")
 
 
 def test_a_right_answer_is_the_learners_own_and_is_noted(capsys, record_file):
-    assert check("2.2", right_latent_frames) is right_latent_frames
-    assert capsys.readouterr().out == "Exercise 2.2: right.\n"
-    assert list(json.loads(record_file.read_text())) == ["2.2"]
+    assert check("0.5", right_sequence_length) is right_sequence_length
+    assert capsys.readouterr().out == "Exercise 0.5: right.\n"
+    assert list(json.loads(record_file.read_text())) == ["0.5"]
 
 
 def test_a_wrong_answer_is_explained_and_the_notebook_continues(capsys, record_file):
-    assert check("2.2", rounded_down) is find("2.2").reference
+    assert check("0.5", rounded_down) is find("0.5").reference
     assert capsys.readouterr().out == (
-        "Exercise 2.2: not right yet. latent_frames(17) is 4; it must be 5.\n"
-        'The name latent_frames now holds the package\'s function, so that you can read on; hint("2.2") helps.\n')
+        "Exercise 0.5: not right yet. sequence_length(17, 64, 64, 32) is 96; it must be 112. The first "
+        "frame stays alone, and the others go in fours: 17 frames become 5, not 4.\n"
+        'The name sequence_length now holds the package\'s function, so that you can read on; hint("0.5") helps.\n')
     assert not record_file.exists()
 
 
 def test_an_exception_is_one_sentence_with_its_line(capsys):
-    def helper(num_frames):
-        return num_frames.shape[0]  # this line
+    def helper(frames):
+        return frames.shape[0]  # this line
 
-    def latent_frames(num_frames, ratio=4):
-        return helper(num_frames)
+    def sequence_length(frames, height, width, text, patch_t=1):
+        return helper(frames)
 
-    line = next(i for i, text in enumerate(THIS_FILE_LINES, 1) if "num_frames.shape[0]  # this line" in text)
-    assert check("2.2", latent_frames) is find("2.2").reference
+    line = next(i for i, text in enumerate(THIS_FILE_LINES, 1) if "frames.shape[0]  # this line" in text)
+    assert check("0.5", sequence_length) is find("0.5").reference
     out = capsys.readouterr().out
-    said = f"Your code stopped (line {line}, return num_frames.shape[0]  # this line) with AttributeError: 'int' obj"
+    said = f"Your code stopped (line {line}, return frames.shape[0]  # this line) with AttributeError: 'int' obj"
     assert said in out
-    assert "The call was latent_frames(num_frames=17).\n" in out  # not the helper's
+    assert "The call was sequence_length(frames=17, height=64, width=64, text=32).\n" in out  # not the helper's
     assert "Traceback" not in out and len(out.splitlines()) == 2
 
 
@@ -231,7 +231,7 @@ def test_nan_and_infinity_are_refused_by_every_check(subtests):
 
 
 def test_what_cannot_be_called_is_reported(capsys):
-    assert check("2.2", 5) is find("2.2").reference
+    assert check("0.5", 5) is find("0.5").reference
     assert "could not be checked; that ended with TypeError: 'int' object is not callable." in capsys.readouterr().out
 
 
@@ -299,8 +299,8 @@ def test_one_more_hint_at_each_call(capsys):
     for _ in range(2):
         hint("2.1")
         assert capsys.readouterr().out == 'There are no more hints for exercise 2.1; solution("2.1") shows one.\n'
-    hint("2.2")
-    assert capsys.readouterr().out.startswith("Hint 1 of 3: The first frame")
+    hint("0.5")
+    assert capsys.readouterr().out.startswith("Hint 1 of 3: Begin with the latents")
 
 
 # ---- progress
@@ -312,12 +312,13 @@ def test_progress_counts_and_keeps_the_first_day(capsys, record_file):
     record.save("2.1")
     days = {"2.1": "2020-02-02", "99.9": "2020-02-03"}  # one of a later version of the course, too
     record_file.write_text(json.dumps(days))
-    check("2.1", right_pad_past), check("2.2", right_latent_frames)
+    check("2.1", right_pad_past), check("0.5", right_sequence_length)
     capsys.readouterr()
     progress()
     out = capsys.readouterr().out
-    assert out.startswith("Solved: 2 of ") and "  2.1 pad_past (2020-02-02)\n  2.2 latent_frames (20" in out
-    assert json.loads(record_file.read_text()).keys() == {"2.1", "99.9", "2.2"}
+    assert out.startswith("Solved: 2 of ")
+    assert "  2.1 pad_past (2020-02-02)\n" in out and "  0.5 sequence_length (20" in out
+    assert json.loads(record_file.read_text()).keys() == {"2.1", "99.9", "0.5"}
     assert [path.name for path in record_file.parent.iterdir()] == ["progress.json"]
 
 
@@ -326,24 +327,24 @@ def test_a_broken_file_is_set_aside(capsys, record_file, subtests):
     for broken in (b'{"2.1":', b"[1, 2]", b'{"2.1": 3}', b"\xff"):
         with subtests.test(msg=str(broken)):
             record_file.write_bytes(broken)
-            assert check("2.2", right_latent_frames) is right_latent_frames
+            assert check("0.5", right_sequence_length) is right_sequence_length
             out = capsys.readouterr().out
             assert out.count("is broken") == 1 and "set aside as progress.json.broken" in out and "Trace" not in out
             assert record_file.with_name("progress.json.broken").read_bytes() == broken
-            assert list(json.loads(record_file.read_text())) == ["2.2"]
+            assert list(json.loads(record_file.read_text())) == ["0.5"]
 
 
 def test_a_file_that_cannot_be_read_or_written_stops_nothing(capsys, record_file, monkeypatch, tmp_path):
     record_file.mkdir(parents=True)  # a folder where the file should be
-    assert check("2.2", right_latent_frames) is right_latent_frames
+    assert check("0.5", right_sequence_length) is right_sequence_length
     assert "could not be read" in capsys.readouterr().out and record_file.is_dir()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(tmp_path / "file" / "below" / "progress.json"))
-    assert check("2.2", right_latent_frames) is right_latent_frames
-    assert capsys.readouterr().out.startswith("Exercise 2.2: right.\nYour progress in ")
+    assert check("0.5", right_sequence_length) is right_sequence_length
+    assert capsys.readouterr().out.startswith("Exercise 0.5: right.\nYour progress in ")
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(tmp_path / "full" / "progress.json"))
     monkeypatch.setattr(record.os, "replace", full_disk)
-    assert check("2.2", right_latent_frames) is right_latent_frames
+    assert check("0.5", right_sequence_length) is right_sequence_length
     assert "could not be saved" in capsys.readouterr().out
 
 

@@ -242,7 +242,7 @@ def test_noise_grows_with_the_timestep_and_nothing_is_decoded_twice(shown):
     assert len(calls) == still + 1 and not calls[-1].requires_grad
     slider.value = 10
     assert "timestep 999, 0.00 times the signal plus 1.00 times the noise" in picture_of(shown[-1])[1]
-    assert calls[0].var() < calls[1].var() < calls[2].var() and calls[4].mean().abs() < 0.1
+    assert calls[0].var() < calls[1].var() < calls[2].var() and calls[3].mean().abs() < 0.1
 
 
 def test_the_score_of_rope_depends_on_the_distance_alone(shown):

@@ -108,7 +108,7 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
                  f"{spoilt:.2f} times the noise, decoded.")
         return output.gif_of_clip(decoded_at(t), fps), words
 
-    show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 6, 10))}, alt, num_frames=3)
+    show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 5, 10))}, alt, num_frames=3)
     slider = parts.choice_slider("timestep", list(map(str, timesteps)), wait=True)
     parts.display_widget(parts.explorer([slider], draw))
 

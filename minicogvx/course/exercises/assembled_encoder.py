@@ -1,6 +1,7 @@
 """The check of exercise 2.2: an encoder that a learner has assembled, held to the package's on small configs."""
 
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def _check_numbers(mine: nn.Module, theirs: nn.Module, video: Tensor, said: str)
         raise Wrong(f"{what}: every part is right, but what is returned is not the output of conv_out.")
 
 
-def _answers(encoder: nn.Module, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _answers(encoder: nn.Module, video: Tensor) -> tuple[Any, dict[str, Tensor]]:
     """What the encoder answers, and what each of its parts does, by name, in the order of their answers.
 
     Left out are norms, as the package's hold the SiLU as well, the convolutions of down-samplings, which may see frames

@@ -29,7 +29,7 @@ def decibels_of_means(clip: Float[Tensor, "t h w 3"], frames: int, side: int) ->
     return (10 * torch.log10(1 / (clip - copy).square().mean())).item()  # infinite for an exact copy
 
 
-def fewest_means(clip: Float[Tensor, "t h w 3"], target: float) -> tuple[int, int]:
+def fewest_means(clip: Float[Tensor, "t h w 3"], target: int | float) -> tuple[int, int]:
     """Of FRAMES and SIDES the pair that keeps the fewest numbers of `clip` and still reaches `target` decibels."""
     pairs = [(frames, side) for frames in FRAMES for side in SIDES]
     return min((pair for pair in pairs if decibels_of_means(clip, *pair) >= target),

@@ -94,7 +94,7 @@ def check_copy_at(copy_at) -> None:
             raise Wrong(f"{what} is {got:.5g}; {_why_not(got, stretch, pixels)}.")
 
 
-def _why_not(got: float, stretch: float, pixels: int) -> str:
+def _why_not(got: int | float, stretch: int | float, pixels: int) -> str:
     turn = 2 * math.pi / stretch  # in tokens
     if abs(got - turn * pixels) < 0.5:
         return f"that is {turn:.2f} tokens, but the frame is painted token by token: the copy stands whole tokens away"

@@ -124,7 +124,7 @@ def check_guided(guided) -> None:
                         f"{_times(1 - scale)} and {_times(scale)}. {why}")
 
 
-def _times(share: float) -> str:
+def _times(share: int | float) -> str:
     return f"{share if abs(share) > 5e-4 else 0:.3g} times"
 
 
