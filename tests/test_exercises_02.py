@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minicogvx.course.exercises import find
+from minicogvx.course.exercises.checking import judge
 from minicogvx.vae.causal_conv import CausalConv3d
 from minicogvx.vae.layers import stretch_time
 from tests.guards import guard
@@ -81,7 +82,7 @@ def test_pad_past():
         ("changes its input x", halves_its_input),
         ("NotImplementedError", with_torch_pad),  # torch's own: it was tried
     ])
-    guard("2.1", with_torch_pad_of_all_axes, [("mean over the kernel", with_zeros)] * 3)  # another right way
+    assert judge(find("2.1"), with_torch_pad_of_all_axes).state == "right"  # another right way
 
 
 # ---- 2.3 stretch

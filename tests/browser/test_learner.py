@@ -170,7 +170,7 @@ def test_every_widget_follows_its_sliders(page, jupyter):
     notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
     notebook_builder.write(notebook, jupyter.folder / "widgets.ipynb")
     lab = Lab(page, jupyter, "widgets.ipynb", len(cells))
-    lab.run_all(len(cells) - 1, RUN_SECONDS)
+    lab.run_all(len(cells) - 1, 60)
     assert lab.errors() == []
     for place, count in enumerate(WIDGETS.values(), start=1):
         output = lab.output(place)
