@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from minicogvx.course.effort import effort_of
 from minicogvx.course.exercises.exercise import STUB_MESSAGE
 from minicogvx.course.exercises.solutions import BEGIN
 from minicogvx.course.widget_parts import WIDGET_VIEW
@@ -124,8 +125,6 @@ def write(notebook, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Builds and runs the named notebooks, or all."""
-    from minicogvx.course.minutes import effort_of  # which builds notebooks, too
-
     parser = argparse.ArgumentParser(prog="python -m minicogvx.course.notebook_builder",
                                      description="Build and run the notebooks from notebooks/source.")
     parser.add_argument("names", nargs="*", metavar="NN_topic", help="which ones (default: all)")

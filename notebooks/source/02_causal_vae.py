@@ -26,9 +26,9 @@ from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, sample_s
 from minicogvx.evaluation.reconstruction import flicker, psnr
 from minicogvx.presets import preset
 from minicogvx.vae import CausalVAE
-from minicogvx.vae.blocks import SpatialNormSiLU, Upsample, first_stays_single
+from minicogvx.vae.blocks import Downsample, ResnetBlock, SpatialNormSiLU, Upsample, first_stays_single
 from minicogvx.vae.causal_conv import CausalConv3d, ConvCache
-from minicogvx.vae.layers import halve_time
+from minicogvx.vae.layers import NormSiLU, halve_time
 
 torch.set_grad_enabled(False)  # nothing is trained in this notebook
 device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
@@ -324,6 +324,9 @@ print(f"{whose} encoder and the toy's: latents differ by at most {apart(mean, at
 print(f"clip {tuple(pixels.shape)}, latents {tuple(mean.shape)}: {pixels.numel() / mean.numel():.0f} times fewer "
       f"numbers")
 assert apart(mean, at_once) < 1e-3
+show_source(ResnetBlock)
+show_source(NormSiLU)
+show_source(Downsample)
 
 # %% [markdown]
 # The trained weights fit. Time shrinks by 4, height and width by 8: 256 pixels become one place. But 3 colours become

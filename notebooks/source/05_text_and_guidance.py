@@ -25,6 +25,7 @@ from minicogvx.data.world import captions, oracle
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, sample_scenes
 from minicogvx.diffusion import diffusion_loss, draw_noise, dynamic_guidance_scale, guide
+from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.evaluation.intervals import paired_difference, wilson
 from minicogvx.presets import preset
 from minicogvx.text import TextEncoder
@@ -681,6 +682,7 @@ axis.set(xlabel="step", ylabel="guidance scale")
 axis.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
 show_figure(figure, "The scale over 50 steps with w = 6. Rising, it stays near 1, then goes to almost 7; falling, the "
                     "other way round. As released, it jumps between 1 and 7, and stays near 1 in the last four.")
+show_source(sample_loop)  # each step has its own scale
 
 # %% [markdown]
 # The fraction should lie in 0..1; it begins at $-19$, and then comes the fifth power. Between the first two steps
