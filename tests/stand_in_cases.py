@@ -128,7 +128,7 @@ def test_what_notebooks_show_may_lie_there(monkeypatch):
 
 def test_the_packages_version_of_an_exercise_works_there(subtests):
     cases = [  # what a notebook calls with tensors of its device; stubs are filled in by these
-        "2.1", "2.3", "3.3", "3.4", "5.4", "6.1", "6.2", "7.1", "7.2", "7.3", "7.4", "8.1", "8.3"]
+        "2.1", "2.3", "3.3", "3.4", "5.4", "6.1", "6.2", "7.1", "7.2", "7.3", "7.5", "8.1", "8.3"]
     for number in cases:
         with subtests.test(number=number):
             exercise = find(number)
