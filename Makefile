@@ -1,7 +1,7 @@
 # Every target sets up .venv first if needed; make and Python 3.11, 3.12 or 3.13 are all it takes.
 #   make setup                                 installs everything; other targets do so when needed
 #   make demo PROMPT="a blue star moves up"    a video from a caption, with the shipped model
-#   make lab                                   JupyterLab on the first notebook
+#   make lab                                   JupyterLab on your own copies of the notebooks, in my_notebooks
 #   make doctor                                what this machine has, and a command to fix each problem
 #   make test                                  the linter, every test and every notebook
 #   make lint                                  ruff: unused names, import order, long lines, missing docstrings
@@ -14,7 +14,7 @@
 #   make notebooks                             builds and runs the notebooks from notebooks/source
 #   make bench                                 minicogvx against diffusers, on this machine
 #   make check-gpu                             the published sizes on one GPU: parity, time, memory
-#   make clean                                 removes .venv and what was built; keeps outputs/ and runs/
+#   make clean                                 removes .venv and what was built; keeps outputs/, runs/, my_notebooks/
 # Variables: ARGS="..." is passed to the command, PYTHON=python3.12 names the interpreter, and
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu is the index for torch (on Linux without a GPU).
 
@@ -158,8 +158,10 @@ train-toy: $(FULL)
 speedrun: $(FULL)
 	@$(KEEP_MEMORY) $(BIN)/minicogvx speedrun $(ARGS)
 
+# Copies without outputs, which would answer questions before they are asked; what you wrote is never written over.
 lab: $(FULL)
-	@$(BIN)/jupyter lab notebooks/00_first_video.ipynb
+	@$(BIN)/python -m minicogvx.course.copies
+	@$(BIN)/jupyter lab my_notebooks/00_first_video.ipynb
 
 notebooks: $(FULL)
 	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)
@@ -174,7 +176,7 @@ check-gpu: $(FULL)
 doctor: $(CORE)
 	@$(BIN)/minicogvx doctor
 
-# Keeps outputs/ and runs/: they hold your own results.
+# Keeps outputs/, runs/ and my_notebooks/: they hold your own work.
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ from minicogvx import cli
 from minicogvx.ablation import transformers, vaes
 from minicogvx.ablation.studies import STUDIES, TransformerStudy
 from minicogvx.compat import choose_device
-from minicogvx.course import notebook_device, show, widgets
+from minicogvx.course import clips, notebook_device, output, widget_parts, widgets
 from minicogvx.course.exercises.checking import find
 from minicogvx.diffusion import NoiseSchedule
 from minicogvx.presets import ScheduleConfig
@@ -113,13 +113,13 @@ def test_a_pipeline_there_makes_the_video_of_the_cpu():
 
 def test_what_notebooks_show_may_lie_there(monkeypatch):
     shown = []
-    monkeypatch.setattr(show, "_display", lambda data, metadata: shown.append(data))
-    monkeypatch.setattr(widgets, "_display_widget", shown.append)
+    monkeypatch.setattr(output, "display", lambda data, metadata: shown.append(data))
+    monkeypatch.setattr(widget_parts, "display_widget", shown.append)
     clip = there(torch.rand(5, 32, 32, 3))
-    show.show_clip(clip, "noise")
-    show.show_rows({"a": clip, "b": clip[:3]}, "noise")
+    clips.show_clip(clip, "noise")
+    clips.show_rows({"a": clip, "b": clip[:3]}, "noise")
     widgets.explore_frames(clip, "noise")
-    widgets.compare_clips({"a": clip, "b": 1 - clip}, "noise")
+    clips.compare_clips({"a": clip, "b": 1 - clip}, "noise")
     widgets.explore_sweep({1: clip, 2: clip}, "w", "noise")
     widgets.explore_noise(clip.permute(3, 0, 1, 2)[None], NoiseSchedule(ScheduleConfig()),
                           lambda z: z.clamp(0, 1).permute(0, 2, 3, 4, 1), "noise")
@@ -128,7 +128,7 @@ def test_what_notebooks_show_may_lie_there(monkeypatch):
 
 def test_the_packages_version_of_an_exercise_works_there(subtests):
     cases = [  # what a notebook calls with tensors of its device; stubs are filled in by these
-        "2.1", "3.2", "3.3", "3.4", "5.5", "6.1", "6.2", "7.1", "7.2", "7.4", "7.6", "8.1", "8.2"]
+        "2.1", "2.3", "3.3", "3.4", "5.4", "6.1", "6.2", "7.1", "7.2", "7.3", "7.5", "8.1", "8.3"]
     for number in cases:
         with subtests.test(number=number):
             exercise = find(number)

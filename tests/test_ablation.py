@@ -20,6 +20,7 @@ from minicogvx.ablation import (
 )
 from minicogvx.ablation.results import Results, read_results, write_results
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEStagesStudy, VAEStudy
+from minicogvx.ablation.twins_study import TwinStudy
 from minicogvx.data.clips.world import WorldClips
 from minicogvx.data.world.features import FEATURES
 from minicogvx.data.world.scenes import is_held_out, sample_scenes
@@ -87,6 +88,20 @@ def test_a_curve_falls_and_a_seed_fixes_it_in_any_order_of_the_variants(latents)
     assert first.parameters == sum(p.numel() for p in first.model.parameters())
     assert next(first.model.parameters()).dtype == torch.float32 and not first.model.training
     assert first.text.encode(["a red circle moves right"]).shape == (1, 32, 16) and not first.text.encoder.training
+
+
+def test_a_judge_is_asked_about_each_trained_model_and_its_answer_is_kept(latents, tmp_path):
+    asked, shares = [], {"shape": 0.25, "all": 0.0}
+
+    def judge(model, text):
+        asked.append((model.config, model.training))
+        return shares
+
+    curves = compare({"rope": ROPE, "learned": LEARNED}, latents, judge=judge)
+    assert asked == [(ROPE, False), (LEARNED, False)]
+    write_results(tmp_path / "position.json", some_results(list(curves.values())))
+    assert [curve.obeyed for curve in read_results(tmp_path / "position.json").curves] == [shares, shares]
+    assert compare({"rope": ROPE}, latents, steps=1)["rope"].obeyed == {}
 
 
 def test_clips_held_back_are_never_trained_on(latents):
@@ -263,7 +278,7 @@ def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, subtests
 
 def test_studies_are_fair_and_compressions_what_they_are_called():
     assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "latents", "latents-micro",
-                            "minutes-micro", "position", "modulation", "attention", "stages"}
+                            "minutes-micro", "position", "modulation", "attention", "twins", "stages"}
     with torch.device("meta"):
         for name in ("position", "modulation", "attention"):
             counts = [sum(p.numel() for p in ExpertTransformer(config).parameters())
@@ -279,7 +294,8 @@ def test_studies_are_fair_and_compressions_what_they_are_called():
     for name, study in STUDIES.items():
         assert study.name == name and len(study.variants) > 1
         if not hasattr(study, "minutes"):  # they count minutes: tests/test_stages.py, tests/test_latents.py
-            assert isinstance(study, (TransformerStudy, VAEStudy, VAEStagesStudy)) and study.steps % study.every == 0
+            assert isinstance(study, (TransformerStudy, TwinStudy, VAEStudy, VAEStagesStudy))
+            assert study.steps % study.every == 0
 
 
 @pytest.fixture

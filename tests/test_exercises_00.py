@@ -1,19 +1,19 @@
-"""Exercises of notebook 00 distinguish right from wrong, and name the mistake."""
+"""Exercises 0.1 to 0.3 (bytes, words, averages) distinguish right from wrong, and name the mistake."""
 
+import math
 import re
 
 import pytest
 import torch
-from einops import rearrange
+from einops import rearrange, reduce, repeat
 
-from minicogvx.course.exercises import find, judge
+from minicogvx.course.exercises import find
+from minicogvx.course.exercises.averages import decibels_of_means, numbers_kept
 from minicogvx.data.world import captions
-from minicogvx.diffusion import NoiseSchedule, inference_timesteps
-from minicogvx.diffusion.conditioning import FirstFramePutBack
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import Scene, ShapeObject
 from minicogvx.media import _to_bytes
-from minicogvx.presets import PRESETS, ScheduleConfig
 from minicogvx.text import word_tokenizer
-from minicogvx.transformer.patchify import patchify
 from tests.guards import guard
 
 # ---- 0.1 to_screen
@@ -76,7 +76,7 @@ def upside_down(video):
 def test_to_screen():
     guard("0.1", right_to_screen, [
         ("has dtype torch.float32; a screen wants whole numbers 0..255, torch.uint8", still_floats),
-        ("A number of 0.198 in the video becomes 152; it must become 153. Take the nearest whole number", cut_off),
+        ("A number of 0.198 in the video becomes 152; it must become 153. Take the nearest integer", cut_off),
         ("A number of 1 in the video becomes 0; it must become 255", times_256),
         ("A number of 0.202 in the video becomes 52; it must become 153. Black is -1", not_shifted),
         ("A number of 1.3 in the video becomes 37; it must become 255. A byte ends at 255", wraps_around),
@@ -173,174 +173,84 @@ def test_number_words():
     ])
 
 
-# ---- 0.3 walk_back
+# ---- 0.3 cheapest_average
+
+PAIRS = [(together, side) for together in (1, 2, 4, 8, 16) for side in (1, 2, 4, 8, 16)]
 
 
-def right_walk_back(steps):
-    places = [999 - i * 1000 // steps for i in range(steps + 1)]
-    return list(zip(places, places[1:]))
+def quality(clip, together, side):
+    groups = [clip[:1], *clip[1:].split(together)]
+    copy = torch.cat([repeat(reduce(group, "t (h p) (w q) c -> h w c", "mean", p=side, q=side),
+                             "h w c -> t (h p) (w q) c", t=len(group), p=side, q=side) for group in groups])
+    return -10 * math.log10((clip - copy).square().mean().item() + 1e-30)
 
 
-def leading(steps):
-    return [(t - (1000 // steps - 1), max(t_next - (1000 // steps - 1), -1)) for t, t_next in right_walk_back(steps)]
+def count(clip, together, side):
+    return (1 + math.ceil((len(clip) - 1) / together)) * clip[0].numel() // side**2
 
 
-def from_1000(steps):
-    return [(t + 1, t_next + 1) for t, t_next in right_walk_back(steps)]
+def right_cheapest_average(clip, target):
+    return min((pair for pair in PAIRS if quality(clip, *pair) >= target), key=lambda pair: count(clip, *pair))
 
 
-def with_linspace(steps):
-    places = [*torch.linspace(999, 0, steps).long().tolist(), -1]
-    return list(zip(places, places[1:]))
+def the_best_quality(clip, target):
+    return max(PAIRS, key=lambda pair: quality(clip, *pair))
 
 
-def lands_on_0(steps):
-    return right_walk_back(steps)[:-1] + [(right_walk_back(steps)[-1][0], 0)]
+def the_fewest_of_all(clip, target):
+    return 16, 16
 
 
-def without_the_last(steps):
-    return right_walk_back(steps)[:-1]
+def the_wrong_way_round(clip, target):
+    return right_cheapest_average(clip, target)[::-1]
 
 
-def timesteps_alone(steps):
-    return [t for t, t_next in right_walk_back(steps)]
+def the_first_that_reaches(clip, target):
+    return next(pair for pair in PAIRS if quality(clip, *pair) >= target)
 
 
-def forwards(steps):
-    return right_walk_back(steps)[::-1]
+def largest_side_first(clip, target):
+    return max((pair for pair in PAIRS if quality(clip, *pair) >= target), key=lambda pair: pair[::-1])
 
 
-def lands_beyond(steps):
-    return [(t, t_next - 1) for t, t_next in right_walk_back(steps)[:-1]] + right_walk_back(steps)[-1:]
+def largest_group_first(clip, target):
+    return max(pair for pair in PAIRS if quality(clip, *pair) >= target)
 
 
-def divided(steps):
-    return [(999 - i * 1000 / steps, 999 - (i + 1) * 1000 / steps) for i in range(steps)]
+def the_count_itself(clip, target):
+    return count(clip, *right_cheapest_average(clip, target))
 
 
-def test_walk_back():
-    guard("0.3", right_walk_back, [
-        ("walk_back(25) begins at timestep 960; it must begin at 999, the only one without any signal", leading),
-        ("begins at timestep 1000", from_1000),
-        ("goes from 999 to 957, 42 timesteps; all steps must be equally long, 1000 / 25 = 40", with_linspace),
-        ("ends at 0; the last step must land on -1", lands_on_0),
-        ("walk_back(25) has 24 pairs; it must have 25", without_the_last),
-        ("holds 999; each step must be a pair, (t, t_next)", timesteps_alone),
-        ("begins at timestep 39; it must begin at 999", forwards),
-        ("step 0 (counted from 0) lands on 958, but step 1 starts from 959", lands_beyond),
-        ("holds 999.0, of type float; a timestep is an index", divided),
+def a_side_of_three(clip, target):
+    return 2, 3
+
+
+def never_exact(clip, target):
+    return min((pair for pair in PAIRS[1:] if quality(clip, *pair) >= target), default=(1, 2),
+               key=lambda pair: count(clip, *pair))
+
+
+def test_cheapest_average():
+    guard("0.3", right_cheapest_average, [
+        ("another pair reaches the target with", the_best_quality),
+        ("target 20 dB, is (16, 16), which reaches only", the_fewest_of_all),
+        ("Is your pair the wrong way round? Frames come first.", the_wrong_way_round),
+        ("another pair reaches the target with", the_first_that_reaches),
+        ("blinking squares (17 x 32 x 32), target 19 dB, is (1, 2), which keeps 13,056 numbers", largest_side_first),
+        ("another pair reaches the target with", largest_group_first),
+        ("it must be a pair (frames in a group, side of a square)", the_count_itself),
+        ("is (2, 3); it must be a pair", a_side_of_three),
+        ("target 90 dB, is (1, 2), which reaches only", never_exact),
+        ("is None; does your function end in return?", lambda clip, target: None),
     ])
 
 
-def test_a_walk_may_be_a_generator():
-    assert judge(find("0.3"), lambda steps: (pair for pair in right_walk_back(steps))).state == "right"
-
-
-# ---- 0.4 sequence_length
-
-
-def right_sequence_length(frames, height, width, text, patch_t=1):
-    latent = (1 + (frames - 1) // 4, height // 8, width // 8)
-    filled = latent[0] + -latent[0] % patch_t
-    return text + (filled // patch_t) * (latent[1] // 2) * (latent[2] // 2)
-
-
-def changed(**changes):
-    """A sequence_length with one mistake; each name is the part that differs."""
-    def sequence_length(frames, height, width, text, patch_t=1):
-        latent_frames = changes.get("latent_frames", lambda f: (f - 1) // 4 + 1)(frames)
-        groups = changes.get("groups", lambda n, p: -(-n // p))(latent_frames, patch_t)
-        places = changes.get("places", lambda h, w: (h // 16) * (w // 16))(height, width)
-        return changes.get("text", lambda n: n)(text) + groups * places
-    return sequence_length
-
-
-def test_sequence_length():
-    guard("0.4", right_sequence_length, [
-        ("is 80; it must be 112. That is the video alone", changed(text=lambda n: 0)),
-        ("is 96; it must be 112. The first frame stays alone", changed(latent_frames=lambda f: f // 4)),
-        ("is 304; it must be 112. The VAE shrinks time, too", changed(latent_frames=lambda f: f)),
-        ("is 352; it must be 112. That is one token for each latent", changed(places=lambda h, w: h // 8 * (w // 8))),
-        ("is 5,152; it must be 112. That cuts pixels", changed(places=lambda h, w: h // 2 * (w // 2))),
-        ("A patch is 2 latents high and 2 wide", changed(places=lambda h, w: h // 8 * (w // 16))),
-        ("is 41,026; it must be 45,106. An odd number of latent", changed(groups=lambda n, p: n // p)),
-        ("patch_t=2) is 85,906; it must be 45,106. With patch_t=2", changed(groups=lambda n, p: n)),
-        ("patch_t=2) is 80; it must be 64. An even number", changed(groups=lambda n, p: n // p + (p > 1))),
-        ("is 112.0, of type float", changed(places=lambda h, w: h / 16 * w / 16)),
-        ("sequence_length(17, 64, 64, 32) is None", lambda frames, height, width, text, patch_t=1: None),
-    ])
-
-
-# ---- 0.5 put_back
-
-
-def right_put_back(x, known, noise, a, s):
-    out = x.clone()
-    out[:, :, 0] = known[:, :, 0] * a + noise[:, :, 0] * s
-    return out
-
-
-def clean(x, known, noise, a, s):
-    return torch.cat([known, x[:, :, 1:]], dim=2)
-
-
-def only_fainter(x, known, noise, a, s):
-    return torch.cat([a * known, x[:, :, 1:]], dim=2)
-
-
-def on_top(x, known, noise, a, s):
-    return torch.cat([a * known + s * x[:, :, :1], x[:, :, 1:]], dim=2)
-
-
-def along_channels(x, known, noise, a, s):
-    out = x.clone()
-    out[:, :1] = a * known[:, :1] + s * noise[:, :1]
-    return out
-
-
-def into_every_frame(x, known, noise, a, s):
-    return a * known + s * noise
-
-
-def into_the_last_frame(x, known, noise, a, s):
-    return torch.cat([x[:, :, :-1], a * known + s * noise[:, :, -1:]], dim=2)
-
-
-def fresh_noise(x, known, noise, a, s):
-    return torch.cat([a * known + s * torch.randn_like(known), x[:, :, 1:]], dim=2)
-
-
-def another_frames_noise(x, known, noise, a, s):
-    return torch.cat([a * known + s * noise[:, :, 1:2], x[:, :, 1:]], dim=2)
-
-
-def exchanged(x, known, noise, a, s):
-    return right_put_back(x, known, noise, s, a)
-
-
-def one_frame_more(x, known, noise, a, s):
-    return torch.cat([a * known + s * noise[:, :, :1], x], dim=2)
-
-
-def into_x_itself(x, known, noise, a, s):
-    x[:, :, :1] = a * known + s * noise[:, :, :1]
-    return x
-
-
-def test_put_back():
-    guard("0.5", right_put_back, [
-        ("holds the picture with the factor 1; it must be 0.6. A signal comes in with the factor a", clean),
-        ("holds the noise with the factor 0; it must be 0.8. The network expects", only_fainter),
-        ("holds the old x with the factor 0.8; it must be 0", on_top),
-        ("frame 1 (counted from 0) is no longer that of x; only frame 0 is known. Frames are axis 2", along_channels),
-        ("frame 1 (counted from 0) is no longer that of x", into_every_frame),
-        ("frame 4 (counted from 0) is no longer that of x", into_the_last_frame),
-        ("frame 0 holds something of its own", fresh_noise),
-        ("Take the first frame of the noise given", another_frames_noise),
-        ("holds the picture with the factor 0.8; it must be 0.6", exchanged),
-        ("has shape (2, 4, 6, 3, 3); it must be (2, 4, 5, 3, 3)", one_frame_more),
-        ("changes its input x; make a new tensor", into_x_itself),
-    ])
+def test_averages_as_good_as_25_decibels_cost_ten_times_the_numbers_of_the_vae():
+    star = ShapeObject("star", "yellow", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44)  # notebook 00's clip
+    clip = render(Scene((star,), "navy"), 17, 64, 64)
+    best = find("0.3").reference(clip, 25)
+    assert best == (1, 2) and numbers_kept(clip, *best) == 52_224
+    assert numbers_kept(clip, 2, 4) == 6_912 and decibels_of_means(clip, 2, 4) < 22
 
 
 # ---- what replaces the learner's own
@@ -360,29 +270,3 @@ def test_words_are_numbered_as_the_tokenizer_does():
         assert find("0.2").reference(caption, number_of, 32) == ids
     with pytest.raises(ValueError, match="the caption has 6 tokens with its end; at most 5 fit"):
         find("0.2").reference("a red circle moves right", number_of, 5)
-
-
-def test_the_walk_visits_the_samplers_timesteps():
-    for steps in (1, 4, 25, 50, 1000):
-        timesteps = inference_timesteps(NoiseSchedule(ScheduleConfig()), steps).tolist()
-        assert find("0.3").reference(steps) == list(zip(timesteps, [*timesteps[1:], -1]))
-
-
-def test_the_sequence_is_what_patchify_cuts(subtests):
-    for name, it in PRESETS.items():
-        if name == "micro":  # its VAE is one of 4 x 4 x 4
-            continue
-        with subtests.test(msg=name):
-            patch_t, text = it.transformer.patch[0], it.transformer.max_text_seq_length
-            frames, *size = it.vae.latent_size(*it.video_size)
-            shape = (1, 16, it.transformer.whole_patches(frames), *size)
-            tokens = patchify(torch.empty(shape, device="meta"), patch_t, it.transformer.patch_size)
-            assert find("0.4").reference(*it.video_size, text, patch_t) == text + tokens.shape[1]
-
-
-def test_the_picture_is_put_back_as_the_pipeline_does():
-    schedule, t = NoiseSchedule(ScheduleConfig()), 399
-    x, noise, known = torch.randn(1, 4, 5, 2, 2), torch.randn(1, 4, 5, 2, 2), torch.randn(1, 4, 1, 2, 2)
-    bar = schedule.alpha_bar(t)
-    wanted = FirstFramePutBack(noise, known, schedule).before(x, t)
-    torch.testing.assert_close(find("0.5").reference(x, known, noise, bar ** 0.5, (1 - bar) ** 0.5), wanted)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 01 distinguish right from wrong, and name the mistake."""
+"""Exercises 1.1 to 1.3 (frames in time, frames in space, packs) distinguish right from wrong, and name the mistake."""
 
 import math
 from bisect import bisect_right
@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from minicogvx.course.exercises import find
+from minicogvx.course.exercises.notebook_00 import tokens_in_sequence
+from minicogvx.course.exercises.notebook_01 import CAPACITY, clip_sizes
 from minicogvx.data.films.decode import read_video, resize_and_crop
-from minicogvx.data.world import oracle
-from minicogvx.data.world.drawing import render
-from minicogvx.data.world.scenes import DIRECTIONS, sample_scenes, trajectory
 from minicogvx.media import write_mp4
 from tests.guards import guard
 
@@ -72,65 +71,7 @@ def test_resample():
     ])
 
 
-# ---- 1.2 longest_clip
-
-
-def right_longest_clip(seconds, fps, max_frames=49, ratio=4):
-    fitting = [n for n in range(1, max_frames + 1, ratio) if (n - 1) / fps < seconds]
-    if not fitting:
-        raise ValueError("no frame")
-    return fitting[-1]
-
-
-def all_in_fours(seconds, fps, max_frames=49, ratio=4):
-    return min(math.ceil(seconds * fps), max_frames) // ratio * ratio
-
-
-def without_a_cap(seconds, fps, max_frames=49, ratio=4):
-    return right_longest_clip(seconds, fps, 10**5, ratio)
-
-
-def the_end_counted_in(seconds, fps, max_frames=49, ratio=4):
-    return right_longest_clip(seconds + 1e-6, fps, max_frames, ratio)
-
-
-def the_next_larger(seconds, fps, max_frames=49, ratio=4):
-    shown = min(math.ceil(seconds * fps), max_frames)
-    return shown + -(shown - 1) % ratio
-
-
-def rounded_down(seconds, fps, max_frames=49, ratio=4):
-    shown = min(int(seconds * fps), max_frames)
-    return 1 + (shown - 1) // ratio * ratio
-
-
-def as_a_float(seconds, fps, max_frames=49, ratio=4):
-    return 1.0 * right_longest_clip(seconds, fps, max_frames, ratio)
-
-
-def always_four(seconds, fps, max_frames=49, ratio=4):
-    return right_longest_clip(seconds, fps, max_frames, 4)
-
-
-def never_complains(seconds, fps, max_frames=49, ratio=4):
-    return right_longest_clip(max(seconds, 1e-6), fps, max_frames, ratio)
-
-
-def test_longest_clip():
-    guard("1.2", right_longest_clip, [
-        ("longest_clip(3.0, 8) is 24, which is not 4k + 1; it must be 21", all_in_fours),
-        ("longest_clip(60.0, 8) is 477; at most 49 are allowed, so it must be 49", without_a_cap),
-        ("the last of them would be shown at second 3 of 3", the_end_counted_in),
-        ("the last of them would be shown at second 3 of 3", the_next_larger),
-        ("longest_clip(0.1, 8) is -3; it must be 1", rounded_down),
-        ("is 21.0, of type float", as_a_float),
-        ("ratio=8) is 21, which is not 8k + 1; it must be 17", always_four),
-        ("longest_clip(0.0, 8) gives 1; it must raise ValueError", never_complains),
-        ("is None; does your function end in return?", without_return),
-    ])
-
-
-# ---- 1.3 fit_frames
+# ---- 1.2 fit_frames
 
 
 def right_fit_frames(frames, height, width):
@@ -185,7 +126,7 @@ def width_first(frames, height, width):
 
 
 def test_fit_frames():
-    guard("1.3", right_fit_frames, [
+    guard("1.2", right_fit_frames, [
         ("stretches the picture: neighbours are 3 rows of the film apart and 5.", stretched),
         ("begins at column 0 and ends at column 177 of 0 to 319: that is not the middle", at_the_top_left),
         ("neighbours are 1 pixels of the film apart; they must be 3", only_cropped),
@@ -197,135 +138,113 @@ def test_fit_frames():
     ])
 
 
-# ---- 1.4 pick_bucket
+# ---- 1.3 pack_clips
 
 
-def right_pick_bucket(height, width, buckets):
-    return min(buckets, key=lambda b: abs(math.log(b[1] / b[0]) - math.log(width / height)))
+def right_pack_clips(tokens, capacity):
+    packs = []
+    for i, count in enumerate(tokens):  # into the fullest pack that has room
+        fitting = [pack for pack in packs if sum(tokens[j] for j in pack) + count <= capacity]
+        if fitting:
+            max(fitting, key=lambda pack: sum(tokens[j] for j in pack)).append(i)
+        else:
+            packs.append([i])
+    return packs
 
 
-def by_difference(height, width, buckets):
-    return min(buckets, key=lambda b: abs(b[1] / b[0] - width / height))
+def in_order(tokens, capacity):
+    packs, room = [], 0
+    for i, count in enumerate(tokens):
+        if count > room:
+            packs.append([])
+            room = capacity
+        packs[-1].append(i)
+        room -= count
+    return packs
 
 
-def sides_exchanged(height, width, buckets):
-    return right_pick_bucket(width, height, buckets)
+def largest_first_in_order(tokens, capacity):
+    order = sorted(range(len(tokens)), key=lambda i: -tokens[i])
+    return [[order[i] for i in pack] for pack in in_order([tokens[i] for i in order], capacity)]
 
 
-def by_size(height, width, buckets):
-    return min(buckets, key=lambda b: abs(b[0] - height) + abs(b[1] - width))
+def one_to_a_pack(tokens, capacity):
+    return [[i] for i in range(len(tokens))]
 
 
-def by_area(height, width, buckets):
-    return min(buckets, key=lambda b: abs(b[0] * b[1] - height * width))
+def all_in_one(tokens, capacity):
+    return [list(range(len(tokens)))]
 
 
-def the_first_wide_enough(height, width, buckets):
-    return next((b for b in buckets if b[1] / b[0] >= width / height), buckets[-1])
+def counts_for_numbers(tokens, capacity):
+    return [[tokens[i] for i in pack] for pack in right_pack_clips(tokens, capacity)]
 
 
-def a_size_of_its_own(height, width, buckets):
-    return height // 16 * 16, width // 16 * 16
+def counted_from_one(tokens, capacity):
+    return [[i + 1 for i in pack] for pack in right_pack_clips(tokens, capacity)]
 
 
-def test_pick_bucket():
-    guard("1.4", right_pick_bucket, [
-        ("% of the frame; (", by_difference),
-        ("Sizes are (height, width)", sides_exchanged),
-        ("pick_bucket(", by_size),
-        ("of the frame", by_area),
-        ("of the frame", the_first_wide_enough),
-        ("it must be one of the buckets", a_size_of_its_own),
+def without_the_last_pack(tokens, capacity):
+    return right_pack_clips(tokens, capacity)[:-1]
+
+
+def one_clip_twice(tokens, capacity):
+    return [*right_pack_clips(tokens, capacity), [0]]
+
+
+def empties_its_input(tokens, capacity):
+    packs = right_pack_clips(tokens, capacity)
+    tokens.clear()
+    return packs
+
+
+def test_pack_clips():
+    guard("1.3", right_pack_clips, [
+        ("packs, which are 84 % full; at least 90 % is possible. Before you close a pack", in_order),
+        ("% full; at least 90 % is possible", largest_first_in_order),
+        ("needs 150 packs", one_to_a_pack),
+        ("pack 0 (counted from 0) holds", all_in_one),
+        ("a pack is a list of clip numbers, 0 to 149, not of token counts", counts_for_numbers),
+        ("holds 150; a pack is a list of clip numbers, 0 to 149", counted_from_one),
+        ("leaves out", without_the_last_pack),
+        ("holds clip 0 2 times; each clip belongs to one pack", one_clip_twice),
+        ("changes its list of token counts", empties_its_input),
         ("is None; does your function end in return?", without_return),
     ])
 
 
-# ---- 1.5 read_direction
-
-
-def right_read_direction(x, y):
-    gone = max(math.dist((x[0], y[0]), point) for point in zip(x, y))
-    dx, dy = x[-1] - x[0], y[-1] - y[0]
-    if gone < 0.02:
-        return "stays still"
-    if math.hypot(dx, dy) < gone / 2:
-        return None
-    parts = [name for name, on in (("up", dy < -abs(dx) / 2.4), ("down", dy > abs(dx) / 2.4),
-                                   ("left", dx < -abs(dy) / 2.4), ("right", dx > abs(dy) / 2.4)) if on]
-    return "moves " + " and ".join(parts)
-
-
-def y_points_up(x, y):
-    return right_read_direction(x, [-value for value in y])
-
-
-def four_directions(x, y):
-    dx, dy = x[-1] - x[0], y[-1] - y[0]
-    if math.hypot(dx, dy) < 0.02:
-        return right_read_direction(x, y)
-    return ("moves left", "moves right")[dx > 0] if abs(dx) > abs(dy) else ("moves up", "moves down")[dy > 0]
-
-
-def never_still(x, y):
-    dx, dy = x[-1] - x[0], y[-1] - y[0]
-    return max(DIRECTIONS, key=lambda n: (dx * DIRECTIONS[n][0] + dy * DIRECTIONS[n][1]) / math.hypot(*DIRECTIONS[n]))
-
-
-def only_the_ends(x, y):
-    return "stays still" if math.dist((x[0], y[0]), (x[-1], y[-1])) < 0.05 else never_still(x, y)
-
-
-def the_signs_alone(x, y):
-    dx, dy = x[-1] - x[0], y[-1] - y[0]
-    parts = ["up"] * (dy < 0) + ["down"] * (dy > 0) + ["left"] * (dx < 0) + ["right"] * (dx > 0)
-    return "moves " + " and ".join(parts)
-
-
-def longest_product(x, y):
-    if right_read_direction(x, y) in (None, "stays still"):
-        return right_read_direction(x, y)
-    dx, dy = x[-1] - x[0], y[-1] - y[0]
-    return max(DIRECTIONS, key=lambda n: dx * DIRECTIONS[n][0] + dy * DIRECTIONS[n][1])
-
-
-def test_read_direction():
-    guard("1.5", right_read_direction, [
-        ('"moves up"; you read \'moves down\'', y_points_up),
-        ('"moves up and left"; you read', four_directions),
-        ('"stays still"; you read', never_still),
-        ("bounces, so it is no direction and not still; you read 'stays still', it must be None", only_the_ends),
-        ('"moves left"; you read', the_signs_alone),
-        ('"moves left"; you read', longest_product),
-        ('"moves left"; you read None', without_return),
-    ])
+def test_the_text_of_the_exercise_says_how_full_packs_in_order_are():
+    for seed in range(3):
+        tokens = [tokens_in_sequence(*size, text=226) for size in clip_sizes(150, seed)]
+        assert 0.75 < sum(tokens) / (CAPACITY * len(in_order(tokens, CAPACITY))) < 0.85
+        assert sum(tokens) / (CAPACITY * len(find("1.3").reference(tokens, CAPACITY))) > 0.95
 
 
 # ---- what replaces the learner's own
 
 
-def test_resample_and_longest_clip_are_what_read_video_does(tmp_path):
+def test_resample_is_what_read_video_does(tmp_path):
     ramp = (torch.arange(75) / 90)[:, None, None, None].expand(75, 32, 32, 3)
     path = write_mp4(tmp_path / "ramp.mp4", ramp, fps=25)
-    count = find("1.2").reference(3.0, 8)
     index = find("1.1").reference([i / 25 for i in range(75)], 3.0, 8)
-    seen = read_video(path, count, 32, 32, fps=8).mean((1, 2, 3))
-    assert count == 21 and (seen - ramp[index[:count], 0, 0, 0]).abs().max() < 0.01  # neighbours differ by 0.011
+    seen = read_video(path, len(index), 32, 32, fps=8).mean((1, 2, 3))
+    assert len(index) == 24 and (seen - ramp[index, 0, 0, 0]).abs().max() < 0.01  # neighbours differ by 0.011
     with pytest.raises(ValueError, match="lasts 3.00 s"):
-        read_video(path, count + 4, 32, 32, fps=8)
+        read_video(path, len(index) + 1, 32, 32, fps=8)
 
 
 def test_fit_frames_shows_what_resize_and_crop_shows():
     smooth = torch.linspace(0, 255, 90)[:, None, None] + torch.zeros(90, 160, 3)
     frames = smooth.round().to(torch.uint8)[None]
-    mine, package = find("1.3").reference(frames, 32, 40), resize_and_crop(frames, 32, 40)
+    mine, package = find("1.2").reference(frames, 32, 40), resize_and_crop(frames, 32, 40)
     assert (mine / 255 - package).abs().max() < 0.02
 
 
-def test_read_direction_agrees_with_the_oracle():
-    clock = torch.linspace(0, 1, 17).numpy()
-    for scene in sample_scenes(80, 5, two_objects=0.0):
-        x, y, _ = trajectory(scene.objects[0], clock)
-        if scene.objects[0].motion not in ("grows", "shrinks"):
-            read = oracle.read(render(scene, 17, 64, 64)).objects[0].motion
-            wanted = read if read in (*DIRECTIONS, "stays still") else None
-            assert find("1.5").reference(x.tolist(), y.tolist()) == wanted, scene
+def test_a_fence_of_single_pixels_runs_backwards_and_one_of_means_is_grey():
+    columns = torch.arange(120)
+    fence = torch.stack([(columns - move) % 6 < 3 for move in range(12)])  # to the right, one column a frame
+    fence = 255 * fence[:, None, :, None].expand(-1, 120, -1, 3).to(torch.uint8)
+    single, means = find("1.2").reference(fence, 24, 24), resize_and_crop(fence, 24, 24)
+    assert torch.equal(single[1:, :, 1:-1], single[:-1].roll(-1, dims=2)[:, :, 1:-1])  # to the left
+    assert not torch.equal(single[1:, :, 1:-1], single[:-1].roll(1, dims=2)[:, :, 1:-1])
+    assert single.float().std() > 100 and means[:, :, 4:-4].std() < 0.1

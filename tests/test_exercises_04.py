@@ -1,176 +1,98 @@
-"""Exercises of notebook 04 distinguish right from wrong, and name the mistake."""
+"""Exercises of notebook 04 on sampling distinguish right from wrong, and name the mistake."""
 
 import torch
 
 from minicogvx.course.exercises import find
+from minicogvx.course.exercises.clouds import guided_numbers, walk_error
 from minicogvx.diffusion import DDIMSampler, NoiseSchedule, draw_noise
-from minicogvx.diffusion.schedule import scaled_linear_alphas_cumprod
 from minicogvx.presets import ScheduleConfig
 from tests.guards import guard
 
-# ---- 4.1 zero_terminal_betas
+# ---- 4.1 walk
 
 
-def betas_of(bars):
-    return 1 - bars / torch.cat([torch.ones_like(bars[:1]), bars[:-1]])
+def right_walk(guess, x, timesteps, bars):
+    for i, t in enumerate(timesteps):
+        bar, after = bars[t], bars[timesteps[i + 1]] if i + 1 < len(timesteps) else torch.tensor(1.0)
+        x0 = guess(x, t)
+        x = after.sqrt() * x0 + ((1 - after) / (1 - bar)).sqrt() * (x - bar.sqrt() * x0)
+    return x
 
 
-def right_zero_terminal_betas(betas):
-    roots = torch.cumprod(1 - betas, 0).sqrt()
-    return betas_of(((roots - roots[-1]) / (roots[0] - roots[-1]) * roots[0]) ** 2)
+def stops_early(guess, x, timesteps, bars):
+    for t, after in zip(timesteps, timesteps[1:]):
+        x = one_step(guess(x, t), x, float(bars[t]), float(bars[after]))
+    return x
 
 
-def untouched(betas):
-    return betas
+def one_step(x0, x, bar, after):
+    return after ** 0.5 * x0 + (1 - after) ** 0.5 * (x - bar ** 0.5 * x0) / (1 - bar) ** 0.5
 
 
-def only_the_last(betas):
-    return torch.cat([betas[:-1], torch.ones_like(betas[-1:])])
+def noise_stays(guess, x, timesteps, bars):
+    for t, after in zip(timesteps, [*timesteps[1:], 0]):
+        x = one_step(guess(x, t), x, float(bars[t]), float(bars[after]))
+    return x
 
 
-def not_the_roots(betas):
-    bars = (1 - betas).cumprod(0)
-    return betas_of((bars - bars[-1]) * bars[0] / (bars[0] - bars[-1]))
+def fresh_noise(guess, x, timesteps, bars):
+    for t, after in zip(timesteps, [*timesteps[1:], None]):
+        bar = 1.0 if after is None else float(bars[after])
+        x = bar ** 0.5 * guess(x, t) + (1 - bar) ** 0.5 * torch.randn_like(x)
+    return x
 
 
-def shifted_only(betas):
-    roots = (1 - betas).cumprod(0).sqrt()
-    return betas_of((roots - roots[-1]) ** 2)
+def noise_of_the_start(guess, x, timesteps, bars):
+    start = x
+    for t, after in zip(timesteps, [*timesteps[1:], None]):
+        bar = 1.0 if after is None else float(bars[after])
+        x = bar ** 0.5 * guess(x, t) + (1 - bar) ** 0.5 * start
+    return x
 
 
-def stretched_to_one(betas):
-    roots = (1 - betas).cumprod(0).sqrt()
-    return betas_of(((roots - roots[-1]) / (roots[0] - roots[-1])) ** 2)
+def without_roots(guess, x, timesteps, bars):
+    for t, after in zip(timesteps, [*timesteps[1:], None]):
+        bar, bar_next = float(bars[t]), 1.0 if after is None else float(bars[after])
+        x0 = guess(x, t)
+        x = bar_next * x0 + (1 - bar_next) * (x - bar * x0) / (1 - bar)
+    return x
 
 
-def the_bars_themselves(betas):
-    return (1 - right_zero_terminal_betas(betas)).cumprod(0)
+def at_the_same_timestep(guess, x, timesteps, bars):
+    for t in timesteps:
+        x = one_step(guess(x, t), x, float(bars[t]), float(bars[t]))
+    return x
 
 
-def a_beta_too_few(betas):
-    bars = (1 - right_zero_terminal_betas(betas)).cumprod(0)
-    return 1 - bars[1:] / bars[:-1]
+def backwards(guess, x, timesteps, bars):
+    return right_walk(guess, x, timesteps[::-1], bars)
 
 
-def stretched_betas(betas):
-    return betas[0] + (betas - betas[0]) * (1 - betas[0]) / (betas[-1] - betas[0])
+def counts_steps(guess, x, timesteps, bars):
+    return right_walk(lambda x, t: guess(x, timesteps.index(t)), x, timesteps, bars)
 
 
-def betas_in_place(betas):
-    betas.copy_(right_zero_terminal_betas(betas))
-    return betas
+def asks_twice(guess, x, timesteps, bars):
+    return right_walk(lambda x, t: (guess(x, t) + guess(x, t)) / 2, x, timesteps, bars)
 
 
-def test_zero_terminal_betas():
-    guard("4.1", right_zero_terminal_betas, [
-        ("the last timestep still holds signal, sqrt(alpha_bar) = 0.0", untouched),
-        ("Shift and stretch sqrt(alpha_bar), not alpha_bar and not beta", only_the_last),
-        ("Shift and stretch sqrt(alpha_bar), not alpha_bar and not beta", not_the_roots),
-        ("it must stay 0.00085, because the first timestep keeps its noise", shifted_only),
-        ("it must stay 0.00085, because the first timestep keeps its noise", stretched_to_one),
-        ("the first beta is 0.999; it must stay 0.00085", the_bars_themselves),
-        ("of 1000 timesteps has shape (999,); it must be (1000,)", a_beta_too_few),
-        ("Shift and stretch sqrt(alpha_bar), not alpha_bar and not beta", stretched_betas),
-        ("changes its input betas", betas_in_place),
-    ])
+def in_place(guess, x, timesteps, bars):
+    x.copy_(right_walk(guess, x, timesteps, bars))
+    return x
 
 
-# ---- 4.2 training_pair
-
-
-def columns(bars):
-    return bars.view(-1, 1, 1, 1, 1)
-
-
-def right_training_pair(x0, noise, bars):
-    a, s = columns(bars) ** 0.5, (1 - columns(bars)) ** 0.5
-    return x0 * a + noise * s, noise * a - x0 * s
-
-
-def against_the_last_axis(x0, noise, bars):
-    return bars.sqrt() * x0 + (1 - bars).sqrt() * noise, bars.sqrt() * noise - (1 - bars).sqrt() * x0
-
-
-def without_roots(x0, noise, bars):
-    a, s = columns(bars), 1 - columns(bars)
-    return a * x0 + s * noise, a * noise - s * x0
-
-
-def wrong_sign(x0, noise, bars):
-    x_t, v = right_training_pair(x0, noise, bars)
-    return x_t, -v
-
-
-def plus_instead_of_minus(x0, noise, bars):
-    return right_training_pair(x0, noise, bars)[0], right_training_pair(noise, x0, bars)[0]
-
-
-def signal_and_noise_exchanged(x0, noise, bars):
-    return right_training_pair(x0, noise, 1 - bars)
-
-
-def only_x_t(x0, noise, bars):
-    return right_training_pair(x0, noise, bars)[0]
-
-
-def one_for_all(x0, noise, bars):
-    return right_training_pair(x0, noise, bars.mean().expand(len(bars)))
-
-
-def test_training_pair():
-    guard("4.2", right_training_pair, [
-        ("x_t of sample 0 changed with it. bars has shape (b,)", against_the_last_axis),
-        ("A turn keeps lengths: the mean of x_t^2 + v^2 is", without_roots),
-        ("Where alpha_bar is 1, v must be the noise", wrong_sign),
-        ("Where alpha_bar is 0, v must be -x0", plus_instead_of_minus),
-        ("Where alpha_bar is 1, x_t must be x0", signal_and_noise_exchanged),
-        ("is one Tensor; it must be two tensors, x_t and v", only_x_t),
-        ("alpha_bar of sample 2 was changed", one_for_all),
-    ])
-
-
-# ---- 4.3 clean_and_noise
-
-
-def right_clean_and_noise(x_t, v, bar):
-    a, s = bar ** 0.5, (1 - bar) ** 0.5
-    return -s * v + a * x_t, a * v + s * x_t
-
-
-def by_dividing(x_t, v, bar):
-    x0 = bar ** 0.5 * x_t - (1 - bar) ** 0.5 * v
-    return x0, (x_t - bar ** 0.5 * x0) / torch.tensor(1 - bar).sqrt()
-
-
-def turned_on(x_t, v, bar):
-    a, s = bar ** 0.5, (1 - bar) ** 0.5
-    return a * x_t + s * v, a * v - s * x_t
-
-
-def exchanged(x_t, v, bar):
-    return right_clean_and_noise(x_t, v, bar)[::-1]
-
-
-def roots_forgotten(x_t, v, bar):
-    return bar * x_t - (1 - bar) * v, (1 - bar) * x_t + bar * v
-
-
-def stacked(x_t, v, bar):
-    return torch.stack(right_clean_and_noise(x_t, v, bar))
-
-
-def v_taken_for_noise(x_t, v, bar):
-    return (x_t - (1 - bar) ** 0.5 * v) / torch.tensor(bar).sqrt(), v
-
-
-def test_clean_and_noise():
-    guard("4.3", right_clean_and_noise, [
-        ("noise of clean_and_noise(x_t, v, bar=1) holds NaN or infinity", by_dividing),
-        ("With bar=0.9: mixed again, your x0 and noise do not give x_t back", turned_on),
-        ("do not give x_t back", exchanged),
-        ("do not give x_t back", roots_forgotten),
-        ("is one Tensor; it must be two tensors, x0 and noise", stacked),
-        ("there is a way back without any division", v_taken_for_noise),
+def test_walk():
+    guard("4.1", right_walk, [
+        ("guess was asked at the timesteps [999, 799, 599, 399]; it must be asked once at each", stops_early),
+        ("After the last timestep alpha_bar is 1: no noise stays", noise_stays),
+        ("of the noise that is left at timestep 799; yours is off by up to", fresh_noise),
+        ("is what remains of x when the newest guess is taken out of it", noise_of_the_start),
+        ("of the clip and sqrt(", without_roots),
+        ("mix with the alpha_bar of the next timestep, not of this one", at_the_same_timestep),
+        ("it must be asked once at each of [999, 799, 599, 399, 199], in this order", backwards),
+        ("guess was asked at the timesteps [0, 1, 2, 3, 4]", counts_steps),
+        ("guess was asked at the timesteps [999, 999, 799", asks_twice),
+        ("walk changes its input x", in_place),
     ])
 
 
@@ -208,6 +130,17 @@ def still_at_bar(x0, noise, fresh, bar, bar_next, eta):
     return bar ** 0.5 * x0 + (1 - bar) ** 0.5 * noise
 
 
+def special_case_at_the_start(x0, noise, fresh, bar, bar_next, eta):
+    if bar == 0:
+        return bar_next ** 0.5 * x0 + (1 - bar_next) ** 0.5 * (fresh if eta > 0 else noise)
+    return right_renewing_step(x0, noise, fresh, bar, bar_next, eta)
+
+
+def complex_root(x0, noise, fresh, bar, bar_next, eta):
+    sigma = eta * ((1 - bar_next) / (1 - bar) * (1 - bar / bar_next)) ** 0.5 * (1 + 1e-7)  # rounded a little too high
+    return bar_next ** 0.5 * x0 + (1 - bar_next - sigma ** 2) ** 0.5 * noise + sigma * fresh
+
+
 def divides_by_the_ratio(x0, noise, fresh, bar, bar_next, eta):
     kept = bar / (1 - bar) / (bar_next / (1 - bar_next))
     new = eta ** 2 * (1 - kept)
@@ -222,60 +155,66 @@ def test_renewing_step():
         ("eta=0.5: the fresh noise comes in with the factor", eta_not_squared),
         ("the share eta^2 (1 - kept) is new", everything_new),
         ("x0 comes in with the factor 0.548; it must be sqrt(bar_next) = 0.707", still_at_bar),
+        ("bar=0, bar_next=0.02, eta=0.5: the fresh noise comes in with the factor 0.99", special_case_at_the_start),
+        ("has complex numbers: rounding made the number under a root slightly negative", complex_root),
         ("ZeroDivisionError", divides_by_the_ratio),
     ])
 
 
-# ---- 4.5 spread_timesteps
+# ---- 4.5 better_timesteps
 
 
-def right_spread_timesteps(b, T, generator):
-    order = torch.randperm(b, generator=generator)
-    return ((order + torch.rand(b, generator=generator)) / b * T).long()
+def right_better_timesteps():
+    return torch.tensor([round(999 * ((10 - i) / 10) ** 1.5) for i in range(10)])
 
 
-def independent(b, T, generator):
-    return torch.randint(0, T, (b,), generator=generator)
+def even():
+    return list(range(999, 0, -100))
 
 
-def sorted_always(b, T, generator):
-    return right_spread_timesteps(b, T, generator).sort().values
+def twenty():
+    return list(range(999, 0, -50))
 
 
-def in_the_middle(b, T, generator):
-    return ((torch.randperm(b, generator=generator) + 0.5) / b * T).long()
+def crowded_at_the_wrong_end():
+    return [999 - 11 * i ** 2 for i in range(10)]
 
 
-def one_draw_for_all(b, T, generator):
-    return ((torch.randperm(b, generator=generator) + torch.rand(1, generator=generator)) / b * T).long()
+def too_crowded():
+    return [round(999 * ((10 - i) / 10) ** 3) for i in range(10)]
 
 
-def without_the_generator(b, T, generator):
-    return right_spread_timesteps(b, T, None)
+def not_from_the_noise():
+    return [950, 800, 630, 480, 350, 240, 150, 85, 40, 12]
 
 
-def as_floats(b, T, generator):
-    return right_spread_timesteps(b, T, generator).float()
+def unsorted():
+    return [999, 630, 800, 480, 350, 240, 150, 85, 40, 12]
 
 
-def counted_from_one(b, T, generator):
-    return right_spread_timesteps(b, T, generator) + 1
+def twice_the_same():
+    return [999, 800, 630, 480, 350, 240, 150, 85, 12, 12]
 
 
-def parts_rounded_down(b, T, generator):
-    return torch.randperm(b, generator=generator) * (T // b) + torch.randint(0, T // b, (b,), generator=generator)
+def fractions():
+    return [999 * ((10 - i) / 10) ** 2 for i in range(10)]
 
 
-def test_spread_timesteps():
-    guard("4.5", right_spread_timesteps, [
-        ("of them; it must have 1", independent),
-        ("so each sample keeps its part; shuffle them", sorted_always),
-        ("stand at the same place in their parts", in_the_middle),
-        ("stand at the same place in their parts", one_draw_for_all),
-        ("The same generator gives other timesteps the second time", without_the_generator),
-        ("has dtype torch.float32", as_floats),
-        ("timesteps", counted_from_one),
-        ("timestep 8 was drawn 0 times", parts_rounded_down),
+def below_zero():
+    return [999, 800, 630, 480, 350, 240, 150, 85, 40, -1]
+
+
+def test_better_timesteps():
+    guard("4.5", right_better_timesteps, [
+        ("100% of the", even),
+        ("has 20 timesteps; it must have 10", twenty),
+        ("at most 75% are asked for", crowded_at_the_wrong_end),
+        ("at most 75% are asked for", too_crowded),
+        ("it must begin at 999, the only one that is pure noise", not_from_the_noise),
+        ("800 comes after 630", unsorted),
+        ("12 comes after 12", twice_the_same),
+        ("timesteps index a table, so all must be whole numbers", fractions),
+        ("The last timestep is -1", below_zero),
     ])
 
 
@@ -283,16 +222,27 @@ def test_spread_timesteps():
 
 
 def test_the_references_are_what_the_package_computes():
-    schedule, bars = NoiseSchedule(ScheduleConfig()), scaled_linear_alphas_cumprod(1000, 0.00085, 0.012)
-    torch.testing.assert_close((1 - find("4.1").reference(betas_of(bars))).cumprod(0), schedule.alphas_cumprod)
-    x0, noise, t = torch.randn(2, 3, 1, 4, 4), torch.randn(2, 3, 1, 4, 4), torch.tensor([10, 700])
-    x_t, v = find("4.2").reference(x0, noise, schedule.alphas_cumprod[t].float())
-    torch.testing.assert_close(x_t, schedule.add_noise(x0, noise, t))
-    torch.testing.assert_close(v, schedule.velocity(x0, noise, t))
-    clean, eps = find("4.3").reference(x_t, v, schedule.alpha_bar(700))
-    torch.testing.assert_close((clean[1], eps[1]), (x0[1], noise[1]), atol=1e-5, rtol=1e-4)
+    schedule = NoiseSchedule(ScheduleConfig())
     sampler, x = DDIMSampler(schedule, 10), draw_noise((2, 3, 1, 4, 4), torch.Generator().manual_seed(0))
-    now, after = schedule.alpha_bar(int(sampler.timesteps[3])), schedule.alpha_bar(int(sampler.targets[3]))
-    clean, eps = find("4.3").reference(x, v, now)
-    torch.testing.assert_close(find("4.4").reference(clean, eps, noise, now, after, 0.0), sampler.step(v, 3, x)[0],
-                               atol=1e-5, rtol=1e-4)
+
+    def network(x, t):
+        return torch.sin(3 * x) * t / 1000
+
+    made, guess = x, lambda x, t: schedule.to_x0(network(x, t), x, t)
+    for i, t in enumerate(sampler.timesteps.tolist()):
+        made, _ = sampler.step(network(made, t), i, made)
+    walked = find("4.1").reference(guess, x, sampler.timesteps.tolist(), schedule.alphas_cumprod)
+    torch.testing.assert_close(walked, made, atol=1e-5, rtol=1e-4)
+    now, after, v = schedule.alpha_bar(699), schedule.alpha_bar(599), network(x, 699)
+    clean = schedule.to_x0(v, x, 699)
+    noise = (x - now ** 0.5 * clean) / (1 - now) ** 0.5
+    torch.testing.assert_close(find("4.4").reference(clean, noise, noise, now, after, 0.0),
+                               sampler.step(v, 3, x)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_walks_of_the_perfect_network_end_in_its_world():
+    few, many = walk_error(range(999, 0, -200)), walk_error(range(999, 0, -10))
+    assert many < 0.02 and few > 5 * many
+    plain, strong = guided_numbers(1.0), guided_numbers(6.0)
+    assert abs((plain < 0.6).double().mean() - 0.5) < 0.02  # half of them in each of the caption's two clouds
+    assert (strong < 0.6).double().mean() < 0.02 and strong.std() < 0.5 * plain.std()

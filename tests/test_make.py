@@ -108,6 +108,17 @@ def test_levels_are_chosen_by_their_markers(clone):
     assert "--nbval" in whole and chosen == ['"not ranks and not browser"', "ranks"]  # between them, every test once
 
 
+def test_the_lab_opens_the_learners_copies_which_nothing_removes(clone):
+    told = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "lab").stdout
+    assert told.split() == [".venv/bin/python", "-m", "minicogvx.course.copies", ".venv/bin/jupyter", "lab",
+                            "my_notebooks/00_first_video.ipynb"]
+    assert "/my_notebooks/" in (ROOT / ".gitignore").read_text().splitlines()
+    mine = clone / "my_notebooks" / "00_first_video.ipynb"
+    mine.parent.mkdir()
+    mine.write_text("{}")
+    assert make(clone, "clean").returncode == 0 and mine.exists()
+
+
 def test_what_is_handed_on_is_handed_on_whole(clone):
     dry = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "demo", "PROMPT=a \"red\" 'star' $$(ls)")
     assert dry.returncode == 0

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
 from minicogvx.data.world.features import FEATURES
+from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.engine.optim import warmup_cosine
@@ -520,6 +521,21 @@ def test_swapped_words_cost_nothing_where_words_are_not_read(world, monkeypatch)
     encode = task.text.encode
     task.text.encode = lambda captions: 0 * encode(captions)
     assert gain(0, task)["swap_gain"] == 0
+
+
+def test_the_other_words_are_of_one_kind():
+    for scene in sample_scenes(40, 0, two_objects=0.5):
+        for kind in validation.WORDS:
+            other = validation.with_other_words(scene, kind)
+            if kind == "background":
+                assert other.background != scene.background and other.objects == scene.objects
+                continue
+            assert other.background == scene.background
+            for mine, was in zip(other.objects, scene.objects, strict=True):
+                assert getattr(mine, kind) != getattr(was, kind)
+                assert replace(mine, **{kind: getattr(was, kind)}) == was
+    with pytest.raises(ValueError, match="kind is 'size'; it must be one of shape, colour, motion, background"):
+        validation.with_other_words(scene, "size")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from minicogvx.course import notebook_builder, show, widgets
+from minicogvx.course import (
+    attention_map,
+    explore,
+    notebook_builder,
+    output,
+    show,
+    widget_parts,
+    widgets,
+)
 from minicogvx.diffusion import NoiseSchedule
 from minicogvx.presets import ScheduleConfig
 
@@ -23,8 +31,8 @@ WORDS = 'A "square" & its shadow move.'
 def shown(monkeypatch):
     """What would have been displayed: still pictures and words as (data, metadata), widgets as themselves."""
     found = []
-    monkeypatch.setattr(show, "_display", lambda data, metadata: found.append((data, metadata)))
-    monkeypatch.setattr(widgets, "_display_widget", found.append)
+    monkeypatch.setattr(output, "display", lambda data, metadata: found.append((data, metadata)))
+    monkeypatch.setattr(widget_parts, "display_widget", found.append)
     return found
 
 
@@ -55,8 +63,8 @@ def frames_widget():
     widgets.explore_frames(moving_square(), WORDS)
 
 
-def compare_widget():
-    widgets.compare_clips({"bright": moving_square(), "dark": moving_square(brightness=0.3)}, WORDS)
+def wipe_widget():
+    widgets.explore_wipe({"bright": moving_square(), "dark": moving_square(brightness=0.3)}, WORDS)
 
 
 def sweep_widget():
@@ -78,7 +86,28 @@ def rope_widget():
     widgets.explore_rope(head_dim=32, frames=6)
 
 
-EVERY = [frames_widget, compare_widget, sweep_widget, noise_widget, rope_widget]
+def grid_widget():
+    explore.explore_grid(lambda shade, count: moving_square(count, shade), WORDS, first=[0.3, 0.6, 1], second=[2, 4, 5])
+
+
+def curve(power, scale=1):
+    """x to a power."""
+    figure, axes = show.new_figure(1, 1, 4, 2)
+    axes[0, 0].plot([scale * (i / 10) ** power for i in range(11)])
+    return figure
+
+
+def figure_widget():
+    explore.explore_figure(curve, power=range(1, 4), scale=[1, 2, 5])
+
+
+def attention_widget():
+    weights = torch.eye(4).roll(1, 1)  # each token looks at the next one
+    attention_map.explore_attention(weights, ["a", "red", "square", "moves"], WORDS)
+
+
+EVERY = [frames_widget, wipe_widget, sweep_widget, noise_widget, rope_widget, grid_widget, figure_widget,
+         attention_widget]
 
 
 def test_below_a_still_picture_the_widgets_own_and_its_words_follow_every_slider(shown, subtests):
@@ -91,30 +120,29 @@ def test_below_a_still_picture_the_widgets_own_and_its_words_follow_every_slider
             assert caption["text/plain"] == metadata["image/png"]["alt"]
             assert "widget" not in "".join(still) and picture_of(box)[1]
             for slider in box.children[:-1]:
-                before, value = picture_of(box), slider.value
+                before, value = (box.children[-1].value, picture_of(box)[1]), slider.value
                 slider.value = value + 5 if slider.description == "line" else value + 1
-                after = picture_of(box)
-                assert after[0].tobytes() != before[0].tobytes() and after[1] != before[1]
+                after = box.children[-1].value, picture_of(box)[1]
+                assert after[0] != before[0] and after[1] != before[1]
                 slider.value = value
-                again = picture_of(box)
-                assert again[0].tobytes() == before[0].tobytes() and again[1] == before[1]
+                assert (box.children[-1].value, picture_of(box)[1]) == before
 
 
 def test_the_frame_that_is_asked_for_is_shown(shown):
     frames_widget()
     slider, _ = shown[-1].children
-    assert (slider.min, slider.max) == (1, 5)
-    slider.value = 3
+    assert (slider.min, slider.max) == (0, 4)
+    slider.value = 2
     picture, words = picture_of(shown[-1])
     assert picture.size == (widgets.SIDE, widgets.SIDE)
     assert white_columns(picture) == (8 * 8, 16 * 8 - 1)  # third frame, enlarged eight times
-    assert words == 'A "square" & its shadow move: frame 3 of 5, after 0.25 s.'
+    assert words == 'A "square" & its shadow move: frame 2 of 0 to 4, after 0.25 s.'
 
 
 def test_the_wipe_shows_the_first_clip_left_of_the_line(shown):
-    compare_widget()
+    wipe_widget()
     line, frame, _ = shown[-1].children
-    frame.value = 3
+    frame.value = 2
     for percent, bright in ((100, 64), (0, 0), (25, 0)):
         line.value = percent
         columns = [c for c in white_columns_all(picture_of(shown[-1])[0]) if abs(c - 2.56 * percent) > 4]
@@ -128,16 +156,78 @@ def white_columns_all(picture):
     return (pixels > 200).all(dim=-1).any(dim=0).nonzero().flatten().tolist()
 
 
-def test_a_sweep_names_its_values_and_shows_their_clips(shown):
+def test_a_sweep_names_its_values_and_plays_their_clips(shown):
     sweep_widget()
     slider, _ = shown[-1].children
     assert [label for label, _ in slider.options] == ["1", "3.5", "most"]
-    for place, words, brightest in ((0, "scale 1, frames 1 to 5", 255), (1, "scale 3.5,", 128), (2, "scale most,", 0)):
+    for place, words, brightest in ((0, "scale 1, 5 frames", 255), (1, "scale 3.5,", 128), (2, "scale most,", 0)):
         slider.value = place
         picture, said = picture_of(shown[-1])
         assert words in said
-        first = picture.crop((0, 0, 96, 96))  # between the frames it is white
-        assert all(abs(high - brightest) < 8 for _, high in first.getextrema())
+        assert all(abs(high - brightest) < 8 for _, high in picture.getextrema())
+        if brightest:
+            assert film_of(shown[-1]).n_frames == 5
+
+
+def film_of(box):
+    """The widget's picture as it is, with all of its frames."""
+    return Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", box.children[-1].value).group(1))))
+
+
+def test_a_grid_calls_its_function_once_for_each_pair_and_names_its_parameters(shown, subtests):
+    calls = []
+
+    def made(shade, length):
+        calls.append((shade, length))
+        return moving_square(length, shade)
+
+    explore.explore_grid(made, WORDS, first=[0.2, 0.5, 0.7, 1], second=[2, 5])
+    assert len(calls) == len(set(calls)) == 6  # first, middle and last by both
+    shade, length, _ = shown[-1].children
+    assert (shade.description, length.description) == ("shade", "length")
+    assert picture_of(shown[-1])[1] == 'A "square" & its shadow move: shade 0.7, length 5.'  # the middle
+    shade.value = 1
+    assert calls[-1] == (0.5, 5) and len(calls) == 7 and film_of(shown[-1]).n_frames == 5
+    shade.value, length.value = 3, 0
+    assert picture_of(shown[-1])[1].endswith("shade 1, length 2.") and film_of(shown[-1]).n_frames == 2
+    with subtests.test("by name, in any order; a picture"):
+        explore.explore_grid(lambda x, y: torch.full((8, 8, 3), x / y), "Grey.", y=[2, 4], x=[1, 2])
+        assert picture_of(shown[-1])[0].getpixel((0, 0)) == (128, 128, 128)
+        assert picture_of(shown[-1])[1] == "Grey: y 4, x 2."
+
+
+def test_a_figure_is_drawn_anew_with_the_values_that_are_chosen(shown):
+    figure_widget()
+    power, scale, _ = shown[-1].children
+    still = shown[0][1]["image/png"]
+    assert still["alt"] == picture_of(shown[-1])[1] == "x to a power: power 2, scale 2." and still["width"] == 400
+    power.value, scale.value = 0, 2
+    assert picture_of(shown[-1])[1] == "x to a power: power 1, scale 5."
+    shown.clear()
+    explore.explore_figure(lambda a: (curve(a), f"It ends at {a}."), WORDS, a=[2, 3])
+    assert picture_of(shown[-1])[1] == "It ends at 3."
+
+
+def test_attention_shows_where_the_token_that_was_clicked_looks(shown):
+    attention_widget()
+    buttons, _ = shown[-1].children
+    buttons.value = 1
+    assert picture_of(shown[-1])[1].startswith('A "square" & its shadow move: red takes most from square (1.00)')
+    shown.clear()
+    weights = torch.rand(2, 10, 10, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    weights[1, 9] = torch.eye(10)[1]  # head 1: the last place looks at the second word
+    weights[1, 1] = torch.eye(10)[5]  # the second word looks at frame 0, row 1, column 1
+    attention_map.explore_attention(weights, ["red", "star"], grid=(2, 2, 2))
+    head, words, frame, place, _ = shown[-1].children
+    head.value = 1
+    words.value = 1
+    assert "head 1: star takes most from frame 0, row 1, column 1 (1.00)" in picture_of(shown[-1])[1]
+    place.value = 3
+    assert words.value is None and "head 1: frame 0, row 1, column 1 takes most" in picture_of(shown[-1])[1]
+    frame.value = 1
+    assert "frame 1, row 1, column 1 takes most from star (1.00)" in picture_of(shown[-1])[1]
+    words.value = 0
+    assert place.value is None and "head 1: red takes most from" in picture_of(shown[-1])[1]
 
 
 def test_noise_grows_with_the_timestep_and_nothing_is_decoded_twice(shown):
@@ -152,7 +242,7 @@ def test_noise_grows_with_the_timestep_and_nothing_is_decoded_twice(shown):
     assert len(calls) == still + 1 and not calls[-1].requires_grad
     slider.value = 10
     assert "timestep 999, 0.00 times the signal plus 1.00 times the noise" in picture_of(shown[-1])[1]
-    assert calls[0].var() < calls[1].var() < calls[2].var() and calls[4].mean().abs() < 0.1
+    assert calls[0].var() < calls[1].var() < calls[2].var() and calls[3].mean().abs() < 0.1
 
 
 def test_the_score_of_rope_depends_on_the_distance_alone(shown):
@@ -172,9 +262,17 @@ def test_what_cannot_be_shown_is_refused_before_anything_is(shown, subtests):
     for call, message in (
         (lambda: widgets.explore_frames(torch.rand(0, 16, 16, 3), WORDS), r"\(0, 16, 16, 3\)"),
         (lambda: widgets.explore_frames(moving_square(), " "), "alt is empty"),
-        (lambda: widgets.compare_clips({"one": moving_square()}, WORDS), "there are 1 clips"),
-        (lambda: widgets.compare_clips({"a": moving_square(5), "b": moving_square(3)}, WORDS), r"\(5, 32.*\(3, 32"),
+        (lambda: widgets.explore_wipe({"one": moving_square()}, WORDS), "there are 1 clips"),
+        (lambda: widgets.explore_wipe({"a": moving_square(5), "b": moving_square(3)}, WORDS), r"\(5, 32.*\(3, 32"),
         (lambda: widgets.explore_sweep({}, "scale", WORDS), "no rows"),
+        (lambda: explore.explore_grid(curve, "A curve.", power=[1]), "it was given 1"),
+        (lambda: explore.explore_grid(lambda a, b: a, first=[1], second=[2]), "alt is empty"),
+        (lambda: explore.explore_figure(curve), "at least one slider"),
+        (lambda: explore.explore_figure(curve, power=[]), "the slider power has no values"),
+        (lambda: attention_map.explore_attention(torch.rand(2, 3), ["a", "b"]), r"\(2, 3\)"),
+        (lambda: attention_map.explore_attention(torch.rand(3, 3), ["a", "b"]), "2 labels for 3 tokens"),
+        (lambda: attention_map.explore_attention(torch.rand(9, 9), ["a", "b"], grid=(1, 2, 2)), "and 4 places"),
+        (lambda: attention_map.explore_attention(-torch.ones(2, 2), ["a", "b"]), "negative or NaN"),
         (lambda: widgets.explore_noise(torch.rand(2, 3, 5, 8, 8), NoiseSchedule(ScheduleConfig()), decode, WORDS),
          r"\(2, 3, 5, 8, 8\)"),
         (lambda: widgets.explore_rope(head_dim=40), "head_dim is 40"),
@@ -203,9 +301,9 @@ explore_frames(torch.rand(5, 16, 16, 3, generator=torch.Generator().manual_seed(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A notebook of one cell, with a widget, built and run; its path."""
+    """A notebook of two cells, one with a widget and one that is folded, built and run; its path."""
     folder = tmp_path_factory.mktemp("notebook")
-    (folder / "00_noise.py").write_text(f"# %%\n{CELL}\n")
+    (folder / "00_noise.py").write_text(f'# %%\n{CELL}\n\n# %% tags=["folded"]\nprint("an answer")\n')
     notebook = notebook_builder.build(folder / "00_noise.py")
     notebook_builder.execute(notebook, folder)
     notebook_builder.write(notebook, folder / "00_noise.ipynb")
@@ -220,8 +318,8 @@ def test_a_built_notebook_holds_the_still_picture_and_no_widget(built):
 
 
 def test_nbval_finds_no_difference(built):
-    """nbval shows no widgets either: it must not miss the view that the builder took out."""
+    """nbval shows no widgets either: it must not miss the view that the builder took out, nor mind what it put in."""
     run = subprocess.run([sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p",
                           "no:cacheprovider", "-c", "/dev/null", str(built)],
                          capture_output=True, text=True, timeout=120, cwd=built.parent)
-    assert run.returncode == 0 and "1 passed" in run.stdout, run.stdout[-2000:]
+    assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout[-2000:]

@@ -5,7 +5,8 @@ from importlib import import_module
 _MODULES = {
     "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "VAECurve": "vaes",
     "compare_latents": "latents", "compare_transformers": "transformers",
-    "compare_vae_stages": "vaes", "compare_vaes": "vaes", "load_results": "results", "stages_figure": "figures",
+    "compare_twins": "twins", "compare_vae_stages": "vaes", "compare_vaes": "vaes", "load_results": "results",
+    "paired_figure": "figures", "stages_figure": "figures",
 }
 __all__ = list(_MODULES)
 

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     study = STUDIES[arguments.name]
     timed = hasattr(study, "minutes")
     _check(arguments, timed, hasattr(study, "refined"))
-    device, dtype = chosen(arguments, training=True)
+    device, dtype = chosen(arguments, training=True, dtype=getattr(study, "dtype", None))
     use_threads(arguments.threads)
     # Not DATA: that would replace the course's own curves, or write into an installed package.
     out = Path(arguments.out or f"runs/ablate/{arguments.name}.json")
@@ -78,6 +78,7 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
     from tqdm import tqdm
 
     from minicogvx.ablation.results import Results, place, write_results
+    from minicogvx.ablation.seeds import comparisons
 
     seeds, steps = arguments.seeds, study.steps if arguments.steps is None else arguments.steps
     results = Results(study.name, "", [], steps, torch.__version__, torch.get_num_threads(), 0.0, [])
@@ -88,7 +89,8 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
                        f"{place(device, dtype)}")
     minutes, left = results.minutes, [seed for seed in range(seeds) if seed not in results.seeds]
     start, compare = time.perf_counter(), comparison(study, device, dtype)
-    with tqdm(total=len(left) * len(study.variants) * steps, unit="step", mininterval=5) as bar:
+    trainings = len(left) * len(study.variants) * len(getattr(study, "worlds", ("one",)))
+    with tqdm(total=trainings * steps, unit="step", mininterval=5) as bar:
 
         def on_step(name: str, done: int) -> None:
             bar.set_description(f"{study.name}: {name}", refresh=False)
@@ -101,6 +103,9 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
             write_results(out, results)
     for curve in results.curves:
         print(_line(curve))
+    for behind in getattr(study, "judged", ("",)):
+        for sentence in comparisons(results.curves, [name + behind for name in study.variants]):
+            print(sentence)
     print(out)
 
 
@@ -128,9 +133,14 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
     `dtype`: of all passes; None is the fastest of `device`.
     """
     from minicogvx.ablation.studies import VAEStagesStudy, VAEStudy
-    from minicogvx.ablation.transformers import compare_transformers
+    from minicogvx.ablation.twins_study import TwinStudy
     from minicogvx.ablation.vaes import compare_vae_stages, compare_vaes
 
+    if isinstance(study, TwinStudy):
+        from minicogvx.ablation.twins import compare_twins
+
+        return lambda steps, seed, on_step=None: compare_twins(
+            study.variants, study.worlds, steps, seed, study.batch_size, study.every, dtype, device, on_step)
     if isinstance(study, VAEStudy):
         return lambda steps, seed, on_step=None: compare_vaes(
             study.variants, steps, seed, study.batch_size, study.num_frames, study.height, study.width, study.every,
@@ -139,10 +149,22 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
         return lambda steps, seed, on_step=None: compare_vae_stages(
             study.config, study.loss, study.variants, study.judged, steps, seed, study.every, dtype=dtype,
             device=device, on_step=on_step)
+    return _transformer_comparison(study, device, dtype)
+
+
+def _transformer_comparison(study, device: str, dtype) -> Callable[
+        [int, int, Callable[[str, int], None] | None], dict]:
+    import torch
+
+    import minicogvx
+    from minicogvx.ablation.obeyed import Obeyed
+    from minicogvx.ablation.transformers import compare_transformers
+
     latents = study_latents(study, device, dtype)
+    judge = Obeyed(minicogvx.load("toy", device, torch.float32), latents.scenes, study.captions)
     return lambda steps, seed, on_step=None: compare_transformers(
         study.variants, latents, steps, seed, study.batch_size, study.every, dtype=dtype, device=device,
-        on_step=on_step)
+        on_step=on_step, judge=judge)
 
 
 def study_latents(study, device: str = "cpu", dtype=None):
@@ -161,7 +183,8 @@ def _line(curve) -> str:
 
     head = f"{curve.name}, seed {curve.seed}, {curve.parameters:,} parameters, {curve.seconds:.0f} s: "
     if isinstance(curve, Curve):
-        return f"{head}loss on validation clips {curve.loss[-1]:.4f}"
+        obeyed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in curve.obeyed.items())
+        return f"{head}loss on validation clips {curve.loss[-1]:.4f}" + (f"; obeyed: {obeyed}" if obeyed else "")
     return (f"{head}PSNR {curve.psnr[-1]:.2f} dB, LPIPS {curve.lpips[-1]:.3f}, flicker {curve.flicker[-1]:.2f} "
             f"(true clips {curve.flicker_of_true:.2f}), sharpness {curve.sharpness[-1]:.2f}, "
             f"KL {curve.kl_per_element[-1]:.2f} nats per latent element")

@@ -14,5 +14,7 @@ QUESTIONS = {
     "modulation": "one modulation for text and video, one for each, or all weights apart? (paper figures 8a and 10c)",
     "attention": "does every token see every token, or its own frame and then its own place? "
                  "(paper figures 8b and 10b)",
+    "twins": "full or factorised attention: which learns sooner to find things that have moved, or have not? "
+             "(paper 2.2)",
     "stages": "is growing in stages faster than the full size at once? (paper 3.2, Table 5)",
 }

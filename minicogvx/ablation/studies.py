@@ -2,10 +2,10 @@
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
-world. One seed of a study takes about four minutes on two CPU cores. Only the studies of stages, of latents and of
-minutes count seconds instead of steps; stages takes about half an hour per seed, latents as much for each of its VAEs,
-which are of the toy's size, and latents-micro about half of that. A variant of minutes-micro takes 11 minutes per seed,
-after ten for the VAE that they share.
+world, except in twins, whose world takes about a minute per seed. One seed of another study takes four to six minutes
+on two CPU cores. Only the studies of stages, of latents and of minutes count seconds, not steps; stages takes about
+half an hour per seed, latents as much for each of its VAEs, which are of the toy's size, and latents-micro about half
+of that. A variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that they share.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
 from minicogvx.training.settings import VAEStage, VAETraining
 from minicogvx.training.stages import Stage
@@ -23,7 +24,7 @@ from minicogvx.vae.losses import VAELossConfig
 
 @dataclass(frozen=True)
 class TransformerStudy:
-    """Transformers on the same latents."""
+    """Transformers on the same latents; at the end each is asked to obey captions that it has not seen."""
 
     name: str
     question: str
@@ -31,6 +32,7 @@ class TransformerStudy:
     steps: int = 600
     batch_size: int = 32
     every: int = 25
+    captions: ClassVar[int] = 96
     clips: ClassVar[int] = 1024  # encoded once; the last 64 are for validation
     clips_seed: ClassVar[int] = 2
 
@@ -288,4 +290,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    STAGES)}
+    TWINS, STAGES)}

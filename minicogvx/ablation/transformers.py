@@ -1,7 +1,7 @@
 """Trains transformers that differ in their config on identical batches (paper 4.1, figures 8 and 10)."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from minicogvx.training.validation import held_back_loss
 from minicogvx.transformer.model import ExpertTransformer
 
 HELD_BACK = 64  # clips at the end of a set, on which no variant is trained
+Judge = Callable[[ExpertTransformer, TextEncoder], dict[str, float]]  # such as `obeyed.Obeyed`
 
 
 def study_training(*stages: Stage, **changed) -> TransformerTraining:
@@ -32,14 +33,18 @@ def study_training(*stages: Stage, **changed) -> TransformerTraining:
 
 @dataclass
 class Curve:
-    """The loss curve of one variant. `model` and `text` are None unless it was trained in this process."""
+    """The loss curve of one variant, and what its model obeys at the end; empty if that was not measured.
+
+    `model` and `text` are None unless it was trained in this process.
+    """
 
     name: str
     seed: int
     parameters: int  # of the transformer, without the text encoder
     steps: list[int]  # optimizer steps done at each measurement; 0 is before training
     loss: list[float]  # mean v-prediction loss on the validation clips
-    seconds: float  # of training, measurements included
+    seconds: float  # of training, measurements of the loss included
+    obeyed: dict[str, float] = field(default_factory=dict)  # share of captions, by property; "all" of them
     model: ExpertTransformer | None = field(default=None, repr=False, compare=False)
     text: TextEncoder | None = field(default=None, repr=False, compare=False)
 
@@ -47,15 +52,16 @@ class Curve:
 def compare_transformers(variants: Mapping[str, TransformerConfig], latents: WorldClips, steps: int, seed: int = 0,
                          batch_size: int = 32, every: int = 25, dtype: torch.dtype | None = None,
                          text: TextConfig = preset("toy").text, schedule: ScheduleConfig = ScheduleConfig(),
-                         device: torch.device | str = "cpu",
-                         on_step: OnStep | None = None) -> dict[str, Curve]:
+                         device: torch.device | str = "cpu", on_step: OnStep | None = None,
+                         judge: Judge | None = None) -> dict[str, Curve]:
     """Trains each variant from scratch; measures the validation loss at the start, every `every` steps and at the end.
 
     Every variant sees the same clips, captions, noise and timesteps, and its text encoder starts from the same weights.
     The last 64 clips of `latents` are for validation; their noise and stratified timesteps are always the same, for any
     seed. The text encoder is trained as well; no alignment head, no moving average. Weights are float32, passes run in
     `dtype`. Deterministic for a seed and a number of threads; the global random state and the gradient mode are
-    restored. `on_step(name, done)` is called after each step.
+    restored. `on_step(name, done)` is called after each step; `judge(model, text)` after each training, and gives the
+    curve's `obeyed`.
 
     Raises ValueError for no variants, a count below 1, or a set without clips to train on.
     """
@@ -69,7 +75,8 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, config in variants.items():
             task = seeded_task(config, training, text, schedule, device, dtype, seed)
-            curves[name] = _train(name, task, train, held_back, seed, every, on_step)
+            curve = curves[name] = _train(name, task, train, held_back, seed, every, on_step)
+            curve.obeyed = judge(curve.model, curve.text) if judge else {}
     return curves
 
 

@@ -3,7 +3,8 @@
     python -m minicogvx.course.notebook_builder [NN_topic ...]     # default: all
 
 Builds, runs every cell and stores the outputs. A notebook is written only if all of its cells ran.
-Code between `### BEGIN SOLUTION` and `### END SOLUTION` becomes a stub in the learner's notebook.
+Code between `### BEGIN SOLUTION` and `### END SOLUTION` becomes a stub in the learner's notebook. The output of a cell
+with the tag "folded", which answers a prediction, is collapsed in JupyterLab until a click.
 """
 
 import argparse
@@ -13,14 +14,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from minicogvx.course.effort import effort_of
 from minicogvx.course.exercises.exercise import STUB_MESSAGE
 from minicogvx.course.exercises.solutions import BEGIN
-from minicogvx.course.widgets import WIDGET_VIEW
+from minicogvx.course.widget_parts import WIDGET_VIEW
 from minicogvx.files import written_whole
 
 ROOT = Path(__file__).resolve().parents[2] / "notebooks"
 SOURCES = ROOT / "source"
 CELL_SECONDS = 120
+FOLDED = "folded"  # the tag of a cell whose output answers a prediction
 STUB = f'raise NotImplementedError("{STUB_MESSAGE}")'
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -51,6 +54,8 @@ def build(source: Path, solutions: bool = False):
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)  # spacing of the source, irrelevant here
+        if FOLDED in cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"] = {"outputs_hidden": True}  # until a click, or until the cell runs
     if not solutions and any(BEGIN in cell.source for cell in notebook.cells):
         _clear_solutions(notebook)
     return notebook
@@ -86,8 +91,27 @@ def execute(notebook, folder: Path = ROOT, cell_seconds: int = CELL_SECONDS) -> 
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+            cell.outputs = [output for output in map(_without_widget, cell.outputs) if output.get("data", True)]
+            if FOLDED in cell.metadata.get("tags", ()):
+                cover(cell)
     return time.perf_counter() - start
+
+
+def cover(cell) -> None:
+    """Puts an output without any data before the cell's others, which JupyterLab is to collapse.
+
+    Of what it has collapsed, JupyterLab still shows the first line of the first output; of this one there is none.
+    """
+    from nbformat.v4 import new_output
+
+    cell.outputs.insert(0, new_output("display_data"))
+
+
+def _without_widget(output):
+    # What stands beside a widget in the same output, such as the options of a prediction, stays.
+    if "data" in output:
+        output.data.pop(WIDGET_VIEW, None)
+    return output
 
 
 def write(notebook, path: Path) -> None:
@@ -112,10 +136,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in names or there:
         notebook = build(there[name])
         seconds = execute(notebook)
-        notebook.metadata["minicogvx"] = {"seconds": round(seconds)}
+        minutes = effort_of(notebook, int(name[:2]), round(seconds)).minutes
+        notebook.metadata["minicogvx"] = {"seconds": round(seconds), "minutes": minutes}
         path = notebook_path(there[name])
         write(notebook, path)
-        print(f"{path}: {len(notebook.cells)} cells, {seconds:.0f} s, {path.stat().st_size // 1000} KB")
+        print(f"{path}: {len(notebook.cells)} cells, {seconds:.0f} s, {minutes} minutes for a learner, "
+              f"{path.stat().st_size // 1000} KB")
     return 0
 
 

@@ -1,84 +1,23 @@
-"""Pictures for notebooks: a playing clip, rows of frames, figures in one style, source code from its own file.
+"""Figures in one style, and source code from its own file."""
 
-Every picture has its text alternative in three places, because programs differ in what they read: in the metadata of
-the output, as plain text, and as a caption. JupyterLab gives a PNG no alt attribute; GitHub shows no videos, so a clip
-always has a strip of its frames under it.
-"""
-
-import base64
-import html
 import inspect
-import io
 import logging
-import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from einops import rearrange
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
+from minicogvx.course import output
 
-from minicogvx.media import write_mp4
-
-MAX_CLIP_BYTES = 200_000  # of the embedded mp4: notebooks should be small
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito's
 STYLE = {
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 2,
+    "axes.formatter.min_exponent": 3,  # on a logarithmic axis 0.6, not 6 x 10^-1
     "legend.frameon": False, "figure.facecolor": "white", "savefig.facecolor": "white",
 }
 
 
-# ---- clips
-
-
-def show_clip(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8, num_frames: int = 6) -> None:
-    """Plays `video` (0..1) in the notebook, with a strip of `num_frames` of its frames and `alt` under it.
-
-    The mp4 is embedded: at most 200 KB, halved in size until it fits. Raises ValueError for a bad shape or no `alt`.
-    """
-    _check(video, alt)
-    data, height, width = _small_mp4(_enlarge(video, 64), fps)
-    times = max(1, -(-192 // min(height, width)))  # enlarged by the browser, as notebooks should be small
-    source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
-    tag = (f'<video autoplay loop muted controls playsinline width="{times * width}" height="{times * height}" '
-           f'style="image-rendering: pixelated" aria-label="{html.escape(alt)}" '
-           f'src="{source}">{html.escape(alt)}</video>')
-    _display({"text/html": tag, "text/plain": alt}, {})
-    strip = rearrange(_padded(_enlarge(_chosen(video, num_frames), 96)), "t h w c -> h (t w) c")
-    _show_png(_png(strip), f"{alt} (frames 1 to {len(video)}, in order)")
-
-
-def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: int = 6) -> None:
-    """One labelled row of frames for each video, to compare them, with frame numbers above.
-
-    Raises ValueError for a bad shape, no `alt`, or no rows.
-    """
-    if not rows:
-        raise ValueError("there are no rows; give at least one video with its label")
-    for video in rows.values():
-        _check(video, alt)
-    columns = min(num_frames, max(map(len, rows.values())))
-    shape = next(iter(rows.values())).shape
-    figure, axes = new_figure(len(rows), columns, 1.15 * columns + 1.6, (1.2 * shape[1] / shape[2]) * len(rows) + 0.25)
-    for row, (label, video) in zip(axes, rows.items()):
-        places = _places(len(video), columns)
-        for axis in row:
-            axis.set_axis_off()
-        for axis, place in zip(row, places):
-            axis.imshow(video[place].detach().float().cpu().clamp(0, 1).numpy(), interpolation="nearest")
-            axis.set_title(f"frame {place + 1}", fontsize=7, pad=2, color="#555555")
-        row[0].text(-0.08, 0.5, textwrap.fill(label, 20), transform=row[0].transAxes, ha="right", va="center")
-    show_figure(figure, alt)
-
-
-# ---- figures
-
-
-def new_figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 2.6) -> tuple:
+def new_figure(rows: int = 1, columns: int = 1, width: int | float = 7.0, height: int | float = 2.6) -> tuple:
     """A matplotlib figure in the course's style and its axes, an array of rows x columns. Sizes in inches.
 
     Raises ImportError, with the command that installs it, if matplotlib is missing.
@@ -98,16 +37,13 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: floa
 
 
 def show_figure(figure, alt: str) -> None:
-    """Shows a matplotlib figure once, as a small PNG, with `alt` as its text alternative and its caption."""
+    """Shows a matplotlib figure once, as a small PNG, with `alt` as its text alternative and its caption.
+
+    Pictures in it (imshow, pcolormesh) lose their grid, and the style's two spines. Raises ValueError for no `alt`.
+    """
     if not alt.strip():
         raise ValueError("alt is empty; say in a sentence what the picture shows")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    picture = Image.open(buffer).convert("RGB")
-    _show_png(_small_png(picture), alt)
-
-
-# ---- source
+    output.display_png(output.png_of_figure(figure), alt, output.width_on_screen(figure))
 
 
 def show_source(thing: Callable) -> None:
@@ -122,65 +58,4 @@ def show_source(thing: Callable) -> None:
     path = Path(*module.__name__.split(".")).with_suffix(".py")
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()
     markdown = f"`{path.as_posix()}`: `{thing.__qualname__}`\n\n```python\n{source}\n```"
-    _display({"text/markdown": markdown, "text/plain": f"{path.as_posix()}\n\n{source}"}, {})
-
-
-# ---- helpers
-
-
-def _check(video: Tensor, alt: str) -> None:
-    if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
-        raise ValueError(f"the video has shape {tuple(video.shape)}; it must be t h w 3 with at least one frame")
-    if not alt.strip():
-        raise ValueError("alt is empty; say in a sentence what the video shows")
-
-
-def _small_mp4(video: Tensor, fps: int | float) -> tuple[bytes, int, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        while True:
-            data = write_mp4(Path(folder) / "clip.mp4", video, fps).read_bytes()
-            if len(data) <= MAX_CLIP_BYTES or min(video.shape[1:3]) < 32:
-                return data, video.shape[1], video.shape[2]
-            video = video[:, ::2, ::2]
-
-
-def _places(length: int, count: int) -> list[int]:
-    return torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
-
-
-def _chosen(video: Tensor, count: int) -> Tensor:
-    return video[_places(len(video), count)]
-
-
-def _enlarge(video: Tensor, min_side: int) -> Tensor:
-    factor = max(1, -(-min_side // min(video.shape[1:3])))
-    return video.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-
-
-def _padded(video: Tensor, gap: int = 4) -> Tensor:
-    return torch.nn.functional.pad(video.detach().float().cpu(), (0, 0, 0, gap), value=1.0)
-
-
-def _png(picture: Float[Tensor, "h w 3"]) -> bytes:
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return _small_png(Image.fromarray(pixels))
-
-
-def _small_png(picture: Image.Image) -> bytes:
-    # 48 colours are enough for flat shapes and thin lines, and make the file much smaller.
-    buffer = io.BytesIO()
-    small = picture.quantize(48, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    small.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _show_png(data: bytes, alt: str) -> None:
-    picture = base64.b64encode(data).decode()
-    _display({"image/png": picture, "text/plain": alt}, {"image/png": {"alt": alt}})
-    _display({"text/markdown": f"*{alt}*", "text/plain": alt}, {})
-
-
-def _display(data: dict, metadata: dict) -> None:
-    from IPython.display import display
-
-    display(data, metadata=metadata, raw=True)
+    output.display({"text/markdown": markdown, "text/plain": f"{path.as_posix()}\n\n{source}"}, {})

@@ -5,28 +5,24 @@
 GitHub shows no widgets, and stored notebooks contain none. So each function first shows a static picture with
 `show_rows` or `show_figure`, then the widget, which is displayed only as a widget view, without plain text: programs
 without widgets show nothing, nbval compares nothing, and the notebook builder removes the view. So the same cells run
-for the learner, the builder and the tests.
-
-ipywidgets' Image has no text alternative, so the picture is an `<img>` with `alt` in an HTML widget.
+for the learner, the builder and the tests. What moves is shown moving, as a GIF. `explore.py` has sliders for whatever
+a notebook computes.
 """
 
-import base64
-import html
-import io
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.course import show
+from minicogvx.course import output, show
+from minicogvx.course import widget_parts as parts
+from minicogvx.course.clips import enlarge_frames, show_rows
 from minicogvx.diffusion.samplers import draw_noise
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.transformer.positions import rope_3d
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SIDE = 256  # pixels, at least, of the shorter side of a single frame
 STOPS = 10  # of the slider over timesteps, plus timestep 0
 
@@ -34,57 +30,61 @@ STOPS = 10  # of the slider over timesteps, plus timestep 0
 def explore_frames(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float = 8) -> None:
     """A slider through the frames of `video` (0..1), under a row of them. `alt` says what the video shows.
 
-    Raises ValueError for a bad shape or no `alt`.
+    Frames are counted from 0. Raises ValueError for a bad shape or no `alt`.
     """
-    show.show_rows({"the clip": video}, alt)
+    show_rows({"the clip": video}, alt)
+    last = len(video) - 1
 
-    def picture_and_words(frame: int) -> tuple[bytes, str]:
-        seconds = (frame - 1) / fps
-        return _frame(video[frame - 1]), f"{_clause(alt)}: frame {frame} of {len(video)}, after {seconds:.2f} s."
+    def draw(frame: int) -> tuple[bytes, str]:
+        words = f"{parts.without_stop(alt)}: frame {frame} of 0 to {last}, after {frame / fps:.2f} s."
+        return _frame(video[frame]), words
 
-    _display_widget(_explorer([_steps("frame", 1, len(video))], picture_and_words))
+    parts.display_widget(parts.explorer([parts.int_slider("frame", 0, last)], draw))
 
 
-def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> None:
+def explore_wipe(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> None:
     """Two clips (t h w 3 in 0..1) in one picture, with a line to wipe from one to the other and a slider over frames.
 
     Left of the line is the first clip. Raises ValueError unless there are two clips of one shape, or without `alt`.
     """
     if len(clips) != 2:
-        raise ValueError(f"there are {len(clips)} clips; compare_clips takes two, each with its name")
+        raise ValueError(f"there are {len(clips)} clips; explore_wipe takes two, each with its name")
     (left_name, left), (right_name, right) = clips.items()
     if left.shape != right.shape:
         raise ValueError(f"the clips have shapes {tuple(left.shape)} and {tuple(right.shape)}; they must be the same")
-    show.show_rows(clips, alt)
+    show_rows(dict(clips), alt)
 
-    def picture_and_words(percent: int, frame: int) -> tuple[bytes, str]:
-        pair = torch.stack([left[frame - 1], right[frame - 1]]).detach().float().cpu()
+    def draw(percent: int, frame: int) -> tuple[bytes, str]:
+        pair = torch.stack([left[frame], right[frame]]).detach().float().cpu()
         apart = (pair[0] - pair[1]).abs().mean().item()
-        words = (f"{_clause(alt)}: frame {frame}, {left_name} in the left {percent} %, {right_name} in the rest. "
-                 f"The two frames differ by {apart:.3f} on average (black and white: 1).")
+        words = (f"{parts.without_stop(alt)}: frame {frame}, {left_name} in the left {percent} %, {right_name} in the "
+                 f"rest. The two frames differ by {apart:.3f} on average (black and white: 1).")
         return _wiped(pair, percent), words
 
-    _display_widget(_explorer([_steps("line", 0, 100, 50, 5), _steps("frame", 1, len(left))], picture_and_words))
+    sliders = [parts.int_slider("line", 0, 100, 50, 5), parts.int_slider("frame", 0, len(left) - 1)]
+    parts.display_widget(parts.explorer(sliders, draw))
 
 
-def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], name: str, alt: str) -> None:
+def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], name: str, alt: str,
+                  fps: int | float = 8, num_frames: int = 6) -> None:
     """A slider over the values of one setting, with the clip (t h w 3 in 0..1) made with each; `name` is the setting's.
 
     For example `explore_sweep({1: clip, 3: clip, 6: clip}, "guidance scale", "The caption: ...")`. The clips are made
-    beforehand. Raises ValueError for a bad shape, no `alt`, or no clips.
+    beforehand, and play. num_frames: of each in the static picture. Raises ValueError for a bad shape, no `alt`, or no
+    clips.
     """
-    show.show_rows({f"{name} {_number(value)}": clip for value, clip in clips.items()}, alt)
+    show_rows({f"{name} {parts.value_text(value)}": clip for value, clip in clips.items()}, alt, num_frames)
     values = list(clips)
 
-    def picture_and_words(place: int) -> tuple[bytes, str]:
-        clip = clips[values[place]]
-        return _strip(clip), f"{_clause(alt)}: {name} {_number(values[place])}, frames 1 to {len(clip)} in order."
+    def draw(place: int) -> tuple[bytes, str]:
+        clip, value = clips[values[place]], parts.value_text(values[place])
+        return output.gif_of_clip(clip, fps), f"{parts.without_stop(alt)}: {name} {value}, {len(clip)} frames."
 
-    _display_widget(_explorer([_choice(name, [_number(value) for value in values])], picture_and_words))
+    parts.display_widget(parts.explorer([parts.choice_slider(name, list(map(parts.value_text, values)))], draw))
 
 
 def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
-                  decode: Callable[[Tensor], Tensor], alt: str, seed: int = 0) -> None:
+                  decode: Callable[[Tensor], Tensor], alt: str, seed: int = 0, fps: int | float = 8) -> None:
     """A slider over timesteps: one clip's `latents` with the noise of each, decoded; `alt` names the clip.
 
     decode: b c t h w -> b t h w 3 in 0..1, such as `pipe.decode`. The noise is the same at every timestep. Timesteps
@@ -101,15 +101,16 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
     def decoded_at(t: int) -> Tensor:
         return decode(schedule.add_noise(latents, noise, t))[0].detach().float().cpu()
 
-    def picture_and_words(place: int) -> tuple[bytes, str]:
+    def draw(place: int) -> tuple[bytes, str]:
         t = timesteps[place]
         signal, spoilt = schedule.alpha_bar(t) ** 0.5, (1 - schedule.alpha_bar(t)) ** 0.5
-        words = (f"{_clause(alt)}: its latents at timestep {t}, {signal:.2f} times the signal plus {spoilt:.2f} times "
-                 f"the noise, decoded.")
-        return _strip(decoded_at(t)), words
+        words = (f"{parts.without_stop(alt)}: its latents at timestep {t}, {signal:.2f} times the signal plus "
+                 f"{spoilt:.2f} times the noise, decoded.")
+        return output.gif_of_clip(decoded_at(t), fps), words
 
-    show.show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 5, 7, 10))}, alt)
-    _display_widget(_explorer([_choice("timestep", list(map(str, timesteps)), wait=True)], picture_and_words))
+    show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 5, 10))}, alt, num_frames=3)
+    slider = parts.choice_slider("timestep", list(map(str, timesteps)), wait=True)
+    parts.display_widget(parts.explorer([slider], draw))
 
 
 def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -> None:
@@ -124,39 +125,36 @@ def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -
     table = rope_3d((frames, 1, 1), head_dim, theta=theta)
     turned = torch.view_as_real(table[:, :head_dim // 8])  # t pairs 2: the quarter that rotates with time
 
-    def picture_and_words(query: int, key: int) -> tuple[bytes, str]:
+    def draw(query: int, key: int) -> tuple[bytes, str, int]:
         score = (turned[query] * turned[key]).sum(dim=-1).mean().item()
         words = (f"Query in frame {query}, key in frame {key}, {abs(query - key)} apart: the score is {score:.3f}. "
                  f"Each circle shows one pair of channels. Move both by the same number of frames: the arrows turn, "
                  f"the score stays.")
-        return _png_of(_rope_figure(turned, [(query, key)])), words
+        figure = _rope_figure(turned, [(query, key)])
+        return output.png_of_figure(figure), words, output.width_on_screen(figure)
 
     far = frames - 1
     show.show_figure(_rope_figure(turned, [(0, 3), (far - 3, far)]),
                      f"Two rows: query and key in frames 0 and 3, and in frames {far - 3} and {far}. Three circles, "
                      f"for a fast, a middle and a slow pair of channels: the arrows differ, the angle between them "
                      f"does not. Right, the score over the key's frame: the marked value is the same in both rows.")
-    _display_widget(_explorer([_steps("query", 0, far), _steps("key", 0, far, 3)], picture_and_words))
+    sliders = [parts.int_slider("query", 0, far), parts.int_slider("key", 0, far, 3)]
+    parts.display_widget(parts.explorer(sliders, draw))
 
 
 # ---- pictures
 
 
 def _frame(picture: Float[Tensor, "h w 3"]) -> bytes:
-    return show._png(show._enlarge(picture[None].detach().float().cpu(), SIDE)[0])
-
-
-def _strip(video: Float[Tensor, "t h w 3"], num_frames: int = 6) -> bytes:
-    frames = show._padded(show._enlarge(show._chosen(video, num_frames), 96))
-    return show._png(rearrange(frames, "t h w c -> h (t w) c"))
+    return output.png_of_picture(enlarge_frames(picture[None].detach().float().cpu(), SIDE)[0])
 
 
 def _wiped(pair: Float[Tensor, "2 h w 3"], percent: int) -> bytes:
-    left, right = show._enlarge(pair, SIDE)
+    left, right = enlarge_frames(pair, SIDE)
     cut = round(left.shape[1] * percent / 100)
     picture = torch.cat([left[:, :cut], right[:, cut:]], dim=1)
     picture[:, max(cut - 2, 0):cut], picture[:, cut:cut + 2] = 0.0, 1.0  # visible on dark and bright pictures
-    return show._png(picture)
+    return output.png_of_picture(picture)
 
 
 def _rope_figure(turned: Float[Tensor, "t pairs 2"], rows: list[tuple[int, int]]):
@@ -180,67 +178,3 @@ def _rope_figure(turned: Float[Tensor, "t pairs 2"], rows: list[tuple[int, int]]
         row[3].set(xlabel="frame of the key", ylabel="score", ylim=(min(0.0, float(scores.min())) - 0.05, 1.1))
         row[3].legend(fontsize=7)
     return figure
-
-
-def _png_of(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-# ---- widgets
-
-
-def _explorer(sliders: list, draw: Callable[..., tuple[bytes, str]]):
-    """A box of sliders and a picture that follows them. draw(*values) returns a PNG and its text alternative."""
-    widgets = _ipywidgets()
-    drawn = lru_cache(maxsize=128)(draw)
-    picture = widgets.HTML()
-
-    def follow(change=None) -> None:
-        png, words = drawn(*(slider.value for slider in sliders))
-        picture.value = _figure_html(png, words)
-
-    for slider in sliders:
-        slider.observe(follow, names="value")
-    follow()
-    return widgets.VBox([*sliders, picture])
-
-
-def _figure_html(png: bytes, words: str) -> str:
-    words, data = html.escape(words), base64.b64encode(png).decode()
-    return (f'<figure style="margin: 0"><img alt="{words}" src="data:image/png;base64,{data}" '
-            f'style="max-width: 100%; image-rendering: pixelated">'
-            f'<figcaption style="line-height: 1.4; font-style: italic">{words}</figcaption></figure>')
-
-
-def _steps(name: str, first: int, last: int, value: int | None = None, step: int = 1):
-    return _ipywidgets().IntSlider(value=first if value is None else value, min=first, max=last, step=step,
-                                   description=name)
-
-
-def _choice(name: str, labels: list[str], wait: bool = False):
-    """A slider over labels; its value is the index in the list. `wait`: it updates only when released."""
-    options = [(label, place) for place, label in enumerate(labels)]
-    return _ipywidgets().SelectionSlider(options=options, value=0, description=name, continuous_update=not wait,
-                                         style={"description_width": "initial"})
-
-
-def _ipywidgets():
-    try:
-        import ipywidgets
-    except ImportError as error:
-        raise ImportError("ipywidgets is missing; install it with: pip install -e '.[notebooks]'") from error
-    return ipywidgets
-
-
-def _display_widget(widget) -> None:
-    show._display({WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}, {})
-
-
-def _number(value: int | float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _clause(sentence: str) -> str:
-    return sentence.strip().rstrip(".")

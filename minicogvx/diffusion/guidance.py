@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def guide(uncond: Float[Tensor, "*shape"], cond: Float[Tensor, "*shape"],
-          guidance_scale: float) -> Float[Tensor, "*shape"]:
+          guidance_scale: int | float) -> Float[Tensor, "*shape"]:
     """uncond + w (cond - uncond), in at least float32.
 
     Extrapolates from the unconditional to the conditional prediction. w = 1 is the conditional output, 0 the

@@ -39,6 +39,21 @@ def at_least(values: Sequence[float]) -> float:
     return float(statistics.fmean(values) - reach)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of `values`, and the 95 % interval of the mean of all such values, by Student's t.
+
+    For a comparison paired by seed, give the differences. Of one value it is infinite.
+    Raises ValueError for none.
+    """
+    if not values:
+        raise ValueError("values is empty; give at least one")
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return mean, -math.inf, math.inf
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - reach, mean + reach
+
+
 def paired_difference(new: Sequence[bool], old: Sequence[bool]) -> tuple[float, float, float]:
     """By how much the share of `new` is higher than that of `old`, and its 95 % interval (Agresti and Min 2005).
 

@@ -35,7 +35,10 @@ class Reconstruction:
 
 
 def flicker(video: Float[Tensor, "t h w 3"]) -> float:
-    """Mean absolute difference of neighbouring frames, in 8-bit grey levels (paper Table 1); 0 for a single frame."""
+    """Mean absolute difference of neighbouring frames, in 8-bit grey levels; 0 for a single frame.
+
+    Paper Table 1 measures this too, in a unit that it does not give: only the order of its numbers can be compared.
+    """
     if len(video) < 2:
         return 0.0
     return 255 * (video[1:] - video[:-1]).abs().mean().item()

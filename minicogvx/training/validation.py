@@ -10,7 +10,7 @@ from torch import nn
 from minicogvx.data.clips.clips import Clips, stack_latents
 from minicogvx.data.clips.order import number_of
 from minicogvx.data.world.captions import caption
-from minicogvx.data.world.scenes import SHAPES, Scene
+from minicogvx.data.world.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import stratified_timesteps
@@ -23,6 +23,7 @@ from minicogvx.training.transformer import TransformerTask
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 AT_ONCE = 32  # clips whose swap gain is measured in one pass
+WORDS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS), "background": tuple(BACKGROUNDS)}
 
 
 class Validation:
@@ -90,11 +91,11 @@ class SwapGain:
 
 @torch.no_grad()
 def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scenes: Sequence[Scene], clips: Clips,
-              dtype: torch.dtype, device: torch.device | None = None) -> float:
+              dtype: torch.dtype, device: torch.device | None = None, kind: str = "shape") -> float:
     """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
 
-    It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips.
-    `device`: where the model computes; None: where the text encoder's weights are.
+    It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips. `device`:
+    where the model computes; None: where the text encoder's weights are. `kind`: another word, see `with_other_words`.
     """
     device, generator = device or text.encoder.device, torch.Generator().manual_seed(1)
     x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0))
@@ -102,8 +103,8 @@ def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scen
     t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
 
     def loss(scenes: Sequence[Scene]) -> float:
-        words, total = random.Random(0), 0.0  # the same phrasing for both
-        captions = [caption(scene, words, "short") for scene in scenes]
+        total = 0.0
+        captions = [caption(scene, random.Random(i), "short") for i, scene in enumerate(scenes)]  # phrased alike
         for first in range(0, len(scenes), AT_ONCE):
             part = slice(first, first + AT_ONCE)
             own, own_noise, own_t = (tensor[part].to(device) for tensor in (x0, noise, t))
@@ -112,10 +113,21 @@ def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scen
                                     schedule).sum().item()
         return total / len(scenes)
 
-    return loss([_other_shapes(scene) for scene in scenes]) - loss(scenes)
+    return loss([with_other_words(scene, kind) for scene in scenes]) - loss(scenes)
 
 
-def _other_shapes(scene: Scene) -> Scene:
-    return replace(scene, objects=tuple(
-        replace(thing, shape=SHAPES[(SHAPES.index(thing.shape) + 1 + i) % len(SHAPES)])
-        for i, thing in enumerate(scene.objects)))
+def with_other_words(scene: Scene, kind: str) -> Scene:
+    """The scene, for its caption, with the wrong "shape", "colour" or "motion" of each object, or "background".
+
+    Raises ValueError for another kind.
+    """
+    if kind not in WORDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(WORDS)}")
+    if kind == "background":
+        return replace(scene, background=_next(kind, scene.background, 1))
+    return replace(scene, objects=tuple(replace(thing, **{kind: _next(kind, getattr(thing, kind), 1 + i)})
+                                        for i, thing in enumerate(scene.objects)))
+
+
+def _next(kind: str, word: str, steps: int) -> str:
+    return WORDS[kind][(WORDS[kind].index(word) + steps) % len(WORDS[kind])]

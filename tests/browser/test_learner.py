@@ -12,35 +12,42 @@ from minicogvx.course.exercises.exercise import STUB_MESSAGE
 pytestmark = pytest.mark.browser  # not in `make test`; `make test-browser` asks for them
 
 NOTEBOOK = "04_diffusion"
-RUN_SECONDS = 200  # for all cells of it
-WRONG = """def clean_and_noise(x_t, v, bar):
-    a, s = bar ** 0.5, (1 - bar) ** 0.5
-    return a * x_t + s * v, s * x_t + a * v
-
-
-clean_and_noise = check("4.3", clean_and_noise)"""
-RIGHT = WRONG.replace("a * x_t + s * v", "a * x_t - s * v")
+RUN_SECONDS = 200  # for all cells of a notebook
 WIDGET = """from minicogvx.course import explore_frames
 
 explore_frames(pipe("a red circle moves right", num_inference_steps=4), "A red circle moves right.")"""
 
 SET_UP = """import torch
-from minicogvx.course import compare_clips, explore_frames, explore_noise, explore_rope, explore_sweep
+from minicogvx.course import (
+    explore_attention, explore_figure, explore_frames, explore_grid, explore_noise, explore_rope, explore_sweep,
+    explore_wipe, new_figure,
+)
 from minicogvx.diffusion import NoiseSchedule
 from minicogvx.presets import ScheduleConfig
 
 ramp = torch.linspace(0, 1, 16)
 one = torch.stack([ramp.roll(i) for i in range(5)])[:, None, :, None].expand(5, 16, 16, 3)
 two = one.flip(2) * torch.tensor([1.0, 0.5, 0.0])
-latents = (one * 2 - 1).permute(3, 0, 1, 2)[None]"""
+latents = (one * 2 - 1).permute(3, 0, 1, 2)[None]
+
+
+def curve(power):
+    figure, axes = new_figure(width=4, height=2)
+    axes[0, 0].plot(ramp ** power)
+    return figure"""
 WIDGETS = {  # the cell, and how many sliders it has
     'explore_frames(one, "A ramp moves right.")': 1,
-    'compare_clips({"grey": one, "orange": two}, "Two ramps.")': 2,
+    'explore_wipe({"grey": one, "orange": two}, "Two ramps.")': 2,
     'explore_sweep({1: one, 2: two}, "scale", "A ramp.")': 1,
     'explore_noise(latents, NoiseSchedule(ScheduleConfig()), '
     'lambda x: (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1), "A ramp.")': 1,
     'explore_rope()': 2,
+    'explore_grid(lambda shade, count: shade * one[:count], "A ramp.", first=[0.2, 0.5, 1], second=[1, 2, 5])': 2,
+    'explore_figure(curve, "A curve.", power=[1, 2, 3])': 1,
 }
+ATTENTION = 'explore_attention(torch.eye(4).roll(1, 1), ["a", "red", "star", "moves"], "Each word looks at the next")'
+PREDICTING = ["from minicogvx.course import outcome, predict, predictions", 'predict("9.1", "it falls", "it rises")',
+              'outcome("9.1", "it rises")', 'predictions("9")']
 
 
 class Lab:
@@ -99,11 +106,14 @@ def new_picture(page, output, before):
     return picture_of(output)
 
 
+def source_of(name: str):
+    return next(source for source in notebook_builder.sources() if source.stem == name)
+
+
 @pytest.fixture(scope="module")
 def notebook(jupyter):
     """The notebook as a learner gets it, without outputs, and with one more cell at its end, for a widget."""
-    source = sorted(notebook_builder.ROOT.glob(f"*/{NOTEBOOK}.py"))[-1]
-    built = notebook_builder.build(source)
+    built = notebook_builder.build(source_of(NOTEBOOK))
     built.cells.append(nbformat.v4.new_code_cell(WIDGET, id="widget"))
     notebook_builder.write(built, jupyter.folder / f"{NOTEBOOK}.ipynb")
     return built
@@ -112,8 +122,10 @@ def notebook(jupyter):
 def test_a_learners_way_through_one_notebook(page, jupyter, notebook):
     sources = [cell.source for cell in notebook.cells]
     last = len(sources) - 1
-    exercise = next(i for i, source in enumerate(sources) if "def clean_and_noise" in source)
-    assert STUB_MESSAGE in sources[exercise]
+    exercise = next(i for i, source in enumerate(sources) if STUB_MESSAGE in source and "= check(" in source)
+    name, number = re.search(r'^(\w+) = check\("(\d+\.\d+)"', sources[exercise], re.MULTILINE).groups()
+    right = notebook_builder.build(source_of(NOTEBOOK), solutions=True).cells[exercise].source
+    wrong = f'{name} = check("{number}", lambda *arguments, **named: arguments[99])'
 
     lab = Lab(page, jupyter, f"{NOTEBOOK}.ipynb", len(sources))
     lab.run_all(last, RUN_SECONDS)
@@ -126,28 +138,29 @@ def test_a_learners_way_through_one_notebook(page, jupyter, notebook):
     assert film.get_attribute("aria-label")
     assert page.locator(".jp-OutputArea .jp-RenderedImage img").count() >= 6
     assert page.evaluate("[...document.querySelectorAll('.jp-OutputArea img')].every(i => i.naturalWidth > 0)")
-    assert "Exercise 4.3: not tried yet" in lab.output(exercise).inner_text()
+    assert f"Exercise {number}: not tried yet" in lab.output(exercise).inner_text()
     assert not jupyter.progress.exists()
 
     # wrong: the message says what is wrong, and nothing counts as solved
-    lab.write_and_run(exercise, WRONG)
-    assert "do not give x_t back" in lab.says(exercise, "Exercise 4.3: not right yet")
+    lab.write_and_run(exercise, wrong)
+    said = lab.says(exercise, f"Exercise {number}: not right yet")
+    assert f"The call was {name}(" in said and f"The name {name} now holds the package's" in said
     assert not jupyter.progress.exists()
 
     # right
-    lab.write_and_run(exercise, RIGHT)
-    assert "not right" not in lab.says(exercise, "Exercise 4.3: right.")
-    assert list(json.loads(jupyter.progress.read_text())) == ["4.3"]
+    lab.write_and_run(exercise, right)
+    assert "not right" not in lab.says(exercise, f"Exercise {number}: right.")
+    assert list(json.loads(jupyter.progress.read_text())) == [number]
 
     # the widget: the mouse takes the slider from the first frame to a later one
     output = lab.output(last)
     before = picture_of(output)
-    assert before[0].startswith("A red circle moves right: frame 1 of 17") and before[2]
+    assert before[0].startswith("A red circle moves right: frame 0 of 0 to 16") and before[2]
     track = output.locator(".noUi-base")
     track.scroll_into_view_if_needed()
     track.click(position={"x": 0.75 * track.bounding_box()["width"], "y": 2})
     alt, source, drawn = new_picture(page, output, before)
-    assert int(re.search(r"frame (\d+) of 17", alt).group(1)) > 8
+    assert int(re.search(r"frame (\d+) of 0 to 16", alt).group(1)) > 8
     assert source != before[1] and drawn
 
 
@@ -171,3 +184,45 @@ def test_every_widget_follows_its_sliders(page, jupyter):
             after = new_picture(page, output, before)
             assert after[0] != before[0] and after[1] != before[1] and after[2], cells[place]
             before = after
+
+
+def test_a_click_on_a_token_shows_where_it_looks(page, jupyter):
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(notebook_builder.KERNEL)})
+    notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate([SET_UP, ATTENTION])]
+    notebook_builder.write(notebook, jupyter.folder / "attention.ipynb")
+    lab = Lab(page, jupyter, "attention.ipynb", 2)
+    lab.run_all(1, RUN_SECONDS)
+    assert lab.errors() == []
+    output = lab.output(1)
+    before = picture_of(output)
+    output.get_by_role("button", name="star").click()
+    alt, _, drawn = new_picture(page, output, before)
+    assert "star takes most from moves (1.00)" in alt and drawn
+
+
+def test_a_prediction_is_kept_and_what_answers_it_is_folded(page, jupyter):
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(notebook_builder.KERNEL)})
+    notebook.cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(PREDICTING)]
+    stored = nbformat.v4.new_output("stream", text="the stored answer\n")
+    notebook.cells[2].update(outputs=[stored], metadata={"jupyter": {"outputs_hidden": True}})
+    notebook_builder.cover(notebook.cells[2])
+    notebook_builder.write(notebook, jupyter.folder / "predicting.ipynb")
+    lab = Lab(page, jupyter, "predicting.ipynb", len(PREDICTING))
+    folded = lab.cells.nth(2).locator(".jp-OutputPlaceholder")
+    assert folded.count() == 1 and page.get_by_text("the stored answer").count() == 0
+    folded.locator(".jp-Placeholder-content").click()
+    lab.says(2, "the stored answer")
+    assert lab.errors() == []
+
+    lab.write_and_run(0, PREDICTING[0])
+    lab.write_and_run(1, PREDICTING[1])
+    radio = lab.output(1).get_by_label("it rises")
+    radio.wait_for(timeout=30_000)
+    assert lab.output(1).locator("input[type=radio]:checked").count() == 0  # nothing is chosen beforehand
+    radio.check()
+    lab.says(1, "Kept: it rises")
+    assert json.loads(jupyter.progress.read_text())["prediction 9.1"] == "it rises"
+    lab.write_and_run(2, PREDICTING[2])
+    assert "You predicted it." in lab.says(2, "Prediction 9.1: it rises.")  # unfolded by running
+    lab.write_and_run(3, PREDICTING[3])
+    assert "9.1 right: it rises" in lab.says(3, "You predicted 1 of 1.")

@@ -3,12 +3,13 @@
     pad_past = check("2.1", pad_past)  # right: your own function; otherwise the package's, so that you can read on
     hint("2.1")                        # one more hint at each call
     solution("2.1")                    # the source of a solution
+    solved("2.1")                      # whether your own function is in use
     progress()                         # what you have solved so far
 """
 
-from minicogvx.course.exercises.checking import Verdict, all_exercises, check, find, hint, judge, progress
+from minicogvx.course.exercises.checking import Verdict, all_exercises, check, find, hint, judge, progress, solved
 from minicogvx.course.exercises.exercise import Exercise, Wrong
 from minicogvx.course.exercises.solutions import solution, solution_source
 
 __all__ = ["Exercise", "Verdict", "Wrong", "all_exercises", "check", "find", "hint", "judge", "progress", "solution",
-           "solution_source"]
+           "solution_source", "solved"]

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from minicogvx.course.exercises import record
+from minicogvx.course.exercises.calls import Calls
 from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
 
 MAX_MESSAGE = 300  # characters of an error message from other code
 _hints_given: dict[str, int] = {}  # in this session
+_passed: dict[str, bool] = {}  # in this session: whether the last answer to an exercise was right
 
 
 @dataclass(frozen=True)
@@ -30,40 +32,79 @@ def check(number: str, answer: Any) -> Any:
     """Checks `answer`, the learner's function (or value), and prints the result.
 
     Returns the answer itself if it is right, and otherwise the package's version, so that a notebook always runs to its
-    end. Raises ValueError for an unknown number and nothing else, whatever the learner's code does.
+    end; it then says that the name now holds that. Raises ValueError for an unknown number and nothing else, whatever
+    the learner's code does.
     """
     exercise = find(number)
-    # Rerunning the cell after a failed check would submit the package's version.
-    verdict = Verdict("not tried") if answer is exercise.reference else judge(exercise, answer)
+    kind = "class" if isinstance(exercise.reference, type) else "function" if callable(exercise.reference) else "value"
+    package = f"the package's {kind}"
+    given_back = f"The name {exercise.title} now holds {package}, so that you can read on"
+    if answer is exercise.reference:  # the check's cell was run again after a failure
+        _passed[exercise.number] = False
+        print(f"Exercise {exercise.number}: the name {exercise.title} holds {package}. Run the cell with your own, "
+              f"then this one.")
+        return answer
+    verdict = judge(exercise, answer)
+    _passed[exercise.number] = verdict.state == "right"
     if verdict.state == "right":
         print(f"Exercise {exercise.number}: right.")
         record.save(exercise.number)
         return answer
     if verdict.state == "not tried":
-        print(f"Exercise {exercise.number}: not tried yet. Here is the package's version, so that you can read on.")
+        print(f"Exercise {exercise.number}: not tried yet. {given_back}.")
     else:
         print(f"Exercise {exercise.number}: not right yet. {verdict.message}\n"
-              f'Here is the package\'s version, so that you can read on; hint("{exercise.number}") helps.')
+              f'{given_back}; hint("{exercise.number}") helps.')
     return exercise.reference
 
 
+def solved(number: str) -> bool:
+    """Whether the last answer to exercise `number` in this session was right, so that the notebook computes with it.
+
+    False where `check` handed back the package's version, or has not run. Raises ValueError for an unknown number.
+    """
+    return _passed.get(find(number).number, False)
+
+
 def judge(exercise: Exercise, answer: Any) -> Verdict:
-    """The verdict on `answer`; prints and records nothing."""
+    """The verdict on `answer`; prints and records nothing.
+
+    An answer that gives NaN or infinity where the package's version gives none is wrong, whatever the check says.
+    """
     if answer is None or answer is ...:
         return Verdict("not tried")
+    calls = Calls(exercise.title)
     try:
-        # The same numbers at each check, and the learner's own random state is preserved.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            exercise.check(answer)
+        _run(exercise, answer, calls)
     except Wrong as wrong:
-        return Verdict("wrong", str(wrong))
+        return Verdict("wrong", " ".join([*_odd_numbers(exercise, calls, str(wrong)), str(wrong)]))
     except Exception as error:
         # By its message, as torch also raises NotImplementedError, for shapes that it cannot pad.
         if isinstance(error, NotImplementedError) and str(error) in ("", STUB_MESSAGE):
             return Verdict("not tried")
-        return Verdict("stopped", _in_a_sentence(error, answer))
-    return Verdict("right")
+        return Verdict("stopped", " ".join([_in_a_sentence(error, answer, calls), *_odd_numbers(exercise, calls)]))
+    odd = _odd_numbers(exercise, calls)
+    return Verdict("wrong", " ".join(odd)) if odd else Verdict("right")
+
+
+def _run(exercise: Exercise, answer: Any, calls: Calls) -> None:
+    # The same numbers at each check, and the learner's own random state is preserved.
+    with torch.random.fork_rng(devices=[]), calls.modules(answer):
+        torch.default_generator.manual_seed(0)
+        exercise.check(calls.watched(answer))
+
+
+def _odd_numbers(exercise: Exercise, calls: Calls, said: str = "") -> list[str]:
+    """A sentence on NaN and infinity in the answer's results, unless `said` speaks of them; nothing if there are none.
+
+    Where the package's version gives them too, they belong there.
+    """
+    if not calls.odd or "nan" in said.lower() or "inf" in said.lower():
+        return []
+    right = Calls(exercise.title)
+    _run(exercise, exercise.reference, right)
+    return [f"{call} gives {kind}; every number must be finite." for kind, call in calls.odd.items()
+            if kind not in right.odd][:1]
 
 
 def find(number: str) -> Exercise:
@@ -117,17 +158,22 @@ def _exercises_in(name: str) -> tuple[Exercise, ...]:
     return importlib.import_module(f"minicogvx.course.exercises.{name}").EXERCISES
 
 
-def _in_a_sentence(error: Exception, answer: Any) -> str:
+def _in_a_sentence(error: Exception, answer: Any, calls: Calls) -> str:
     message = " ".join(str(error).split())
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + " ..."
     said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    said += "" if said.endswith(".") else "."
     # The innermost line of the learner's own code; deeper frames are torch's or the package's.
     home = getattr(answer, "__module__", None)
     lines = [(frame.f_code.co_filename, line, frame.f_globals)
              for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == home]
+    out_of_it = calls.stopped is not None and calls.stopped[0] is error
+    call = calls.stopped[1] if out_of_it else calls.last
     if not lines:
-        return f"Your answer could not be checked; that ended with {said}" + ("" if said.endswith(".") else ".")
+        start = "The call stopped" if out_of_it else "Your answer could not be checked; that ended"
+        after = f" The call was {call}." if out_of_it else f" The last call was {call}." if call else ""
+        return f"{start} with {said}{after}"
     code = linecache.getline(*lines[-1]).strip()
     where = f"line {lines[-1][1]}" + (f", {code}" if code else "")
-    return f"Your code stopped ({where}) with {said}" + ("" if said.endswith(".") else ".")
+    return f"Your code stopped ({where}) with {said}" + (f" The call was {call}." if call else "")

@@ -1,4 +1,4 @@
-"""Exercises of notebook 00, the first video: a film for a screen, words as numbers, timesteps, tokens, a picture."""
+"""Exercises of notebook 00: bytes for a screen, words as numbers, averages, guidance, tokens, a first frame."""
 
 import re
 
@@ -7,7 +7,9 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from minicogvx.course.exercises.averages import check_cheapest_average, fewest_means
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_equal, expect_raises, expect_shape
+from minicogvx.diffusion.guidance import guide
 
 PAD, END, UNKNOWN = 0, 1, 2  # token ids, as T5 has them
 
@@ -15,9 +17,9 @@ PAD, END, UNKNOWN = 0, 1, 2  # token ids, as T5 has them
 
 
 def film_in_bytes(video: Float[Tensor, "b c t h w"]) -> UInt8[Tensor, "b t h w c"]:
-    """Frames for a screen, 0..255, of a model's video in about -1..1. What lies outside is cut off."""
-    film = rearrange(video, "b c t h w -> b t h w c").float()
-    return ((film / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    """Frames for a screen, 0..255, of a model's video in about -1..1. What lies outside is clipped."""
+    frames = rearrange(video, "b c t h w -> b t h w c").float()
+    return ((frames / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def check_to_screen(to_screen) -> None:
@@ -26,9 +28,9 @@ def check_to_screen(to_screen) -> None:
         (-1.0, 0, "-1 is black, the byte 0."),
         (1.0, 255, "1 is white, the byte 255."),
         (2 * 153.3 / 255 - 1, 153, "Black is -1 and white is 1, so 0 is a middle grey."),
-        (1.3, 255, "A byte ends at 255 and then begins again at 0: what is whiter than white must become 255 first."),
-        (-1.3, 0, "A byte cannot hold a negative number: what is blacker than black must become 0 first."),
-        (2 * 152.7 / 255 - 1, 153, "Take the nearest whole number; a conversion to bytes alone cuts the rest off."),
+        (1.3, 255, "A byte ends at 255 and wraps around to 0: clip whatever is above white first."),
+        (-1.3, 0, "A byte cannot hold a negative number: clip whatever is below black first."),
+        (2 * 152.7 / 255 - 1, 153, "Take the nearest integer; converting to bytes alone drops the fraction."),
     ):
         video = torch.full((2, 3, 5, 4, 6), value)
         video[1] = torch.tensor([-1.3, 1.3]).repeat(180).reshape(3, 5, 4, 6)  # the scale is not that of this clip
@@ -43,9 +45,9 @@ def _check_places(to_screen, video: Tensor) -> None:
     apart = (got - wanted).abs() > 1  # a half may go either way
     if apart.any():
         b, t, h, w, c = place = tuple(apart.nonzero()[0].tolist())
-        raise Wrong(f"Film {b}, frame {t}, row {h}, column {w}, colour {c} (counted from 0) is {int(got[place])}; it "
+        raise Wrong(f"Video {b}, frame {t}, row {h}, column {w}, colour {c} (counted from 0) is {int(got[place])}; it "
                     f"must be {int(wanted[place])}. The shape is right, but the pixels have moved: reshape and view "
-                    f"keep the order of the numbers, rearrange and permute move axes.")
+                    f"keep the order of the numbers; rearrange and permute move axes.")
 
 
 def _film(to_screen, video: Tensor) -> Tensor:
@@ -76,11 +78,11 @@ def check_number_words(number_words) -> None:
     number_of = {"a": 3, "circle": 4, "moves": 5, "red": 6, "right": 7}
     plain = "a red circle moves right"
     for caption, length, why in (
-        (plain, 8, "First the words in their order, then 1 for the end, then 0 up to the length."),
+        (plain, 8, "First the words in order, then 1 for the end, then zeros up to the length."),
         ("a red dragon moves right", 8, "An unknown word becomes 2 and keeps its place."),
         ("A RED Circle moves right", 8, "Capital letters do not matter."),
         ("a red circle,moves right!", 8, "Punctuation counts as a space."),
-        ("", 3, "Without words there is still the end."),
+        ("", 3, "Without words there is still the end token."),
         (plain, 6, "Five words and the end just fit."),
     ):
         what, known = f'number_words("{caption}", number_of, {length})', dict(number_of)
@@ -95,57 +97,44 @@ def check_number_words(number_words) -> None:
                       lambda: number_words(plain, dict(number_of), length))
 
 
-# ---- 0.3 walk_back
+# ---- 0.4 guided
 
 
-def trailing_pairs(steps: int) -> list[tuple[int, int]]:
-    """(t, t_next) of each step from 999 down to -1, clean, in equal strides. `steps` divides 1000."""
-    stride = 1000 // steps
-    return [(t, t - stride) for t in range(999, -1, -stride)]
+def check_guided(guided) -> None:
+    """Neither answer, one answer, beyond it, between, behind: a straight line through both, whatever their sizes."""
+    without, caption = 3 * torch.randn(2, 4, 5, 3, 3), torch.randn(2, 4, 5, 3, 3)
+    for scale, why in ((0, "With 0 the caption has no say."),
+                       (1, "With 1 it is just the answer with the caption."),
+                       (3.0, "With 3 you go three times as far from the answer without the caption as with 1."),
+                       (0.5, "With 0.5 you stop halfway."), (-1.0, "A negative scale goes the other way.")):
+        what, given = f"guided(v_without, v_with, {scale:g})", (without.clone(), caption.clone())
+        got = guided(*given, scale)
+        if not (torch.equal(given[0], without) and torch.equal(given[1], caption)):
+            raise Wrong(f"{what} changes its inputs; make a new tensor.")
+        expect_shape(what, got, tuple(without.shape))
+        if not got.isfinite().all():
+            raise Wrong(f"{what} holds NaN or infinity.")
+        both = torch.stack([without.flatten(), caption.flatten()], dim=1)
+        shares = torch.linalg.lstsq(both, got.flatten()[:, None]).solution  # how much of each it is made of
+        if (both @ shares - got.flatten()[:, None]).abs().max() > 1e-3:
+            raise Wrong(f"{what} is not a weighted sum of the two answers; do not clamp or normalise anything.")
+        first, second = shares[:, 0].tolist()
+        if max(abs(first - (1 - scale)), abs(second - scale)) > 1e-3:
+            raise Wrong(f"{what} is {_times(first)} v_without plus {_times(second)} v_with; it must be "
+                        f"{_times(1 - scale)} and {_times(scale)}. {why}")
 
 
-def check_walk_back(walk_back) -> None:
-    """So many pairs of whole numbers; the first timestep, the last target, a chain, equal strides."""
-    for steps in (25, 4, 50, 1, 1000):
-        what, got = f"walk_back({steps})", walk_back(steps)
-        if got is None:
-            raise Wrong(f"{what} is None; does your function end in return?")
-        pairs = list(got)
-        for pair in pairs:
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise Wrong(f"{what} holds {pair!r}; each step must be a pair, (t, t_next).")
-            if other := [t for t in pair if type(t) is not int]:
-                raise Wrong(f"{what} holds {other[0]!r}, of type {type(other[0]).__name__}; a timestep is an index, "
-                            f"so it must be a plain int.")
-        if len(pairs) != steps:
-            raise Wrong(f"{what} has {len(pairs)} pairs; it must have {steps}, one for each step.")
-        _check_walk(what, pairs, 1000 // steps)
+def _times(share: int | float) -> str:
+    return f"{share if abs(share) > 5e-4 else 0:.3g} times"
 
 
-def _check_walk(what: str, pairs: list, stride: int) -> None:
-    if pairs[0][0] != 999:
-        raise Wrong(f"{what} begins at timestep {pairs[0][0]}; it must begin at 999, the only one without any signal: "
-                    f"we start from pure noise, and the network has to be told so.")
-    if pairs[-1][1] != -1:
-        raise Wrong(f"{what} ends at {pairs[-1][1]}; the last step must land on -1, because at every timestep from 0 "
-                    f"to 999 there is some noise.")
-    for i, ((t, t_next), (after, _)) in enumerate(zip(pairs, pairs[1:])):
-        if t_next != after:
-            raise Wrong(f"{what}: step {i} (counted from 0) lands on {t_next}, but step {i + 1} starts from {after}; "
-                        f"each step must start where the one before it landed.")
-    for i, (t, t_next) in enumerate(pairs):
-        if t - t_next != stride:
-            raise Wrong(f"{what}: step {i} (counted from 0) goes from {t} to {t_next}, {t - t_next} timesteps; all "
-                        f"steps must be equally long, 1000 / {len(pairs)} = {stride}.")
-
-
-# ---- 0.4 sequence_length
+# ---- 0.5 sequence_length
 
 
 def tokens_in_sequence(frames: int, height: int, width: int, text: int, patch_t: int = 1) -> int:
     """Tokens of text and video in the transformer, for a VAE of 4 x 8 x 8 and patches of patch_t x 2 x 2.
 
-    An odd number of latent frames is filled up to a multiple of patch_t, as the 1.5 models do.
+    The number of latent frames is rounded up to a multiple of patch_t, as in the 1.5 models.
     """
     latent_frames = (frames - 1) // 4 + 1
     return text + -(-latent_frames // patch_t) * (height // 16) * (width // 16)
@@ -168,8 +157,8 @@ def _miscounts(frames: int, height: int, width: int, text: int, patch_t: int) ->
     latent_frames, places = (frames - 1) // 4 + 1, (height // 16) * (width // 16)
     groups = -(-latent_frames // patch_t)
     return {
-        "That is the video alone; the text stands in the same sequence.": groups * places,
-        "An odd number of latent frames is filled up, not cut off.": text + latent_frames // patch_t * places,
+        "That is the video alone; the text is part of the same sequence.": groups * places,
+        "An odd number of latent frames gets one more, not one less.": text + latent_frames // patch_t * places,
         "The first frame stays alone, and the others go in fours: 17 frames become 5, not 4.":
             text + frames // 4 // patch_t * places,
         "The VAE shrinks time, too: 17 frames become 5.": text + -(-frames // patch_t) * places,
@@ -177,11 +166,11 @@ def _miscounts(frames: int, height: int, width: int, text: int, patch_t: int) ->
         "That cuts pixels; the VAE first makes height and width 8 times smaller.": text + groups * places * 64,
         "A patch is 2 latents high and 2 wide: halve both sides.": text + groups * places * 2,
         "With patch_t=2 a token covers two latent frames.": text + latent_frames * places,
-        "An even number of latent frames needs no other.": text + (latent_frames // patch_t + 1) * places,
+        "An even number of latent frames needs no extra one.": text + (latent_frames // patch_t + 1) * places,
     }
 
 
-# ---- 0.5 put_back
+# ---- 0.6 put_back
 
 
 def picture_put_back(x: Float[Tensor, "b c t h w"], known: Float[Tensor, "b c 1 h w"],
@@ -191,7 +180,7 @@ def picture_put_back(x: Float[Tensor, "b c t h w"], known: Float[Tensor, "b c 1 
 
 
 def check_put_back(put_back) -> None:
-    """Other frames as they were; of picture, noise and x the first frame holds a, s and nothing."""
+    """The other frames are unchanged; the first is a times the picture plus s times the noise, and nothing of x."""
     x, noise, known = torch.randn(2, 4, 5, 3, 3), torch.randn(2, 4, 5, 3, 3), torch.randn(2, 4, 1, 3, 3)
     for a, s in ((0.6, 0.8), (1.0, 0.0), (0.0, 1.0)):
         what = f"put_back with a={a:g} and s={s:g}"
@@ -230,11 +219,11 @@ EXERCISES = (
     Exercise(
         "0.1", "to_screen", difficulty=1, minutes=10, reference=film_in_bytes, check=check_to_screen,
         hints=(
-            "Three steps: move the axes, bring -1..1 to 0..255, make whole numbers. The first is a rearrange of "
+            "Three steps: move the axes, bring -1..1 to 0..255, round to integers. The first is a rearrange of "
             '"b c t h w -> ...".',
-            "video / 2 + 0.5 brings -1..1 to 0..1. A byte that should hold 267 holds 11, so first cut off what lies "
+            "video / 2 + 0.5 brings -1..1 to 0..1. A byte that should hold 267 holds 11, so first clip what lies "
             "outside: .clamp(0, 1).",
-            "Then times 255, .round() for the nearest whole number, and .to(torch.uint8) at the very end.",
+            "Then multiply by 255, .round() to the nearest integer, and .to(torch.uint8) at the very end.",
         ),
     ),
     Exercise(
@@ -248,30 +237,42 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "0.3", "walk_back", difficulty=1, minutes=5, reference=trailing_pairs, check=check_walk_back,
+        "0.3", "cheapest_average", difficulty=2, minutes=10, reference=fewest_means, check=check_cheapest_average,
         hints=(
-            "From 999 to -1 there are 1000 timesteps to go. How many of them does each of the steps take?",
-            "With 4 steps the walk is 999, 749, 499, 249, -1. These are five places, and the four ways between them "
-            "are the pairs.",
-            "stride = 1000 // steps. Step i, counted from 0, starts from 999 - i * stride and lands a stride lower.",
+            "There are only 25 pairs. Try them all: how many numbers does averaged keep, and how many decibels does "
+            "the copy reach?",
+            "Two loops. copy = enlarged(averaged(clip, together, side), together, side, len(clip)); keep the pair if "
+            "decibels(clip, copy) >= target.",
+            "Collect (small.numel(), together, side) of each pair that reaches the target; min() of that list has the "
+            "fewest numbers first.",
         ),
     ),
     Exercise(
-        "0.4", "sequence_length", difficulty=2, minutes=10, reference=tokens_in_sequence, check=check_sequence_length,
+        "0.4", "guided", difficulty=1, minutes=5, reference=guide, check=check_guided,
+        hints=(
+            "v_with - v_without is the direction in which the caption pulls. Where do you start, and how far "
+            "do you go?",
+            "Start at v_without. With scale 1 you must arrive exactly at v_with.",
+            "v_without plus scale times the difference of the two.",
+        ),
+    ),
+    Exercise(
+        "0.5", "sequence_length", difficulty=2, minutes=10, reference=tokens_in_sequence, check=check_sequence_length,
         hints=(
             "Begin with the latents: how many frames, rows and columns does the VAE leave? For the toy: 5, 8 and 8.",
             "(frames - 1) // 4 + 1 latent frames, height // 8 rows, width // 8 columns. Patches of 2 x 2 halve rows "
             "and columns. Use // throughout: a count is a whole number.",
-            "Latent frames by patch_t, rounded up: (latent_frames + patch_t - 1) // patch_t. The text is added at the "
-            "end.",
+            "Divide latent frames by patch_t, rounding up: (latent_frames + patch_t - 1) // patch_t. Add the text at "
+            "the end.",
         ),
     ),
     Exercise(
-        "0.5", "put_back", difficulty=1, minutes=5, reference=picture_put_back, check=check_put_back,
+        "0.6", "put_back", difficulty=1, minutes=5, reference=picture_put_back, check=check_put_back,
         hints=(
-            "At this timestep every other frame is signal times a plus noise times s. What must the known frame be, so "
-            "that it fits in?",
-            "x[:, :, :1] is the first frame with all five axes, x[:, :, 1:] are the others; so with the noise.",
+            "At this timestep every other frame is signal times a plus noise times s. What must the known frame be to "
+            "fit in?",
+            "x[:, :, :1] is the first frame with all five axes, x[:, :, 1:] are the others; the same goes for "
+            "the noise.",
             "torch.cat([first, others], dim=2), where first is the picture times a plus the first frame of the noise "
             "times s.",
         ),

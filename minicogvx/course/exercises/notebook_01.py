@@ -1,17 +1,22 @@
-"""Exercises of notebook 01, video as tensors: frames in time, 4k + 1 of them, frames in space, buckets, an oracle."""
+"""Exercises of notebook 01, video as tensors: frames in time, frames in space, packs, an oracle, and a forgery."""
 
 import math
+import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_equal, expect_raises, expect_shape
-from minicogvx.data.films.buckets import aspect_buckets, choose_bucket, kept_share
-from minicogvx.data.world.scenes import DIRECTIONS, displacement
+from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_shape
+from minicogvx.course.exercises.notebook_00 import tokens_in_sequence
+from minicogvx.data.clips.packs import frame_packs
+from minicogvx.data.world import oracle
+from minicogvx.data.world.drawing import render
+from minicogvx.data.world.scenes import DIRECTIONS, Scene, ShapeObject, displacement
 
 # ---- 1.1 resample
 
@@ -27,7 +32,7 @@ def indices_on_screen(times: Sequence[float], end: float, fps: int | float) -> l
 def check_resample(resample) -> None:
     """Fewer frames, more frames, other starts, frames of unequal length."""
     film = [i / 25 for i in range(75)]
-    late = [7.3 + time for time in (0.0, 0.05, 0.31, 0.36, 0.62, 0.9)]  # a telephone: frames when it had time
+    late = [7.3 + time for time in (0.0, 0.05, 0.31, 0.36, 0.62, 0.9)]  # a phone, with frames at uneven intervals
     cases = (("a film of 75 frames at 25 fps", film, 3.0, 8), ("a film of 75 frames at 25 fps", film, 3.0, 60),
              ("frames at the seconds 7.3, 7.35, 7.61, 7.66, 7.92, 8.2, ending at 8.35", late, 8.35, 8),
              ("one frame that stays for a second", [0.0], 1.0, 4))
@@ -50,38 +55,7 @@ def check_resample(resample) -> None:
                         f"before the film's end, {end - times[0]:g} s after its start.")
 
 
-# ---- 1.2 longest_clip
-
-
-def frames_that_fit(seconds: float, fps: int | float, max_frames: int = 49, ratio: int = 4) -> int:
-    """The largest ratio * k + 1 frames, at most `max_frames`, that a film of that many seconds shows at `fps`."""
-    shown = min(math.ceil(seconds * fps), max_frames)  # moments 0, 1 / fps, ... before the end
-    if shown < 1:
-        raise ValueError(f"{seconds:g} s at {fps:g} fps and at most {max_frames} frames leave none; one is the least")
-    return shown - (shown - 1) % ratio
-
-
-def check_longest_clip(longest_clip) -> None:
-    """The form 4k + 1, the cap, a film just long enough, a single frame, nothing at all."""
-    for arguments, named in (((3.0, 8), {}), ((2.2, 8), {}), ((0.1, 8), {}), ((60.0, 8), {}), ((6.1, 8), {}),
-                             ((10.0, 16), {"max_frames": 161}), ((60.0, 8), {"max_frames": 40}),
-                             ((3.0, 8), {"ratio": 8}), ((2.0, 8), {"ratio": 2})):
-        what = f"longest_clip({', '.join([*map(str, arguments), *(f'{k}={v}' for k, v in named.items())])})"
-        got, wanted = longest_clip(*arguments, **named), frames_that_fit(*arguments, **named)
-        ratio, most = named.get("ratio", 4), named.get("max_frames", 49)
-        if isinstance(got, int) and got != wanted:
-            if (got - 1) % ratio:
-                raise Wrong(f"{what} is {got}, which is not {ratio}k + 1; it must be {wanted}.")
-            if got > most:
-                raise Wrong(f"{what} is {got}; at most {most} are allowed, so it must be {wanted}.")
-            if got > wanted:
-                raise Wrong(f"{what} is {got}; the last of them would be shown at second {(got - 1) / arguments[1]:g} "
-                            f"of {arguments[0]:g}. It must be {wanted}.")
-        expect_equal(what, got, wanted)
-    expect_raises("longest_clip(0.0, 8)", ValueError, lambda: longest_clip(0.0, 8))
-
-
-# ---- 1.3 fit_frames
+# ---- 1.2 fit_frames
 
 
 def nearest_and_centred(frames: Shaped[Tensor, "t h w c"], height: int, width: int) -> Shaped[Tensor, "t h2 w2 c"]:
@@ -120,28 +94,52 @@ def check_fit_frames(fit_frames) -> None:
                             f"{old - 1}: that is not the middle.")
 
 
-# ---- 1.4 pick_bucket
+# ---- 1.3 pack_clips
+
+CAPACITY, FULL = 20_000, 0.9  # tokens of a sequence; the least share of all packs that must be filled
+FRAMES, FRAME_SIZES = (1, 9, 17, 33, 49), ((256, 384), (384, 256), (320, 576), (480, 720))
 
 
-def check_pick_bucket(pick_bucket) -> None:
-    """Keeps as much of the frame as any bucket could, for films that lie, stand, and are square."""
-    for base in ((480, 720), (768, 1360)):
-        buckets = aspect_buckets(*base)
-        for height, width in ((1080, 1920), (1920, 1080), (480, 640), (640, 480), (700, 700), (720, 1550), (900, 380),
-                              (1000, 1150)):
-            what = f"pick_bucket({height}, {width}, buckets)"
-            got, wanted = pick_bucket(height, width, buckets), choose_bucket(height, width, buckets)
-            if got is None:
-                raise Wrong(f"{what} is None; does your function end in return?")
-            if got not in buckets:
-                raise Wrong(f"{what} is {got!r}; it must be one of the buckets, such as {buckets[0]!r}.")
-            mine, best = kept_share(height, width, got), kept_share(height, width, wanted)
-            if mine < best - 1e-9:
-                raise Wrong(f"{what} is {got}, which keeps {100 * mine:.0f} % of the frame; {wanted} keeps "
-                            f"{100 * best:.0f} %. Sizes are (height, width).")
+def clip_sizes(clips: int, seed: int) -> list[tuple[int, int, int]]:
+    """Frames, height and width in pixels of so many random clips, as a data set of many sources holds them."""
+    chance = random.Random(seed)
+    return [(chance.choice(FRAMES), *chance.choice(FRAME_SIZES)) for _ in range(clips)]
 
 
-# ---- 1.5 read_direction
+def packed_by_best_fit(tokens: Sequence[int], capacity: int) -> list[list[int]]:
+    """Clip numbers of each pack, as the package's frame pack fills them where all clips are at hand."""
+    return [list(pack.indices) for pack in frame_packs(tokens, capacity, seed=0, look_ahead=max(1, len(tokens)))]
+
+
+def check_pack_clips(pack_clips) -> None:
+    """Every clip whole and in one pack, no pack too full, and few packs; for three collections."""
+    for seed in range(3):
+        tokens = [tokens_in_sequence(*size, text=226) for size in clip_sizes(150, seed)]
+        what, given = f"pack_clips of {len(tokens)} clips, at most {CAPACITY:,} tokens to a pack,", list(tokens)
+        got = pack_clips(given, CAPACITY)
+        if given != tokens:
+            raise Wrong(f"{what} changes its list of token counts; work on a copy.")
+        if got is None:
+            raise Wrong(f"{what} is None; does your function end in return?")
+        packs = [list(pack) for pack in got]
+        inside = Counter(i for pack in packs for i in pack)
+        if odd := [i for i in inside if type(i) is not int or not 0 <= i < len(tokens)]:
+            raise Wrong(f"{what} holds {odd[0]!r}; a pack is a list of clip numbers, 0 to {len(tokens) - 1}, not of "
+                        f"token counts.")
+        if lost := [i for i in range(len(tokens)) if not inside[i]]:
+            raise Wrong(f"{what} leaves out {len(lost)} clips, such as clip {lost[0]}.")
+        if twice := [i for i, times in inside.items() if times > 1]:
+            raise Wrong(f"{what} holds clip {twice[0]} {inside[twice[0]]} times; each clip belongs to one pack.")
+        for number, pack in enumerate(packs):
+            if (filled := sum(tokens[i] for i in pack)) > CAPACITY:
+                raise Wrong(f"{what}: pack {number} (counted from 0) holds {filled:,} tokens.")
+        share = sum(tokens) / (len(packs) * CAPACITY)
+        if share < FULL:
+            raise Wrong(f"{what} needs {len(packs)} packs, which are {100 * share:.0f} % full; at least "
+                        f"{100 * FULL:.0f} % is possible. Before you close a pack, look for another clip that fits.")
+
+
+# ---- 1.4 read_direction
 
 STILL, STRAIGHT = 0.02, 0.8  # in frame sizes; least share of the way that leads forward
 
@@ -160,69 +158,120 @@ def direction_of_path(x: Sequence[float], y: Sequence[float]) -> str | None:
 
 def check_read_direction(read_direction) -> None:
     """Eight directions under small errors of measurement, no motion, and motions that are no direction."""
-    u, generator = np.linspace(0, 1, 17), np.random.default_rng(0)
-    for motion in (*DIRECTIONS, "stays still", "bounces", "moves in a circle"):
-        for speed in (0.3, 0.45):
-            x, y = (0.5 + way + generator.normal(0, 0.002, 17) for way in displacement(motion, u, speed))
-            got = read_direction(x.tolist(), y.tolist())
-            wanted = motion if motion in (*DIRECTIONS, "stays still") else None
-            if got == wanted:
-                continue
-            path = (f"A path from ({x[0]:.2f}, {y[0]:.2f}) to ({x[-1]:.2f}, {y[-1]:.2f}), at most "
-                    f"{np.hypot(x - x[0], y - y[0]).max():.2f} from its start,")
-            raise Wrong(f'{path} "{motion}"; you read {got!r}.' if wanted else
-                        f"{path} {motion}, so it is no direction and not still; you read {got!r}, it must be None.")
+    generator = np.random.default_rng(0)
+    for does, wanted, ways in _paths(np.linspace(0, 1, 17)):
+        x, y = (0.5 + way + generator.normal(0, 0.002, 17) for way in ways)
+        got = read_direction(x.tolist(), y.tolist())
+        if got == wanted:
+            continue
+        path = (f"A path from ({x[0]:.2f}, {y[0]:.2f}) to ({x[-1]:.2f}, {y[-1]:.2f}), at most "
+                f"{np.hypot(x - x[0], y - y[0]).max():.2f} from its start,")
+        raise Wrong(f'{path} {does}: it must be "{wanted}"; you read {got!r}.' if wanted else
+                    f"{path} {does}, so it is no direction and not still; you read {got!r}, it must be None.")
+
+
+def _paths(u: np.ndarray) -> Iterator[tuple[str, str | None, tuple[np.ndarray, np.ndarray]]]:
+    """What each path does, how it must be read, and its distances from the start at the times u, x and y."""
+    for speed in (0.3, 0.45, 0.05):
+        for motion in (*DIRECTIONS, "stays still", "bounces", "moves in a circle"):
+            yield motion, motion if motion in (*DIRECTIONS, "stays still") else None, displacement(motion, u, speed)
+        for share in (0.9, 0.7):  # on either side of STRAIGHT
+            x = speed * np.interp(u, (0, 0.6, 1), (0, 1, share))
+            yield (f"moves right and then back to {share} of its largest distance", "moves right" if share > STRAIGHT
+                   else None, (x, np.zeros(len(u))))
+
+
+# ---- 1.5 forge
+
+FORGED = (
+    Scene((ShapeObject("circle", "red", "moves right", x=0.28, y=0.5, radius=0.2, speed=0.44),), "black"),
+    Scene((ShapeObject("star", "green", "moves up", x=0.5, y=0.72, radius=0.2, speed=0.4),), "grey"),
+    Scene((ShapeObject("bar", "purple", "stays still", x=0.5, y=0.5, radius=0.22),), "navy"),
+)
+RESTLESS = 0.04  # mean difference between neighbouring frames, where black to white is 1; true clips stay below 0.01
+
+
+def flicker_of(clip: Float[Tensor, "t h w 3"]) -> float:
+    """Mean absolute difference between neighbouring frames."""
+    return (clip[1:] - clip[:-1]).abs().mean().item()
+
+
+def covered_in_noise(clip: Float[Tensor, "t h w 3"]) -> Float[Tensor, "t h w 3"]:
+    """`clip` with new noise in every pixel of every frame, cut off at black and white."""
+    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
+    return (clip + 0.08 * noise).clamp(0, 1)
+
+
+def check_forge(forge) -> None:
+    """A clip of the same size, in 0..1, that flickers and that the oracle still finds right; for three clips."""
+    for scene in FORGED:
+        thing = scene.objects[0]
+        what, clip = f"forge of a {thing.colour} {thing.shape} that {thing.motion}", render(scene, 17, 64, 64)
+        got = forge(clip.clone())
+        expect_shape(what, got, tuple(clip.shape))
+        if not got.isfinite().all():
+            raise Wrong(f"{what} holds NaN or infinity; nobody could show it.")
+        if got.min() < 0 or got.max() > 1:
+            raise Wrong(f"{what} has values from {got.min():.2f} to {got.max():.2f}; a video lies in 0..1.")
+        missed = [name for name, right in oracle.matches(oracle.read(got), scene).items() if not right]
+        if missed:
+            raise Wrong(f"{what} does not fool the oracle: it notices the {missed[0]}.")
+        if (flickers := flicker_of(got)) < RESTLESS:
+            raise Wrong(f"{what}: neighbouring frames differ by {flickers:.3f} on average; it must be {RESTLESS} or "
+                        f"more. (In the true clip it is {flicker_of(clip):.3f}.)")
 
 
 EXERCISES = (
     Exercise(
         "1.1", "resample", difficulty=2, minutes=15, reference=indices_on_screen, check=check_resample,
         hints=(
-            "Do not count in steps of the film. Ask for each moment k / fps: which one is on screen then?",
-            "It is the last one that appeared before the moment or at it. The film begins at times[0], which need not "
-            "be 0, and there are moments as long as times[0] + k / fps < end.",
+            "Do not count in steps of the film. Ask for each moment k / fps: which frame is on screen then?",
+            "It is the last one that appeared before that moment or at it. The film begins at times[0], which need not "
+            "be 0. Go on while times[0] + k / fps < end.",
             "For one moment: max(i for i, time in enumerate(times) if time <= moment), or "
             "bisect_right(times, moment) - 1.",
         ),
     ),
     Exercise(
-        "1.2", "longest_clip", difficulty=1, minutes=10, reference=frames_that_fit, check=check_longest_clip,
-        hints=(
-            "First: how many moments 0, 1 / fps, 2 / fps, ... lie before the film's end?",
-            "math.ceil(seconds * fps) of them, and no more than max_frames. Then go down to the next ratio * k + 1.",
-            "n - (n - 1) % ratio is the largest ratio * k + 1 not above n. Raise ValueError where n is below 1.",
-        ),
-    ),
-    Exercise(
-        "1.3", "fit_frames", difficulty=2, minutes=20, reference=nearest_and_centred, check=check_fit_frames,
+        "1.2", "fit_frames", difficulty=2, minutes=20, reference=nearest_and_centred, check=check_fit_frames,
         hints=(
             "Begin with the scale: with which single factor does the picture just cover height x width in both "
             "directions?",
             "scale = max(height / h, width / w). Pixel i of the new picture lies (i + 0.5 - height / 2) / scale film "
             "pixels from the film's middle, h / 2.",
-            "rows = ((torch.arange(height) + 0.5 - height / 2) / scale + h / 2).long(), columns alike, and then "
+            "rows = ((torch.arange(height) + 0.5 - height / 2) / scale + h / 2).long(), columns likewise, and then "
             "frames[:, rows][:, :, columns].",
         ),
     ),
     Exercise(
-        "1.4", "pick_bucket", difficulty=1, minutes=10, reference=choose_bucket, check=check_pick_bucket,
+        "1.3", "pack_clips", difficulty=2, minutes=15, reference=packed_by_best_fit, check=check_pack_clips,
         hints=(
-            "Size does not matter here, only shape: the film is resized first. Compare width / height of both.",
-            "Of a film twice as wide as the bucket allows, half is lost; of one half as wide, half, too. So compare "
-            "aspect ratios by their quotient, not by their difference.",
-            "With a = width / height of both, min(a_film, a_bucket) / max(a_film, a_bucket) is the share that is kept; "
-            "max(buckets, key=...) takes the best.",
+            "Closing a pack as soon as the next clip does not fit leaves it about four fifths full. Which clips could "
+            "still go in?",
+            "Keep all packs open. Put each clip into the first pack that has room for it, and open a new one only if "
+            "none has. Note how many tokens are left in each.",
+            "rooms = [] and packs = []. For each i: for k, room in enumerate(rooms): if tokens[i] <= room: add i to "
+            "packs[k], lower rooms[k], break; else (of the for) append a new pack and its room.",
         ),
     ),
     Exercise(
-        "1.5", "read_direction", difficulty=2, minutes=20, reference=direction_of_path, check=check_read_direction,
+        "1.4", "read_direction", difficulty=2, minutes=20, reference=direction_of_path, check=check_read_direction,
         hints=(
-            "The last centre minus the first gives a direction. When is it not to be trusted? What do a bounce and a "
+            "The last centre minus the first gives a direction. When can you not trust it? What do a bounce and a "
             "circle have in common?",
             "reach = the largest distance from the first centre. Below 0.02 frame sizes: still. If the last centre is "
-            "much nearer to the first than reach, the path has turned back: None.",
+            "less than 0.8 * reach from the first, the path has turned back: None.",
             "Of the eight DIRECTIONS take the one with the largest (dx * a + dy * b) / hypot(a, b), where (a, b) is "
             "its vector. y points down, in the centres and in DIRECTIONS alike.",
+        ),
+    ),
+    Exercise(
+        "1.5", "forge", difficulty=2, minutes=10, reference=covered_in_noise, check=check_forge,
+        hints=(
+            "The oracle takes medians, means and best fits over many pixels and frames. What averages out?",
+            "Shake the picture, blink, or spoil pixels at random: each a little, in every frame. Start small and see "
+            "when oracle.matches changes its mind.",
+            "clip + 0.08 * torch.randn(clip.shape), clipped to 0..1 with clamp.",
         ),
     ),
 )

@@ -1,105 +1,102 @@
-"""Exercises of notebook 02, the causal VAE: what a causal convolution sees, counting frames, streaming, leaks."""
-
-from collections.abc import Callable
+"""Exercises of notebook 02, the causal VAE: padding, an encoder, up-sampling, streaming, counting frames, leaks."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minicogvx.course.exercises.exercise import (
-    Exercise,
-    Wrong,
-    expect_close,
-    expect_equal,
-    expect_raises,
-    expect_shape,
-)
+from minicogvx.course.exercises.assembled_encoder import check_my_encoder
+from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
+from minicogvx.course.exercises.leaks import check_first_affected, first_different_frame, first_frame_touched
+from minicogvx.vae.autoencoder import Encoder
 from minicogvx.vae.causal_conv import CausalConv3d
-from minicogvx.vae.layers import halve_time
 
 # ---- 2.1 pad_past
 
 
-def pad_with_first_frame(x: Float[Tensor, "b c t h w"], kernel_size: int,
-                         dilation: int = 1) -> Float[Tensor, "b c p h w"]:
+def pad_with_first_frame(x: Float[Tensor, "b c t h w"], kernel_size: int) -> Float[Tensor, "b c p h w"]:
     """`x` with its first frame repeated in front, so that a convolution in time sees only the past (paper 2.1)."""
-    past_frames = (kernel_size - 1) * dilation
-    return torch.cat([x[:, :, :1].expand(-1, -1, past_frames, -1, -1), x], dim=2)
+    return torch.cat([x[:, :, :1].expand(-1, -1, kernel_size - 1, -1, -1), x], dim=2)
 
 
 def check_pad_past(pad_past) -> None:
-    """Length, causality, constancy, the frames themselves; with and without dilation."""
+    """Length, causality, constancy, the frames themselves; for several kernels."""
     x = torch.randn(2, 3, 5, 2, 4)
-    for kernel_size, dilation in ((3, 1), (4, 1), (3, 2), (1, 1)):
-        _check_padding(pad_past, x, kernel_size, dilation)
+    for kernel_size in (3, 4, 1):
+        _check_padding(pad_past, x, kernel_size)
 
 
-def _check_padding(pad_past, x: Tensor, kernel_size: int, dilation: int) -> None:
-    settings = f"kernel_size={kernel_size}" + (f", dilation={dilation}" if dilation > 1 else "")
-    plain = _mean_seen(pad_past, x, kernel_size, dilation)
+def _check_padding(pad_past, x: Tensor, kernel_size: int) -> None:
+    plain = _mean_seen(pad_past, x, kernel_size)
     for future in range(1, x.shape[2]):
         changed = x.clone()
         changed[:, :, future] += 1
-        leak = first_different_frame(_mean_seen(pad_past, changed, kernel_size, dilation), plain)
+        leak = first_different_frame(_mean_seen(pad_past, changed, kernel_size), plain)
         if leak is not None and leak < future:
             raise Wrong(f"The future leaks into the past: frame {future} was changed (counted from 0), and the mean "
-                        f"over the kernel at frame {leak} changed with it ({settings}). All padding belongs in front.")
+                        f"over the kernel at frame {leak} changed with it (kernel_size={kernel_size}). All padding "
+                        f"belongs in front.")
     ones = torch.ones_like(x)
-    still = _mean_seen(pad_past, ones, kernel_size, dilation)
+    still = _mean_seen(pad_past, ones, kernel_size)
     frame = first_different_frame(still, ones)
     if frame is not None:
         raise Wrong(f"A clip that stays 1 does not stay constant: the mean over the kernel at frame {frame} is "
-                    f"{still[:, :, frame].mean().item():.2g} ({settings}). Pad with the first frame.")
-    padded, past = _padded(pad_past, x, kernel_size, dilation), (kernel_size - 1) * dilation
-    expect_close(f"pad_past(x, {settings}), after the padding,", padded[:, :, past:], x)
+                    f"{still[:, :, frame].mean().item():.2g} (kernel_size={kernel_size}). Pad with the first frame.")
+    padded, past = _padded(pad_past, x, kernel_size), kernel_size - 1
+    expect_close(f"pad_past(x, {kernel_size}), after the padding,", padded[:, :, past:], x)
     first = x[:, :, :1].expand(-1, -1, past, -1, -1)
-    expect_close(f"The padding of pad_past(x, {settings})", padded[:, :, :past], first)
+    expect_close(f"The padding of pad_past(x, {kernel_size})", padded[:, :, :past], first)
 
 
-def _padded(pad_past, clip: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    # without dilation as people call it, so that its default is tested, too
+def _padded(pad_past, clip: Tensor, kernel_size: int) -> Tensor:
     given = clip.clone()
-    padded = pad_past(given, kernel_size) if dilation == 1 else pad_past(given, kernel_size, dilation=dilation)
+    padded = pad_past(given, kernel_size)
     if not torch.equal(given, clip):
         raise Wrong("pad_past changes its input x; make a new tensor instead.")
     b, c, t, h, w = clip.shape
-    what = f"pad_past(x, {kernel_size}, dilation={dilation}) of {t} frames"
-    expect_shape(what, padded, (b, c, t + (kernel_size - 1) * dilation, h, w))
+    expect_shape(f"pad_past(x, {kernel_size}) of {t} frames", padded, (b, c, t + kernel_size - 1, h, w))
     return padded
 
 
-def _mean_seen(pad_past, clip: Tensor, kernel_size: int, dilation: int) -> Tensor:
+def _mean_seen(pad_past, clip: Tensor, kernel_size: int) -> Tensor:
     # the simplest convolution in time: the mean of the frames that its kernel covers
-    padded = _padded(pad_past, clip, kernel_size, dilation)
-    return sum(padded[:, :, i * dilation:i * dilation + clip.shape[2]] for i in range(kernel_size)) / kernel_size
+    padded = _padded(pad_past, clip, kernel_size)
+    return sum(padded[:, :, i:i + clip.shape[2]] for i in range(kernel_size)) / kernel_size
 
 
-# ---- 2.2 latent_frames
+# ---- 2.3 stretch
 
 
-def count_latent_frames(num_frames: int, ratio: int = 4) -> int:
-    """How many latent frames a causal VAE makes of `num_frames`: the first alone, the others in groups of `ratio`.
-
-    Raises ValueError where the groups do not come out even.
-    """
-    if num_frames < 1 or (num_frames - 1) % ratio:
-        raise ValueError(f"num_frames is {num_frames}; it must be {ratio}k + 1, such as {ratio + 1} or {2 * ratio + 1}")
-    return (num_frames - 1) // ratio + 1
+def repeat_all_but_first(z: Float[Tensor, "b c n h w"], frames: int) -> Float[Tensor, "b c t h w"]:
+    """Nearest up-sampling in time to `frames`, 1 + k (n - 1): the first frame once, every other k times."""
+    times = (frames - 1) // max(z.shape[2] - 1, 1)
+    return torch.cat([z[:, :, :1], z[:, :, 1:].repeat_interleave(times, dim=2)], dim=2)
 
 
-def check_latent_frames(latent_frames) -> None:
-    """Counts at the sizes of the paper, one picture, other ratios, and what must be refused."""
-    for num_frames, wanted in ((17, 5), (49, 13), (1, 1)):
-        expect_equal(f"latent_frames({num_frames})", latent_frames(num_frames), wanted)
-    for num_frames, ratio, wanted in ((17, 8, 3), (9, 2, 5), (7, 1, 7)):
-        expect_equal(f"latent_frames({num_frames}, ratio={ratio})", latent_frames(num_frames, ratio=ratio), wanted)
-    for num_frames in (16, 4, 0, -3):
-        expect_raises(f"latent_frames({num_frames})", ValueError, lambda: latent_frames(num_frames))
-    expect_raises("latent_frames(5, ratio=8)", ValueError, lambda: latent_frames(5, ratio=8))
+def check_stretch(stretch) -> None:
+    """Which frame stands where, for several lengths; the frames themselves; the input is left alone."""
+    for count, frames in ((5, 17), (5, 9), (3, 9), (2, 5), (5, 5), (1, 1)):
+        z = torch.randn(2, 3, count, 2, 4)
+        z[:, 0] = torch.arange(float(count)).reshape(count, 1, 1)  # channel 0 holds the number of the frame
+        given, wanted = z.clone(), repeat_all_but_first(z, frames)
+        got = stretch(given, frames)
+        what = f"stretch(z, {frames}) of {count} frames"
+        expect_shape(what, got, tuple(wanted.shape))
+        if not torch.equal(given, z):
+            raise Wrong("stretch changes its input z; make a new tensor instead.")
+        order, right = got[0, 0, :, 0, 0], wanted[0, 0, :, 0, 0]
+        if not torch.isfinite(order).all() or (order - order.round()).abs().max() > 1e-4:
+            raise Wrong(f"{what} mixes neighbouring frames; every frame of the result must be a copy of one of z.")
+        if not torch.equal(order.round(), right):
+            raise Wrong(f"{what} gives the frames {_numbers(order)}; it must be {_numbers(right)}. The first frame "
+                        f"appears once, all the others equally often.")
+        expect_close(what, got, wanted)
 
 
-# ---- 2.3 stream
+def _numbers(order: Tensor) -> str:
+    return " ".join(f"{number:.0f}" for number in order.tolist())
+
+
+# ---- 2.4 stream
 
 
 def convolve_in_pieces(conv: nn.Module, x: Float[Tensor, "b c t h w"], chunk: int) -> Float[Tensor, "b o t h w"]:
@@ -107,7 +104,7 @@ def convolve_in_pieces(conv: nn.Module, x: Float[Tensor, "b c t h w"], chunk: in
 
     `conv` is an `nn.Conv3d` of stride 1 without padding in time.
     """
-    past_frames = (conv.kernel_size[0] - 1) * conv.dilation[0]
+    past_frames = conv.kernel_size[0] - 1
     past, pieces = x[:, :, :1].expand(-1, -1, past_frames, -1, -1), []
     for piece in x.split(chunk, dim=2):
         seen = torch.cat([past, piece], dim=2)
@@ -129,9 +126,16 @@ def check_stream(stream) -> None:
 
 
 def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tensor) -> None:
-    lengths = []
-    conv.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[2]))
-    what = f"stream(conv, x, chunk={chunk}) with a kernel of {conv.kernel_size[0]} frames"
+    lengths, kernel = [], conv.kernel_size[0]
+    what = f"stream(conv, x, chunk={chunk}) with a kernel of {kernel} frames"
+
+    def look(module, inputs):
+        lengths.append(inputs[0].shape[2])
+        if lengths[-1] < kernel:
+            raise Wrong(f"{what} gives the convolution {lengths[-1]} frames at once, fewer than its kernel. The past "
+                        f"has {kernel - 1} frames, also where a piece has fewer.")
+
+    conv.register_forward_pre_hook(look)
     out = stream(conv, x, chunk)
     expect_shape(f"{what}, of {x.shape[2]} frames,", out, tuple(whole.shape))
     frame = first_different_frame(out, whole)
@@ -140,101 +144,47 @@ def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tens
         apart = (out - whole)[:, :, frame].abs().max().item()
         raise Wrong(f"{what} first differs from the whole clip at frame {frame}, {place} (counted from 0), by up to "
                     f"{apart:.2g}. What must the convolution see there?")
-    most = chunk + conv.kernel_size[0] - 1
+    most = chunk + kernel - 1
     if max(lengths, default=0) > most:
         raise Wrong(f"{what} gives the convolution {max(lengths)} frames at once; "
                     f"with its past, a piece has at most {most}.")
 
 
-def first_different_frame(a: Float[Tensor, "b c t h w"], b: Float[Tensor, "b c t h w"]) -> int | None:
-    """The first frame at which two clips differ by more than rounding, or None."""
-    different = ~torch.isclose(a, b, rtol=1e-4, atol=1e-4)
-    frames = different.any(dim=4).any(dim=3).any(dim=1).any(dim=0).nonzero()
-    return int(frames[0]) if len(frames) else None
+# ---- 2.5 comes_back
 
 
-# ---- 2.4 frames_back
+def returns_whole(num_frames: int, halvings: int = 2) -> bool:
+    """Whether the published rule (`VAEConfig.first_frame="parity"`) returns as many frames of a piece as it was given.
 
-
-def count_frames_returned(num_frames: int, halvings: int = 2) -> int:
-    """How many frames come back under the published rule (`VAEConfig.first_frame="parity"`) from one piece.
-
-    An odd count keeps its first frame and pairs, or doubles, the others; an even count is paired, or doubled.
+    With two halvings: 8k + 1, whose first frame stays alone at every step, and 8k, which is paired at every step.
     """
-    count = num_frames
+    return num_frames % 2 ** (halvings + 1) in (0, 1)
+
+
+def count_frames_returned(num_frames: int, halvings: int = 2) -> list[int]:
+    """Every count on the way there and back: an odd one keeps its first frame and pairs, or doubles, the others."""
+    counts = [num_frames]
     for _ in range(halvings):
-        count = (count + 1) // 2  # odd: 1 + (count - 1) / 2; even: count / 2
+        counts.append((counts[-1] + 1) // 2)  # odd: 1 + (count - 1) / 2; even: count / 2
     for _ in range(halvings):
-        count = 2 * count - count % 2
-    return count
+        counts.append(2 * counts[-1] - counts[-1] % 2)
+    return counts
 
 
-def check_frames_back(frames_back) -> None:
-    """Counts that return, counts that do not, and other numbers of halvings."""
-    for num_frames, wanted in ((17, 17), (49, 49), (1, 1), (5, 8), (13, 16), (9, 9), (21, 24), (4, 1), (6, 8)):
-        expect_equal(f"frames_back({num_frames})", frames_back(num_frames), wanted)
-    for num_frames, halvings, wanted in ((5, 1, 5), (3, 1, 4), (7, 0, 7), (9, 3, 16), (17, 3, 17)):
-        expect_equal(f"frames_back({num_frames}, halvings={halvings})",
-                     frames_back(num_frames, halvings=halvings), wanted)
-
-
-# ---- 2.5 first_affected
-
-
-def first_frame_touched(network: Callable, clip: Float[Tensor, "b c t h w"], frame: int) -> int | None:
-    """The first output frame of `network` that changes when frame `frame` of `clip` becomes another, or None.
-
-    Noise, because a norm does not see a constant that is added, and a clip of zeros not a factor.
-    """
-    changed = clip.clone()
-    changed[:, :, frame] += torch.randn_like(changed[:, :, frame])
-    return first_different_frame(network(changed), network(clip))
-
-
-def check_first_affected(first_affected) -> None:
-    """What looks back, ahead, everywhere or nowhere; one channel or corner; norms; zeros; rounding."""
-    clip = torch.randn(1, 2, 9, 4, 4)
-    causal, around = CausalConv3d(2, 3, 3), nn.Conv3d(2, 3, 3, padding=1)
-    for what, network, frame, wanted, why in (
-        ("the identity", lambda x: x, 5, 5, "It returns what it is given."),
-        ("a causal convolution", causal, 8, 8, "Nothing before the changed frame may change."),
-        ("a convolution with padding on both sides", around, 5, 4, "It looks one frame ahead."),
-        ("a group norm over all frames", lambda x: F.group_norm(x, 1), 8, 0, "Its statistics run over all frames."),
-        ("means of pairs", halve_time, 5, 3, "Count in the output's own frames."),
-        ("one that drops all but 3 frames", lambda x: x[:, :, :3], 5, None, "No frame of the output changes."),
-        ("one that reads channel 1 only", lambda x: x[:, 1:], 5, 5, "Change every channel."),
-        ("one that reads a corner only", lambda x: x[..., -1:, -1:], 5, 5, "Change every place."),
-        ("a norm over each frame", _norm_each_frame, 5, 5, "It takes a constant, or a factor, away again."),
-        ("an output with rounding errors", _rounded, 5, 5, "Differences of 1e-6 are rounding."),
-    ):
-        _check_instrument(first_affected, what, network, clip, frame, wanted, why)
-    _check_instrument(first_affected, "the identity, on a clip of zeros", lambda x: x, torch.zeros_like(clip), 5, 5,
-                      "A factor changes no zero; add something.")
-
-
-def _check_instrument(first_affected, what: str, network: Callable, clip: Tensor, frame: int, wanted: int | None,
-                      why: str) -> None:
-    given = clip.clone()
-    with torch.no_grad():
-        got = first_affected(network, given, frame)
-    if not torch.equal(given, clip):
-        raise Wrong("first_affected changes its input clip; change a copy instead: clip.clone().")
-    if isinstance(got, Tensor):
-        raise Wrong(f"first_affected gives a tensor for {what}; it must give a plain number: int(...).")
-    if got is None and wanted is not None:
-        raise Wrong(f"first_affected(network, clip, {frame}) is None for {what}; it must be {wanted}. {why} "
-                    f"(And does your function end in return?)")
-    if got != wanted or isinstance(got, bool):
-        raise Wrong(f"first_affected(network, clip, {frame}) is {got!r} for {what}; it must be {wanted}. {why}")
-
-
-def _norm_each_frame(x: Tensor) -> Tensor:
-    mean = x.mean(dim=(1, 3, 4), keepdim=True)
-    return (x - mean) / (x - mean).square().mean(dim=(1, 3, 4), keepdim=True).sqrt()
-
-
-def _rounded(x: Tensor) -> Tensor:
-    return x + 1e-6 * torch.randn_like(x)
+def check_comes_back(comes_back) -> None:
+    """The claim for every length up to 64, and for other numbers of halvings."""
+    for halvings in (2, 1, 3, 0):
+        for num_frames in range(1, 65):
+            got = comes_back(num_frames) if halvings == 2 else comes_back(num_frames, halvings=halvings)
+            counts = count_frames_returned(num_frames, halvings)
+            call = f"comes_back({num_frames}{'' if halvings == 2 else f', halvings={halvings}'})"
+            if got is None:
+                raise Wrong(f"{call} is None; does your function end in return?")
+            if not isinstance(got, bool):
+                raise Wrong(f"{call} is {got!r}, of type {type(got).__name__}; it must be True or False.")
+            if got != (counts[0] == counts[-1]):
+                raise Wrong(f"{call} is {got}, but the counts go {' -> '.join(map(str, counts))}. Each step looks at "
+                            f"its own count, and the decoder does not know how many frames there were.")
 
 
 EXERCISES = (
@@ -243,24 +193,37 @@ EXERCISES = (
         hints=(
             "A kernel of 3 frames covers its own frame and 2 others. Which 2 may it see, and how many of them are "
             "missing at frame 0?",
-            "(kernel_size - 1) * dilation frames are missing, all of them in front. x[:, :, :1] is the first frame, "
-            "and it keeps its five axes.",
-            "Repeat the first frame with .expand(-1, -1, missing, -1, -1), and join the copies and x with torch.cat "
-            "along dim=2.",
+            "kernel_size - 1 frames are missing, all of them in front. x[:, :, :1] is the first frame, and it keeps "
+            "its five axes.",
+            "Repeat the first frame with .expand(-1, -1, kernel_size - 1, -1, -1), and join the copies and x with "
+            "torch.cat along dim=2.",
         ),
     ),
     Exercise(
-        "2.2", "latent_frames", difficulty=1, minutes=5, reference=count_latent_frames, check=check_latent_frames,
+        "2.2", "MyEncoder", difficulty=3, minutes=30, reference=Encoder, check=check_my_encoder,
         hints=(
-            "The first frame becomes a latent frame alone. How many frames are left for groups of four?",
-            "1 + (num_frames - 1) // ratio, with // so that it stays an integer. But 16 frames leave a group that is "
-            "not full.",
-            "Raise ValueError where (num_frames - 1) % ratio is not 0, and where num_frames is below 1: -3 would slip "
-            "through, because -4 divides by 4.",
+            "The names are the plan: conv_in, down_blocks.0.resnets.0 and so on are attributes, and a number is a "
+            "place in an nn.ModuleList. An empty nn.Module() may serve as a stage, with `resnets` and `downsamplers` "
+            "set on it.",
+            "Stage i has config.layers_per_block blocks of config.block_out_channels[i] channels; the first of them "
+            "takes the width of the stage before. All stages but the last end in Shrink; time is halved in the first "
+            "log2(config.temporal_compression_ratio) of them.",
+            "After the stages come two blocks of the last width (mid_block.resnets), nn.GroupNorm(groups, width, "
+            "eps=1e-6) as norm_out, SiLU, and conv_out to 2 * config.latent_channels. In forward, go through the parts "
+            "in that order.",
         ),
     ),
     Exercise(
-        "2.3", "stream", difficulty=2, minutes=20, reference=convolve_in_pieces, check=check_stream,
+        "2.3", "stretch", difficulty=1, minutes=10, reference=repeat_all_but_first, check=check_stretch,
+        hints=(
+            "17 frames from 5: the first appears once. How many are left for each of the other 4?",
+            "(frames - 1) // (n - 1) of them, where n is z.shape[2]. One frame alone has no others, and nothing to "
+            "divide by.",
+            "torch.cat([z[:, :, :1], z[:, :, 1:].repeat_interleave(times, dim=2)], dim=2)",
+        ),
+    ),
+    Exercise(
+        "2.4", "stream", difficulty=2, minutes=20, reference=convolve_in_pieces, check=check_stream,
         hints=(
             "At the start of the second piece the convolution must see the last frames of the first piece, not copies "
             "of the second piece's own first frame.",
@@ -271,23 +234,22 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "2.4", "frames_back", difficulty=2, minutes=15, reference=count_frames_returned, check=check_frames_back,
+        "2.5", "comes_back", difficulty=2, minutes=15, reference=returns_whole, check=check_comes_back,
         hints=(
-            "Do it on paper for 5 frames: 5 is odd, so 1 frame stays and 4 are paired. What is left, and is that odd "
-            "or even?",
-            "In the encoder: an odd count becomes 1 + (count - 1) // 2, an even one count // 2. Repeat it `halvings` "
-            "times, and look at the count anew each time.",
-            "In the decoder: an odd count becomes 1 + 2 * (count - 1), an even one 2 * count. It starts from the "
-            "number of latents, and knows nothing of num_frames.",
+            "Let the VAE tell you: for n in range(1, 26): print(n, lengths(n)). Which lengths come back? (Even ones "
+            "count, too: they are pieces from the middle of a clip.)",
+            "1, 8, 9, 16, 17, 24 and 25 come back. What remainder do they leave when divided by 8?",
+            "With two halvings the pattern repeats every 8 frames, with three every 16. Write that period with "
+            "halvings, and compare the remainder with 0 and 1.",
         ),
     ),
     Exercise(
-        "2.5", "first_affected", difficulty=2, minutes=15, reference=first_frame_touched, check=check_first_affected,
+        "2.6", "first_affected", difficulty=2, minutes=15, reference=first_frame_touched, check=check_first_affected,
         hints=(
             "Run the network twice: on clip, and on a copy (clip.clone()) in which one frame is another. Where do the "
             "two outputs differ?",
-            "Add noise to the frame, torch.randn_like(clip[:, :, frame]). A number that is the same everywhere would "
-            "be taken away by a norm, and a factor does nothing to zeros.",
+            "Add noise to the frame, torch.randn_like(clip[:, :, frame]). A layer may subtract whatever is the "
+            "same everywhere, and a factor does nothing to zeros.",
             "(after - before).abs().amax(dim=(0, 1, 3, 4)) has one number for each output frame. Take the first above "
             "1e-4, as an int; where there is none, return None.",
         ),

@@ -1,13 +1,20 @@
-"""Exercises of notebook 03, what the VAE learns from: the best still, PSNR, KL, hinge losses, the adaptive weight."""
-
-import math
+"""Exercises of notebook 03, what the VAE learns from: the best still, a training loop, the latent's draw and its price,
+the adaptive weight, and what several seeds can tell."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
-from minicogvx.vae.gan import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
+from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_shape
+from minicogvx.course.exercises.latent_draws import (
+    check_draw,
+    check_nats_by_dice,
+    draw_with_gradient,
+    nats_by_drawing,
+)
+from minicogvx.course.exercises.seeds_told import check_can_be_told, told_of_pairs
+from minicogvx.course.exercises.training_loop import check_teach, train_on_batches
+from minicogvx.vae.gan import adaptive_weight
 
 # ---- 3.1 best_still
 
@@ -38,10 +45,10 @@ def check_best_still(best_still) -> None:
 
 
 def _check_still(best_still, name: str, film: Tensor, l1_weight: float, l2_weight: float) -> None:
-    given, what = film.clone(), f"best_still(film, {l1_weight:g}, {l2_weight:g}) of {name}"
+    given, what = film.clone(), f"best_still(clip, {l1_weight:g}, {l2_weight:g}) of {name}"
     still = best_still(given, l1_weight, l2_weight)
     if not torch.equal(given, film):
-        raise Wrong("best_still changes its input film; work on a copy: film.clone().")
+        raise Wrong("best_still changes its input clip; work on a copy: clip.clone().")
     expect_shape(what, still, tuple(film.shape[1:]))
     still, wanted = still.double(), constant_of_least_error(film.double(), l1_weight, l2_weight)
     if not torch.isfinite(still).all():
@@ -61,123 +68,6 @@ def _check_still(best_still, name: str, film: Tensor, l1_weight: float, l2_weigh
 def _error_of(film: Tensor, still: Tensor, l1_weight: float, l2_weight: float) -> Tensor:
     apart = film - still
     return l1_weight * apart.abs().mean(dim=0) + l2_weight * apart.square().mean(dim=0)
-
-
-# ---- 3.2 psnr_of_clips
-
-
-def decibels_of_clips(video: Float[Tensor, "b c t h w"], copy: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each clip in dB, pixels in -1..1 (peak 2); the copy is clamped first."""
-    error = (video.float() - copy.float().clamp(-1, 1)).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(4 / error)
-
-
-def check_psnr_of_clips(psnr_of_clips) -> None:
-    """A known error, one number a clip, the mean before the logarithm, and copies that overshoot."""
-    video = torch.rand(2, 3, 5, 4, 4) * 1.6 - 0.8
-    error = torch.tensor([0.02, 0.1]).reshape(2, 1, 1, 1, 1)
-    got = _decibels(psnr_of_clips, video, video + error)
-    wanted = decibels_of_clips(video, video + error)
-    if torch.allclose(got, wanted - 20 * math.log10(2), atol=0.05):
-        raise Wrong(f"psnr_of_clips gives {got[0].item():.2f} dB where every pixel is off by 0.02; it must be "
-                    f"{wanted[0].item():.2f}. Pixels run from -1 to 1, so the peak is 2.")
-    if torch.allclose(got[0], got[1], atol=0.05):
-        raise Wrong(f"Two clips with errors of 0.02 and 0.1 both get {got[0].item():.2f} dB; each clip has its own "
-                    f"error, so average over c t h w and keep b.")
-    expect_close("psnr_of_clips of two clips whose pixels are off by 0.02 and by 0.1,", got, wanted, atol=0.02)
-    uneven = video.clone()
-    uneven[:, :, 0] += 0.1
-    uneven[:, :, 1:] += 0.001
-    got, wanted = _decibels(psnr_of_clips, video, uneven), decibels_of_clips(video, uneven)
-    if not torch.allclose(got, wanted, atol=0.05):
-        raise Wrong(f"In a clip of 5 frames the first is off by 0.1, the others by 0.001: psnr_of_clips gives "
-                    f"{got[0].item():.2f} dB; it must be {wanted[0].item():.2f}. Average the squared error over the "
-                    f"whole clip first, and take the logarithm then.")
-    over = torch.where(torch.rand_like(video) < 0.5, 1.5, video + 0.1)
-    true = torch.where(over == 1.5, 1.0, video)
-    got, wanted = _decibels(psnr_of_clips, true, over), decibels_of_clips(true, over)
-    if not torch.allclose(got, wanted, atol=0.02):
-        raise Wrong(f"A copy holds 1.5 where the video is 1; shown, both are the brightest there is. psnr_of_clips "
-                    f"gives {got[0].item():.2f} dB; with the copy clamped to -1..1 it must be {wanted[0].item():.2f}.")
-
-
-def _decibels(psnr_of_clips, video: Tensor, copy: Tensor) -> Tensor:
-    got = psnr_of_clips(video.clone(), copy.clone())
-    expect_shape(f"psnr_of_clips of {len(video)} clips", got, (len(video),))
-    if (got < 0).all():
-        raise Wrong(f"psnr_of_clips gives {got[0].item():.2f} dB for a good copy; less error must be more decibels.")
-    return got
-
-
-# ---- 3.3 nats_per_clip
-
-
-def kl_from_standard_normal(mean: Float[Tensor, "b c t h w"],
-                            logvar: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
-    """KL of N(mean, exp(logvar)) from N(0, 1) in nats, summed over a clip's latent: one number a clip."""
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)
-
-
-def check_nats_per_clip(nats_per_clip) -> None:
-    """Nothing for a standard normal; what a mean and what a variance costs; the sum over a clip, clip by clip."""
-    zero = torch.zeros(3, 4, 2, 3, 3)
-    count = zero[0].numel()
-    for name, mean, logvar, why in (
-        ("mean 0 and variance 1", zero, zero, "That is the standard normal itself."),
-        ("mean 1 and variance 1", zero + 1, zero, "A mean m costs m^2 / 2."),
-        ("mean -2 and variance 1", zero - 2, zero, "A mean m costs m^2 / 2, whatever its sign."),
-        ("mean 0 and variance 0.01", zero, zero + math.log(0.01),
-         "logvar is the logarithm of the variance, so the variance is exp(logvar)."),
-        ("mean 0 and variance 4", zero, zero + math.log(4), "Too wide costs, too: nothing may be below 0."),
-    ):
-        got = nats_per_clip(mean.clone(), logvar.clone())
-        expect_shape(f"nats_per_clip of 3 clips with {name}", got, (3,))
-        wanted = kl_from_standard_normal(mean, logvar)[0].item()
-        if abs(got[0].item() * count - wanted) < 1e-2 and wanted:
-            raise Wrong(f"nats_per_clip gives the mean over a clip's {count} latent numbers, {got[0].item():.4g}; it "
-                        f"must be their sum, {wanted:.4g}.")
-        if not abs(got[0].item() - wanted) < 1e-2:
-            raise Wrong(f"nats_per_clip of {count} latent numbers with {name} is {got[0].item():.4g}; it must be "
-                        f"{wanted:.4g}. {why}")
-    mean, logvar = torch.randn(3, 4, 2, 3, 3), torch.randn(3, 4, 2, 3, 3)
-    expect_close("nats_per_clip(mean, logvar) of three different clips", nats_per_clip(mean, logvar),
-                 kl_from_standard_normal(mean, logvar), atol=1e-2)
-
-
-# ---- 3.4 hinge_losses
-
-
-def both_hinge_losses(real: Float[Tensor, "*patch"],
-                      fake: Float[Tensor, "*patch"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """What the discriminator minimises, and what the autoencoder minimises, from logits of patches (high is "real")."""
-    return hinge_discriminator_loss(real, fake), hinge_generator_loss(fake)
-
-
-def check_hinge_losses(hinge_losses) -> None:
-    """Undecided, sure, mistaken; no reward beyond the margin; patch by patch."""
-    for name, real, fake, why in (
-        ("all logits are 0, so it is undecided", [0, 0], [0, 0], "Both margins are missed by 1."),
-        ("it is sure: 1 for real and -1 for fake patches", [1, 1], [-1, -1], "Both margins are just reached."),
-        ("it is surer than it need be: 3 and -5", [3, 3], [-5, -5], "Beyond the margin there is nothing to gain."),
-        ("it takes everything for real: all logits are 1", [1, 1], [1, 1], "Only the fake patches miss the margin."),
-        ("it takes everything for fake: all logits are -2", [-2, -2], [-2, -2],
-         "Only the real patches miss the margin."),
-        ("patches differ: real 3 and -1, fake -3 and 1", [3, -1], [-3, 1],
-         "Each patch has its own margin: first max, then the mean."),
-    ):
-        real, fake = (torch.tensor(logits).float().reshape(2, 1, 1, 1) for logits in (real, fake))
-        got = hinge_losses(real.clone(), fake.clone())
-        if got is None:
-            raise Wrong("hinge_losses is None; does your function end in return?")
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise Wrong(f"hinge_losses gives one {type(got).__name__}; it must be two losses, the discriminator's and "
-                        f"the autoencoder's.")
-        for who, mine, wanted in zip(("discriminator", "autoencoder"), got, both_hinge_losses(real, fake)):
-            expect_shape(f"The {who}'s loss", mine, ())
-            if abs(mine.item() - wanted.item()) > 1e-4:
-                reason = why if who == "discriminator" else "It is minus the mean logit of the fake patches."
-                raise Wrong(f"The {who}'s loss is {mine.item():.3g} where {name}; it must be {wanted.item():.3g}. "
-                            f"{reason}")
 
 
 # ---- 3.5 pull_weight
@@ -242,48 +132,64 @@ EXERCISES = (
         hints=(
             "Every place stands alone, and its error is a valley in c. At the bottom the slope is 0. What is the "
             "slope of |x - c|, and what that of (x - c)^2?",
-            "The slope is l1_weight * (c - film).sign().mean(dim=0) + 2 * l2_weight * (c - film).mean(dim=0). Where "
+            "The slope is l1_weight * (c - clip).sign().mean(dim=0) + 2 * l2_weight * (c - clip).mean(dim=0). Where "
             "it is positive, c is too large.",
-            "Halve an interval: low = film.amin(dim=0), high = film.amax(dim=0). Take the middle 30 times or more; "
+            "Halve an interval: low = clip.amin(dim=0), high = clip.amax(dim=0). Take the middle 30 times or more; "
             "torch.where(slope > 0, middle, high) is the new high, and low goes the other way.",
         ),
     ),
     Exercise(
-        "3.2", "psnr_of_clips", difficulty=1, minutes=10, reference=decibels_of_clips, check=check_psnr_of_clips,
+        "3.2", "teach", difficulty=2, minutes=15, reference=train_on_batches, check=check_teach,
         hints=(
-            "PSNR is 10 log10(peak^2 / mean squared error). How far apart are the darkest and the brightest pixel?",
-            "The copy may overshoot: copy.clamp(-1, 1). Then the squared error, .flatten(1).mean(dim=1), one for "
-            "each clip.",
-            "10 * torch.log10(4 / error), with the logarithm last.",
+            "Four things happen for each video: a copy, a loss, a gradient, a step. PyTorch adds each gradient to what "
+            "is left of the last one. Who clears it, and when?",
+            "copy, posterior = vae(video); total = loss(video, copy, posterior). total.backward() makes the gradient, "
+            "optimizer.step() uses it, optimizer.zero_grad() clears it, before the next backward and not between these "
+            "two.",
+            "Collect total.item(), a plain number: a list of tensors would keep the graph of every step alive.",
         ),
     ),
     Exercise(
-        "3.3", "nats_per_clip", difficulty=1, minutes=10, reference=kl_from_standard_normal, check=check_nats_per_clip,
+        "3.3", "draw", difficulty=1, minutes=10, reference=draw_with_gradient, check=check_draw,
         hints=(
-            "For one number with mean m and variance v it is (m^2 + v - 1 - log v) / 2. Which of these do you have, "
-            "and which must be computed from logvar?",
-            "v is logvar.exp(), and log v is logvar itself. With m = 0 and v = 1 it must be 0.",
-            "Sum over all axes but the first: .flatten(1).sum(dim=1).",
+            "torch.normal(mean, std) has the right distribution but no gradient. Which random numbers need neither "
+            "mean nor std?",
+            "torch.randn_like(mean) is standard normal and depends on nothing. How do you give such a number another "
+            "mean and another spread?",
+            "The standard deviation is the root of the variance, (0.5 * logvar).exp(). Multiply by it, then add the "
+            "mean.",
         ),
     ),
     Exercise(
-        "3.4", "hinge_losses", difficulty=1, minutes=10, reference=both_hinge_losses, check=check_hinge_losses,
+        "3.4", "nats_by_dice", difficulty=2, minutes=15, reference=nats_by_drawing, check=check_nats_by_dice,
         hints=(
-            "The discriminator wants real logits of at least 1 and fake ones of at most -1. By how much does a patch "
-            "miss its margin?",
-            "A real patch misses by max(0, 1 - real), a fake one by max(0, 1 + fake); torch.relu is max(0, ...). "
-            "Half of each mean.",
-            "The autoencoder's loss is -fake.mean(): no margin there. Return both, the discriminator's first.",
+            "Draw z with your draw, many times. How much more likely is each z under N(mean, exp(logvar)) than under "
+            "N(0, 1)?",
+            "torch.distributions.Normal(m, s).log_prob(z) is the logarithm of a density; s is the standard "
+            "deviation. You need one for q and one for p.",
+            "In a loop over draws, add (log_q - log_p).flatten(1).sum(dim=1), one number for each clip; divide by "
+            "draws at the end.",
         ),
     ),
     Exercise(
         "3.5", "pull_weight", difficulty=2, minutes=15, reference=adaptive_weight, check=check_pull_weight,
         hints=(
             "How strongly does a loss pull at last_layer? torch.autograd.grad(loss, last_layer) gives a tuple with "
-            "the gradient.",
-            "Both gradients with retain_graph=True, or training cannot go back through the graph. The pull is "
-            "gradient.norm().",
+            "the gradient, and the norm of that is the pull.",
+            "Both gradients with retain_graph=True, or training cannot go back through the graph. By what factor must "
+            "the GAN's be multiplied to be as long as the other?",
             "(norm of nll's) / (norm of gan's + 1e-4), then .clamp(0, 1e4) and .detach().",
+        ),
+    ),
+    Exercise(
+        "3.6", "can_be_told", difficulty=2, minutes=15, reference=told_of_pairs, check=check_can_be_told,
+        hints=(
+            "Some seeds are good for both variants and some bad for both. Which numbers, one for each seed, are free "
+            "of that?",
+            "Take the differences, new minus old, seed by seed. Their mean lies within t * s / sqrt(n) of the truth in "
+            "95 of 100 studies, where s is their standard deviation (divide by n - 1).",
+            "scipy.stats.t.ppf(0.975, n - 1) is t: 2.78 for five seeds, not 1.96. If the whole interval is above 0, "
+            "say higher; below 0, lower.",
         ),
     ),
 )

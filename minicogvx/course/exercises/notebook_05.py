@@ -1,4 +1,4 @@
-"""Exercises of notebook 05: padding, T5's buckets, dropped captions, guidance and its scale."""
+"""Exercises of notebook 05: padding, T5's buckets, dropped captions, guidance, and the variety that it costs."""
 
 import math
 
@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
-from minicogvx.diffusion.guidance import dynamic_guidance_scale, guide
+from minicogvx.course.exercises.variety import check_half_variety, check_variety, entropy_bits, scale_that_halves
+from minicogvx.diffusion.guidance import guide
 
 PAD, END = 0, 1  # token ids, as T5 has them
 
@@ -26,7 +27,7 @@ def padded_ids(rows: list[list[int]], length: int) -> tuple[Int[Tensor, "b n"], 
 
 
 def check_pad_and_mask(pad_and_mask) -> None:
-    """One `</s>` behind the words, padding behind that, and a mask that counts `</s>` in and padding out."""
+    """One `</s>` after the words, padding after that, and a mask that counts `</s>` in and padding out."""
     rows, length = [[7, 8, 9], [], [5] * 5, list(range(20, 29))], 6
     what, given = "pad_and_mask(rows, 6)", [list(row) for row in rows]
     got, wanted = pad_and_mask(given, length), padded_ids(rows, length)
@@ -41,8 +42,8 @@ def check_pad_and_mask(pad_and_mask) -> None:
     for row, ids, mask, want, want_mask in zip(rows, *got, *wanted):
         ends = int((ids == END).sum())
         if ends != 1:
-            raise Wrong(f"A row of {len(row)} tokens becomes {ids.tolist()}, with {ends} times </s> (id {END}); it "
-                        f"must have one, also where the row is empty or too long.")
+            raise Wrong(f"A row of {len(row)} tokens becomes {ids.tolist()}, with {ends} </s> (id {END}); it must have "
+                        f"one, also where the row is empty or too long.")
         if ids.tolist() != want.tolist():
             raise Wrong(f"The row {row} becomes {ids.tolist()}; it must become {want.tolist()}.")
         if mask.tolist() != want_mask.tolist():
@@ -128,6 +129,11 @@ def check_drop_captions(drop_captions) -> None:
     if not 0.25 < share.mean() < 0.35 or share.max() > 0.5:
         raise Wrong(f"With p = 0.3, between {share.min():.0%} and {share.max():.0%} of the captions of a batch of 400 "
                     f"are dropped; it must be about 30 % in each batch, every caption with a draw of its own.")
+    generator = torch.Generator().manual_seed(3)
+    alone = [torch.equal(drop_captions(features[:1], null, 0.3, generator)[0], null) for _ in range(400)]
+    if not 0.2 < sum(alone) / 400 < 0.4:
+        raise Wrong(f"In 400 batches of one caption, {sum(alone) / 400:.0%} are dropped; it must be about 30 %. Draw "
+                    f"for each caption whether it is dropped, instead of dropping a fixed share of the batch.")
 
 
 # ---- 5.4 guided_velocity
@@ -171,6 +177,7 @@ def check_guided_velocity(guided_velocity) -> None:
         if got.dtype != torch.float32:
             raise Wrong(f"{what} is {got.dtype}; the network answers in bfloat16, and {scale:g} times a difference of "
                         f"two near numbers must be taken in float32.")
+        _name_slip(what, got, x, t, text, null, scale)
         expect_close(what, got, want, atol=1e-5)
         if scale == 1 and network.batches != [2]:
             raise Wrong(f"With scale 1 the network was given {network.batches} samples; null has no part in the "
@@ -181,75 +188,28 @@ def check_guided_velocity(guided_velocity) -> None:
             raise Wrong(f"{what}: the caption comes first in the batch; as published, null comes first.")
 
 
-# ---- 5.5 tamed
-
-
-def contrast_restored(cond: Float[Tensor, "b c t h w"], guided: Float[Tensor, "b c t h w"],
-                      share: float) -> Float[Tensor, "b c t h w"]:
-    """The guided answer, of each sample the contrast drawn back to that of `cond` (Lin et al. 2024, section 3.4)."""
-    axes = tuple(range(1, cond.ndim))
-    small = guided * cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
-    return share * small + (1 - share) * guided
-
-
-def check_tamed(tamed) -> None:
-    """Each sample gets the standard deviation of its own cond; the share mixes; nothing else about it changes."""
-    cond = torch.randn(2, 3, 2, 4, 4) * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1, 1)
-    guided = 3 * cond + torch.randn(cond.shape) + 1
-    for share in (1.0, 0.0, 0.7):
-        what = f"tamed(cond, guided, {share:g})"
-        got = tamed(cond, guided, share)
-        expect_shape(what, got, tuple(cond.shape))
-        for i in range(2):
-            mine, full, target = (tensor[i].std().item() for tensor in (got, guided, cond))
-            wanted = share * target + (1 - share) * full
-            if abs(mine - wanted) > 1e-3:
-                raise Wrong(f"{what}: sample {i} has the standard deviation {mine:.3g}; it must be {wanted:.3g}. (Its "
-                            f"cond has {target:.3g}, its guided {full:.3g}; each sample has its own.)")
-            ratio = (got[i] / guided[i]).flatten()
-            if (ratio - ratio[0]).abs().max() > 1e-3:
-                raise Wrong(f"{what}: in sample {i} the numbers are multiplied by {ratio.min():.3g} to "
-                            f"{ratio.max():.3g}; it must be one factor for the whole sample.")
-        expect_close(what, got, contrast_restored(cond, guided, share))
-
-
-# ---- 5.6 rising_scales
-
-
-def scales_as_meant(w: float, n: int) -> Float[Tensor, "n"]:
-    """The guidance scale of each of n steps, first step first."""
-    return torch.tensor([dynamic_guidance_scale(w, i, 0, n, "meant") for i in range(n)])
-
-
-def check_rising_scales(rising_scales) -> None:
-    """From 1 upwards, never down, never beyond 1 + w, with the fifth power inside and pi outside of it."""
-    for w, n in ((6.0, 50), (3.0, 10)):
-        what = f"rising_scales({w:g}, {n})"
-        got = rising_scales(w, n)
-        expect_shape(what, got, (n,))
-        got, wanted = got.double(), scales_as_meant(w, n).double()
-        if abs(got[0] - 1) > 1e-4:
-            raise Wrong(f"{what} begins with {got[0]:.3g}; the first step must have the scale 1, no guidance.")
-        if (down := got.diff() < -1e-6).any():
-            i = int(down.nonzero()[0])
-            raise Wrong(f"{what} falls from {got[i]:.3g} at step {i} to {got[i + 1]:.3g}; it must rise. What counts "
-                        f"the steps, and runs from 0 to almost 1?")
-        if got.max() > 1 + w + 1e-4:
-            raise Wrong(f"{what} reaches {got.max():.3g}; it must stay below 1 + w = {1 + w:g}.")
-        for i, why in ((n // 2, "the fifth power of i / n keeps the first half near 1"),
-                       (n - 1, "i runs to n - 1, so i / n never becomes 1, and the largest scale is almost 1 + w")):
-            if abs(got[i] - wanted[i]) > 0.02:
-                raise Wrong(f"{what}: step {i} has the scale {got[i]:.3g}; it must be {wanted[i]:.3g}: {why}.")
-        expect_close(what, got, wanted, atol=1e-3)
+def _name_slip(what: str, got: Tensor, x: Tensor, t: Tensor, text: Tensor, null: Tensor, scale: float) -> None:
+    """Refuses the two most frequent mistakes by name."""
+    if scale == 1:
+        return
+    uncond, cond = _Network()(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null, text])).chunk(2)
+    wide = uncond.float() + scale * (cond.float() - uncond.float())
+    late = (uncond + scale * (cond - uncond)).float()
+    if torch.equal(got, late) and not torch.equal(late, wide):
+        raise Wrong(f"{what} is off by up to {(late - wide).abs().max():.2g}: the difference was taken in bfloat16, "
+                    f"and made float32 only afterwards. Call .float() on the network's answers, then subtract.")
+    if torch.allclose(got, cond.float() + scale * (cond.float() - uncond.float()), atol=1e-5):
+        raise Wrong(f"{what}: the scale counts once too often. Begin at null's answer, not at the caption's: with "
+                    f"scale 1 the caption's answer must come out.")
 
 
 EXERCISES = (
     Exercise(
         "5.1", "pad_and_mask", difficulty=1, minutes=10, reference=padded_ids, check=check_pad_and_mask,
         hints=(
-            "Three cases: a row that is shorter than length - 1, one that is longer, and an empty one. What do all "
-            "three have behind their last word?",
-            "Cut first, row[:length - 1]; then there is always room for </s>. Fill up after that.",
+            "Three cases: a row that is shorter than length - 1, one that is longer, and an empty one. What comes "
+            "after the last word in all three?",
+            "Cut first, row[:length - 1]; then there is always room for </s>. Pad after that.",
             "The mask is true for the first len(row) + 1 places of a row that was cut: [place <= len(row) for place in "
             "range(length)].",
         ),
@@ -281,20 +241,19 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "5.5", "tamed", difficulty=2, minutes=10, reference=contrast_restored, check=check_tamed,
+        "5.5", "half_variety", difficulty=2, minutes=10, reference=scale_that_halves, check=check_half_variety,
         hints=(
-            "The standard deviation of one sample is taken over all axes but the first. How do you keep those axes, so "
-            "that it multiplies?",
-            "std = guided.std(dim=(1, 2, 3, 4), keepdim=True), and likewise for cond. One factor for a sample.",
-            "share * guided * (std of cond / std of guided) + (1 - share) * guided.",
+            "guided_samples(w).std() is the spread. Print it for some scales between 1 and 6.",
+            "The spread falls as the scale rises. Between which two of your scales does it pass half of the first?",
+            "Halve that interval, look at its middle, and keep the half in which the spread passes the target.",
         ),
     ),
     Exercise(
-        "5.6", "rising_scales", difficulty=1, minutes=10, reference=scales_as_meant, check=check_rising_scales,
+        "5.6", "variety", difficulty=1, minutes=10, reference=entropy_bits, check=check_variety,
         hints=(
-            "(n - tau) / n must run from 0 to almost 1. Which quantity of the loop does that?",
-            "It is i / n with i = 0 .. n-1. The fifth power belongs to i / n alone; pi stands outside of it.",
-            "1 + w * (1 - torch.cos(math.pi * (torch.arange(n) / n) ** 5)) / 2.",
+            "First the share p of each different answer. Counter(answers) counts them, and it takes None, too.",
+            "An answer with the share p adds -p log2(p). Which sum do two answers with the share 1/2 each give?",
+            "sum(-count / n * math.log2(count / n) for count in Counter(answers).values()), with n = len(answers).",
         ),
     ),
 )

@@ -6,10 +6,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_shape
+from minicogvx.course.exercises.grids_06 import (
+    angles_of_grid,
+    check_copy_at,
+    check_fit_coordinates,
+    check_grid_angles,
+    distance_of_copy,
+    fitted_coordinates,
+)
 from minicogvx.transformer.patchify import patchify, unpatchify
-from minicogvx.transformer.positions import rope_3d, rotate
-
-AXES = ("time", "the row", "the column")
+from minicogvx.transformer.positions import rotate
 
 # ---- 6.1 from_patches
 
@@ -26,7 +32,7 @@ def check_from_patches(from_patches) -> None:
         if not torch.equal(got, latents):
             place = tuple((got != latents).nonzero()[0].tolist())
             source = tuple(int(i) for i in torch.unravel_index(got[place].long(), size))
-            raise Wrong(f"{what}: at {_named(place)} stands the number that belongs to {_named(source)}.")
+            raise Wrong(f"{what}: {_named(place)} holds the number that belongs to {_named(source)}.")
 
 
 def _named(place: tuple[int, ...]) -> str:
@@ -143,103 +149,6 @@ def _check_axis(what: str, order: list[int], start: int, size: int) -> None:
                         f"{got[1]}; it must be {wanted[0]} and {wanted[1]}, which the other program turns together.")
 
 
-# ---- 6.4 grid_angles
-
-
-def angles_of_grid(grid: tuple[int, int, int], head_dim: int, num_text: int) -> Float[Tensor, "n half_d"]:
-    """One angle a pair: text rows of 0, then t x h x w tokens; 2:3:3 of the pairs for time, row and column."""
-    columns = []
-    for axis, share in zip(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), (2, 3, 3)):
-        dim = head_dim // 8 * share
-        frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
-        columns.append(torch.outer(axis.flatten().float(), frequencies))
-    video = torch.cat(columns, dim=1)
-    return torch.cat([video.new_zeros(num_text, video.shape[1]), video])
-
-
-def check_grid_angles(grid_angles) -> None:
-    """Text rows, the order of tokens, the shares of the axes, the frequencies; at last the package's own table."""
-    for grid, head_dim, num_text in (((3, 4, 5), 64, 2), ((2, 3, 2), 32, 0)):
-        what, half = f"grid_angles({grid}, {head_dim}, {num_text})", head_dim // 2
-        got = grid_angles(grid, head_dim, num_text)
-        t, h, w = grid
-        expect_shape(what, got, (num_text + t * h * w, half))
-        got = got.float()
-        if got[:num_text].abs().sum() > 0:
-            raise Wrong(f"{what}: a text row holds {got[:num_text].abs().max().item():.3g}; text comes first and is "
-                        f"not turned, so rows 0 to {num_text - 1} must be 0.")
-        video = got[num_text:].view(t, h, w, half)
-        if video[0, 0, 0].abs().sum() > 0:
-            raise Wrong(f"{what}: the first video token has angles up to {video[0, 0, 0].abs().max().item():.3g}; it "
-                        f"stands at (0, 0, 0), so they must be 0.")
-        _check_shares(what, video, head_dim)
-        _check_against_package(what, video, grid, head_dim)
-
-
-def _check_shares(what: str, video: Tensor, head_dim: int) -> None:
-    start = 0
-    for name, step, share in zip(AXES, (video[1, 0, 0], video[0, 1, 0], video[0, 0, 1]), (1, 1.5, 1.5)):
-        end = start + int(head_dim // 8 * share)
-        moved, wanted = step.nonzero().flatten().tolist(), list(range(start, end))
-        if moved != wanted:
-            said = f"{len(moved)} columns, {moved[0]} to {moved[-1]}" if moved else "no column"
-            raise Wrong(f"{what}: one step in {name} changes {said}; it must change {len(wanted)}, {start} to "
-                        f"{end - 1}. Tokens run over time first, then rows, then columns, and so do the shares 2:3:3.")
-        frequencies = 10000.0 ** (-torch.arange(0, 2 * len(wanted), 2) / (2 * len(wanted)))
-        apart = (step[start:end] / frequencies - 1).abs()
-        if apart.max() > 1e-3:
-            i = int((apart > 1e-3).nonzero()[0])
-            raise Wrong(f"{what}: one step in {name} turns pair {i} of that axis by {step[start + i].item():.3g}; it "
-                        f"must be {frequencies[i].item():.3g} = 10000^(-2*{i}/{2 * len(wanted)}). {2 * len(wanted)} is "
-                        f"the number of channels of this axis.")
-        start = end
-
-
-def _check_against_package(what: str, video: Tensor, grid: tuple[int, int, int], head_dim: int) -> None:
-    table = rope_3d(grid, head_dim).view(*grid, -1)
-    apart = ((video.cos() - table.real).abs() + (video.sin() - table.imag).abs()).amax(dim=-1)
-    if apart.max() > 1e-3:
-        place = tuple((apart > 1e-3).nonzero()[0].tolist())
-        raise Wrong(f"{what}: the token at frame {place[0]}, row {place[1]}, column {place[2]} has wrong angles. An "
-                    f"angle is coordinate times frequency, for each axis alone.")
-
-
-# ---- 6.5 fit_coordinates
-
-
-def fitted_coordinates(h: int, w: int, base: tuple[int, int]) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]]:
-    """Row and column coordinates of an h x w grid, one step for both, as large as fits and centred in the base grid."""
-    step = min(base[0] / h, base[1] / w)
-    top, left = (base[0] - step * h) / 2, (base[1] - step * w) / 2
-    return top + step * torch.arange(h), left + step * torch.arange(w)
-
-
-def check_fit_coordinates(fit_coordinates) -> None:
-    """The base grid itself; a grid of its aspect; wider, taller and smaller ones."""
-    for h, w in ((30, 45), (60, 90), (60, 45), (16, 90), (15, 15)):
-        base = (30, 45)
-        what = f"fit_coordinates({h}, {w}, {base})"
-        got = fit_coordinates(h, w, base)
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise Wrong(f"{what} is one {type(got).__name__}; it must be two tensors, of rows and of columns.")
-        for name, mine, count in zip(("rows", "columns"), got, (h, w)):
-            expect_shape(f"{name} of {what}", mine, (count,))
-        wanted = fitted_coordinates(h, w, base)
-        steps = [float(mine[1] - mine[0]) for mine in got]
-        if abs(steps[0] - steps[1]) > 1e-3:
-            raise Wrong(f"{what}: rows go in steps of {steps[0]:.3g}, columns in steps of {steps[1]:.3g}; both must "
-                        f"have the same step, or a circle becomes an ellipse.")
-        step = float(wanted[0][1] - wanted[0][0])
-        if abs(steps[0] - step) > 1e-3:
-            raise Wrong(f"{what}: the step is {steps[0]:.4g}; it must be {step:.4g}. A token keeps its share of the "
-                        f"frame: {h} rows must fit into {base[0]}, and {w} columns into {base[1]}.")
-        for name, mine, right in zip(("rows", "columns"), got, wanted):
-            if not torch.allclose(mine.float(), right.float(), atol=1e-3):
-                i = int((mine - right).abs().argmax())
-                raise Wrong(f"{name} of {what}: number {i} is {mine[i].item():.4g}; it must be {right[i].item():.4g}. "
-                            f"What the grid leaves free must be the same on both sides.")
-
-
 EXERCISES = (
     Exercise(
         "6.1", "from_patches", difficulty=1, minutes=10, reference=unpatchify, check=check_from_patches,
@@ -267,7 +176,7 @@ EXERCISES = (
         "6.3", "order_for_pairs", difficulty=2, minutes=15, reference=interleaved_order, check=check_order_for_pairs,
         hints=(
             "Write it down for sizes (8,). The other program turns channels 0 and 4 together, 1 and 5, ... Ours turns "
-            "places 0 and 1 together. Which channels must stand there?",
+            "places 0 and 1 together. Which channels must be there?",
             "For one axis that begins at channel start: start, start + half, start + 1, start + 1 + half, and so on.",
             "torch.arange(size).view(2, size // 2).T.flatten() + start for each axis, then torch.cat. Without the .T "
             "it is the old order.",
@@ -285,7 +194,16 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "6.5", "fit_coordinates", difficulty=2, minutes=15, reference=fitted_coordinates, check=check_fit_coordinates,
+        "6.5", "copy_at", difficulty=2, minutes=10, reference=distance_of_copy, check=check_copy_at,
+        hints=(
+            "The fastest pair turns by 1 radian a token, with a stretch by so many times more. When does its arrow "
+            "point where it pointed before?",
+            "After 2 pi / stretch tokens. That is no whole number. Which tokens are there?",
+            "The nearest whole number of tokens, round(2 * math.pi / stretch), times the pixels of a token.",
+        ),
+    ),
+    Exercise(
+        "6.6", "fit_coordinates", difficulty=2, minutes=15, reference=fitted_coordinates, check=check_fit_coordinates,
         hints=(
             "Two grids of 60 x 90 and 30 x 45 show the same frame. How far apart are neighbours of the finer one, "
             "measured in tokens of the other?",

@@ -1,10 +1,11 @@
-"""Exercises of notebook 07, expert adaptive layer norm: the norm, the modulation, the time, and half a block."""
+"""Exercises of notebook 07, expert adaptive layer norm: the norm, the modulation, the time, half a block, a dose."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from minicogvx.course.exercises.doses_07 import check_half_gone, dose_of_half
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, expect_shape
 from minicogvx.transformer.embeddings import timestep_sinusoid
 from minicogvx.transformer.expert_norm import modulate
@@ -58,41 +59,7 @@ def _check_spread(normalise, x: Tensor, got: Tensor) -> None:
                     f"eps is added to the variance, under the root.")
 
 
-# ---- 7.2 shift_and_scale
-
-
-def modulated_rows(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"],
-                   scale: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
-    """x (1 + scale) + shift, the same for every token of a sample."""
-    return modulate(x, shift[:, None], scale[:, None])
-
-
-def check_shift_and_scale(shift_and_scale) -> None:
-    """Each sample has its own modulation; zeros change nothing; first scaled, then shifted."""
-    x, shift, scale = torch.randn(3, 3, 4), torch.randn(3, 4), torch.randn(3, 4)  # as many tokens as samples
-    given = x.clone()
-    got = shift_and_scale(given, shift, scale)
-    if not torch.equal(given, x):
-        raise Wrong("shift_and_scale changes its input x; make a new tensor instead.")
-    expect_shape("shift_and_scale(x, shift, scale) of x (3, 3, 4) and shift (3, 4)", got, (3, 3, 4))
-    none = torch.zeros(3, 4)
-    still = shift_and_scale(x, none, none)
-    if not torch.allclose(still, x, atol=1e-6):
-        raise Wrong("With shift 0 and scale 0 the result must be x itself. The factor is 1 + scale.")
-    another = torch.cat([shift[:2], shift[2:] + 1])
-    if not torch.allclose(shift_and_scale(x, another, scale)[0], got[0], atol=1e-6):
-        raise Wrong("The shift of sample 2 was changed, and sample 0 changed with it. Against b n d, (b, d) must "
-                    "become (b, 1, d).")
-    moved = shift_and_scale(torch.zeros_like(x), shift, scale)
-    if not torch.allclose(moved, shift[:, None].expand_as(x), atol=1e-5):
-        raise Wrong("Where x is 0 the result must be the shift, whatever the scale: first scale, then shift.")
-    expect_close("shift_and_scale(x, 0, scale)", shift_and_scale(x, none, scale), modulated_rows(x, none, scale))
-    expect_close("shift_and_scale(x, shift, scale)", got, modulated_rows(x, shift, scale))
-    expect_shape("shift_and_scale(x, shift, scale) of x (2, 7, 4)",
-                 shift_and_scale(torch.randn(2, 7, 4), shift[:2], scale[:2]), (2, 7, 4))
-
-
-# ---- 7.3 sinusoid
+# ---- 7.2 sinusoid
 
 
 def check_sinusoid(sinusoid) -> None:
@@ -119,7 +86,7 @@ def check_sinusoid(sinusoid) -> None:
         expect_close(what, got.float(), timestep_sinusoid(t, d), atol=1e-3)
 
 
-# ---- 7.4 expert_modulation
+# ---- 7.3 expert_modulation
 
 
 def modulated_by_modality(x: Float[Tensor, "b n d"], num_text: int, modulation: Float[Tensor, "b d6"]) -> tuple[
@@ -180,7 +147,7 @@ def _three(what: str, answer, shape) -> tuple[Tensor, Tensor, Tensor]:
     return answer
 
 
-# ---- 7.5 half_block
+# ---- 7.4 half_block
 
 
 def gated_half(x: Float[Tensor, "b n d"], num_text: int, modulation: Float[Tensor, "b d6"], norm,
@@ -214,6 +181,7 @@ def check_half_block(half_block) -> None:
         raise Wrong(f"layer is called with {' and '.join(str(y.shape[1]) for y in given) or 'no'} tokens; it must be "
                     f"called once, with all {n}: text and video see each other there.")
     wanted, text_gate, gate = modulated_by_modality(norm(x), num_text, modulation)
+    _check_given(given[0], norm, x, num_text, modulation)
     expect_close("what layer is given", given[0], wanted)
     closed = modulation.clone()
     closed[:, 2 * d:3 * d] = closed[:, 5 * d:] = 0
@@ -225,7 +193,19 @@ def check_half_block(half_block) -> None:
     expect_close(what, got, gated_half(x, num_text, modulation, norm, layer))
 
 
-# ---- 7.6 split_the_twelve
+def _check_given(given: Tensor, norm, x: Tensor, num_text: int, modulation: Tensor) -> None:
+    """Names the usual ways to give `layer` the wrong thing."""
+    modulated = modulated_by_modality(x, num_text, modulation)[0]
+    for mistake, said in ((norm(modulated), "modulates first and norms afterwards, which takes shift and scale away "
+                                            "again; norm first, then modulate"),
+                          (modulated, "modulates x itself; norm comes first"),
+                          (norm(x), "only norms; shift and scale are missing"),
+                          (x, "gives x itself to the layer; norm and modulation come first")):
+        if given.shape == mistake.shape and torch.allclose(given, mistake, atol=1e-5):
+            raise Wrong(f"half_block {said}.")
+
+
+# ---- 7.5 split_the_twelve
 
 
 def norm1_and_norm2(rows: Num[Tensor, "d12 *rest"]) -> tuple[Num[Tensor, "d6 *rest"], Num[Tensor, "d6 *rest"]]:
@@ -262,15 +242,7 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "7.2", "shift_and_scale", difficulty=1, minutes=5, reference=modulated_rows, check=check_shift_and_scale,
-        hints=(
-            "All tokens of a sample share its modulation. Which axis is missing from (b, d)?",
-            "shift[:, None] is (b, 1, d). Without it torch lines up b with n, silently where both are equal.",
-            "x * (1 + scale[:, None]) + shift[:, None].",
-        ),
-    ),
-    Exercise(
-        "7.3", "sinusoid", difficulty=2, minutes=10, reference=timestep_sinusoid, check=check_sinusoid,
+        "7.2", "sinusoid", difficulty=2, minutes=15, reference=timestep_sinusoid, check=check_sinusoid,
         hints=(
             "d / 2 frequencies; each gives one cosine and one sine. The first is 1. What is the factor to the next?",
             "Frequency i is 10000 ** (-i / half), half = d // 2, i = 0 .. half - 1. Angles: t[:, None] * frequencies.",
@@ -278,7 +250,7 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "7.4", "expert_modulation", difficulty=2, minutes=15, check=check_expert_modulation,
+        "7.3", "expert_modulation", difficulty=2, minutes=15, check=check_expert_modulation,
         reference=modulated_by_modality,
         hints=(
             "Cut the modulation into six pieces of width d. Video's come first, although text leads the sequence.",
@@ -287,19 +259,28 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "7.5", "half_block", difficulty=2, minutes=10, reference=gated_half, check=check_half_block,
+        "7.4", "half_block", difficulty=2, minutes=10, reference=gated_half, check=check_half_block,
         hints=(
-            "Norm, modulation (your 7.4), layer, gated residual. Which of them may see text and video together?",
+            "Norm, modulation (your 7.3), layer, gated residual. Which of them may see text and video together?",
             "y, text_gate, gate = expert_modulation(norm(x), num_text, modulation); then new = layer(y), once.",
             "x[:, :num_text] + text_gate * new[:, :num_text], the same for video with gate. Add to x, not to y.",
         ),
     ),
     Exercise(
-        "7.6", "split_the_twelve", difficulty=2, minutes=10, reference=norm1_and_norm2, check=check_split_the_twelve,
+        "7.5", "split_the_twelve", difficulty=2, minutes=10, reference=norm1_and_norm2, check=check_split_the_twelve,
         hints=(
-            "Write down for each of the twelve pieces whose it is (video, text), and around what (attention, ...).",
+            "Write down for each of the twelve pieces whose it is (video, text), and which layer it surrounds.",
             "norm1 stands before the attention. It needs the video pieces 0, 1, 2 and the text pieces 6, 7, 8.",
             "pieces = rows.chunk(12); torch.cat(pieces[:3] + pieces[6:9]) is norm1; norm2 gets the rest, in order.",
+        ),
+    ),
+    Exercise(
+        "7.6", "half_gone", difficulty=2, minutes=15, reference=dose_of_half, check=check_half_gone,
+        hints=(
+            "Half of what? The gain at dose 0 is the undisturbed one. Between which two measured doses is half of it?",
+            "Go through neighbouring pairs. The first in which the second gain is half or less holds the answer; if "
+            "there is none, return None.",
+            "On a straight line from (a, g) to (b, h) the value half is reached at a + (g - half) / (g - h) * (b - a).",
         ),
     ),
 )

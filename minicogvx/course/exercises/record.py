@@ -1,7 +1,8 @@
-"""What the learner has solved so far: one small JSON file of the learner's, from exercise number to day.
+"""What the learner has solved and predicted so far: one small JSON file of the learner's.
 
-It lies in `~/.minicogvx/progress.json`, or where the environment variable MINICOGVX_PROGRESS says. A notebook never
-stops because of it: what cannot be read or written is said in one sentence.
+It maps the number of an exercise to the day on which it was solved, "prediction 6.3" to the learner's answer and
+"outcome 6.3" to what happened. It lies in `~/.minicogvx/progress.json`, or where the environment variable
+MINICOGVX_PROGRESS says. A notebook never stops because of it: what cannot be read or written is said in one sentence.
 """
 
 import datetime
@@ -19,22 +20,30 @@ def record_path() -> Path:
 
 
 def load() -> dict[str, str]:
-    """The day on which each solved exercise was solved. A broken file is set aside, and nothing counts as solved."""
+    """All of it. A broken file is set aside, and nothing counts as solved or predicted."""
     return _read() or {}
 
 
 def save(number: str) -> None:
     """Notes that exercise `number` was solved today; the first day stays."""
-    days = _read()
-    if days is None or number in days:
-        return
-    days[number] = datetime.date.today().isoformat()
-    path = record_path()
+    kept = _read()
+    if kept is not None and number not in kept:
+        _write(kept | {number: datetime.date.today().isoformat()}, "The exercise is right all the same.")
+
+
+def keep_text(key: str, text: str) -> None:
+    """Keeps `text` under `key`, in place of what was there."""
+    kept = _read()
+    if kept is not None and kept.get(key) != text:
+        _write(kept | {key: text}, "The notebook goes on all the same.")
+
+
+def _write(kept: dict[str, str], comfort: str) -> None:
     try:
-        with written_whole(path) as part:
-            part.write_text(json.dumps(days, indent=1) + "\n", encoding="utf-8")
+        with written_whole(record_path()) as part:
+            part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        print(f"Your progress could not be saved: {error}. The exercise is right all the same.")
+        print(f"Your progress could not be saved: {error}. {comfort}")
 
 
 def _read() -> dict[str, str] | None:
@@ -43,7 +52,7 @@ def _read() -> dict[str, str] | None:
     try:
         days = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(days, dict) and all(isinstance(day, str) for day in days.values())):
-            raise ValueError("it must map exercise numbers to days")
+            raise ValueError("it must map numbers to days or answers")
         return days
     except FileNotFoundError:
         return {}
