@@ -64,7 +64,7 @@ def _figure(packs: list[Pack], tokens: Sequence[int], kinds: list[str], look_ahe
     bars.grid(False)
     share.semilogx(look_aheads, [100 * each for each in curve], "o-", markersize=4, color="#777777")
     share.plot(look_ahead, 100 * curve[look_aheads.index(look_ahead)], "o", markersize=9, color=show.PALETTE[3])
-    share.set(xlabel="clips that wait (look-ahead)", ylabel="filled (%)", ylim=(min(60, 100 * min(curve) - 2), 101))
+    share.set(xlabel="clips that wait (look-ahead)", ylabel="filled (%)", ylim=(min(80, 100 * min(curve) - 2), 101))
     share.set_xticks(look_aheads, [str(each) for each in look_aheads], fontsize=8)
     share.minorticks_off()
     return figure
