@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Frame pack
+# # Frame pack: two films, one sequence
 #
 # **Two films lie in one row of tokens, and the transformer runs once for both. What keeps them apart?**
 
@@ -171,10 +171,14 @@ compare_clips({"with the mask: circle": apart[0], "with the mask: star": apart[1
 difference = {name: (a - b).abs().mean().item() for name, (a, b) in (("with", apart), ("without", melted))}
 print(f"the two films differ by {difference['with']:.3f} on average with the mask, by {difference['without']:.3f} "
       f"without it (black and white: 1)")
-for caption, film in zip(PAIR, melted):
-    reading = oracle.read(film)
+readings = [oracle.read(film) for film in melted]
+for caption, reading in zip(PAIR, readings):
     print(f"'{caption}', without the mask: the oracle sees",
           [(thing.colour, thing.shape, thing.motion) for thing in reading.objects], "on", reading.background)
+obeyed = [oracle.matches(reading, captions.parse_caption(caption))["all"] for reading, caption in zip(readings, PAIR)]
+assert difference["without"] < 0.3 * difference["with"] and not all(obeyed)
+outcome("11.1", "each what its caption says" if all(obeyed) else "nearly the same film twice" if
+        difference["without"] < 0.3 * difference["with"] else "both objects in both films")
 
 # %% [markdown]
 # From two noises and two captions, nearly the same film twice: a blob of a mixed colour, on its way in a mixed
@@ -220,14 +224,15 @@ for name, (who, whom) in gaps.items():
 assert sum(right["nothing"]) >= 9 and sum(right["everything"]) <= 4
 best, second = sorted(list(gaps)[1:4], key=lambda name: -sum(right[name]))[:2]
 gap, low, high = paired_difference(right[best], right[second])
-print(f"{best}, less {second}: {gap:+.0%} of the films right, 95 % interval {low:+.0%} to {high:+.0%}")
+print(f"the best of the three gaps, less the second: {gap:+.0%} of the films right, 95 % interval {low:+.0%} to "
+      f"{high:+.0%}")
 outcome("11.2", best if low > 0 else "twelve films cannot tell")
 
 # %% [markdown]
-# A patch that sees the other caption obeys both; one that sees the other film copies it. The third gap is narrow: there
-# no patch ever sees anything of the other film. But the words listen to each other, in every block, and
+# A patch that sees the other caption has two masters, and one that sees the other film paints along. The third gap is
+# narrow: there no patch ever sees anything of the other film. But the words listen to each other, in every block, and
 # their own patches listen to *them*. What is whispered among captions still reaches the picture. (Twelve films are few;
-# look at the intervals.) So not only films must be kept apart, but captions, too.
+# look at the intervals.) So captions must be kept apart as well as films.
 #
 # ## 3. Where is a token?
 #
@@ -617,10 +622,11 @@ assert by_clip > by_number + 0.1
 outcome("11.4", "less than 40 %" if by_clip < 0.4 else "40 to 60 %" if by_clip <= 0.6 else "more than 60 %")
 
 # %% [markdown]
-# The weighting decides, and neither way gives the photographs just the half that they are of the clips. Two reasons may
-# be at work: a mean over 16 patches fluctuates more than one over 80, so the gradient of a photograph is longer; and
-# this toy last trained on films alone, so photographs still have something to teach it. To count each clip once is
-# a choice about the *data*. What the network makes of it must be measured.
+# The weighting decides how loudly photographs speak. And if each clip counts the same, they do not get the half that
+# they are of the clips, but far more. Two reasons may be at work: a mean over 16 patches fluctuates more than one over
+# 80, so the gradient of a photograph is longer; and this toy last trained on films alone, so photographs still have
+# something to teach it. To count each clip once is a choice about the *data*. What the network makes of it must be
+# measured.
 #
 # ## 7. At full size
 #
