@@ -229,10 +229,10 @@ print(f"the best of the three gaps, less the second: {gap:+.0%} of the films rig
 outcome("11.2", best if low > 0 else "twelve films cannot tell")
 
 # %% [markdown]
-# A patch that sees the other caption has two masters, and one that sees the other film paints along. The third gap is
-# narrow: there no patch ever sees anything of the other film. But the words listen to each other, in every block, and
-# their own patches listen to *them*. What is whispered among captions still reaches the picture. (Twelve films are few;
-# look at the intervals.) So captions must be kept apart as well as films.
+# A patch that sees the other caption follows both, and one that sees the other film mixes with it. The third gap is
+# narrow: there no patch ever sees anything of the other film. But in every block the words see each other, and their
+# own patches see *them*. What captions tell each other still reaches the picture. (Twelve films are few; look at the
+# intervals.) So captions must be kept apart as well as films.
 #
 # ## 3. Where is a token?
 #
@@ -404,8 +404,8 @@ for fixed in LENGTHS:
           f"{fixed * len(kept) / frames_in_all:4.0%} of all frames")
 
 # %% [markdown]
-# However you choose, a third of the frames is lost, and photographs are a second mode of training, with another number
-# of tokens. The paper names both as reasons for packing.
+# However you choose, more than a third of the frames is lost, and photographs are a second mode of training, with
+# another number of tokens. The paper names both as reasons for packing.
 #
 # Three ways keep everything. **Padding**: a batch is as long as its longest clip, and the rest is filled up.
 # **Buckets**: a batch has clips of one size. **Packs**: a sequence is filled with whole clips, whatever they are.
@@ -630,8 +630,8 @@ outcome("11.4", "less than 40 %" if by_clip < 0.4 else "40 to 60 %" if by_clip <
 #
 # ## 7. At full size
 #
-# The paper's table of training stages has a *sequence length* of 25k, then 75k, then 700k tokens, many times
-# that of one clip. We take it to be that of a pack. How many of the longest clips fit? And one pack of the
+# The paper's table of training stages has a *sequence length* of 25k, then 75k, then 700k tokens, several
+# times that of one clip. We take it to be that of a pack. How many of the longest clips fit? And one pack of the
 # second stage, through the 5B on the **meta device**: shapes without memory.
 
 # %%
@@ -662,6 +662,9 @@ print(f"attention's share of a block's work: {pairs / (pairs + 6 * d * n):.0%} w
       f"all pairs were computed")
 
 # %% [markdown]
+# Within clips, attention is less than half of the work of a block. With a mask over all pairs it would be most of it,
+# for answers that are thrown away.
+#
 # ## What you can now explain
 #
 # Answer first, then open.
