@@ -44,7 +44,7 @@ def _diagnosis(weights: list[float], usual: int) -> str:
     sizes = [torch.Size(shape).numel() for pack in SHAPES for shape in pack]
     in_pack = [len(pack) for pack in SHAPES for _ in pack]
 
-    def alike(wanted: Sequence[float]) -> bool:
+    def alike(wanted: Sequence[int | float]) -> bool:
         total, of_all = sum(weights), sum(wanted)
         return total > 0 and all(abs(a / total - b / of_all) < 1e-4 for a, b in zip(weights, wanted))
 
