@@ -75,7 +75,7 @@ compare_clips(dict(zip(PAIR, together)), "Two clips that were made in one sequen
 # Here are three clips: a photograph, a film, and a longer, wider film. In the plainest way they go through the network
 # one at a time.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 drawn = sample_scenes(3, seed=2, two_objects=0.0)
 sizes = {"a photograph": (1, 64, 64), "a film": (17, 64, 64), "a longer, wider film": (33, 48, 80)}  # frames, pixels
 shown = {name: render(scene, *size) for scene, (name, size) in zip(drawn, sizes.items())}
@@ -356,7 +356,7 @@ show_source(PackLayout.within_clips)
 # A pack must also *train* as its clips do. We compare all gradients of the toy: those of the three clips one at a time,
 # added up, and those of the pack.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 def gradients(losses):
     """The gradient of the sum of `losses` for all parameters, as one long vector."""
     found = torch.autograd.grad(losses.sum(), list(pipe.transformer.parameters()))
