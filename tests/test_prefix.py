@@ -1,4 +1,4 @@
-"""Videos that begin with given frames: put back in any model, on channels in one trained for it, and films continued."""
+"""Videos that begin with given frames: put back in any model, on channels in one trained for it; films continued."""
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ def test_a_prefix_is_put_back_whole_and_the_rest_is_made(subtests):
         with subtests.test(fields=fields):
             pipe = tiny_pipe(transformer=fields)
             latents = pipe.sample([CAPTIONS[0]], prefix=FILM[None], **RUN)  # 1 c 3 h w
-            known = pipe.vae.encode((FILM.permute(3, 0, 1, 2)[None] * 2 - 1)).mean * 0.9
+            known = pipe.vae.encode(FILM.permute(3, 0, 1, 2)[None] * 2 - 1).mean * 0.9
             assert latents.shape == (1, 4, 3, 8, 8)
             apart = (latents[:, :, :2] - known).abs().mean()
-            posterior = pipe.vae.encode((FILM.permute(3, 0, 1, 2)[None] * 2 - 1)).std.mean() * 0.9
+            posterior = pipe.vae.encode(FILM.permute(3, 0, 1, 2)[None] * 2 - 1).std.mean() * 0.9
             assert apart < 1.2 * posterior  # as far as a draw of the posterior is from its mean
             other = pipe.sample([CAPTIONS[0]], prefix=FILM.flip(0)[None], **RUN)
             assert not torch.allclose(latents[:, :, 2:], other[:, :, 2:])
