@@ -134,7 +134,7 @@ class Pipeline:
                  guidance_scale: float | None = None, dynamic_guidance: str | None = None,
                  seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None,
                  sampler: str | None = None, cache: float | None = None,
-                 prefix: Video | None = None) -> Float[Tensor, "_ h w 3"]:
+                 prefix: Float[Tensor, "_ h w 3"] | None = None) -> Float[Tensor, "_ h w 3"]:
         """A video of `prompt`, `t h w 3` in 0..1, float32 on the CPU. The same seed gives the same video.
 
         Args:
@@ -195,8 +195,8 @@ class Pipeline:
             latents = sample_loop(network, steps, text, condition, scales, generator, on_step)       # b c t h w
         return check_finite(latents[:, :, request.pad_frames:], "the clean latent")
 
-    def extend(self, film: Video, prompt: str, overlap: int = 9, num_inference_steps: int = 50,
-               guidance_scale: float | None = None, seed: int = 0) -> Video:
+    def extend(self, film: Float[Tensor, "_ h w 3"], prompt: str, overlap: int = 9, num_inference_steps: int = 50,
+               guidance_scale: float | None = None, seed: int = 0) -> Float[Tensor, "_ h w 3"]:
         """`film`, t h w 3 in 0..1, continued by one video of the model's own length: its last `overlap` frames are the
         prefix of that video, whose other frames are appended. Call it again for a longer one.
 

@@ -274,10 +274,10 @@ noisy = pipe.schedule.add_noise(clean, noise, at_700)
 both = torch.cat([noisy, channels.to(noisy)], dim=1)
 before = pipe.transformer(noisy, at_700, without_words).float()
 kernel = wide.patch_embed.proj.weight
-spoilt = torch.cat([kernel[:, :16], kernel[:, :16].std() * torch.randn(kernel[:, :16].shape,
-                    generator=torch.Generator().manual_seed(0)).to(kernel)], dim=1)
+old_kernel = kernel[:, :16].clone()
+drawn = torch.randn(old_kernel.shape, generator=torch.Generator().manual_seed(0)).to(kernel) * old_kernel.std()
 changes = {}
-for name, weight in (("yours", widen(kernel[:, :16])), ("random new weights", spoilt)):
+for name, weight in (("yours", widen(old_kernel)), ("random new weights", torch.cat([old_kernel, drawn], dim=1))):
     wide.patch_embed.proj.weight.copy_(weight)
     changes[name] = ((wide(both, at_700, without_words).float() - before).norm() / before.norm()).item()
     print(f"{name}: the toy's answer changes by {changes[name]:.1%} when it gets the picture")
@@ -591,7 +591,7 @@ quality = [psnr(still[0], frame) for frame in patient]
 assert len(patient) == 17 + 6 * 8 and torch.equal(patient[:17], still)
 print("PSNR against the true star, at the end of each continuation:",
       ", ".join(f"{quality[i]:.1f}" for i in range(24, len(patient), 8)))
-show_rows({"stays still": patient[16:]}, "A still star, continued six times: frames 16 to 64.", num_frames=9)
+show_rows({"stays still": patient}, "A still star: the true clip to frame 16, then six continuations.", num_frames=9)
 show_source(Pipeline.extend)
 
 # %% [markdown]
