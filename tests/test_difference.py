@@ -33,7 +33,7 @@ def test_what_differs_comes_back_nearly_exactly(tmp_path):
 def test_rows_have_their_own_scale():
     step = torch.tensor([[1.0, -0.5], [1e-3, 5e-4], [0.0, 0.0]])
     whole, scale = rounded_rows(step)
-    assert whole.tolist() == [[127, -64], [127, 64], [0, 0]] or whole.tolist() == [[127, -63], [127, 63], [0, 0]]
+    assert whole.dtype == torch.int8 and whole[:, 0].tolist() == [127, 127, 0] and not whole[2].any()
     assert torch.allclose(whole * scale.float()[:, None], step, rtol=0.02)
 
 
