@@ -55,11 +55,11 @@ compare_clips({"the true clip": true[SHOWN], "nine true frames, then the toy": o
 
 # %% [markdown]
 # The toy knows only captions. Still it can be made to begin with given frames, by a trick that needs no training. You
-# will write the trick and see how it fails. Then you build what CogVideoX does instead: the picture gets channels of
+# will write the trick and count how often it works. Then you build what CogVideoX does: the picture gets channels of
 # its own. You will also change a film with a new caption, and continue one for as long as you like.
 #
-# Afterwards you can explain why frames that are merely *there* are not heard, how a trained model gets new inputs
-# without being spoiled, and what a *strength* of 0.6 keeps of a film. It takes about 90 minutes, exercises included.
+# Afterwards you can explain when a given frame is heard, how a trained model gets new inputs without being spoiled,
+# and what a *strength* of 0.6 keeps of a film. It takes about 90 minutes, exercises included.
 # It covers appendix D of the [paper](https://arxiv.org/abs/2408.06072). (Notation: the box in
 # [notebook 01](01_video_tensors.ipynb).)
 #
@@ -172,8 +172,8 @@ outcome("13.1", "at most 4" if right <= 4 else "5 to 8" if right <= 8 else "9 or
 # colour or shape in mid-clip, or jump. (Most colours count as right because the oracle goes by most frames, and more
 # than half are ours.)
 #
-# Why? Ask what the network *sees*. Our schedule ends in pure noise ([notebook 04](04_diffusion.ipynb)), and the
-# pinned frames are as noisy as all others. At what step can it know what is pinned? We noise a film, exchange its first
+# Why? Ask what the network *sees*: the pinned frames are as noisy as all others. From what step on can it know what is
+# pinned? We noise a film, exchange its first
 # nine frames for those of another film, and measure by how much the network's guess of the *later* frames changes,
 # relative to how far the two films are apart.
 #
@@ -216,7 +216,8 @@ outcome("13.2", "not at all" if first < 0.01 else "by less than at t = 500, but 
         "by more than at t = 500")
 
 # %% [markdown]
-# At t = 999 it is exactly nothing: $\bar\alpha = 0$, and the known frames are pure noise like everything else. But the
+# At t = 999 it is exactly nothing. Our schedule ends in pure noise, $\bar\alpha = 0$ ([notebook
+# 04](04_diffusion.ipynb)), and the known frames are pure noise like everything else. But the
 # first steps are where the network chooses background, colour and path. When it can make out the pinned frames, its own
 # film is already under way, and it has never learned that some frames are more to be trusted than others. Pinning tells
 # the network *after* it has decided.
