@@ -51,7 +51,7 @@ SHOWN = 6  # a white triangle
 opening = pipe("a", prefix=true[SHOWN, :9], num_inference_steps=10, guidance_scale=0.0, seed=SEED)
 compare_clips({"the true clip": true[SHOWN], "nine true frames, then the toy": opening},
               "Left, a drawn clip of a shape that moves. Right, its first nine frames, after which the toy goes on: "
-              "the object changes.", pipe.fps, num_frames=9)
+              "it jumps and loses its form.", pipe.fps, num_frames=7)
 
 # %% [markdown]
 # The toy knows only captions. Still it can be made to begin with given frames, by a trick that needs no training. You
@@ -149,7 +149,7 @@ by_pinning, made_by_pinning = {}, {}
 for frames in (1, 5, 9):
     made_by_pinning[frames] = pipe.decode(pinned(encoded(true[:, :frames]), SEED))
     by_pinning[frames] = judged(made_by_pinning[frames])
-    tell(f"pinned, {frames} frames", by_pinning[frames])
+    tell(f"pinned, {frames} frame{'s' * (frames > 1)}", by_pinning[frames])
 
 
 def later(films):
@@ -162,7 +162,7 @@ worst = sorted(range(COUNT), key=quality.__getitem__)[:3]
 show_rows({f"{scenes[i].objects[0].colour} {scenes[i].objects[0].shape}, {scenes[i].objects[0].motion}":
            made_by_pinning[9][i] for i in worst},
           "Rows of frames of the three films that go most astray. Frames 0 to 8 are given; then the object jumps, or "
-          "changes its colour or shape.", num_frames=9)
+          "changes its colour or shape.", num_frames=7)
 right = sum(one["all"] for one in by_pinning[9])
 assert right <= 6
 outcome("13.1", "at most 4" if right <= 4 else "5 to 8" if right <= 8 else "9 or more")
@@ -173,9 +173,8 @@ outcome("13.1", "at most 4" if right <= 4 else "5 to 8" if right <= 8 else "9 or
 # than half are ours.)
 #
 # Why? Ask what the network *sees*: the pinned frames are as noisy as all others. From what step on can it know what is
-# pinned? We noise a film, exchange its first
-# nine frames for those of another film, and measure by how much the network's guess of the *later* frames changes,
-# relative to how far the two films are apart.
+# pinned? We noise a film, exchange its first nine frames for those of another film, and measure by how much the
+# network's guess of the *later* frames changes, relative to how far the two films are apart.
 #
 # **Prediction 13.2.** At the very first step, t = 999, by how much does the guess of the later frames change when other
 # frames are pinned?
@@ -217,10 +216,12 @@ outcome("13.2", "not at all" if first < 0.01 else "by less than at t = 500, but 
 
 # %% [markdown]
 # At t = 999 it is exactly nothing. Our schedule ends in pure noise, $\bar\alpha = 0$ ([notebook
-# 04](04_diffusion.ipynb)), and the known frames are pure noise like everything else. But the
-# first steps are where the network chooses background, colour and path. When it can make out the pinned frames, its own
-# film is already under way, and it has never learned that some frames are more to be trusted than others. Pinning tells
-# the network *after* it has decided.
+# 04](04_diffusion.ipynb)), and the known frames are pure noise like everything else. So in the first step the toy begins
+# a film of its own, whatever is pinned.
+#
+# From the second step on it does hear them, and still the films go wrong. Hearing is not enough: the toy has learned
+# that *all* frames are its own draft. Where the pinned frames and its draft disagree, it looks for a film in which both
+# are right, and finds one that changes half-way.
 #
 # ## 3. A place of its own
 #
@@ -315,15 +316,15 @@ print(f"{len(learned)} of {len(model.transformer.state_dict())} tensors differ; 
 show_source(ImageChannels)
 
 # %% [markdown]
-# The same twelve films, the same noise, again no caption. For comparison, pinning also gets one try *with* the caption,
-# which says in words what the nine frames show.
+# The same twelve films, the same noise, again no caption. For comparison, both ways also get one try *with* the
+# caption, which says in words what the nine frames show.
 
 # %% tags=["nbval-ignore-output"]
-def continued_films(known, seed):
+def continued_films(known, seed, text=nothing):
     """As `pinned`, with the trained model: known latents stand on the image channels, and nothing is put back."""
     noise = draw_noise((len(known), 16, 5, 8, 8), torch.Generator().manual_seed(seed), known.dtype, device)
     beside = F.pad(known, (0, 0, 0, 0, 0, 5 - known.shape[2]))
-    latents, text = noise, nothing.expand(len(known), -1, -1)
+    latents, text = noise, text.expand(len(known), -1, -1)
     for i, t in enumerate(steps.timesteps.tolist()):
         seen = torch.cat([latents, beside], dim=1)
         v = model.transformer(seen, torch.full((len(known),), t, device=device), text)
@@ -332,29 +333,36 @@ def continued_films(known, seed):
 
 
 told = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(scenes)]
-with_caption = pipe.decode(pinned(encoded(true[:, :9]), SEED, pipe.text.encode(told).to(nothing)))
+words_for = pipe.text.encode(told).to(nothing)
+with_caption = pipe.decode(pinned(encoded(true[:, :9]), SEED, words_for))
 tell("pinned, 9 frames and caption", judged(with_caption))
 by_model, made_by_model = {}, {}
 for frames in (1, 5, 9):
     made_by_model[frames] = model.decode(continued_films(encoded(true[:, :frames]), SEED))
     by_model[frames] = judged(made_by_model[frames])
     tell(f"on channels, {frames} frame{'s' * (frames > 1)}", by_model[frames])
-for name, films in (("pinned, no caption", made_by_pinning[9]), ("pinned, with caption", with_caption),
-                    ("on channels, no caption", made_by_model[9])):
-    print(f"frames 9 to 16 against the true ones, nine given, {name}: {sum(later(films)) / COUNT:.1f} dB")
+both_ways = model.decode(continued_films(encoded(true[:, :9]), SEED, words_for))
+tell("on channels, 9 and caption", judged(both_ways))
+for name, films in (("pinned", made_by_pinning[9]), ("pinned, caption", with_caption),
+                    ("on channels", made_by_model[9]), ("on channels, caption", both_ways)):
+    print(f"nine frames {name}: frames 9 to 16 against the true ones {sum(later(films)) / COUNT:.1f} dB")
 gain, low, high = paired_difference([one["all"] for one in by_model[9]], [one["all"] for one in by_pinning[9]])
 print(f"nine frames, on channels less pinned: {gain:+.0%} of the films, 95 % interval {low:+.0%} to {high:+.0%}")
-assert low > 0
+assert gain >= 0.25
 shown = worst[0]
 compare_clips({"the true clip": true[shown], "nine frames pinned": made_by_pinning[9][shown],
                "nine frames on channels": made_by_model[9][shown], "one frame on channels": made_by_model[1][shown]},
               "Four clips: the true one; pinned, the object changes; on channels it goes on; from one frame alone it "
-              "keeps its looks and moves in some other way.", pipe.fps, num_frames=9)
+              "keeps its looks and moves in some other way.", pipe.fps, num_frames=6)
 
 # %% [markdown]
-# From nine frames the trained model continues most films, from a single one very few, and that is no fault: look at
-# the row of properties. Colour, shape and background are in the picture. The motion is not. Nobody could know it; that
-# is what the caption is for.
+# From nine frames the trained model continues many more films; all, it does not: it learned for a quarter of an hour.
+# From a single frame it continues few, and that is no fault. Look at the row of properties: colour, shape and
+# background are in the picture. The motion is not. Nobody could know it; that is what the caption is for.
+#
+# And look at pinning *with* a caption: it nearly works. Words are heard in the first step. If they say what the pinned
+# frames will say, the draft and the pinned frames never disagree. So pinning is no bad trick where a caption describes
+# everything, as in our small world. Captions of real films never do.
 #
 # And the first step?
 
@@ -371,12 +379,12 @@ axis.plot(TIMES, heard_by_pinning, "s--", label="pinned")
 axis.set(xlabel="timestep t (sampling goes from right to left)", ylabel="change of the guess", ylim=(0, None))
 axis.legend(fontsize=8)
 show_figure(figure, "By how much the guess of the later frames changes when other first frames are given, over the "
-                    "timestep. Pinned frames: nothing at 999. On channels: most at 999.")
+                    "timestep. Pinned frames: nothing at 999. On channels: much, from 999 on.")
 assert heard_by_model[0] > 10 * max(heard_by_pinning[0], 0.01)
 
 # %% [markdown]
-# The two curves are the whole story. The trained model hears the given frames most when everything else is noise,
-# which is when they matter. (Towards the left both curves fall: there the later frames themselves are visible.)
+# The trained model hears the given frames from the first step on, when everything else is noise and the film is begun.
+# (Towards the left both curves fall: there the later frames themselves are visible.)
 #
 # ## 5. One picture, four futures
 #
@@ -395,20 +403,20 @@ print(f"as asked: {sum(obeyed)} of {len(asked)}; first frames against the pictur
       ", ".join(f"{psnr(picture, film[0]):.0f} dB" for film in futures))
 assert sum(obeyed) >= 2
 compare_clips(dict(zip(FUTURES, futures)), "Four clips that begin with the same orange star on navy: it moves right, "
-              "down, or both, or stays still.", pipe.fps)
+              "down, or both, or stays still.", pipe.fps, num_frames=5)
 
 # %% [markdown]
-# Now let picture and caption contradict each other. The picture shows an orange star; the caption says *a blue ring
+# Now let picture and caption contradict each other. The picture shows an orange star; the caption says *a green ring
 # moves right*. No clip in training was like that.
 #
 # **Prediction 13.3.** What does the trained model make of it?
 
 # %%
-predict("13.3", "the orange star moves right", "a blue ring moves right", "it turns from one into the other",
+predict("13.3", "the orange star moves right", "a green ring moves right", "it turns from one into the other",
         "something that is neither")
 
 # %% tags=["folded", "nbval-ignore-output"]
-odd = "a blue ring moves right on a navy background"
+odd = "a green ring moves right on a navy background"
 torn = {w: model(odd, image=picture, num_inference_steps=12, guidance_scale=w, seed=4) for w in (1.0, 3.0, 9.0)}
 
 
@@ -421,17 +429,18 @@ def looks(frames):
 for w, film in torn.items():
     print(f"guidance {w:g}: frames 0 to 2 {looks(film[:3])}, frames 12 to 16 {looks(film[12:])}")
 show_rows({f"guidance {w:g}": film for w, film in torn.items()},
-          "Three rows of frames: picture of an orange star, caption of a blue ring, with guidance 1, 3 and 9.",
-          num_frames=9)
+          "Three rows of frames: picture of an orange star, caption of a green ring, with guidance 1, 3 and 9.",
+          num_frames=7)
 start, end = looks(torn[3.0][:3]), looks(torn[3.0][12:])
 outcome("13.3", "the orange star moves right" if end == ("orange", "star") else
-        "something that is neither" if end != ("blue", "ring") else
-        "a blue ring moves right" if start == end else "it turns from one into the other")
+        "something that is neither" if end != ("green", "ring") else
+        "a green ring moves right" if start == end else "it turns from one into the other")
 
 # %% [markdown]
-# Guidance has a side. Both of its answers, with and without the caption, are given the picture; the words go to one of
-# them. So guidance amplifies the words and never the picture, and the rows from top to bottom show whose will is done.
-# The lesson for use: a caption for a picture should describe that picture.
+# If you expected the picture to be safe in frame 0: it is not put back any more. It is a hint on extra channels, to a
+# network that had followed words long before, and in training the two never disagreed. And guidance takes sides. Both of
+# its answers, with and without the caption, are given the picture; the words go to one of them. So guidance amplifies
+# words, never the picture. The lesson: a caption for a picture should describe that picture.
 #
 # ## 6. How much of a film to forget
 #
@@ -500,18 +509,18 @@ for (kind, found), style in zip(counts.items(), ("o-", "s--", "^:", "d-.")):
 axis.set(xlabel="strength", ylabel=f"films of {COUNT}", ylim=(-0.3, COUNT + 0.3))
 axis.legend(fontsize=8)
 show_figure(figure, "How many of twelve films have the new caption's shape, background, colour and motion, over the "
-                    "strength. Shape comes first, motion last.")
+                    "strength. Shape comes first, colour and motion last.")
 total = {kind: sum(found) for kind, found in counts.items()}
 last = min(total, key=total.get)
 assert total["shape"] > total["motion"]
 outcome("13.4", f"the {last}")
 
 # %% [markdown]
-# Films are made from coarse to fine, and this is the same order, seen from behind. An outline is fine detail. A little
+# Films are made from coarse to fine, and this is the same order, seen from behind. An outline is fine detail: a little
 # noise hides it, and the steps that draw it are the last ones, which even a weak strength takes. A motion is coarse: it
-# says where the object is in *every* frame. It shows through a lot of noise, and each step finds the object still
-# there, and leaves it. To lose it, the film has to go back almost to the beginning, where paths are chosen: to those
-# very first steps that pinning could not reach.
+# says where the object is in *every* frame. It shows through a lot of noise, and each step finds the object still there,
+# and leaves it. To lose it, the film has to go back almost to the beginning, to the very first steps, which pinning could
+# not reach. (The background fits this less well: nothing is coarser, and yet it follows before colour and motion.)
 #
 # Below, one film with a slider. The four lights show what the oracle reads: the old film's, the new caption's, or
 # neither.
@@ -568,7 +577,7 @@ example = int((new_shape & old_motion)[place].int().argmax())
 compare_clips({"the film": source[example], f"strength {best:g}": changed_films[best][example],
                "strength 0.9": changed_films[0.9][example]},
               f"A film, and the same with the caption: {words[example]}. At strength {best:g} it has the new shape and "
-              "still moves as before; at 0.9 it moves as the caption says.", pipe.fps)
+              "still moves as before; at 0.9 it moves as the caption says.", pipe.fps, num_frames=5)
 
 # %% [markdown]
 # ## 7. As long as you like
@@ -656,8 +665,8 @@ print(f"the picture's channels cost {extra:,} weights of 5.57 billion, {extra / 
 #
 # <details><summary>1. Why does pinning nine true frames not continue a film?</summary>
 #
-# The pinned frames are as noisy as the rest. In the first steps, where background, colour and path are chosen, nothing
-# of them can be seen; at t = 999 exactly nothing. And the network never learned to trust some frames more than others.
+# In the first step the pinned frames are pure noise, so the network begins a film of its own. Later it hears them, but
+# it never learned to trust some frames more than others, and settles on a film that changes half-way.
 # </details>
 #
 # <details><summary>2. Why do the new weights begin at zero, and why do they not stay there?</summary>
