@@ -216,12 +216,12 @@ outcome("13.2", "not at all" if first < 0.01 else "by less than at t = 500, but 
 
 # %% [markdown]
 # At t = 999 it is exactly nothing. Our schedule ends in pure noise, $\bar\alpha = 0$ ([notebook
-# 04](04_diffusion.ipynb)), and the known frames are pure noise like everything else. So in the first step the toy begins
-# a film of its own, whatever is pinned.
+# 04](04_diffusion.ipynb)), and the known frames are pure noise like everything else. So in the first step the toy
+# begins a film of its own, whatever is pinned.
 #
-# From the second step on it does hear them, and still the films go wrong. Hearing is not enough: the toy has learned
-# that *all* frames are its own draft. Where the pinned frames and its draft disagree, it looks for a film in which both
-# are right, and finds one that changes half-way.
+# From the second step on it does hear them, and still the films go wrong. Our reading: hearing is not enough. The toy
+# has learned that *all* frames are its own draft. Where pinned frames and draft disagree, it looks for a film in which
+# both are right, and finds one that changes half-way.
 #
 # ## 3. A place of its own
 #
@@ -362,7 +362,7 @@ compare_clips({"the true clip": true[shown], "nine frames pinned": made_by_pinni
 #
 # And look at pinning *with* a caption: it nearly works. Words are heard in the first step. If they say what the pinned
 # frames will say, the draft and the pinned frames never disagree. So pinning is no bad trick where a caption describes
-# everything, as in our small world. Captions of real films never do.
+# everything, as in our small world. Captions of real films rarely do.
 #
 # And the first step?
 
@@ -438,9 +438,9 @@ outcome("13.3", "the orange star moves right" if end == ("orange", "star") else
 
 # %% [markdown]
 # If you expected the picture to be safe in frame 0: it is not put back any more. It is a hint on extra channels, to a
-# network that had followed words long before, and in training the two never disagreed. And guidance takes sides. Both of
-# its answers, with and without the caption, are given the picture; the words go to one of them. So guidance amplifies
-# words, never the picture. The lesson: a caption for a picture should describe that picture.
+# network that had followed words long before, and in training the two never disagreed. And guidance takes sides. Both
+# of its answers, with and without the caption, are given the picture; the words go to one of them. So guidance
+# amplifies words, never the picture. The lesson: a caption for a picture should describe that picture.
 #
 # ## 6. How much of a film to forget
 #
@@ -518,9 +518,9 @@ outcome("13.4", f"the {last}")
 # %% [markdown]
 # Films are made from coarse to fine, and this is the same order, seen from behind. An outline is fine detail: a little
 # noise hides it, and the steps that draw it are the last ones, which even a weak strength takes. A motion is coarse: it
-# says where the object is in *every* frame. It shows through a lot of noise, and each step finds the object still there,
-# and leaves it. To lose it, the film has to go back almost to the beginning, to the very first steps, which pinning could
-# not reach. (The background fits this less well: nothing is coarser, and yet it follows before colour and motion.)
+# says where the object is in *every* frame. It shows through a lot of noise, and each step finds the object still
+# there, and leaves it. To lose it, the film has to go back almost to the beginning. (The background fits this less
+# well: nothing is coarser, and yet it follows before colour and motion.)
 #
 # Below, one film with a slider. The four lights show what the oracle reads: the old film's, the new caption's, or
 # neither.
