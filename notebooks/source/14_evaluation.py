@@ -293,10 +293,8 @@ compare_clips({"true": film, "cheat": twitching}, "Left, the true clip; right, o
 # with shape and motion in training (notebook 09). Without noise and without a caption, the mean of its video tokens is
 # our feature.
 
-# %%
-show_source(clip_features)
-
 # %% tags=["nbval-ignore-output"]
+show_source(clip_features)
 POOL = 320
 world = sample_scenes(POOL, seed=11, two_objects=0.0)
 pool = torch.cat([clip_features(pipe, render_batch(world[i:i + 32], 17, 64, 64), 32) for i in range(0, POOL, 32)])
@@ -421,8 +419,6 @@ rivals = {"the toy": generated(pipe, 10), "true clips": true,
           "empty": true[:, :1, :1, :1].expand_as(true), "frozen": true[:, :1].expand_as(true),
           "twitching": torch.stack([cheat(clip) for clip in true]), "shuffled": true[:, order],
           "copied": render_batch(world[-N:], 17, 64, 64)}
-
-# %% tags=["nbval-ignore-output"]
 reference = shortened(pool[:REFERENCE], 16)
 picked = range(0, N, 4)  # the features of single frames take longest: of every fourth clip
 other_frames = clip_features(pipe, rearrange(render_batch(world[:16], 17, 64, 64)[:, ::2],
@@ -570,7 +566,7 @@ compare_clips({words[N // 2 + i]: torch.cat([rivals["the toy"][N // 2 + i], gap,
 #
 # Return the probability, if neither is better, of a split at least as uneven as this one, in *either* direction.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 def paired_p(new, old):
     """For each caption, whether the new and the old model obeyed, two lists of bool -> p, 0..1."""
     ### BEGIN SOLUTION
@@ -582,8 +578,6 @@ def paired_p(new, old):
 
 
 paired_p = check("14.5", paired_p)
-
-# %% tags=["nbval-ignore-output"]
 rivals["3 steps"] = generated(pipe, 3)
 hasty = obeyed_by(rivals["3 steps"])
 won = sum(a and not b for a, b in zip(right, hasty))
@@ -603,8 +597,11 @@ assert math.isclose(paired_p(right, hasty), sign_test(right, hasty), abs_tol=1e-
 #
 # Make pairs of clips for the same caption, with the sides drawn at random, and a key that is kept apart. Nobody may be
 # able to guess a side, not even from the other pairs. All chance comes from the generator.
+#
+# Below it is your turn with the package's test: 12 pairs, one clip with 10 steps and one with 3. Which side obeys its
+# caption and looks better? The names come after the last answer.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 def blind_pairs(ours, theirs, generator):
     """Two lists of clips, in the same order -> list of (left, right), and list of bool: is the left one of ours?"""
     ### BEGIN SOLUTION
@@ -614,16 +611,8 @@ def blind_pairs(ours, theirs, generator):
 
 
 blind_pairs = check("14.6", blind_pairs)
-
-# %% [markdown]
-# Your turn: 12 pairs, one with 10 steps and one with 3. Which side obeys its caption and looks better? The names come
-# after the last answer.
-
-# %% tags=["nbval-ignore-output"]
 explore_blind({"10 steps": rivals["the toy"][:12], "3 steps": rivals["3 steps"][:12]}, words[:12],
               "Two clips for the same caption", pipe.fps)
-
-# %%
 for share in (0.9, 0.75, 0.67, 0.6, 0.55):
     print(f"if {share:.0%} prefer one model, {answers_needed(share):4d} answers tell it from a coin")
 
@@ -740,8 +729,8 @@ print(f"{'your model' if MINE else 'the shipped toy'}: {sum(obeyed)} of {N} capt
 # split such as 5 to 3 is what coins do.
 # </details>
 #
-# **What the paper found.** CogVideoX-5B leads in four of the seven scores of Table 3 (five of VBench, and two measures of
-# motion from elsewhere), and people preferred it to Kling in all four aspects of Table 4. Of the VAEs, the chosen one
+# **What the paper found.** CogVideoX-5B leads in four of the seven scores of Table 3 (five are VBench's, two measure
+# motion in other ways), and people preferred it to Kling in all four aspects of Table 4. Of the VAEs, the chosen one
 # flickers least.
 #
 # **Where to read on.** `minicogvx/evaluation/`: every number of this notebook. [VBench](https://arxiv.org/abs/2311.17982)
