@@ -78,7 +78,7 @@ def test_structural():
         ("constants for values in 0..255", for_255),
         ("The constants are squares", not_squared),
         ("they must have Gaussian weights", all_alike),
-        ("reach beyond the edge", beyond_the_edge),
+        ("some windows reach beyond the edge", beyond_the_edge),
         ("of equal pictures it must be 1", standard_deviations),
         ("it must be one number", a_map),
     ])

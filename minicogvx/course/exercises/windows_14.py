@@ -9,6 +9,7 @@ from minicogvx.course.exercises.exercise import Wrong
 from minicogvx.course.exercises.plain_numbers import close, number_of
 from minicogvx.evaluation.similarity import ssim
 
+_BEYOND = "some windows reach beyond the edge, where there is nothing; take only those that lie inside"
 _RANGE_1, _RANGE_255 = (0.01**2, 0.03**2), ((2.55) ** 2, (7.65) ** 2)
 
 
@@ -55,6 +56,9 @@ def _said_of_flat(got: float) -> str:
         return ". These are the constants for values in 0..255; ours lie in 0..1, so they are 0.01^2 and 0.03^2"
     if close(got, (2 * 0.12 + 0.01) / (0.4 + 0.01), absolute=1e-3):
         return ". The constants are squares: 0.01^2 and 0.03^2"
+    dark, bright, gauss = torch.full((24, 24), 0.2), torch.full((24, 24), 0.6), _gauss()
+    if close(got, _formula(dark, bright, lambda x: F.conv2d(x[None, None], gauss, padding=5)), absolute=1e-3):
+        return f": {_BEYOND}"
     return ". Flat pictures have no spread, so only their means and the constants are left"
 
 
@@ -64,8 +68,7 @@ def _slips(a: Tensor, b: Tensor) -> dict[str, float]:
         "you took the whole picture as one window": _formula(a, b, lambda x: x.mean()),
         "all pixels of a window count alike; they must have Gaussian weights": _formula(
             a, b, lambda x: F.avg_pool2d(x[None, None], 11, 1)),
-        "some windows reach beyond the edge, where there is nothing; take only those that lie inside": _formula(
-            a, b, lambda x: F.conv2d(x[None, None], gauss, padding=5)),
+        _BEYOND: _formula(a, b, lambda x: F.conv2d(x[None, None], gauss, padding=5)),
         "the spread must be the variance, not the standard deviation": _formula(
             a, b, lambda x: F.conv2d(x[None, None], gauss), root=True),
     }
