@@ -35,7 +35,7 @@ def clip_features(pipe: Pipeline, videos: Float[Tensor, "b t h w 3"], batch_size
 
 def _of_batch(pipe: Pipeline, videos: Float[Tensor, "b t h w 3"], seen: list[Tensor]) -> Float[Tensor, "b d"]:
     pixels = (rearrange(videos, "b t h w c -> b c t h w") * 2 - 1).to(pipe.device, pipe.dtype)
-    latents = pipe.vae.encode(pixels).mode() * pipe.vae.config.scaling_factor
+    latents = (pipe.vae.encode(pixels).mode() * pipe.vae.config.scaling_factor).to(pipe.dtype)
     text = pipe.text.encode([""]).to(latents.device, latents.dtype).expand(len(latents), -1, -1)
     pipe.transformer(latents, torch.full((len(latents),), TIMESTEP, device=latents.device), text)
     out = seen.pop()

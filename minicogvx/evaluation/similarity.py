@@ -21,8 +21,9 @@ _C1, _C2 = 0.01**2, 0.03**2  # keep both quotients away from 0 / 0; for values i
 def ssim(true: Float[Tensor, "t h w c"], other: Float[Tensor, "t h w c"]) -> float:
     """Structural similarity of two clips in 0..1: 1 for equal ones (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
 
-    The mean over frames, channels and all windows that lie inside the frame, as scikit-image and torchmetrics compute
-    it with Gaussian weights. Raises ValueError for different shapes and frames of less than 11 pixels a side.
+    The mean over frames, channels and all windows that lie inside the frame, as scikit-image computes it with Gaussian
+    weights. (torchmetrics adds windows around the edge, filled by mirroring.) Raises ValueError for different shapes
+    and frames of less than 11 pixels a side.
     """
     if true.shape != other.shape or min(true.shape[1:3]) <= 2 * _RADIUS:
         raise ValueError(f"the clips have shapes {tuple(true.shape)} and {tuple(other.shape)}; both must be the same "

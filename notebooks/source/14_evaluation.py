@@ -6,7 +6,6 @@
 # %% tags=["nbval-ignore-output"]
 import math
 import random
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from minicogvx.data.films.flow import optical_flow
 from minicogvx.data.world import captions, oracle
 from minicogvx.data.world.drawing import render, render_batch
 from minicogvx.data.world.scenes import (
-    COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject, is_held_out, sample_scenes,
+    COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, is_held_out, sample_scenes,
 )
 from minicogvx.diffusion import draw_noise
 from minicogvx.evaluation.dynamics import consistency, flow_peaks, is_dynamic
@@ -30,6 +29,7 @@ from minicogvx.evaluation.frechet import frechet_distance
 from minicogvx.evaluation.intervals import answers_needed, sign_test, wilson
 from minicogvx.evaluation.reconstruction import flicker, psnr
 from minicogvx.evaluation.similarity import lpips_distance, ssim
+from minicogvx.evaluation.world_features import load_world_features
 from minicogvx.presets import preset
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -63,13 +63,13 @@ compare_clips(clips, "The caption: a yellow star moves right on a navy backgroun
 # ## 1. Beside a true clip
 #
 # A VAE gives back a clip that we have. So one can compare pixel with pixel: **PSNR**, the mean squared error in
-# decibels (notebook 03). How does it see mistakes that we see at once? Three spoilt copies: the whole clip 6 of its 64
+# decibels (notebook 03). How does it see mistakes that we see at once? Three spoilt copies: the whole clip 8 of its 64
 # pixels to the right, blurred, and without the star.
 #
 # **Prediction 14.1.** High PSNR is good: which of these three copies does it call the worst?
 
 # %%
-predict("14.1", "6 pixels to the right", "blurred", "without the star")
+predict("14.1", "8 pixels to the right", "blurred", "without the star")
 
 # %% tags=["folded", "nbval-ignore-output"]
 def blurred(clip, side):
@@ -78,10 +78,10 @@ def blurred(clip, side):
     return rearrange(frames, "t c h w -> t h w c")
 
 
-copies = {"6 pixels to the right": film.roll(6, dims=2), "blurred": blurred(film, 9), "without the star": empty}
+copies = {"8 pixels to the right": film.roll(8, dims=2), "blurred": blurred(film, 9), "without the star": empty}
 decibels = {name: psnr(film, copy) for name, copy in copies.items()}
 print("PSNR:", ", ".join(f"{name} {value:.1f} dB" for name, value in decibels.items()))
-assert decibels["6 pixels to the right"] < decibels["without the star"]
+assert decibels["8 pixels to the right"] < decibels["without the star"]
 outcome("14.1", min(decibels, key=decibels.get))
 
 # %% [markdown]
@@ -163,7 +163,7 @@ for axis, (name, measure) in zip(axes, measures.items()):
 axes[0].legend(fontsize=8)
 show_figure(figure, "PSNR, SSIM and LPIPS of the clip moved aside by 1 to 10 pixels, with dashed lines for the clip "
                     "without a star and dotted ones for the blurred clip.")
-assert worse_than_nothing["PSNR (dB)"]
+assert worse_than_nothing["PSNR (dB)"] and worse_than_nothing["SSIM"] and not worse_than_nothing["LPIPS, low is good"]
 
 
 def judged(pixels, blur):
@@ -182,9 +182,9 @@ explore_figure(judged, "A true frame of the star and a spoilt one: moved aside b
                pixels=[0, 1, 2, 4, 6], blur=[1, 3, 5, 9])
 
 # %% [markdown]
-# No measure that compares place by place knows that a star 6 pixels aside is a good star. For a VAE, which must not
-# move anything, that is right. For a generated clip it would be absurd: the caption does not say where the star stands.
-# There is no true clip.
+# PSNR and SSIM soon prefer no star at all. LPIPS never does here: its features are those of larger and larger patches,
+# and a star somewhat aside still looks like a star. That is why the VAE's loss has all kinds of terms. For a generated
+# clip even LPIPS is of no use: the caption does not say where the star stands. There is no true clip.
 #
 # ## 2. Without a true clip
 #
@@ -198,17 +198,17 @@ explore_figure(judged, "A true frame of the star and a spoilt one: moved aside b
 # - Of each pair, take the mean of the fastest 5 % of the pixels. Is it above 6 pixels, for frames of 256?
 # - A clip is dynamic if that is so in at least a quarter as many pairs as it has frames.
 #
-# Our frames have 64 pixels, so the limit is 1.5. In the plainest way:
+# Our frames have 64 pixels, so the limit is 1.5. In the plainest way, on copies half as large, where it is 0.75:
 
 # %%
 def fast_pairs(clip):
-    """In how many pairs of frames the fastest 5 % of the pixels move by more than 1.5 pixels; t h w 3."""
-    fast = 0
-    for before, after in zip(clip[:-1], clip[1:]):
-        flow = optical_flow(*(frame[None] @ torch.tensor([0.299, 0.587, 0.114]) for frame in (before, after)))
+    """In how many pairs of frames the fastest 5 % of the pixels move by more than the limit; t h w 3."""
+    fast, grey = 0, F.avg_pool2d(clip @ torch.tensor([0.299, 0.587, 0.114]), 2)
+    for before, after in zip(grey[:-1], grey[1:]):
+        flow = optical_flow(before[None], after[None], window=9, iterations=3)  # 1 2 h w
         lengths = sorted(math.hypot(dx, dy) for dx, dy in flow[0].flatten(1).T.tolist())
         fastest = lengths[-(len(lengths) // 20):]
-        fast += sum(fastest) / len(fastest) > 1.5
+        fast += sum(fastest) / len(fastest) > 0.75
     return fast
 
 
@@ -219,42 +219,40 @@ for name in ("as asked", "frozen", "shaken"):
 show_source(is_dynamic)
 
 # %% [markdown]
-# The shapes of our world move by 0.3 to 0.45 of the frame in 16 steps: 1.2 to 1.8 pixels from frame to frame along each
-# axis, and faster in circles, hops and diagonals. You see at once that they move.
+# Flow is itself an estimate, VBench's by a trained network, ours by least squares. In our world we know the truth: a
+# shape that moves left, right, up or down goes 0.32 to 0.45 of the frame in 16 steps, and where it goes no faster than
+# 1.5 pixels a step, the rule should call it static.
 #
-# **Prediction 14.2.** Of 60 drawn clips in which something moves left, right, up or down, what share does the rule call
-# dynamic?
+# **Prediction 14.2.** Of 30 such clips, how many does the rule call dynamic with our flow, compared with the true
+# speeds?
 
 # %%
-predict("14.2", "nearly all, over 90 %", "somewhere between", "hardly any, under 10 %")
+predict("14.2", "fewer", "about as many, up to three", "more")
 
 # %% tags=["folded", "nbval-ignore-output"]
-straight = [scene for scene in sample_scenes(400, seed=4, two_objects=0.0)
-            if scene.objects[0].motion in ("moves left", "moves right", "moves up", "moves down")][:60]
-fast = {}
-for scene, clip in zip(straight, render_batch(straight, 17, 64, 64)):
-    fast[scene] = float(flow_peaks(clip).sort().values[-4])  # what the fourth fastest pair reaches
-true_speed = torch.tensor([64 * scene.objects[0].speed / 16 for scene in straight])
-seen_speed = torch.tensor(list(fast.values()))
-share = float((seen_speed > 1.5).double().mean())
+straight = [scene for scene in sample_scenes(200, seed=4, two_objects=0.0)
+            if scene.objects[0].motion in ("moves left", "moves right", "moves up", "moves down")][:30]
+true_speed = torch.tensor([64 * scene.objects[0].speed / 16 for scene in straight])  # pixels a frame
+seen_speed = torch.tensor([float(flow_peaks(clip).sort().values[-4]) for clip in render_batch(straight, 17, 64, 64)])
 figure, ((axis,),) = new_figure(width=5.5, height=2.8)
 axis.plot(true_speed, seen_speed, "o", markersize=4)
 axis.axhline(1.5, color="#D55E00", linestyle="--", label="the rule's limit")
-axis.plot([1.2, 1.9], [1.2, 1.9], color="#999999", linewidth=1, label="measured = true")
+axis.plot([1.2, 1.9], [1.2, 1.9], color="#777777", linewidth=1, label="measured = true")
 axis.set(xlabel="true speed, pixels a frame", ylabel="measured, fourth fastest pair")
 axis.legend(fontsize=8)
-show_figure(figure, "Each dot is a clip: the speed measured by optical flow in the fourth fastest pair of frames, over "
-                    "the true speed, with the rule's limit of 1.5 pixels as a dashed line.")
-low, high = wilson(share, len(straight))
-print(f"{share:.0%} of {len(straight)} clips count as dynamic (95 % interval {low:.0%} to {high:.0%})")
-outcome("14.2", "nearly all, over 90 %" if share > 0.9 else "hardly any, under 10 %" if share < 0.1 else
-        "somewhere between")
-assert share < 0.95
+show_figure(figure, "Each dot is a clip: the speed that optical flow measures in the fourth fastest pair of frames, "
+                    "over the true speed. Dashed, the rule's limit of 1.5 pixels.")
+truly, seen = int((true_speed > 1.5).sum()), int((seen_speed > 1.5).sum())
+for name, count in (("true speeds", truly), ("optical flow", seen)):
+    low, high = wilson(count / 30, 30)
+    print(f"dynamic by {name}: {count} of 30 clips (95 % interval {low:.0%} to {high:.0%})")
+outcome("14.2", "more" if seen > truly + 3 else "fewer" if seen < truly - 3 else "about as many, up to three")
+assert seen > truly + 3
 
 # %% [markdown]
-# The rule does not ask *how much* moves, but on which side of a limit a clip lies. A model that moves everything a
-# little faster than its rival may double its score; far above or below the limit, speed changes nothing. So a dynamic
-# degree says something about a model only together with the speeds of its clips.
+# At the rim of a moving shape, background comes and goes, and flow runs ahead of the truth; the fastest 5 % are just
+# such pixels. With another flow the same clips get another score. And whoever lies near the limit wins much with a
+# little speed: the rule does not ask how much moves, but on which side of a line a clip lies.
 #
 # ### Exercise 14.2: a still clip that counts as dynamic (difficulty 2 of 3, 15 minutes)
 #
@@ -292,32 +290,33 @@ compare_clips({"true": film, "cheat": twitching}, "Left, the true clip; right, o
 # With features of single pictures it is called FID, with features of clips FVD. The networks behind them know
 # photographs and people, not our shapes. But we have a network that does: the transformer. Its middle block was aligned
 # with shape and motion in training (notebook 09). Without noise and without a caption, the mean of its video tokens is
-# our feature.
+# our feature. Those of 800 drawn clips are stored, along the 64 directions in which they vary most.
 
 # %% tags=["nbval-ignore-output"]
 show_source(clip_features)
-POOL = 320
-world = sample_scenes(POOL, seed=11, two_objects=0.0)
-pool = torch.cat([clip_features(pipe, render_batch(world[i:i + 32], 17, 64, 64), 32) for i in range(0, POOL, 32)])
-print(f"{POOL} clips, each a feature of {pool.shape[1]} numbers")
+world = load_world_features()
+POOL = len(world.scenes)
+again = world.along(clip_features(pipe, render_batch(world.scenes[:2], 17, 64, 64)))
+print(f"{POOL} clips, {world.features.shape[1]} numbers each; of two computed again, the distance to what is stored is "
+      f"{(again - world.features[:2]).norm() / world.features[:2].norm():.1%} of their size")
+assert (again - world.features[:2]).norm() < 0.1 * world.features[:2].norm()
 
 
-def readable(features, answers, names, first=240):
+def readable(features, answers, names, first=600):
     """How often a linear rule, fitted on the first clips, reads the answer from the features of the others."""
-    x = (features - features.mean(dim=0)) / features.std(dim=0)
-    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    x = torch.cat([features / features.std(dim=0), torch.ones(len(features), 1)], dim=1)
     y = F.one_hot(torch.tensor([names.index(answer) for answer in answers]), len(names)).float()
-    rule = torch.linalg.solve(x[:first].T @ x[:first] + 30 * torch.eye(x.shape[1]), x[:first].T @ y[:first])
+    rule = torch.linalg.solve(x[:first].T @ x[:first] + 10 * torch.eye(x.shape[1]), x[:first].T @ y[:first])
     return float(((x[first:] @ rule).argmax(dim=1) == y[first:].argmax(dim=1)).float().mean())
 
 
 for kind, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("motion", MOTIONS)):
-    found = readable(pool, [getattr(scene.objects[0], kind) for scene in world], names)
-    print(f"a linear rule reads the {kind} of {found:.0%} of {POOL - 240} other clips; a guess {1 / len(names):.0%}")
+    found = readable(world.features, [getattr(scene.objects[0], kind) for scene in world.scenes], names)
+    print(f"a linear rule reads the {kind} of {found:.0%} of {POOL - 600} other clips; a guess {1 / len(names):.0%}")
     assert found > 1.5 / len(names)
 
 # %% [markdown]
-# The feature knows more than a guess of what the words say. A distance can see only what the feature knows.
+# The features know much of what the words say, though not all. A distance can see only what the feature knows.
 #
 # ### Exercise 14.3: Fréchet distance (difficulty 3 of 3, 20 minutes)
 #
@@ -337,49 +336,40 @@ def frechet(a, b):
 
 
 frechet = check("14.3", frechet)
-assert math.isclose(frechet(pool[:, :20].double(), 2 * pool[:60, :20].double()),
-                    frechet_distance(pool[:, :20], 2 * pool[:60, :20]), rel_tol=1e-3)
+some, others = world.features[:300, :20].double(), 2 * world.features[300:400, :20].double()
+print(f"300 clips against 100 with features twice as large: {frechet(some, others):.2f}")
+assert math.isclose(frechet(some, others), frechet_distance(some, others), rel_tol=1e-3)
 show_source(frechet_distance)
 
 # %% [markdown]
 # A first test of any measure: what does it say of two crowds that *are* alike? We draw the world twice, with other
 # scenes each time, and measure its distance to itself.
 #
-# **Prediction 14.3.** The world against itself, with 20 clips on each side, and with 160: what happens to the distance?
+# **Prediction 14.3.** The world against itself, with 25 clips on each side, and with 400: what happens to the distance?
 
 # %%
 predict("14.3", "0 both times, up to rounding", "above 0, and about the same", "above 0, and it falls by half or more")
 
 # %% tags=["folded", "nbval-ignore-output"]
-centre = pool.mean(dim=0)
-directions = torch.linalg.svd(pool - centre, full_matrices=False).Vh  # those of the largest variance first
-
-
-def shortened(features, d):
-    """The d numbers of each feature that vary most in the world, n d."""
-    return (features - centre) @ directions[:d].T
-
-
-sizes, dice = (10, 20, 40, 80, 160), torch.Generator().manual_seed(0)
+sizes, dice = (12, 25, 50, 100, 200, 400), torch.Generator().manual_seed(0)
 figure, ((axis,),) = new_figure(width=6, height=2.8)
 to_itself = {}
-for d, style in ((8, "o-"), (32, "s--"), (256, "^:")):
-    features = shortened(pool, d)
+for d, style in ((64, "^:"), (32, "s--"), (8, "o-")):
+    features = world.features[:, :d]
     total = float(features.var(dim=0).sum())
     for n in sizes:
-        splits = [torch.randperm(POOL, generator=dice)[:2 * n] for _ in range(4)]
+        splits = [torch.randperm(POOL, generator=dice)[:2 * n] for _ in range(5)]
         found = [frechet_distance(features[split[:n]], features[split[n:]]) / total for split in splits]
         to_itself[d, n] = sum(found) / len(found)
     axis.loglog(sizes, [to_itself[d, n] for n in sizes], style, markersize=4, label=f"{d} numbers a clip")
+    print(f"{d:3d} numbers a clip:", ", ".join(f"{n} clips {to_itself[d, n]:.2f}" for n in sizes))
 axis.set_xticks(sizes, [str(n) for n in sizes])
 axis.minorticks_off()
 axis.set(xlabel="clips on each side", ylabel="distance / variance")
 axis.legend(fontsize=8)
 show_figure(figure, "The Fréchet distance of the world to itself, as a share of its variance, against the number of "
-                    "clips: it falls with more clips, and is larger the more numbers a feature has.")
-for d in (8, 32, 256):
-    print(f"{d:3d} numbers a clip:", ", ".join(f"{n} clips {to_itself[d, n]:.2f}" for n in sizes))
-few, many = to_itself[32, 20], to_itself[32, 160]
+                    "clips, mean of 5 splits: it falls with more clips, and is larger the more numbers a feature has.")
+few, many = to_itself[64, 25], to_itself[64, 400]
 assert few > 2 * many > 0
 outcome("14.3", "0 both times, up to rounding" if few < 1e-3 else "above 0, and it falls by half or more"
         if many < few / 2 else "above 0, and about the same")
@@ -391,14 +381,14 @@ outcome("14.3", "0 both times, up to rounding" if few < 1e-3 else "above 0, and 
 #
 # ## 4. The table of cheats
 #
-# Now everybody against everybody: 32 captions, half of them of combinations that training never showed. The toy makes
-# its clips in 10 steps. Beside it stand the true clips and five ways to cheat, made from the true clips, or *copied*:
-# clips of other scenes, whatever the captions say. The numbers: flicker, consistency and dynamic degree; the Fréchet
-# distance of single *frames* (as in FID) and of clips, the *crowd* (as in FVD), with 16 numbers each, to other true
+# Now everybody against everybody: 24 captions, half of them of combinations that training never showed. The toy makes
+# its clips in 8 steps without guidance. Beside it stand the true clips and four ways to cheat, made from the true
+# clips, or *copied*: clips of other scenes, whatever the captions say. The numbers: flicker, consistency and dynamic
+# degree; the Fréchet distance of single *frames* (as in FID) and of clips, the *crowd* (as in FVD), to other true
 # clips; and the share of clips in which the oracle reads all that was asked for.
 
 # %% tags=["nbval-ignore-output"]
-N, REFERENCE = 32, 160
+N = 24
 shown, hidden = (sample_scenes(N // 2, seed=21, split=split, two_objects=0.0) for split in ("train", "held_out"))
 asked = shown + hidden
 words = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(asked)]
@@ -407,7 +397,7 @@ noises = draw_noise((N, 16, 5, 8, 8), torch.Generator().manual_seed(14), device=
 
 def generated(model, steps):
     """A clip for each caption, b t h w 3."""
-    return model.decode(model.sample(words, num_inference_steps=steps, guidance_scale=3.0, latents=noises))
+    return model.decode(model.sample(words, num_inference_steps=steps, guidance_scale=1.0, latents=noises))
 
 
 def obeyed_by(clips):
@@ -415,26 +405,29 @@ def obeyed_by(clips):
     return [oracle.matches(oracle.read(clip), scene)["all"] for clip, scene in zip(clips, asked)]
 
 
+def of_frames(clips):
+    """The features of each frame by itself, b t d; equal frames are computed once."""
+    each, back = torch.unique(clips.flatten(0, 1), dim=0, return_inverse=True)
+    return clip_features(pipe, each[:, None], 64)[back].view(len(clips), -1, pool_width)
+
+
 true = render_batch(asked, 17, 64, 64)
-rivals = {"the toy": generated(pipe, 10), "true clips": true,
-          "empty": true[:, :1, :1, :1].expand_as(true), "frozen": true[:, :1].expand_as(true),
+rivals = {"the toy": generated(pipe, 8), "true clips": true, "frozen": true[:, :1].expand_as(true),
           "twitching": torch.stack([cheat(clip) for clip in true]), "shuffled": true[:, order],
-          "copied": render_batch(world[-N:], 17, 64, 64)}
-reference = shortened(pool[:REFERENCE], 16)
-picked = range(0, N, 4)  # the features of single frames take longest: of every fourth clip
-other_frames = clip_features(pipe, rearrange(render_batch(world[:16], 17, 64, 64)[:, ::2],
-                                             "b t h w c -> (b t) 1 h w c"), 72)
-frame_directions = torch.linalg.svd(other_frames - other_frames.mean(dim=0), full_matrices=False).Vh[:16]
-table = {}
+          "copied": render_batch(world.scenes[:N], 17, 64, 64)}
+pool_width = world.centre.shape[0]
+others = of_frames(render_batch(world.scenes[100:108], 17, 64, 64)[:, ::4]).flatten(0, 1)
+frame_directions = torch.linalg.svd(others - others.mean(dim=0), full_matrices=False).Vh[:8].T
+table, crowd = {}, {}
 for name, made in rivals.items():
-    frames = clip_features(pipe, rearrange(made[::4], "b t h w c -> (b t) 1 h w c"), 68)
-    by_clip = rearrange(frames, "(b t) d -> b t d", t=17)
+    frames = of_frames(made[::6])  # of every sixth clip: frames take longest
+    crowd[name] = world.along(clip_features(pipe, made, 24))
     table[name] = {
         "flicker": sum(map(flicker, made)) / N,
-        "consistency": sum(map(consistency, by_clip)) / len(by_clip),
-        "dynamic": sum(map(is_dynamic, made)) / N,
-        "frames": frechet_distance(frames @ frame_directions.T, other_frames @ frame_directions.T),
-        "crowd": frechet_distance(shortened(clip_features(pipe, made, 32), 16), reference),
+        "consistency": sum(map(consistency, frames)) / len(frames),
+        "dynamic": sum(map(is_dynamic, made[::3])) / len(made[::3]),
+        "frames": frechet_distance(frames.flatten(0, 1) @ frame_directions, others @ frame_directions),
+        "crowd": frechet_distance(crowd[name][:, :8], world.features[100:, :8]),
         "obeyed": sum(obeyed_by(made)) / N,
     }
 
@@ -445,18 +438,18 @@ judges = [name for name in table if name != "true clips"]
 best = {column: (min if column in LOW_IS_GOOD else max)(table[name][column] for name in judges) for column in columns}
 figure, ((axis,),) = new_figure(width=8, height=2.9)
 axis.set_axis_off()
-cells = axis.table([[f"{table[name][column]:.2f}" for column in columns] for name in table], rowLabels=list(table),
+cells = axis.table([[f"{table[name][column]:.3f}" for column in columns] for name in table], rowLabels=list(table),
                    colLabels=[f"{column} {'low' if column in LOW_IS_GOOD else 'high'}" for column in columns],
                    bbox=[0.12, 0, 0.88, 1], cellLoc="center")
 for row, name in enumerate(table, start=1):
     for place, column in enumerate(columns):
-        if name in judges and math.isclose(table[name][column], best[column], rel_tol=1e-3, abs_tol=1e-3):
+        if name in judges and math.isclose(table[name][column], best[column], rel_tol=1e-3, abs_tol=1e-4):
             cells[row, place].set_facecolor("#F5D9A8")
-show_figure(figure, "The table of cheats: rows are the toy, the true clips and five cheats; columns are six numbers. "
+show_figure(figure, "The table of cheats: rows are the toy, the true clips and four cheats; columns are six numbers. "
                     "Shaded is the best of each column, the true clips left aside.")
 for column in columns:
-    winners = [name for name in judges if math.isclose(table[name][column], best[column], rel_tol=1e-3, abs_tol=1e-3)]
-    print(f"best in {column}: {', '.join(winners)} ({best[column]:.2f}; true clips {table['true clips'][column]:.2f})")
+    winners = [name for name in judges if math.isclose(table[name][column], best[column], rel_tol=1e-3, abs_tol=1e-4)]
+    print(f"best in {column}: {', '.join(winners)} ({best[column]:.3f}; true clips {table['true clips'][column]:.3f})")
 assert table["frozen"]["flicker"] == 0
 assert math.isclose(table["shuffled"]["frames"], table["true clips"]["frames"], rel_tol=1e-3)
 assert table["twitching"]["dynamic"] > table["the toy"]["dynamic"]
@@ -503,12 +496,12 @@ for right, n in ((16, 16), (30, 32), (470, 500)):
 # %% [markdown]
 # The toy's training never showed one in eight combinations of shape, colour and motion. Green triangles that move up,
 # for example, were left out, but green triangles and things that move up were not. Does the toy obey those captions,
-# too? Our 32 clips are 16 of each kind.
+# too? Our 24 clips are 12 of each kind.
 #
 # **Prediction 14.4.** What will the 95 % interval of the difference between shown and held-out combinations say?
 
 # %%
-predict("14.4", "shown ones do better", "16 clips of each cannot tell", "held-out ones do better")
+predict("14.4", "shown ones do better", "12 clips of each cannot tell", "held-out ones do better")
 
 # %% tags=["folded", "nbval-ignore-output"]
 assert not any(is_held_out(thing.shape, thing.colour, thing.motion) for scene in shown for thing in scene.objects)
@@ -524,42 +517,38 @@ high = p - q + math.hypot(p_high - p, q - q_low)
 print(f"shown less held out: {100 * (p - q):+.0f} percentage points, 95 % interval {100 * low:+.0f} to "
       f"{100 * high:+.0f}")
 outcome("14.4", "shown ones do better" if low > 0 else "held-out ones do better" if high < 0 else
-        "16 clips of each cannot tell")
+        "12 clips of each cannot tell")
 
 # %% [markdown]
-# If the interval contains 0, that is no proof that both are equal: with 16 clips of each, the difference would have to
-# be some 30 percentage points to show. `minicogvx evaluate` uses hundreds.
+# If the interval contains 0, that is no proof that both are equal: with 12 clips of each, the difference would have to
+# be some 35 percentage points to show. `minicogvx evaluate` uses hundreds.
 #
 # Obeying captions that were never shown is the best sign that a model composes. But might it paste together what it
-# has seen? For each clip of the toy we look up its **nearest training clip**, by the distance of features, among our
-# 320. As a measure of what is near: how far true clips of the same captions are from *their* nearest one.
+# has seen? For each of these clips we look up its **nearest training clip**, by the distance of features, among our
+# 800 of the training split. A measure of what is near: how far *true* clips of the same captions are from theirs.
 
 # %% tags=["nbval-ignore-output"]
-def nearest(made):
-    """For each clip, the nearest of the pool: its place and its distance."""
-    apart = torch.cdist(clip_features(pipe, made, 32), pool)
-    return apart.argmin(dim=1), apart.min(dim=1).values
-
-
-place, near = nearest(rivals["the toy"][N // 2:])
-_, near_of_true = nearest(true[N // 2:])
-_, near_of_copies = nearest(rivals["copied"][:8])
-print(f"distance to the nearest of {POOL} training clips, median: the toy's clips {near.median():.2f}, true clips "
-      f"{near_of_true.median():.2f}, copies {near_of_copies.median():.2f}")
-assert near_of_copies.max() < 0.1 * near_of_true.min()
+near = {}
+for name in ("the toy", "true clips", "copied"):
+    near[name] = torch.cdist(crowd[name][N // 2:], world.features).min(dim=1)
+    print(f"{name:10s}: distance to the nearest of {POOL} training clips, median {near[name].values.median():.2f}, "
+          f"least {near[name].values.min():.2f}")
+assert near["copied"].values.max() < 0.5 * near["true clips"].values.min()
 gap = torch.ones(17, 4, 64, 3)
-compare_clips({words[N // 2 + i]: torch.cat([rivals["the toy"][N // 2 + i], gap, render(world[place[i]], 17, 64, 64)],
-                                            dim=1) for i in range(0, 16, 4)},
-              "Above, four clips of the toy for captions that training never showed; below each, the nearest of 320 "
-              "training clips.", pipe.fps, num_frames=4)
+beside = {}
+for i in range(0, 12, 3):
+    neighbour = render(world.scenes[near["the toy"].indices[i]], 17, 64, 64)
+    beside[words[N // 2 + i]] = torch.cat([rivals["the toy"][N // 2 + i], gap, neighbour], dim=1)
+compare_clips(beside, "Above, four clips of the toy for captions that training never showed; below each, the nearest "
+              "of 800 training clips.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# A copy has the distance 0, and the check would find it. (It would not find a copy of a clip that is missing from our
-# 320. On real data, look among all.)
+# A copy has nearly the distance 0, and the check would find it. (It would not find a copy of a clip that is missing
+# from our 800. On real data, look among all.)
 #
 # ## 6. Two models, the same captions
 #
-# Is 10 steps better than 3? Both get the same captions and the same noise. That makes *pairs*, and pairs tell more: a
+# Are 8 steps better than 3? Both get the same captions and the same noise. That makes *pairs*, and pairs tell more: a
 # caption that both get right, or both wrong, says nothing about which is better. If neither were better, each of the
 # others would be a coin.
 #
@@ -583,7 +572,7 @@ rivals["3 steps"] = generated(pipe, 3)
 hasty = obeyed_by(rivals["3 steps"])
 won = sum(a and not b for a, b in zip(right, hasty))
 lost = sum(b and not a for a, b in zip(right, hasty))
-print(f"10 steps: {sum(right)} of {N}, 3 steps: {sum(hasty)} of {N}; only 10 steps right {won}, only 3 steps right "
+print(f"8 steps: {sum(right)} of {N}, 3 steps: {sum(hasty)} of {N}; only 8 steps right {won}, only 3 steps right "
       f"{lost}; p = {paired_p(right, hasty):.2g}")
 print(f"5 to 1 gives p = {paired_p([True] * 5 + [False], [False] * 5 + [True]):.3f}")
 assert math.isclose(paired_p(right, hasty), sign_test(right, hasty), abs_tol=1e-6)
@@ -599,7 +588,7 @@ assert math.isclose(paired_p(right, hasty), sign_test(right, hasty), abs_tol=1e-
 # Make pairs of clips for the same caption, with the sides drawn at random, and a key that is kept apart. Nobody may be
 # able to guess a side, not even from the other pairs. All chance comes from the generator.
 #
-# Below it is your turn with the package's test: 12 pairs, one clip with 10 steps and one with 3. Which side obeys its
+# Below it is your turn with the package's test: 12 pairs, one clip with 8 steps and one with 3. Which side obeys its
 # caption and looks better? The names come after the last answer.
 
 # %% tags=["nbval-ignore-output"]
@@ -612,7 +601,7 @@ def blind_pairs(ours, theirs, generator):
 
 
 blind_pairs = check("14.6", blind_pairs)
-explore_blind({"10 steps": rivals["the toy"][:12], "3 steps": rivals["3 steps"][:12]}, words[:12],
+explore_blind({"8 steps": rivals["the toy"][6:18], "3 steps": rivals["3 steps"][6:18]}, words[6:18],
               "Two clips for the same caption", pipe.fps)
 for share in (0.9, 0.75, 0.67, 0.6, 0.55):
     print(f"if {share:.0%} prefer one model, {answers_needed(share):4d} answers tell it from a coin")
@@ -700,12 +689,12 @@ print(f"at 113 s a clip (Table 7, one H800): {(d + 1) * 113 / 86400:.1f} days; 5
 # %% tags=["nbval-ignore-output"]
 MINE = None  # the folder of your own model, such as "runs/mine/model"; None: the shipped toy stands in
 mine = minicogvx.load(MINE, device, torch.float32) if MINE else pipe
-kept = rivals["the toy"] if mine is pipe else generated(mine, 10)
+kept = rivals["the toy"] if mine is pipe else generated(mine, 8)
 obeyed = obeyed_by(kept)
 low, high = share_interval(sum(obeyed), N)
 print(f"{'your model' if MINE else 'the shipped toy'}: {sum(obeyed)} of {N} captions obeyed ({low:.0%} to {high:.0%}); "
-      f"flicker {sum(map(flicker, kept)) / N:.1f} (true clips {table['true clips']['flicker']:.1f}); dynamic "
-      f"{sum(map(is_dynamic, kept)) / N:.0%}; against the toy p = {paired_p(obeyed, right):.2g}")
+      f"flicker {sum(map(flicker, kept)) / N:.1f} (true clips {table['true clips']['flicker']:.1f}); against the toy "
+      f"p = {paired_p(obeyed, right):.2g}")
 
 # %% [markdown]
 # ## What you can now explain
