@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import linalg, stats
 
+import minicogvx
 from minicogvx.data.world.drawing import render, render_batch
 from minicogvx.data.world.scenes import Scene, ShapeObject, sample_scenes
 from minicogvx.evaluation.dynamics import consistency, dynamic_degree, flow_peaks, is_dynamic
@@ -14,6 +15,7 @@ from minicogvx.evaluation.features import clip_features
 from minicogvx.evaluation.frechet import frechet_distance
 from minicogvx.evaluation.intervals import answers_needed, sign_test, wilson
 from minicogvx.evaluation.similarity import lpips_distance, ssim
+from minicogvx.evaluation.world_features import load_world_features
 from tests.tiny import tiny_pipe
 
 
@@ -131,6 +133,15 @@ def test_features_belong_to_their_clip():
     blocks = pipe.transformer.transformer_blocks
     assert not any(block._forward_hooks for block in blocks), "no hook is left behind"
     assert clip_features(pipe, videos[0][:, None]).shape == (len(videos[0]), pipe.transformer.config.width)
+
+
+def test_stored_features_are_those_of_the_shipped_toy():
+    world = load_world_features()
+    assert world.features.shape == (len(world.scenes), 64) and world.directions.shape == (64, len(world.centre))
+    assert torch.allclose(world.directions @ world.directions.mT, torch.eye(64), atol=0.01)
+    pipe = minicogvx.load("toy", "cpu", torch.float32)
+    again = world.along(clip_features(pipe, render_batch(world.scenes[5:8], *pipe.video_size)))
+    assert (again - world.features[5:8]).norm() < 0.02 * again.norm(), "run python -m minicogvx.evaluation.world_features"
 
 
 def random_sets(n: int = 300, d: int = 6):
