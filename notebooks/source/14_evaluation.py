@@ -183,8 +183,8 @@ explore_figure(judged, "A true frame of the star and a spoilt one: moved aside b
 
 # %% [markdown]
 # PSNR and SSIM soon prefer no star at all. LPIPS never does here: its features are those of larger and larger patches,
-# and a star somewhat aside still looks like a star. That is why the VAE's loss has all kinds of terms. For a generated
-# clip even LPIPS is of no use: the caption does not say where the star stands. There is no true clip.
+# and a star somewhat aside still looks like a star. For a generated clip even LPIPS is of no use: the caption does not
+# say where the star stands. There is no true clip.
 #
 # ## 2. Without a true clip
 #
@@ -289,8 +289,8 @@ compare_clips({"true": film, "cheat": twitching}, "Left, the true clip; right, o
 #
 # With features of single pictures it is called FID, with features of clips FVD. The networks behind them know
 # photographs and people, not our shapes. But we have a network that does: the transformer. Its middle block was aligned
-# with shape and motion in training (notebook 09). Without noise and without a caption, the mean of its video tokens is
-# our feature. Those of 800 drawn clips are stored, along the 64 directions in which they vary most.
+# with shape and motion in training. Without noise and without a caption, the mean of its video tokens is our feature.
+# Those of 800 drawn clips are stored, along the 64 directions in which they vary most.
 
 # %% tags=["nbval-ignore-output"]
 show_source(clip_features)
@@ -461,8 +461,7 @@ assert max(table[name]["obeyed"] for name in judges if name != "the toy") < tabl
 # matter: *shuffled* gets exactly what the true clips get. The distance of clips sees a crowd, and never asks which clip
 # belongs to which caption: a model that shows training clips at random is perfect.
 #
-# None of these numbers is useless. Each answers one question, and a good model must do well in all at once. They fail
-# where one of them is what people optimise.
+# None of these numbers is useless. Each answers one question, and a good model must do well in all at once.
 #
 # ## 5. How sure is a share?
 #
@@ -543,8 +542,7 @@ compare_clips(beside, "Above, four clips of the toy for captions that training n
               "of 800 training clips.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# A copy has nearly the distance 0, and the check would find it. (It would not find a copy of a clip that is missing
-# from our 800. On real data, look among all.)
+# A copy has nearly the distance 0, and the check would find it, if only among our 800. On real data, look among all.
 #
 # ## 6. Two models, the same captions
 #
@@ -607,12 +605,11 @@ for share in (0.9, 0.75, 0.67, 0.6, 0.55):
     print(f"if {share:.0%} prefer one model, {answers_needed(share):4d} answers tell it from a coin")
 
 # %% [markdown]
-# A dozen answers find only what is obvious. And a preference is not one number: ask *what* is to be better.
+# A dozen answers find only what is obvious.
 #
 # ## 8. The paper's tables, read again
 #
-# Table 3 has scores of ten models. We copy three of its columns. The paper writes that the 5B is the best in five of
-# seven; look for yourself. And there is more in the digits than the scores.
+# Table 3 has scores of ten models in seven columns. Here are three of them. There is more in their digits than scores.
 
 # %%
 TABLE_3 = {  # human action, dynamic degree, multiple objects; in per cent
@@ -638,9 +635,9 @@ for place, column, digits in ((0, "human action", 1), (1, "dynamic degree", 2)):
 
 # %% [markdown]
 # So the digits betray how many clips were judged. In human action the 5B is ahead of the 2B by a single clip. (If
-# several clips share a prompt they are not independent, and the true intervals are wider still.) By the whole table the
-# 5B is best in four columns of seven, not five: T2V-Turbo leads in scene, VideoCrafter in appearance style, and in
-# dynamic degree its own small sister, the 2B. Now you know what that last one measures.
+# several clips share a prompt they are not independent, and the true intervals are wider still.) The paper writes that
+# the 5B is best in five of seven columns. By its table it is four: T2V-Turbo leads in scene, VideoCrafter in appearance
+# style, and in dynamic degree the 2B. Now you know what that last one measures.
 #
 # Table 4: people gave 0, 1/2 or 1 for each of four aspects to clips of 100 prompts. The paper gives no spread. But a
 # number in 0..1 with the mean $s$ cannot vary by more than $\sqrt{s(1-s)}$.
@@ -659,8 +656,8 @@ print(f"sums of the four: Kling {sums[0]:.3f}, CogVideoX-5B {sums[1]:.3f}; the t
 # total is no sum of the aspects: it was judged by itself, and capped at 2 where the instruction was not followed.
 #
 # Table 1 compares VAEs by flicker and PSNR. The chosen variant B has the least flicker, 86.3, but its PSNR of 28.7 is
-# beaten by C's 30.5 and D's 29: those have 32 channels for B's 16. Table 2 compares it with others' VAEs of *fewer*
-# channels. Both columns can be lowered by showing less, as you saw.
+# beaten by C's 30.5 and D's 29, which have 32 channels for B's 16. Table 2 compares it with others' VAEs of *fewer*
+# channels.
 #
 # ## 9. At full size
 #
@@ -681,7 +678,7 @@ print(f"a covariance of {d * (d + 1) // 2:,} different numbers; its rank is full
 print(f"at 113 s a clip (Table 7, one H800): {(d + 1) * 113 / 86400:.1f} days; 500 clips: {500 * 113 / 3600:.0f} hours")
 
 # %% [markdown]
-# So at full size evaluation has a price of its own, and tables are made of few clips. That is why intervals matter.
+# So at full size evaluation has a price of its own, tables are made of few clips, and intervals matter.
 #
 # **Your own model.** Everything above asks only for a pipeline. With the folder of a model that you trained, the first
 # row of the table is yours.
