@@ -23,7 +23,7 @@ SHOWN = 3  # pairs in the static picture
 ANSWERS = {"l": "left is better", "r": "right is better", "t": "no difference"}
 
 
-def explore_blind(clips: Mapping[str, Sequence[Float[Tensor, "t h w 3"]]], captions: Sequence[str], alt: str,
+def explore_blind(clips: Mapping[str, Sequence[Float[Tensor, "_ _ _ 3"]]], captions: Sequence[str], alt: str,
                   fps: int | float = 8, seed: int = 0, answers: str | None = None) -> None:
     """Asks which of two clips (0..1) is better, pair by pair; tells names and result after the last.
 

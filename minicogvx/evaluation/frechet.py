@@ -5,14 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def frechet_distance(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
+def frechet_distance(one: Float[Tensor, "n d"], other: Float[Tensor, "m _"]) -> float:
     """|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), with the means m and covariances C of both sets.
 
     That is the squared distance between two normal distributions (Heusel et al. 2017, arXiv 1706.08500, equation 6).
     Estimated from few clips it is too large: covariances take more clips than features have numbers. Computed in
     float64. Raises ValueError for sets of other widths, or of fewer than 2 clips.
     """
-    if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1] or min(len(one), len(other)) < 2:
+    if one.shape[1:] != other.shape[1:] or min(len(one), len(other)) < 2:
         raise ValueError(f"the features have shapes {tuple(one.shape)} and {tuple(other.shape)}; they must be n d and "
                          f"m d, with n and m of 2 at least")
     (m1, c1), (m2, c2) = (_moments(features) for features in (one, other))

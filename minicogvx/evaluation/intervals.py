@@ -77,7 +77,7 @@ def sign_test(new: Sequence[int | float], old: Sequence[int | float]) -> float:
     return min(1.0, 2 * tail / 2 ** (won + lost))
 
 
-def answers_needed(share: float, most: int = 100_000) -> int | None:
+def answers_needed(share: int | float, most: int = 100_000) -> int | None:
     """How many answers it takes, if so large a share of them goes one way, until the 95 % interval leaves out one half.
 
     None where more than `most` are needed, as for one half itself. Raises ValueError for a share outside 0..1.

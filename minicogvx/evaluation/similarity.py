@@ -18,7 +18,7 @@ _RADIUS, _SIGMA = 5, 1.5  # of the window: Gaussian weights, 11 x 11 pixels
 _C1, _C2 = 0.01**2, 0.03**2  # keep both quotients away from 0 / 0; for values in 0..1
 
 
-def ssim(true: Float[Tensor, "t h w c"], other: Float[Tensor, "t h w c"]) -> float:
+def ssim(true: Float[Tensor, "t h w c"], other: Float[Tensor, "_ _ _ _"]) -> float:
     """Structural similarity of two clips in 0..1: 1 for equal ones (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
 
     The mean over frames, channels and all windows that lie inside the frame, as scikit-image computes it with Gaussian
@@ -37,7 +37,7 @@ def ssim(true: Float[Tensor, "t h w c"], other: Float[Tensor, "t h w c"]) -> flo
     return (light * structure).mean().item()
 
 
-def lpips_distance(true: Float[Tensor, "t h w 3"], other: Float[Tensor, "t h w 3"], net: str = "alex") -> float:
+def lpips_distance(true: Float[Tensor, "t h w 3"], other: Float[Tensor, "_ _ _ 3"], net: str = "alex") -> float:
     """LPIPS between two clips in 0..1: 0 for equal ones, the mean over frames (arXiv 1801.03924).
 
     Raises ValueError for different shapes and for frames too small for the network, and what `load_lpips` raises where
