@@ -23,7 +23,7 @@ from minicogvx.data.world.scenes import (
     COLOURS, MOTIONS, SHAPES, Scene, ShapeObject, is_held_out, sample_scenes,
 )
 from minicogvx.diffusion import draw_noise
-from minicogvx.evaluation.dynamics import consistency, flow_peaks, is_dynamic
+from minicogvx.evaluation.dynamics import consistency, dynamic_degree, flow_peaks, is_dynamic
 from minicogvx.evaluation.features import clip_features
 from minicogvx.evaluation.frechet import frechet_distance
 from minicogvx.evaluation.intervals import answers_needed, sign_test, wilson
@@ -425,7 +425,7 @@ for name, made in rivals.items():
     table[name] = {
         "flicker": sum(map(flicker, made)) / N,
         "consistency": sum(map(consistency, frames)) / len(frames),
-        "dynamic": sum(map(is_dynamic, made[::3])) / len(made[::3]),
+        "dynamic": dynamic_degree(list(made[::3])),
         "frames": frechet_distance(frames.flatten(0, 1) @ frame_directions, others @ frame_directions),
         "crowd": frechet_distance(crowd[name][:, :8], world.features[100:, :8]),
         "obeyed": sum(obeyed_by(made)) / N,
@@ -599,7 +599,7 @@ def blind_pairs(ours, theirs, generator):
 
 
 blind_pairs = check("14.6", blind_pairs)
-explore_blind({"8 steps": rivals["the toy"][6:18], "3 steps": rivals["3 steps"][6:18]}, words[6:18],
+explore_blind({"8 steps": list(rivals["the toy"][6:18]), "3 steps": list(rivals["3 steps"][6:18])}, words[6:18],
               "Two clips for the same caption", pipe.fps)
 for share in (0.9, 0.75, 0.67, 0.6, 0.55):
     print(f"if {share:.0%} prefer one model, {answers_needed(share):4d} answers tell it from a coin")
