@@ -1,4 +1,4 @@
-"""Features of 800 drawn clips of the shapes world, kept in `data/results`, to compare a few clips with many.
+"""Features of 600 drawn clips of the shapes world, kept in `data/results`, to compare a few clips with many.
 
     python -m minicogvx.evaluation.world_features     # computes them anew, in some minutes: when the toy has changed
 
@@ -23,7 +23,7 @@ from minicogvx.interop import DATA
 from minicogvx.pipeline import Pipeline
 
 FILE = "world-features.json"
-COUNT, SEED, KEPT = 800, 11, 64  # clips, their seed, and the directions that are kept
+COUNT, SEED, KEPT = 600, 11, 64  # clips, their seed, and the directions that are kept
 _AT_ONCE = 32
 
 

@@ -290,7 +290,7 @@ compare_clips({"true": film, "cheat": twitching}, "Left, the true clip; right, o
 # With features of single pictures it is called FID, with features of clips FVD. The networks behind them know
 # photographs and people, not our shapes. But we have a network that does: the transformer. Its middle block was aligned
 # with shape and motion in training. Without noise and without a caption, the mean of its video tokens is our feature.
-# Those of 800 drawn clips are stored, along the 64 directions in which they vary most.
+# Those of 600 drawn clips are stored, along the 64 directions in which they vary most.
 
 # %% tags=["nbval-ignore-output"]
 show_source(clip_features)
@@ -302,7 +302,7 @@ print(f"{POOL} clips, {world.features.shape[1]} numbers each; of two computed ag
 assert (again - world.features[:2]).norm() < 0.1 * world.features[:2].norm()
 
 
-def readable(features, answers, names, first=600):
+def readable(features, answers, names, first=400):
     """How often a linear rule, fitted on the first clips, reads the answer from the features of the others."""
     x = torch.cat([features / features.std(dim=0), torch.ones(len(features), 1)], dim=1)
     y = F.one_hot(torch.tensor([names.index(answer) for answer in answers]), len(names)).float()
@@ -312,7 +312,7 @@ def readable(features, answers, names, first=600):
 
 for kind, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("motion", MOTIONS)):
     found = readable(world.features, [getattr(scene.objects[0], kind) for scene in world.scenes], names)
-    print(f"a linear rule reads the {kind} of {found:.0%} of {POOL - 600} other clips; a guess {1 / len(names):.0%}")
+    print(f"a linear rule reads the {kind} of {found:.0%} of {POOL - 400} other clips; a guess {1 / len(names):.0%}")
     assert found > 1.5 / len(names)
 
 # %% [markdown]
@@ -345,13 +345,13 @@ show_source(frechet_distance)
 # A first test of any measure: what does it say of two crowds that *are* alike? We draw the world twice, with other
 # scenes each time, and measure its distance to itself.
 #
-# **Prediction 14.3.** The world against itself, with 25 clips on each side, and with 400: what happens to the distance?
+# **Prediction 14.3.** The world against itself, with 25 clips on each side, and with 300: what happens to the distance?
 
 # %%
 predict("14.3", "0 both times, up to rounding", "above 0, and about the same", "above 0, and it falls by half or more")
 
 # %% tags=["folded", "nbval-ignore-output"]
-sizes, dice = (12, 25, 50, 100, 200, 400), torch.Generator().manual_seed(0)
+sizes, dice = (12, 25, 50, 100, 200, 300), torch.Generator().manual_seed(0)
 figure, ((axis,),) = new_figure(width=6, height=2.8)
 to_itself = {}
 for d, style in ((64, "^:"), (32, "s--"), (8, "o-")):
@@ -369,7 +369,7 @@ axis.set(xlabel="clips on each side", ylabel="distance / variance")
 axis.legend(fontsize=8)
 show_figure(figure, "The Fréchet distance of the world to itself, as a share of its variance, against the number of "
                     "clips, mean of 5 splits: it falls with more clips, and is larger the more numbers a feature has.")
-few, many = to_itself[64, 25], to_itself[64, 400]
+few, many = to_itself[64, 25], to_itself[64, 300]
 assert few > 2 * many > 0
 outcome("14.3", "0 both times, up to rounding" if few < 1e-3 else "above 0, and it falls by half or more"
         if many < few / 2 else "above 0, and about the same")
@@ -524,7 +524,7 @@ outcome("14.4", "shown ones do better" if low > 0 else "held-out ones do better"
 #
 # Obeying captions that were never shown is the best sign that a model composes. But might it paste together what it
 # has seen? For each of these clips we look up its **nearest training clip**, by the distance of features, among our
-# 800 of the training split. A measure of what is near: how far *true* clips of the same captions are from theirs.
+# 600 of the training split. A measure of what is near: how far *true* clips of the same captions are from theirs.
 
 # %% tags=["nbval-ignore-output"]
 near = {}
@@ -539,10 +539,10 @@ for i in range(0, 12, 3):
     neighbour = render(world.scenes[near["the toy"].indices[i]], 17, 64, 64)
     beside[words[N // 2 + i]] = torch.cat([rivals["the toy"][N // 2 + i], gap, neighbour], dim=1)
 compare_clips(beside, "Above, four clips of the toy for captions that training never showed; below each, the nearest "
-              "of 800 training clips.", pipe.fps, num_frames=4)
+              "of 600 training clips.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# A copy has nearly the distance 0, and the check would find it, if only among our 800. On real data, look among all.
+# A copy has nearly the distance 0, and the check would find it, if only among our 600. On real data, look among all.
 #
 # ## 6. Two models, the same captions
 #
