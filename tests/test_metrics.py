@@ -68,7 +68,8 @@ def test_clips_that_cannot_be_compared_are_named():
 
 def moving(speed: float, frames: int = 17, side: int = 64):
     """A textured square that moves right by so many pixels a frame."""
-    texture = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    texture = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(1))
+    texture = torch.nn.functional.interpolate(texture, size=(28, 28), mode="bilinear")
     video = torch.zeros(frames, side, side, 3)
     for i in range(frames):
         axes = torch.arange(side) + 0.5
@@ -79,9 +80,10 @@ def moving(speed: float, frames: int = 17, side: int = 64):
 
 
 def test_the_fastest_pixels_move_as_the_square_does():
-    peaks = flow_peaks(moving(1.0))
-    assert peaks.shape == (16,)
-    assert float(peaks.median()) == pytest.approx(1.0, abs=0.3)
+    for speed in (0.5, 1.0, 2.0):
+        peaks = flow_peaks(moving(speed))
+        assert peaks.shape == (16,)
+        assert 0.8 * speed < float(peaks.median()) < 1.8 * speed, "around its rim, flow runs ahead"
     assert float(flow_peaks(moving(0.0)).max()) < 0.01
 
 
