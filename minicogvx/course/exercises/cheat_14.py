@@ -48,13 +48,13 @@ def check_cheat(cheat) -> None:
         if moving < _PAIRS:
             raise Wrong(f"{what} does not count as dynamic: in {moving} of 16 pairs of frames the fastest 5 % move by "
                         f"more than {_LEAST} pixels (at most {fast.max():.2f}), and it must be {_PAIRS}.")
+        found = matches(read(got), scene)
+        if found["motion"]:
+            raise Wrong(f"{what} is no cheat: the oracle still reads that it {scene.objects[0].motion}.")
         now, before = flicker(got), flicker(video)
         if now > before / 2:
             raise Wrong(f"{what} counts as dynamic, but its flicker is {now:.2f}; the true clip has {before:.2f}, and "
                         f"half of that is allowed. How many pairs have to move?")
-        found = matches(read(got), scene)
-        if found["motion"]:
-            raise Wrong(f"{what} is no cheat: the oracle still reads that it {scene.objects[0].motion}.")
         wrong = [each for each in ("colour", "shape", "background") if not found[each]]
         if wrong:
             raise Wrong(f"{what}: the oracle no longer reads the {' and '.join(wrong)} as asked. Only the motion may "
