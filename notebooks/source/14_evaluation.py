@@ -57,7 +57,7 @@ compare_clips(clips, "The caption: a yellow star moves right on a navy backgroun
 # You will build the numbers that papers report, and make each of them lie. Then you ask how sure a number is, build a
 # blind test for people, and read the paper's tables once more. Afterwards you can explain what PSNR, SSIM, Fréchet
 # distances and VBench measure, how each can be won by bad clips, and how large a difference must be to count. It takes
-# about 140 minutes, exercises included. It belongs to section 4 of the [paper](https://arxiv.org/abs/2408.06072), and
+# about 110 minutes, exercises included. It belongs to section 4 of the [paper](https://arxiv.org/abs/2408.06072), and
 # its Tables 1 to 4. (Notation: the box in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. Beside a true clip
@@ -468,9 +468,9 @@ assert max(table[name]["obeyed"] for name in judges if name != "the toy") < tabl
 
 # %% [markdown]
 # Flicker and consistency love what does not move. The rule of dynamic degree is content with a twitch. The distance of
-# frames sees each frame by itself, so their order cannot matter: *shuffled* gets exactly what the true clips get, 0. The
-# distance of clips sees a crowd, and never asks which clip belongs to which caption: whoever shows training clips
-# instead of obeying does at least as well as a model, up to the chance of 20 clips.
+# frames sees each frame by itself, so their order cannot matter: *shuffled* gets exactly what the true clips get, 0.
+# The distance of clips sees a crowd, and never asks which clip belongs to which caption: whoever shows training clips
+# instead of obeying does as well as a model, up to the chance of 20 clips.
 #
 # None of these numbers is useless. Each answers one question, and a good model must do well in all at once.
 #
