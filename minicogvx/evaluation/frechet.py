@@ -20,7 +20,7 @@ def frechet_distance(one: Float[Tensor, "n d"], other: Float[Tensor, "m _"]) -> 
     root = vectors * values.clamp(min=0).sqrt() @ vectors.mT  # symmetric; root @ root = c1
     # C1 C2 has the eigenvalues of root C2 root, which is symmetric; the trace of its root is the sum of their roots.
     shared = torch.linalg.eigvalsh(root @ c2 @ root).clamp(min=0).sqrt().sum()
-    return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * shared)
+    return max(0.0, float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * shared))  # below 0 by rounding
 
 
 def _moments(features: Tensor) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:

@@ -589,10 +589,13 @@ won = sum(a and not b for a, b in zip(right, hasty))
 lost = sum(b and not a for a, b in zip(right, hasty))
 print(f"8 steps: {sum(right)} of {N}, 2 steps: {sum(hasty)} of {N}; only 8 steps right {won}, only 2 steps right "
       f"{lost}; p = {paired_p(right, hasty):.2g}")
-print(f"5 to 1 gives p = {paired_p([True] * 5 + [False], [False] * 5 + [True]):.3f}")
+for up, down in ((5, 1), (5, 0), (6, 0)):
+    print(f"{up} to {down} gives p = {paired_p([True] * up + [False] * down, [False] * up + [True] * down):.3f}")
 assert math.isclose(paired_p(right, hasty), sign_test(right, hasty), abs_tol=1e-6)
 
 # %% [markdown]
+# Below 0.05 one usually says that a difference has been shown. Even five to none is not enough for that.
+#
 # ## 7. Ask people
 #
 # The paper's last word has people (its Table 4). People know what a good clip is, but they also know what they hope

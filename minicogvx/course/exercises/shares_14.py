@@ -63,7 +63,7 @@ def _why(low: float, high: float, right: int, n: int) -> str:
     return " Its ends are the p at which |right / n - p| = 1.96 sqrt(p (1 - p) / n)."
 
 
-def _width(right: float, n: int, z: float) -> float:
+def _width(right: int | float, n: int, z: float) -> float:
     share, bend = right / n, z * z / n
     return 2 * z / (1 + bend) * math.sqrt(share * (1 - share) / n + bend / (4 * n))
 
