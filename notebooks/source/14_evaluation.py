@@ -51,8 +51,7 @@ compare_clips(clips, "The caption: a yellow star moves right on a navy backgroun
               "still, shaking, with its frames shuffled, of another caption, and as asked.", pipe.fps)
 
 # %% [markdown]
-# How good is a video model? Two kinds of judges answer. *Numbers* are cheap, and each can be deceived. *People* are
-# expensive, few, and differ.
+# How good is a video model? *Numbers* are cheap, and each can be deceived. *People* are expensive, few, and differ.
 #
 # You will build the numbers that papers report, and make each of them lie. Then you ask how sure a number is, build a
 # blind test for people, and read the paper's tables once more. Afterwards you can explain what PSNR, SSIM, Fréchet
@@ -482,7 +481,7 @@ assert max(table[name]["obeyed"] for name in judges if name != "the toy") < tabl
 # The distance of clips sees a crowd, and never asks which clip belongs to which caption: whoever shows training clips
 # instead of obeying does as well as a model, up to the chance of 20 clips.
 #
-# None of these numbers is useless. Each answers one question, and a good model must do well in all at once.
+# None of these numbers is useless: a good model must do well in all at once.
 #
 # ## 5. How sure is a share?
 #
@@ -563,7 +562,7 @@ compare_clips(beside, "Above, four clips of the toy for captions that training n
               "of 600 training clips.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# A copy has nearly the distance 0, and the check would find it, if only among our 600. On real data, look among all.
+# A copy has nearly the distance 0, and the check would find it, if only among our 600.
 #
 # ## 6. Two models, the same captions
 #
@@ -608,7 +607,7 @@ assert math.isclose(paired_p(right, hasty), sign_test(right, hasty), abs_tol=1e-
 # ### Exercise 14.6: a blind test (difficulty 1 of 3, 10 minutes)
 #
 # Make pairs of clips for the same caption, with the sides drawn at random, and a key that is kept apart. Nobody may be
-# able to guess a side, not even from the other pairs. All chance comes from the generator.
+# able to guess a side, not even from other pairs. All chance comes from the generator.
 #
 # Below it is your turn with the package's test: 12 pairs, one clip with 8 steps and one with 2. Which side obeys its
 # caption and looks better? The names come after the last answer.
@@ -633,7 +632,7 @@ for share in (0.9, 0.75, 0.67, 0.6, 0.55):
 #
 # ## 8. The paper's tables, read again
 #
-# Table 3 has scores of ten models in seven columns. Here are two of them. There is more in their digits than scores.
+# Two of the seven columns of Table 3. There is more in their digits than scores.
 
 # %%
 TABLE_3 = {  # human action and dynamic degree, in per cent
