@@ -12,5 +12,5 @@ from minicogvx.course.widgets import explore_frames, explore_noise, explore_rope
 
 __all__ = ["check", "compare_clips", "explore_attention", "explore_figure", "explore_frames", "explore_grid",
            "explore_noise", "explore_plan", "explore_rope", "explore_sweep", "explore_wipe", "hint", "new_figure",
-           "notebook_device", "outcome", "predict", "predictions", "progress", "show_clip", "show_figure", "show_rows", "show_source",
-           "solution", "solved"]
+           "notebook_device", "outcome", "predict", "predictions", "progress", "show_clip", "show_figure", "show_rows",
+           "show_source", "solution", "solved"]
