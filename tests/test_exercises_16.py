@@ -177,8 +177,8 @@ def test_training_bytes():
 
 # ---- 16.5 from_sat
 
-SIMPLE = {"input_layernorm": "norm1.norm", "post_attention_layernorm": "norm2.norm", "attention.dense": "attn1.to_out.0",
-          "mlp.dense_h_to_4h": "ff.net.0.proj", "mlp.dense_4h_to_h": "ff.net.2"}
+SIMPLE = {"input_layernorm": "norm1.norm", "post_attention_layernorm": "norm2.norm",
+          "attention.dense": "attn1.to_out.0", "mlp.dense_h_to_4h": "ff.net.0.proj", "mlp.dense_4h_to_h": "ff.net.2"}
 ALL = {"norm1": (0, 1, 2, 6, 7, 8), "norm2": (3, 4, 5, 9, 10, 11)}
 
 

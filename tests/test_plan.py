@@ -151,7 +151,8 @@ def test_this_machine_is_measured():
 def test_the_command_tells_times_of_large_models_only(capsys):
     assert cli.main(["memory", "toy", "--gpus", "1", "--parts", "1"]) == 0
     assert "no times: so small a model" in capsys.readouterr().out
-    assert cli.main(["memory", "2b", "--gpus", "1", "--parts", "1", "--frames", "9", "--steps", "25", "--unguided"]) == 0
+    words = "memory 2b --gpus 1 --parts 1 --frames 9 --steps 25 --unguided"
+    assert cli.main(words.split()) == 0
     told = capsys.readouterr().out
     rows = dict(re.findall(r"^(\w[\w ]+, \d+ GB) +(.+)$", told, re.MULTILINE))
     assert len(rows) == len(DEVICES) and rows["H800, 80 GB"].split()[2] == "whole"
