@@ -531,8 +531,8 @@ for each in advice:
 for name in PUBLISHED:
     with torch.device("meta"):
         names = ExpertTransformer(preset(name).transformer).state_dict()
-    print(f"{name}: {len(names):,} tensors in the transformer, {2 * sum(t.numel() for t in names.values()) / 1e9:.1f} GB "
-          f"in 16 bits")
+    gigabytes = 2 * sum(tensor.numel() for tensor in names.values()) / 1e9
+    print(f"{name}: {len(names):,} tensors in the transformer, {gigabytes:.1f} GB in 16 bits")
 
 # %% [markdown]
 # These are the counts of the published files. That the numbers agree, too, the package's tests show on shrunken copies,
