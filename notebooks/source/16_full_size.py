@@ -617,9 +617,9 @@ for step in range(STEPS):
     t = (1000 * strata).long().clamp(max=999).to(device)
     for group in optimizer.param_groups:
         group["lr"] = RATE * min(1, (step + 1) / 5) * min(1, (STEPS - step) / 10)
+    noisy, features = pipe.schedule.add_noise(clean[chosen], noise, t), pipe.text.encode(asked)
     with torch.enable_grad():
-        noisy = pipe.schedule.add_noise(clean[chosen], noise, t)
-        loss = diffusion_loss(model(noisy, t, pipe.text.encode(asked)), clean[chosen], noise, t, pipe.schedule).mean()
+        loss = diffusion_loss(model(noisy, t, features), clean[chosen], noise, t, pipe.schedule).mean()
         loss.backward()
     optimizer.step()
     optimizer.zero_grad()
