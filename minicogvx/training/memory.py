@@ -114,6 +114,7 @@ def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
     return Memory(4 * shard + buffers, 4 * shard, 8 * shard, gathered, activations)
 
 
+@functools.cache
 def memory_of_lora(config: TransformerConfig, inputs: Inputs, rank: int, checkpointing: bool,
                    dtype: torch.dtype = PUBLISHED_DTYPE) -> Memory:
     """The memory of a GPU that trains adapters of this rank, alone or replicated; `dtype` is that of frozen weights.

@@ -129,7 +129,7 @@ def _print_devices(sizes, inputs, arguments) -> None:
             step = say_seconds(seconds) if fits else "does not fit"
         print(f"{f'{device.name}, {device.memory // 2**30} GB':25}{told[0]:>12}{told[1]:>19}{step:>18}")
     print(f"not measured: worked out for {SHARE_OF_PASS:.0%} of each GPU's peak, which is what the paper's tables show "
-          f"of the H800")
+          f"of the H800;\nother GPUs may reach twice that share (the authors' README implies 59% for an A100)")
 
 
 def _gib(count: int) -> str:

@@ -5,18 +5,18 @@ A device has two limits: operations a second, and bytes a second from its memory
 paper's Tables 7 and 8.
 """
 
-import functools
 from dataclasses import dataclass
 
 from minicogvx.presets import Preset, TextConfig, TransformerConfig
 from minicogvx.training.devices import Device
-from minicogvx.training.memory import PUBLISHED_DTYPE, Inputs, memory_of_lora, parameter_count
-from minicogvx.training.memory_generating import Generating, generating
+from minicogvx.training.memory import Inputs, memory_of_lora, parameter_count
+from minicogvx.training.memory_generating import generating
 from minicogvx.transformer.model import flops
 from minicogvx.vae.flops import decoder_convolutions
 
 # Shares of the H800's peak. A guided step of the 5B at 480x720x49 takes 2.11 s (Table 8: two passes), and of the 113 s
-# of Table 7 fifty such steps leave 7.5 s, mostly for decoding.
+# of Table 7 fifty such steps leave 7.5 s, mostly for decoding. Other GPUs may do better: the authors' README states about
+# 180 s for the 5B on an A100, which is 59 % of its peak.
 SHARE_OF_PASS, SHARE_OF_DECODING = 0.318, 0.042
 SPARE = 2**30  # bytes for CUDA itself and for fragmentation, which no count from shapes sees
 WAYS = {"whole": (False, False), "--tile": (True, False), "--offload": (False, True), "--tile --offload": (True, True)}
@@ -91,7 +91,7 @@ def plan(preset: Preset, inputs: Inputs, device: Device, steps: int = 50, guided
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be 1 or more")
     size, passes = (inputs.frames, inputs.height, inputs.width), 2 if guided else 1
-    need = _generating(preset, inputs)
+    need = generating(preset, inputs)
     way = next((name for name, (tile, offload) in WAYS.items() if _fits(need.peak(tile, offload), device)), None)
     return Plan(
         device,
@@ -114,8 +114,3 @@ def lora_step(preset: Preset, inputs: Inputs, device: Device, rank: int = 64) ->
 
 def _fits(need: int, device: Device) -> bool:
     return not device.memory or need + SPARE <= device.memory
-
-
-@functools.cache
-def _generating(preset: Preset, inputs: Inputs) -> Generating:
-    return generating(preset, inputs, PUBLISHED_DTYPE)

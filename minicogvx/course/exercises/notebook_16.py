@@ -114,7 +114,7 @@ def most_frames(seconds_of: Callable[[int], float], limit: float) -> int | None:
 def check_longest(longest) -> None:
     """Allowed counts of frames; at most the limit; the largest; None where nothing fits."""
     for name, seconds_of, limit in (
-            ("10 seconds a frame", lambda frames: 10.0 * frames, 600.0),
+            ("10 seconds a frame", lambda frames: 10.0 * frames, 540.0),
             ("10 seconds a frame", lambda frames: 10.0 * frames, 490.0),
             ("the square of the frames, in seconds", lambda frames: float(frames * frames), 700.0),
             ("1 second a frame", lambda frames: float(frames), 10_000.0),
