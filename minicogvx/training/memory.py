@@ -180,7 +180,7 @@ def count_activations(config: TransformerConfig, inputs: Inputs, checkpointing: 
     for p in model.parameters():
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(_drop)
-    with flash_attention(), LiveBytes(model) as live:
+    with torch.enable_grad(), flash_attention(), LiveBytes(model) as live:
         loss = model(*empty_inputs(config, inputs, dtype)).float().square().mean()
         kept = live.now()
         loss.backward()
