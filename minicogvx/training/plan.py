@@ -15,8 +15,8 @@ from minicogvx.transformer.model import flops
 from minicogvx.vae.flops import decoder_convolutions
 
 # Shares of the H800's peak. A guided step of the 5B at 480x720x49 takes 2.11 s (Table 8: two passes), and of the 113 s
-# of Table 7 fifty such steps leave 7.5 s, mostly for decoding. Other GPUs may do better: the authors' README states about
-# 180 s for the 5B on an A100, which is 59 % of its peak.
+# of Table 7 fifty such steps leave 7.5 s, mostly for decoding. Other GPUs may do better: the authors' README states
+# about 180 s for the 5B on an A100, which is 59 % of its peak.
 SHARE_OF_PASS, SHARE_OF_DECODING = 0.318, 0.042
 SPARE = 2**30  # bytes for CUDA itself and for fragmentation, which no count from shapes sees
 WAYS = {"whole": (False, False), "--tile": (True, False), "--offload": (False, True), "--tile --offload": (True, True)}

@@ -601,9 +601,9 @@ assert torch.allclose(one, other, atol=1e-5)
 # %% [markdown]
 # ## 9. A style in half a minute
 #
-# A **LoRA** (low-rank adapter) leaves all weights as they are and adds to each matrix $W$ of the attention a product of
-# two thin ones, $\frac{\alpha}{r} BA$, of rank $r$. $B$ starts at zero. Here is one for the toy, from 24 clips in sepia,
-# whose captions do not mention it.
+# A **LoRA** (low-rank adapter) leaves all weights as they are and adds to each matrix $W$ of the attention a product
+# of two thin ones, $\frac{\alpha}{r} BA$, of rank $r$. $B$ starts at zero. Here is one for the toy, from 24 clips in
+# sepia, whose captions do not mention it.
 
 # %% tags=["nbval-ignore-output"]
 RANK, ALPHA, STEPS, RATE = 8, 16, 40, 2e-2
