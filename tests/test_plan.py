@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minicogvx import cli
+from minicogvx.course import plan_figure
 from minicogvx.presets import VAEConfig, preset
 from minicogvx.text import TextEncoder
 from minicogvx.training import memory_command
@@ -131,6 +132,21 @@ def test_what_a_plan_says_of_the_5b():
     assert fits and need < 20 * 2**30 and 10 < seconds < 60
     with pytest.raises(ValueError, match="steps is 0; it must be 1 or more"):
         plan(FIVE, inputs, H800, steps=0)
+
+
+def test_the_plan_to_turn_says_time_memory_energy_and_cost(monkeypatch):
+    shown = {}
+    monkeypatch.setattr(plan_figure, "explore_figure", lambda draw, alt, **sliders: shown.update(draw=draw, **sliders))
+    plan_figure.explore_plan(("micro",), ("32x32",), (9,), ("on",), {"H800": 3.6})
+    figure, words = shown["draw"]("micro", "32x32", 9, "on")
+    labels = [text.get_text().strip() for text in figure.axes[0].texts]
+    assert len(labels) == len(DEVICES) == len(figure.axes[0].patches)
+    assert re.fullmatch(r"0\.\d+ s, 0 GiB, 0 Wh, costs 0\.00", labels[list(DEVICES).index("H800")])
+    assert "costs" not in labels[0] and "RTX 3090: " in words and shown["model"] == ("micro",)
+    too_large = replace(plan(FIVE, inputs_for(FIVE), H800), way=None)
+    assert re.fullmatch(r"does not fit \(\d+ GiB\)", plan_figure._label(too_large, {}))
+    with pytest.raises(ValueError, match="prices has 'H8'; the GPUs are RTX 3090, "):
+        plan_figure.explore_plan(prices={"H8": 1})
 
 
 # ---- devices and the command
