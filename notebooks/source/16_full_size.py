@@ -313,7 +313,7 @@ for (name, each), marker in zip(parts.items(), "osD^v*"):
     axis.plot([x], [min(h800.flops, x * h800.bandwidth) / 1e12], marker, markersize=9, label=name)
 axis.axvline(ridge, color="#888888", linestyle=":", linewidth=1)
 axis.set(xscale="log", yscale="log", xlabel="operations for each byte", ylabel="TFLOP/s at most",
-         xticks=[1, 10, 100, 1000], xticklabels=["1", "10", "100", "1000"], yticks=[1, 10, 100, 1000], yticklabels=["1", "10", "100", "1000"])
+         xticks=(ticks := [1, 10, 100, 1000]), xticklabels=ticks, yticks=ticks, yticklabels=ticks)
 axis.minorticks_off()
 axis.legend(fontsize=8, loc="lower right")
 show_figure(figure, "The roofline of the H800: up to 295 operations a byte the limit rises with them, then it is flat. "
@@ -421,8 +421,8 @@ for frames in (81, 161):
 #
 # You have an RTX 4090 and ten minutes. How many frames of 480 x 720 can the 5B make? Write the search: `seconds_of(n)`
 # tells the seconds for `n` frames, and more frames take longer. Which counts are allowed, you know from notebook 02:
-# the published VAE gives back as many frames as it got for 8k + 1 only. 161 is the longest of the family. (The 5B itself
-# was released for 49; beyond that this is only arithmetic.) `None` if nothing fits.
+# the published VAE gives back as many frames as it got for 8k + 1 only. 161 is the longest of the family. (The 5B
+# itself was released for 49; beyond that this is only arithmetic.) `None` if nothing fits.
 
 # %% tags=["nbval-ignore-output"]
 def longest(seconds_of, limit):
@@ -669,8 +669,8 @@ compare_clips({f"the toy: {prompts[0]}": made["the toy"][0], "with the adapters"
               "adapters, and a film of the 24, in brown tones.", pipe.fps, num_frames=5)
 
 # %% [markdown]
-# Forty steps on 24 films show the tones, with ragged edges and not in every clip; 700 steps on 192 films bring 97.5 % of
-# the clips into the style (README). Captions are still obeyed in what the style leaves: shape, motion and number.
+# Forty steps on 24 films show the tones, with ragged edges and not in every clip; 700 steps on 192 films bring 97.5 %
+# of the clips into the style (README). What the style leaves of a caption, shape, motion and number, is mostly obeyed.
 #
 # Export does the rest: `styled.save(folder)` writes a whole model that `diffusers` opens, adapters included. For your
 # own films at full size, only the names change:
