@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.timesteps import TimestepsStudy
 from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
 from minicogvx.training.settings import VAEStage, VAETraining
@@ -156,6 +157,11 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
 
+# ---- timesteps (paper 3.3, Table 9)
+
+_TIMESTEPS = TimestepsStudy("timesteps", QUESTIONS["timesteps"],
+                            {"uniform": "uniform", "stratified": "stratified"}, TRANSFORMER)
+
 # ---- stages of growing size (paper 3.2, Table 5)
 
 # As in Table 5, resolution grows before length, and batches shrink: a step always has about 3000 tokens. Small stages
@@ -290,4 +296,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    TWINS, STAGES)}
+    TWINS, _TIMESTEPS, STAGES)}
