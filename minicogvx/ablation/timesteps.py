@@ -34,10 +34,10 @@ class TimestepsStudy:
     question: str
     variants: dict[str, str]
     config: TransformerConfig
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 8
     every: int = 50
-    clips: ClassVar[int] = 512  # encoded once; the last 64 are for validation
+    clips: ClassVar[int] = 384  # encoded once; the last 64 are for validation
     clips_seed: ClassVar[int] = 5
 
 

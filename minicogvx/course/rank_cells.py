@@ -57,7 +57,7 @@ def _program(work: Callable[..., Any] | str, given: dict[str, Any]) -> str:
     return f"{program_of(work)}\n\nresult = {work.__name__}(ranks{', ' if values else ''}{values})\n"
 
 
-def _start(folder: Path, rank: int, count: int, timeout: float) -> subprocess.Popen:
+def _start(folder: Path, rank: int, count: int, timeout: int | float) -> subprocess.Popen:
     found = [str(Path(minicogvx.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
@@ -69,7 +69,7 @@ def _start(folder: Path, rank: int, count: int, timeout: float) -> subprocess.Po
                                 env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
 
 
-def _wait(processes: list[subprocess.Popen], folder: Path, timeout: float) -> str | None:
+def _wait(processes: list[subprocess.Popen], folder: Path, timeout: int | float) -> str | None:
     """Waits for all processes, or for the first that stops; what is to be said of it."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

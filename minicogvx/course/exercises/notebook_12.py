@@ -178,8 +178,8 @@ EXERCISES = (
         "12.5", "memory_a_gpu", difficulty=2, minutes=10, reference=bytes_a_gpu, check=check_memory_a_gpu,
         hints=(
             "Replicated, each weight costs 4 bytes, its 16-bit copy 2, its gradient 4, AdamW's two averages 8.",
-            "Sharded, the 4, the 4 and the 8 are divided by the number of GPUs. In 16 bits there is only what is gathered "
-            "just now.",
+            "Sharded, the 4, the 4 and the 8 are divided by the number of GPUs. In 16 bits there is only what is "
+            "gathered just now.",
             "Gathered: 2 bytes for `rest`; for a block 2 x 2 (its own and the next one's weights) + 2 + 4 (its "
             "gradient, twice). Activations are never divided: every GPU has clips of its own.",
         ),

@@ -14,7 +14,8 @@ from minicogvx.training.memory import inputs_for, memory, parameter_count
 # ---- 12.5 memory_a_gpu
 
 
-def bytes_a_gpu(block: int, blocks: int, rest: int, activations: int, gpus: int, sharding: str) -> float:
+def bytes_a_gpu(block: int, blocks: int, rest: int, activations: int | float, gpus: int,
+                sharding: str) -> int | float:
     """Bytes on each GPU at the peak of a training step, as `training.memory` counts them.
 
     `block`: parameters of one of `blocks` blocks; `rest`: those outside them. `sharding`: "replicate" or "fsdp".
