@@ -75,7 +75,7 @@ def worth_of_parts(t: Int[Tensor, " m"], values: Float[Tensor, "m k"], parts: in
 
 def check_worth(worth) -> None:
     """One for one part, and for values that t has no part in; what is planted; no matter of scale, shift or order."""
-    t = torch.arange(512) * 1000 // 512
+    t = torch.arange(512) * 1000 // 512 + 1  # eight in each of 64 parts
     steps = 2.0 * (t * 8 // 1000 % 2)  # 0 or 2, changes between eighths of the timesteps: variance 1
     noise = torch.randn(512, 1)
     planted = steps[:, None] + 0.5 * (noise - noise.mean()) / noise.std()
