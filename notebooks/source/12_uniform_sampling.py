@@ -388,8 +388,8 @@ assert torch.allclose(by_parts, -2 * target.mean(dim=0), atol=1e-5)
 #
 # Now three trainings of the small model on two ranks. In the first each rank draws from all timesteps; in the second
 # from its own interval; the third is the second with one line forgotten: gradients are *not averaged*, and the two
-# ranks drift apart without anybody noticing. What is logged is the mean loss of both ranks. At the end we measure 32 other clips, all at timestep 100, then all at 300,
-# and so on, as in the paper's Table 9.
+# ranks drift apart without anybody noticing. What is logged is the mean loss of both ranks. At the end we measure 32
+# other clips, all at timestep 100, then all at 300, and so on, as in the paper's Table 9.
 #
 # **Prediction 12.2.** Whose loss curve is the calmest?
 
@@ -471,8 +471,9 @@ assert max(at[WAYS[2]]) > 1.5 * max(at[WAYS[1]])
 #
 # ## 5. kill -9
 #
-# The more GPUs there are, the sooner one of them dies. In step 75 rank 1 gets a signal that no process can refuse. Every 20 steps
-# the ranks have written their whole **state**. And what is drawn in a step depends on the step and the rank alone.
+# The more GPUs there are, the sooner one of them dies. In step 75 rank 1 gets a signal that no process can refuse.
+# Every 20 steps the ranks have written their whole **state**. And what is drawn in a step depends on the step and the
+# rank alone.
 #
 # **Prediction 12.3.** We start both ranks again and let them run to the end. What are their weights, compared with
 # those of the run in section 4 that nobody disturbed?
