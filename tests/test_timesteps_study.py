@@ -17,7 +17,7 @@ from minicogvx.presets import TransformerConfig, preset
 from minicogvx.training.batches import Steps
 
 TINY = TransformerConfig(num_attention_heads=1, attention_head_dim=16, num_layers=1, in_channels=4, out_channels=4,
-                         text_embed_dim=32, max_text_seq_length=16, time_embed_dim=16, sample_height=4, sample_width=4,
+                         text_embed_dim=32, max_text_seq_length=32, time_embed_dim=16, sample_height=4, sample_width=4,
                          sample_frames=5)
 TEXT = replace(preset("toy").text, d_model=32, d_kv=8, d_ff=32, num_heads=2, num_layers=1)
 WAYS = {"uniform": "uniform", "stratified": "stratified"}

@@ -67,11 +67,11 @@ show_clip(film, "Two loss curves grow from left to right and fall. The orange on
 # %% [markdown]
 # The two differ in one thing. In every step the orange training drew a timestep for each clip as it came. The blue
 # one divided the timesteps into as many equal parts as there are clips and drew one from each. The paper does the
-# second over its many GPUs and calls it **explicit uniform sampling**: "a more stable loss curve".
+# second over its many GPUs, calls it **explicit uniform sampling**, and reports a more stable loss curve.
 #
 # You will work out what a calm curve is worth, write the ring in which GPUs average their gradients, start real ranks
 # from this notebook, kill one of them, and cut a model into shards. Afterwards you can explain what is and what is
-# not gained by drawing evenly, and what GPUs say to each other while CogVideoX is trained. It takes about 115 minutes,
+# not gained by drawing evenly, and what GPUs say to each other while CogVideoX is trained. It takes about 90 minutes,
 # exercises included, and covers section 3.3 of the [paper](https://arxiv.org/abs/2408.06072). (Notation: the box in
 # [notebook 01](01_video_tensors.ipynb).)
 #
