@@ -84,14 +84,14 @@ def test_roughness_is_the_noise_of_a_curve_that_falls():
 
 
 def test_the_command_writes_curves_that_can_be_read(tmp_path, monkeypatch, capsys):
-    study = replace(STUDIES["timesteps"], config=TINY, batch_size=4)
-    monkeypatch.setitem(STUDIES, "timesteps", study)
+    study = replace(STUDIES["uniform-sampling"], config=TINY, batch_size=4)
+    monkeypatch.setitem(STUDIES, "uniform-sampling", study)
     monkeypatch.setattr("minicogvx.ablation.command.study_latents", lambda *arguments: latents())
-    out = tmp_path / "timesteps.json"
+    out = tmp_path / "sampling.json"
     small = compare_timesteps
     monkeypatch.setattr(file, "compare_timesteps",
                         lambda *arguments, **options: small(*arguments, **options | {"text": TEXT}))
-    run = ["ablate", "timesteps", "--steps", "2", "--dtype", "float32", "--out", str(out)]
+    run = ["ablate", "uniform-sampling", "--steps", "2", "--dtype", "float32", "--out", str(out)]
     assert cli.main([*run, "--seeds", "2"]) == 0
     made = read_results(out)
     assert [(curve.name, curve.seed) for curve in made.curves] == [

@@ -159,8 +159,8 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
 
 # ---- timesteps (paper 3.3, Table 9)
 
-_TIMESTEPS = TimestepsStudy("timesteps", QUESTIONS["timesteps"],
-                            {"uniform": "uniform", "stratified": "stratified"}, TRANSFORMER)
+_SAMPLING = TimestepsStudy("uniform-sampling", QUESTIONS["uniform-sampling"],
+                           {"uniform": "uniform", "stratified": "stratified"}, TRANSFORMER)
 
 # ---- stages of growing size (paper 3.2, Table 5)
 
@@ -296,4 +296,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    TWINS, _TIMESTEPS, STAGES)}
+    TWINS, _SAMPLING, STAGES)}

@@ -44,7 +44,7 @@ from minicogvx.transformer.sequence_parallel import SplitLayout, forward_split, 
 device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
 pipe = minicogvx.load("toy", device, torch.float32)
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-studied = load_results("timesteps")
+studied = load_results("uniform-sampling")
 runs = {name: [curve for curve in studied if curve.name == name] for name in ("uniform", "stratified")}
 
 # %% tags=["nbval-ignore-output"]
@@ -636,8 +636,9 @@ for rank, each in enumerate(told):
 #
 # ## 8. The study
 #
-# Back to the first question. `minicogvx ablate timesteps` trained a small transformer on the shapes world, with batches
-# of 8. Both ways see the same clips, captions and noise; only the timesteps differ. All are measured on 64 other clips.
+# Back to the first question. `minicogvx ablate uniform-sampling` trained a small transformer on the shapes world,
+# with batches of 8. Both ways see the same clips, captions and noise; only the timesteps differ. All are measured on
+# 64 other clips.
 #
 # **Prediction 12.4.** Does the calmer curve end in a lower loss on the validation clips?
 
