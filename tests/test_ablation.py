@@ -279,7 +279,8 @@ def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, subtests
 
 def test_studies_are_fair_and_compressions_what_they_are_called():
     assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "latents", "latents-micro",
-                            "minutes-micro", "position", "modulation", "attention", "twins", "uniform-sampling", "stages"}
+                            "minutes-micro", "position", "modulation", "attention", "twins",
+                            "uniform-sampling", "stages"}
     with torch.device("meta"):
         for name in ("position", "modulation", "attention"):
             counts = [sum(p.numel() for p in ExpertTransformer(config).parameters())

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
-from minicogvx.ablation.timesteps import TimestepsStudy
+from minicogvx.ablation.timesteps import UNIFORM_SAMPLING
 from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
 from minicogvx.training.settings import VAEStage, VAETraining
@@ -157,11 +157,6 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
 
-# ---- timesteps (paper 3.3, Table 9)
-
-_SAMPLING = TimestepsStudy("uniform-sampling", QUESTIONS["uniform-sampling"],
-                           {"uniform": "uniform", "stratified": "stratified"}, TRANSFORMER)
-
 # ---- stages of growing size (paper 3.2, Table 5)
 
 # As in Table 5, resolution grows before length, and batches shrink: a step always has about 3000 tokens. Small stages
@@ -296,4 +291,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    TWINS, _SAMPLING, STAGES)}
+    TWINS, UNIFORM_SAMPLING, STAGES)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minicogvx.ablation.compare import Measuring, OnStep, check_run, seeded_task
+from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.ablation.transformers import HELD_BACK, study_training
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Clips, Selected
@@ -39,6 +40,13 @@ class TimestepsStudy:
     every: int = 50
     clips: ClassVar[int] = 384  # encoded once; the last 64 are for validation
     clips_seed: ClassVar[int] = 5
+
+
+# A small model, of one head and two blocks, for many seeds: the difference may be small, too.
+UNIFORM_SAMPLING = TimestepsStudy("uniform-sampling", QUESTIONS["uniform-sampling"], {
+    "uniform": "uniform",
+    "stratified": "stratified",
+}, replace(preset("toy").transformer, num_attention_heads=1, num_layers=2))
 
 
 @dataclass
