@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from minicogvx import cli
-from minicogvx.ablation import compare_timesteps, roughness
+from minicogvx.ablation import compare_timesteps, load_results, roughness
 from minicogvx.ablation import timesteps as file
 from minicogvx.ablation.results import read_results
+from minicogvx.ablation.seeds import gain_of_pairs
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.data.clips.world import WorldClips
 from minicogvx.data.world.scenes import sample_scenes
@@ -99,3 +100,15 @@ def test_the_command_writes_curves_that_can_be_read(tmp_path, monkeypatch, capsy
     assert all(type(curve) is file.TimestepsCurve and len(curve.training) == 2 for curve in made.curves)
     said = capsys.readouterr().out
     assert "noise of the curve" in said and "stratified against uniform, loss on validation clips: " in said
+
+
+def test_the_committed_curves_are_calmer_and_say_no_more():
+    """Claims of notebook 12: the noise of the curve, and the loss at the timesteps of Table 9, paired by seed."""
+    curves = load_results("uniform-sampling")
+    runs = [[curve for curve in curves if curve.name == name] for name in ("stratified", "uniform")]
+    calm, wild = ([roughness(curve.training[100:]) for curve in each] for each in runs)
+    noise = gain_of_pairs(calm, wild)
+    assert noise.seeds >= 5 and noise.verdict == "lower" and noise.mean < -0.01
+    for t in ("100", "300", "500", "700", "900"):
+        a, b = ([curve.at[t] for curve in each] for each in runs)
+        assert gain_of_pairs(a, b).verdict == "cannot be told"

@@ -53,7 +53,7 @@ def race(steps):
     figure, ((axis,),) = new_figure(width=6.4, height=2.4)
     for name, colour in (("uniform", ORANGE), ("stratified", BLUE)):
         axis.plot(runs[name][0].training[:steps], color=colour, linewidth=1.2)
-    axis.set(xlim=(0, length), ylim=(0, 1.2), xlabel="step", ylabel="loss of the batch")
+    axis.set(xlim=(0, length), ylim=(0.4, 1.6), xlabel="step", ylabel="loss of the batch")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3] / np.float32(255))
@@ -668,7 +668,7 @@ figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
 for name, colour in (("uniform", ORANGE), ("stratified", BLUE)):
     axes[0].plot(runs[name][0].training, color=colour, linewidth=1, label=f"{name} ({seeds} seeds: "
                  f"noise {statistics.fmean(late[name]):.3f})")
-axes[0].set(xlabel="step", ylabel="loss of the batch, seed 0")
+axes[0].set(xlabel="step", ylabel="loss of the batch, seed 0", ylim=(0.4, 1.6))
 axes[0].legend(fontsize=8)
 places = [int(t) for t in at_t]
 percent = [[100 * (a.at[t] / b.at[t] - 1) for a, b in zip(runs["stratified"], runs["uniform"])] for t in at_t]
