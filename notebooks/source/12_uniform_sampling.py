@@ -575,10 +575,10 @@ def held(tensors):
     return sum((x.to_local() if hasattr(x, "to_local") else x).nbytes for x in tensors)
 
 
-def a_step_of(model, loss):
-    """Backward pass and AdamW; bytes of weights, gradients and averages."""
-    optimizer = torch.optim.AdamW(model.parameters())
-    loss.backward()
+def a_step_of(model, *inputs):
+    """Forward pass, backward pass and AdamW; bytes of weights, gradients and averages."""
+    optimizer = torch.optim.AdamW(model.parameters())  # before the forward pass, which gathers weights
+    model(*inputs).square().mean().backward()
     optimizer.step()
     state = [x for each in optimizer.state.values() for name, x in each.items() if name != "step"]
     return [held(model.parameters()), held(p.grad for p in model.parameters()), held(state)]
@@ -606,10 +606,10 @@ def shards_and_slices(ranks):
     told = {"tokens": lengths, "answer apart": (split - whole).abs().max(), "gradient apart": apart}
 
     model.zero_grad()
-    told["replicate"] = a_step_of(model, model(x, t, words).square().mean())
+    told["replicate"] = a_step_of(model, x, t, words)
     toy = minicogvx.load("toy", device="cpu", dtype=torch.float32)
     sharded = wrap(toy.transformer.train(), ranks, "fsdp", blocks=toy.transformer.transformer_blocks)
-    told["fsdp"] = a_step_of(sharded, sharded(x, t, words).square().mean())
+    told["fsdp"] = a_step_of(sharded, x, t, words)
     matrix = sharded.transformer_blocks[0].attn1.to_q.weight
     told["matrix"] = [list(matrix.shape), list(matrix.to_local().shape)]
     updated = [(a - b.full_tensor()).abs().max() for a, b in zip(model.parameters(), sharded.parameters())]
