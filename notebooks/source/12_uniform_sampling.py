@@ -36,7 +36,6 @@ from minicogvx.engine.sharding import average_gradients, wrap
 from minicogvx.evaluation.intervals import mean_interval
 from minicogvx.presets import ScheduleConfig, TransformerConfig, preset
 from minicogvx.training.memory import inputs_for, memory, parameter_count
-from minicogvx.training.transformer import open_gates
 from minicogvx.transformer.model import ExpertTransformer
 from minicogvx.transformer.patchify import patchify
 from minicogvx.transformer.sequence_parallel import SplitLayout, forward_split, split_layout
@@ -71,7 +70,7 @@ show_clip(film, "Two loss curves grow from left to right and fall. The orange on
 #
 # You will work out what a calm curve is worth, write the ring in which GPUs average their gradients, start real ranks
 # from this notebook, kill one of them, and cut a model into shards. Afterwards you can explain what is and what is
-# not gained by drawing evenly, and what GPUs say to each other while CogVideoX is trained. It takes about 90 minutes,
+# not gained by drawing evenly, and what GPUs say to each other while CogVideoX is trained. It takes about 95 minutes,
 # exercises included, and covers section 3.3 of the [paper](https://arxiv.org/abs/2408.06072). (Notation: the box in
 # [notebook 01](01_video_tensors.ipynb).)
 #
@@ -124,7 +123,7 @@ print("mean by fifths of the timesteps:", "  ".join(f"{part.mean():.3f}" for par
 # has its own clips, and after every step they average their gradients.) The timesteps are divided into $n$ intervals,
 # and each rank draws from its own.
 #
-# ### Exercise 12.1: a rank's interval (difficulty 1 of 3, 5 minutes)
+# ### Exercise 12.1: a rank's interval (difficulty 1 of 3, 8 minutes)
 #
 # Which timesteps of 0 .. T-1 are a rank's? All of them belong to somebody, none to two, also where the number of ranks
 # does not divide $T$. Ranks are counted from 0. `hint("12.1")` gives one more hint each time, `solution("12.1")` a
@@ -239,8 +238,8 @@ assert for_gradient < for_loss
 # The loss of a clip is mostly *how noisy it is*, and that is said by $t$. The gradient is a direction in thousands of
 # dimensions: which clip, which noise, which pixel was wrong. Near the end of training its mean is small at every
 # timestep, so there is hardly anything between the parts that could be removed. What we look at has become calmer by
-# far; what the weights feel, hardly at all. (This is one matrix of one trained model. Early in training, and with
-# other data, it may be more.)
+# far; what the weights feel, hardly at all. (This is one matrix of one trained model. Early in training it may
+# be more.)
 #
 # ## 3. Real ranks
 #
@@ -252,11 +251,9 @@ assert for_gradient < for_loss
 def small_model():
     """An expert transformer of two blocks for clips of 5 x 8 x 8 pixels; always the same weights."""
     torch.manual_seed(0)
-    model = ExpertTransformer(TransformerConfig(
+    return ExpertTransformer(TransformerConfig(
         num_attention_heads=2, attention_head_dim=32, num_layers=2, in_channels=3, out_channels=3, text_embed_dim=8,
         max_text_seq_length=1, time_embed_dim=64, sample_height=8, sample_width=8, sample_frames=17))
-    open_gates(model)
-    return model
 
 
 def small_clips(count, seed):
@@ -280,9 +277,12 @@ def drawn_for(step, rank, clips, first, end):
     return x0, t, torch.randn(x0.shape, generator=chance)
 
 
+BORDERS = [tuple(map(int, interval(rank, 2, 1000))) for rank in range(2)]
+
+
 def one_step(ranks):
     """Every rank's own gradient, and what is left in its place after they have been averaged."""
-    first, end = interval(ranks.rank, ranks.world_size, 1000)
+    first, end = BORDERS[ranks.rank]
     model, (x0, t, noise) = small_model(), drawn_for(0, ranks.rank, small_clips(64, 1), first, end)
     loss = losses_at(model, x0, t, noise).mean()
     loss.backward()
@@ -295,7 +295,7 @@ def one_step(ranks):
 answers = on_ranks(one_step, 2)
 
 model, clips = small_model(), small_clips(64, 1)
-both = zip(drawn_for(0, 0, clips, *interval(0, 2, 1000)), drawn_for(0, 1, clips, *interval(1, 2, 1000)))
+both = zip(drawn_for(0, 0, clips, *BORDERS[0]), drawn_for(0, 1, clips, *BORDERS[1]))
 losses_at(model, *(torch.cat(pair) for pair in both)).mean().backward()  # one process with all 16 clips
 alone, size = model.proj_out.weight.grad, model.proj_out.weight.grad.abs().max()
 for rank, answer in enumerate(answers):
@@ -391,13 +391,13 @@ assert torch.allclose(by_parts, -2 * target.mean(dim=0), atol=1e-5)
 # ranks drift apart without anybody noticing. What is logged is the mean loss of both ranks. At the end we measure 32
 # other clips, all at timestep 100, then all at 300, and so on, as in the paper's Table 9.
 #
-# **Prediction 12.2.** Whose loss curve is the calmest?
+# **Prediction 12.2.** Which of the three ends with the lowest training loss?
 
 # %%
 predict("12.2", "all timesteps", "own intervals", "own intervals, not averaged")
 
 # %% tags=["folded", "nbval-ignore-output"]
-STEPS, WAYS = 120, ("all timesteps", "own intervals", "own intervals, not averaged")
+STEPS, WAYS = 90, ("all timesteps", "own intervals", "own intervals, not averaged")
 
 
 def train_small(ranks, way, steps, folder="", dies_at=(-1, -1)):
@@ -410,7 +410,7 @@ def train_small(ranks, way, steps, folder="", dies_at=(-1, -1)):
     state = {name: p.detach() for name, p in model.named_parameters()} | optimizer.state()
     files = Checkpoints(Path(folder), "small", ranks) if folder else None
     done = files.load(state)[0] if files else 0
-    first, end = (0, 1000) if way == "all timesteps" else interval(ranks.rank, ranks.world_size, 1000)
+    first, end = (0, 1000) if way == "all timesteps" else BORDERS[ranks.rank]
     curve = []
     for step in range(done, steps):
         if (ranks.rank, step) == tuple(dies_at):
@@ -442,36 +442,38 @@ def train_three_ways(ranks, ways, steps):
 
 
 ranked = on_ranks(train_three_ways, 2, ways=WAYS, steps=STEPS)
-curves, at, rough = {}, {}, {}
+curves, at, ends = {}, {}, {}
 for way in WAYS:
     own = [answer[way]["curve"] for answer in ranked]
     curves[way] = [sum(pair) / 2 for pair in zip(*own)]
     at[way] = ranked[0][way]["at"]
-    rough[way] = roughness(curves[way][STEPS // 3:])
-    print(f"{way:27s} noise of the curve {rough[way]:.3f}; validation loss at t = 100 to 900:",
-          "  ".join(f"{loss:.3f}" for loss in at[way]), f"  mean {statistics.fmean(at[way]):.3f}")
+    ends[way] = statistics.fmean(curves[way][-30:])
+    print(f"{way:27s} training loss, last 30 steps {ends[way]:.3f}, noise {roughness(curves[way][-30:]):.3f}; rank 0's "
+          "validation loss at 100 to 900:", "  ".join(f"{loss:.3f}" for loss in at[way]))
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
 for way, colour in zip(WAYS, (ORANGE, BLUE, GREEN)):
     axes[0].plot(curves[way], color=colour, linewidth=1.2, label=way)
     axes[1].plot((100, 300, 500, 700, 900), at[way], "o-", color=colour, markersize=4)
 axes[0].set(xlabel="step", ylabel="loss that is logged")
 axes[0].legend(fontsize=8)
-axes[1].set(xlabel="timestep of all validation clips", ylabel="validation loss at the end")
-show_figure(figure, "Left, three loss curves. Right, the loss of the three models on validation clips, over the "
-                    "timestep: the model whose gradients were not averaged is far above the others at small timesteps.")
-outcome("12.2", min(rough, key=rough.get))
-assert max(at[WAYS[2]]) > 1.5 * max(at[WAYS[1]])
+axes[1].set(xlabel="timestep of all validation clips", ylabel="validation loss of rank 0")
+show_figure(figure, "Left, three loss curves. Right, the validation losses of rank 0's three models over the timestep: "
+                    "where gradients were not averaged, they are far above the others at large timesteps.")
+outcome("12.2", min(ends, key=ends.get))
+assert max(at[WAYS[2]]) > 1.5 * max(at[WAYS[1]]) and ends[WAYS[2]] == min(ends.values())
 
 # %% [markdown]
-# The broken run has the most beautiful curve of all. Each of its models has only ever seen its own half of the
-# timesteps, at which it is good, and there it is measured. At the others it is of no use. A training loss is measured
-# where the training looks. If you change where it looks, the curve changes even with the same weights.
+# The broken run shows the best training loss of all. Each of its models has only ever seen its own half of the
+# timesteps, has become a specialist for it, and is measured there. On the other half it is of no use. A training loss
+# is measured where the training looks. If you change where it looks, the curve changes, even with the same weights.
+# (Compare the first two as well: whose curve is calmer, whose validation loss lower? One run each says little; section
+# 8 has seeds.)
 #
 # So the yardstick must not depend on the sampling: the same clips, the same noise, the *same timesteps* for all.
 #
 # ## 5. kill -9
 #
-# The more GPUs there are, the sooner one of them dies. In step 75 rank 1 gets a signal that no process can refuse.
+# The more GPUs there are, the sooner one of them dies. In step 55 rank 1 gets a signal that no process can refuse.
 # Every 20 steps the ranks have written their whole **state**. And what is drawn in a step depends on the step and the
 # rank alone.
 #
@@ -488,7 +490,7 @@ def train_and_tell(ranks, way, steps, folder, dies_at):
 
 with tempfile.TemporaryDirectory() as folder:
     try:
-        on_ranks(train_and_tell, 2, way="own intervals", steps=STEPS, folder=folder, dies_at=(1, 75))
+        on_ranks(train_and_tell, 2, way="own intervals", steps=STEPS, folder=folder, dies_at=(1, 55))
     except RuntimeError as error:
         print(error)
     print("left on disk:", ", ".join(sorted(path.name for path in Path(folder).iterdir())))
@@ -501,7 +503,7 @@ same = all(resumed["digest"] == whole["digest"] for resumed, whole in zip(again,
 close = abs(again[0]["curve"][-1] - undisturbed[0]["curve"][-1]) < 1e-4
 outcome("12.3", "the same bits" if same else "equal up to rounding" if close else
         "a different model of the same quality")
-assert again[0]["began"] in (40, 60) and same
+assert again[0]["began"] in (20, 40) and same
 
 # %% [markdown]
 # What must be in the state? The weights, and the optimizer's averages. No random state, if every step's chance is
@@ -684,13 +686,13 @@ show_figure(figure, "Left, the training curves of one seed. Right, by how many p
                     "stratified timesteps is above or below that with uniform ones, at five timesteps, beside Table 9.")
 outcome("12.4", {"lower": "yes, lower with stratified timesteps", "higher": "no, higher",
                  "cannot be told": "these seeds cannot tell"}[gain.verdict])
-assert calmer.verdict == "lower"
+assert calmer.verdict == "lower" and min(low[:2]) > -2.7 and gain.verdict == "cannot be told"
 
 # %% [markdown]
-# The curve is calmer, as it must be. Whether the *model* is better is another question, and the interval above is all
-# that these seeds say about it. The paper finds 2 to 3 % lower validation losses at all five timesteps after 40,000
-# steps. That is one training each, and no seeds; the gradient's noise of section 2 would not have promised so much
-# for our toy. It may be different with many ranks and one or two clips on each, or earlier in training.
+# The curve is calmer, as it must be. The models are not told apart: every interval contains zero. At the first two
+# timesteps it is so narrow that it excludes a gain of 2.7 %, which the paper finds at 100. That holds for a small
+# model, batches of 8 and 300 steps. The paper has 40,000 steps of a large one, but one training each, so no interval
+# at all. Section 2 explains why we see nothing: there is hardly any noise of the gradient to remove.
 #
 # What is sure: it costs nothing, it is unbiased, and a calm curve shows sooner that something is wrong. That is a good
 # reason to use it. It is no evidence for a better model.

@@ -135,7 +135,7 @@ def _number(what: str, got: object) -> float:
 
 EXERCISES = (
     Exercise(
-        "12.1", "interval", difficulty=1, minutes=5, reference=interval_of, check=check_interval,
+        "12.1", "interval", difficulty=1, minutes=8, reference=interval_of, check=check_interval,
         hints=(
             "Where does rank r begin, if all intervals were equally long? At r T / n. Where does it end? Where rank "
             "r + 1 begins.",
