@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Uniform sampling and many ranks
 #
-# **Two trainings of the same model, on the same clips, with the same noise. One loss curve is calm, the other is
-# wild. Which model is better?**
+# **Two trainings of the same model, on the same clips, with the same noise. One loss curve jumps more than the other.
+# Which model is better?**
 
 # %% tags=["nbval-ignore-output"]
 import hashlib
@@ -49,19 +49,20 @@ runs = {name: [curve for curve in studied if curve.name == name] for name in ("u
 # %% tags=["nbval-ignore-output"]
 def race(steps):
     """The two curves of one seed after so many steps, as one frame of a film, h w 3."""
-    figure, ((axis,),) = new_figure(width=6.4, height=2.4)
-    for name, colour in (("uniform", ORANGE), ("stratified", BLUE)):
+    figure, (axes,) = new_figure(1, 2, width=7.2, height=2.4)
+    for axis, name, colour in zip(axes, runs, (ORANGE, BLUE)):
         axis.plot(runs[name][0].training[:steps], color=colour, linewidth=1.2)
-    axis.set(xlim=(0, length), ylim=(0.4, 1.6), xlabel="step", ylabel="loss of the batch")
+        axis.set(xlim=(50, length), ylim=(0.4, 1.3), xlabel="step")
+    axes[0].set(ylabel="loss of the batch")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3] / np.float32(255))
 
 
 length = len(runs["uniform"][0].training)
-film = torch.stack([race(length * part // 20) for part in range(1, 21)])
-show_clip(film, "Two loss curves grow from left to right and fall. The orange one jumps further than the blue one.",
-          fps=5, num_frames=2)
+film = torch.stack([race(length * part // 20) for part in range(5, 21)])
+show_clip(film, "Two loss curves grow from left to right and fall. The orange one, on the left, jumps further than the "
+                "blue one.", fps=5, num_frames=1)
 
 # %% [markdown]
 # The two differ in one thing. In every step the orange training drew a timestep for each clip as it came. The blue
@@ -677,7 +678,7 @@ percent = [[100 * (a.at[t] / b.at[t] - 1) for a, b in zip(runs["stratified"], ru
 middle, low, high = zip(*map(mean_interval, percent))
 axes[1].errorbar(places, middle, yerr=[[m - a for m, a in zip(middle, low)], [b - m for m, b in zip(middle, high)]],
                  fmt="o", color=BLUE, capsize=3, label=f"ours, {seeds} seeds, 95 % intervals")
-axes[1].plot(places, [100 * (b / a - 1) for a, b in zip(*paper.values())], "s", color="#000000", markersize=5,
+axes[1].plot([t + 25 for t in places], [100 * (b / a - 1) for a, b in zip(*paper.values())], "s", color="#000000", markersize=5,
              label="paper, Table 9")
 axes[1].axhline(0, color="#000000", linewidth=1, linestyle=":")
 axes[1].set(xlabel="timestep of all validation clips", ylabel="stratified against\nuniform (per cent)")
@@ -686,13 +687,13 @@ show_figure(figure, "Left, the training curves of one seed. Right, by how many p
                     "stratified timesteps is above or below that with uniform ones, at five timesteps, beside Table 9.")
 outcome("12.4", {"lower": "yes, lower with stratified timesteps", "higher": "no, higher",
                  "cannot be told": "these seeds cannot tell"}[gain.verdict])
-assert calmer.verdict == "lower" and min(low[:2]) > -2.7 and gain.verdict == "cannot be told"
+assert calmer.verdict == "lower" and min(low[1:4]) > -2.2 and gain.verdict == "cannot be told"
 
 # %% [markdown]
-# The curve is calmer, as it must be. The models are not told apart: every interval contains zero. At the first two
-# timesteps it is so narrow that it excludes a gain of 2.7 %, which the paper finds at 100. That holds for a small
-# model, batches of 8 and 300 steps. The paper has 40,000 steps of a large one, but one training each, so no interval
-# at all. Section 2 explains why we see nothing: there is hardly any noise of the gradient to remove.
+# The curve is calmer, as it must be. The models are not told apart: every interval contains zero. In the middle, at
+# 300 to 700, the intervals are narrow enough to exclude gains as large as the paper's, for this small model after 300
+# steps. It is far from trained, though; the paper's had 40,000 steps. But that was one training each, without seeds.
+# Section 2 explains why we see nothing: there is hardly any noise of the gradient to remove.
 #
 # What is sure: it costs nothing, it is unbiased, and a calm curve shows sooner that something is wrong. That is a good
 # reason to use it. It is no evidence for a better model.
