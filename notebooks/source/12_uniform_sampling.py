@@ -678,8 +678,8 @@ percent = [[100 * (a.at[t] / b.at[t] - 1) for a, b in zip(runs["stratified"], ru
 middle, low, high = zip(*map(mean_interval, percent))
 axes[1].errorbar(places, middle, yerr=[[m - a for m, a in zip(middle, low)], [b - m for m, b in zip(middle, high)]],
                  fmt="o", color=BLUE, capsize=3, label=f"ours, {seeds} seeds, 95 % intervals")
-axes[1].plot([t + 25 for t in places], [100 * (b / a - 1) for a, b in zip(*paper.values())], "s", color="#000000", markersize=5,
-             label="paper, Table 9")
+axes[1].plot([t + 25 for t in places], [100 * (b / a - 1) for a, b in zip(*paper.values())], "s", color="#000000",
+             markersize=5, label="paper, Table 9")
 axes[1].axhline(0, color="#000000", linewidth=1, linestyle=":")
 axes[1].set(xlabel="timestep of all validation clips", ylabel="stratified against\nuniform (per cent)")
 axes[1].legend(fontsize=8)
