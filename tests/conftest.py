@@ -10,8 +10,8 @@ import pytest
 
 LEVELS = {
     "ranks": (
-        "test_context_parallel.py", "test_engine_ranks.py", "test_rank_dies.py", "test_sequence_parallel.py",
-        "test_store_ranks.py", "test_train_ranks.py", "test_vae_ranks.py",
+        "test_context_parallel.py", "test_engine_ranks.py", "test_rank_cells.py", "test_rank_dies.py",
+        "test_sequence_parallel.py", "test_store_ranks.py", "test_train_ranks.py", "test_vae_ranks.py",
     ),
     "notebooks": (
         "test_solved_notebooks.py",

@@ -20,6 +20,7 @@ from minicogvx.ablation import (
 )
 from minicogvx.ablation.results import Results, read_results, write_results
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEStagesStudy, VAEStudy
+from minicogvx.ablation.timesteps import TimestepsStudy
 from minicogvx.ablation.twins_study import TwinStudy
 from minicogvx.data.clips.world import WorldClips
 from minicogvx.data.world.features import FEATURES
@@ -278,7 +279,8 @@ def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, subtests
 
 def test_studies_are_fair_and_compressions_what_they_are_called():
     assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "latents", "latents-micro",
-                            "minutes-micro", "position", "modulation", "attention", "twins", "stages"}
+                            "minutes-micro", "position", "modulation", "attention", "twins",
+                            "uniform-sampling", "stages"}
     with torch.device("meta"):
         for name in ("position", "modulation", "attention"):
             counts = [sum(p.numel() for p in ExpertTransformer(config).parameters())
@@ -294,7 +296,7 @@ def test_studies_are_fair_and_compressions_what_they_are_called():
     for name, study in STUDIES.items():
         assert study.name == name and len(study.variants) > 1
         if not hasattr(study, "minutes"):  # they count minutes: tests/test_stages.py, tests/test_latents.py
-            assert isinstance(study, (TransformerStudy, TwinStudy, VAEStudy, VAEStagesStudy))
+            assert isinstance(study, (TransformerStudy, TimestepsStudy, TwinStudy, VAEStudy, VAEStagesStudy))
             assert study.steps % study.every == 0
 
 

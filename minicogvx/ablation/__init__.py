@@ -3,10 +3,11 @@
 from importlib import import_module
 
 _MODULES = {
-    "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "VAECurve": "vaes",
-    "compare_latents": "latents", "compare_transformers": "transformers",
+    "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "TimestepsCurve": "timesteps",
+    "VAECurve": "vaes", "compare_latents": "latents", "compare_timesteps": "timesteps",
+    "compare_transformers": "transformers",
     "compare_twins": "twins", "compare_vae_stages": "vaes", "compare_vaes": "vaes", "load_results": "results",
-    "paired_figure": "figures", "stages_figure": "figures",
+    "paired_figure": "figures", "roughness": "timesteps", "stages_figure": "figures",
 }
 __all__ = list(_MODULES)
 

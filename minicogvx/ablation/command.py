@@ -133,6 +133,7 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
     `dtype`: of all passes; None is the fastest of `device`.
     """
     from minicogvx.ablation.studies import VAEStagesStudy, VAEStudy
+    from minicogvx.ablation.timesteps import TimestepsStudy
     from minicogvx.ablation.twins_study import TwinStudy
     from minicogvx.ablation.vaes import compare_vae_stages, compare_vaes
 
@@ -149,7 +150,19 @@ def comparison(study, device: str = "cpu", dtype=None) -> Callable[
         return lambda steps, seed, on_step=None: compare_vae_stages(
             study.config, study.loss, study.variants, study.judged, steps, seed, study.every, dtype=dtype,
             device=device, on_step=on_step)
+    if isinstance(study, TimestepsStudy):
+        return _timesteps_comparison(study, device, dtype)
     return _transformer_comparison(study, device, dtype)
+
+
+def _timesteps_comparison(study, device: str, dtype) -> Callable[
+        [int, int, Callable[[str, int], None] | None], dict]:
+    from minicogvx.ablation.timesteps import compare_timesteps
+
+    latents = study_latents(study, device, dtype)
+    return lambda steps, seed, on_step=None: compare_timesteps(
+        study.variants, study.config, latents, steps, seed, study.batch_size, study.every, dtype, device=device,
+        on_step=on_step)
 
 
 def _transformer_comparison(study, device: str, dtype) -> Callable[
@@ -179,9 +192,13 @@ def study_latents(study, device: str = "cpu", dtype=None):
 
 
 def _line(curve) -> str:
+    from minicogvx.ablation.timesteps import TimestepsCurve, roughness
     from minicogvx.ablation.transformers import Curve
 
     head = f"{curve.name}, seed {curve.seed}, {curve.parameters:,} parameters, {curve.seconds:.0f} s: "
+    if isinstance(curve, TimestepsCurve):
+        return (f"{head}loss on validation clips {curve.loss[-1]:.4f}, noise of the curve "
+                f"{roughness(curve.training):.4f}")
     if isinstance(curve, Curve):
         obeyed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in curve.obeyed.items())
         return f"{head}loss on validation clips {curve.loss[-1]:.4f}" + (f"; obeyed: {obeyed}" if obeyed else "")

@@ -16,5 +16,7 @@ QUESTIONS = {
                  "(paper figures 8b and 10b)",
     "twins": "full or factorised attention: which learns sooner to find things that have moved, or have not? "
              "(paper 2.2)",
+    "uniform-sampling": "timesteps drawn one by one, or one from each of equal parts: a smoother curve, or a better "
+                        "model? (paper 3.3, Table 9)",
     "stages": "is growing in stages faster than the full size at once? (paper 3.2, Table 5)",
 }

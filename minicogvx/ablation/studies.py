@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.timesteps import UNIFORM_SAMPLING
 from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
 from minicogvx.training.settings import VAEStage, VAETraining
@@ -290,4 +291,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    TWINS, STAGES)}
+    TWINS, UNIFORM_SAMPLING, STAGES)}
