@@ -122,7 +122,7 @@ def result_said(result: Any) -> str:
     if isinstance(result, np.ndarray):
         return f"a numpy array of shape {result.shape}"
     if result is None:
-        return "None; does your function end in return?"
+        return "None (does your function end in return?)"
     kind = f"{'an' if type(result).__name__[0] in 'aeiouAEIOU' else 'a'} {type(result).__name__}"
     return f"{kind} of {len(result)}" if isinstance(result, (tuple, list, dict, str)) else kind
 
