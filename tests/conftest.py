@@ -15,6 +15,7 @@ LEVELS = {
     ),
     "notebooks": (
         "test_solved_notebooks.py",
+        "test_assignment.py::test_nbgrader_gives_nothing_all_and_a_part",
         "test_notebooks.py::test_running_stores_counts_and_outputs",
         "test_notebooks.py::test_what_answers_a_prediction_is_folded_and_its_options_stay_as_text",
         "test_widgets.py::test_a_built_notebook_holds_the_still_picture_and_no_widget",
@@ -22,8 +23,8 @@ LEVELS = {
     ),
     "slow": (
         "test_ablation.py", "test_adapters.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py",
-        "test_growth.py", "test_image_to_video.py", "test_loop.py", "test_memory.py", "test_older_processor.py",
-        "test_run_folder.py", "test_sampling_ways.py", "test_shots.py", "test_speedrun.py", "test_stages.py",
+        "test_growth.py", "test_hostile_answers.py", "test_image_to_video.py", "test_loop.py", "test_memory.py",
+        "test_older_processor.py", "test_run_folder.py", "test_sampling_ways.py", "test_shots.py", "test_speedrun.py", "test_stages.py",
         "test_stand_in.py", "test_train.py", "test_transformer_task.py", "test_twins.py", "test_vae_compile.py",
         "test_vae_task.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",

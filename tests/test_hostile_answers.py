@@ -154,7 +154,7 @@ OBJECTS = [Mute, Mute(), Prickly(), OtherModule, OtherModule(), nn.Linear, nn.Id
 
 
 def converted(reference, name, convert):
-    """The reference, its tensors and arrays changed by `convert`; of a class, those of its forward."""
+    """The reference, its tensors and numbers changed by `convert`; of a class, those of its forward."""
 
     def changed(result):
         if isinstance(result, (tuple, list)):
@@ -166,6 +166,9 @@ def converted(reference, name, convert):
             return changed(reference.forward(self, *arguments, **named))
 
         return type(f"{name}_{reference.__name__}", (reference,), {"forward": forward})
+
+    if not callable(reference):
+        return changed(reference)
 
     def answer(*arguments, **named):
         return changed(reference(*arguments, **named))
