@@ -24,9 +24,9 @@ LEVELS = {
     "slow": (
         "test_ablation.py", "test_adapters.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py",
         "test_growth.py", "test_hostile_answers.py", "test_image_to_video.py", "test_loop.py", "test_memory.py",
-        "test_older_processor.py", "test_run_folder.py", "test_sampling_ways.py", "test_shots.py", "test_speedrun.py", "test_stages.py",
-        "test_stand_in.py", "test_train.py", "test_transformer_task.py", "test_twins.py", "test_vae_compile.py",
-        "test_vae_task.py", "test_wheel.py",
+        "test_older_processor.py", "test_run_folder.py", "test_sampling_ways.py", "test_shots.py", "test_speedrun.py",
+        "test_stages.py", "test_stand_in.py", "test_train.py", "test_transformer_task.py", "test_twins.py",
+        "test_vae_compile.py", "test_vae_task.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_checkpoints.py::test_kill_minus_9_at_any_moment_leaves_the_newest_intact",
         "test_compat.py::test_import_is_instant_and_torchvision_imports_after_it",
