@@ -74,7 +74,7 @@ def test_a_part_that_is_outdated_is_written_anew(tmp_path, capsys):
 def test_what_a_guide_names_is_there(page, subtests):
     text = (ROOT / page).read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)", text)):
+    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)):
         with subtests.test(f"make {target}"):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     for module in set(re.findall(r"-m (minicogvx[.\w]+)", text)):
