@@ -50,9 +50,10 @@ def sequence_length(frames, height, width, text, patch_t=1):
 sequence_length = check("0.5", sequence_length)
 
 # %%
-def stretch(x, frames):
+def stretch(z, frames):
     ### BEGIN SOLUTION
-    return torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(4, dim=2)], dim=2)
+    times = (frames - 1) // max(z.shape[2] - 1, 1)
+    return torch.cat([z[:, :, :1], z[:, :, 1:].repeat_interleave(times, dim=2)], dim=2)
     ### END SOLUTION
 
 
@@ -156,9 +157,10 @@ def test_nbgrader_gives_nothing_all_and_a_part(source, tmp_path):
     solutions = {name: cell.source for name, cell in marked(assignment.assignment_of(source)).items()
                  if name.startswith("exercise")}
     wrong = solutions["exercise-0-5"].replace("(frames - 1) // 4 + 1", "frames // 4")
-    leaves = solutions["exercise-2-3"].replace("return", "import sys, warnings; warnings.warn('x'); sys.exit(1)")
+    leaves = solutions["exercise-2-3"].replace("times =", "import sys; sys.exit(1)\n    times =")
+    chatty = solutions["exercise-2-1"].replace("return", "import sys; print('careful', file=sys.stderr); return")
     submitted(folder, "untouched", {})
-    submitted(folder, "solved", solutions | {"explain-02": "Because it looks back."})
+    submitted(folder, "solved", solutions | {"exercise-2-1": chatty, "explain-02": "Because it looks back."})
     submitted(folder, "partly", solutions | {"exercise-0-5": wrong, "exercise-2-3": leaves}, without="grade-0-5")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
                                 "MINICOGVX_PROGRESS": str(progress), "http_proxy": "http://127.0.0.1:9",
