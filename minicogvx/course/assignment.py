@@ -33,6 +33,7 @@ c.CourseDirectory.course_id = "minicogvx"
 c.ClearSolutions.code_stub = {{"python": {notebook_builder.STUB!r}}}  # which counts as not tried
 c.ClearSolutions.text_stub = {NO_ANSWER!r}
 c.ExecutePreprocessor.timeout = c.Execute.timeout = 300  # seconds for a cell
+c.OverwriteCells.add_missing_cells = True  # a graded cell that was deleted costs its points and no more
 c.IgnorePattern.enabled, c.IgnorePattern.pattern = True, "."  # a warning on stderr costs no points
 
 # Grading must not count as the progress of whoever grades.
