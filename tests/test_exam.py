@@ -77,8 +77,8 @@ def test_the_reference_is_not_reached_by_the_ordinary_way(in_an_exam, subtests):
     for exercise in (*all_exercises(), *(find(each.number) for each in EXERCISES)):
         with subtests.test(exercise.number):
             hidden = theirs[exercise.number]
-            assert exercise.reference is not hidden
-            if not isinstance(hidden, type):
+            assert exercise.reference is not hidden or not callable(hidden)  # a value is what it is
+            if inspect.isfunction(hidden):
                 assert inspect.getsource(hidden).strip() not in inspect.getsource(inspect.unwrap(exercise.reference))
             assert find(exercise.number).reference is exercise.reference
 
