@@ -1,5 +1,6 @@
 """Assignments for nbgrader: the same exercises, and nbgrader's own autograder gives each copy what it deserves."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -172,6 +173,9 @@ def test_nbgrader_gives_nothing_all_and_a_part(source, tmp_path):
     assert scores(folder, "solved") == {"grade-2-1": 1, "grade-0-5": 2, "grade-2-3": 1, "explain-02": None}
     assert scores(folder, "partly") == {"grade-2-1": 1, "grade-0-5": 0, "grade-2-3": 0, "explain-02": 0}
     assert not progress.exists()  # grading is not the teacher's own progress
+    assert list(json.loads((folder / "autograded" / "solved" / NAME / "progress.json").read_text())) == [
+        "2.1", "0.5", "2.3"]
+    assert "2.3" not in (folder / "autograded" / "partly" / NAME / "progress.json").read_text()
     graded = (folder / "autograded" / "partly" / NAME / f"{NAME}.ipynb").read_text()
     assert "it must be 112. The first frame stays alone" in graded and "SystemExit: 1" in graded
     shutil.rmtree(folder)

@@ -26,7 +26,6 @@ OPENING = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)  # of a notebook, its question
 NO_ANSWER = "*Your answer, in place of this line.*"
 CONFIG = f'''"""The configuration of nbgrader for the course; yours to change."""
 import os
-import tempfile
 
 c = get_config()
 c.CourseDirectory.course_id = "minicogvx"
@@ -36,8 +35,8 @@ c.ExecutePreprocessor.timeout = c.Execute.timeout = 300  # seconds for a cell
 c.OverwriteCells.add_missing_cells = True  # a graded cell that was deleted costs its points and no more
 c.IgnorePattern.enabled, c.IgnorePattern.pattern = True, "."  # a warning on stderr costs no points
 
-# Grading must not count as the progress of whoever grades.
-os.environ["MINICOGVX_PROGRESS"] = os.path.join(tempfile.mkdtemp(prefix="grading-"), "progress.json")
+# Beside each graded copy: neither the progress of whoever grades, nor that of the student before.
+os.environ["MINICOGVX_PROGRESS"] = "progress.json"
 '''
 
 
