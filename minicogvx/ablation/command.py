@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from minicogvx.ablation.comparing import comparison
@@ -59,6 +60,8 @@ def _parser() -> Parser:
                              "--resume")
     parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
                         help="where to write (default: runs/ablate/NAME.json)")
+    parser.add_argument("--plot", type=path_to(".png"), metavar="FILE.png",
+                        help="also draw the curves, and the differences with intervals")
     parser.add_argument("--threads", type=THREADS, metavar="N", help="CPU threads (default: all cores)")
     add_device_options(parser, training=True)
     return parser
@@ -83,7 +86,7 @@ def _own(path: str):
 def _check(arguments: argparse.Namespace, timed: bool, refines: bool) -> None:
     if timed and not refines and arguments.best_fifth is not None:
         raise ValueError(f"--best-fifth does not go with {arguments.name}, which trains on all clips")
-    for option in ("steps",) if timed else ("minutes", "best_fifth", "only"):
+    for option in ("steps", "plot") if timed else ("minutes", "best_fifth", "only"):
         if getattr(arguments, option) not in (None, []):
             raise ValueError(f"--{option.replace('_', '-')} does not go with {arguments.name}, which counts "
                              f"{'minutes' if timed else 'steps'}")
@@ -94,7 +97,10 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
 
     from minicogvx.ablation.rows import begin, missing, train_missing
     from minicogvx.ablation.seeds import comparisons
+    from minicogvx.ablation.tables import results_table
 
+    if arguments.plot and len(_judged(study)) > 1:
+        raise ValueError(f"--plot does not go with {study.name}, whose runs have several curves each")
     steps = study.steps if arguments.steps is None else arguments.steps
     called = shlex.quote(arguments.name)
     results = begin(study, arguments.seeds, steps, device, dtype, out if arguments.resume else None, called)
@@ -109,10 +115,31 @@ def _run(study, arguments: argparse.Namespace, out: Path, device: str, dtype) ->
             train_missing(study, results, left, comparison(study, device, dtype), out, on_step)
     for curve in results.curves:
         print(_line(curve))
-    for behind in getattr(study, "judged", ("",)):
+    measure = "loss" if hasattr(results.curves[0], "loss") else "psnr"
+    for behind in _judged(study):
+        of_this = [curve for curve in results.curves if curve.name in {name + behind for name in study.variants}]
+        print("", *results_table(of_this, of_this[0].name, measure), sep="\n")
+    if arguments.plot:
+        write_plot(results.curves, measure, arguments.plot)
+    for behind in _judged(study):
         for sentence in comparisons(results.curves, [name + behind for name in study.variants]):
             print(sentence)
     print(out)
+
+
+def write_plot(curves: Sequence, measure: str, path: str) -> None:
+    """Writes the study's figure as a PNG. Raises ImportError, with what installs it, without matplotlib."""
+    from minicogvx.ablation.figures import results_figure
+    from minicogvx.files import written_whole
+
+    figure = results_figure(curves, curves[0].name, measure)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=150)
+    print(path)
+
+
+def _judged(study) -> tuple[str, ...]:
+    return getattr(study, "judged", ("",))
 
 
 def _line(curve) -> str:
