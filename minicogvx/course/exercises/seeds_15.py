@@ -12,14 +12,19 @@ from minicogvx.course.exercises.exercise import Wrong
 from minicogvx.evaluation.intervals import mean_interval
 
 
-def as_number(what: str, value: Any) -> float:
-    """`value` as a float, whether it is Python's, numpy's or a tensor of one number. Raises Wrong for anything else."""
+def as_number(what: str, value: Any, finite: bool = True) -> float:
+    """`value` as a float, whether it is Python's, numpy's or a tensor of one number. Raises Wrong for anything else.
+
+    finite: also for NaN and infinity.
+    """
     if value is None:
         raise Wrong(f"{what} is None; does your function end in return?")
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and np.size(value) == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Wrong(f"{what} is {_said(value)}; it must be one number.")
+    if finite and not math.isfinite(value):
+        raise Wrong(f"{what} is {value}; it must be a finite number.")
     return float(value)
 
 
@@ -36,7 +41,7 @@ def as_numbers(what: str, value: Any, count: int) -> list[float]:
         value = value.tolist()
     if not isinstance(value, (tuple, list)) or len(value) != count:
         raise Wrong(f"{what} is {_said(value)}; it must be {count} numbers.")
-    return [as_number(f"number {place} of {what}", each) for place, each in enumerate(value)]
+    return [as_number(f"number {place} of {what}", each, finite=False) for place, each in enumerate(value)]
 
 
 # ---- 15.1 paired_interval
@@ -118,7 +123,7 @@ _CASES = (  # differences, expected, why
     ((0.9, -0.2, 0.5, -0.4, 0.6), "higher", "the mean is above 0, but the interval contains 0"),
     ((0.01, 0.02, 0.01, 0.02, 0.50), "higher", "all seeds are above 0, but one so far that the interval contains 0"),
     ((0.50, 0.60, 0.55, 0.58, -0.05), "higher", "one seed is below 0, and the interval is not"),
-    ((1.0, 2.0, 0.1), "higher", "with three seeds the interval reaches 4.3 standard errors, not 1.96"),
+    ((1.0, 1.6, 0.4), "higher", "with three seeds the interval reaches 4.3 standard errors, not 1.96"),
     ((0.7,), "higher", "one seed has no interval"),
     ((-0.7,), "lower", "one seed has no interval"),
 )
