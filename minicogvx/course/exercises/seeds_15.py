@@ -19,7 +19,7 @@ def as_number(what: str, value: Any, finite: bool = True) -> float:
     """
     if value is None:
         raise Wrong(f"{what} is None; does your function end in return?")
-    if isinstance(value, (Tensor, np.ndarray, np.generic)) and np.size(value) == 1:
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Wrong(f"{what} is {_said(value)}; it must be one number.")
