@@ -60,7 +60,10 @@ def _judged(study) -> tuple[str, ...]:
 def _keep_done(results: Results, study, out: Path, here: str) -> None:
     """Keeps the curves of the file; raises ValueError if they were made with other settings."""
     done = read_results(out)
-    for name in ("name", "steps", "torch", "threads", "settings"):
+    if done.settings != results.settings:
+        raise ValueError(f"{out} was made by a study with other variants or settings; name another file with --out to "
+                         f"train all seeds again")
+    for name in ("name", "steps", "torch", "threads"):
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
                              f"{getattr(results, name)!r}; name another file with --out to train all seeds again")
