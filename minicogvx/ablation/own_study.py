@@ -111,9 +111,10 @@ class Study:
         small, large = min(self.parameters, key=self.parameters.get), max(self.parameters, key=self.parameters.get)
         least, most = self.parameters[small], self.parameters[large]
         if most > (1 + self.tolerance) * least:
-            raise ValueError(f"{large!r} has {most:,} parameters and {small!r} {least:,}, {100 * (most / least - 1):.0f} "
-                             f"% apart, where the tolerance is {100 * self.tolerance:g} %; size alone may decide, so "
-                             f"change a width, such as time_embed_dim, until they are equal, or say tolerance=...")
+            apart = 100 * (most / least - 1)
+            raise ValueError(f"{large!r} has {most:,} parameters and {small!r} {least:,}, {apart:.0f} % apart, where "
+                             f"the tolerance is {100 * self.tolerance:g} %; size alone may decide, so change a width, "
+                             f"such as time_embed_dim, until they are equal, or say tolerance=...")
 
     @cached_property
     def configs(self) -> dict[str, TransformerConfig]:
