@@ -616,9 +616,8 @@ assert 1000 < hours < 10_000 and set(STUDIES) >= {found.claim.study for found, _
 # %% [markdown]
 # Table 9 reports differences of 0.003 to 0.006 in the validation loss, at five timesteps, all in one direction. How
 # much such a loss scatters from seed to seed at that size, it does not say; the last scatter above is that of our own
-# small runs. What a large run cannot afford, a small
-# world can; what a small world finds, a large run may not confirm. You need both, and you need to say which one you
-# have.
+# small runs. What a large run cannot afford, a small world can; what a small world finds, a large run may not confirm.
+# You need both, and you need to say which one you have.
 #
 # ## What you can now explain
 #
