@@ -237,5 +237,6 @@ def test_the_figure_is_drawn_for_one_seed_and_for_several():
         curves, differences = results_figure(some_curves(seeds), "old").axes
         assert [line.get_label() for line in curves.lines] == ["old", "new"]
         assert list(differences.lines[0].get_xdata()) == pytest.approx([-0.1] * seeds)
+        assert [label.get_text() for label in differences.get_yticklabels()] == ["new"]
     with pytest.raises(ValueError, match="there is no variant 'older'"):
         results_figure(some_curves(1), "older")

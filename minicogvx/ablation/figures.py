@@ -98,19 +98,19 @@ def results_figure(curves: Sequence[Any], reference: str, measure: str = "loss")
         _curve_with_band(axes[0], of_variant(curves, name), place, measure)
     axes[0].set(xlabel="step", ylabel=measure)
     axes[0].legend(fontsize=8)
-    for name in others:
+    for row, name in enumerate(others):
         found = judged(Claim("", "", "this study", name, reference, measure, "higher"), curves)
-        _differences(axes[1], [list(found.differences.values())], names.index(name), len(others), name)
+        _mean_bar(axes[1], list(found.differences.values()), row, names.index(name))
     axes[1].axvline(0, color="#000000", linewidth=1, linestyle=":")
-    axes[1].set(xlabel=f"{measure} at the end, less that of {reference}", yticks=[], ylim=(0.6, -0.6))
-    axes[1].legend(fontsize=8)
+    axes[1].set(xlabel=f"{measure} at the end,\nless that of {reference}", ylim=(len(others) - 0.4, -0.6))
+    axes[1].set_yticks(range(len(others)), others, fontsize=8)
     return figure
 
 
 def claims_figure(found: Sequence[Judged]):
     """A matplotlib figure with a row for each judged claim: what the claim expects lies to the right of 0.
 
-    A small dot is a seed, the large mark the mean, the bar its 95 % interval, each divided by the largest absolute
+    The large mark is the mean, the bar its 95 % interval, a dot below it a seed, each divided by the largest absolute
     value of its row, so that rows of different measures can stand together; colour and mark are the verdict's. Raises
     ValueError for no claims.
     """
@@ -123,8 +123,8 @@ def claims_figure(found: Sequence[Judged]):
         ends = [end for end in (one.gain.low, one.gain.high) if math.isfinite(end)]
         unit = sign * max(map(abs, [*one.differences.values(), *ends])) or 1.0
         colour, mark = looks[one.verdict]
-        axis.plot([each / unit for each in one.differences.values()], [row] * len(one.differences), ".",
-                  color=colour, markersize=4, alpha=0.6)
+        axis.plot([each / unit for each in one.differences.values()], [row + 0.25] * len(one.differences), ".",
+                  color=colour, markersize=5)
         if ends:
             axis.plot([end / unit for end in ends], [row, row], "-", color=colour, linewidth=2)
         axis.plot(one.gain.mean / unit, row, mark, color=colour, markersize=7)
@@ -154,8 +154,16 @@ def _differences(axis, found: Sequence[Sequence[float]], place: int, count: int,
     for row, differences in enumerate(found):
         height, (mean, low, high) = row + 0.7 * ((place + 0.5) / (count + 1) - 0.5), mean_interval(differences)
         axis.plot(differences, [height] * len(differences), ".", color=colour, markersize=4, alpha=0.5)
-        reach = [[mean - low], [high - mean]] if len(differences) > 1 else None
-        axis.errorbar(mean, height, xerr=reach, fmt=marker, color=colour, markersize=5, capsize=3, label=label)
+        axis.errorbar(mean, height, xerr=[[mean - low], [high - mean]], fmt=marker, color=colour, markersize=5,
+                      capsize=3, label=label)
+
+
+def _mean_bar(axis, differences: Sequence[float], row: int, place: int) -> None:
+    """The mean of differences, its interval if there are several, and below it a dot for each seed."""
+    colour, (mean, low, high) = PALETTE[place % len(PALETTE)], mean_interval(differences)
+    axis.plot(differences, [row + 0.12] * len(differences), ".", color=colour, markersize=5)
+    reach = [[mean - low], [high - mean]] if len(differences) > 1 else None
+    axis.errorbar(mean, row, xerr=reach, fmt=_MARKERS[place % len(_MARKERS)], color=colour, markersize=6, capsize=4)
 
 
 def _plain_ticks(axis) -> None:

@@ -6,6 +6,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,15 @@ by seed. **Agrees** and **disagrees**: the interval excludes 0, on the side that
 parameters (twins: 0.1 million) on 17 frames of 64x64, VAEs of 2 to 3 million, trained for minutes. The intervals cover
 other seeds; they do not cover more steps, other clips or a larger network.
 """
+_REASON = """Where a number agrees, the reason may still be another one. Our 3D VAE flickers less than the one without
+compression in time, but also less than the true clips do (5.66): after so few steps it draws slow clips.
+"""
 _NOT_HERE = """## Without a row
 
 RoPE extended by extrapolation or interpolation (Figure 9) is judged by eye in the paper, and shown in notebook 06.
 RoPE with learned positions beside it, an expert MLP, and separate weights with twice the parameters are in the paper
-or its first version, and not repeated here. Full attention and the expert norm of the two rows are the same five runs.
+or its first version, and not repeated here. *full* of the study of attention and *expert* of that of modulation are the
+same five runs.
 """
 
 
@@ -41,15 +46,14 @@ def page() -> str:
     paper, untested = judge_claims(PAPER), judge_claims(UNTESTED)
     counts = Counter(found.verdict for found, _ in paper)
     told = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS)
-    chance = (f"Of {len(paper)} rows: {told}. Of {len(paper)} intervals at 95 %, about {0.05 * len(paper):.1f} would "
-              f"exclude 0 by chance alone if no variant made any difference.\n")
+    intervals = sum(found.gain.seeds > 1 for found, _ in paper)
+    chance = (f"Of {len(paper)} rows: {told}. Of {intervals} intervals at 95 %, about {0.05 * intervals:.1f} would "
+              f"exclude 0 by chance alone if no variant made any difference. The intervals assume that differences "
+              f"scatter like a bell; a test that assumes nothing of the kind cannot get below 1 in 16 with five seeds.")
     return "\n".join([
-        _HEAD, "## The paper's comparisons\n", *_table(paper), "", chance,
-        "Where a number agrees, the reason may still be another one. Our 3D VAE flickers less than the one without "
-        "compression in time, but also less than the true clips do (5.66): after so few steps it draws slow clips.\n",
+        _HEAD, "## The paper's comparisons\n", *_table(paper), "", textwrap.fill(chance, 120), "", _REASON,
         "## Choices that the paper does not test\n",
-        "It shows no comparison for these. The direction is what one would guess from the text, so a verdict here is "
-        "about a guess.\n",
+        "It shows no comparison for these. A direction is what one would guess from the text, and so is the claim.\n",
         *_table(untested), "", _NOT_HERE])
 
 

@@ -65,7 +65,7 @@ def race(place):
     for lane in range(len(x)):
         axis.plot([0, x[lane]], [lane, lane], color=f"C{lane % 7}", linewidth=1.5)
         axis.plot(x[lane], lane, "o", color=f"C{lane % 7}", markersize=8)
-    axis.set(xlim=(-0.06, 0.06), ylim=(len(x) - 0.4, -0.6), xlabel="loss below the mean of all eight",
+    axis.set(xlim=(-0.045, 0.045), ylim=(len(x) - 0.4, -0.6), xlabel="loss below the mean of all eight",
              title=f"step {round(steps[before] * (1 - share) + steps[before + 1] * share)}: "
                    f"{NAMES[int(x.argmax())]} is ahead")
     axis.set_yticks(range(len(x)), NAMES[:len(x)])
@@ -105,8 +105,8 @@ print(f"{len(gaps)} pairs, {sum(gap > 0 for gap in gaps)} winners; the middle ga
 assert sum(gap > 0 for gap in gaps) >= len(gaps) - 1
 
 # %% [markdown]
-# This is an **A/A test**: both arms are the same, so every winner is wrong. It should be the first experiment with any
-# new measure. It shows how large a gap can be that means nothing.
+# This is an **A/A test**: both arms are the same, so every winner is wrong. It shows how large a gap can be that
+# means nothing, and should be the first experiment with any new measure.
 #
 # Now an idea. **Explicit uniform sampling** spreads the timesteps of a batch on purpose (notebook 12); our eight runs
 # have it. `minicogvx ablate timesteps --seeds 8` trained eight more without it, with the same seeds. The paper's Table
@@ -132,12 +132,13 @@ show_figure(figure, "Final losses of eight runs with timesteps spread on purpose
                     "freely. The lines are means.")
 print(f"free less spread, means: {between:+.4f}; the largest gap between equal runs: {max(gaps):.4f}")
 share = abs(between) / max(gaps)
+assert share < 1
 outcome("15.1", "larger" if share > 1 else "a quarter of it, or less" if share <= 0.25 else
         "less than the largest, more than a quarter of it")
 
 # %% [markdown]
-# The difference of two means can be small beside the scatter of single runs and still be real, and it can be large and
-# be none. What counts is how much it would change with other seeds. That is an **interval**.
+# Such a difference can be small beside the scatter of single runs and still be real. What counts is how much it would
+# change with other seeds. That is an **interval**.
 #
 # ## 2. An interval, in pairs
 #
@@ -209,8 +210,7 @@ outcome("15.2", "in nearly all" if clearly >= 0.75 else "in about half" if clear
 # *different shape* draw different first weights from the same seed, so only clips, captions and noise are shared. Where
 # both arms are one network, trained in two ways, they share their first weights, too.
 #
-# Pair whenever you can. It is the fair design, and where it helps you cannot know before. Do not count on it instead of
-# seeds.
+# Pair whenever you can: it is the fair design. But do not count on it instead of seeds.
 #
 # ## 3. A verdict
 #
@@ -276,26 +276,31 @@ outcome("15.3", max(VERDICTS, key=lambda name: counts[name]))
 #
 # ## 4. How often the dice win
 #
-# What if each of these had been run once, as usual? Where several seeds have a verdict, we can count how often a single
-# seed would have said the opposite: with the same seed for both, or with any run of each.
+# What if each of these had been run once, as usual? Where several seeds have a verdict, we count how often a single
+# seed would have said the opposite, with the same seed for both or with any run of each. Where they have none, we
+# count whom single seeds would have named.
 
 # %% tags=["nbval-ignore-output"]
-print("one seed says the opposite   same seed   any two runs")
-opposite = {}
+opposite, open_ones = Counter(), [0, 0]
 for found, _ in told:
-    if found.verdict != "cannot be told":
-        claim, sign = found.claim, 1 if found.gain.mean > 0 else -1
+    claim, values = found.claim, list(found.differences.values())
+    if found.verdict == "cannot be told":
+        up = sum(value > 0 for value in values)
+        open_ones = [open_ones[0] + max(up, len(values) - up), open_ones[1] + len(values)]
+        print(f"no verdict; single seeds say higher {up} times, lower {len(values) - up} times: {claim.says}")
+    else:
+        sign = 1 if found.gain.mean > 0 else -1
         new, old = ([value_at_end(curve, claim.measure) for curve in of_variant(load_results(claim.study), name)]
                     for name in (claim.new, claim.old))
-        same = sum(sign * (a - b) < 0 for a, b in zip(new, old)) / len(new)
-        anyhow = sum(sign * (a - b) < 0 for a, b in itertools.product(new, old)) / (len(new) * len(old))
-        opposite[claim.says] = anyhow
-        print(f"  {claim.says[:60]:60s} {same:5.0%} {anyhow:9.0%}")
-for found, _ in told:
-    if found.verdict == "cannot be told":
-        up = sum(difference > 0 for difference in found.differences.values())
-        print(f"no verdict, and yet single seeds say higher {up} times, lower {found.gain.seeds - up} times: "
-              f"{found.claim.says}")
+        opposite["one seed"] += sum(sign * value < 0 for value in values)
+        opposite["of seeds"] += len(values)
+        opposite["two runs"] += sum(sign * (a - b) < 0 for a, b in itertools.product(new, old))
+        opposite["of pairs"] += len(new) * len(old)
+print(f"with a verdict: {opposite['one seed']} of {opposite['of seeds']} single seeds say the opposite, and "
+      f"{opposite['two runs']} of {opposite['of pairs']} pairs of any two runs")
+print(f"without one: {open_ones[1]} of {open_ones[1]} single seeds name a winner all the same, {open_ones[0]} of them "
+      f"the same one as the majority")
+assert opposite["one seed"] < 0.2 * opposite["of seeds"] and open_ones[0] < open_ones[1]
 
 # equal runs in two teams, as if they were two ideas: how often does each rule name a winner?
 for size in (1, 2, 3, len(equal) // 2):
@@ -308,9 +313,9 @@ for size in (1, 2, 3, len(equal) // 2):
 assert fooled < 0.2
 
 # %% [markdown]
-# Large effects survive single seeds; nobody needs statistics to see them. It is the claims in the middle that single
-# seeds decide by luck, in either direction. Of equal teams the interval should be fooled in 5 of 100. (With eight runs
-# the ways share most of their runs, so this is a rough check. Exercise 3.6 made a better one, by simulation.)
+# So a single seed is not wrong about large effects; nobody needs statistics to see those. Its fault is that it sounds
+# equally sure of the others, and cannot tell which kind it has before it. Of equal teams the interval should be fooled
+# in 5 of 100. (This is a rough check, as the ways share runs; exercise 3.6 made a better one.)
 #
 # Student's $t$ assumes that differences scatter like a bell. Is there a test that assumes next to nothing? If the two
 # variants were equal, *new* and *old* could be exchanged within any seed: each difference could as well have the other
@@ -342,9 +347,9 @@ print("the smallest p that n seeds can give:", ", ".join(f"{n}: {p:.3f}" for n, 
 assert smallest[5] > 0.05 > smallest[6]
 
 # %% [markdown]
-# A lesson hides in the last line. With five seeds no result whatever gets below 1 in 16. To reach the usual 5 % without
-# the bell, six seeds is the least. Five seeds with an interval that excludes 0 lean on the assumption. For differences
-# as large as those of the twins, nobody minds.
+# Many rows say 0.0625, 2 in 32: all five seeds on one side. One of them has no verdict, because its five differ too
+# much. A lesson hides in the last line. With five seeds no result whatever gets lower. To reach the usual 5 % without
+# the bell, six seeds is the least. Five seeds with an interval that excludes 0 lean on the assumption.
 #
 # ## 5. How many seeds?
 #
@@ -366,8 +371,8 @@ for seeds in (1, 2, 3, 4, 5):
     print(with_seeds(seeds)[1])
 
 # %% [markdown]
-# With one seed there is no verdict at all; with two, $t$ is 12.7 and the bars fill the page. Some verdicts appear and
-# vanish again. So do not add seeds until the result pleases you, and stop there: decide on the number first.
+# With one seed there is no verdict at all; with two, $t$ is 12.7 and the bars fill the page. Any seed that is added can
+# change a verdict. So do not add seeds until the result pleases you, and stop there: decide on the number first.
 #
 # ### Exercise 15.4: seeds_needed (difficulty 2 of 3, 15 minutes)
 #
@@ -419,13 +424,13 @@ outcome("15.4", min(((95, "about 95"), (80, "about 80"), (50, "about 50")), key=
 
 # %% [markdown]
 # The mean that you will see scatters around the true one, and half of the time it lies below it. So your number gives
-# even odds. Twice as many seeds make it a good bet. The studies that do find it at even odds overrate the effect,
-# because only a lucky mean gets past the bar: the **winner's curse**.
+# even odds. Twice as many seeds make it a good bet. And the studies that do find it overrate the effect, because only
+# a lucky mean gets past the bar: the **winner's curse**.
 #
 # ## 6. What else differs?
 #
-# No number of seeds helps if the variants differ in more than the idea. Such a **confound** is built in, and its
-# interval becomes as narrow as you like.
+# No number of seeds helps if the variants differ in more than the idea. With more seeds such a **confound** only gets a
+# narrower interval.
 #
 # ### Exercise 15.5: confounds (difficulty 2 of 3, 15 minutes)
 #
@@ -510,8 +515,8 @@ assert refused(TEN_LINES) != "accepted"
 
 # %% [markdown]
 # The last one is notebook 08's own study, as it stood: a factorised block has two attentions, and more parameters
-# than a full one. There the smaller one won where everything moved, so nobody minded. In general somebody has to pay.
-# In the studies of notebooks 07 and 08 the width of the time embedding paid.
+# than a full one. There the smaller one won, so nobody minded. In general a width has to pay, in notebooks 07 and 08
+# that of the time embedding.
 #
 # ### Exercise 15.6: fair_width (difficulty 2 of 3, 15 minutes)
 #
@@ -561,10 +566,9 @@ print(verdict(differences, "lower"), "with the paper: where everything moves, fu
 assert len(made.curves) == 6 and statistics.fmean(differences) < -0.3
 
 # %% [markdown]
-# Three seeds and half a minute, and the interval is far from 0. The paper's case for full attention is *large
-# motion*, and in a world of large motion it needs no more. The same claim in the shapes world, with its slow shapes,
-# could not be told by five. That is the art of it: build the small world in which the idea, if it is right, *must*
-# show.
+# Three seeds, less than half a minute, and the interval is far from 0. The paper's case for full attention is *large
+# motion*, and in a world of large motion it needs no more seeds. With the slow shapes of our own world five could not
+# tell. That is the art of it: build the small world in which the idea, if it is right, *must* show.
 #
 # ## 7. Your own study
 #
@@ -591,8 +595,8 @@ show_figure(results_figure(mine.curves, first),
             "difference of the last losses from the first variant's; bars are 95 % intervals.")
 
 # %% [markdown]
-# Three seeds make wide bars. If the verdict is open, what does `seeds_needed` say, and is the answer worth the wait? A
-# study of your own may well end in *cannot be told*; it is a result, if the interval stands beside it.
+# Three seeds make wide bars. If the verdict is open, what does `seeds_needed` say? *Cannot be told* is a result, too,
+# if the interval stands beside it.
 #
 # ## 8. At full size
 #
