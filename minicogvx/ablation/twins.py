@@ -9,6 +9,7 @@ the answer is elsewhere. There is no text, which could carry messages between fr
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -113,5 +114,6 @@ def _train(curve: Curve, model: ExpertTransformer, moved: int, counts: tuple[int
 
 def _loss(model: ExpertTransformer, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     device = next(model.parameters()).device
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    # A device that knows no autocast computes in float32, and may not even be asked for it.
+    with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype):
         return twin_loss(model, *(x.to(device) for x in batch))
