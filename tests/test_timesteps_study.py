@@ -87,7 +87,7 @@ def test_roughness_is_the_noise_of_a_curve_that_falls():
 def test_the_command_writes_curves_that_can_be_read(tmp_path, monkeypatch, capsys):
     study = replace(STUDIES["uniform-sampling"], config=TINY, batch_size=4)
     monkeypatch.setitem(STUDIES, "uniform-sampling", study)
-    monkeypatch.setattr("minicogvx.ablation.command.study_latents", lambda *arguments: latents())
+    monkeypatch.setattr("minicogvx.ablation.comparing.study_latents", lambda *arguments: latents())
     out = tmp_path / "sampling.json"
     small = compare_timesteps
     monkeypatch.setattr(file, "compare_timesteps",

@@ -35,6 +35,7 @@ class Results:
     curves: Curves
     minutes_each: float | None = None  # of training, if variants have equal time
     best_fifth: float | None = None  # additional minutes on the best fifth
+    settings: str | None = None  # of a study of one's own: all of them, so that no other is resumed
 
 
 def load_results(name: str) -> Curves:
