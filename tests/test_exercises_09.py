@@ -9,7 +9,7 @@ from minicogvx.course.exercises.muon_09 import COEFFICIENTS, nearly_orthogonal
 from minicogvx.course.exercises.notebook_09 import gain_of_word, lagging_average
 from tests.guards import guard
 
-# ---- 9.2 hears
+# ---- 9.3 hears
 
 
 def exchanged(scenes, kind, words, by=1):
@@ -65,7 +65,7 @@ def unknown_word(loss_of, scenes, kind, words, seed):
 
 
 def test_hears():
-    guard("9.2", swap, [
+    guard("9.3", swap, [
         ("meet different noise", new_noise),
         ("wrong captions name the right colour; every one must name another", one_word_for_all),
         ("a difference of two means, not a quotient", quotient_of_losses),
@@ -83,7 +83,7 @@ def test_a_deaf_model_gains_nothing():
     assert gain_of_word(lambda scenes, seed: torch.full((2,), 0.3), scenes, "colour", ("red", "blue"), 0) == 0
 
 
-# ---- 9.3 orthogonalise
+# ---- 9.2 orthogonalise
 
 
 def iterated(matrix, rounds=5, scale=None, transposed=True, coefficients=COEFFICIENTS):
@@ -132,7 +132,7 @@ def changed_in_place(matrix):
 
 
 def test_orthogonalise():
-    guard("9.3", iterated, [
+    guard("9.2", iterated, [
         ("is divided by its largest entry", by_the_largest_entry),
         ("Divide by the matrix's norm first", not_scaled),
         ("is what one round gives", one_round),
@@ -142,7 +142,7 @@ def test_orthogonalise():
         ("they must lie near 1", normalised_only),
         ("changes the matrix", changed_in_place),
     ])
-    assert judge(find("9.3"), lambda matrix: iterated(matrix, transposed=False)).state == "right", "slower, not wrong"
+    assert judge(find("9.2"), lambda matrix: iterated(matrix, transposed=False)).state == "right", "slower, not wrong"
 
 
 def test_it_is_the_iteration_of_torch_s_muon():

@@ -5,6 +5,7 @@ shown. A clip has 9 frames of 64x64 pixels, 48 video tokens. Its latents are the
 stored in 8 bits (`python -m minicogvx.ablation.nano_study clips`); captions go through the toy's text encoder.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,13 +73,25 @@ def nano_world(text: TextEncoder, latents: Float[Tensor, "m c t h w"] | None = N
     short, scenes = short_captions(text), nano_scenes()
 
     def features(scenes: list[Scene], first: int = 0) -> Tensor:
-        return short.encode([evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(scenes, first)])
+        said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(scenes, first)]
+        return short.encode(said).cpu()
 
     held = scenes[-HELD:]
     wrong = {kind: features([with_other_words(scene, kind, CHOICES) for scene in held], CLIPS - HELD)
              for kind in KINDS}
     return NanoWorld(scenes, nano_latents() if latents is None else latents, features(scenes), wrong,
-                     short.encode([""]))
+                     short.encode([""]).cpu())
+
+
+def nano_results(name: str) -> list[dict]:
+    """The stored runs of "words" or "clinic"; nano_study.py says what is in them."""
+    path = DATA / "results" / f"nano-{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["runs"]
+
+
+def nano_samples(name: str) -> dict[str, Float[Tensor, "_b c t h w"]]:
+    """The stored samples of the first seed, as latents: of "words" by step, of "clinic" by patient."""
+    return {key: latents.float() for key, latents in read_tensors(FOLDER / f"nano-{name}.safetensors").items()}
 
 
 # ---- measuring
@@ -91,14 +104,15 @@ def nano_losses(model: ExpertTransformer, world: NanoWorld, schedule: NoiseSched
 
     Noise and timesteps are always the same. How much a loss exceeds that of "own" is the gain of the word.
     """
-    drawn = torch.Generator().manual_seed(1)
+    drawn, device = torch.Generator().manual_seed(1), next(model.parameters()).device
     x0 = latent_scale * world.latents[-HELD:]
     noise = torch.randn(x0.shape, generator=drawn)
     t = stratified_timesteps(HELD, schedule.num_train_timesteps, drawn)
     noisy = schedule.add_noise(x0, noise, t)
     given = {"own": world.features[-HELD:], "none": world.empty.expand(HELD, -1, -1)} | world.wrong
-    return {name: diffusion_loss(model(noisy, time_scale * t, features), x0, noise, t, schedule).mean().item()
-            for name, features in given.items()}
+    times = (time_scale * t).to(device)
+    answers = {name: model(noisy.to(device), times, features.to(device)).cpu() for name, features in given.items()}
+    return {name: diffusion_loss(answer, x0, noise, t, schedule).mean().item() for name, answer in answers.items()}
 
 
 def gains(losses: dict[str, float]) -> dict[str, float]:
@@ -137,10 +151,10 @@ def new_nano(seed: int) -> ExpertTransformer:
     return model
 
 
-def new_optimizer(model: ExpertTransformer) -> MuonAdamW:
-    """Muon for the matrices of the blocks, AdamW for the rest."""
+def new_optimizer(model: ExpertTransformer, rate: int | float = LEARNING_RATE, muon: bool = True) -> MuonAdamW:
+    """Muon for the matrices of the blocks, AdamW at `rate` for the rest; or, without Muon, for all."""
     named = ((f"transformer.{name}", p) for name, p in model.named_parameters())
-    return MuonAdamW(named, MUON_FACTOR * LEARNING_RATE, LEARNING_RATE, is_block_matrix)
+    return MuonAdamW(named, MUON_FACTOR * rate, rate, is_block_matrix if muon else lambda name, p: False)
 
 
 def nano_batches(count: int, steps: int, batch_size: int, seed: int) -> Iterator[tuple[Int[Tensor, "b"], Tensor]]:
@@ -159,7 +173,7 @@ def train_nano(model: ExpertTransformer, world: NanoWorld, schedule: ScheduleCon
 
     Switches gradients on for its own steps. At the end the model has the weights that the patient would be used with.
     """
-    schedule, optimizer = NoiseSchedule(schedule), new_optimizer(model)
+    schedule, optimizer, device = NoiseSchedule(schedule), new_optimizer(model), next(model.parameters()).device
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if patient.decay else {}
     for step, (chosen, drawn) in enumerate(nano_batches(CLIPS - HELD, steps, batch_size, seed)):
         x0, text = patient.latent_scale * world.latents[chosen], world.features[chosen].roll(patient.roll, dims=0)
@@ -168,8 +182,9 @@ def train_nano(model: ExpertTransformer, world: NanoWorld, schedule: ScheduleCon
         t = stratified_timesteps(len(chosen), schedule.num_train_timesteps, drawn)
         noise = torch.randn(x0.shape, generator=drawn)
         with torch.enable_grad():
-            answer = model(schedule.add_noise(x0, noise, t), patient.time_scale * t, text)
-            loss = diffusion_loss(answer, x0, noise, t, schedule).mean()
+            answer = model(schedule.add_noise(x0, noise, t).to(device), (patient.time_scale * t).to(device),
+                           text.to(device))
+            loss = diffusion_loss(answer, x0.to(device), noise.to(device), t.to(device), schedule).mean()
             loss.backward()
         optimizer.step(warmup_cosine(step, steps, WARMUP))
         for name, p in model.named_parameters() if average else ():

@@ -1,4 +1,4 @@
-"""The check of exercise 9.3, Muon's iteration: singular values near 1, singular vectors kept."""
+"""The check of exercise 9.2, Muon's iteration: singular values near 1, singular vectors kept."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Exercises of notebook 09, the whole model in training: forward, words, Muon, averages, 16 bits, a diagnosis."""
+"""Exercises of notebook 09, the whole model in training: forward, Muon, words, averages, 16 bits, a diagnosis."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from minicogvx.course.exercises.muon_09 import check_orthogonalise, nearly_ortho
 
 LossOf = Callable[[Sequence[Mapping[str, str]], int], Float[Tensor, "b"]]
 
-# ---- 9.2 hears
+# ---- 9.3 hears
 
 
 def gain_of_word(loss_of: LossOf, scenes: Sequence[Mapping[str, str]], kind: str, words: Sequence[str],
@@ -198,20 +198,20 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "9.2", "hears", difficulty=2, minutes=15, reference=gain_of_word, check=check_hears,
+        "9.2", "orthogonalise", difficulty=2, minutes=15, reference=nearly_orthogonal, check=check_orthogonalise,
+        hints=(
+            "A tall matrix is transposed first, and back at the end; X X^T is then the smaller of the two products.",
+            "x = x / x.norm().clamp(min=1e-7): the norm is at least as large as the largest singular value.",
+            "Five times: gram = x @ x.T; x = a * x + (b * gram + c * gram @ gram) @ x.",
+        ),
+    ),
+    Exercise(
+        "9.3", "hears", difficulty=2, minutes=15, reference=gain_of_word, check=check_hears,
         hints=(
             "Two calls of loss_of. What must be the same in both, and what must differ in every single caption?",
             "following = dict(zip(words, [*words[1:], words[0]])) gives each word another one.",
             "wrong = [{**scene, kind: following[scene[kind]]} for scene in scenes]; then loss_of(wrong, seed).mean() "
             "- loss_of(scenes, seed).mean(), as a float.",
-        ),
-    ),
-    Exercise(
-        "9.3", "orthogonalise", difficulty=2, minutes=15, reference=nearly_orthogonal, check=check_orthogonalise,
-        hints=(
-            "A tall matrix is transposed first, and back at the end; X X^T is then the smaller of the two products.",
-            "x = x / x.norm().clamp(min=1e-7): the norm is at least as large as the largest singular value.",
-            "Five times: gram = x @ x.T; x = a * x + (b * gram + c * gram @ gram) @ x.",
         ),
     ),
     Exercise(
