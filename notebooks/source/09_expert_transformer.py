@@ -18,10 +18,10 @@ from torch import nn
 
 import minicogvx
 from minicogvx.ablation.nano import (
-    CHOICES, FRAMES, HELD, KINDS, NANO_TRANSFORMER, gains, nano_batches, nano_losses, nano_scenes, nano_world, new_nano,
-    new_optimizer, short_captions,
+    CHOICES, FRAMES, HELD, KINDS, NANO_TRANSFORMER, gains, nano_batches, nano_losses, nano_results, nano_samples,
+    nano_scenes, nano_world, new_nano, new_optimizer, short_captions,
 )
-from minicogvx.ablation.nano_study import ASKED, nano_results, nano_samples, sampled
+from minicogvx.ablation.nano_study import ASKED, sampled
 from minicogvx.course import (
     check, compare_clips, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
     show_figure, show_rows, show_source, solution, watch, yours,
@@ -393,9 +393,6 @@ def live_figure():
     return figure
 
 
-measure(0)
-for values in (log["measured"], *log["gain"].values()):
-    values.clear()
 start = time.perf_counter()
 watch(training(), live_figure, "Above, the loss of each step and the swap gain of each kind of word as the training "
       "goes on. Below, the first frames of four captions' clips.")
@@ -427,7 +424,8 @@ outcome("9.2", max(KINDS, key=lambda kind: mean_interval(
 # The slider goes through the first stored run, with the caption of the beginning.
 
 # %% tags=["nbval-ignore-output"]
-explore_sweep({step: clips[step] for step in sorted(clips)}, "step", f"The caption: {ASKED[0]}.", pipe.fps, num_frames=4)
+explore_sweep({step: clips[step] for step in sorted(clips)}, "step", f"The caption: {ASKED[0]}.", pipe.fps,
+              num_frames=4)
 made = {"the weights": own_model(0), "their average": own_model(0)}
 made["the weights"].load_state_dict(learner.state_dict())
 made["their average"].load_state_dict(learner.state_dict() | average)
@@ -441,16 +439,16 @@ for name, network in made.items():
 # ## 5. Which weights do you keep?
 #
 # The last step of a training is as noisy as any other. So most trainings also keep a moving average of the weights:
-# after each step, *average = decay x average + (1 - decay) x weights*. Samples are made with the average. The line above
-# compares the two.
+# after each step, *average = decay x average + (1 - decay) x weights*. Samples are made with the average. The lines
+# above compare the two.
 #
 # The average begins where the weights began, at random numbers. How much of them is still in it after 300 steps?
 # `decay ** 300`.
 
 # %%
 for decay in (0.9, 0.99, 0.999, 0.9999):
-    print(f"decay {decay:<6g}: {decay ** 300:6.1%} of the average is still the random beginning; it looks back over about "
-          f"{1 / (1 - decay):,.0f} steps")
+    print(f"decay {decay:<6g}: {decay ** 300:6.1%} of the average is still the random beginning; it looks back over "
+          f"about {1 / (1 - decay):,.0f} steps")
 
 # %% [markdown]
 # A decay of 0.9999 is right for a training of a million steps. In a short one it would keep little else than noise. The
@@ -483,10 +481,10 @@ assert max(left.values()) < 1e-3
 # %% [markdown]
 # ### Exercise 9.5: master_step (difficulty 1 of 3, 10 minutes)
 #
-# There is a second pair of weights in most large trainings. The networks of the paper compute in 16 bits, which halves
-# memory and time. But between 0.5 and 1, the numbers of a 16-bit format are 0.0005 (or, with fewer digits, 0.004) apart.
-# A step of 0.0001 is rounded away, and so are a thousand of them. So the weights that *learn* are kept in float32, the
-# **master weights**, and those that *compute* are rounded copies.
+# Large trainings keep a second copy of the weights for another reason. The paper's networks compute in 16 bits, which
+# halves memory and time. But between 0.5 and 1, the numbers of a 16-bit format are 0.0005 apart (or 0.004, in the
+# format that the paper uses). A step of 0.0001 is rounded away, and so are a thousand of them. So the weights that
+# *learn* are kept in float32, the **master weights**, and those that *compute* are rounded copies.
 #
 # Write one step of plain gradient descent: change `master` by `rate` times the gradient of `low`, let `low` follow,
 # clear the gradient. All in place.
@@ -560,7 +558,7 @@ outcome("9.3", "none" if not fine else "one or two" if len(fine) < 3 else "three
 # ### Exercise 9.6: diagnose (difficulty 2 of 3, 15 minutes)
 #
 # From such a chart, name the disease: one of the six names in the table. Your function will be tried on these charts
-# *and* on trainings with other seeds, which you have not seen. So put your limits where another seed will not cross them.
+# *and* on trainings with other seeds, which you have not seen. So put each limit where another seed will not cross it.
 
 # %%
 def diagnose(chart):
@@ -595,7 +593,7 @@ with torch.device("meta"):
     giant = ExpertTransformer(big.transformer)
     answer = model_forward(giant, torch.empty(1, 16, 13, 60, 90), torch.zeros(1), torch.empty(1, 226, 4096))
 weights = parameter_count(big.transformer)
-print(f"your forward pass at full size: {tuple(answer.shape)}; {weights:,} parameters, {weights / count:,.0f} times ours")
+print(f"your forward pass at full size: {tuple(answer.shape)}; {weights:,} parameters, {weights / count:,.0f} x ours")
 print(f"weights, master weights, gradients, two averages of AdamW: {18 * weights / 1e9:.0f} GB before any clip")
 for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsdp+checkpoint")):
     need = memory(big.transformer, inputs_for(big), gpus, how)
@@ -627,11 +625,11 @@ for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsd
 #
 # **What the paper found.** (TO BE WRITTEN)
 #
-# **Where to read on.** `minicogvx/transformer/model.py` is one screen. `minicogvx/training/transformer.py` has a training
-# step with everything that a large run needs; `minicogvx/ablation/nano.py` has this notebook's, in forty lines.
-# [Muon](https://kellerjordan.github.io/posts/muon/); [Karpathy's recipe](https://karpathy.github.io/2019/04/25/recipe/)
-# for training, whose advice to learn one batch by heart is section 2. The model that you put together here is judged in
-# notebook 14, questioned in 15 and priced in 16.
+# **Where to read on.** `minicogvx/transformer/model.py` is one screen. `minicogvx/training/transformer.py` has a
+# training step with everything that a large run needs; `minicogvx/ablation/nano.py` has this notebook's, in forty
+# lines. [Muon](https://kellerjordan.github.io/posts/muon/). [A recipe for training neural
+# networks](https://karpathy.github.io/2019/04/25/recipe/), from which section 2 comes. The model that you put together
+# here is judged in notebook 14, questioned in 15 and priced in 16.
 
 # %% tags=["nbval-ignore-output"]
 predictions("9")
