@@ -33,11 +33,11 @@ from minicogvx.transformer.model import ExpertTransformer
 CHOICES = {"shape": ("circle", "cross", "bar"), "colour": ("red", "yellow", "green", "blue"),
            "motion": ("moves left", "moves right", "moves up", "moves down"), "background": ("black", "grey")}
 KINDS = ("background", "colour", "shape", "motion")
-CLIPS, HELD, CLIPS_SEED, FRAMES = 384, 64, 9, 9  # clips in all; of them held back, the last
+CLIPS, HELD, CLIPS_SEED, FRAMES = 384, 48, 9, 9  # clips in all; of them held back, the last
 MAX_TOKENS = 20  # of a caption
 NANO_TRANSFORMER = replace(TRANSFORMER, sample_frames=FRAMES, max_text_seq_length=MAX_TOKENS)
 FOLDER = DATA / "nano"
-LEARNING_RATE, MUON_FACTOR, WARMUP, DROPPED = 2e-3, 10.0, 20, 0.1
+LEARNING_RATE, MUON_FACTOR, WARMUP, DROPPED, BATCH = 2e-3, 10.0, 20, 0.1, 16
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def nano_batches(count: int, steps: int, batch_size: int, seed: int) -> Iterator
 
 
 def train_nano(model: ExpertTransformer, world: NanoWorld, schedule: ScheduleConfig, steps: int, seed: int = 0,
-               patient: Patient = Patient(), batch_size: int = 32) -> Iterator[float]:
+               patient: Patient = Patient(), batch_size: int = BATCH) -> Iterator[float]:
     """Trains `model` in place, on the clips that are not held back; yields the loss of each step.
 
     Switches gradients on for its own steps. At the end the model has the weights that the patient would be used with.

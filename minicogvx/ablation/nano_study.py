@@ -39,10 +39,10 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.transformer.model import ExpertTransformer
 
 RESULTS = FOLDER.parent / "results"
-EVERY = 20  # steps between measurements
+EVERY = 25  # steps between measurements
 ASKED = ("a red cross moves right on a grey background", "a blue bar moves up on a black background",
          "a green circle moves left on a grey background", "a yellow bar moves down on a black background")
-SAMPLED = (0, 20, 40, 80, 140, 200, 300, 400, 600, 800)  # steps after which samples are kept
+SAMPLED = (0, 25, 50, 75, 100, 150, 200, 250, 300, 350, 400)  # steps after which samples are kept
 SAMPLE_STEPS, GUIDANCE = 10, 3.0
 
 
@@ -73,6 +73,8 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int) -> tuple[d
     for done, loss in enumerate(train_nano(model, world, pipe.schedule_config, steps, seed), 1):
         curve["training_loss"].append(loss)
         measure(done)
+        if done % EVERY == 0:
+            print(done, f"{loss:.4f}", {kind: round(gain[-1], 4) for kind, gain in curve["gain"].items()}, flush=True)
     return curve | {"seconds": time.perf_counter() - start}, samples
 
 
@@ -150,13 +152,13 @@ def main(argv: list[str] | None = None) -> int:
                                      description="Make what notebook 09 shows of longer runs.")
     parser.add_argument("what", choices=("clips", "words", "clinic"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="default: 800 for words, 200 for the clinic")
+    parser.add_argument("--steps", type=int, help="default: 400 for words, 150 for the clinic")
     options = parser.parse_args(argv)
     pipe, start = Pipeline.load("toy", "cpu", torch.float32), time.perf_counter()
     if options.what == "clips":
         write_clips(pipe, FOLDER / "clips.safetensors")
         return 0
-    steps = options.steps or {"words": 800, "clinic": 200}[options.what]
+    steps = options.steps or {"words": 400, "clinic": 150}[options.what]
     world, runs, samples = nano_world(pipe.text), [], {}
     for seed in range(options.seeds):
         if options.what == "words":
@@ -165,11 +167,13 @@ def main(argv: list[str] | None = None) -> int:
             samples |= {f"{done}": latents for done, latents in made.items()} if seed == 0 else {}
         for patient in PATIENTS if options.what == "clinic" else ():
             run, made = chart_of(pipe, world, patient, steps, seed)
+            print(seed, patient.name, {key: float(f"{value:.3g}") for key, value in run["chart"].items()}, flush=True)
             runs.append(run)
             samples |= {patient.name: made[:2]} if seed == 0 else {}
-        print(f"seed {seed}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
-    command = f"python -m minicogvx.ablation.nano_study {options.what} --seeds {options.seeds} --steps {steps}"
-    write_run(command, runs, samples, f"nano-{options.what}", (time.perf_counter() - start) / 60)
+        minutes = (time.perf_counter() - start) / 60
+        command = f"python -m minicogvx.ablation.nano_study {options.what} --seeds {seed + 1} --steps {steps}"
+        write_run(command, runs, samples, f"nano-{options.what}", minutes)  # so that a killed study keeps its seeds
+        print(f"seed {seed}: {minutes:.1f} minutes", flush=True)
     return 0
 
 

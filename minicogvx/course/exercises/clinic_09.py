@@ -20,7 +20,7 @@ def clinic_runs() -> tuple[dict, ...]:
 
 def disease_of(chart: dict[str, float]) -> str:
     """Its name, from what the notebook's table shows."""
-    if chart["spread"] > 2:
+    if chart["spread"] > 5:
         return "latents not scaled"
     if chart["loss"] > 2 * chart["training_loss"]:
         return "average of 0.9999"
