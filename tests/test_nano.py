@@ -87,8 +87,13 @@ def test_a_study_writes_what_the_notebook_reads(small, world, pipe, tmp_path, mo
     assert curve["steps"] == [0, 2] and len(curve["training_loss"]) == 2 and samples[0].shape == (4, 16, 3, 8, 8)
     run, made = nano_study.chart_of(pipe, world, PATIENTS[3], 2, 0)
     assert run["chart"]["time"] < 0.01 and made.shape == (4, 16, 3, 8, 8)
-    nano_study.write_run("the command", [curve, run], {"a": made}, "nano-words", 0.1)
-    assert json.loads((tmp_path / "results" / "nano-words.json").read_text())["runs"][1]["name"] == PATIENTS[3].name
+    nano_study.add_run("clinic", run | {"seed": 1}, {}, 2)
+    nano_study.add_run("clinic", run, {run["name"]: made}, 2)
+    content = json.loads((tmp_path / "results" / "nano-clinic.json").read_text())
+    assert content["command"] == "python -m minicogvx.ablation.nano_study clinic --seeds 0 1 --steps 2"
+    assert [each["seed"] for each in content["runs"]] == [0, 1] and content["runs"][0]["name"] == PATIENTS[3].name
+    assert len(nano_study.stored_runs("clinic", 2)) == 2 and nano_study.stored_runs("clinic", 3) == []
+    assert nano_study.stored_runs("words", 2) == [] and (tmp_path / "nano" / "nano-clinic.safetensors").exists()
 
 
 def test_the_stored_runs_name_their_commands():

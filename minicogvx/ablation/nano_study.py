@@ -35,6 +35,7 @@ from minicogvx.ablation.nano import (
 from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
 from minicogvx.files import written_whole
+from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -128,14 +129,28 @@ def write_clips(pipe: Pipeline, path: Path) -> None:
         save_file({"latents": whole.contiguous(), "step": step}, part)
 
 
-def write_run(command: str, runs: list[dict], samples: dict[str, Tensor], name: str, minutes: float) -> None:
-    """Writes data/results/NAME.json and data/nano/NAME.safetensors."""
-    content = {"command": command, "torch": torch.__version__, "threads": torch.get_num_threads(),
-               "minutes": round(minutes, 1), "runs": [_rounded(run) for run in runs]}
-    with written_whole(RESULTS / f"{name}.json") as part:
+def add_run(what: str, run: dict, samples: dict[str, Tensor], steps: int) -> None:
+    """Adds a run to data/results/nano-WHAT.json, and its samples to data/nano/nano-WHAT.safetensors."""
+    path, weights = RESULTS / f"nano-{what}.json", FOLDER / f"nano-{what}.safetensors"
+    others = [each for each in stored_runs(what, steps) if (each["seed"], each.get("name")) != (
+        run["seed"], run.get("name"))]
+    runs = sorted([*others, _rounded(run)], key=lambda each: each["seed"])
+    seeds = " ".join(str(seed) for seed in sorted({each["seed"] for each in runs}))
+    content = {"command": f"python -m minicogvx.ablation.nano_study {what} --seeds {seeds} --steps {steps}",
+               "steps": steps, "torch": torch.__version__, "threads": torch.get_num_threads(), "runs": runs}
+    with written_whole(path) as part:
         part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    with written_whole(FOLDER / f"{name}.safetensors") as part:
-        save_file({key: value.half().contiguous() for key, value in samples.items()}, part)
+    if samples:
+        kept = read_tensors(weights) if len(runs) > 1 and weights.exists() else {}
+        with written_whole(weights) as part:
+            save_file(kept | {key: value.half().contiguous() for key, value in samples.items()}, part)
+
+
+def stored_runs(what: str, steps: int) -> list[dict]:
+    """The runs of so many steps that are stored already; a study that was killed goes on after them."""
+    path = RESULTS / f"nano-{what}.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": None}
+    return content["runs"] if content["steps"] == steps else []
 
 
 def _rounded(value):
@@ -147,33 +162,28 @@ def _rounded(value):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one part of the study and writes its files."""
+    """Runs one part of the study and writes its files; what is stored is not run again."""
     parser = argparse.ArgumentParser(prog="python -m minicogvx.ablation.nano_study",
                                      description="Make what notebook 09 shows of longer runs.")
     parser.add_argument("what", choices=("clips", "words", "clinic"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="default: 400 for words, 150 for the clinic")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="default: 400 for words, 120 for the clinic")
     options = parser.parse_args(argv)
-    pipe, start = Pipeline.load("toy", "cpu", torch.float32), time.perf_counter()
+    pipe = Pipeline.load("toy", "cpu", torch.float32)
     if options.what == "clips":
         write_clips(pipe, FOLDER / "clips.safetensors")
         return 0
-    steps = options.steps or {"words": 400, "clinic": 150}[options.what]
-    world, runs, samples = nano_world(pipe.text), [], {}
-    for seed in range(options.seeds):
-        if options.what == "words":
+    steps, world = options.steps or {"words": 400, "clinic": 120}[options.what], nano_world(pipe.text)
+    for seed in options.seeds:
+        done = [run.get("name") for run in stored_runs(options.what, steps) if run["seed"] == seed]
+        if options.what == "words" and not done:
             curve, made = words_of(pipe, world, steps, seed)
-            runs.append(curve)
-            samples |= {f"{done}": latents for done, latents in made.items()} if seed == 0 else {}
+            add_run("words", curve, {str(step): latents for step, latents in made.items()} if not seed else {}, steps)
         for patient in PATIENTS if options.what == "clinic" else ():
-            run, made = chart_of(pipe, world, patient, steps, seed)
-            print(seed, patient.name, {key: float(f"{value:.3g}") for key, value in run["chart"].items()}, flush=True)
-            runs.append(run)
-            samples |= {patient.name: made[:2]} if seed == 0 else {}
-        minutes = (time.perf_counter() - start) / 60
-        command = f"python -m minicogvx.ablation.nano_study {options.what} --seeds {seed + 1} --steps {steps}"
-        write_run(command, runs, samples, f"nano-{options.what}", minutes)  # so that a killed study keeps its seeds
-        print(f"seed {seed}: {minutes:.1f} minutes", flush=True)
+            if patient.name not in done:
+                run, made = chart_of(pipe, world, patient, steps, seed)
+                print(seed, patient.name, run["chart"], flush=True)
+                add_run("clinic", run, {} if seed else {patient.name: made[:2]}, steps)
     return 0
 
 
