@@ -64,7 +64,7 @@ def test_model_forward():
 
 
 def by_the_loss_alone(chart):
-    return "healthy" if chart["training_loss"] < 0.5 else "latents not scaled"
+    return "healthy" if chart["training_loss"] < 2 else "latents not scaled"
 
 
 def deaf_is_dropped(chart):
@@ -104,8 +104,9 @@ def test_every_disease_has_charts_of_three_seeds():
     assert all(torch.isfinite(torch.tensor(list(run["chart"].values()))).all() for run in runs)
 
 
-@pytest.mark.parametrize("name", ["captions of other clips", "average of 0.9999"])
+@pytest.mark.parametrize("name", ["captions of other clips", "captions always dropped", "average of 0.9999",
+                                  "timestep given as 0 to 1"])
 def test_a_healthy_loss_may_hide_a_disease(name):
     """A claim of the notebook: these trainings' own losses look as a healthy one's do."""
     loss = {run["name"]: run["chart"]["training_loss"] for run in clinic_runs() if run["seed"] == 0}
-    assert loss[name] < 1.3 * loss["healthy"]
+    assert loss[name] < 1.2 * loss["healthy"]

@@ -22,7 +22,7 @@ from minicogvx.ablation.nano import (
 )
 from minicogvx.ablation.nano_study import ASKED, sampled
 from minicogvx.course import (
-    check, compare_clips, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
+    check, compare_clips, explore_sweep, hint, new_figure, outcome, predict, predictions, progress,
     show_figure, show_rows, show_source, solution, watch, yours,
 )
 from minicogvx.data.clips.clips import stack_latents
@@ -40,11 +40,11 @@ from minicogvx.transformer.block import Block
 from minicogvx.transformer.model import ExpertTransformer
 
 torch.set_grad_enabled(False)  # training cells switch it on for themselves
-device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
+device = "cpu"  # for a network as small as this one, a GPU is no faster
 pipe = minicogvx.load("toy", device, torch.float32)  # of it we use the VAE, the text encoder and the schedule
 
 childhood = nano_samples("words")  # steps of training -> latents of four captions, b c t h w
-clips = {int(step): pipe.decode(latents.to(device))[0] for step, latents in childhood.items()}
+clips = {int(step): pipe.decode(latents[:1])[0] for step, latents in childhood.items()}
 shown = {step: clips[step] for step in sorted(clips) if step in (25, 100, 200, 400)}
 compare_clips({f"after {step} steps": clip for step, clip in shown.items()},
               f"Four clips from one noise for the caption: {ASKED[0]}. The same network made them after 25, 100, 200 "
@@ -139,16 +139,16 @@ def own_model(seed):
     for i, block in enumerate(made.transformer_blocks):
         made.transformer_blocks[i] = OwnBlock(NANO_TRANSFORMER)
         made.transformer_blocks[i].load_state_dict(block.state_dict())
-    return made.to(device)
+    return made
 
 
 model = own_model(0)
 for p in (*net.parameters(), *model.parameters()):  # open gates and empty branches would hide a mistake
-    p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p.device))
+    p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
 some = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 words = torch.randn(2, 20, 128, generator=torch.Generator().manual_seed(1))
 t = torch.tensor([100, 800])
-mine, package = model_forward(model, some.to(device), t.to(device), words.to(device)).cpu(), net(some, t, words)
+mine, package = model_forward(model, some, t, words), net(some, t, words)
 print(f"your model and the package's, with the same weights: {(mine - package).abs().max():.0e} apart, of answers "
       f"up to {package.abs().max():.1f}")
 assert torch.allclose(mine, package, atol=1e-3)
@@ -218,8 +218,8 @@ predict("9.1", "AdamW", "Muon for the blocks' matrices", "they are within 10 % o
 
 # %% tags=["folded", "nbval-ignore-output"]
 ONE, MUON = 5, "Muon for the blocks' matrices"  # the clip; the second optimizer
-one_clip = world.latents[ONE:ONE + 1].repeat(8, 1, 1, 1, 1).to(device)  # eight noises at a time
-its_words = world.features[ONE:ONE + 1].repeat(8, 1, 1).to(device)
+one_clip = world.latents[ONE:ONE + 1].repeat(8, 1, 1, 1, 1)  # eight noises at a time
+its_words = world.features[ONE:ONE + 1].repeat(8, 1, 1)
 bars = pipe.schedule.alphas_cumprod
 
 
@@ -248,7 +248,7 @@ for (name, (losses, _)), style in zip(learnt.items(), ("--", "-")):
 axis.set(xlabel="step", ylabel="loss of one clip")
 axis.legend(fontsize=8)
 show_figure(figure, "Loss of one clip over 40 steps, on a logarithmic axis, for AdamW (dashed) and Muon.")
-made = sampled(pipe, learnt[MUON][1].cpu(), [captions[ONE]])
+made = sampled(pipe, learnt[MUON][1], [captions[ONE]])
 compare_clips({"the clip": pipe.decode(world.latents[ONE:ONE + 1])[0], "from noise": pipe.decode(made)[0]},
               f"Left, the clip, '{captions[ONE]}'; right, what the network that saw nothing else makes from noise.",
               pipe.fps, num_frames=4)
@@ -303,12 +303,12 @@ def losses_of(network):
         x0 = world.latents[-HELD:]
         noise, t = torch.randn(x0.shape, generator=drawn), (torch.arange(HELD) + 0.5) * 1000 / HELD
         noisy = pipe.schedule.add_noise(x0, noise, t.long())
-        answer = model_forward(network, noisy.to(device), t.long().to(device), features.to(device)).cpu()
+        answer = model_forward(network, noisy, t.long(), features)
         return (answer - pipe.schedule.velocity(x0, noise, t.long())).square().mean(dim=(1, 2, 3, 4))
     return loss_of
 
 
-for name, network in (("untrained", own_model(0)), ("knows one clip by heart", learnt["AdamW"][1].to(device))):
+for name, network in (("untrained", own_model(0)), ("knows one clip by heart", learnt["AdamW"][1])):
     print(f"{name:24s}", ", ".join(f"{kind} {hears(losses_of(network), said, kind, CHOICES[kind], 0):+.4f}"
                                    for kind in KINDS))
 
@@ -340,10 +340,9 @@ def training():
     for step, (chosen, drawn) in enumerate(nano_batches(len(scenes) - HELD, STEPS, BATCH, seed=0)):
         if step % EVERY == 0:
             measure(step)
-        text = drop_captions(world.features[chosen], world.empty[0], 0.1, drawn).to(device)
+        text = drop_captions(world.features[chosen], world.empty[0], 0.1, drawn)
         with torch.enable_grad():
-            loss = denoising_loss(lambda x, t: model_forward(learner, x, t, text), world.latents[chosen].to(device),
-                                  bars, drawn)
+            loss = denoising_loss(lambda x, t: model_forward(learner, x, t, text), world.latents[chosen], bars, drawn)
             loss.backward()
         optimizer.step(warmup_cosine(step, STEPS, 20))
         update_average(average, dict(learner.named_parameters()), DECAY, step)
@@ -418,7 +417,7 @@ outcome("9.2", max(KINDS, key=lambda kind: mean_interval(
 # The slider goes through the first stored run, with the caption of the beginning.
 
 # %% tags=["nbval-ignore-output"]
-explore_sweep({step: clips[step] for step in sorted(clips)}, "step", f"The caption: {ASKED[0]}.", pipe.fps,
+explore_sweep({step: clips[step] for step in (0, 25, 50, 100, 200, 400)}, "step", f"The caption: {ASKED[0]}.", pipe.fps,
               num_frames=4)
 made = {"the weights": own_model(0), "their average": own_model(0)}
 made["the weights"].load_state_dict(learner.state_dict())
@@ -536,10 +535,10 @@ show_figure(figure, "Training loss over 120 steps of six trainings, on a logarit
 print(f"{'':26s}" + "".join(f"{name:>14s}" for name in healthy))
 for run in patients:
     print(f"{run['name']:26s}" + "".join(f"{value:14.4f}" for value in run["chart"].values()))
-beds = {name: pipe.decode(latents.to(device))[0] for name, latents in nano_samples("clinic").items()}
+beds = {name: pipe.decode(latents[:1])[0] for name, latents in nano_samples("clinic").items()}
 show_rows(beds, f"What the six make of '{ASKED[0]}'.", num_frames=4)
-fine = [run["name"] for run in patients[1:] if run["chart"]["training_loss"] < 1.1 * healthy["training_loss"]]
-print("training loss within a tenth of the healthy one's, or below:", ", ".join(fine))
+fine = [run["name"] for run in patients[1:] if run["chart"]["training_loss"] < 1.2 * healthy["training_loss"]]
+print("training loss at most a fifth above the healthy one's:", ", ".join(fine))
 outcome("9.3", "none" if not fine else "one or two" if len(fine) < 3 else "three" if len(fine) == 3 else "four or five")
 
 # %% [markdown]
@@ -562,9 +561,9 @@ def diagnose(chart):
         return "latents not scaled"
     if chart["loss"] > 2 * chart["training_loss"]:
         return "average of 0.9999"
-    if chart["time"] < 0.05:
+    if chart["time"] < 0.6:
         return "timestep given as 0 to 1"
-    if chart["gain"] < 0.003:
+    if chart["gain"] < 0.05:
         return "captions always dropped" if chart["without"] < -0.002 else "captions of other clips"
     return "healthy"
     ### END SOLUTION

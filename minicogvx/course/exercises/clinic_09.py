@@ -24,9 +24,9 @@ def disease_of(chart: dict[str, float]) -> str:
         return "latents not scaled"
     if chart["loss"] > 2 * chart["training_loss"]:
         return "average of 0.9999"
-    if chart["time"] < 0.05:
+    if chart["time"] < 0.6:
         return "timestep given as 0 to 1"
-    if chart["gain"] < 0.003:
+    if chart["gain"] < 0.05:
         return "captions always dropped" if chart["without"] < -0.002 else "captions of other clips"
     return "healthy"
 
