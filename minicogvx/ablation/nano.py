@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minicogvx.ablation.studies import TRANSFORMER
 from minicogvx.data.world.captions import evaluation_caption
+from minicogvx.data.world.features import scene_features
 from minicogvx.data.world.scenes import Scene, sample_scenes
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
@@ -26,6 +27,8 @@ from minicogvx.interop import DATA
 from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.presets import ScheduleConfig
 from minicogvx.text import TextEncoder
+from minicogvx.training.alignment import Alignment
+from minicogvx.training.foreground import cell_weights
 from minicogvx.training.transformer import open_gates
 from minicogvx.training.validation import with_other_words
 from minicogvx.transformer.model import ExpertTransformer
@@ -38,6 +41,7 @@ MAX_TOKENS = 20  # of a caption
 NANO_TRANSFORMER = replace(TRANSFORMER, sample_frames=FRAMES, max_text_seq_length=MAX_TOKENS)
 FOLDER = DATA / "nano"
 LEARNING_RATE, MUON_FACTOR, WARMUP, DROPPED, BATCH = 2e-3, 10.0, 20, 0.1, 16
+VOICE, OBJECTS = 1.5, 4.0  # weights of the teacher's loss at the beginning, and of cells with an object, besides 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class NanoWorld:
     features: Float[Tensor, "m n d"]
     wrong: dict[str, Float[Tensor, "held n d"]]  # of the clips held back: captions with one kind of word exchanged
     empty: Float[Tensor, "1 n d"]
+    covered: Float[Tensor, "m t h w k"]  # what covers each latent cell, for the alignment: data/world/features.py
 
 
 def nano_scenes() -> list[Scene]:
@@ -80,7 +85,7 @@ def nano_world(text: TextEncoder, latents: Float[Tensor, "m c t h w"] | None = N
     wrong = {kind: features([with_other_words(scene, kind, CHOICES) for scene in held], CLIPS - HELD)
              for kind in KINDS}
     return NanoWorld(scenes, nano_latents() if latents is None else latents, features(scenes), wrong,
-                     short.encode([""]).cpu())
+                     short.encode([""]).cpu(), scene_features(scenes, FRAMES, 8))
 
 
 def nano_results(name: str) -> list[dict]:
@@ -104,15 +109,14 @@ def nano_losses(model: ExpertTransformer, world: NanoWorld, schedule: NoiseSched
 
     Noise and timesteps are always the same. How much a loss exceeds that of "own" is the gain of the word.
     """
-    drawn, device = torch.Generator().manual_seed(1), next(model.parameters()).device
+    drawn = torch.Generator().manual_seed(1)
     x0 = latent_scale * world.latents[-HELD:]
     noise = torch.randn(x0.shape, generator=drawn)
     t = stratified_timesteps(HELD, schedule.num_train_timesteps, drawn)
     noisy = schedule.add_noise(x0, noise, t)
     given = {"own": world.features[-HELD:], "none": world.empty.expand(HELD, -1, -1)} | world.wrong
-    times = (time_scale * t).to(device)
-    answers = {name: model(noisy.to(device), times, features.to(device)).cpu() for name, features in given.items()}
-    return {name: diffusion_loss(answer, x0, noise, t, schedule).mean().item() for name, answer in answers.items()}
+    return {name: diffusion_loss(model(noisy, time_scale * t, features), x0, noise, t, schedule).mean().item()
+            for name, features in given.items()}
 
 
 def gains(losses: dict[str, float]) -> dict[str, float]:
@@ -151,9 +155,18 @@ def new_nano(seed: int) -> ExpertTransformer:
     return model
 
 
-def new_optimizer(model: ExpertTransformer, rate: int | float = LEARNING_RATE, muon: bool = True) -> MuonAdamW:
+def new_teacher(model: ExpertTransformer, world: NanoWorld) -> Alignment:
+    """The small network that reads off the middle block which shape, motion and colour cover each latent cell."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return Alignment(model, ("shape", "motion", "colour"), world.covered.var().item())
+
+
+def new_optimizer(model: ExpertTransformer, teacher: Alignment | None = None, rate: int | float = LEARNING_RATE,
+                  muon: bool = True) -> MuonAdamW:
     """Muon for the matrices of the blocks, AdamW at `rate` for the rest; or, without Muon, for all."""
-    named = ((f"transformer.{name}", p) for name, p in model.named_parameters())
+    named = [(f"transformer.{name}", p) for name, p in model.named_parameters()]
+    named += [] if teacher is None else [(f"teacher.{name}", p) for name, p in teacher.named_parameters()]
     return MuonAdamW(named, MUON_FACTOR * rate, rate, is_block_matrix if muon else lambda name, p: False)
 
 
@@ -168,12 +181,15 @@ def nano_batches(count: int, steps: int, batch_size: int, seed: int) -> Iterator
 
 
 def train_nano(model: ExpertTransformer, world: NanoWorld, schedule: ScheduleConfig, steps: int, seed: int = 0,
-               patient: Patient = Patient(), batch_size: int = BATCH) -> Iterator[float]:
+               patient: Patient = Patient(), batch_size: int = BATCH, taught: bool = False) -> Iterator[float]:
     """Trains `model` in place, on the clips that are not held back; yields the loss of each step.
 
-    Switches gradients on for its own steps. At the end the model has the weights that the patient would be used with.
+    `taught`: with the help of a teacher (training/alignment.py) whose voice falls to 0, and objects that count more
+    (training/foreground.py). Switches gradients on for its own steps. At the end the model has the weights that the
+    patient would be used with.
     """
-    schedule, optimizer, device = NoiseSchedule(schedule), new_optimizer(model), next(model.parameters()).device
+    teacher = new_teacher(model, world) if taught else None
+    schedule, optimizer = NoiseSchedule(schedule), new_optimizer(model, teacher)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if patient.decay else {}
     for step, (chosen, drawn) in enumerate(nano_batches(CLIPS - HELD, steps, batch_size, seed)):
         x0, text = patient.latent_scale * world.latents[chosen], world.features[chosen].roll(patient.roll, dims=0)
@@ -181,11 +197,12 @@ def train_nano(model: ExpertTransformer, world: NanoWorld, schedule: ScheduleCon
         text = torch.where(without[:, None, None], world.empty, text)
         t = stratified_timesteps(len(chosen), schedule.num_train_timesteps, drawn)
         noise = torch.randn(x0.shape, generator=drawn)
+        weight = cell_weights(world.covered[chosen], schedule.alphas_cumprod, t, OBJECTS) if taught else None
         with torch.enable_grad():
-            answer = model(schedule.add_noise(x0, noise, t).to(device), (patient.time_scale * t).to(device),
-                           text.to(device))
-            loss = diffusion_loss(answer, x0.to(device), noise.to(device), t.to(device), schedule).mean()
-            loss.backward()
+            answer = model(schedule.add_noise(x0, noise, t), patient.time_scale * t, text)
+            loss = diffusion_loss(answer, x0, noise, t, schedule, weight).mean()
+            taught_loss = VOICE * (1 - step / steps) * teacher(world.covered[chosen]) if taught else 0.0
+            (loss + taught_loss).backward()
         optimizer.step(warmup_cosine(step, steps, WARMUP))
         for name, p in model.named_parameters() if average else ():
             average[name].lerp_(p.detach(), 1 - patient.decay)

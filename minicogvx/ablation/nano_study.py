@@ -2,6 +2,7 @@
 
     python -m minicogvx.ablation.nano_study clips      # data/nano/clips.safetensors: the latents, in 8 bits
     python -m minicogvx.ablation.nano_study words      # when each kind of word is learnt, and samples on the way
+    python -m minicogvx.ablation.nano_study taught     # the same, with a teacher
     python -m minicogvx.ablation.nano_study clinic     # the charts of trainings with one thing wrong, and samples
 """
 
@@ -55,7 +56,7 @@ def sampled(pipe: Pipeline, model: ExpertTransformer, prompts: Sequence[str] = A
                         seed=[seed + i for i in range(len(prompts))])
 
 
-def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int) -> tuple[dict, dict[int, Tensor]]:
+def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int, taught: bool = False) -> tuple[dict, dict[int, Tensor]]:
     """The curves of one healthy training, and its samples by the steps that were done."""
     model, samples, start = new_nano(seed), {}, time.perf_counter()
     curve = {"seed": seed, "steps": [], "loss": [], "training_loss": [], "gain": {kind: [] for kind in KINDS}}
@@ -71,7 +72,7 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int) -> tuple[d
             samples[done] = sampled(pipe, model)
 
     measure(0)
-    for done, loss in enumerate(train_nano(model, world, pipe.schedule_config, steps, seed), 1):
+    for done, loss in enumerate(train_nano(model, world, pipe.schedule_config, steps, seed, taught=taught), 1):
         curve["training_loss"].append(loss)
         measure(done)
         if done % EVERY == 0:
@@ -165,20 +166,21 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one part of the study and writes its files; what is stored is not run again."""
     parser = argparse.ArgumentParser(prog="python -m minicogvx.ablation.nano_study",
                                      description="Make what notebook 09 shows of longer runs.")
-    parser.add_argument("what", choices=("clips", "words", "clinic"))
+    parser.add_argument("what", choices=("clips", "words", "taught", "clinic"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="default: 400 for words, 120 for the clinic")
+    parser.add_argument("--steps", type=int, help="default: 400, for the clinic 120")
     options = parser.parse_args(argv)
     pipe = Pipeline.load("toy", "cpu", torch.float32)
     if options.what == "clips":
         write_clips(pipe, FOLDER / "clips.safetensors")
         return 0
-    steps, world = options.steps or {"words": 400, "clinic": 120}[options.what], nano_world(pipe.text)
+    steps, world = options.steps or (120 if options.what == "clinic" else 400), nano_world(pipe.text)
     for seed in options.seeds:
         done = [run.get("name") for run in stored_runs(options.what, steps) if run["seed"] == seed]
-        if options.what == "words" and not done:
-            curve, made = words_of(pipe, world, steps, seed)
-            add_run("words", curve, {str(step): latents for step, latents in made.items()} if not seed else {}, steps)
+        if options.what != "clinic" and not done:
+            curve, made = words_of(pipe, world, steps, seed, options.what == "taught")
+            kept = {str(step): latents for step, latents in made.items()} if not seed else {}
+            add_run(options.what, curve, kept, steps)
         for patient in PATIENTS if options.what == "clinic" else ():
             if patient.name not in done:
                 run, made = chart_of(pipe, world, patient, steps, seed)

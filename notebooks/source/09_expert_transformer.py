@@ -542,11 +542,15 @@ print("training loss at most a fifth above the healthy one's:", ", ".join(fine))
 outcome("9.3", "none" if not fine else "one or two" if len(fine) < 3 else "three" if len(fine) == 3 else "four or five")
 
 # %% [markdown]
-# (TO BE WRITTEN: the columns.)
-#
-# `loss` is measured on the clips held back, with the weights that samples are made with; `gain` is the mean swap gain;
+# The columns: `training_loss` is the mean of the last 25 steps. `loss` is measured on the clips held back, with the weights that samples are made with; `gain` is the mean swap gain;
 # `without` says how much higher the loss is with the empty caption than with the right one; `time` how far the answer
 # changes if only the timestep does, as a share of the answer; `spread` is the standard deviation of the latents.
+#
+# Four of five do not show in the training loss. A right caption saves a network of this size less than a tenth of its
+# loss, so it can do without. The average takes no part in training at all. And with a timestep of 0 to 1 the network
+# does as well as with the right one: it sees in the latents how noisy they are. The bug bites later, when another
+# program calls this network with 0 to 999. The fifth loss is large for a harmless reason, since the target $v$ contains
+# the latents: losses can only be compared between trainings with the same latents.
 #
 # ### Exercise 9.6: diagnose (difficulty 2 of 3, 15 minutes)
 #
@@ -593,7 +597,8 @@ for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsd
     print(f"  {gpus:2d} GPUs, {how:20s}: {need.total / 1e9:6.1f} GB on each")
 
 # %% [markdown]
-# (TO BE WRITTEN)
+# Not one of your lines changes. What changes is where 18 bytes a weight can lie: more than any GPU has. So they are cut
+# up and spread over many (FSDP, notebook 12), and each block's activations are computed twice instead of kept.
 #
 # ## What you can now explain
 #
@@ -616,7 +621,9 @@ for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsd
 # gain, and the empty caption is better: the network never saw a caption. Both train with a healthy loss.
 # </details>
 #
-# **What the paper found.** (TO BE WRITTEN)
+# **What the paper found.** It trains in 16 bits with Adam (betas 0.9 and 0.95, weight decay 0.0001), a cosine for the
+# learning rate and gradients clipped at 1 (its Table 6). The learning rate was never published, nor the curves. One of
+# the authors names 100,000 hours of H100 ([issue 231](https://github.com/zai-org/CogVideo/issues/231)).
 #
 # **Where to read on.** `minicogvx/transformer/model.py` is one screen. `minicogvx/training/transformer.py` has a
 # training step with everything that a large run needs; `minicogvx/ablation/nano.py` has this notebook's, in forty
