@@ -44,7 +44,7 @@ RESULTS = FOLDER.parent / "results"
 EVERY = 25  # steps between measurements
 ASKED = ("a red cross moves right on a grey background", "a blue bar moves up on a black background",
          "a green circle moves left on a grey background", "a yellow bar moves down on a black background")
-SAMPLED = (0, 25, 50, 75, 100, 150, 200, 250, 300, 350, 400)  # steps after which samples are kept
+SAMPLED = (0, 25, 50, 100, 150, 200, 300, 400, 600, 900)  # steps after which samples are kept
 SAMPLE_STEPS, GUIDANCE = 10, 3.0
 
 
@@ -56,7 +56,8 @@ def sampled(pipe: Pipeline, model: ExpertTransformer, prompts: Sequence[str] = A
                         seed=[seed + i for i in range(len(prompts))])
 
 
-def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int, taught: bool = False) -> tuple[dict, dict[int, Tensor]]:
+def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int,
+             taught: bool = False) -> tuple[dict, dict[int, Tensor]]:
     """The curves of one healthy training, and its samples by the steps that were done."""
     model, samples, start = new_nano(seed), {}, time.perf_counter()
     curve = {"seed": seed, "steps": [], "loss": [], "training_loss": [], "gain": {kind: [] for kind in KINDS}}

@@ -35,7 +35,7 @@ from minicogvx.engine.weights import Weights, update_average
 from minicogvx.evaluation.intervals import mean_interval
 from minicogvx.presets import preset
 from minicogvx.training.memory import inputs_for, memory, parameter_count
-from minicogvx.training.validation import swap_gain
+from minicogvx.training.validation import swap_gain, with_other_words
 from minicogvx.transformer.block import Block
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -211,7 +211,7 @@ show_source(orthogonalised)
 # %% [markdown]
 # We give AdamW the rate 0.002, and Muon 0.02 for the matrices of the blocks, with AdamW at 0.002 for the rest.
 #
-# **Prediction 9.1.** One clip, 40 steps from the same weights: who has the lower loss in the end?
+# **Prediction 9.1.** One clip, 100 steps from the same weights: who has the lower loss in the end?
 
 # %%
 predict("9.1", "AdamW", "Muon for the blocks' matrices", "they are within 10 % of each other")
@@ -223,7 +223,7 @@ its_words = world.features[ONE:ONE + 1].repeat(8, 1, 1)
 bars = pipe.schedule.alphas_cumprod
 
 
-def by_heart(muon, steps=40):
+def by_heart(muon, steps=100):
     """The losses of a fresh network of yours that sees nothing but one clip, and the network."""
     learner, drawn, losses = own_model(0), torch.Generator().manual_seed(0), []
     optimizer = new_optimizer(learner, muon=muon)
@@ -238,7 +238,7 @@ def by_heart(muon, steps=40):
 
 start = time.perf_counter()
 learnt = {"AdamW": by_heart(muon=False), MUON: by_heart(muon=True)}
-print(f"{(time.perf_counter() - start) / 80:.2f} s a step")
+print(f"{(time.perf_counter() - start) / 200:.2f} s a step")
 ends = {name: sum(losses[-10:]) / 10 for name, (losses, _) in learnt.items()}
 for name, end in ends.items():
     print(f"{name:30s} loss of the first step {learnt[name][0][0]:.2f}, mean of the last ten {end:.3f}")
@@ -247,7 +247,7 @@ for (name, (losses, _)), style in zip(learnt.items(), ("--", "-")):
     axis.semilogy(losses, style, label=name)
 axis.set(xlabel="step", ylabel="loss of one clip")
 axis.legend(fontsize=8)
-show_figure(figure, "Loss of one clip over 40 steps, on a logarithmic axis, for AdamW (dashed) and Muon.")
+show_figure(figure, "Loss of one clip over 100 steps, on a logarithmic axis, for AdamW (dashed) and Muon.")
 made = sampled(pipe, learnt[MUON][1], [captions[ONE]])
 compare_clips({"the clip": pipe.decode(world.latents[ONE:ONE + 1])[0], "from noise": pipe.decode(made)[0]},
               f"Left, the clip, '{captions[ONE]}'; right, what the network that saw nothing else makes from noise.",
@@ -257,7 +257,9 @@ assert ends[MUON] < 0.2 * learnt["AdamW"][0][0]
 outcome("9.1", "they are within 10 % of each other" if closer else min(ends, key=ends.get))
 
 # %% [markdown]
-# (TO BE WRITTEN: explanation of outcome 9.1.)
+# One clip is no test of an optimizer, with one seed and one rate each. It is a test of everything else: forward pass,
+# loss, gradients, update. Muon earns its place where many clips pull a matrix in many directions, and we use it from
+# here on, as the package's own trainings do.
 #
 # ## 3. Hearing a word
 #
@@ -321,13 +323,14 @@ for name, network in (("untrained", own_model(0)), ("knows one clip by heart", l
 # Now train on all of it: your blocks, your forward pass, your loss, your dropped captions. The figure is redrawn as the
 # training runs: the loss, the swap gain of each kind of word, and the first frame that each of four captions gets.
 #
-# **Prediction 9.2.** Background, colour, shape, motion: which kind of word is heard *last*?
+# **Prediction 9.2.** Background, colour, shape, motion: which kind of word is heard first, and which second?
 
 # %%
-predict("9.2", "background", "colour", "shape", "motion")
+predict("9.2", "background, then colour", "colour, then background", "colour, then shape", "shape, then colour",
+        "motion, then colour")
 
 # %% tags=["folded", "nbval-ignore-output"]
-STEPS, EVERY, DECAY = 150, 25, 0.98
+STEPS, EVERY, DECAY, HEARD = 150, 25, 0.98, 0.01
 learner, average = own_model(0), None
 log = {"step": [], "loss": [], "smoothed": [], "measured": [], "gain": {kind: [] for kind in KINDS}, "frames": None}
 
@@ -375,7 +378,10 @@ def live_figure():
     left.set(xlabel="step", ylabel="loss", xlim=(0, STEPS))
     for kind in KINDS:
         right.plot(log["measured"], log["gain"][kind], STYLES[kind], label=kind)
-    right.set(xlabel="step", ylabel="swap gain", xlim=(0, STEPS))
+    right.set_yscale("symlog", linthresh=0.01)
+    right.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    right.axhline(HEARD, color="black", linewidth=0.6)
+    right.set(xlabel="step", ylabel="swap gain", xlim=(0, STEPS), ylim=(-0.005, 2))
     right.legend(fontsize=7)
     step, made = log["frames"]
     for axis, clip, words in zip(axes[1], made, ASKED):
@@ -392,28 +398,46 @@ watch(training(), live_figure, "Above, the loss of each step and the swap gain o
 print(f"{STEPS} steps in {time.perf_counter() - start:.0f} s")
 
 
-def half_way(steps, values):
-    """The step at which a curve first reaches half of its last value, on a straight line between measurements."""
-    half = values[-1] / 2
-    place = next(i for i, value in enumerate(values) if value >= half)
-    if place == 0:
-        return steps[0]
-    before, after = values[place - 1], values[place]
-    return steps[place - 1] + (half - before) / (after - before) * (steps[place] - steps[place - 1])
+def first_heard(steps, values):
+    """The first measurement from which on the gain is above HEARD; None if the training ends before."""
+    above = [value > HEARD for value in values]
+    return next((step for i, step in enumerate(steps) if all(above[i:])), None)
 
 
-runs = nano_results("words")
+runs, heard = nano_results("words"), {}
 for kind in KINDS:
-    here = half_way(log["measured"], log["gain"][kind])
-    stored = mean_interval([half_way(run["steps"], run["gain"][kind]) for run in runs])
-    print(f"{kind:10s} half of its final gain: here at step {here:.0f}; {len(runs)} stored runs of "
-          f"{runs[0]['steps'][-1]} steps at {stored[0]:.0f} ({stored[1]:.0f} to {stored[2]:.0f})")
-outcome("9.2", max(KINDS, key=lambda kind: mean_interval(
-    [half_way(run["steps"], run["gain"][kind]) for run in runs])[0]))
+    heard[kind] = first_heard(log["measured"], log["gain"][kind])
+    others = [first_heard(run["steps"], run["gain"][kind]) for run in runs]
+    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored runs of "
+          f"{runs[0]['steps'][-1]} steps, with other seeds, from step {', '.join(str(step or '-') for step in others)}")
+order = sorted((kind for kind in KINDS if heard[kind]), key=heard.get)
+assert order == ["background", "colour"]
+outcome("9.2", ", then ".join(order[:2]))
 
 # %% [markdown]
-# (TO BE WRITTEN: why this order.)
+# The background comes first, colour second. Shape and motion are not heard at all: not in these 150 steps, and not in
+# the 400 of the stored runs, although their loss goes on falling. What a network learns in that time, it can learn
+# without words: to remove noise from edges and plain surfaces.
 #
+# Why? A word is learnt when it saves loss. How much can it save? Draw a scene again with one word exchanged, encode
+# both, and compare the latents.
+
+# %% tags=["nbval-ignore-output"]
+few = scenes[-10:]
+
+
+def latents_of(some):
+    return stack_latents(encode_world(pipe.vae, scenes=some, num_frames=FRAMES, progress=False), range(len(some)))
+
+
+own = latents_of(few)
+worth = {kind: ((own - latents_of([with_other_words(scene, kind, CHOICES) for scene in few])).square().mean()
+                / (2 * own.var())).item() for kind in KINDS}
+for kind, share in worth.items():
+    print(f"another {kind:10s} changes the latents by {share:6.1%} of what two unrelated clips differ by")
+assert worth["background"] > worth["colour"] > worth["shape"]
+
+# %% [markdown]
 # The slider goes through the first stored run, with the caption of the beginning.
 
 # %% tags=["nbval-ignore-output"]
@@ -535,14 +559,16 @@ show_figure(figure, "Training loss over 120 steps of six trainings, on a logarit
 print(f"{'':26s}" + "".join(f"{name:>14s}" for name in healthy))
 for run in patients:
     print(f"{run['name']:26s}" + "".join(f"{value:14.4f}" for value in run["chart"].values()))
-beds = {name: pipe.decode(latents[:1])[0] for name, latents in nano_samples("clinic").items()}
+kept = nano_samples("clinic")
+beds = {run["name"]: pipe.decode(kept[run["name"]][:1])[0] for run in patients}
 show_rows(beds, f"What the six make of '{ASKED[0]}'.", num_frames=4)
 fine = [run["name"] for run in patients[1:] if run["chart"]["training_loss"] < 1.2 * healthy["training_loss"]]
 print("training loss at most a fifth above the healthy one's:", ", ".join(fine))
 outcome("9.3", "none" if not fine else "one or two" if len(fine) < 3 else "three" if len(fine) == 3 else "four or five")
 
 # %% [markdown]
-# The columns: `training_loss` is the mean of the last 25 steps. `loss` is measured on the clips held back, with the weights that samples are made with; `gain` is the mean swap gain;
+# The columns: `training_loss` is the mean of the last 25 steps. `loss` is measured on the clips held back, with the
+# weights that samples are made with; `gain` is the mean swap gain;
 # `without` says how much higher the loss is with the empty caption than with the right one; `time` how far the answer
 # changes if only the timestep does, as a share of the answer; `spread` is the standard deviation of the latents.
 #
@@ -593,7 +619,8 @@ weights = parameter_count(big.transformer)
 print(f"your forward pass at full size: {tuple(answer.shape)}; {weights:,} parameters, {weights / count:,.0f} x ours")
 print(f"weights, master weights, gradients, two averages of AdamW: {18 * weights / 1e9:.0f} GB before any clip")
 for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsdp+checkpoint")):
-    need = memory(big.transformer, inputs_for(big), gpus, how)
+    with torch.enable_grad():  # it counts what a backward pass keeps
+        need = memory(big.transformer, inputs_for(big), gpus, how)
     print(f"  {gpus:2d} GPUs, {how:20s}: {need.total / 1e9:6.1f} GB on each")
 
 # %% [markdown]
