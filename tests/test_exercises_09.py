@@ -133,10 +133,10 @@ def changed_in_place(matrix):
 
 def test_orthogonalise():
     guard("9.2", iterated, [
-        ("is divided by its largest entry", by_the_largest_entry),
+        ("not by its largest entry", by_the_largest_entry),
         ("Divide by the matrix's norm first", not_scaled),
         ("is what one round gives", one_round),
-        ("has b and c exchanged", b_and_c_exchanged),
+        ("b belongs to X X^T, c to its square", b_and_c_exchanged),
         ("has shape (4, 9); it must be (9, 4)", transposed_and_left),
         ("do not divide by 0", divided_by_nothing),
         ("they must lie near 1", normalised_only),
@@ -203,7 +203,7 @@ def test_averaged():
     guard("9.4", right_average, [
         ("the decay belongs to the old average", decay_exchanged),
         ("early on the decay is smaller", no_warm_up),
-        ("of the two decays the smaller counts", larger_decay),
+        ("early on the decay is smaller", larger_decay),
         ("changes the weights", weights_changed),
         ("changes the average", average_changed),
         ("keep it in float32", in_16_bits),
@@ -290,4 +290,4 @@ def test_odd_answers_are_refused_in_a_sentence(number):
 
     for odd in (raises, an_array, doubles, *([] if number == "9.5" else [nothing])):
         verdict = judge(find(number), odd)
-        assert verdict.state in ("wrong", "stopped") and verdict.message.endswith("."), odd
+        assert verdict.state in ("wrong", "stopped") and verdict.message.endswith((".", "?")), odd

@@ -141,7 +141,7 @@ def test_bad_requests_name_the_value():
                        (lambda: sample_scenes(1, 0, choices={"shape": "circle"}), "must be a list"),
                        (lambda: sample_scenes(1, 0, choices={"colour": ("red",)}), "leaves no scene"),
                        (lambda: sample_scenes(1, 0, two_objects=0.0, choices={
-                           "shape": ("circle",), "colour": ("red",), "motion": ("stays still",)},
+                           "shape": ("circle",), "colour": ("red",), "motion": ("moves left",)},
                            split="held_out"), "leaves no scene"),
                        (lambda: render(Scene((thing,), "black"), 0, 8, 8), "num_frames is 0")):
         with pytest.raises(ValueError, match=text):

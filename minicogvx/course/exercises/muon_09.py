@@ -32,9 +32,10 @@ def check_orthogonalise(orthogonalise) -> None:
         expect_shape(what, got, shape)
         wanted, values = nearly_orthogonal(matrix), torch.linalg.svdvals(got.float().nan_to_num(0, 0, 0))
         if not torch.isfinite(got).all():
-            raise Wrong(f"{what} holds NaN or infinity. Divide by the matrix's norm first: the iteration only "
-                        f"converges for singular values of at most 1.")
-        _name_a_wrong_iteration(what, got.float(), matrix)
+            raise Wrong(f"{what} holds NaN or infinity. Divide by the matrix's norm first, the root of the sum of "
+                        f"squares, not by its largest entry: the iteration only converges for singular values of at "
+                        f"most 1. And b belongs to X X^T, c to its square.")
+        _name_a_single_round(what, got.float(), matrix)
         if torch.allclose(got.float(), wanted, atol=2e-2):
             continue
         if values.min() < 0.3 or values.max() > 1.5:
@@ -47,21 +48,7 @@ def check_orthogonalise(orthogonalise) -> None:
         raise Wrong("orthogonalise of zeros must be zeros; do not divide by 0, clamp(min=1e-7) the norm.")
 
 
-def _name_a_wrong_iteration(what: str, got: Tensor, matrix: Tensor) -> None:
-    a, b, c = COEFFICIENTS
-    wide = matrix.T if len(matrix) > matrix.shape[1] else matrix
-    largest, exchanged = wide / wide.abs().max(), wide / wide.norm()
-    for _ in range(5):
-        largest = a * largest + (b * largest @ largest.T + c * (largest @ largest.T) @ (largest @ largest.T)) @ largest
-        gram = exchanged @ exchanged.T
-        exchanged = a * exchanged + (c * gram + b * gram @ gram) @ exchanged
-    for slip, said in ((largest, "is divided by its largest entry; that leaves singular values above 1. Divide by "
-                                 "its norm, the root of the sum of squares"),
-                       (exchanged, "has b and c exchanged: b belongs to X X^T, c to its square")):
-        slip = slip.T if slip.shape != got.shape else slip
-        if torch.isfinite(slip).all() and torch.allclose(got, slip, rtol=1e-2, atol=1e-3):
-            raise Wrong(f"{what} {said}.")
-    once = wide / wide.norm()
-    once = a * once + (b * once @ once.T + c * (once @ once.T) @ (once @ once.T)) @ once
-    if torch.allclose(got, once.T if once.shape != got.shape else once, atol=1e-4):
+def _name_a_single_round(what: str, got: Tensor, matrix: Tensor) -> None:
+    once = nearly_orthogonal(matrix, rounds=1)
+    if torch.allclose(got, once, atol=1e-4):
         raise Wrong(f"{what} is what one round gives; there are five.")

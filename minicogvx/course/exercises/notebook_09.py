@@ -133,8 +133,7 @@ def _check_share(what: str, share: float, step: int, decay: float) -> None:
         return
     why = f"it is {share:.3g} of the way from the old average to the weights; it must be {wanted:.3g}"
     for slip, said in ((1 - wanted, "the decay belongs to the old average, 1 - decay to the weights"),
-                       (1 - decay, "early on the decay is smaller, (1 + step) / (10 + step)"),
-                       (1 - max(decay, (1 + step) / (10 + step)), "of the two decays the smaller counts")):
+                       (1 - decay, "early on the decay is smaller, (1 + step) / (10 + step)")):
         if math.isclose(share, slip, rel_tol=1e-3):
             raise Wrong(f"{what}: {why}; {said}.")
     raise Wrong(f"{what}: {why}.")
