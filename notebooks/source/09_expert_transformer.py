@@ -51,8 +51,8 @@ compare_clips({f"after {step} steps": clip for step, clip in shown.items()},
               "and 900 steps of training.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# This network began with random weights. It had three minutes and a world of 96 sentences. Nobody told it what a
-# colour is, or what *left* means; it only removed noise. Yet it learnt the words, and not all at once.
+# This network began with random weights. It had three minutes, a world of 96 sentences, and a little help. It did not
+# learn its words all at once.
 #
 # In this notebook you put the whole model together, from your own answers of the last notebooks, and train it yourself.
 # Afterwards you can explain what each part of a training step is for, how to hear whether a network knows a word long
@@ -472,9 +472,9 @@ assert times["colour"] and times["motion"]
 outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 else f"both, {late[0]} first")
 
 # %% [markdown]
-# The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word finds
-# something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the hardest
-# word in either training. (These two are single trainings, and "heard" is a line that we drew.)
+# The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word
+# finds something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the
+# hardest word in either training. (These two are single trainings, and "heard" is a line that we drew.)
 #
 # So this is the order: what fills the picture, then what colours a part of it, then how that part moves, and last its
 # outline. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
