@@ -170,7 +170,8 @@ def new_optimizer(model: ExpertTransformer, teacher: Alignment | None = None, ra
     return MuonAdamW(named, MUON_FACTOR * rate, rate, is_block_matrix if muon else lambda name, p: False)
 
 
-def nano_batches(count: int, steps: int, batch_size: int, seed: int) -> Iterator[tuple[Int[Tensor, "b"], Tensor]]:
+def nano_batches(count: int, steps: int, batch_size: int, seed: int) -> Iterator[tuple[
+        Int[Tensor, "b"], torch.Generator]]:
     """Of each step: which of `count` clips, every one once before any comes again, and the generator of its noise."""
     drawn, left = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
     for _ in range(steps):

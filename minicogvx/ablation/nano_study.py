@@ -107,15 +107,16 @@ def _hears_time(pipe: Pipeline, model: ExpertTransformer, world: NanoWorld, pati
     return ((early - late).norm() / (early.norm() + late.norm()) * 2).item()
 
 
-class _Scaled(torch.nn.Module):
-    """A network that gets its timesteps as it did in training."""
+class _Scaled(ExpertTransformer):
+    """A copy of a network that gets its timesteps as it did in training."""
 
     def __init__(self, model: ExpertTransformer, scale: int | float):
-        super().__init__()
-        self.model, self.scale, self.config, self.proj_out = model, scale, model.config, model.proj_out
+        super().__init__(model.config)
+        self.load_state_dict(model.state_dict())
+        self.scale = scale
 
-    def forward(self, latents, timestep, text, ofs=None):
-        return self.model(latents, self.scale * timestep, text)
+    def forward(self, latents, timestep, text, ofs=None, layout=None):
+        return super().forward(latents, self.scale * timestep, text, ofs, layout)
 
 
 # ---- files

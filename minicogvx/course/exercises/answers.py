@@ -37,7 +37,7 @@ def keep_answer(number: str, title: str, answer: Any) -> None:
     """
     try:
         source = as_source(title, answer)
-    except (LookupError, OSError, TypeError, SyntaxError) as reason:
+    except Exception as reason:  # whatever the learner's code is made of, its check has passed
         source = f"{MISSING}{' '.join(str(reason).split())}\n"
     try:
         with written_whole(answer_path(number)) as part:
