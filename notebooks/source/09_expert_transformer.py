@@ -466,7 +466,8 @@ axes[1].legend(fontsize=7)
 show_figure(figure, "Swap gains of the four kinds of word over the steps of two stored trainings, without and with a "
                     "teacher. The thin line is the gain of 0.01 that counts as heard.")
 times = {kind: first_heard(taught[0]["steps"], taught[0]["gain"][kind]) for kind in KINDS}
-print(f"with the teacher, {taught[0]['steps'][-1]} steps, heard from step:", ", ".join(f"{kind} {step or '-'}" for kind, step in times.items()))
+print(f"with the teacher, {taught[0]['steps'][-1]} steps, heard from step:",
+      ", ".join(f"{kind} {step or '-'}" for kind, step in times.items()))
 late = sorted((kind for kind in ("shape", "motion") if times[kind]), key=times.get)
 assert times["colour"] and times["motion"]
 outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 else f"both, {late[0]} first")
