@@ -8,7 +8,7 @@ import torch
 
 import minicogvx
 from minicogvx.ablation import nano, nano_study
-from minicogvx.ablation.nano import HELD, KINDS, PATIENTS, Patient, gains, nano_batches, nano_losses, train_nano
+from minicogvx.ablation.nano import HELD, KINDS, PATIENTS, Patient, nano_batches, nano_losses, train_nano, word_gains
 from minicogvx.data.world.captions import parse_caption
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.data.world.scenes import is_held_out
@@ -59,11 +59,11 @@ def test_each_clip_comes_once_before_any_comes_again():
 
 def test_a_fresh_network_is_deaf_and_a_training_repeats_itself(small, world, pipe):
     losses = nano_losses(small, world, pipe.schedule)
-    assert set(gains(losses).values()) == {0.0} and losses["none"] == losses["own"]
+    assert set(word_gains(losses).values()) == {0.0} and losses["none"] == losses["own"]
     first = list(train_nano(small, world, pipe.schedule_config, 3, batch_size=4))
     assert first == list(train_nano(nano.new_nano(0), world, pipe.schedule_config, 3, batch_size=4))
     assert len(first) == 3 and all(value > 0 for value in first)
-    assert set(gains(nano_losses(small, world, pipe.schedule)).values()) != {0.0}
+    assert set(word_gains(nano_losses(small, world, pipe.schedule)).values()) != {0.0}
 
 
 def test_each_patient_differs_from_the_healthy_one_in_its_disease(small, world, pipe):

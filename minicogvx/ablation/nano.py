@@ -119,7 +119,7 @@ def nano_losses(model: ExpertTransformer, world: NanoWorld, schedule: NoiseSched
             for name, features in given.items()}
 
 
-def gains(losses: dict[str, float]) -> dict[str, float]:
+def word_gains(losses: dict[str, float]) -> dict[str, float]:
     """Of each kind of word, how much the loss rises when it is exchanged."""
     return {kind: losses[kind] - losses["own"] for kind in KINDS}
 

@@ -25,13 +25,13 @@ from minicogvx.ablation.nano import (
     PATIENTS,
     NanoWorld,
     Patient,
-    gains,
     nano_losses,
     nano_scenes,
     nano_world,
     new_nano,
     short_captions,
     train_nano,
+    word_gains,
 )
 from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
@@ -48,7 +48,7 @@ SAMPLED = (0, 25, 50, 100, 150, 200, 300, 400, 600, 900)  # steps after which sa
 SAMPLE_STEPS, GUIDANCE = 10, 3.0
 
 
-def sampled(pipe: Pipeline, model: ExpertTransformer, prompts: Sequence[str] = ASKED, seed: int = 0,
+def nano_sampled(pipe: Pipeline, model: ExpertTransformer, prompts: Sequence[str] = ASKED, seed: int = 0,
             steps: int = SAMPLE_STEPS) -> Float[Tensor, "b c t h w"]:
     """Latents that a network of the nano world makes for the prompts, always from the same noise."""
     maker = Pipeline(pipe.vae, model, pipe.schedule_config, short_captions(pipe.text), pipe.fps)
@@ -67,10 +67,10 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int,
             losses = nano_losses(model, world, pipe.schedule)
             curve["steps"].append(done)
             curve["loss"].append(losses["own"])
-            for kind, gain in gains(losses).items():
+            for kind, gain in word_gains(losses).items():
                 curve["gain"][kind].append(gain)
         if done in SAMPLED:
-            samples[done] = sampled(pipe, model)
+            samples[done] = nano_sampled(pipe, model)
 
     measure(0)
     for done, loss in enumerate(train_nano(model, world, pipe.schedule_config, steps, seed, taught=taught), 1):
@@ -92,10 +92,10 @@ def chart_of(pipe: Pipeline, world: NanoWorld, patient: Patient, steps: int, see
     losses = list(train_nano(model, world, pipe.schedule_config, steps, seed, patient))
     held = nano_losses(model, world, pipe.schedule, patient.time_scale, patient.latent_scale)
     chart = {"training_loss": sum(losses[-25:]) / 25, "loss": held["own"],
-             "gain": sum(gains(held).values()) / len(KINDS), "without": held["none"] - held["own"],
+             "gain": sum(word_gains(held).values()) / len(KINDS), "without": held["none"] - held["own"],
              "time": _hears_time(pipe, model, world, patient),
              "spread": (patient.latent_scale * world.latents).std().item()}
-    samples = sampled(pipe, _Scaled(model, patient.time_scale)) / patient.latent_scale
+    samples = nano_sampled(pipe, _Scaled(model, patient.time_scale)) / patient.latent_scale
     return {"name": patient.name, "seed": seed, "chart": chart, "losses": losses}, samples
 
 

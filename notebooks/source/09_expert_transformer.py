@@ -17,10 +17,10 @@ from torch import nn
 
 import minicogvx
 from minicogvx.ablation.nano import (
-    BATCH, CHOICES, FRAMES, HELD, KINDS, NANO_TRANSFORMER, gains, nano_batches, nano_losses, nano_results, nano_samples,
-    nano_scenes, nano_world, new_nano, new_optimizer, short_captions,
+    BATCH, CHOICES, FRAMES, HELD, KINDS, NANO_TRANSFORMER, nano_batches, nano_losses, nano_results, nano_samples,
+    nano_scenes, nano_world, new_nano, new_optimizer, short_captions, word_gains,
 )
-from minicogvx.ablation.nano_study import ASKED, sampled
+from minicogvx.ablation.nano_study import ASKED, nano_sampled
 from minicogvx.course import (
     check, compare_clips, explore_sweep, hint, new_figure, outcome, predict, predictions, progress,
     show_figure, show_rows, show_source, solution, watch, yours,
@@ -248,7 +248,7 @@ for (name, (losses, _)), style in zip(learnt.items(), ("--", "-")):
 axis.set(xlabel="step", ylabel="loss of one clip")
 axis.legend(fontsize=8)
 show_figure(figure, "Loss of one clip over 100 steps, on a logarithmic axis, for AdamW (dashed) and Muon.")
-made = sampled(pipe, learnt[MUON][1], [captions[ONE]])
+made = nano_sampled(pipe, learnt[MUON][1], [captions[ONE]])
 compare_clips({"the clip": pipe.decode(world.latents[ONE:ONE + 1])[0], "from noise": pipe.decode(made)[0]},
               f"Left, the clip, '{captions[ONE]}'; right, what the network that saw nothing else makes from noise.",
               pipe.fps, num_frames=4)
@@ -342,7 +342,7 @@ def training():
     average = {name: p.detach().clone() for name, p in learner.named_parameters()}
     for step, (chosen, drawn) in enumerate(nano_batches(len(scenes) - HELD, STEPS, BATCH, seed=0)):
         if step % EVERY == 0:
-            measure(step)
+            note_gains(step)
         text = drop_captions(world.features[chosen], world.empty[0], 0.1, drawn)
         with torch.enable_grad():
             loss = denoising_loss(lambda x, t: model_forward(learner, x, t, text), world.latents[chosen], bars, drawn)
@@ -352,16 +352,16 @@ def training():
         log["step"].append(step)
         log["loss"].append(loss.item())
         yield step
-    measure(STEPS)
+    note_gains(STEPS)
 
 
-def measure(step):
+def note_gains(step):
     """Swap gains of the clips held back, and now and then the first frames of four captions."""
-    for kind, gain in gains(nano_losses(learner, world, pipe.schedule)).items():
+    for kind, gain in word_gains(nano_losses(learner, world, pipe.schedule)).items():
         log["gain"][kind].append(gain)
     log["measured"].append(step)
     if step % (2 * EVERY) == 0 or step == STEPS:
-        log["frames"] = step, pipe.decode(sampled(pipe, learner, steps=6)[:, :, :1])  # the VAE is causal
+        log["frames"] = step, pipe.decode(nano_sampled(pipe, learner, steps=6)[:, :, :1])  # the VAE is causal
 
 
 STYLES = dict(zip(KINDS, ("-", "--", ":", "-.")))
