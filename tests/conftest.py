@@ -18,6 +18,7 @@ LEVELS = {
         "test_assignment.py::test_nbgrader_gives_nothing_all_and_a_part",
         "test_notebooks.py::test_running_stores_counts_and_outputs",
         "test_notebooks.py::test_what_answers_a_prediction_is_folded_and_its_options_stay_as_text",
+        "test_watch.py::test_one_picture_remains_in_a_stored_notebook",
         "test_widgets.py::test_a_built_notebook_holds_the_still_picture_and_no_widget",
         "test_widgets.py::test_nbval_finds_no_difference",
     ),

@@ -11,9 +11,12 @@ from minicogvx.course.plan_figure import explore_plan
 from minicogvx.course.predicting import outcome, predict, predictions
 from minicogvx.course.rank_cells import on_ranks
 from minicogvx.course.show import new_figure, show_figure, show_source
+from minicogvx.course.watching import watch
 from minicogvx.course.widgets import explore_frames, explore_noise, explore_rope, explore_sweep, explore_wipe
+from minicogvx.course.yours import yours
 
 __all__ = ["check", "compare_clips", "explore_attention", "explore_blind", "explore_figure", "explore_frames",
            "explore_grid", "explore_noise", "explore_packs", "explore_plan", "explore_rope", "explore_sweep",
            "explore_wipe", "grade", "hint", "new_figure", "notebook_device", "on_ranks", "outcome", "predict",
-           "predictions", "progress", "show_clip", "show_figure", "show_rows", "show_source", "solution", "solved"]
+           "predictions", "progress", "show_clip", "show_figure", "show_rows", "show_source", "solution", "solved",
+           "watch", "yours"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from minicogvx.course.exercises import exam, record
+from minicogvx.course.exercises.answers import keep_answer
 from minicogvx.course.exercises.calls import Calls
 from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
 
@@ -58,6 +59,7 @@ def check(number: str, answer: Any) -> Any:
     if verdict.state == "right":
         print(f"Exercise {exercise.number}: {verdict.said}")
         record.save(exercise.number)
+        keep_answer(exercise.number, exercise.title, answer)
         return answer
     if verdict.state == "not tried":
         print(f"Exercise {exercise.number}: {verdict.said} {given_back}.")
