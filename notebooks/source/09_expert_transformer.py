@@ -51,7 +51,7 @@ compare_clips({f"after {step} steps": clips[step] for step in shown},
               f"{shown[1]}, {shown[2]} and {shown[3]} steps of training.", pipe.fps, num_frames=3)
 
 # %% [markdown]
-# This network began with random weights. It had a few minutes, a world of 96 sentences, and a little help. It did not
+# This network began with random weights. It had a minute or two, a world of 96 sentences, and a little help. It did not
 # learn its words all at once.
 #
 # In this notebook you put the whole model together, from your own answers of the last notebooks, and train it yourself.
@@ -174,7 +174,8 @@ print("the first captions:", "; ".join(captions[:3]))
 
 # %% [markdown]
 # Before you train on many clips, train on *one*. A network that cannot learn a single clip by heart has a bug, and
-# this shows it in seconds. The loss must approach zero. (With random captions for one clip, nothing would show: this is
+# this shows it in seconds. The loss must keep falling, in the end to zero, and what the network makes from noise must
+# turn into the clip. We watch the first 100 steps. (With random captions for one clip, nothing would show: this is
 # a test of the network and the loss, not of the data.)
 #
 # Which optimizer? **AdamW** scales the step of every single weight. **Muon**, newer than the paper, looks at a weight
@@ -257,6 +258,8 @@ assert ends[MUON] < 0.2 * learnt["AdamW"][0][0]
 outcome("9.1", "they are within 10 % of each other" if closer else min(ends, key=ends.get))
 
 # %% [markdown]
+# The loss is not at zero yet, but red is there, and where it belongs.
+#
 # One clip is no test of an optimizer, with one seed and one rate each. It is a test of everything else: forward pass,
 # loss, gradients, update. Muon earns its place where many clips pull a matrix in many directions, and we use it from
 # here on, as the package's own trainings do.
@@ -315,8 +318,8 @@ for name, network in (("untrained", own_model(0)), ("knows one clip by heart", l
                                    for kind in KINDS))
 
 # %% [markdown]
-# The untrained network gives exactly 0, because its last layer is still zero. The other one knows a clip by heart and
-# no word: what it does with a caption that it never met is an accident, and a wrong word changes little.
+# The untrained network gives exactly 0, because its last layer is still zero. The other one has seen one clip with one
+# caption, so to it no word has ever made a difference.
 #
 # ## 4. The nano world, live
 #
@@ -477,8 +480,8 @@ outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 e
 # finds something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the
 # hardest word in either training. (These two are single trainings, and "heard" is a line that we drew.)
 #
-# So this is the order: what fills the picture, then what colours a part of it, then how that part moves, and last its
-# outline. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
+# So this is the order: what fills the picture, then what colours a part of it, then how that part moves. The outline is
+# still to come. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
 
 # %% tags=["nbval-ignore-output"]
 explore_sweep({step: clips[step] for step in (50, 150, 300, max(clips))}, "step", f"The caption: {ASKED[0]}.",
