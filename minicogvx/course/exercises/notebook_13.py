@@ -12,7 +12,7 @@ from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_close, e
 from minicogvx.course.exercises.films_13 import check_continue_film, continued
 from minicogvx.diffusion.timesteps import start_index
 
-Pictures = Float[Tensor, "b c 1 h w"]
+Pictures = Float[Tensor, "b 3 1 h w"]
 
 # ---- 13.1 put_back
 
@@ -54,7 +54,7 @@ def check_put_back(put_back) -> None:
 # ---- 13.2 image_beside
 
 
-def beside(pictures: Pictures, encode: Callable[[Pictures], Pictures], frames: int,
+def beside(pictures: Pictures, encode: Callable[[Tensor], Tensor], frames: int,
            generator: torch.Generator) -> Float[Tensor, "b c t h2 w2"]:
     """The image channels: the latents of the noised pictures in frame 0, then zeros (paper, appendix D)."""
     sigma = torch.exp(-3 + 0.5 * torch.randn(len(pictures), 1, 1, 1, 1, generator=generator))
