@@ -189,7 +189,7 @@ EXERCISES = (
     Exercise(
         "9.1", "model_forward", difficulty=2, minutes=20, reference=forward_of_parts, check=check_model_forward,
         hints=(
-            "Follow the figure of the parts from top to bottom. Which of them need the time, and which the layout?",
+            "Follow the table of the parts from top to bottom. Which of them need the time, and which the layout?",
             "t_emb = F.silu(net.time_embedding(timestep)), once. x = net.patch_embed(latents, text, None) holds text, "
             "then video. Each block is called as block(x, t_emb, layout).",
             "After the blocks x[:, text.shape[1]:] is the video. Then norm_final, norm_out(x, t_emb, layout), "
