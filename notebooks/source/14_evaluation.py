@@ -454,7 +454,8 @@ best = {column: (min if column in LOW_IS_GOOD else max)(table[name][column] for 
 figure, ((axis,),) = new_figure(width=8, height=2.9)
 axis.set_axis_off()
 cells = axis.table([[f"{table[name][column]:.3f}" for column in columns] for name in table], rowLabels=list(table),
-                   colLabels=[f"{column} {'↓' if column in LOW_IS_GOOD else '↑'}" for column in columns],
+                   colLabels=[f"{column} {'↓' if column in LOW_IS_GOOD else '↑'}".replace(", ", ",\n")
+                              for column in columns],
                    bbox=[0.1, 0, 0.9, 1], cellLoc="center", edges="horizontal")
 cells.auto_set_font_size(False)
 cells.set_fontsize(10)
