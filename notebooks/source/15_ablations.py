@@ -287,7 +287,7 @@ for found, _ in told:
     if found.verdict == "cannot be told":
         up = sum(value > 0 for value in values)
         open_ones = [open_ones[0] + max(up, len(values) - up), open_ones[1] + len(values)]
-        print(f"no verdict; single seeds say higher {up} times, lower {len(values) - up} times: {claim.says}")
+        print(f"no verdict, and single seeds say: higher {up}, lower {len(values) - up}; {claim.says}")
     else:
         sign = 1 if found.gain.mean > 0 else -1
         new, old = ([value_at_end(curve, claim.measure) for curve in of_variant(load_results(claim.study), name)]
