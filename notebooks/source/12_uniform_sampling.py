@@ -62,7 +62,7 @@ def race(steps):
 length = len(runs["uniform"][0].training)
 film = torch.stack([race(length * part // 20) for part in range(5, 21)])
 show_clip(film, "Two loss curves grow from left to right and fall. The orange one, on the left, jumps further than the "
-                "blue one.", fps=5, num_frames=1)
+                "blue one.", fps=5, num_frames=2)
 
 # %% [markdown]
 # The two differ in one thing. In every step the orange training drew a timestep for each clip as it came. The blue
@@ -392,10 +392,11 @@ assert torch.allclose(by_parts, -2 * target.mean(dim=0), atol=1e-5)
 # ranks drift apart without anybody noticing. What is logged is the mean loss of both ranks. At the end we measure 32
 # other clips, all at timestep 100, then all at 300, and so on, as in the paper's Table 9.
 #
-# **Prediction 12.2.** Which of the three ends with the lowest training loss?
+# **Prediction 12.2.** How does the training loss of the third run end, compared with that of the second, which saw
+# the same clips and timesteps?
 
 # %%
-predict("12.2", "all timesteps", "own intervals", "own intervals, not averaged")
+predict("12.2", "higher", "the same within 2 %", "lower")
 
 # %% tags=["folded", "nbval-ignore-output"]
 STEPS, WAYS = 90, ("all timesteps", "own intervals", "own intervals, not averaged")
@@ -455,19 +456,23 @@ figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
 for way, colour in zip(WAYS, (ORANGE, BLUE, GREEN)):
     axes[0].plot(curves[way], color=colour, linewidth=1.2, label=way)
     axes[1].plot((100, 300, 500, 700, 900), at[way], "o-", color=colour, markersize=4)
-axes[0].set(xlabel="step", ylabel="loss that is logged")
+axes[0].set(xlabel="step", ylabel="loss that is logged", ylim=(0, 1))
 axes[0].legend(fontsize=8)
 axes[1].set(xlabel="timestep of all validation clips", ylabel="validation loss of rank 0")
 show_figure(figure, "Left, three loss curves. Right, the validation losses of rank 0's three models over the timestep: "
                     "where gradients were not averaged, they are far above the others at large timesteps.")
-outcome("12.2", min(ends, key=ends.get))
-assert max(at[WAYS[2]]) > 1.5 * max(at[WAYS[1]]) and ends[WAYS[2]] < 1.05 * ends[WAYS[1]]
+change = ends[WAYS[2]] / ends[WAYS[1]] - 1
+print(f"training loss without averaged gradients: {change:+.1%}; validation loss at 900: "
+      f"{at[WAYS[2]][4] / at[WAYS[1]][4] - 1:+.0%}")
+outcome("12.2", "higher" if change > 0.02 else "lower" if change < -0.02 else "the same within 2 %")
+assert at[WAYS[2]][4] > 1.5 * at[WAYS[1]][4] and change < 0.02
 
 # %% [markdown]
 # The training loss of the broken run gives no sign that anything is wrong. Each of its models has only ever seen its
 # own half of the timesteps, becomes a specialist for it, and is measured there. On the other half it is of no use. A
 # training loss is measured where the training looks. If you change where it looks, the curve changes, even with the
-# same weights. (One run each says little of the small differences between the first two; section 8 has seeds.)
+# same weights. (Compare the first two runs as well: whose curve is calmer, whose validation loss lower? One run each
+# says little; section 8 has seeds.)
 #
 # So the yardstick must not depend on the sampling: the same clips, the same noise, the *same timesteps* for all.
 #
