@@ -543,8 +543,8 @@ outcome("10.4", "less than a third" if share < 0.34 else "more than two thirds" 
 # </details>
 #
 # **What the paper found.** Progressive training by resolution and length; the last stage, on the best 20 % of the data,
-# removed subtitles and watermarks and made pictures slightly better, and semantics slightly worse. It gives no numbers
-# for either.
+# removed subtitles and watermarks and made pictures slightly better, and semantics slightly worse. We know of no
+# numbers for either.
 #
 # **Where to read on.** `minicogvx/training/stages.py` and `ablation/stages.py`; curation in `data/films/`. Next:
 # [notebook 11](11_frame_pack.ipynb), clips of all sizes in one sequence.

@@ -687,7 +687,7 @@ print(f"attention's share of a block's work: {pairs / (pairs + 6 * d * n):.0%} w
 # on lengths and on the packing. Each clip's own mean, over the same number in every step, leaves the mixture as it is.
 # </details>
 #
-# **What the paper found.** It gives no numbers for frame pack. It gives reasons: with one fixed length, training falls
+# **What the paper found.** We know of no numbers for frame pack. It gives reasons: with a fixed length, training falls
 # into two modes, images and videos, with very different numbers of tokens; short clips are discarded and long ones
 # cut. It takes the idea from Patch n' Pack and finds it simpler than buckets.
 #
