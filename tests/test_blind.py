@@ -61,9 +61,9 @@ def test_answers_as_text_give_the_same_verdict(shown, capsys):
 
 def test_the_verdict_says_how_many_answers_it_takes():
     sides = [False] * 12
-    assert "if this share stays, 35 answers tell them apart" in blind.verdict(["a", "b"], sides, "llllllllrrrr")
-    assert "no number of answers" in blind.verdict(["a", "b"], sides, "llllllrrrrrr")
-    assert blind.verdict(["a", "b"], sides, "t" * 12) == "12 of 12 answers were ties: nothing can be said."
+    assert "if this share stays, 35 answers tell them apart" in blind.told_apart(["a", "b"], sides, "llllllllrrrr")
+    assert "no number of answers" in blind.told_apart(["a", "b"], sides, "llllllrrrrrr")
+    assert blind.told_apart(["a", "b"], sides, "t" * 12) == "12 of 12 answers were ties: nothing can be said."
 
 
 def test_what_makes_no_pairs_is_refused():

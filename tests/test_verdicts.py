@@ -12,7 +12,7 @@ from minicogvx.ablation.results import default_file, read_results
 from minicogvx.ablation.seeds import Gain
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.transformers import Curve
-from minicogvx.ablation.verdicts import Claim, judged, verdict_on
+from minicogvx.ablation.verdicts import Claim, judge_claim, verdict_on
 
 CLAIM = Claim("new is lower", "4.1", "position", "new", "old", "loss", "lower")
 
@@ -39,21 +39,21 @@ def test_exchanged_variants_exchange_the_verdict():
                                       ((-0.1, 0.1, 0.0), "cannot be told", "cannot be told"),
                                       ((-0.5,), "cannot be told", "cannot be told")):
         curves = curves_of(differences)
-        found = judged(CLAIM, curves)
+        found = judge_claim(CLAIM, curves)
         assert found.verdict == told and found.gain.seeds == len(differences)
         assert list(found.differences.values()) == pytest.approx(list(differences))
-        assert judged(CLAIM._replace(new="old", old="new"), curves).verdict == turned
+        assert judge_claim(CLAIM._replace(new="old", old="new"), curves).verdict == turned
         assert found.said().endswith(f": {told}")
 
 
 def test_pairs_are_of_common_seeds():
     curves = [curve for curve in curves_of((-0.1, -0.1, -0.1)) if (curve.name, curve.seed) != ("new", 1)]
-    assert set(judged(CLAIM, curves[::-1]).differences) == {0, 2}
+    assert set(judge_claim(CLAIM, curves[::-1]).differences) == {0, 2}
     with pytest.raises(ValueError, match="'newer' of position; the variants are old, new"):
-        judged(CLAIM._replace(new="newer"), curves_of((0.1,)))
+        judge_claim(CLAIM._replace(new="newer"), curves_of((0.1,)))
     apart = [curve for curve in curves_of((0.1, 0.1)) if (curve.name, curve.seed) in (("new", 0), ("old", 1))]
     with pytest.raises(ValueError, match="'new' and 'old' have no seed in common"):
-        judged(CLAIM, apart)
+        judge_claim(CLAIM, apart)
 
 
 def test_every_claim_is_about_variants_that_exist():
@@ -88,7 +88,7 @@ def test_the_page_is_written_by_its_command(tmp_path, monkeypatch, capsys):
 
 def test_the_figure_puts_the_claimed_side_at_the_right():
     told = (-0.10, -0.12, -0.11), (0.1, 0.12, 0.11), (1.0,)
-    found = [judged(CLAIM, curves_of(differences)) for differences in told]
+    found = [judge_claim(CLAIM, curves_of(differences)) for differences in told]
     axis, = claims_figure(found).axes
     marks = {line.get_ydata()[0]: line for line in axis.lines if line.get_markersize() == 7 and len(line.get_xdata())
              and line.get_label().startswith("_")}

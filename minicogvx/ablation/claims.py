@@ -4,7 +4,7 @@ The paper's plots of FVD and of losses have no numbers in the text; a claim here
 """
 
 from minicogvx.ablation.results import default_file, read_results
-from minicogvx.ablation.verdicts import Claim, Judged, judged
+from minicogvx.ablation.verdicts import Claim, Judged, judge_claim
 
 _WITH, _FOUR, _SIXTEEN, _THIRTY_TWO = "8x8x1, 4 channels", "8x8x4, 8 channels", "8x8x4, 16 channels", (
     "8x8x4, 32 channels")
@@ -55,4 +55,4 @@ def judge_claims(claims: tuple[Claim, ...] = PAPER) -> list[tuple[Judged, str]]:
     Raises FileNotFoundError or ValueError for results that are missing or damaged.
     """
     results = {name: read_results(default_file(name)) for name in dict.fromkeys(claim.study for claim in claims)}
-    return [(judged(claim, results[claim.study].curves), results[claim.study].command) for claim in claims]
+    return [(judge_claim(claim, results[claim.study].curves), results[claim.study].command) for claim in claims]

@@ -7,7 +7,7 @@ from typing import Any
 from minicogvx.ablation.paired import PROPERTIES, final_loss, of_pairs, of_variant
 from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.transformers import Curve
-from minicogvx.ablation.verdicts import VERDICTS, Claim, Judged, judged
+from minicogvx.ablation.verdicts import VERDICTS, Claim, Judged, judge_claim
 from minicogvx.course.show import PALETTE, new_figure
 from minicogvx.evaluation.intervals import mean_interval
 
@@ -99,7 +99,7 @@ def results_figure(curves: Sequence[Any], reference: str, measure: str = "loss")
     axes[0].set(xlabel="step", ylabel=measure)
     axes[0].legend(fontsize=8)
     for row, name in enumerate(others):
-        found = judged(Claim("", "", "this study", name, reference, measure, "higher"), curves)
+        found = judge_claim(Claim("", "", "this study", name, reference, measure, "higher"), curves)
         _mean_bar(axes[1], list(found.differences.values()), row, names.index(name))
     axes[1].axvline(0, color="#000000", linewidth=1, linestyle=":")
     axes[1].set(xlabel=f"{measure} at the end,\nless that of {reference}", ylim=(len(others) - 0.4, -0.6))

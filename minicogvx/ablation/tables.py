@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minicogvx.ablation.paired import of_variant
-from minicogvx.ablation.verdicts import Claim, judged, value_at_end
+from minicogvx.ablation.verdicts import Claim, judge_claim, value_at_end
 from minicogvx.evaluation.intervals import mean_interval
 
 
@@ -20,7 +20,7 @@ def results_table(curves: Sequence[Any], reference: str, measure: str = "loss", 
     for name in dict.fromkeys(curve.name for curve in curves):
         runs = of_variant(curves, name)
         ends = mean_interval([value_at_end(curve, measure) for curve in runs])
-        less = "" if name == reference else judged(
+        less = "" if name == reference else judge_claim(
             Claim("", "", "this study", name, reference, measure, "higher"), curves).gain.said(digits)
         rows.append((name, f"{runs[0].parameters:,}", str(len(runs)), _with_interval(ends, digits), less))
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

@@ -62,7 +62,7 @@ def value_at_end(curve: Any, measure: str) -> float:
     return properties_obeyed(curve) if measure == "obeyed" else float(getattr(curve, measure)[-1])
 
 
-def judged(claim: Claim, curves: Sequence[Any]) -> Judged:
+def judge_claim(claim: Claim, curves: Sequence[Any]) -> Judged:
     """The claim, judged by the seeds that both of its variants have among `curves`.
 
     Raises ValueError for a variant that is not there, or two without a common seed.

@@ -35,7 +35,7 @@ def explore_blind(clips: Mapping[str, Sequence[Float[Tensor, "_ _ _ 3"]]], capti
     order, flipped = drawn_sides(len(pairs), seed)
     shown = [(pairs[i][::-1] if flip else pairs[i], captions[i]) for i, flip in zip(order, flipped)]
     if answers is not None:
-        print(verdict(names, flipped, _letters(answers, len(pairs))))
+        print(told_apart(names, flipped, _letters(answers, len(pairs))))
         return
     show_rows({f"pair {i}, {side}": clip for i, (pair, _) in enumerate(shown[:SHOWN])
                for side, clip in zip(("left", "right"), pair)}, alt)
@@ -52,7 +52,7 @@ def drawn_sides(count: int, seed: int) -> tuple[list[int], list[bool]]:
     return dice.sample(range(count), count), [dice.random() < 0.5 for _ in range(count)]
 
 
-def verdict(names: Sequence[str], flipped: Sequence[bool], answers: Sequence[str]) -> str:
+def told_apart(names: Sequence[str], flipped: Sequence[bool], answers: Sequence[str]) -> str:
     """The result in words: share of the answers won by the first model, its 95 % interval, and the test.
 
     Ties are left out.
@@ -108,7 +108,7 @@ def _box(names: list[str], shown: list, flipped: list[bool], alt: str, fps: int 
 
     def show() -> None:
         if len(given) == len(shown):
-            picture.value = verdict(names, flipped, given).replace("\n", "<br>")
+            picture.value = told_apart(names, flipped, given).replace("\n", "<br>")
             row.layout.display = "none"
             return
         pair, caption = shown[len(given)]

@@ -56,7 +56,7 @@ def show_source(thing: Callable) -> None:
     if module is None or not module.__name__.startswith("minicogvx"):
         raise ValueError(f"{getattr(thing, '__qualname__', thing)} is not part of minicogvx; "
                          f"show something of the package")
-    if exam.refused("Sources of the package"):
+    if exam.switched_off("Sources of the package"):
         return
     path = Path(*module.__name__.split(".")).with_suffix(".py")
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()

@@ -168,7 +168,7 @@ def hint(number: str) -> None:
     Raises ValueError for an unknown number.
     """
     exercise = exercise_of(number)
-    if exam.refused("Hints"):
+    if exam.switched_off("Hints"):
         return
     given = _hints_given.get(exercise.number, 0)
     if given == len(exercise.hints):

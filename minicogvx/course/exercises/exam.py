@@ -25,7 +25,7 @@ def word() -> str:
     return "" if value == "0" else value
 
 
-def refused(what: str) -> bool:
+def switched_off(what: str) -> bool:
     """Whether there is an exam; if so, prints that `what`, such as "Hints", must wait."""
     if word():
         print(f"{what} are switched off: this is an exam.")

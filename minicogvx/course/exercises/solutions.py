@@ -16,7 +16,7 @@ def solution(number: str) -> None:
     In an exam it prints that there is none now. Raises ValueError for an unknown number.
     """
     exercise = find(number)
-    if exam.refused("Solutions"):
+    if exam.switched_off("Solutions"):
         return
     source = solution_source(number)
     print(f"# Exercise {exercise.number}, {exercise.title}: " + ("a solution" if source else "the package's version"))
