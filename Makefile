@@ -12,9 +12,10 @@
 #   make train-toy                             the toy from scratch, in runs/toy; SHIP=yes copies it to data/toy
 #   make speedrun                              minutes from nothing to a model that obeys (benchmarks/speedrun)
 #   make notebooks                             builds and runs the notebooks from notebooks/source
+#   make assignment                            source and release of the notebooks for nbgrader, in assignments
 #   make bench                                 minicogvx against diffusers, on this machine
 #   make check-gpu                             the published sizes on one GPU: parity, time, memory
-#   make clean                                 removes .venv and what was built; keeps outputs/, runs/, my_notebooks/
+#   make clean                                 removes .venv and what was built; keeps your own work
 # Variables: ARGS="..." is passed to the command, PYTHON=python3.12 names the interpreter, and
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu is the index for torch (on Linux without a GPU).
 
@@ -43,7 +44,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test test-quick test-slow test-ranks test-notebooks test-browser chromium train-micro \
-	train-toy speedrun lab notebooks bench check-gpu doctor clean
+	train-toy speedrun lab notebooks assignment bench check-gpu doctor clean
 
 help:
 	@sed -n -e 's/^#   //p' -e 's/^# \(Variables\)/\1/p' -e 's/^# \(TORCH_INDEX=\)/\1/p' Makefile
@@ -166,6 +167,10 @@ lab: $(FULL)
 notebooks: $(FULL)
 	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)
 
+# notebooks/TEACHING.md says how a class uses them; what a teacher edited there is never written over.
+assignment: $(FULL)
+	@$(BIN)/python -m minicogvx.course.assignment $(ARGS)
+
 bench: $(FULL)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -176,7 +181,7 @@ check-gpu: $(FULL)
 doctor: $(CORE)
 	@$(BIN)/minicogvx doctor
 
-# Keeps outputs/, runs/ and my_notebooks/: they hold your own work.
+# Keeps outputs/, runs/, my_notebooks/ and assignments/: they hold your own work.
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ COMMANDS = {  # name -> (module, description)
     "data": ("minicogvx.data.command", "videos: draw, scan, curate, caption, encode once"),
     "train": ("minicogvx.training.command", "train a VAE, a transformer or a whole model"),
     "finetune": ("minicogvx.training.finetune_command", "fine-tune a model on your own videos"),
-    "memory": ("minicogvx.training.memory_command", "memory that training needs on each GPU, by sharding"),
+    "memory": ("minicogvx.training.memory_command", "memory and time that training and videos need on a GPU"),
     "evaluate": ("minicogvx.evaluation.command", "how often a model obeys its captions"),
     "ablate": ("minicogvx.ablation.command", "train variants on the same data and compare them"),
     "speedrun": ("minicogvx.speedrun.command", "minutes from nothing to a model that obeys"),

@@ -18,6 +18,7 @@ from minicogvx.interop.lpips_weights import lpips_source
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.batches import Steps
+from minicogvx.training.devices import say_seconds
 from minicogvx.training.loop import Task
 from minicogvx.training.recipes import Recipe, load_recipe
 from minicogvx.training.start import random_transformer
@@ -41,16 +42,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"about {say_seconds(self.seconds)} ({self.how})"
-
-
-def say_seconds(seconds: float) -> str:
-    """Two digits, in a suitable unit: "0.84 s", "75 s", "14 min", "5.2 h"."""
-    if seconds < 100:
-        value, unit = seconds, "s"
-    else:
-        value, unit = (seconds / 60, "min") if seconds < 6000 else (seconds / 3600, "h")
-    digits = max(0, 1 - math.floor(math.log10(max(value, 0.1))))
-    return f"{value:.{digits}f} {unit}"
 
 
 def estimates(device: torch.device = torch.device("cpu")) -> Iterator[Estimate]:

@@ -3,6 +3,7 @@
     pipe = minicogvx.load("toy")
     video = pipe("a red circle moves right")                       # t h w 3, in 0..1
     video = pipe("a red circle moves right", image=picture)        # begins with this picture
+    video = pipe("a red circle moves right", prefix=frames)        # begins with these frames, 5 or 9 of them, say
     video = pipe("a red circle moves right", video=before, strength=0.8)
 
 The loop itself is `sample_loop` in `diffusion/sampling.py`.
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minicogvx.compat import choose_device, choose_dtype
-from minicogvx.diffusion.conditioning import FirstFramePutBack, ImageChannels, NoisedVideo, TextOnly
+from minicogvx.diffusion.conditioning import FirstFramesPutBack, ImageChannels, NoisedVideo, TextOnly
 from minicogvx.diffusion.guidance import guidance_scales
 from minicogvx.diffusion.samplers import SAMPLERS, DDIMSampler, DPMSampler, Generators, check_finite, draw_noise
 from minicogvx.diffusion.sampling import sample_loop
@@ -132,7 +133,8 @@ class Pipeline:
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
                  guidance_scale: float | None = None, dynamic_guidance: str | None = None,
                  seed: int = 0, on_step: Callable[[int, int], None] | None = None, tile: Tile | None = None,
-                 sampler: str | None = None, cache: float | None = None) -> Float[Tensor, "_ h w 3"]:
+                 sampler: str | None = None, cache: float | None = None,
+                 prefix: Float[Tensor, "_ h w 3"] | None = None) -> Float[Tensor, "_ h w 3"]:
         """A video of `prompt`, `t h w 3` in 0..1, float32 on the CPU. The same seed gives the same video.
 
         Args:
@@ -155,7 +157,7 @@ class Pipeline:
                               negative_prompt=negative_prompt, num_frames=num_frames, height=height, width=width,
                               num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                               dynamic_guidance=dynamic_guidance, seed=seed, on_step=on_step, tile=tile, sampler=sampler,
-                              cache=cache)
+                              cache=cache, prefix=_batch_of_one(prefix))
         return self.decode(latents, tile)[0]
 
     @torch.no_grad()
@@ -166,7 +168,8 @@ class Pipeline:
                dynamic_guidance: str | None = None, seed: int | Sequence[int] = 0,
                on_step: Callable[[int, int], None] | None = None,
                latents: Float[Tensor, "b c _ lh lw"] | None = None, tile: Tile | None = None,
-               sampler: str | None = None, cache: float | None = None) -> Float[Tensor, "b c _ lh lw"]:
+               sampler: str | None = None, cache: float | None = None,
+               prefix: Float[Tensor, "_ t2 h w 3"] | None = None) -> Float[Tensor, "b c _ lh lw"]:
         """Scaled latents of one video a prompt, all in one batch; the arguments of `__call__`, with a batch in front.
 
         They lie where the pipeline computes. One image or video serves all prompts. `seed`: one for the batch, or one
@@ -174,8 +177,8 @@ class Pipeline:
         drawn from `seed`. Where patches span two latent frames and the video's count is odd, one frame more is denoised
         in front (published) and dropped at the end.
         """
-        request = Request(self.vae.config, self.transformer.config, prompts, negative_prompt, image, video, latents,
-                          video_size(self.vae.config, self.transformer.config, num_frames, height, width),
+        request = Request(self.vae.config, self.transformer.config, prompts, negative_prompt, image, video, prefix,
+                          latents, video_size(self.vae.config, self.transformer.config, num_frames, height, width),
                           num_inference_steps, strength,
                           self.guidance_scale if guidance_scale is None else guidance_scale, dynamic_guidance,
                           self.schedule_config.sampler if sampler is None else sampler, seed,
@@ -191,6 +194,19 @@ class Pipeline:
             network = with_cache(self.transformer, cache, len(prompts)) if cache else self.transformer
             latents = sample_loop(network, steps, text, condition, scales, generator, on_step)       # b c t h w
         return check_finite(latents[:, :, request.pad_frames:], "the clean latent")
+
+    def extend(self, film: Float[Tensor, "_ h w 3"], prompt: str, overlap: int = 9, num_inference_steps: int = 50,
+               guidance_scale: float | None = None, seed: int = 0) -> Float[Tensor, "_ h w 3"]:
+        """`film`, t h w 3 in 0..1, continued by one video of the model's own length: its last `overlap` frames are the
+        prefix of that video, whose other frames are appended. Call it again for a longer one.
+
+        Raises ValueError for an overlap that is no prefix (4k + 1 frames), or longer than the film.
+        """
+        if not 1 <= overlap <= len(film):
+            raise ValueError(f"overlap is {overlap}; it must be from 1 to {len(film)}, the frames of the film")
+        new = self(prompt, prefix=film[-overlap:], num_inference_steps=num_inference_steps,
+                   guidance_scale=guidance_scale, seed=seed)
+        return torch.cat([film.float().cpu(), new[overlap:]])
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c lt lh lw"],
@@ -220,7 +236,8 @@ class Pipeline:
 
     def _condition(self, request: Request, sampler: DDIMSampler | DPMSampler, generator: Generators) -> TextOnly:
         """What the request gives besides captions. The posterior's noise is drawn first, then that of the video."""
-        pixels = request.video if request.image is None else request.image[:, None]
+        image = None if request.image is None else request.image[:, None]
+        pixels = next((given for given in (image, request.video, request.prefix) if given is not None), None)
         given = None if pixels is None else self._encode(pixels, request, generator)   # b c t h w; t is 1 for an image
         noise = draw_noise(request.shape, generator, self.dtype) if request.latents is None else request.latents
         noise = noise.to(self.device, self.dtype)
@@ -231,7 +248,7 @@ class Pipeline:
             return NoisedVideo(noise, video, sampler, request.strength)
         if self.image_to_video:
             return ImageChannels(noise, given)
-        return FirstFramePutBack(noise, given, self.schedule, request.pad_frames)
+        return FirstFramesPutBack(noise, given, self.schedule, request.pad_frames)
 
     def _encode(self, video: Float[Tensor, "_ t h w 3"], request: Request,
                 generator: Generators) -> Float[Tensor, "b c lt lh lw"]:

@@ -17,7 +17,7 @@ from minicogvx.text import TextEncoder
 from minicogvx.vae.tiling import check_tile
 
 _MOST = 2**63 - 1  # the largest size of a tensor, and the largest seed
-_AXES = {"image": "height x width x 3", "video": "frames x height x width x 3"}
+_AXES = {"image": "height x width x 3"} | dict.fromkeys(("video", "prefix"), "frames x height x width x 3")
 STRENGTH = 0.8  # by default, how much a video is changed
 
 
@@ -31,6 +31,7 @@ class Request:
     negative_prompt: str
     image: Tensor | None    # b h w 3, or 1 h w 3 for all prompts
     video: Tensor | None    # b t h w 3, or 1 t h w 3
+    prefix: Tensor | None   # b t2 h w 3, or 1 t2 h w 3: the first frames
     latents: Tensor | None  # b c lt lh lw
     size: VideoSize
     num_inference_steps: int
@@ -65,20 +66,37 @@ def check_request(request: Request, text: TextEncoder, device: torch.device, dty
     Also for a video that the memory of `device` could never hold.
     """
     _check_prompts(request, text)
-    if request.image is not None and request.video is not None:
-        raise ValueError("both an image and a video are given; pass one of them")
-    if request.transformer.image_to_video and request.image is None:
+    given = [name for name in ("image", "video", "prefix") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"both {_an(given[0])} and {_an(given[1])} are given; pass one of them")
+    if request.transformer.image_to_video and not {"image", "prefix"} & set(given):
         raise ValueError("this model makes videos from an image; pass one as image=")
     _check_numbers(request)
     _check_choices(request)
     check_size(request.vae, request.transformer, *request.size)
     _check_pixels(request, "image", request.image, request.size[1:])
     _check_pixels(request, "video", request.video, request.size)
+    _check_pixels(request, "prefix", request.prefix, (_prefix_frames(request), *request.size[1:]))
     _check_latents(request)
     if request.tile:
         check_tile(request.vae, tile_size(request.tile))
     refuse_giants(request.vae, request.transformer, (len(request.prompts), *request.size), device, dtype,
                   bool(request.tile))
+
+
+def _an(name: str) -> str:
+    return f"{'an' if name == 'image' else 'a'} {name}"
+
+
+def _prefix_frames(request: Request) -> int:
+    """Frames of the prefix, which must be whole latent frames, and fewer than the video has."""
+    if not isinstance(request.prefix, Tensor) or request.prefix.ndim != 5:
+        return request.size[0]  # there is none, or it is refused by its axes
+    frames, time = request.prefix.shape[1], request.vae.temporal_compression_ratio
+    if frames < 1 or frames % time != 1 % time or frames >= request.size[0]:
+        raise ValueError(f"the prefix has {frames} frames, and the video is to have {request.size[0]}; it must be "
+                         f"{valid_frames(frames, time)}, and fewer than the video's")
+    return frames
 
 
 def _count_prompts(request: Request) -> str:

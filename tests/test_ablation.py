@@ -20,6 +20,7 @@ from minicogvx.ablation import (
 )
 from minicogvx.ablation.results import Results, read_results, write_results
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEStagesStudy, VAEStudy
+from minicogvx.ablation.timesteps import TimestepsStudy
 from minicogvx.ablation.twins_study import TwinStudy
 from minicogvx.data.clips.world import WorldClips
 from minicogvx.data.world.features import FEATURES
@@ -278,7 +279,8 @@ def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, subtests
 
 def test_studies_are_fair_and_compressions_what_they_are_called():
     assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "latents", "latents-micro",
-                            "minutes-micro", "position", "modulation", "attention", "twins", "stages"}
+                            "minutes-micro", "position", "modulation", "attention", "timesteps", "twins",
+                            "uniform-sampling", "stages"}
     with torch.device("meta"):
         for name in ("position", "modulation", "attention"):
             counts = [sum(p.numel() for p in ExpertTransformer(config).parameters())
@@ -294,7 +296,7 @@ def test_studies_are_fair_and_compressions_what_they_are_called():
     for name, study in STUDIES.items():
         assert study.name == name and len(study.variants) > 1
         if not hasattr(study, "minutes"):  # they count minutes: tests/test_stages.py, tests/test_latents.py
-            assert isinstance(study, (TransformerStudy, TwinStudy, VAEStudy, VAEStagesStudy))
+            assert isinstance(study, (TransformerStudy, TimestepsStudy, TwinStudy, VAEStudy, VAEStagesStudy))
             assert study.steps % study.every == 0
 
 
@@ -317,7 +319,7 @@ def test_the_command_writes_after_each_seed_and_resumes_with_those_missing(tiny_
 
     def watched(*study_and_place):
         compare = real(*study_and_place)
-        return lambda steps, seed, on_step: done.append(seed) or compare(steps, seed, on_step)
+        return lambda steps, seed, on_step, names: done.append(seed) or compare(steps, seed, on_step, names)
 
     monkeypatch.setattr(command, "comparison", watched)
     assert cli.main([*base, "--seeds", "3", "--resume"]) == 0
@@ -366,7 +368,7 @@ def test_what_is_there_or_in_use_is_left_alone_and_by_default_the_user_s_folder_
     monkeypatch.chdir(tmp_path)
     shipped = results.default_file("position").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(command, "comparison", lambda *_: lambda steps, seed, on_step: {"rope": CURVE})
+        patch.setattr(command, "comparison", lambda *_: lambda steps, seed, on_step, names: made(names, seed))
         assert cli.main(["ablate", "position", "--steps", "25"]) == 0
     assert read_results("runs/ablate/position.json").steps == 25
     assert results.default_file("position").read_bytes() == shipped
@@ -384,15 +386,42 @@ def test_what_is_there_or_in_use_is_left_alone_and_by_default_the_user_s_folder_
         assert "is in use by another run" in capsys.readouterr().err
 
 
-def test_an_interrupted_study_keeps_the_seeds_that_are_done(tmp_path, monkeypatch):
-    def compare(steps, seed, on_step):
-        if seed == 1:
+def made(names, seed: int) -> dict[str, Curve]:
+    return {name: replace(CURVE, name=name, seed=seed) for name in names}
+
+
+def test_an_interrupted_seed_keeps_the_variants_that_are_done(tmp_path, monkeypatch):
+    stops, trained = [(1, "learned")], []
+
+    def compare(steps, seed, on_step, names):
+        if (seed, *names) in stops:
             raise KeyboardInterrupt
-        return {"rope": CURVE}
+        trained.append((seed, *names))
+        return made(names, seed)
 
     monkeypatch.setattr(command, "comparison", lambda *_: compare)
-    assert cli.main(["ablate", "position", "--seeds", "3", "--steps", "25", "--out", str(tmp_path / "a.json")]) == 130
-    assert read_results(tmp_path / "a.json").seeds == [0]
+    run = ["ablate", "position", "--seeds", "3", "--steps", "25", "--out", str(tmp_path / "a.json")]
+    assert cli.main(run) == 130
+    kept, names = read_results(tmp_path / "a.json"), list(STUDIES["position"].variants)
+    assert [(curve.seed, curve.name) for curve in kept.curves] == trained == [
+        *((0, name) for name in names), (1, "rope"), (1, "sincos")]
+    assert kept.seeds == [0, 1]
+    stops.clear()
+    trained.clear()
+    assert cli.main([*run, "--resume"]) == 0
+    assert trained == [(1, "learned"), (1, "none"), *((2, name) for name in names)]
+    whole = read_results(tmp_path / "a.json").curves
+    assert [(curve.seed, curve.name) for curve in whole] == [(seed, name) for seed in range(3) for name in names]
+
+
+def test_a_file_with_variants_of_another_study_is_not_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "comparison", lambda *_: lambda steps, seed, on_step, names: made(names, seed))
+    out = tmp_path / "a.json"
+    run = ["ablate", "position", "--steps", "25", "--out", str(out)]
+    assert cli.main(run) == 0
+    out.write_text(out.read_text().replace('"sincos"', '"cosines"'))
+    assert cli.main([*run, "--resume"]) == 2
+    assert "has the variants rope, cosines, learned, none, this study rope, sincos" in capsys.readouterr().err
 
 
 def test_mistakes_are_reported_in_one_line_before_anything_is_written(tmp_path, monkeypatch, capsys, subtests):
@@ -405,6 +434,9 @@ def test_mistakes_are_reported_in_one_line_before_anything_is_written(tmp_path, 
             ("position --minutes 3", "--minutes does not go with position, which counts steps"),
             ("position --only rope", "--only does not go with position"),
             ("stages --steps 3", "--steps does not go with stages, which counts minutes"),
+            ("stages --plot x.png", "--plot does not go with stages, which counts minutes"),
+            ("twins --plot x.png", "--plot does not go with twins, whose runs have several curves each"),
+            ("position --plot x.pdf", "plot is 'x.pdf'; it must end in .png"),
             ("latents --best-fifth 1", "--best-fifth does not go with latents, which trains on all clips"),
             ("latents --only plane", "only is 'plane'; the variants of latents are plain; masked; "),
             ("latents --steps 3", "--steps does not go with latents, which counts minutes"),

@@ -31,7 +31,7 @@ def record_file(tmp_path, monkeypatch):
     path = tmp_path / "home" / "progress.json"
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(path))
     monkeypatch.setattr(checking, "_hints_given", {})
-    monkeypatch.setattr(checking, "_passed", {})
+    monkeypatch.setattr(checking, "_verdicts", {})
     return path
 
 
@@ -170,7 +170,7 @@ def test_a_check_that_stumbles_over_a_result_names_the_last_call():
     verdict = judge(exercise, lambda x: x)
     assert verdict.state == "stopped" and verdict.message == (
         "Your answer could not be checked; that ended with TypeError: 'int' object is not iterable. The last call was "
-        "pair(x=2).")
+        "pair(x=2). It gave an int.")
 
 
 def test_arguments_are_said_shortly(subtests):

@@ -4,7 +4,7 @@ import torch
 
 from minicogvx.course.exercises import find
 from minicogvx.diffusion import NoiseSchedule
-from minicogvx.diffusion.conditioning import FirstFramePutBack
+from minicogvx.diffusion.conditioning import FirstFramesPutBack
 from minicogvx.presets import PRESETS, ScheduleConfig
 from minicogvx.transformer.patchify import patchify
 from tests.guards import guard
@@ -205,5 +205,5 @@ def test_the_picture_is_put_back_as_the_pipeline_does():
     schedule, t = NoiseSchedule(ScheduleConfig()), 399
     x, noise, known = torch.randn(1, 4, 5, 2, 2), torch.randn(1, 4, 5, 2, 2), torch.randn(1, 4, 1, 2, 2)
     bar = schedule.alpha_bar(t)
-    wanted = FirstFramePutBack(noise, known, schedule).before(x, t)
+    wanted = FirstFramesPutBack(noise, known, schedule).before(x, t)
     torch.testing.assert_close(find("0.6").reference(x, known, noise, bar ** 0.5, (1 - bar) ** 0.5), wanted)

@@ -11,7 +11,7 @@ FLOORS = (
     ("suggest", "visible"), ("ranges", "files", "compat"), ("presets", "media", "parsing"), ("room",),
     ("vae", "transformer", "diffusion", "text"), ("interop",), ("pixels", "options"), ("request",), ("pipeline",),
     ("engine",), ("data.world",), ("data.films",), ("data.clips",), ("data.command",), ("training",),
-    ("evaluation", "course"), ("ablation", "estimates", "speedrun"), ("doctor",),
+    ("evaluation",), ("course",), ("ablation", "estimates", "speedrun"), ("doctor",),
     ("cli", "export_command", "generate_command", "words_command"), ("__main__",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

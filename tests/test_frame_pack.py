@@ -19,7 +19,15 @@ from minicogvx.presets import ScheduleConfig, TransformerConfig, preset
 from minicogvx.training.packed import packed_diffusion_loss
 from minicogvx.transformer.layout import DenseLayout
 from minicogvx.transformer.model import ExpertTransformer
-from minicogvx.transformer.packed import check_pack, clip_mask, forward_clips, pack_layout, pack_order
+from minicogvx.transformer.packed import (
+    check_pack,
+    checked_mask,
+    clip_mask,
+    forward_clips,
+    pack_layout,
+    pack_order,
+    same_clip,
+)
 
 SMALL = TransformerConfig(num_attention_heads=2, attention_head_dim=32, num_layers=2, in_channels=4, out_channels=4,
                           text_embed_dim=12, max_text_seq_length=6, time_embed_dim=16, sample_height=8, sample_width=12,
@@ -200,7 +208,7 @@ def test_the_document_mask_is_the_block_diagonal():
     order = pack_order(clips)
     assert order == [0, 2, 1, 3]
     clips = [clips[i] for i in order]
-    layout = pack_layout(clips, torch.device("cpu"), flex=False)
+    layout = pack_layout(clips)
     assert layout.batches == [(clips[0], 2), (clips[2], 1), (clips[3], 1)] and layout.lengths == [6, 3, 2]
     mask = clip_mask(clips, torch.device("cpu"))
     rows, columns = torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij")
@@ -216,6 +224,44 @@ def test_flex_attention_gives_the_same(monkeypatch):
         expected = forward_clips(model, latents, timesteps, texts, kernel="batches")
         flex = forward_clips(model, latents, timesteps, texts, kernel="flex")
     assert all(torch.allclose(a, b, atol=1e-5 * b.abs().max().item()) for a, b in zip(flex, expected))
+
+
+def test_one_attention_under_a_mask_gives_the_same_and_any_other_mask_something_else(subtests):
+    for option in OPTIONS:
+        with subtests.test(**option):
+            config = replace(SMALL, **option)
+            model, (latents, texts, timesteps, _) = make(config), clips_of(config)
+            ofs = torch.full((len(SHAPES),), 2.0) if config.ofs_embed_dim else None
+            lengths = [len(text) + config.num_patches(tuple(clip.shape[1:])) for clip, text in zip(latents, texts)]
+            with torch.no_grad():
+                expected = forward_clips(model, latents, timesteps, texts, ofs, "batches")
+                for mask in (None, same_clip(lengths)):
+                    dense = forward_clips(model, latents, timesteps, texts, ofs, "dense", mask=mask)
+                    assert all(torch.allclose(a, b, atol=1e-5 * b.abs().max().item()) for a, b in zip(dense, expected))
+                mask = same_clip(lengths)
+                mask[lengths[0]:sum(lengths[:2]), :lengths[0]] = True  # clip 1 sees clip 0
+                leak = forward_clips(model, latents, timesteps, texts, ofs, "dense", mask=mask)
+            apart = [not torch.allclose(a, b, atol=1e-4) for a, b in zip(leak, expected)]
+            assert apart == [i == 1 for i in range(len(SHAPES))]
+
+
+def test_the_mask_of_clips_end_to_end():
+    assert torch.equal(same_clip([2, 1, 3]), torch.block_diag(*[torch.ones(n, n) for n in (2, 1, 3)]).bool())
+    assert torch.equal(same_clip([4]), torch.ones(4, 4).bool())
+
+
+def test_masks_that_do_not_fit_are_refused(subtests):
+    latents, texts, timesteps, _ = clips_of(SMALL)
+    empty = same_clip([2, 3])
+    empty[3] = False
+    for call, told in ((lambda: checked_mask(same_clip([2, 3]).float(), [2, 3]), "mask is torch.float32 of shape"),
+                       (lambda: checked_mask(same_clip([2, 2]), [2, 3]), r"clips of 2, 3 tokens .* of shape \(5, 5\)"),
+                       (lambda: checked_mask(empty, [2, 3]), "mask shows query 3 no key"),
+                       (lambda: forward_clips(make(SMALL), latents, timesteps, texts, mask=empty),
+                        "mask is given with kernel='auto'; only 'dense' takes one")):
+        with subtests.test(told), pytest.raises(ValueError, match=told):
+            call()
+    assert torch.equal(checked_mask(same_clip([2, 3]), [2, 3]), same_clip([2, 3]))
 
 
 def test_what_does_not_fit_into_a_pack_is_refused(subtests):

@@ -166,6 +166,12 @@ def test_the_weights_counted_are_those_of_a_real_pipeline():
     assert twice.vae.weights == need.vae.weights and 1.9 * need.vae.work < twice.vae.work <= 2.1 * need.vae.work
 
 
+def test_the_count_is_the_same_where_gradients_are_switched_off():
+    with torch.no_grad():  # as in a notebook
+        assert count_activations(CONFIG, INPUTS, True, torch.float32) == activations_of(CONFIG, INPUTS, True,
+                                                                                        torch.float32)
+
+
 def test_attention_scores_are_never_counted():
     one = replace(CONFIG, num_layers=1)
     short, long = (count_activations(one, replace(INPUTS, height=8 * n), False, torch.bfloat16) for n in (8, 16))

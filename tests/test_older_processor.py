@@ -64,7 +64,7 @@ with tempfile.TemporaryDirectory() as folder:
     train(Job(replace(micro, vae=vae, transformer=transformer, clips=4), Path(folder), keep=Keep(progress=False)))
 """,
     "studies": START + """
-from minicogvx.ablation.command import study_latents
+from minicogvx.ablation.comparing import study_latents
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.transformers import compare_transformers
 from minicogvx.ablation.vaes import compare_vaes

@@ -2,7 +2,7 @@
 
 import torch
 
-from minicogvx.diffusion.conditioning import FirstFramePutBack, ImageChannels, NoisedVideo, TextOnly
+from minicogvx.diffusion.conditioning import FirstFramesPutBack, ImageChannels, NoisedVideo, TextOnly
 from minicogvx.diffusion.samplers import DDIMSampler
 from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.diffusion.schedule import NoiseSchedule
@@ -39,7 +39,7 @@ def test_each_task_begins_sees_and_ends_as_it_says():
     assert torch.equal(network.seen[0], noise)
     made(ImageChannels(noise, image))
     assert torch.equal(network.seen[3][:, 4:, :1], image) and not network.seen[3][:, 4:, 1:].any()
-    assert torch.equal(made(FirstFramePutBack(noise, image, schedule))[:, :, :1], image)
+    assert torch.equal(made(FirstFramesPutBack(noise, image, schedule))[:, :, :1], image)
     levels = [schedule.add_noise(image, noise[:, :, :1], int(t)) for t in sampler.timesteps]
     assert all(torch.equal(seen[:, :, :1], level) for seen, level in zip(network.seen, levels))
     made(NoisedVideo(noise, given, sampler, 0.5))

@@ -9,7 +9,7 @@ from minicogvx import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("benchmarks/*/README.md"),
-                                        *ROOT.glob("docs/*.md")))
+                                        *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.md")))
 # What a command reads (names of its arguments), and the files that it makes.
 READS = ("image", "video", "lora", "list", "model", "before", "captioner", "summary", "aesthetic", "folder")
 MADE = {"train": ["pipeline"], "finetune": ["pipeline"], "data curate": ["kept.jsonl", "best.jsonl", "report.html"]}

@@ -18,6 +18,7 @@ from minicogvx.data.world.scenes import (
     SHAPES,
     SPLITS,
     UNIT_AREA,
+    WORDS,
     Scene,
     ShapeObject,
     crowded_scenes,
@@ -116,11 +117,32 @@ def test_a_crowded_scene_has_the_objects_of_several_and_the_last_lies_on_top():
         caption(pile, random.Random(0))
 
 
+def test_a_smaller_world_has_the_chosen_words_only():
+    choices = {"shape": ("star", "circle"), "motion": ("moves left", "moves up"), "background": ("navy",)}
+    for split in ("train", "held_out"):
+        scenes = sample_scenes(200, 1, split, two_objects=0.3, choices=choices)
+        things = [thing for scene in scenes for thing in scene.objects]
+        assert {thing.shape for thing in things} == {"circle", "star"}
+        assert {thing.motion for thing in things} == {"moves left", "moves up"}
+        assert {scene.background for scene in scenes} == {"navy"} and {len(scene.objects) for scene in scenes} == {1, 2}
+        assert all(any(is_held_out(thing.shape, thing.colour, thing.motion) for thing in scene.objects)
+                   == (split == "held_out") for scene in scenes)
+    every = {kind: words[::-1] for kind, words in WORDS.items()}  # all of them, in whatever order
+    assert sample_scenes(20, 3, choices=every) == sample_scenes(20, 3) == sample_scenes(20, 3, choices={})
+
+
 def test_bad_requests_name_the_value():
     thing = sample_scenes(1, seed=0)[0].objects[0]
     for call, text in ((lambda: replace(thing, colour="teal"), "teal"), (lambda: Scene((thing,), "pink"), "pink"),
                        (lambda: sample_scenes(1, 0, split="test"), "test"), (lambda: Scene((), "black"), "0 objects"),
                        (lambda: sample_scenes(1, 0, two_objects=2.0), "2.0"),
+                       (lambda: sample_scenes(1, 0, choices={"size": ("small",)}), "choices has 'size'"),
+                       (lambda: sample_scenes(1, 0, choices={"shape": ("circle", "square")}), "'square'"),
+                       (lambda: sample_scenes(1, 0, choices={"shape": "circle"}), "must be a list"),
+                       (lambda: sample_scenes(1, 0, choices={"colour": ("red",)}), "leaves no scene"),
+                       (lambda: sample_scenes(1, 0, two_objects=0.0, choices={
+                           "shape": ("circle",), "colour": ("red",), "motion": ("moves left",)},
+                           split="held_out"), "leaves no scene"),
                        (lambda: render(Scene((thing,), "black"), 0, 8, 8), "num_frames is 0")):
         with pytest.raises(ValueError, match=text):
             call()

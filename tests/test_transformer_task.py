@@ -536,6 +536,22 @@ def test_the_other_words_are_of_one_kind():
                 assert replace(mine, **{kind: getattr(was, kind)}) == was
     with pytest.raises(ValueError, match="kind is 'size'; it must be one of shape, colour, motion, background"):
         validation.with_other_words(scene, "size")
+    choices = {"shape": ("circle", "star"), "background": ("navy",)}
+    star = sample_scenes(1, 0, two_objects=0.0, choices={"shape": ("star",)})[0]
+    assert validation.with_other_words(star, "shape", choices).objects[0].shape == "circle"
+    assert validation.with_other_words(star, "colour", choices) == validation.with_other_words(star, "colour")
+    for kind, words, text in (("background", choices, "at least two"),
+                              ("shape", {"shape": ("circle", "ring")}, "the scene has 'star'")):
+        with pytest.raises(ValueError, match=text):
+            validation.with_other_words(star, kind, words)
+
+
+def test_each_kind_of_word_has_a_gain(world):
+    task = begin(MIXED)
+    alone = [replace(scene, objects=scene.objects[:1]) for scene in world.scenes]
+    gains = {kind: validation.swap_gain(task.model, task.text, task.schedule, alone, world, torch.float32, kind=kind)
+             for kind in validation.WORDS}
+    assert len(set(gains.values())) == 4 and all(value != 0 for value in gains.values())
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ def test_latents_are_those_of_the_vae_sampled_or_at_their_mean_at_any_size():
             read()
     with pytest.raises(ValueError, match="clips is 1; it must be at least 2, the number of ranks"):
         world_clips(1, here=Ranks(1, 2))
+    given = world_clips(0, scenes=clips.scenes[2:4])
+    assert given.scenes == clips.scenes[2:4] and torch.allclose(given.latents(1), clips.latents(3), atol=5e-3)
+    with pytest.raises(ValueError, match="clips is 3; where scenes are given"):
+        world_clips(3, scenes=clips.scenes)
 
 
 def test_features_say_which_shape_motion_and_colour_cover_a_cell():

@@ -3,10 +3,12 @@
 from importlib import import_module
 
 _MODULES = {
-    "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "VAECurve": "vaes",
-    "compare_latents": "latents", "compare_transformers": "transformers",
+    "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "Study": "own_study",
+    "TimestepsCurve": "timesteps", "VAECurve": "vaes",
+    "compare_latents": "latents", "compare_timesteps": "timesteps", "compare_transformers": "transformers",
     "compare_twins": "twins", "compare_vae_stages": "vaes", "compare_vaes": "vaes", "load_results": "results",
-    "paired_figure": "figures", "stages_figure": "figures",
+    "paired_figure": "figures", "read_study": "own_study", "results_figure": "figures", "roughness": "timesteps",
+    "run_study": "own_study", "stages_figure": "figures",
 }
 __all__ = list(_MODULES)
 

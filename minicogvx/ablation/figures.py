@@ -1,10 +1,13 @@
 """Figures of studies whose curves need more than one line of a notebook."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from minicogvx.ablation.paired import PROPERTIES, final_loss, of_pairs, of_variant
 from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.transformers import Curve
+from minicogvx.ablation.verdicts import VERDICTS, Claim, Judged, judge_claim
 from minicogvx.course.show import PALETTE, new_figure
 from minicogvx.evaluation.intervals import mean_interval
 
@@ -80,12 +83,69 @@ def paired_figure(curves: Sequence[Curve], reference: str):
     return figure
 
 
-def _curve_with_band(axis, curves: Sequence[Curve], place: int) -> None:
+def results_figure(curves: Sequence[Any], reference: str, measure: str = "loss"):
+    """A matplotlib figure of two panels for a study of any kind, of one's own also; `measure` as in a curve's field.
+
+    Left, the measure over steps: means, with bands of 95 % intervals where there are several seeds. Right, by how much
+    every other variant ends above `reference`, paired by seed: a dot for each seed, the mean, its interval. Raises
+    ValueError for a variant that is not there, or variants without a common seed.
+    """
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    of_variant(curves, reference)
+    others = [name for name in names if name != reference]
+    figure, (axes,) = new_figure(1, 2, width=8.0, height=3.0)
+    for place, name in enumerate(names):
+        _curve_with_band(axes[0], of_variant(curves, name), place, measure)
+    axes[0].set(xlabel="step", ylabel=measure)
+    axes[0].legend(fontsize=8)
+    for row, name in enumerate(others):
+        found = judge_claim(Claim("", "", "this study", name, reference, measure, "higher"), curves)
+        _mean_bar(axes[1], list(found.differences.values()), row, names.index(name))
+    axes[1].axvline(0, color="#000000", linewidth=1, linestyle=":")
+    axes[1].set(xlabel=f"{measure} at the end,\nless that of {reference}", ylim=(len(others) - 0.4, -0.6))
+    axes[1].set_yticks(range(len(others)), others, fontsize=8)
+    return figure
+
+
+def claims_figure(found: Sequence[Judged]):
+    """A matplotlib figure with a row for each judged claim: what the claim expects lies to the right of 0.
+
+    The large mark is the mean, the bar its 95 % interval, a dot below it a seed, each divided by the largest absolute
+    value of its row, so that rows of different measures can stand together; colour and mark are the verdict's. Raises
+    ValueError for no claims.
+    """
+    if not found:
+        raise ValueError("found is empty; give at least one judged claim")
+    figure, ((axis,),) = new_figure(width=8.5, height=0.42 * len(found) + 0.9)
+    looks = dict(zip(VERDICTS, (("#009E73", "o"), ("#D55E00", "X"), ("#777777", "D"))))
+    for row, one in enumerate(found):
+        sign = 1 if one.claim.expected == "higher" else -1
+        ends = [end for end in (one.gain.low, one.gain.high) if math.isfinite(end)]
+        unit = sign * max(map(abs, [*one.differences.values(), *ends])) or 1.0
+        colour, mark = looks[one.verdict]
+        axis.plot([each / unit for each in one.differences.values()], [row + 0.25] * len(one.differences), ".",
+                  color=colour, markersize=5)
+        if ends:
+            axis.plot([end / unit for end in ends], [row, row], "-", color=colour, linewidth=2)
+        axis.plot(one.gain.mean / unit, row, mark, color=colour, markersize=7)
+    for verdict, (colour, mark) in looks.items():
+        axis.plot([], [], mark, color=colour, label=verdict)
+    axis.axvline(0, color="#000000", linewidth=1, linestyle=":")
+    axis.set(xlim=(-1.1, 1.1), ylim=(len(found) - 0.4, -0.6), xticks=[0])
+    axis.set_xticklabels(["no difference"])
+    axis.set_yticks(range(len(found)), [one.claim.says for one in found], fontsize=8)
+    axis.set_xlabel("\u2190 against the claim      as the claim says \u2192")
+    axis.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _curve_with_band(axis, curves: Sequence[Any], place: int, measure: str = "loss") -> None:
     # without the point before training, which would squeeze the rest
-    means, lows, highs = zip(*map(mean_interval, zip(*(curve.loss[1:] for curve in curves))))
+    means, lows, highs = zip(*map(mean_interval, zip(*(getattr(curve, measure)[1:] for curve in curves))))
     steps, colour = curves[0].steps[1:], PALETTE[place % len(PALETTE)]
-    axis.plot(steps, means, _STYLES[place % len(_STYLES)], color=colour, label=curves[0].name, linewidth=1.5)
-    axis.fill_between(steps, lows, highs, color=colour, alpha=0.2, linewidth=0)
+    axis.plot(steps, means, linestyle=_STYLES[place % len(_STYLES)], color=colour, label=curves[0].name, linewidth=1.5)
+    if len(curves) > 1:
+        axis.fill_between(steps, lows, highs, color=colour, alpha=0.2, linewidth=0)
 
 
 def _differences(axis, found: Sequence[Sequence[float]], place: int, count: int, label: str | None = None) -> None:
@@ -96,6 +156,14 @@ def _differences(axis, found: Sequence[Sequence[float]], place: int, count: int,
         axis.plot(differences, [height] * len(differences), ".", color=colour, markersize=4, alpha=0.5)
         axis.errorbar(mean, height, xerr=[[mean - low], [high - mean]], fmt=marker, color=colour, markersize=5,
                       capsize=3, label=label)
+
+
+def _mean_bar(axis, differences: Sequence[float], row: int, place: int) -> None:
+    """The mean of differences, its interval if there are several, and below it a dot for each seed."""
+    colour, (mean, low, high) = PALETTE[place % len(PALETTE)], mean_interval(differences)
+    axis.plot(differences, [row + 0.12] * len(differences), ".", color=colour, markersize=5)
+    reach = [[mean - low], [high - mean]] if len(differences) > 1 else None
+    axis.errorbar(mean, row, xerr=reach, fmt=_MARKERS[place % len(_MARKERS)], color=colour, markersize=6, capsize=4)
 
 
 def _plain_ticks(axis) -> None:

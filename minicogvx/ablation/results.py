@@ -8,12 +8,15 @@ from pathlib import Path
 from minicogvx.ablation.latents import LatentsCurve
 from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.studies import STUDIES
+from minicogvx.ablation.timesteps import TimestepsCurve
 from minicogvx.ablation.transformers import Curve
 from minicogvx.ablation.vaes import VAECurve
 from minicogvx.files import written_whole
 from minicogvx.interop import DATA
 
-_KINDS = {"transformer": Curve, "vae": VAECurve, "stages": StagesCurve, "latents": LatentsCurve}
+_KINDS = {"transformer": Curve, "vae": VAECurve, "stages": StagesCurve, "latents": LatentsCurve,
+          "timesteps": TimestepsCurve}
+Curves = list[Curve] | list[VAECurve] | list[StagesCurve] | list[LatentsCurve] | list[TimestepsCurve]
 _NOT_WRITTEN = ("model", "text", "vae")
 _DIGITS = 6  # significant ones; more would be noise
 
@@ -29,12 +32,13 @@ class Results:
     torch: str  # its version
     threads: int
     minutes: float
-    curves: list[Curve] | list[VAECurve] | list[StagesCurve] | list[LatentsCurve]
+    curves: Curves
     minutes_each: float | None = None  # of training, if variants have equal time
     best_fifth: float | None = None  # additional minutes on the best fifth
+    settings: str | None = None  # of a study of one's own: all of them, so that no other is resumed
 
 
-def load_results(name: str) -> list[Curve] | list[VAECurve] | list[StagesCurve] | list[LatentsCurve]:
+def load_results(name: str) -> Curves:
     """The committed curves of a study, such as "position": one for each variant and seed, without models.
 
     Raises ValueError, with the valid names, for another name; see `read_results` for the file.
@@ -76,7 +80,7 @@ def write_results(path: str | Path, results: Results) -> None:
         part.write_text(_one_line_a_list(content) + "\n", encoding="utf-8")
 
 
-def _fields(curve: Curve | VAECurve | StagesCurve | LatentsCurve) -> dict:
+def _fields(curve: Curve | VAECurve | StagesCurve | LatentsCurve | TimestepsCurve) -> dict:
     values = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
     return {name: _rounded(value) for name, value in values.items() if name not in _NOT_WRITTEN}
 

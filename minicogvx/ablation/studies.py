@@ -4,17 +4,18 @@ Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
 world, except in twins, whose world takes about a minute per seed. One seed of another study takes four to six minutes
 on two CPU cores. Only the studies of stages, of latents and of minutes count seconds, not steps; stages takes about
-half an hour per seed, latents as much for each of its VAEs, which are of the toy's size, and latents-micro about half
-of that. A variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that they share.
+half an hour per seed, latents as much for each VAE, which has the toy's size, and latents-micro about half of that. A
+variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that all share.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.timesteps import UNIFORM_SAMPLING
 from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
 from minicogvx.training.settings import VAEStage, VAETraining
@@ -32,8 +33,10 @@ class TransformerStudy:
     steps: int = 600
     batch_size: int = 32
     every: int = 25
-    captions: ClassVar[int] = 96
-    clips: ClassVar[int] = 1024  # encoded once; the last 64 are for validation
+    captions: int = 96  # 0: none are asked
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of a variant, if its training differs
+    clips: int = 1024  # encoded once; the last 64 are for validation
+    settings: str | None = None  # of a study of one's own
     clips_seed: ClassVar[int] = 2
 
 
@@ -155,6 +158,11 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "full": TRANSFORMER,
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
+
+# "spread": an interval of timesteps for each clip of a batch, as in all other studies. So few steps obey no caption.
+_TIMESTEPS = TransformerStudy("timesteps", QUESTIONS["timesteps"], {"spread": TRANSFORMER, "free": TRANSFORMER},
+                              steps=250, captions=0,
+                              training={"spread": {"timesteps": "stratified"}, "free": {"timesteps": "uniform"}})
 
 # ---- stages of growing size (paper 3.2, Table 5)
 
@@ -290,4 +298,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    TWINS, STAGES)}
+    _TIMESTEPS, TWINS, UNIFORM_SAMPLING, STAGES)}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,8 +28,9 @@ Judge = Callable[[ExpertTransformer, TextEncoder], dict[str, float]]  # such as 
 
 def study_training(*stages: Stage, **changed) -> TransformerTraining:
     """The optimizer, the learning rates and the share of empty captions of the shipped model, without alignment."""
-    return TransformerTraining(stages, optimizer="muon", learning_rate=3e-3, warmup=50, weight_decay=0.0,
-                               timesteps="stratified", posterior="mean", open_gates=True, **changed)
+    usual = {"optimizer": "muon", "learning_rate": 3e-3, "warmup": 50, "weight_decay": 0.0, "timesteps": "stratified",
+             "posterior": "mean", "open_gates": True}
+    return TransformerTraining(stages, **usual | changed)
 
 
 @dataclass
@@ -53,7 +55,8 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
                          batch_size: int = 32, every: int = 25, dtype: torch.dtype | None = None,
                          text: TextConfig = preset("toy").text, schedule: ScheduleConfig = ScheduleConfig(),
                          device: torch.device | str = "cpu", on_step: OnStep | None = None,
-                         judge: Judge | None = None) -> dict[str, Curve]:
+                         judge: Judge | None = None,
+                         training: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Curve]:
     """Trains each variant from scratch; measures the validation loss at the start, every `every` steps and at the end.
 
     Every variant sees the same clips, captions, noise and timesteps, and its text encoder starts from the same weights.
@@ -61,7 +64,7 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
     seed. The text encoder is trained as well; no alignment head, no moving average. Weights are float32, passes run in
     `dtype`. Deterministic for a seed and a number of threads; the global random state and the gradient mode are
     restored. `on_step(name, done)` is called after each step; `judge(model, text)` after each training, and gives the
-    curve's `obeyed`.
+    curve's `obeyed`. training: of a variant, fields of `TransformerTraining` that differ from `study_training`.
 
     Raises ValueError for no variants, a count below 1, or a set without clips to train on.
     """
@@ -71,10 +74,11 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
     device, dtype = torch.device(device), choose_dtype(device, dtype, training=True)
     held_from = len(latents) - HELD_BACK
     train, held_back = Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
-    training, curves = study_training(Stage(steps, batch_size)), {}
+    curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, config in variants.items():
-            task = seeded_task(config, training, text, schedule, device, dtype, seed)
+            plan = study_training(Stage(steps, batch_size), **(training or {}).get(name, {}))
+            task = seeded_task(config, plan, text, schedule, device, dtype, seed)
             curve = curves[name] = _train(name, task, train, held_back, seed, every, on_step)
             curve.obeyed = judge(curve.model, curve.text) if judge else {}
     return curves

@@ -19,6 +19,7 @@ class TwinStudy:
     steps: int = 400
     batch_size: int = 32
     every: int = 10
+    settings: str | None = None  # of a study of one's own
     dtype: ClassVar[str] = "float32"  # by default: with products this small, 16 bits gain nothing
 
     @property

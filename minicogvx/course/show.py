@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minicogvx.course import output
+from minicogvx.course.exercises import exam
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito's
 STYLE = {
@@ -47,7 +48,7 @@ def show_figure(figure, alt: str) -> None:
 
 
 def show_source(thing: Callable) -> None:
-    """Shows the source of a function, method or class of the package, with the name of its file.
+    """Shows the source of a function, method or class of the package, with the name of its file; not in an exam.
 
     Raises ValueError for anything that is not part of minicogvx, such as a copy in a notebook.
     """
@@ -55,6 +56,8 @@ def show_source(thing: Callable) -> None:
     if module is None or not module.__name__.startswith("minicogvx"):
         raise ValueError(f"{getattr(thing, '__qualname__', thing)} is not part of minicogvx; "
                          f"show something of the package")
+    if exam.switched_off("Sources of the package"):
+        return
     path = Path(*module.__name__.split(".")).with_suffix(".py")
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()
     markdown = f"`{path.as_posix()}`: `{thing.__qualname__}`\n\n```python\n{source}\n```"

@@ -47,36 +47,40 @@ class TextOnly:
 @dataclass(frozen=True)
 class ImageChannels(TextOnly):
     """Image to video, with a network that was trained so: on channels of its own it sees the first frame's latent, then
-    zeros."""
+    zeros. A network that was trained with several first frames sees those, then zeros."""
 
-    image: Float[Tensor, "b c 1 h w"]
+    given: Float[Tensor, "b c k h w"]
 
     def network_input(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c_in t h w"]:
-        """Twice the channels: first the noisy latents, then the image's."""
-        later_frames = latents.shape[2] - 1
-        return torch.cat([latents, F.pad(self.image, (0, 0, 0, 0, 0, later_frames))], dim=1)
+        """Twice the channels: first the noisy latents, then those that are given."""
+        later_frames = latents.shape[2] - self.given.shape[2]
+        return torch.cat([latents, F.pad(self.given, (0, 0, 0, 0, 0, later_frames))], dim=1)
 
 
 @dataclass(frozen=True)
-class FirstFramePutBack(TextOnly):
-    """Image to video, with any other network: the first frame is known, so it is put back before each step, as noisy as
-    the step expects it."""
+class FirstFramesPutBack(TextOnly):
+    """With any other network: the first frames are known, so they are put back before each step, as noisy as the step
+    expects them. The network itself cannot tell them from its own."""
 
-    image: Float[Tensor, "b c 1 h w"]
+    given: Float[Tensor, "b c k h w"]
     schedule: NoiseSchedule
-    pad_frames: int = 0  # in front of the first frame, which only fill a patch
+    pad_frames: int = 0  # copies of the first in front of it, which only fill a patch
 
     def before(self, latents: Float[Tensor, "b c t h w"], t: int) -> Float[Tensor, "b c t h w"]:
-        """The image at the noise level of `t`, then the other frames."""
-        return self._put_back(latents, self.schedule.add_noise(self.image, self.noise[:, :, :1], t))
+        """The given frames at the noise level of `t`, always with the noise of the start, then the other frames."""
+        known = self._known(latents)
+        return self._put_back(latents, self.schedule.add_noise(known, self.noise[:, :, :known.shape[2]], t))
 
     def last(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """The image without noise, then the other frames."""
-        return self._put_back(latents, self.image)
+        """The given frames without noise, then the other frames."""
+        return self._put_back(latents, self._known(latents))
 
-    def _put_back(self, latents: Tensor, image: Tensor) -> Tensor:
-        frames = 1 + self.pad_frames
-        return torch.cat([image.to(latents.dtype).expand(-1, -1, frames, -1, -1), latents[:, :, frames:]], dim=2)
+    def _known(self, latents: Tensor) -> Float[Tensor, "b c k2 h w"]:
+        return torch.cat([self.given[:, :, :1]] * self.pad_frames + [self.given], dim=2).to(latents.dtype)
+
+    @staticmethod
+    def _put_back(latents: Tensor, known: Tensor) -> Tensor:
+        return torch.cat([known, latents[:, :, known.shape[2]:]], dim=2)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals of a share, of the difference of two shares, of a mean over seeds, of an exponent."""
+"""How sure a figure is: intervals of a share, of a difference of shares, of a mean over seeds; a test for pairs."""
 
 import math
 import statistics
@@ -64,6 +64,30 @@ def paired_difference(new: Sequence[bool], old: Sequence[bool]) -> tuple[float, 
     middle = (up - down) / count
     spread = stats.norm.ppf(0.975) * math.sqrt(up + down - (up - down) ** 2 / count) / count
     return (gained - lost) / len(new), float(middle - spread), float(middle + spread)
+
+
+def sign_test(new: Sequence[int | float], old: Sequence[int | float]) -> float:
+    """How likely a difference as large as this one would be if neither were better: two-sided, exact, 0..1.
+
+    Entries i of both are of the same caption. Pairs that agree say nothing and are left out; of the others, each is
+    won by either side with the chance 1/2. Of True and False this is McNemar's exact test (McNemar 1947).
+    """
+    won, lost = (sum(a > b for a, b in zip(*pair, strict=True)) for pair in ((new, old), (old, new)))
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2 ** (won + lost))
+
+
+def answers_needed(share: int | float, most: int = 100_000) -> int | None:
+    """How many answers it takes, if so large a share of them goes one way, until the 95 % interval leaves out one half.
+
+    None where more than `most` are needed, as for one half itself. Raises ValueError for a share outside 0..1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}; it must lie in 0..1")
+    z2 = float(stats.norm.ppf(0.975)) ** 2
+    gap = (2 * share - 1) ** 2
+    # Wilson's interval leaves out 1/2 where (share - 1/2)^2 exceeds z^2 / (4 n), the spread at 1/2 itself.
+    return None if gap * most <= z2 else math.floor(z2 / gap) + 1
 
 
 def exponent(x: Sequence[int | float], y: Sequence[int | float]) -> tuple[float, float, float] | None:

@@ -114,6 +114,7 @@ def memory(config: TransformerConfig, inputs: Inputs, gpus: int, sharding: str,
     return Memory(4 * shard + buffers, 4 * shard, 8 * shard, gathered, activations)
 
 
+@functools.cache
 def memory_of_lora(config: TransformerConfig, inputs: Inputs, rank: int, checkpointing: bool,
                    dtype: torch.dtype = PUBLISHED_DTYPE) -> Memory:
     """The memory of a GPU that trains adapters of this rank, alone or replicated; `dtype` is that of frozen weights.
@@ -179,7 +180,7 @@ def count_activations(config: TransformerConfig, inputs: Inputs, checkpointing: 
     for p in model.parameters():
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(_drop)
-    with flash_attention(), LiveBytes(model) as live:
+    with torch.enable_grad(), flash_attention(), LiveBytes(model) as live:
         loss = model(*empty_inputs(config, inputs, dtype)).float().square().mean()
         kept = live.now()
         loss.backward()

@@ -1,4 +1,4 @@
-"""`minicogvx memory`: what training, LoRA and generating a video need on each GPU."""
+"""`minicogvx memory`: what training, LoRA and generating a video need on each GPU, and how long the last two take."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,13 +29,15 @@ def main(argv: list[str] | None = None) -> int:
     _print_training(sizes, inputs, arguments.gpus, arguments.parts, dtype)
     _print_lora(sizes, inputs, arguments.lora, dtype)
     _print_generating(sizes, inputs, dtype)
+    _print_devices(sizes, inputs, arguments)
     return 0
 
 
 def _parser() -> Parser:
     parser = Parser(prog="minicogvx memory",
-                    description="GiB on each GPU for training a transformer, training adapters and generating a video: "
-                                "computed from shapes, in seconds, on any machine.")
+                    description="GiB on each GPU for training a transformer, training adapters and generating a video, "
+                                "and how long the last two take on common GPUs: computed from shapes, in seconds, on "
+                                "any machine.")
     parser.add_argument("preset", type=one_of(PRESETS, "preset", "presets"), metavar="PRESET",
                         help=f"which size: {', '.join(PRESETS)}")
     parser.add_argument("--height", type=_SIDE, metavar="PIXELS", help="default: the preset's own")
@@ -48,6 +50,8 @@ def _parser() -> Parser:
     parser.add_argument("--parts", type=_GPUS, default=8, metavar="N",
                         help="number of GPUs for the breakdown (default: 8)")
     parser.add_argument("--lora", type=whole(), default=64, metavar="RANK", help="of the adapters (default: 64)")
+    parser.add_argument("--steps", type=whole(1, 1000), default=50, metavar="N", help="of the video (default: 50)")
+    parser.add_argument("--unguided", action="store_true", help="the video without guidance, which takes half the time")
     parser.add_argument("--dtype", type=one_of(("float32", "bfloat16")), metavar="float32|bfloat16",
                         help="what networks compute in (default: bfloat16; with --check float32)")
     parser.add_argument("--check", action="store_true", help="no tables: compare the estimate with one real step")
@@ -103,6 +107,29 @@ def _print_generating(sizes, inputs, dtype) -> None:
     print(f"{'at the highest point':25}{'whole':>12}{'--tile':>12}")
     for name, offload in (("all on the GPU", False), ("--offload", True)):
         print(f"{name:25}" + "".join(f"{_gib(need.peak(tile, offload)):>12}" for tile in (False, True)))
+
+
+def _print_devices(sizes, inputs, arguments) -> None:
+    """Of common GPUs, not of this machine: which way of making a video fits, and how long it takes."""
+    from minicogvx.training.devices import DEVICES, say_seconds
+    from minicogvx.training.memory import parameter_count
+    from minicogvx.training.plan import SHARE_OF_PASS, lora_step, plan
+    from minicogvx.training.transformer import LARGE
+
+    if parameter_count(sizes.transformer) < LARGE:
+        print("\nno times: so small a model waits for kernels to start, and for the rest see minicogvx doctor")
+        return
+    print(f"\n{'one GPU, in bfloat16':25}{'a video':>12}{'with':>19}{'a step of LoRA':>18}")
+    for device in DEVICES.values():
+        video = plan(sizes, inputs, device, arguments.steps, not arguments.unguided)
+        told = say_seconds(video.seconds), video.way or "does not fit"
+        step = "needs peft"
+        if find_spec("peft") is not None:
+            seconds, _, fits = lora_step(sizes, inputs, device, arguments.lora)
+            step = say_seconds(seconds) if fits else "does not fit"
+        print(f"{f'{device.name}, {device.memory // 2**30} GB':25}{told[0]:>12}{told[1]:>19}{step:>18}")
+    print(f"not measured: worked out for {SHARE_OF_PASS:.0%} of each GPU's peak, which is what the paper's tables show "
+          f"of the H800;\nother GPUs may reach twice that share (the authors' README implies 59% for an A100)")
 
 
 def _gib(count: int) -> str:

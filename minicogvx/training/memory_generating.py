@@ -3,6 +3,7 @@
 Not counted: CUDA's own half gigabyte or so, and fragmentation.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,7 @@ class Generating:
         return sum(part.weights for part in parts) + max(part.work for part in parts)
 
 
+@functools.cache
 def generating(preset: Preset, inputs: Inputs, dtype: torch.dtype = PUBLISHED_DTYPE) -> Generating:
     """Counted for `inputs.batch` videos with guidance, which doubles the batch of text encoder and transformer.
 

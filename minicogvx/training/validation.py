@@ -1,16 +1,18 @@
 """The loss on clips that are held back, by timestep (paper Table 9). It falls where samples still show nothing."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from minicogvx.data.clips.clips import Clips, stack_latents
 from minicogvx.data.clips.order import number_of
-from minicogvx.data.world.captions import caption
-from minicogvx.data.world.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene
+from minicogvx.data.world.captions import caption, evaluation_caption
+from minicogvx.data.world.scenes import WORDS
+from minicogvx.data.world.vocabulary import Scene
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import stratified_timesteps
@@ -23,7 +25,6 @@ from minicogvx.training.transformer import TransformerTask
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 AT_ONCE = 32  # clips whose swap gain is measured in one pass
-WORDS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "motion": tuple(MOTIONS), "background": tuple(BACKGROUNDS)}
 
 
 class Validation:
@@ -91,12 +92,15 @@ class SwapGain:
 
 @torch.no_grad()
 def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scenes: Sequence[Scene], clips: Clips,
-              dtype: torch.dtype, device: torch.device | None = None, kind: str = "shape") -> float:
+              dtype: torch.dtype, device: torch.device | None = None, kind: str = "shape",
+              choices: Mapping[str, Sequence[str]] | None = None) -> float:
     """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
 
     It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips. `device`:
-    where the model computes; None: where the text encoder's weights are. `kind`: another word, see `with_other_words`.
+    where the model computes; None: where the text encoder's weights are. `kind`, `choices`: another kind of word, and
+    the words of a smaller world, see `with_other_words`. Captions are short ones; for the background, such as name it.
     """
+    say = evaluation_caption if kind == "background" else partial(caption, style="short")
     device, generator = device or text.encoder.device, torch.Generator().manual_seed(1)
     x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0))
     noise = torch.randn(x0.shape, generator=generator)
@@ -104,7 +108,7 @@ def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scen
 
     def loss(scenes: Sequence[Scene]) -> float:
         total = 0.0
-        captions = [caption(scene, random.Random(i), "short") for i, scene in enumerate(scenes)]  # phrased alike
+        captions = [say(scene, random.Random(i)) for i, scene in enumerate(scenes)]  # phrased alike
         for first in range(0, len(scenes), AT_ONCE):
             part = slice(first, first + AT_ONCE)
             own, own_noise, own_t = (tensor[part].to(device) for tensor in (x0, noise, t))
@@ -113,21 +117,28 @@ def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scen
                                     schedule).sum().item()
         return total / len(scenes)
 
-    return loss([with_other_words(scene, kind) for scene in scenes]) - loss(scenes)
+    return loss([with_other_words(scene, kind, choices) for scene in scenes]) - loss(scenes)
 
 
-def with_other_words(scene: Scene, kind: str) -> Scene:
+def with_other_words(scene: Scene, kind: str, choices: Mapping[str, Sequence[str]] | None = None) -> Scene:
     """The scene, for its caption, with the wrong "shape", "colour" or "motion" of each object, or "background".
 
-    Raises ValueError for another kind.
+    The wrong word is the next one of the vocabulary, or of the words that `choices` has of this kind, as in
+    `sample_scenes`: a model of a smaller world knows no others. Raises ValueError for another kind, for fewer than two
+    words, and for a scene with a word that is not among them.
     """
     if kind not in WORDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(WORDS)}")
+    words = list((choices or {}).get(kind, WORDS[kind]))
+    if len(words) < 2:
+        raise ValueError(f"choices has {words} as {kind}; a wrong word takes at least two")
     if kind == "background":
-        return replace(scene, background=_next(kind, scene.background, 1))
-    return replace(scene, objects=tuple(replace(thing, **{kind: _next(kind, getattr(thing, kind), 1 + i)})
+        return replace(scene, background=_next(words, scene.background, 1))
+    return replace(scene, objects=tuple(replace(thing, **{kind: _next(words, getattr(thing, kind), 1 + i)})
                                         for i, thing in enumerate(scene.objects)))
 
 
-def _next(kind: str, word: str, steps: int) -> str:
-    return WORDS[kind][(WORDS[kind].index(word) + steps) % len(WORDS[kind])]
+def _next(words: list[str], word: str, steps: int) -> str:
+    if word not in words:
+        raise ValueError(f"the scene has {word!r}, which is not among {', '.join(words)}")
+    return words[(words.index(word) + steps) % len(words)]

@@ -94,7 +94,8 @@ class PackLayout:
 
     clips: tuple[DenseLayout, ...]  # as they lie in the row
     rope: Complex[Tensor, "n half"] | None  # every clip is counted from its own first token
-    flex_attention: Callable[[Heads, Heads, Heads], Heads] | None = None  # None: ordinary attention, batch by batch
+    masked: Callable[[Heads, Heads, Heads], Heads] | None = None  # attention of the whole row at once, under a mask;
+    # None: ordinary attention, batch by batch
 
     @property
     def batches(self) -> list[tuple[DenseLayout, int]]:
@@ -132,8 +133,8 @@ class PackLayout:
 
     def within_clips(self, attend: Callable[[Heads, Heads, Heads], Heads], q: Heads, k: Heads, v: Heads) -> Heads:
         """attend(q, k, v), where a token sees the tokens of its own clip and no others."""
-        if self.flex_attention is not None:
-            return self.flex_attention(q, k, v)
+        if self.masked is not None:
+            return self.masked(q, k, v)
         out = []
         for (_, count), *qkv in zip(self.batches, *(x.split(self.lengths, dim=2) for x in (q, k, v))):
             qkv = (rearrange(x, "1 heads (b n) d -> b heads n d", b=count) for x in qkv)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ class Calls:
     def __init__(self, name: str):
         self.name = name
         self.last: str | None = None  # the call made last, in words
+        self.gave: str | None = None  # what that call gave, where checks seldom expect it, such as "a list of 3"
         self.stopped: tuple[BaseException, str] | None = None  # an exception, and the call that it came out of
         self.odd: dict[str, str] = {}  # "NaN" and "infinity": the first call that gave it
 
@@ -34,11 +36,13 @@ class Calls:
         @functools.wraps(answer, updated=())
         def call(*arguments, **named):
             self.last = said = f"{self.name}({arguments_said(answer, arguments, named)})"
+            self.gave = None
             try:
                 result = answer(*arguments, **named)
-            except Exception as error:
+            except BaseException as error:  # sys.exit() is no Exception
                 self.stopped = (error, said)
                 raise
+            self.gave = result_said(result)
             self._look_at(result, said)
             return result
 
@@ -109,6 +113,18 @@ def arguments_said(function: Any, arguments: tuple, named: Mapping[str, Any]) ->
             shape = isinstance(value, Tensor) and value.numel() > 4
             words.append(f"{name} of shape {tuple(value.shape)}" if shape else f"{name}={value_said(value)}")
     return ", ".join(words)
+
+
+def result_said(result: Any) -> str:
+    """What kind of thing a call gave: "a tensor of shape (2, 3) and dtype float64", "a numpy array of shape (2, 3)"."""
+    if isinstance(result, Tensor):
+        return f"a tensor of shape {tuple(result.shape)} and dtype {str(result.dtype).removeprefix('torch.')}"
+    if isinstance(result, np.ndarray):
+        return f"a numpy array of shape {result.shape}"
+    if result is None:
+        return "None (does your function end in return?)"
+    kind = f"{'an' if type(result).__name__[0] in 'aeiouAEIOU' else 'a'} {type(result).__name__}"
+    return f"{kind} of {len(result)}" if isinstance(result, (tuple, list, dict, str)) else kind
 
 
 def value_said(value: Any) -> str:

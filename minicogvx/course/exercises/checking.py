@@ -5,19 +5,22 @@ import linecache
 import pkgutil
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minicogvx.course.exercises import record
+from minicogvx.course.exercises import exam, record
+from minicogvx.course.exercises.answers import keep_answer
 from minicogvx.course.exercises.calls import Calls
 from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
 
 MAX_MESSAGE = 300  # characters of an error message from other code
+MAX_SENTENCE = 900  # characters of what a check says, which may quote an answer
 _hints_given: dict[str, int] = {}  # in this session
-_passed: dict[str, bool] = {}  # in this session: whether the last answer to an exercise was right
+_verdicts: dict[str, "Verdict"] = {}  # in this session: on the last answer to each exercise
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class Verdict:
     state: str
     message: str = ""
 
+    @property
+    def said(self) -> str:
+        """The verdict in a sentence or two."""
+        if self.state in ("right", "not tried"):
+            return {"right": "right.", "not tried": "not tried yet."}[self.state]
+        return f"not right yet. {self.message}"
+
 
 def check(number: str, answer: Any) -> Any:
     """Checks `answer`, the learner's function (or value), and prints the result.
@@ -35,27 +45,38 @@ def check(number: str, answer: Any) -> Any:
     end; it then says that the name now holds that. Raises ValueError for an unknown number and nothing else, whatever
     the learner's code does.
     """
-    exercise = find(number)
+    exercise = exercise_of(number)
     kind = "class" if isinstance(exercise.reference, type) else "function" if callable(exercise.reference) else "value"
     package = f"the package's {kind}"
     given_back = f"The name {exercise.title} now holds {package}, so that you can read on"
-    if answer is exercise.reference:  # the check's cell was run again after a failure
-        _passed[exercise.number] = False
+    if is_the_packages(exercise, answer):  # the check's cell was run again after a failure
+        if solved(number):
+            _verdicts[exercise.number] = Verdict("not tried")
         print(f"Exercise {exercise.number}: the name {exercise.title} holds {package}. Run the cell with your own, "
               f"then this one.")
         return answer
-    verdict = judge(exercise, answer)
-    _passed[exercise.number] = verdict.state == "right"
+    verdict = _verdicts[exercise.number] = judge(exercise, answer)
     if verdict.state == "right":
-        print(f"Exercise {exercise.number}: right.")
+        print(f"Exercise {exercise.number}: {verdict.said}")
         record.save(exercise.number)
+        keep_answer(exercise.number, exercise.title, answer)
         return answer
     if verdict.state == "not tried":
-        print(f"Exercise {exercise.number}: not tried yet. {given_back}.")
+        print(f"Exercise {exercise.number}: {verdict.said} {given_back}.")
     else:
-        print(f"Exercise {exercise.number}: not right yet. {verdict.message}\n"
-              f'{given_back}; hint("{exercise.number}") helps.')
-    return exercise.reference
+        print(f"Exercise {exercise.number}: {verdict.said}\n{given_back}"
+              + ("." if exam.word() else f'; hint("{exercise.number}") helps.'))
+    return exam.stand_in(exercise) if exam.word() else exercise.reference
+
+
+def is_the_packages(exercise: Exercise, answer: Any) -> bool:
+    """Whether `answer` is what `check` hands back in place of one that is not right."""
+    return answer is exercise.reference or (bool(exam.word()) and answer is exam.stand_in(exercise))
+
+
+def last_verdict(number: str) -> Verdict:
+    """The verdict on the last answer to exercise `number` in this session. Raises ValueError for an unknown number."""
+    return _verdicts.get(exercise_of(number).number, Verdict("not tried"))
 
 
 def solved(number: str) -> bool:
@@ -63,7 +84,7 @@ def solved(number: str) -> bool:
 
     False where `check` handed back the package's version, or has not run. Raises ValueError for an unknown number.
     """
-    return _passed.get(find(number).number, False)
+    return last_verdict(number).state == "right"
 
 
 def judge(exercise: Exercise, answer: Any) -> Verdict:
@@ -77,10 +98,13 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
     try:
         _run(exercise, answer, calls)
     except Wrong as wrong:
-        return Verdict("wrong", " ".join([*_odd_numbers(exercise, calls, str(wrong)), str(wrong)]))
-    except Exception as error:
+        said = _plain(wrong, MAX_SENTENCE)
+        return Verdict("wrong", " ".join([*_odd_numbers(exercise, calls, said), said]))
+    except KeyboardInterrupt:  # the learner's own wish
+        raise
+    except BaseException as error:  # of sys.exit(), too, which would end the notebook
         # By its message, as torch also raises NotImplementedError, for shapes that it cannot pad.
-        if isinstance(error, NotImplementedError) and str(error) in ("", STUB_MESSAGE):
+        if isinstance(error, NotImplementedError) and _plain(error) in ("", STUB_MESSAGE):
             return Verdict("not tried")
         return Verdict("stopped", " ".join([_in_a_sentence(error, answer, calls), *_odd_numbers(exercise, calls)]))
     odd = _odd_numbers(exercise, calls)
@@ -89,8 +113,9 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
 
 def _run(exercise: Exercise, answer: Any, calls: Calls) -> None:
     # The same numbers at each check, and the learner's own random state is preserved.
-    with torch.random.fork_rng(devices=[]), calls.modules(answer):
-        torch.default_generator.manual_seed(0)
+    taken = exam.running(exercise.number) if answer is not exercise.reference else nullcontext()
+    with torch.random.fork_rng(devices=[]), taken, calls.modules(answer):
+        torch.default_generator.manual_seed(exam.seed(exercise.number))
         exercise.check(calls.watched(answer))
 
 
@@ -102,13 +127,22 @@ def _odd_numbers(exercise: Exercise, calls: Calls, said: str = "") -> list[str]:
     if not calls.odd or "nan" in said.lower() or "inf" in said.lower():
         return []
     right = Calls(exercise.title)
-    _run(exercise, exercise.reference, right)
+    with suppress(Exception):  # of a check that errs; the tests find that, and a learner's notebook goes on
+        _run(exercise, exercise.reference, right)
     return [f"{call} gives {kind}; every number must be finite." for kind, call in calls.odd.items()
             if kind not in right.odd][:1]
 
 
 def find(number: str) -> Exercise:
-    """The exercise of that number. Raises ValueError, with a list of all, for an unknown one."""
+    """The exercise of that number; in an exam, with a stand-in as its `reference`.
+
+    Raises ValueError, with a list of all, for an unknown number.
+    """
+    return _shown(exercise_of(number))
+
+
+def exercise_of(number: str) -> Exercise:
+    """The exercise of that number with the package's own version, in an exam, too. Raises ValueError as `find`."""
     notebook = str(number).partition(".")[0]
     name = f"notebook_{notebook:0>2}"
     for exercise in _exercises_in(name) if name in _modules() else ():
@@ -119,14 +153,23 @@ def find(number: str) -> Exercise:
 
 
 def all_exercises() -> Iterator[Exercise]:
-    """Every exercise of the course, in order."""
+    """Every exercise of the course, in order; in an exam, with stand-ins."""
     for name in _modules():
-        yield from _exercises_in(name)
+        yield from map(_shown, _exercises_in(name))
+
+
+def _shown(exercise: Exercise) -> Exercise:
+    return replace(exercise, reference=exam.stand_in(exercise)) if exam.word() else exercise
 
 
 def hint(number: str) -> None:
-    """Prints one more hint at each call, until there are no more. Raises ValueError for an unknown number."""
-    exercise = find(number)
+    """Prints one more hint at each call, until there are no more; in an exam, that there are none now.
+
+    Raises ValueError for an unknown number.
+    """
+    exercise = exercise_of(number)
+    if exam.switched_off("Hints"):
+        return
     given = _hints_given.get(exercise.number, 0)
     if given == len(exercise.hints):
         print(f'There are no more hints for exercise {exercise.number}; solution("{exercise.number}") shows one.')
@@ -158,14 +201,15 @@ def _exercises_in(name: str) -> tuple[Exercise, ...]:
     return importlib.import_module(f"minicogvx.course.exercises.{name}").EXERCISES
 
 
-def _in_a_sentence(error: Exception, answer: Any, calls: Calls) -> str:
-    message = " ".join(str(error).split())
-    if len(message) > MAX_MESSAGE:
-        message = message[:MAX_MESSAGE] + " ..."
+def _in_a_sentence(error: BaseException, answer: Any, calls: Calls) -> str:
+    message = _plain(error)
     said = f"{type(error).__name__}: {message}" if message else type(error).__name__
     said += "" if said.endswith(".") else "."
     # The innermost line of the learner's own code; deeper frames are torch's or the package's.
-    home = getattr(answer, "__module__", None)
+    try:
+        home = getattr(answer, "__module__", None)
+    except Exception:  # an object that cannot be asked
+        home = None
     lines = [(frame.f_code.co_filename, line, frame.f_globals)
              for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == home]
     out_of_it = calls.stopped is not None and calls.stopped[0] is error
@@ -173,7 +217,17 @@ def _in_a_sentence(error: Exception, answer: Any, calls: Calls) -> str:
     if not lines:
         start = "The call stopped" if out_of_it else "Your answer could not be checked; that ended"
         after = f" The call was {call}." if out_of_it else f" The last call was {call}." if call else ""
-        return f"{start} with {said}{after}"
+        gave = f" It gave {calls.gave}." if calls.gave and not out_of_it else ""
+        return f"{start} with {said}{after}{gave}"
     code = linecache.getline(*lines[-1]).strip()
     where = f"line {lines[-1][1]}" + (f", {code}" if code else "")
     return f"Your code stopped ({where}) with {said}" + (f" The call was {call}." if call else "")
+
+
+def _plain(error: BaseException, longest: int = MAX_MESSAGE) -> str:
+    """The message of an exception in one line, which any terminal can print; nothing where it has none to give."""
+    try:
+        message = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
+    except Exception:  # an exception of the learner's that cannot say what it is
+        return ""
+    return message if len(message) <= longest else message[:longest] + " ..."

@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
+from minicogvx.course.exercises import exam
 from minicogvx.course.exercises.checking import find
 
 BEGIN, END = "BEGIN SOLUTION", "END SOLUTION"  # what nbgrader looks for
@@ -12,21 +13,23 @@ BEGIN, END = "BEGIN SOLUTION", "END SOLUTION"  # what nbgrader looks for
 def solution(number: str) -> None:
     """Prints the source of a solution, or of the package's version where the notebooks' sources are not at hand.
 
-    Raises ValueError for an unknown number.
+    In an exam it prints that there is none now. Raises ValueError for an unknown number.
     """
     exercise = find(number)
+    if exam.switched_off("Solutions"):
+        return
     source = solution_source(number)
     print(f"# Exercise {exercise.number}, {exercise.title}: " + ("a solution" if source else "the package's version"))
     print(source or _own_source(exercise.reference))
 
 
 def solution_source(number: str, folder: Path | None = None) -> str | None:
-    """The cell that solves exercise `number`, without its marks and its check; None where there is none.
+    """The cell that solves exercise `number`, without its marks and its check; None where there is none, or in an exam.
 
     `folder`: where the sources lie; left out, `notebooks/source` above the package. It runs as it stands after the
     notebook's imports. One exercise a cell; `check(...)` may stand in the same cell or in a later one.
     """
-    folder = folder or _source_folder()
+    folder = None if exam.word() else folder or _source_folder()
     for path in sorted(folder.glob(f"{str(number).partition('.')[0]:0>2}_*.py")) if folder else ():
         source = _solution_in(path.read_text(encoding="utf-8"), str(number))
         if source is not None:

@@ -41,10 +41,12 @@ def frame_packs(tokens: Sequence[int], sequence_length: int, seed: int, look_ahe
     check_tokens(tokens, sequence_length)
     if look_ahead < 1:
         raise ValueError(f"look_ahead is {look_ahead}; at least 1 clip must wait for a place")
-    return _fill(tokens, sequence_length, shuffled(len(tokens), seed), look_ahead)
+    return packs_in_order(tokens, sequence_length, shuffled(len(tokens), seed), look_ahead)
 
 
-def _fill(tokens: Sequence[int], sequence_length: int, order: list[int], look_ahead: int) -> Iterator[Pack]:
+def packs_in_order(tokens: Sequence[int], sequence_length: int, order: Sequence[int],
+                   look_ahead: int) -> Iterator[Pack]:
+    """The packs of `frame_packs`, for clips that arrive in this order, of which `look_ahead` are in sight."""
     arriving = iter(order)
     waiting = list(islice(arriving, look_ahead))
     while waiting:

@@ -73,17 +73,20 @@ class WorldClips:
 
 
 @torch.no_grad()
-def encode_world(vae: CausalVAE, clips: int, seed: int, num_frames: int, two_objects: float = 0.15,
+def encode_world(vae: CausalVAE, clips: int = 0, seed: int = 0, num_frames: int = 17, two_objects: float = 0.15,
                  dtype: torch.dtype | None = None, batch_size: int = 16, progress: bool = True,
-                 side: int | None = None, here: Ranks = Ranks()) -> WorldClips:
+                 side: int | None = None, here: Ranks = Ranks(), scenes: Sequence[Scene] | None = None) -> WorldClips:
     """Renders `clips` training scenes, encodes them in `dtype` (see choose_dtype) and stores them in 16 bits.
 
-    `side`: height and width in pixels; None: the VAE's own size. Each rank encodes its share, and all of them get the
-    whole set, on the CPU. Raises ValueError for fewer clips than ranks.
+    `side`: height and width in pixels; None: the VAE's own size. `scenes`: these, such as those of a smaller world, in
+    place of `clips` drawn ones. Each rank encodes its share, and all of them get the whole set, on the CPU. Raises
+    ValueError for fewer clips than ranks, and for both scenes and a number of clips.
     """
-    if clips < here.world_size:
-        raise ValueError(f"clips is {clips}; it must be at least {here.world_size}, the number of ranks")
-    scenes = sample_scenes(clips, seed, "train", two_objects)
+    if scenes is not None and clips:
+        raise ValueError(f"clips is {clips}; where scenes are given, their number is that of the clips")
+    scenes = sample_scenes(clips, seed, "train", two_objects) if scenes is None else list(scenes)
+    if len(scenes) < here.world_size:
+        raise ValueError(f"clips is {len(scenes)}; it must be at least {here.world_size}, the number of ranks")
     ratio, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
     side = side or vae.config.sample_height
     device, batches = next(vae.parameters()).device, _shares(scenes, batch_size, here)

@@ -6,11 +6,14 @@ training split, so a model that generates them has learnt to compose words, not 
 
 import math
 import random
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
 
 from minicogvx.data.world.vocabulary import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject
+
+WORDS = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "background": tuple(BACKGROUNDS)}
 
 # Proportions in units of an object's radius, chosen such that the six look equally large.
 TRIANGLE, CROSS_ARM, RING_HOLE, STAR, STAR_INNER, BAR = 1.25, 0.34, 0.52, 1.22, 0.42, (1.25, 0.42)
@@ -76,18 +79,43 @@ SPLITS = {
 }
 
 
-def sample_scenes(n: int, seed: int, split: str = "train", two_objects: float = 0.15) -> list[Scene]:
+def sample_scenes(n: int, seed: int, split: str = "train", two_objects: float = 0.15,
+                  choices: Mapping[str, Sequence[str]] | None = None) -> list[Scene]:
     """n random scenes, determined by `seed`.
 
     `two_objects` is the share with two objects, of different colours, which never touch. In `split="held_out"` one
-    object is a held-out combination, in "train" none is. Raises ValueError for an unknown split or a share not in 0..1.
+    object is a held-out combination, in "train" none is. `choices`: a smaller world, of these words only, such as
+    {"shape": ("circle", "star"), "motion": ("moves left",)}; of a kind that it lacks, all occur. Raises ValueError for
+    an unknown split, a share not in 0..1, unknown kinds or words, and choices that leave no scene.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be 'train' or 'held_out'")
     if not 0 <= two_objects <= 1:
         raise ValueError(f"two_objects is {two_objects}; it must lie in 0..1")
-    rng = random.Random(f"{split} {seed}")
-    return [_two(rng, split) if rng.random() < two_objects else _one(rng, split) for _ in range(n)]
+    words = _checked_words(choices or {})
+    own, train = (_triples(name, words) for name in (split, "train"))
+    if not own or two_objects and (not train or len({colour for _, colour, _ in own + train}) < 2):
+        raise ValueError(f"choices is {dict(choices or {})}; with split={split!r} and two_objects={two_objects} it "
+                         f"leaves no scene")
+    rng, backdrops = random.Random(f"{split} {seed}"), words["background"]
+    return [_two(rng, own, train, backdrops) if rng.random() < two_objects else _one(rng, own, backdrops)
+            for _ in range(n)]
+
+
+def _checked_words(choices: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The words of each kind, in the order of the vocabulary."""
+    for kind, words in choices.items():
+        if kind not in WORDS:
+            raise ValueError(f"choices has {kind!r}; the kinds of words are {', '.join(WORDS)}")
+        if isinstance(words, str) or not words or not set(words) <= set(WORDS[kind]):
+            raise ValueError(f"choices has {words!r} as {kind}; it must be a list of one or more of "
+                             f"{', '.join(WORDS[kind])}")
+    return {kind: tuple(word for word in every if word in choices.get(kind, every)) for kind, every in WORDS.items()}
+
+
+def _triples(split: str, words: Mapping[str, Sequence[str]]) -> tuple[tuple[str, str, str], ...]:
+    kinds = words["shape"], words["colour"], words["motion"]
+    return tuple(triple for triple in SPLITS[split] if all(word in kind for word, kind in zip(triple, kinds)))
 
 
 def crowded_scenes(n: int, seed: int, scenes: int) -> list[Scene]:
@@ -102,19 +130,19 @@ def crowded_scenes(n: int, seed: int, scenes: int) -> list[Scene]:
             for group in groups]
 
 
-def _one(rng: random.Random, split: str) -> Scene:
-    shape, colour, motion = rng.choice(SPLITS[split])
+def _one(rng: random.Random, triples: Sequence[tuple], backdrops: Sequence[str]) -> Scene:
+    shape, colour, motion = rng.choice(triples)
     size = None if motion in ("grows", "shrinks") else rng.choice(("small", "large"))
     radii = {"small": (0.165, 0.18), "large": (0.21, 0.235), None: (0.09, 0.11)}[size]
     thing = _place(rng, shape, colour, motion, radii, grown=(0.24, 0.27), speeds=(0.32, 0.45), size=size)
-    return Scene((thing,), rng.choice(list(BACKGROUNDS)))
+    return Scene((thing,), rng.choice(backdrops))
 
 
-def _two(rng: random.Random, split: str) -> Scene:
-    background = rng.choice(list(BACKGROUNDS))
+def _two(rng: random.Random, own: Sequence[tuple], train: Sequence[tuple], backdrops: Sequence[str]) -> Scene:
+    background = rng.choice(backdrops)
     radii = {True: (0.08, 0.09), False: (0.125, 0.14)}
     while True:
-        triples = [rng.choice(SPLITS[split]), rng.choice(SPLITS["train"])]
+        triples = [rng.choice(own), rng.choice(train)]
         if triples[0][1] == triples[1][1]:
             continue
         rng.shuffle(triples)
