@@ -9,8 +9,10 @@ A source that was edited, and the configuration, are never written over unless -
 """
 
 import argparse
+import os
 import re
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,9 @@ def nbgrader_of(folder: Path) -> Any:
         from traitlets.config import PyFileConfigLoader
     except ImportError as error:
         raise ImportError("nbgrader is missing; install it with: pip install -e '.[dev]'") from error
+    scripts, path = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
+    if scripts not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"  # nbgrader starts alembic by its name
     config = PyFileConfigLoader("nbgrader_config.py", path=str(folder)).load_config()
     config.CourseDirectory.root = str(folder.resolve())
     return NbGraderAPI(config=config)
