@@ -319,7 +319,7 @@ def test_progress_counts_and_keeps_the_first_day(capsys, record_file):
     assert out.startswith("Solved: 2 of ")
     assert "  2.1 pad_past (2020-02-02)\n" in out and "  0.5 sequence_length (20" in out
     assert json.loads(record_file.read_text()).keys() == {"2.1", "99.9", "0.5"}
-    assert [path.name for path in record_file.parent.iterdir()] == ["progress.json"]
+    assert sorted(path.name for path in record_file.parent.iterdir()) == ["progress.json", "progress_answers"]
 
 
 def test_a_broken_file_is_set_aside(capsys, record_file, subtests):

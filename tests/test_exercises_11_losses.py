@@ -2,6 +2,7 @@
 
 import torch
 
+from minicogvx.course.exercises.checking import find, judge
 from tests.guards import guard
 
 # ---- 11.5 pack_loss
@@ -139,4 +140,4 @@ def test_gradient_share():
         ("is a list; it must be one number", a_list),
         ("is None; does your function end in return?", nothing),
     ])
-    guard("11.6", a_tensor, [("Keep the sign", absolute), ("is a cosine", cosine), ("is a list", a_list)])
+    assert judge(find("11.6"), a_tensor).state == "right"

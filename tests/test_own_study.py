@@ -61,7 +61,7 @@ def file(tmp_path):
     ({"variants": {"a": {}, "b": {"sample_frames": 9}}}, "'b' changes sample_frames, which the clips decide"),
     ({"variants": {"a": {}, "b": {"learning_rate": 0.1}}}, "the twins have a training of their own"),
     ({"variants": {"a": {}, "b": {"positions": "none"}}}, "no such field; did you mean position?"),
-    ({"variants": {"a": {}, "b": {"position": "left"}}}, "'b': position is 'left'"),
+    ({"variants": {"a": {}, "b": {"num_layers": 0}}}, "'b': num_layers is 0"),
     ({"variants": {"a": {}, "b": {"position": "rope"}}}, "'a' and 'b' do not differ"),
     ({"variants": {"a": {}, "deep": {"num_layers": 3}}}, "parameters and 'a' 132,776, 48 % apart, where"),
     ({"variants": {"a": {}, "b": {"attention": "factorised"}}}, "'b' has 173,096 parameters and 'a' 132,776"),

@@ -51,7 +51,7 @@ class Doubled(nn.Module):
 def record_file(tmp_path, monkeypatch):
     path = tmp_path / "home" / "progress.json"
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(path))
-    monkeypatch.setattr(checking, "_passed", {})
+    monkeypatch.setattr(checking, "_verdicts", {})
     return path
 
 

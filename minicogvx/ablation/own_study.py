@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -55,9 +55,9 @@ class Study:
     """
 
     question: str
-    variants: Mapping[str, Mapping[str, Any]]  # name -> fields that differ from the world's own transformer
-    steps: int  # of each run
-    world: Literal["twins", "shapes"] = "twins"
+    variants: Mapping[str, Mapping[str, Any]] | Any  # name -> fields that differ from the world's own transformer
+    steps: int | float  # of each run; a whole number
+    world: str = "twins"
     base: Mapping[str, Any] = field(default_factory=dict)  # fields that differ from it in all variants
     moved: int = 16  # twins: of 16 tokens, how many have moved
     clips: int = 1024  # shapes: of which the last 64 are for validation

@@ -5,6 +5,7 @@ The intervals are for a mean over all seeds. They do not cover another choice of
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from minicogvx.ablation.seeds import Gain, gain_of_pairs
 from minicogvx.ablation.transformers import Curve
@@ -29,7 +30,7 @@ def steps_until(loss: float) -> Measure:
     return lambda curve: next((step for step, value in zip(curve.steps, curve.loss) if value < loss), curve.steps[-1])
 
 
-def of_variant(curves: Sequence[Curve], name: str) -> list[Curve]:
+def of_variant(curves: Sequence[Any], name: str) -> list[Any]:
     """The curves of one variant, by seed. Raises ValueError if there are none."""
     found = sorted((curve for curve in curves if curve.name == name), key=lambda curve: curve.seed)
     if not found:

@@ -80,12 +80,12 @@ def judge_claim(claim: Claim, curves: Sequence[Any]) -> Judged:
     if not both:
         raise ValueError(f"{claim.new!r} and {claim.old!r} have no seed in common, so they cannot be paired")
     differences = {seed: new[seed] - old[seed] for seed in both}
-    return Judged(claim, differences, sum(old[seed] for seed in both) / len(both), gain_over(differences.values()))
+    middle = sum(old[seed] for seed in both) / len(both)
+    return Judged(claim, differences, middle, gain_over(list(differences.values())))
 
 
 def gain_over(differences: Sequence[float]) -> Gain:
     """The mean of differences, one a seed, and its 95 % interval."""
     from minicogvx.evaluation.intervals import mean_interval
 
-    values = list(differences)
-    return Gain(*mean_interval(values), len(values))
+    return Gain(*mean_interval(differences), len(differences))
