@@ -1,5 +1,6 @@
 """What seeds say of the paper's claims, and the page that lists all of them."""
 
+import inspect
 import math
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_a_verdict_needs_an_interval_on_one_side():
         gain = Gain((low + high) / 2 if math.isfinite(low) else 1.0, low, high, 5)
         assert (verdict_on(gain, "lower"), verdict_on(gain, "higher")) == (lower, higher)
     with pytest.raises(ValueError, match="expected is 'better'; it must be 'higher' or 'lower'"):
-        verdict_on(gain, "better")
+        inspect.unwrap(verdict_on)(gain, "better")  # the test run checks types before, with its own words
 
 
 def test_exchanged_variants_exchange_the_verdict():

@@ -139,7 +139,7 @@ def write_plot(curves: Sequence, measure: str, path: str) -> None:
 
 
 def _judged(study) -> tuple[str, ...]:
-    return getattr(study, "judged", ("",))
+    return tuple(getattr(study, "judged", ("",)))
 
 
 def _line(curve) -> str:
