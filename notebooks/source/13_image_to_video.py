@@ -557,7 +557,7 @@ explore_figure(with_lights, "One film at different strengths", strength=list(STR
 # Say that you want another *shape*, which nevertheless moves as the old one did. At which strength do most of the films
 # have both? Count film by film; of equal counts take the weaker strength, which leaves more of the film.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 def best_strength(strengths, changed, kept):
     """Strengths, rising; booleans, strengths x films: has what should change changed, has what should stay stayed?"""
     ### BEGIN SOLUTION
