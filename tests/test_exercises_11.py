@@ -320,7 +320,7 @@ def test_pack_line():
         ("which stands first in the line", sorted_first),
         ("which stands first in the line", longest_first),
         ("leaves out", last_dropped),
-        ("a clip is packed whole, and once", cut_in_two),
+        ("each clip belongs to one pack, whole", cut_in_two),
         ("pack 0 (counted from 0) holds", too_full),
         ("not of token counts", counts),
         ("changes its list of token counts", used_up),

@@ -107,16 +107,18 @@ def nano_losses(model: ExpertTransformer, world: NanoWorld, schedule: NoiseSched
                 time_scale: int | float = 1, latent_scale: int | float = 1) -> dict[str, float]:
     """The loss on the clips held back: with their "own" captions, with "none", and with one kind of word exchanged.
 
-    Noise and timesteps are always the same. How much a loss exceeds that of "own" is the gain of the word.
+    Noise and timesteps are always the same. How much a loss exceeds that of "own" is the gain of the word. The network
+    computes where its weights are; all else is on the CPU.
     """
     drawn = torch.Generator().manual_seed(1)
     x0 = latent_scale * world.latents[-HELD:]
     noise = torch.randn(x0.shape, generator=drawn)
     t = stratified_timesteps(HELD, schedule.num_train_timesteps, drawn)
     noisy = schedule.add_noise(x0, noise, t)
+    device = next(model.parameters()).device
     given = {"own": world.features[-HELD:], "none": world.empty.expand(HELD, -1, -1)} | world.wrong
-    return {name: diffusion_loss(model(noisy, time_scale * t, features), x0, noise, t, schedule).mean().item()
-            for name, features in given.items()}
+    return {name: diffusion_loss(model(noisy.to(device), time_scale * t.to(device), features.to(device)).cpu(), x0,
+                                 noise, t, schedule).mean().item() for name, features in given.items()}
 
 
 def word_gains(losses: dict[str, float]) -> dict[str, float]:

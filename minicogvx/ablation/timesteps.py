@@ -14,9 +14,9 @@ from torch import Tensor
 
 from minicogvx.ablation.compare import Measuring, OnStep, check_run, seeded_task
 from minicogvx.ablation.questions import QUESTIONS
-from minicogvx.ablation.transformers import HELD_BACK, study_training
+from minicogvx.ablation.transformers import HELD_BACK, study_training, to_train_and_hold_back
 from minicogvx.compat import choose_dtype
-from minicogvx.data.clips.clips import Clips, Selected
+from minicogvx.data.clips.clips import Clips
 from minicogvx.data.clips.world import WorldClips
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig, preset
 from minicogvx.training.batches import Steps
@@ -73,11 +73,8 @@ def compare_timesteps(variants: Mapping[str, str], config: TransformerConfig, la
     validation clips are the same for all variants and seeds. Raises ValueError as `compare_transformers` does.
     """
     check_run(variants, steps, batch_size, every)
-    if len(latents) <= HELD_BACK:
-        raise ValueError(f"latents hold {len(latents)} clips; {HELD_BACK} are held back, so there must be more")
+    train, held_back = to_train_and_hold_back(latents)
     device, dtype = torch.device(device), choose_dtype(device, dtype, training=True)
-    held_from = len(latents) - HELD_BACK
-    train, held_back = Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, drawn in variants.items():

@@ -69,11 +69,8 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
     Raises ValueError for no variants, a count below 1, or a set without clips to train on.
     """
     check_run(variants, steps, batch_size, every)
-    if len(latents) <= HELD_BACK:
-        raise ValueError(f"latents hold {len(latents)} clips; {HELD_BACK} are held back, so there must be more")
+    train, held_back = to_train_and_hold_back(latents)
     device, dtype = torch.device(device), choose_dtype(device, dtype, training=True)
-    held_from = len(latents) - HELD_BACK
-    train, held_back = Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
     curves = {}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for name, config in variants.items():
@@ -82,6 +79,14 @@ def compare_transformers(variants: Mapping[str, TransformerConfig], latents: Wor
             curve = curves[name] = _train(name, task, train, held_back, seed, every, on_step)
             curve.obeyed = judge(curve.model, curve.text) if judge else {}
     return curves
+
+
+def to_train_and_hold_back(latents: Clips) -> tuple[Selected, Selected]:
+    """The clips to train on, and the last 64, for validation. Raises ValueError if none are left to train on."""
+    held_from = len(latents) - HELD_BACK
+    if held_from < 1:
+        raise ValueError(f"latents hold {len(latents)} clips; {HELD_BACK} are held back, so there must be more")
+    return Selected(latents, range(held_from)), Selected(latents, range(held_from, len(latents)))
 
 
 def _train(name: str, task: TransformerTask, train: Clips, held_back: Clips, seed: int, every: int,

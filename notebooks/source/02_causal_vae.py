@@ -859,6 +859,6 @@ for chunk in (None, 2):
 # `layers.py`. `tiling.py` cuts large frames as this notebook cut long clips. How the VAE *learns* is the question of
 # notebook 03.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 progress()
 predictions("2")

@@ -22,7 +22,7 @@ from minicogvx.ablation.nano import (
 )
 from minicogvx.ablation.nano_study import ASKED, nano_sampled
 from minicogvx.course import (
-    check, compare_clips, explore_sweep, hint, new_figure, outcome, predict, predictions, progress,
+    check, compare_clips, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
     show_figure, show_rows, show_source, solution, watch, yours,
 )
 from minicogvx.data.clips.clips import stack_latents
@@ -40,7 +40,7 @@ from minicogvx.transformer.block import Block
 from minicogvx.transformer.model import ExpertTransformer
 
 torch.set_grad_enabled(False)  # training cells switch it on for themselves
-device = "cpu"  # for a network as small as this one, a GPU is no faster
+device = notebook_device()  # of the networks: the processor, unless MINICOGVX_DEVICE names another device
 pipe = minicogvx.load("toy", device, torch.float32)  # of it we use the VAE, the text encoder and the schedule
 
 childhood = nano_samples("taught")  # steps of training -> latents of four captions, b c t h w
@@ -78,7 +78,7 @@ compare_clips({f"after {step} steps": clips[step] for step in shown},
 # timestep modulates. Text has done its work by then and is left behind.
 
 # %%
-net = new_nano(seed=0)
+net = new_nano(seed=0).to(device)
 count = sum(p.numel() for p in net.parameters())
 print(f"width {NANO_TRANSFORMER.width}, {NANO_TRANSFORMER.num_layers} blocks, {count:,} parameters")
 for name, part in net.named_children():
@@ -139,15 +139,15 @@ def own_model(seed):
     for i, block in enumerate(made.transformer_blocks):
         made.transformer_blocks[i] = OwnBlock(NANO_TRANSFORMER)
         made.transformer_blocks[i].load_state_dict(block.state_dict())
-    return made
+    return made.to(device)
 
 
 model = own_model(0)
 for p in (*net.parameters(), *model.parameters()):  # open gates and empty branches would hide a mistake
-    p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-some = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-words = torch.randn(2, 20, 128, generator=torch.Generator().manual_seed(1))
-t = torch.tensor([100, 800])
+    p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(device))
+some = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+words = torch.randn(2, 20, 128, generator=torch.Generator().manual_seed(1)).to(device)
+t = torch.tensor([100, 800], device=device)
 mine, package = model_forward(model, some, t, words), net(some, t, words)
 print(f"your model and the package's, with the same weights: {(mine - package).abs().max():.0e} apart, of answers "
       f"up to {package.abs().max():.1f}")
@@ -224,13 +224,18 @@ its_words = world.features[ONE:ONE + 1].repeat(8, 1, 1)
 bars = pipe.schedule.alphas_cumprod
 
 
+def answers_of(network, text):
+    """A function of noisy latents and timesteps, by your forward pass: data on the CPU, the network where it is."""
+    return lambda x, t: model_forward(network, x.to(device), t.to(device), text.to(device)).cpu()
+
+
 def by_heart(muon, steps=100):
     """The losses of a fresh network of yours that sees nothing but one clip, and the network."""
     learner, drawn, losses = own_model(0), torch.Generator().manual_seed(0), []
     optimizer = new_optimizer(learner, muon=muon)
     for step in range(steps):
         with torch.enable_grad():
-            loss = denoising_loss(lambda x, t: model_forward(learner, x, t, its_words), one_clip, bars, drawn)
+            loss = denoising_loss(answers_of(learner, its_words), one_clip, bars, drawn)
             loss.backward()
         optimizer.step(warmup_cosine(step, steps, 10))
         losses.append(loss.item())
@@ -308,7 +313,7 @@ def losses_of(network):
         x0 = world.latents[-HELD:]
         noise, t = torch.randn(x0.shape, generator=drawn), (torch.arange(HELD) + 0.5) * 1000 / HELD
         noisy = pipe.schedule.add_noise(x0, noise, t.long())
-        answer = model_forward(network, noisy, t.long(), features)
+        answer = answers_of(network, features)(noisy, t.long())
         return (answer - pipe.schedule.velocity(x0, noise, t.long())).square().mean(dim=(1, 2, 3, 4))
     return loss_of
 
@@ -348,7 +353,7 @@ def training():
             note_gains(step)
         text = drop_captions(world.features[chosen], world.empty[0], 0.1, drawn)
         with torch.enable_grad():
-            loss = denoising_loss(lambda x, t: model_forward(learner, x, t, text), world.latents[chosen], bars, drawn)
+            loss = denoising_loss(answers_of(learner, text), world.latents[chosen], bars, drawn)
             loss.backward()
         optimizer.step(warmup_cosine(step, STEPS, 20))
         update_average(average, dict(learner.named_parameters()), DECAY, step)

@@ -3,7 +3,6 @@
 import math
 import random
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from minicogvx.course.exercises.exercise import Exercise, Wrong, expect_shape
 from minicogvx.course.exercises.notebook_00 import tokens_in_sequence
+from minicogvx.course.exercises.whole_packs import whole_packs
 from minicogvx.data.clips.packs import frame_packs
 from minicogvx.data.world import oracle
 from minicogvx.data.world.drawing import render
@@ -115,24 +115,8 @@ def check_pack_clips(pack_clips) -> None:
     """Every clip whole and in one pack, no pack too full, and few packs; for three collections."""
     for seed in range(3):
         tokens = [tokens_in_sequence(*size, text=226) for size in clip_sizes(150, seed)]
-        what, given = f"pack_clips of {len(tokens)} clips, at most {CAPACITY:,} tokens to a pack,", list(tokens)
-        got = pack_clips(given, CAPACITY)
-        if given != tokens:
-            raise Wrong(f"{what} changes its list of token counts; work on a copy.")
-        if got is None:
-            raise Wrong(f"{what} is None; does your function end in return?")
-        packs = [list(pack) for pack in got]
-        inside = Counter(i for pack in packs for i in pack)
-        if odd := [i for i in inside if type(i) is not int or not 0 <= i < len(tokens)]:
-            raise Wrong(f"{what} holds {odd[0]!r}; a pack is a list of clip numbers, 0 to {len(tokens) - 1}, not of "
-                        f"token counts.")
-        if lost := [i for i in range(len(tokens)) if not inside[i]]:
-            raise Wrong(f"{what} leaves out {len(lost)} clips, such as clip {lost[0]}.")
-        if twice := [i for i, times in inside.items() if times > 1]:
-            raise Wrong(f"{what} holds clip {twice[0]} {inside[twice[0]]} times; each clip belongs to one pack.")
-        for number, pack in enumerate(packs):
-            if (filled := sum(tokens[i] for i in pack)) > CAPACITY:
-                raise Wrong(f"{what}: pack {number} (counted from 0) holds {filled:,} tokens.")
+        what = f"pack_clips of {len(tokens)} clips, at most {CAPACITY:,} tokens to a pack,"
+        packs = whole_packs(what, lambda given: pack_clips(given, CAPACITY), tokens, CAPACITY)
         share = sum(tokens) / (len(packs) * CAPACITY)
         if share < FULL:
             raise Wrong(f"{what} needs {len(packs)} packs, which are {100 * share:.0f} % full; at least "

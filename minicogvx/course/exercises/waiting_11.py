@@ -1,10 +1,10 @@
 """Exercise 11.4 of notebook 11: packs from a line of clips of which only the first few are in sight."""
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 from minicogvx.course.exercises.exercise import Wrong
+from minicogvx.course.exercises.whole_packs import whole_packs
 from minicogvx.data.clips.packs import packs_in_order
 
 ROOM, FULL = 2048, 0.93  # tokens of a pack; the least share of all packs that must be filled
@@ -21,7 +21,7 @@ def check_pack_line(pack_line) -> None:
     for seed, ahead in ((0, 32), (1, 16), (2, 64)):
         tokens = random.Random(seed).choices(LENGTHS, OFTEN, k=300)
         what = f"pack_line of {len(tokens)} clips, room={ROOM:,}, ahead={ahead}"
-        packs = _whole(what, pack_line, tokens, ahead)
+        packs = whole_packs(what, lambda given: pack_line(given, ROOM, ahead), tokens, ROOM)
         _check_line(what, packs, ahead)
         share = sum(tokens) / (len(packs) * ROOM)
         if share < FULL:
@@ -30,31 +30,6 @@ def check_pack_line(pack_line) -> None:
     alone = pack_line([5, 5, 5], 5, 8)
     if [list(pack) for pack in alone] != [[0], [1], [2]]:
         raise Wrong(f"pack_line([5, 5, 5], 5, 8) is {alone!r}; each clip fills a pack, so it must be [[0], [1], [2]].")
-
-
-def _whole(what: str, pack_line, tokens: list[int], ahead: int) -> list[list[int]]:
-    given = list(tokens)
-    got = pack_line(given, ROOM, ahead)
-    if given != tokens:
-        raise Wrong(f"{what} changes its list of token counts; work on a copy.")
-    if got is None:
-        raise Wrong(f"{what} is None; does your function end in return?")
-    packs = [list(pack) for pack in got]
-    inside = Counter(i for pack in packs for i in pack)
-    if odd := [i for i in inside if type(i) is not int or not 0 <= i < len(tokens)]:
-        raise Wrong(f"{what} holds {odd[0]!r}; a pack is a list of clip numbers, 0 to {len(tokens) - 1}, not of token "
-                    f"counts.")
-    if lost := [i for i in range(len(tokens)) if not inside[i]]:
-        raise Wrong(f"{what} leaves out {len(lost)} clips, such as clip {lost[0]}. At the end of the line the last "
-                    f"packs need not be full.")
-    if twice := [i for i, times in inside.items() if times > 1]:
-        raise Wrong(f"{what} holds clip {twice[0]} {inside[twice[0]]} times; a clip is packed whole, and once.")
-    for number, pack in enumerate(packs):
-        if not pack:
-            raise Wrong(f"{what}: pack {number} (counted from 0) is empty.")
-        if (filled := sum(tokens[i] for i in pack)) > ROOM:
-            raise Wrong(f"{what}: pack {number} (counted from 0) holds {filled:,} tokens.")
-    return packs
 
 
 def _check_line(what: str, packs: list[list[int]], ahead: int) -> None:
