@@ -1,4 +1,4 @@
-"""`minicogvx generate`: a video from a caption, optionally with a picture or a video."""
+"""`minicogvx generate`: a video from a caption, optionally with a picture, a video, or first frames."""
 
 import argparse
 import re
@@ -42,11 +42,15 @@ def _parser() -> Parser:
     parser.gathers = "prompt"
     parser.add_argument("prompt", nargs="+", metavar="PROMPT",
                         help='the caption, for example "a red circle moves right"; its words need no quotation marks')
-    parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|FOLDER",
-                        help="the shipped model or a diffusers pipeline folder (default: toy)")
+    parser.add_argument("--model", type=path_to(), default="toy", metavar="toy|toy-prefix|FOLDER",
+                        help="a shipped model or a diffusers pipeline folder (default: toy; toy-prefix continues an "
+                             "image or a prefix)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--image", type=path_to(), metavar="FILE", help="a picture to start from")
     source.add_argument("--video", type=path_to(), metavar="FILE", help="a video to change")
+    source.add_argument("--prefix", type=path_to(), metavar="FILE", help="a video with whose frames this one begins")
+    parser.add_argument("--prefix-frames", type=whole(1), metavar="N",
+                        help="with --prefix: how many, 4k + 1 (default: 9)")
     parser.add_argument("--strength", type=number(above=0.0, most=1.0), metavar="S",
                         help="with --video: how much to change, above 0 up to 1 (default: 0.8)")
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="same seed, same video (default: 0)")
@@ -86,21 +90,24 @@ def _check(arguments: argparse.Namespace) -> Path:
     """Checks everything that does not depend on the model. Returns the mp4 to write."""
     if arguments.strength is not None and not arguments.video:
         raise ValueError("--strength belongs to --video, which is not given; leave it out or name a video")
+    if arguments.prefix_frames is not None and not arguments.prefix:
+        raise ValueError("--prefix-frames belongs to --prefix, which is not given; leave it out or name a video")
     from minicogvx.data.films.decode import read_image, read_video
     from minicogvx.files import check_writable
     from minicogvx.media import made_here
 
     if arguments.image:
         read_image(arguments.image, 8, 8)
-    if arguments.video:
-        read_video(arguments.video, 1, 8, 8, fps=1)
+    for film in filter(None, (arguments.video, arguments.prefix)):
+        read_video(film, 1, 8, 8, fps=1)
     out = Path(arguments.out or _default_out(arguments))
     for path in (out, out.with_suffix(".gif"), out.with_suffix(".png")):
         check_writable(path)
-        for given in filter(None, (arguments.image, arguments.video)):
+        for given in filter(None, (arguments.image, arguments.video, arguments.prefix)):
             if path.exists() and path.samefile(given):
-                raise ValueError(f"{path} is to be written, and it is what --image or --video names; name another file "
-                                 f"with --out")
+                option = "--prefix" if arguments.prefix else "--image or --video"
+                raise ValueError(f"{path} is to be written, and it is what {option} names; name another file with "
+                                 f"--out")
         named = arguments.out is not None and path == out
         if path.exists() and not named and not made_here(path):
             raise ValueError(f"{path} would be written over, and minicogvx did not make it; name another file with "
@@ -119,22 +126,28 @@ def _check_model(arguments: argparse.Namespace, device: str, dtype) -> tuple[int
     from minicogvx.interop.folder_configs import read_configs
     from minicogvx.interop.lora import read_adapters
     from minicogvx.presets import video_size
-    from minicogvx.request import check_size
+    from minicogvx.request import check_prefix_frames, check_size
     from minicogvx.room import refuse_giants
     from minicogvx.transformer.model import ExpertTransformer
 
     configs = read_configs(find_folder(arguments.model))
     vae, transformer = configs.vae, configs.transformer
-    if transformer.image_to_video and not arguments.image:
+    if transformer.image_to_video and not (arguments.image or arguments.prefix):
         raise ValueError(f"{arguments.model} makes videos from a picture; name one with --image")
     size = video_size(vae, transformer, arguments.num_frames, arguments.height, arguments.width)
     check_size(vae, transformer, *size)
+    if arguments.prefix:
+        check_prefix_frames(vae, _prefix_frames(arguments), size.num_frames)
     if arguments.lora:
         with torch.device("meta"):
             model = ExpertTransformer(transformer)
         read_adapters(model, arguments.lora)
     refuse_giants(vae, transformer, (1, *size), device, dtype, arguments.tile)
     return size
+
+
+def _prefix_frames(arguments: argparse.Namespace) -> int:
+    return 9 if arguments.prefix_frames is None else arguments.prefix_frames
 
 
 def _default_out(arguments: argparse.Namespace) -> Path:
@@ -160,13 +173,16 @@ def _sample(pipe, arguments: argparse.Namespace, size: tuple[int, int, int]):
     frames, height, width = size
     image = read_image(arguments.image, height, width) if arguments.image else None
     video = read_video(arguments.video, *size, pipe.fps) if arguments.video else None
+    prefix = None
+    if arguments.prefix:
+        prefix = read_video(arguments.prefix, _prefix_frames(arguments), height, width, pipe.fps)
     with tqdm(total=arguments.steps, desc="denoising", unit="step") as bar:
 
         def on_step(done: int, total: int) -> None:
             bar.total = total  # video to video takes fewer steps
             bar.update(done - bar.n)
 
-        return pipe(arguments.prompt, image=image, video=video,
+        return pipe(arguments.prompt, image=image, video=video, prefix=prefix,
                     strength=STRENGTH if arguments.strength is None else arguments.strength,
                     negative_prompt=arguments.negative_prompt, num_frames=frames, height=height, width=width,
                     num_inference_steps=arguments.steps, guidance_scale=arguments.guidance_scale,

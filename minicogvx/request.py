@@ -92,11 +92,17 @@ def _prefix_frames(request: Request) -> int:
     """Frames of the prefix, which must be whole latent frames, and fewer than the video has."""
     if not isinstance(request.prefix, Tensor) or request.prefix.ndim != 5:
         return request.size[0]  # there is none, or it is refused by its axes
-    frames, time = request.prefix.shape[1], request.vae.temporal_compression_ratio
-    if frames < 1 or frames % time != 1 % time or frames >= request.size[0]:
-        raise ValueError(f"the prefix has {frames} frames, and the video is to have {request.size[0]}; it must be "
-                         f"{valid_frames(frames, time)}, and fewer than the video's")
+    frames = request.prefix.shape[1]
+    check_prefix_frames(request.vae, frames, request.size.num_frames)
     return frames
+
+
+def check_prefix_frames(vae: VAEConfig, frames: int, of: int) -> None:
+    """Raises ValueError unless a video of `of` frames can begin with `frames` given ones."""
+    time = vae.temporal_compression_ratio
+    if frames < 1 or frames % time != 1 % time or frames >= of:
+        raise ValueError(f"the prefix has {frames} frames, and the video is to have {of}; it must be "
+                         f"{valid_frames(frames, time)}, and fewer than the video's")
 
 
 def _count_prompts(request: Request) -> str:

@@ -78,7 +78,7 @@ def test_generate_passes_every_option_on(pipe):
     assert cli.main(["generate", "Two cats!", "--seed", "7", "--steps", "4", "--guidance-scale", "2.5",
                      "--negative-prompt", "dogs", "--num-frames", "5", "--height", "16", "--width", "32"]) == 0
     assert pipe.calls == [{
-        "prompt": "Two cats!", "image": None, "video": None, "strength": 0.8, "negative_prompt": "dogs",
+        "prompt": "Two cats!", "image": None, "video": None, "prefix": None, "strength": 0.8, "negative_prompt": "dogs",
         "num_frames": 5, "height": 16, "width": 32, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7}]
     assert Path("outputs/two-cats-7.mp4").is_file() and (pipe.tile, pipe.cache) == (False, 0)
     assert cli.main(["generate", "x", "--cache", "0.2", "--tile"]) == 0 and (pipe.tile, pipe.cache) == (True, 0.2)
@@ -92,6 +92,10 @@ def test_generate_reads_image_and_video_at_the_models_size(pipe):
     first, second = pipe.calls
     assert first["image"].shape == (64, 64, 3) and first["image"][..., 0].min() > 0.99
     assert second["video"].shape == (17, 64, 64, 3) and second["strength"] == 0.5 and second["image"] is None
+    assert cli.main(["generate", "x", "--prefix", "film.mp4"]) == 0
+    assert cli.main(["generate", "x", "--prefix", "film.mp4", "--prefix-frames", "5", "--num-frames", "9"]) == 0
+    assert [call["prefix"].shape for call in pipe.calls[2:]] == [(9, 64, 64, 3), (5, 64, 64, 3)]
+    assert pipe.calls[3]["num_frames"] == 9 and pipe.calls[3]["video"] is None
 
 
 def mistake(capsys, *arguments: str) -> str:
@@ -112,6 +116,9 @@ def test_mistakes_are_reported_in_one_line_before_the_model_is_loaded(no_load, c
         (["generate", "x", "--video", "words.png"], "words.png is not a "),
         (["generate", "x", "--out", "clip.avi"], "must end in .mp4"),
         (["generate", "x", "--strength", "0.5"], "--strength belongs to --video"),
+        (["generate", "x", "--prefix", "none.mp4"], "there is no file none.mp4"),
+        (["generate", "x", "--prefix-frames", "5"], "--prefix-frames belongs to --prefix"),
+        (["generate", "x", "--model", "toy-prefix"], "toy-prefix makes videos from a picture"),
         (["export", "."], ". already exists"), (["export", ""], "FOLDER is empty; it must name a file or a folder"),
         (["generate", "x", "--out", "words.png/new/a.mp4"], "words.png/new/a.mp4 cannot be written"),
         (["export", "words.png/new"], "words.png/new cannot be written"),
@@ -141,7 +148,8 @@ def test_bad_options_are_reported_in_one_line(no_load, capsys, subtests):
         (["--num-frames", "x"], "--num-frames is 'x'"), (["--width", "0"], "--width is 0; it must be 1 or more"),
         (["--strength", "0"], "--strength is 0"), (["--strength", "1.1"], "above 0, at most 1"),
         (["--guidance-scale", "nan"], "--guidance-scale is nan"), (["--out", "clip.avi"], "must end in .mp4"),
-        (["--image", "a", "--video", "b"], "not allowed with"), (["--cache", "2"], "--cache is 2; it must be from 0"),
+        (["--image", "a", "--video", "b"], "not allowed with"), (["--image", "a", "--prefix", "b"], "not allowed with"),
+        (["--prefix", "a", "--prefix-frames", "0"], "--prefix-frames is 0; it must be 1 or more"), (["--cache", "2"], "--cache is 2; it must be from 0"),
         (["--stepz", "3"], "there is no option --stepz; did you mean --steps?"),
         (["--negative", "x"], "did you mean --negative-prompt?"), (["--lora", ""], "--lora is empty"),
     ]
@@ -149,6 +157,16 @@ def test_bad_options_are_reported_in_one_line(no_load, capsys, subtests):
         with subtests.test(options=options):
             told = mistake(capsys, "generate", "x", *options)
             assert message in told and told.endswith("(see minicogvx generate --help)\n")
+
+
+def test_a_prefix_that_the_model_cannot_take_is_refused_before_it_is_loaded(no_load, capsys, subtests):
+    write_mp4("film.mp4", render(sample_scenes(1, seed=1)[0], 17, 32, 32), fps=8)
+    for options, message in ((("--prefix-frames", "4"), "the prefix has 4 frames, and the video is to have 17; it must"),
+                             (("--prefix-frames", "17"), "fewer than the video's"),
+                             (("--num-frames", "9"), "the prefix has 9 frames, and the video is to have 9"),
+                             (("--out", "film.mp4"), "it is what --prefix names")):
+        with subtests.test(options=options):
+            assert message in mistake(capsys, "generate", "x", "--prefix", "film.mp4", *options)
 
 
 def test_a_caption_needs_no_quotation_marks(pipe, capsys):

@@ -95,7 +95,7 @@ def _train(name: str, task: TransformerTask, train: Clips, held_back: Clips, see
 
     measure(0)
     warmup = max(1, min(task.training.warmup, steps // 5))
-    run = _Noting(name, steps, curve.training)
+    run = NotingRun(name, steps, curve.training)
     fit(task, Steps(train, task.training, task.model.config, seed=seed), run,
         lambda step: task.training.schedule_at(step, steps, warmup), [Measuring(name, steps, every, measure, on_step)])
     found = Validation(held_back, 1, most=HELD_BACK)(steps, task)
@@ -104,7 +104,7 @@ def _train(name: str, task: TransformerTask, train: Clips, held_back: Clips, see
     return curve
 
 
-class _Noting(Run):
+class NotingRun(Run):
     """A run that writes nothing and notes the loss of every step."""
 
     def __init__(self, name: str, total: int, losses: list[float]):

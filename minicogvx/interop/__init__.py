@@ -36,4 +36,4 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 def shipped() -> list[str]:
     """Names of the models whose weights are in this repository."""
-    return sorted(index.parent.name for index in DATA.glob("*/model_index.json"))
+    return sorted(file.parent.name for name in ("model_index", "difference") for file in DATA.glob(f"*/{name}.json"))

@@ -14,7 +14,19 @@ from torch import nn
 
 from minicogvx.files import locked
 from minicogvx.interop.configs import DIFFUSERS_VERSION, departures, own_fields, to_diffusers, unsupported
-from minicogvx.interop.folder_configs import CONFIG_FILES, INDEX, OWN, VERSION, read_config, read_configs, read_own
+from minicogvx.interop.difference import add_difference
+from minicogvx.interop.folder_configs import (
+    CONFIG_FILES,
+    DIFFERENCE,
+    INDEX,
+    OWN,
+    VERSION,
+    Base,
+    base_of,
+    read_config,
+    read_configs,
+    read_own,
+)
 from minicogvx.interop.lora import has_adapters
 from minicogvx.interop.safetensors_files import (
     MAX_SHARD_BYTES,
@@ -30,6 +42,7 @@ from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig, vide
 from minicogvx.ranges import shown
 from minicogvx.text import TextEncoder
 from minicogvx.transformer.model import ExpertTransformer
+from minicogvx.transformer.widen import widen_for_image
 from minicogvx.vae.autoencoder import CausalVAE
 
 
@@ -47,17 +60,30 @@ class Parts(NamedTuple):
 
 def read_folder(folder: str | Path, device: torch.device | str | None = None,
                 dtype: torch.dtype | None = None) -> Parts:
-    """The model in a diffusers folder: text to video or image to video, 1.0 or 1.5, whole or in shards.
+    """The model in a diffusers folder: text to video or image to video, 1.0 or 1.5, whole or in shards; or in a folder
+    that holds its difference from another one (difference.py).
 
     `device` None is the CPU; `dtype` None keeps the number format of the files. Everything that can be checked
     without the weights is checked first. Raises FileNotFoundError or ValueError, one sentence that names the file.
     """
     folder = Path(folder)
-    configs = read_configs(folder)
+    configs, base = read_configs(folder), base_of(folder)
+    if base is not None:
+        parts = read_folder(base.folder, device, dtype)
+        return parts._replace(transformer=_read_difference(folder, base, parts.transformer.proj_out.weight))
     text = _read_text(folder, configs.transformer, dtype).to(device or "cpu")
     vae = _read_module(CausalVAE, configs.vae, folder / "vae", device, dtype)
     transformer = _read_module(ExpertTransformer, configs.transformer, folder / "transformer", device, dtype)
     return Parts(vae, transformer, configs.schedule, text, configs.fps, configs.unconditional, configs.guidance_scale)
+
+
+def _read_difference(folder: Path, base: Base, like: torch.Tensor) -> ExpertTransformer:
+    """The transformer of a folder that holds a difference, on the device of `like` and in its number format."""
+    transformer = load_transformer(base.folder, "cpu", torch.float32)
+    if base.image_channels:
+        transformer = widen_for_image(transformer)
+    add_difference(transformer, folder / DIFFERENCE.replace(".json", ".safetensors"))
+    return transformer.to(like.device, like.dtype).eval()
 
 
 def load_vae(folder: str | Path, device: torch.device | str | None = None,

@@ -5,6 +5,10 @@
 The last is ours, and diffusers passes over it: its version, frames per second, what the model takes for "no caption",
 its guidance scale, and the config fields that the other files have no place for. What it does not say is as published;
 but where it has no version, it was written when a VAE kept the first frame by itself unless it said otherwise.
+
+A model that is stored as its difference from another one (difference.py) has two files instead:
+
+    difference.json   difference.safetensors
 """
 
 import os
@@ -18,7 +22,7 @@ from minicogvx.interop.safetensors_files import read_json
 from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
 from minicogvx.ranges import check_choice, check_number, shown
 
-INDEX, OWN = "model_index.json", "minicogvx.json"
+INDEX, OWN, DIFFERENCE = "model_index.json", "minicogvx.json", "difference.json"
 VERSION = 1  # of minicogvx.json
 CONFIG_FILES = {"scheduler": (ScheduleConfig, "scheduler_config.json"),
                 "transformer": (TransformerConfig, "config.json"), "vae": (VAEConfig, "config.json")}
@@ -41,9 +45,41 @@ class FolderConfigs(NamedTuple):
     guidance_scale: float
 
 
+class Base(NamedTuple):
+    """What difference.json says: the folder of the model that the difference is added to, and whether that model first
+    gets the channels of an image, with weights of zero."""
+
+    folder: Path
+    image_channels: bool
+
+
+def base_of(folder: str | Path) -> Base | None:
+    """The model from which that in `folder` is a difference; None for an ordinary folder.
+
+    Raises FileNotFoundError or ValueError, one sentence that names the file, where difference.json is wrong.
+    """
+    path = Path(folder) / DIFFERENCE
+    if not path.is_file():
+        return None
+    said = read_json(path)
+    base, channels = said.get("base"), said.get("image_channels")
+    if not isinstance(base, str) or not isinstance(channels, bool) or len(said) > 2:
+        raise ValueError(f"{path} must have two fields: base, the folder of another model, and image_channels, true or "
+                         f"false")
+    if not (path.parent / base / INDEX).is_file():
+        raise FileNotFoundError(f"{path} names the model {shown(base)} as its base, and there is no "
+                                f"{path.parent / base / INDEX}")
+    return Base(path.parent / base, channels)
+
+
 def read_configs(folder: str | Path) -> FolderConfigs:
     """Raises FileNotFoundError or ValueError, one sentence that names the file, for what cannot be."""
     folder = Path(folder)
+    base = base_of(folder)
+    if base is not None:
+        configs = read_configs(base.folder)
+        wider = {"in_channels": 2 * configs.transformer.in_channels} if base.image_channels else {}
+        return configs._replace(transformer=replace(configs.transformer, **wider))
     index = _read_index(folder)
     own = read_own(folder, index)
     configs = {name: read_config(name, folder / name, own) for name in CONFIG_FILES}

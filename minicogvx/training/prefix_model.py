@@ -1,7 +1,8 @@
 """The shipped model that continues a film: the toy, with image channels that hold its first frames.
 
     python -m minicogvx.training.prefix_model          # trains it and writes data/toy-prefix/difference.safetensors
-    pipe = load_prefix_model(device)                    # the toy, and this difference
+    pipe = minicogvx.load("toy-prefix")                 # the toy, and this difference
+    minicogvx generate "a red circle moves up" --model toy-prefix --prefix outputs/circle.mp4
 
 Image to video as published (paper, appendix D) shows the network one frame. Here it is one latent frame, two or three,
 of five: 1, 5 or 9 frames of 17. Only the attention of the blocks, the patches and the last layer learn; all else stays
