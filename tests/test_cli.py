@@ -149,7 +149,8 @@ def test_bad_options_are_reported_in_one_line(no_load, capsys, subtests):
         (["--strength", "0"], "--strength is 0"), (["--strength", "1.1"], "above 0, at most 1"),
         (["--guidance-scale", "nan"], "--guidance-scale is nan"), (["--out", "clip.avi"], "must end in .mp4"),
         (["--image", "a", "--video", "b"], "not allowed with"), (["--image", "a", "--prefix", "b"], "not allowed with"),
-        (["--prefix", "a", "--prefix-frames", "0"], "--prefix-frames is 0; it must be 1 or more"), (["--cache", "2"], "--cache is 2; it must be from 0"),
+        (["--prefix", "a", "--prefix-frames", "0"], "--prefix-frames is 0; it must be 1 or more"),
+        (["--cache", "2"], "--cache is 2; it must be from 0"),
         (["--stepz", "3"], "there is no option --stepz; did you mean --steps?"),
         (["--negative", "x"], "did you mean --negative-prompt?"), (["--lora", ""], "--lora is empty"),
     ]
@@ -161,7 +162,7 @@ def test_bad_options_are_reported_in_one_line(no_load, capsys, subtests):
 
 def test_a_prefix_that_the_model_cannot_take_is_refused_before_it_is_loaded(no_load, capsys, subtests):
     write_mp4("film.mp4", render(sample_scenes(1, seed=1)[0], 17, 32, 32), fps=8)
-    for options, message in ((("--prefix-frames", "4"), "the prefix has 4 frames, and the video is to have 17; it must"),
+    for options, message in ((("--prefix-frames", "4"), "the prefix has 4 frames, and the video is to have 17; it"),
                              (("--prefix-frames", "17"), "fewer than the video's"),
                              (("--num-frames", "9"), "the prefix has 9 frames, and the video is to have 9"),
                              (("--out", "film.mp4"), "it is what --prefix names")):
