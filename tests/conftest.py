@@ -28,7 +28,7 @@ LEVELS = {
         "test_older_processor.py", "test_one_gpu.py", "test_plan.py", "test_prefix_model.py", "test_run_folder.py",
         "test_sampling_ways.py", "test_shots.py", "test_speedrun.py", "test_stages.py", "test_stand_in.py",
         "test_train.py", "test_transformer_task.py", "test_twins.py", "test_vae_compile.py", "test_vae_task.py",
-        "test_wheel.py",
+        "test_small_studies.py", "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_assignment.py::test_what_a_teacher_edited_is_kept",
         "test_checkpoints.py::test_kill_minus_9_at_any_moment_leaves_the_newest_intact",
