@@ -656,8 +656,8 @@ print(f"the picture's channels cost {extra:,} weights of 5.57 billion, {extra / 
 # second number beside the timestep (`ofs`, always 2.0), and its picture stands in an extra latent frame in front, which
 # is dropped at the end.
 #
-# With your own films: `minicogvx finetune FOLDER --image-to-video`. The model of this notebook continues a clip from the
-# shell: `minicogvx generate "a red circle moves up" --model toy-prefix --prefix FILE.mp4`.
+# With your own films: `minicogvx finetune FOLDER --image-to-video`. The model of this notebook also continues a clip on
+# the command line: `minicogvx generate "a red circle moves up" --model toy-prefix --prefix FILE.mp4`.
 #
 # ## What you can now explain
 #
