@@ -130,7 +130,7 @@ def lora_loss_figure(run: dict):
     right.plot(run["steps"], [100 * share for share in run["kept"]], "s--", color="#D55E00", markersize=4,
                label="shape, motion and count right")
     right.set(xlabel="steps", ylabel=f"% of {ASKED} generated clips", ylim=(-4, 104))
-    right.legend(fontsize=7, loc="center right")
+    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.02, 0.85))
     return figure
 
 

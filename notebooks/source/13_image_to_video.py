@@ -386,10 +386,11 @@ assert heard_by_model[0] > 10 * max(heard_by_pinning[0], 0.01)
 # The trained model hears the given frames from the first step on, when everything else is noise and the film is begun.
 # (Towards the left both curves fall: there the later frames themselves are visible.)
 #
-# One thing we took on trust: the noise on the picture. People who train such models report clips that hardly move, and
-# suspect that there was too little of it. So the toy was fine-tuned twice for each of several seeds, with the published
-# noise and without any (`python -m minicogvx.ablation.picture_noise`). Both continued 64 first frames of shapes that
-# move: clean ones with a caption, then with grain on the picture, then clean ones without a caption.
+# One thing we took on trust: the noise on the picture. People who fine-tune such models report clips that hardly move,
+# and suspect that there was too little of it. So this model was fine-tuned further, twice for each of several seeds:
+# with the published noise and without any (`python -m minicogvx.ablation.picture_noise`). Both continued the first
+# frames of 48 clips that move: clean ones with a caption, then with grain on the picture, then clean ones without a
+# caption.
 
 # %%
 runs = noise_runs()
@@ -400,7 +401,7 @@ for axis, what, label in zip(axes, ("moves", "still"), ("moves as in the true cl
             shares = [100 * share for share in by_seed(runs, asked, what)[name]]
             axis.plot([place + shift] * len(shares), shares, mark, color=f"C{shift > 0:d}", alpha=0.8,
                       label=said if not place else None)
-    axis.set(xticks=range(3), ylabel=f"{label}, % of 64", ylim=(-4, 104), xlim=(-0.5, 2.5))
+    axis.set(xticks=range(3), ylabel=f"{label}, % of 48", ylim=(-4, 104), xlim=(-0.5, 2.5))
     axis.set_xticklabels(["caption", "caption,\ngrainy picture", "no caption"], fontsize=8)
 axes[0].legend(fontsize=8)
 show_figure(figure, "Two panels: the share of clips that move as the true one, and that stay still, for three ways to "
