@@ -387,7 +387,7 @@ assert heard_by_model[0] > 10 * max(heard_by_pinning[0], 0.01)
 # (Towards the left both curves fall: there the later frames themselves are visible.)
 #
 # One thing we took on trust: the noise on the picture. People who fine-tune such models report clips that hardly move,
-# and suspect that there was too little of it. So this model was fine-tuned further, twice for each of several seeds:
+# and suspect that there was too little of it. So this model was fine-tuned further, twice for each of two seeds:
 # with the published noise and without any (`python -m minicogvx.ablation.picture_noise`). Both continued the first
 # frames of 48 clips that move: clean ones with a caption, then with grain on the picture, then clean ones without a
 # caption.
