@@ -111,7 +111,7 @@ def _display_sliders(grid: _Grid, fps: int | float) -> None:
             return output.gif_of_clip(result, fps, SIDE), words, None
         return output.png_of_picture(enlarge_frames(_middle(result)[None], SIDE)[0]), words, None
 
-    parts.display_widget(lambda: parts.explorer(
+    parts.display_made(lambda: parts.explorer(
         [parts.choice_slider(name, list(map(parts.value_text, each)), place, wait=True)
          for name, each, place in zip(grid.names, grid.values, grid.start)], drawn))
 

@@ -59,14 +59,19 @@ def view_of(widget) -> dict[str, Any]:
     return {WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}
 
 
-def display_widget(make: Callable[[], Any]) -> None:
-    """Makes a widget and displays it; says what is missing where there are no widgets, and the notebook goes on."""
+def display_widget(widget) -> None:
+    """Displays `widget`, where there are widgets."""
+    output.display(view_of(widget), {})
+
+
+def display_made(make: Callable[[], Any]) -> None:
+    """Displays what `make` gives; says what is missing where there are no widgets, and the notebook goes on."""
     try:
         widget = make()
     except ImportError as error:
         print(f"The picture above does not move: {error}")
         return
-    output.display(view_of(widget), {})
+    display_widget(widget)
 
 
 def value_text(value: Any) -> str:
