@@ -135,7 +135,10 @@ def test_the_experiment_runs_although_the_question_was_passed_over(capsys):
 def test_without_widgets_the_options_are_text(shown, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     predict("6.1", "a", "b")
-    assert shown == [{"text/plain": "a) a\nb) b"}]
+    predict("6.1", "a", "b", answer="b")
+    assert shown == [{"text/plain": 'a) a\nb) b\nThere are no buttons here; add your answer to the call: '
+                                    'predict("6.1", ..., answer="a").'},
+                     {"text/plain": "a) a\nb) b\nYou predicted: b."}]
 
 
 def test_whatever_the_file_holds_it_is_counted_without_stopping(shown, capsys, record_file):

@@ -40,8 +40,11 @@ def predict(number: str, *options: str, answer: str | None = None) -> None:
     kept = record.load()
     given = _answer(number, kept)
     text = "\n".join(f"{letter}) {option}" for letter, option in letters.items())
-    data = {"text/plain": text + (f"\nYou predicted: {given}." if given else "")}
     buttons = _buttons(number, given, judged=_outcome(number) in kept)
+    last = f"\nYou predicted: {given}." if given else ""
+    if buttons is None and not given:
+        last = f'\nThere are no buttons here; add your answer to the call: predict("{number}", ..., answer="a").'
+    data = {"text/plain": text + last}
     output.display(data | ({} if buttons is None else view_of(buttons)), {})
 
 
