@@ -39,7 +39,7 @@ pipe = minicogvx.load("toy", device, torch.float32)
 # %% tags=["nbval-ignore-output"]
 PROMPT = "an orange star moves right on a grey background"
 start = draw_noise((1, 16, 5, 8, 8), torch.Generator().manual_seed(2), device=device)
-made = {scale: pipe.decode(pipe.sample([PROMPT], num_inference_steps=12, guidance_scale=scale, latents=start))[0]
+made = {scale: pipe.decode(pipe.sample([PROMPT], num_inference_steps=10, guidance_scale=scale, latents=start))[0]
         for scale in (0.0, 1.0, 6.0)}
 compare_clips({f"guidance {scale:g}": clip for scale, clip in made.items()},
               f"Three clips from the same noise for the caption: {PROMPT}. With guidance 0 the clip shows something "
@@ -370,13 +370,13 @@ print(f"its features are not zero: their root mean square is {nothing.square().m
 # empty caption, though in training "nothing" was something else. Below we make the opposite exchange: the toy was
 # trained with the empty caption and gets zeros.
 #
-# Eight clips are noised, and the toy is asked for $v$ with four kinds of text: the right caption, the empty one,
+# Twelve clips are noised, and the toy is asked for $v$ with four kinds of text: the right caption, the empty one,
 # another clip's, and zeros. At which timesteps does the text help most?
 
 # %% tags=["nbval-ignore-output"]
-eight = sample_scenes(8, seed=4, two_objects=0.0)
-asked = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(eight)]
-pixels = rearrange(render_batch(eight, 17, 64, 64) * 2 - 1, "b t h w c -> b c t h w")
+twelve = sample_scenes(12, seed=4, two_objects=0.0)
+asked = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(twelve)]
+pixels = rearrange(render_batch(twelve, 17, 64, 64) * 2 - 1, "b t h w c -> b c t h w")
 clean = pipe.vae.encode(pixels.to(device)).mode() * pipe.vae.config.scaling_factor
 right = pipe.text.encode(asked)
 kinds = {"right": right, "empty": nothing.expand_as(right), "another clip's": right.roll(1, dims=0),
@@ -385,7 +385,7 @@ grid, generator = (50, 200, 400, 600, 800, 999), torch.Generator().manual_seed(4
 losses = {kind: [] for kind in kinds}
 for t in grid:
     noise = draw_noise(tuple(clean.shape), generator, device=device)
-    ts = torch.full((8,), t, device=device)
+    ts = torch.full((12,), t, device=device)
     noisy = pipe.schedule.add_noise(clean, noise, ts)
     for kind, text in kinds.items():
         answer = pipe.transformer(noisy, ts, text)
@@ -555,14 +555,14 @@ show_figure(figure, "Left: the share of samples above 0. With wrong captions it 
 #
 # ## 7. What the toy pays
 #
-# The toy's captions are never wrong; what it may gain comes from doubts of its own. It gets 16 captions, with three
+# The toy's captions are never wrong; what it may gain comes from doubts of its own. It gets 12 captions, with three
 # scales and the same noise, and the oracle of notebook 01 judges. We also measure how well shapes **overlap** with
 # ideal ones, and how many colour values lie outside 0..1 and must be cut off.
 
 # %% tags=["nbval-ignore-output"]
-scenes = sample_scenes(16, seed=6, two_objects=0.0)
+scenes = sample_scenes(12, seed=6, two_objects=0.0)
 asked = [captions.evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(scenes)]
-noises = draw_noise((16, 16, 5, 8, 8), torch.Generator().manual_seed(3), device=device)
+noises = draw_noise((12, 16, 5, 8, 8), torch.Generator().manual_seed(3), device=device)
 obeyed, beyond = {}, {}
 for scale in (1.0, 3.0, 9.0):
     latents = pipe.sample(asked, num_inference_steps=6, guidance_scale=scale, latents=noises)
@@ -570,16 +570,16 @@ for scale in (1.0, 3.0, 9.0):
     beyond[scale] = ((video < -0.02) | (video > 1.02)).float().mean().item()
     readings = [oracle.read(clip) for clip in rearrange(video.clamp(0, 1).cpu(), "b c t h w -> b t h w c")]
     obeyed[scale] = [oracle.matches(reading, scene)["all"] for reading, scene in zip(readings, scenes)]
-    low, high = wilson(sum(obeyed[scale]) / 16, 16)
-    overlap = sum(reading.confidence or 0 for reading in readings) / 16
-    print(f"guidance {scale:g}: {sum(obeyed[scale])} of 16 right (95 % interval {low:.0%} to {high:.0%}), overlap "
+    low, high = wilson(sum(obeyed[scale]) / 12, 12)
+    overlap = sum(reading.confidence or 0 for reading in readings) / 12
+    print(f"guidance {scale:g}: {sum(obeyed[scale])} of 12 right (95 % interval {low:.0%} to {high:.0%}), overlap "
           f"{overlap:.3f}, cut off {beyond[scale]:.2%}")
 gain, low, high = paired_difference(obeyed[3.0], obeyed[1.0])
 print(f"from 1 to 3: {gain:+.0%} of the captions, 95 % interval {low:+.0%} to {high:+.0%}")
 assert beyond[9.0] > beyond[1.0]
 
 # %% [markdown]
-# If the last interval contains 0, 16 captions cannot tell the two scales apart. The other end is clearer: at 9, more
+# If the last interval contains 0, 12 captions cannot tell the two scales apart. The other end is clearer: at 9, more
 # colour values must be cut off. That is **over-saturation**. ([Lin et al.](https://arxiv.org/abs/2305.08891) scale
 # the guided answer back to the conditional one's standard deviation: `guidance_rescale` in `diffusers`.) The
 # published models use 6; the toy's default is 3.
