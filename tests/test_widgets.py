@@ -297,7 +297,7 @@ def test_a_missing_ipywidgets_is_named_with_the_line_that_mends_it_and_the_noteb
     ):
         shown.clear()
         call()
-        with subtests.test(call=shown[-1]["text/plain"]):
+        with subtests.test(shown[-1][0]["text/plain"]):
             assert len(shown) == 2  # the still picture and its caption
             assert capsys.readouterr().out == ("The picture above does not move: ipywidgets is missing; install it "
                                                "with: pip install -e '.[notebooks]'\n")
