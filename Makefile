@@ -92,7 +92,7 @@ lint: $(FULL)
 # Three runs: tests of ranks start processes themselves, and notebooks use all cores, as for a learner. All three always
 # run, and each can fail the target. With ARGS, a run may have no test to do (pytest's status 5).
 test: lint
-	@status=0; run() { "$$@" || { code=$$?; [ $$code = 5 ] && [ -n '$(ARGS)' ] || status=1; }; }; \
+	@status=0; run() { "$$@" || { code=$$?; [ $$code = 5 ] && [ "$(if $(ARGS),yes)" ] || status=1; }; }; \
 	run env $(SPREAD) $(SHAPES) -m "not ranks and not browser" tests $(ARGS); \
 	run $(PYTEST) $(SHAPES) -m ranks tests $(ARGS); \
 	if [ -n "$(NOTEBOOKS)" ]; then $(NBVAL) || status=1; fi; \

@@ -7,6 +7,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +91,25 @@ def remove_parts(folder: Path) -> None:
 
 
 @contextmanager
+def one_at_a_time(path: str | Path, seconds: int | float = 2.0) -> Iterator[None]:
+    """While open, no other process is in such a block of the same `path`. Waits for it, at most `seconds`.
+
+    For a few milliseconds in which `path` is read and written. The lock is a hidden file beside it, which is removed at
+    the end. Where nothing can be locked (a folder that is missing or write-protected, some network file systems), or
+    the other one takes longer, the block runs all the same.
+    """
+    lock, handle, end = Path(path).parent / f".{Path(path).name}{_LOCK}", None, time.monotonic() + seconds
+    with suppress(OSError):
+        while handle is None and time.monotonic() < end:
+            handle = _taken(lock)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            _let_go(handle, lock)
+
+
+@contextmanager
 def locked(folder: str | Path, instead: str = "name another folder") -> Iterator[None]:
     """Locks `folder` for this process during the block. Creates the folder, and removes it if it is empty at the end.
 
@@ -106,13 +126,7 @@ def locked(folder: str | Path, instead: str = "name another folder") -> Iterator
     try:
         yield
     finally:
-        if sys.platform == "win32":  # where an open file cannot be removed, nor one that the next run has locked
-            os.close(handle)
-            with suppress(OSError):
-                (folder / _LOCK).unlink()
-        else:
-            (folder / _LOCK).unlink(missing_ok=True)
-            os.close(handle)
+        _let_go(handle, folder / _LOCK)
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -131,10 +145,40 @@ def _locked_file(path: Path, folder: Path, instead: str) -> int:
         except OSError as error:
             print(visible(f"{folder} cannot be locked ({error.strerror}); see to it that no other run writes to it"),
                   file=sys.stderr)
-        if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
+        if _is_current(handle, path):
             os.truncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             return handle
+        os.close(handle)
+
+
+def _taken(lock: Path) -> int | None:
+    """A handle of the lock file, or None where another process has it, after a short rest. Raises OSError."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _take(handle)
+        if _is_current(handle, lock):
+            return handle
+    except (BlockingIOError, PermissionError):  # POSIX, Windows
+        time.sleep(0.01)
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _is_current(handle: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(handle), os.stat(path))
+
+
+def _let_go(handle: int, path: Path) -> None:
+    if sys.platform == "win32":  # where an open file cannot be removed, nor one that the next run has locked
+        os.close(handle)
+        with suppress(OSError):
+            path.unlink()
+    else:
+        path.unlink(missing_ok=True)
         os.close(handle)
 
 

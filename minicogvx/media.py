@@ -24,11 +24,13 @@ MAKER = "minicogvx"  # the comment in pictures, and in videos that are asked to 
 _BT601 = 6  # FFmpeg's number of the matrix of its conversion from RGB
 
 
-def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float, comment: str = "") -> Path:
+def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | float, comment: str = "",
+              crf: int = 12) -> Path:
     """Write `video` (0..1) as H.264 in yuv420p, which every browser plays, at `fps` frames per second.
 
     yuv420p stores colour for squares of 2x2 pixels, so an odd height or width gets its last row or column twice.
-    `comment` is noted in the file. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
+    `comment` is noted in the file. crf: x264's rate factor, larger for a smaller file; up to about 18 few people see
+    a difference. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
     """
     path, frames = output_file(path, (".mp4",)), _to_bytes(video)
     check_fps(fps)
@@ -43,7 +45,7 @@ def write_mp4(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.colorspace = _BT601  # players assume another one for large videos without this tag
-        stream.options = {"crf": "12", "preset": "medium"}
+        stream.options = {"crf": str(crf), "preset": "medium"}
         for frame in frames.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

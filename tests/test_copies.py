@@ -90,3 +90,19 @@ def test_what_was_done_is_said(course, monkeypatch, capsys):
     write(course, "print(2)")
     copies.main([])
     assert "You have worked in 00_one.ipynb, and the course has changed since." in capsys.readouterr().out
+
+
+def test_many_learners_may_share_a_clone(course, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(copies, "NOTEBOOKS", course)
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "ada"))  # Windows' name for it
+    assert copies.main(["--folder", "~/course"]) == 0
+    assert capsys.readouterr().out == "course: 1 new, 0 brought up to date.\n"
+    assert (tmp_path / "ada" / "course" / "00_one.ipynb").exists() and not mine(course).exists()
+
+
+def test_without_notebooks_that_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(copies, "NOTEBOOKS", tmp_path)  # as where the package was installed from a wheel
+    with pytest.raises(SystemExit):
+        copies.main([])
+    assert "there are no notebooks in" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minicogvx.course import check, grade, hint, show_source, solution, solved
-from minicogvx.course.exercises import Exercise, all_exercises, checking, exam, find, judge, solution_source
+from minicogvx.course.exercises import Exercise, all_exercises, checking, exam, find, grading, judge, solution_source
 from minicogvx.transformer.patchify import patchify
 
 EXERCISES = list(all_exercises())
@@ -140,3 +140,22 @@ def test_a_grade_is_the_verdict(word, monkeypatch, capsys):
     assert grade("2.1", right) is None and capsys.readouterr().out == "Exercise 2.1: right.\n"
     with pytest.raises(ValueError, match="there is no exercise 2.9"):
         grade("2.9", right)
+
+
+def test_what_was_just_checked_is_not_judged_again(monkeypatch):
+    judged = []
+    monkeypatch.setattr(checking, "_answers", {})
+    for module in (checking, grading):
+        monkeypatch.setattr(module, "judge", lambda exercise, answer: judged.append(answer) or judge(exercise, answer))
+
+    def mine(x, kernel_size, dilation=1):
+        return right(x, kernel_size, dilation)
+
+    check("2.1", right), grade("2.1", right), grade("2.1", right)
+    assert judged == [right]
+    grade("2.1", mine)  # another object, which no check has seen
+    assert judged == [right, mine]
+    check("2.1", unchanged)
+    assert failure("2.1", unchanged).startswith("Exercise 2.1: not right yet.") and judged == [right, mine, unchanged]
+    grade("2.1", right)  # it was right, but is not what was checked last
+    assert judged == [right, mine, unchanged, right]

@@ -108,6 +108,22 @@ def test_levels_are_chosen_by_their_markers(clone):
     assert "--nbval" in whole and chosen == ['"not ranks and not browser"', "ranks"]  # between them, every test once
 
 
+def test_chosen_tests_are_none_of_a_runs_or_fail_whatever_quotes_choose_them(clone, subtests):
+    python, ruff = clone / ".venv" / "bin" / "python", clone / ".venv" / "bin" / "ruff"
+    python.parent.mkdir(parents=True)
+    ruff.write_text("#!/bin/sh\n")
+    ruff.chmod(0o755)
+    for status, chosen, failed in ((5, "-k 'this or that'", False), (5, '-k "this or that"', False), (5, "", True),
+                                   (1, "-k 'this or that'", True)):
+        with subtests.test(f"{status} {chosen}"):
+            python.write_text(f'#!/bin/sh\nfor each; do echo "$each"; done >> "{clone}/log"\nexit {status}\n')
+            python.chmod(0o755)
+            done = make(clone, "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "test",
+                        f"ARGS={chosen}")
+            assert (done.returncode != 0) == failed, done.stderr
+            assert "this or that" in (clone / "log").read_text().splitlines()
+
+
 def test_the_lab_opens_the_learners_copies_which_nothing_removes(clone):
     told = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "lab").stdout
     assert told.split() == [".venv/bin/python", "-m", "minicogvx.course.copies", ".venv/bin/jupyter", "lab",

@@ -72,6 +72,15 @@ def test_the_figure_shows_every_seed_and_zero():
         paired_figure(some_curves(seeds=1), "old")
 
 
+@pytest.mark.parametrize("name, reference", [("position", "rope"), ("modulation", "expert"), ("attention", "full")])
+def test_no_number_of_an_axis_runs_into_the_next(name, reference):
+    figure = paired_figure(load_results(name), reference)
+    figure.draw_without_rendering()
+    for axis in figure.axes[1:]:
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+        assert len(boxes) >= 3 and all(left.x1 + 3 < right.x0 for left, right in zip(boxes, boxes[1:]))
+
+
 # ---- captions
 
 

@@ -1,6 +1,7 @@
 """Predictions: asked without an answer chosen, kept beside the solved exercises, judged once, counted at the end."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -118,6 +119,8 @@ def test_what_nobody_could_answer_is_refused(shown, subtests):
         (lambda: predict("6.2", "a", " "), "at least two different"),
         (lambda: predict("6.2", "a", "b", answer="c"), "'c'; it must be one of 'a', 'b'"),
         (lambda: outcome("6.1", "c"), "'c' is no option of prediction 6.1; those are 'a', 'b'"),
+        (lambda: predictions("six"), "the notebook is 'six'; it must be a number"),
+        (lambda: predictions("6.1"), "the notebook is '6.1'; it must be a number"),
     ):
         with subtests.test(msg=message), pytest.raises(ValueError, match=message):
             call()
@@ -132,7 +135,50 @@ def test_the_experiment_runs_although_the_question_was_passed_over(capsys):
 def test_without_widgets_the_options_are_text(shown, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     predict("6.1", "a", "b")
-    assert shown == [{"text/plain": "a) a\nb) b"}]
+    predict("6.1", "a", "b", answer="b")
+    assert shown == [{"text/plain": 'a) a\nb) b\nThere are no buttons here; add your answer to the call: '
+                                    'predict("6.1", ..., answer="a").'},
+                     {"text/plain": "a) a\nb) b\nYou predicted: b."}]
+
+
+def test_whatever_the_file_holds_it_is_counted_without_stopping(shown, capsys, record_file):
+    record_file.write_text(json.dumps({"prediction 6.x": "a", "prediction": "b", "prediction 6.": "c", "": "",
+                                       "outcome 6.1": "d", "prediction 6.2": "e", "prediction 16.1": "f"}))
+    predictions("6")
+    assert said(capsys) == "You predicted 0 of 1.\n  6.2 you said: e; the experiment has not run since\n"
+    record_file.write_text("[" * 100_000)
+    predict("6.1", "a", "b", answer="b")
+    assert "is broken" in said(capsys) and json.loads(record_file.read_text()) == {"prediction 6.1": "b"}
+
+
+HAMMER = """
+import sys
+from minicogvx.course.exercises import record
+sys.stdin.readline()
+for i in range(40):
+    record.keep_text(f"prediction {sys.argv[1]}.{i}", "a")
+"""
+
+
+def test_two_notebooks_at_once_lose_nothing(record_file):
+    open_ones = [subprocess.Popen([sys.executable, "-c", HAMMER, str(number)], stdin=subprocess.PIPE, text=True)
+                 for number in (6, 7)]
+    for each in open_ones:
+        each.stdin.write("\n"), each.stdin.flush()
+    assert [each.wait(timeout=60) for each in open_ones] == [0, 0]
+    assert len(json.loads(record_file.read_text())) == 80
+    assert [path.name for path in record_file.parent.iterdir()] == [record_file.name]
+
+
+def test_a_learner_without_a_home_folder_has_a_record(monkeypatch, tmp_path):
+    def no_home(*arguments):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(record.Path, "expanduser", no_home)
+    monkeypatch.setattr(record.Path, "home", no_home)
+    for named in ("~nobody/progress.json", ""):
+        monkeypatch.setenv("MINICOGVX_PROGRESS", named)
+        assert record.record_path() == record.Path(".minicogvx") / "progress.json"
 
 
 def test_solved_exercises_stay_beside_it(shown, record_file):

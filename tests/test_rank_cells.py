@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from minicogvx.course import rank_cells
 from minicogvx.course.rank_cells import on_ranks
 from minicogvx.course.source_text import program_of
 from minicogvx.diffusion.timesteps import rank_interval as own_interval
@@ -71,6 +72,12 @@ def test_when_a_rank_stops_one_sentence_says_so_at_once(how, said):
     with pytest.raises(RuntimeError, match=said):
         on_ranks(stops, 2, how=how, timeout=100)
     assert time.monotonic() - start < 60
+
+
+def test_a_signal_without_a_name_is_its_number():
+    assert rank_cells._how(-40, {}) == "was killed by signal 40"
+    assert rank_cells._how(-int(signal.SIGTERM), {}) == "was killed by signal 15, SIGTERM"
+    assert rank_cells._how(15, {}) == "ended with status 15 before it was done"  # Windows knows no signals
 
 
 def writes_its_number(ranks, folder):

@@ -58,6 +58,18 @@ def test_a_large_clip_is_made_smaller(shown, monkeypatch):
     assert len(shown[0][0]["text/html"]) < 1.4 * 20_000
 
 
+def test_noise_is_compressed_harder_and_stays_what_it_was(shown):
+    noise = (0.25 + 0.5 * torch.rand(9, 96, 96, 1)).expand(-1, -1, -1, 3)
+    flat = torch.full((9, 96, 96, 3), 0.3)
+    for video, hard in ((flat, False), (noise, True)):
+        shown.clear()
+        clips.show_clip(video, "A clip.")
+        best, film = clips._mp4(video, 8, clips.RATE_FACTORS[0]), frames_of(shown[0][0])
+        embedded = base64.b64decode(re.search(r"base64,([^\"]+)", shown[0][0]["text/html"]).group(1))
+        assert (len(best) > clips.GOOD_CLIP_BYTES) == hard == (len(embedded) < 0.8 * len(best))
+        assert film.shape == video.shape and (film - video).abs().mean() < 0.04
+
+
 def test_clips_side_by_side_have_gaps_and_labels_and_play_together(shown):
     grey = torch.linspace(0.2, 0.8, 5)[:, None, None, None].expand(5, 64, 64, 3)
     clips.compare_clips({"rises": grey, "<falls>": grey.flip(0), "short": grey[:2, :, :32]}, "Three squares.", fps=8)
@@ -87,7 +99,7 @@ def test_many_clips_stand_in_rows_and_a_large_sheet_gets_smaller(shown, monkeypa
     clips.compare_clips({str(i): noise for i in range(5)}, "Noise.")
     films = [frames_of(data) for data, _ in shown if "text/html" in data]
     assert [film.shape[2] for film in films] == [3 * 64 + 2 * clips.GAP, 2 * 64 + clips.GAP]
-    monkeypatch.setattr(clips, "MAX_CLIP_BYTES", 20_000)
+    monkeypatch.setattr(clips, "MAX_CLIP_BYTES", 5_000)
     shown.clear()
     clips.compare_clips({"a": noise, "b": noise}, "Noise.")
     film, html = frames_of(shown[0][0]), shown[0][0]["text/html"]

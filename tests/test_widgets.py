@@ -283,11 +283,24 @@ def test_what_cannot_be_shown_is_refused_before_anything_is(shown, subtests):
     assert shown == []
 
 
-def test_a_missing_ipywidgets_is_named_with_the_line_that_mends_it(shown, monkeypatch):
+def test_a_missing_ipywidgets_is_named_with_the_line_that_mends_it_and_the_notebook_goes_on(shown, monkeypatch, capsys,
+                                                                                           subtests):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(ImportError, match=r"pip install -e '\.\[notebooks\]'"):
-        frames_widget()
-    assert len(shown) == 2  # the still picture and its caption
+    two = {"a": moving_square(), "b": moving_square().flip(2)}
+    for call in (
+        lambda: widgets.explore_frames(moving_square(), WORDS),
+        lambda: widgets.explore_wipe(two, WORDS),
+        lambda: widgets.explore_sweep(two, "scale", WORDS),
+        lambda: widgets.explore_rope(),
+        lambda: explore.explore_figure(curve, "A curve.", power=[1, 2]),
+        lambda: attention_map.explore_attention(torch.eye(2), ["a", "b"]),
+    ):
+        shown.clear()
+        call()
+        with subtests.test(shown[-1][0]["text/plain"]):
+            assert len(shown) == 2  # the still picture and its caption
+            assert capsys.readouterr().out == ("The picture above does not move: ipywidgets is missing; install it "
+                                               "with: pip install -e '.[notebooks]'\n")
 
 
 # ---- in a notebook

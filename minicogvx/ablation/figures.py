@@ -11,6 +11,7 @@ from minicogvx.ablation.verdicts import VERDICTS, Claim, Judged, judge_claim
 from minicogvx.course.show import PALETTE, new_figure
 from minicogvx.evaluation.intervals import mean_interval
 
+FEW = 4  # intervals between ticks, at most: numbers such as -0.025 are wide
 _STYLES, _MARKERS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), ("o", "s", "^", "D")
 
 
@@ -80,6 +81,7 @@ def paired_figure(curves: Sequence[Curve], reference: str):
     axes[2].set_ylim(len(rows) - 0.4, -0.6)
     for axis in axes[1:]:
         axis.axvline(0, color="#000000", linewidth=1, linestyle=":")
+        axis.locator_params(axis="x", nbins=FEW)
     return figure
 
 
@@ -104,6 +106,7 @@ def results_figure(curves: Sequence[Any], reference: str, measure: str = "loss")
     axes[1].axvline(0, color="#000000", linewidth=1, linestyle=":")
     axes[1].set(xlabel=f"{measure} at the end,\nless that of {reference}", ylim=(len(others) - 0.4, -0.6))
     axes[1].set_yticks(range(len(others)), others, fontsize=8)
+    axes[1].locator_params(axis="x", nbins=FEW)
     return figure
 
 

@@ -24,7 +24,7 @@ def explore_attention(weights: Float[Tensor, "*heads n keys"], labels: Sequence[
     show.show_figure(_all_weights(weights[0], list(labels), grid),
                      f"{words}, as a picture: a row for each query, a column for each key; the darker, the more the "
                      f"query takes from the key.")
-    parts.display_widget(_Chooser(weights, list(labels), words, grid).box)
+    parts.display_made(lambda: _Chooser(weights, list(labels), words, grid).box)
 
 
 def _checked(weights: Tensor, labels: Sequence[str], grid: tuple[int, int, int] | None) -> Float[Tensor, "heads n n"]:

@@ -43,7 +43,7 @@ def explore_blind(clips: Mapping[str, Sequence[Float[Tensor, "_ _ _ 3"]]], capti
         print(f"pair {i}: {caption}")
     print(f'{len(pairs)} pairs in all. Without buttons, answer with one letter for each pair: answers="lrt...", l for '
           f"left, r for right, t for a tie.")
-    parts.display_widget(_box(names, shown, flipped, alt, fps))
+    parts.display_made(lambda: _box(names, shown, flipped, alt, fps))
 
 
 def drawn_sides(count: int, seed: int) -> tuple[list[int], list[bool]]:

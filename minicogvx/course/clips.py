@@ -4,6 +4,7 @@ import tempfile
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from minicogvx.course.show import new_figure, show_figure
 from minicogvx.media import write_mp4
 
 MAX_CLIP_BYTES = 200_000  # of an embedded mp4: notebooks should be small
+GOOD_CLIP_BYTES = 36_000  # what needs more, films and noise, is compressed harder
+RATE_FACTORS = (12, 17, 22)  # of x264: the first is hardly to be told from the original even when enlarged
 MAX_IN_A_ROW = 4  # clips side by side
 GAP = 4  # pixels between clips, before the browser enlarges them
 
@@ -40,10 +43,7 @@ def compare_clips(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str, fps: 
     A shorter clip waits at its last frame for the others. At most four stand in a row, which is one mp4 of at most
     200 KB. counted: as in `show_rows`. Raises ValueError for a bad shape, no `alt`, or no clips.
     """
-    if not clips:
-        raise ValueError("there are no clips; give at least one with its label")
-    for video in clips.values():
-        check_clip(video, alt)
+    _check_named(clips, "clips", alt)
     labels, videos = list(clips), _alike(list(clips.values()))
     times = max(1, -(-192 // min(min(video.shape[1:3]) for video in videos)))
     in_a_row = -(-len(labels) // -(-len(labels) // MAX_IN_A_ROW))
@@ -63,10 +63,7 @@ def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: i
     counted: what the pictures are called, "step" for instance where they are no frames of a clip. Raises ValueError for
     a bad shape, no `alt`, or no rows.
     """
-    if not rows:
-        raise ValueError("there are no rows; give at least one video with its label")
-    for video in rows.values():
-        check_clip(video, alt)
+    _check_named(rows, "rows", alt)
     columns = min(num_frames, max(map(len, rows.values())))
     shape = next(iter(rows.values())).shape
     height = (1.2 * shape[1] / shape[2] + 0.2) * len(rows)  # 0.2 inches for a title
@@ -84,8 +81,11 @@ def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: i
 # ---- also for widgets
 
 
-def check_clip(video: Tensor, alt: str) -> None:
-    """Raises ValueError unless `video` is t h w 3 and `alt` says something."""
+def check_clip(video: Any, alt: str) -> None:
+    """Raises ValueError unless `video` is a tensor t h w 3 and `alt` says something."""
+    if not isinstance(video, Tensor):
+        raise ValueError(f"the video is a {type(video).__name__}; it must be a tensor t h w 3, 0..1 (torch.as_tensor "
+                         f"makes one of an array, torch.stack of a list of frames)")
     if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise ValueError(f"the video has shape {tuple(video.shape)}; it must be t h w 3 with at least one frame")
     if not alt.strip():
@@ -117,21 +117,34 @@ def enlarge_frames(video: Float[Tensor, "t h w 3"], min_side: int) -> Float[Tens
 # ---- helpers
 
 
+def _check_named(videos: Any, what: str, alt: str) -> None:
+    if not isinstance(videos, Mapping):
+        raise ValueError(f"the {what} are a {type(videos).__name__}; give a dict of each video by its label")
+    if not videos:
+        raise ValueError(f"there are no {what}; give at least one video with its label")
+    for video in videos.values():
+        check_clip(video, alt)
+
+
 def _places(length: int, count: int) -> list[int]:
     return torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
 
 
 def _small_mp4(video: Tensor, fps: int | float) -> tuple[bytes, int, int]:
+    """An mp4 of at most MAX_CLIP_BYTES, its height and its width."""
     while True:
-        data = _mp4(video, fps)
+        for crf in RATE_FACTORS:
+            data = _mp4(video, fps, crf)
+            if len(data) <= GOOD_CLIP_BYTES:
+                break
         if len(data) <= MAX_CLIP_BYTES or min(video.shape[1:3]) < 32:
             return data, video.shape[1], video.shape[2]
         video = video[:, ::2, ::2]
 
 
-def _mp4(video: Tensor, fps: int | float) -> bytes:
+def _mp4(video: Tensor, fps: int | float, crf: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        return write_mp4(Path(folder) / "clip.mp4", video, fps).read_bytes()
+        return write_mp4(Path(folder) / "clip.mp4", video, fps, crf=crf).read_bytes()
 
 
 def _sheet(videos: list[Tensor]) -> tuple[Float[Tensor, "t h w 3"], list[int]]:

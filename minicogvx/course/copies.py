@@ -1,6 +1,7 @@
 """The learner's own copies of the notebooks, in `my_notebooks`, without outputs. `make lab` makes and opens them.
 
-    python -m minicogvx.course.copies          # makes what is missing; says what it did
+    python -m minicogvx.course.copies                      # makes what is missing; says what it did
+    python -m minicogvx.course.copies --folder ~/mine      # elsewhere: many learners may share one clone
 
 The repository's notebooks keep their outputs, for people who read them there; a learner's copy has none, so that
 nothing answers a question before it is asked. A copy in which the learner has changed or added a cell is never written
@@ -73,10 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     """Makes the copies and says, in at most three lines, what it did."""
     parser = argparse.ArgumentParser(prog="python -m minicogvx.course.copies",
                                      description="Make your own copies of the notebooks, in my_notebooks.")
-    parser.parse_args(argv)
-    done = copy_notebooks(NOTEBOOKS, MINE)
+    parser.add_argument("--folder", type=Path, default=MINE, help="where your copies lie (default: my_notebooks)")
+    folder = parser.parse_args(argv).folder.expanduser()
+    if not any(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        parser.error(f"there are no notebooks in {NOTEBOOKS}; the course is copied from a clone of its repository")
+    done = copy_notebooks(NOTEBOOKS, folder)
     if done["new"] or done["updated"]:
-        print(f"my_notebooks: {len(done['new'])} new, {len(done['updated'])} brought up to date.")
+        print(f"{folder.resolve().name}: {len(done['new'])} new, {len(done['updated'])} brought up to date.")
     if done["outdated"]:
         print(f"You have worked in {', '.join(done['outdated'])}, and the course has changed since. Your work stays as "
               f"it is; for the new version, rename your file and run this again.")

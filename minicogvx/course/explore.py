@@ -111,9 +111,9 @@ def _display_sliders(grid: _Grid, fps: int | float) -> None:
             return output.gif_of_clip(result, fps, SIDE), words, None
         return output.png_of_picture(enlarge_frames(_middle(result)[None], SIDE)[0]), words, None
 
-    sliders = [parts.choice_slider(name, list(map(parts.value_text, each)), place, wait=True)
-               for name, each, place in zip(grid.names, grid.values, grid.start)]
-    parts.display_widget(parts.explorer(sliders, drawn))
+    parts.display_made(lambda: parts.explorer(
+        [parts.choice_slider(name, list(map(parts.value_text, each)), place, wait=True)
+         for name, each, place in zip(grid.names, grid.values, grid.start)], drawn))
 
 
 def _sheet(grid: _Grid):

@@ -26,11 +26,12 @@ def predict(number: str, *options: str, answer: str | None = None) -> None:
     a number of another form, fewer than two options, equal ones, or an answer that is no option.
     """
     number = _checked(number)
-    if len(options) < 2 or len(set(options)) < len(options) or not all(option.strip() for option in options):
-        raise ValueError(f"prediction {number} has the options {options}; give at least two different ones")
+    if not all(isinstance(option, str) and option.strip() for option in options) or not 2 <= len(set(options)) == len(
+            options):
+        raise ValueError(f"prediction {number} has the options {options}; give at least two different ones, as text")
     letters = dict(zip(string.ascii_lowercase, options))
     if answer is not None:
-        chosen = answer if answer in options else letters.get(answer.strip().lower())
+        chosen = answer if answer in options else letters.get(str(answer).strip().lower())
         if chosen is None:
             raise ValueError(f"the answer to prediction {number} is {answer!r}; it must be one of "
                              f"{', '.join(map(repr, letters))}, or an option in full")
@@ -39,8 +40,11 @@ def predict(number: str, *options: str, answer: str | None = None) -> None:
     kept = record.load()
     given = _answer(number, kept)
     text = "\n".join(f"{letter}) {option}" for letter, option in letters.items())
-    data = {"text/plain": text + (f"\nYou predicted: {given}." if given else "")}
     buttons = _buttons(number, given, judged=_outcome(number) in kept)
+    last = f"\nYou predicted: {given}." if given else ""
+    if buttons is None and not given:
+        last = f'\nThere are no buttons here; add your answer to the call: predict("{number}", ..., answer="a").'
+    data = {"text/plain": text + last}
     output.display(data | ({} if buttons is None else view_of(buttons)), {})
 
 
@@ -50,6 +54,9 @@ def outcome(number: str, option: str) -> None:
     Raises ValueError for an option that `predict` did not offer.
     """
     number = _checked(number)
+    if not isinstance(option, str):  # an array, say, which would be no answer either
+        raise ValueError(f"the outcome of prediction {number} is a {type(option).__name__}; it must be one of its "
+                         f"options, as text")
     offered = _offered.get(number, (option,))
     if option not in offered:
         raise ValueError(f"{option!r} is no option of prediction {number}; those are {', '.join(map(repr, offered))}")
@@ -63,11 +70,14 @@ def outcome(number: str, option: str) -> None:
 
 def predictions(notebook: str) -> None:
     """Prints how many predictions of `notebook`, such as "6", were right, and each of them."""
-    kept, begin = record.load(), _prediction("")
+    if not str(notebook).strip().isdecimal():
+        raise ValueError(f"the notebook is {notebook!r}; it must be a number such as \"6\"")
+    kept, begin, notebook = record.load(), _prediction(""), int(notebook)
     asked = {*_offered, *(key.removeprefix(begin) for key in kept if key.startswith(begin))}
-    places = sorted(int(number.partition(".")[2]) for number in asked if number.startswith(f"{int(notebook)}."))
+    places = sorted(int(place) for start, _, place in (number.partition(".") for number in asked)
+                    if start == str(notebook) and place.isdecimal())  # the file may hold anything
     lines, right = [], 0
-    for number in (f"{int(notebook)}.{place}" for place in places):
+    for number in (f"{notebook}.{place}" for place in places):
         given, happened = _answer(number, kept), kept.get(_outcome(number))
         right += given is not None and given == happened
         lines.append(f"  {number} " + _in_words(given, happened))

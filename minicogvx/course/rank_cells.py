@@ -90,7 +90,8 @@ def _how(status: int, outcome: dict[str, Any]) -> str:
     if "error" in outcome:
         return f"stopped with {outcome['error']}"
     if status < 0:
-        return f"was killed by signal {-status}, {signal.Signals(-status).name}"
+        names = {each.value: f", {each.name}" for each in signal.Signals}  # not every number has one
+        return f"was killed by signal {-status}{names.get(-status, '')}"
     return f"ended with status {status} before it was done"
 
 

@@ -64,6 +64,16 @@ def display_widget(widget) -> None:
     output.display(view_of(widget), {})
 
 
+def display_made(make: Callable[[], Any]) -> None:
+    """Displays what `make` gives; says what is missing where there are no widgets, and the notebook goes on."""
+    try:
+        widget = make()
+    except ImportError as error:
+        print(f"The picture above does not move: {error}")
+        return
+    display_widget(widget)
+
+
 def value_text(value: Any) -> str:
     """A slider's value as it is written beside it."""
     return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

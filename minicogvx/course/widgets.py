@@ -39,7 +39,7 @@ def explore_frames(video: Float[Tensor, "t h w 3"], alt: str, fps: int | float =
         words = f"{parts.without_stop(alt)}: frame {frame} of 0 to {last}, after {frame / fps:.2f} s."
         return _frame(video[frame]), words
 
-    parts.display_widget(parts.explorer([parts.int_slider("frame", 0, last)], draw))
+    parts.display_made(lambda: parts.explorer([parts.int_slider("frame", 0, last)], draw))
 
 
 def explore_wipe(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> None:
@@ -61,8 +61,8 @@ def explore_wipe(clips: Mapping[str, Float[Tensor, "_ _ _ 3"]], alt: str) -> Non
                  f"rest. The two frames differ by {apart:.3f} on average (black and white: 1).")
         return _wiped(pair, percent), words
 
-    sliders = [parts.int_slider("line", 0, 100, 50, 5), parts.int_slider("frame", 0, len(left) - 1)]
-    parts.display_widget(parts.explorer(sliders, draw))
+    parts.display_made(lambda: parts.explorer(
+        [parts.int_slider("line", 0, 100, 50, 5), parts.int_slider("frame", 0, len(left) - 1)], draw))
 
 
 def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], name: str, alt: str,
@@ -80,7 +80,8 @@ def explore_sweep(clips: Mapping[int | float | str, Float[Tensor, "_ _ _ 3"]], n
         clip, value = clips[values[place]], parts.value_text(values[place])
         return output.gif_of_clip(clip, fps), f"{parts.without_stop(alt)}: {name} {value}, {len(clip)} frames."
 
-    parts.display_widget(parts.explorer([parts.choice_slider(name, list(map(parts.value_text, values)))], draw))
+    labels = list(map(parts.value_text, values))
+    parts.display_made(lambda: parts.explorer([parts.choice_slider(name, labels)], draw))
 
 
 def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
@@ -109,8 +110,8 @@ def explore_noise(latents: Float[Tensor, "b c t h w"], schedule: NoiseSchedule,
         return output.gif_of_clip(decoded_at(t), fps), words
 
     show_rows({f"t = {t}": decoded_at(t) for t in (timesteps[i] for i in (0, 3, 5, 10))}, alt, num_frames=3)
-    slider = parts.choice_slider("timestep", list(map(str, timesteps)), wait=True)
-    parts.display_widget(parts.explorer([slider], draw))
+    labels = list(map(str, timesteps))
+    parts.display_made(lambda: parts.explorer([parts.choice_slider("timestep", labels, wait=True)], draw))
 
 
 def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -> None:
@@ -138,8 +139,8 @@ def explore_rope(head_dim: int = 64, frames: int = 13, theta: float = 10000.0) -
                      f"Two rows: query and key in frames 0 and 3, and in frames {far - 3} and {far}. Three circles, "
                      f"for a fast, a middle and a slow pair of channels: the arrows differ, the angle between them "
                      f"does not. Right, the score over the key's frame: the marked value is the same in both rows.")
-    sliders = [parts.int_slider("query", 0, far), parts.int_slider("key", 0, far, 3)]
-    parts.display_widget(parts.explorer(sliders, draw))
+    parts.display_made(lambda: parts.explorer(
+        [parts.int_slider("query", 0, far), parts.int_slider("key", 0, far, 3)], draw))
 
 
 # ---- pictures

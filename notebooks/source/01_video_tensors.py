@@ -557,7 +557,7 @@ for style in ("short", "dense"):
     print(f"{style}: {captions.caption(scenes[0], random.Random(1), style)}")
 opened = {name: left_open(scenes, style) for name, style in (("none", None), ("short", "short"), ("dense", "dense"))}
 for name, result in opened.items():
-    print(f"{name:6s}{result.meanings:7,} meanings; on average a caption fits {result.scenes_that_fit:6,.0f} of the "
+    print(f"{name:6s}meanings: {result.meanings:6,}; on average a caption fits {result.scenes_that_fit:6,.0f} of the "
           f"20,000 scenes; errors measured on {result.measured_on:,}")
 assert all(opened["dense"].error[what] < opened["short"].error[what] / 2 for what in opened["short"].error)
 

@@ -753,8 +753,8 @@ for kind, chosen in kinds.items():
             kept[case] = copies[-1]
             added[case] = [flicker(copy) - flicker(one) for one, copy in zip(true, copies)]
             quality[case] = [psnr(one, copy) for one, copy in zip(true, copies)]
-            print(f"  error {error}, {way.__name__:14s}: flicker beyond that {sum(added[case]) / len(true):+.2f}, "
-                  f"{sum(quality[case]) / len(true):.1f} dB")
+            print(f"  error {error}, {way.__name__.replace('_', ' '):14s}: flicker beyond that "
+                  f"{sum(added[case]) / len(true):+.2f}, {sum(quality[case]) / len(true):.1f} dB")
 gain = gain_of_pairs(quality["moving", 0.0, "frame_by_frame"], quality["moving", 0.0, "as_clip"])
 more = gain_of_pairs(added["moving", 0.2, "frame_by_frame"], added["moving", 0.2, "as_clip"])
 print("moving clips in pairs, frame by frame minus as a clip, with 95 % intervals:")

@@ -726,8 +726,9 @@ order = order_for_pairs((16, 24, 24))
 foreign_q, foreign_k = q[..., order.argsort()], k[..., order.argsort()]  # as a program with halves would have them
 wrong = turn_pairs(foreign_q, angles) @ turn_pairs(foreign_k, angles).mT
 back = turn_pairs(foreign_q[..., order], angles) @ turn_pairs(foreign_k[..., order], angles).mT
-print(f"scores of up to {package.abs().max():.0f}; yours and the package's are {largest_gap(mine, package):.0e} apart")
-print(f"halves taken for pairs: {largest_gap(wrong, package):.0e} apart; taken in your order "
+print(f"scores of up to {package.abs().max():.0f}; those of turn_pairs and the package's are "
+      f"{largest_gap(mine, package):.0e} apart")
+print(f"halves taken for pairs: {largest_gap(wrong, package):.0e} apart; in the order of order_for_pairs "
       f"{largest_gap(back, package):.0e}")
 assert max(largest_gap(mine, package), largest_gap(back, package)) < 1e-2 < 1 < largest_gap(wrong, package)
 assert torch.equal(from_patches(patchify(noisy, 1, 2), (5, 4, 4), 1, 2), noisy)

@@ -53,7 +53,7 @@ def painted_with(operation, steps=20):
 
 
 films = {"as trained": painted_with(lambda linear, modulation: modulation),
-         "words get video's": painted_with(towards_video(1.0)),
+         "words as video": painted_with(towards_video(1.0)),
          "exchanged": painted_with(exchanged)}
 for name, film in films.items():
     found = oracle.read(film)
@@ -123,8 +123,8 @@ axes[0].set(xlabel="block", ylabel="mean spread of a token")
 axes[1].set(xlabel="spread of a token at block 0", ylabel="density")
 axes[0].legend()
 axes[1].legend()
-show_figure(figure, "Left: the mean spread of text and of video tokens entering each block, on a logarithmic axis, a "
-                    "hundred times larger at the last. Right: the spreads at block 0, larger for most text tokens.")
+show_figure(figure, "Left: the mean spread of text and of video tokens entering each block, on a logarithmic axis, "
+                    "about a hundred times larger at the last. Right: those at block 0, larger for most text tokens.")
 assert first[:, :NUM_TEXT].std(dim=-1).mean() > 1.3 * first[:, NUM_TEXT:].std(dim=-1).mean()
 
 # %% [markdown]
@@ -382,8 +382,8 @@ def whole_block(block, x, time):
 
 block = net.transformer_blocks[0]
 ours, theirs = whole_block(block, first[:4], time[t[:4]]), block(first[:4], time[t[:4]], layout)
-print(f"numbers of up to {theirs.abs().max():.0f}; your block's and the toy's are {(ours - theirs).abs().max():.0e} "
-      f"apart")
+print(f"numbers of up to {theirs.abs().max():.0f}; those of two half_blocks and the toy's are "
+      f"{(ours - theirs).abs().max():.0e} apart")
 assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-1)
 show_source(Block)
 
@@ -559,7 +559,7 @@ def through_the_middle(rows):
 rightly, wrongly = (loss_of_each(features, reloaded(cut), 16).mean().item()
                     for cut in (split_the_twelve, through_the_middle))
 before = trained[:16].mean().item()
-print(f"loss as trained {before:.3f}, cut your way {rightly:.3f}, cut through the middle {wrongly:.3f}")
+print(f"loss as trained {before:.3f}, by split_the_twelve {rightly:.3f}, cut through the middle {wrongly:.3f}")
 assert abs(rightly - before) < 1e-3 and wrongly > 3 * before
 
 # %% [markdown]

@@ -149,7 +149,7 @@ def multi_head(q, k, v, heads):
 multi_head = check("8.1", multi_head)
 joined = [x.transpose(1, 2).flatten(2) for x in (q, k, v)]
 gap = largest_gap(multi_head(*joined, 4), attention(q, k, v).transpose(1, 2).flatten(2))
-print(f"your four heads and the package's: {gap:.0e} apart")
+print(f"four heads of multi_head and the package's: {gap:.0e} apart")
 assert gap < 1e-4
 show_source(math_attention)
 show_source(attention_probs)
@@ -730,8 +730,8 @@ def every_head_in_chunks(q, k, v):
 text, last = pipe.text.encode([PROMPT]), torch.tensor([999], device=device)
 with patch.object(attention_file, "attention", every_head_in_chunks):
     mine = pipe.transformer(noise, last, text)
-print(f"the toy with your attention in every block: {largest_gap(mine, pipe.transformer(noise, last, text)):.0e} away "
-      f"from itself")
+print(f"the toy with in_chunks in every block: {largest_gap(mine, pipe.transformer(noise, last, text)):.0e} away from "
+      f"itself")
 assert largest_gap(mine, pipe.transformer(noise, last, text)) < 1e-2
 
 # %% [markdown]

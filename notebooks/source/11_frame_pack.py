@@ -124,7 +124,7 @@ def pack_mask(clips):
 pack_mask = check("11.1", pack_mask)
 mask = pack_mask(words_and_video)
 packed = forward_clips(pipe.transformer, noisy, times, texts, kernel="dense", mask=mask)
-print(f"one row under your mask, and one at a time: {largest_gap(packed, alone):.0e} apart")
+print(f"one row under pack_mask, and one at a time: {largest_gap(packed, alone):.0e} apart")
 assert largest_gap(packed, alone) < 1e-3
 print(f"allowed: {int(mask.sum()):,} of {mask.numel():,} pairs, {mask.float().mean():.0%}")
 
@@ -268,9 +268,9 @@ def turned_by(places, head_dim=64):
 
 places = pack_positions([(32, (5, 4, 4))] * 2)
 layout = pipe.transformer.layout((5, 4, 4), 32, torch.device(device))
-print(f"rotation by your places, and the package's: {largest_gap([turned_by(places)], [layout.rope.repeat(2, 1)]):.0e} "
-      f"apart")
-assert largest_gap([turned_by(places)], [layout.rope.repeat(2, 1)]) < 1e-4
+gap = largest_gap([turned_by(places)], [layout.rope.repeat(2, 1)])
+print(f"rotation by pack_positions, and the package's: {gap:.0e} apart")
+assert gap < 1e-4
 show_source(pack_layout)
 
 # %% [markdown]
@@ -345,7 +345,7 @@ def in_each_clip(q, k, v):
 
 each = [pipe.transformer.layout(grid, 32, torch.device(device)) for grid in grids]
 mine = pipe.transformer(noisy, times, texts, None, pack_layout(each, in_each_clip))
-print(f"the toy with your attention in every block, and one clip at a time: {largest_gap(mine, alone):.0e} apart")
+print(f"the toy with attend_varlen in every block, and one clip at a time: {largest_gap(mine, alone):.0e} apart")
 assert largest_gap(mine, alone) < 1e-3
 show_source(PackLayout.within_clips)
 
@@ -400,7 +400,7 @@ frames_in_all = sum(size[0] for size in films)
 print(f"1,500 clips of {min(tokens)} to {max(tokens)} tokens, {sum(tokens) / 1500:.0f} on average")
 for fixed in LENGTHS:
     kept = [size for size in films if size[0] >= fixed]
-    print(f"all clips {fixed:2d} frames long: {len(kept) / 1500:4.0%} of the clips are kept, and "
+    print(f"all clips of length {fixed:2d}: {len(kept) / 1500:4.0%} of the clips are kept, and "
           f"{fixed * len(kept) / frames_in_all:4.0%} of all frames")
 
 # %% [markdown]

@@ -121,7 +121,8 @@ five = preset("5b")
 config, size = five.transformer, (13, 60, 90)  # latents of 49 frames of 480 x 720
 tokens = 226 + config.num_patches(size)
 blocks = config.num_layers * block_flops(tokens, config.width, config.time_embed_dim)
-print(f"5B: {tokens:,} tokens, {blocks / 1e12:.0f} TFLOP in the blocks of {flops(config, size, 226) / 1e12:.0f} a pass")
+print(f"5B: {tokens:,} tokens; a pass is {flops(config, size, 226) / 1e12:.1f} TFLOP, {blocks / 1e12:.1f} of them in "
+      f"the blocks")
 assert 0.99 < blocks / flops(config, size, 226) < 1
 
 # %% [markdown]
@@ -179,8 +180,8 @@ outcome("16.1", "less than 25 %" if worst < 0.25 else "25 % to a factor of 2" if
         "more than a factor of 2")
 
 # %% [markdown]
-# Two models, a factor of twelve in work, and one number tells all four times. The errors have a pattern, though: the 2B
-# is always slower than predicted. Does something take time that is the same for both models? Keep that in mind.
+# Two models, a factor of twelve in work, and one number predicts all four times. The errors have a pattern, though:
+# the 2B is always slower than predicted. Does something take time that is the same for both models? Keep that in mind.
 #
 # ## 3. What did they time?
 #
@@ -376,7 +377,7 @@ print(f"at 30 watts for this machine and 700 for the GPU: {30 * hours / 1000:.2f
 outcome("16.4", "less than an hour" if hours < 1 else "an hour to a day" if hours < 24 else "more than a day")
 
 # %% [markdown]
-# The toy's pass lies within a small factor of the roof; small matrices and all that is no matrix product take the
+# The toy's pass lies within a small factor of the roof; small matrices, and all that is not a matrix product, take the
 # rest. The same arithmetic then tells what full size means at home. (The 30 watts are a guess for a laptop; put in your
 # own. Nor would most laptops have the memory.)
 #
@@ -420,8 +421,8 @@ for frames in (81, 161):
 # ### Exercise 16.3: find out what ten minutes buy (difficulty 2 of 3, 15 minutes)
 #
 # You have an RTX 4090 and ten minutes. How many frames of 480 x 720 can the 5B make? Write the search: `seconds_of(n)`
-# tells the seconds for `n` frames, and more frames take longer. Which counts are allowed, you know from notebook 02:
-# the published VAE gives back as many frames as it got for 8k + 1 only. 161 is the longest of the family. (The 5B
+# tells the seconds for `n` frames, and more frames take longer. Not every count is allowed (notebook 02): the
+# published VAE gives back as many frames as it got for 8k + 1 only. 161 is the longest of the family. (The 5B
 # itself was released for 49; beyond that this is only arithmetic.) `None` if nothing fits.
 
 # %% tags=["nbval-ignore-output"]
@@ -475,7 +476,7 @@ adapters = 42 * 4 * 64 * (3072 + 3072)  # LoRA of rank 64: four matrices a block
 needs = {"all weights": (training_bytes(0, count), memory(config, inputs, 1, "replicate+checkpoint")),
          "LoRA, rank 64": (training_bytes(count, adapters), memory_of_lora(config, inputs, 64, True))}
 for name, (own, need) in needs.items():
-    print(f"5B, {name}: {own / gib:5.1f} GiB of weights and their company, {need.activations / gib:.1f} of "
+    print(f"5B, {name}: {own / gib:5.1f} GiB of weights, gradients and averages, {need.activations / gib:.1f} of "
           f"activations, together {need.total / gib:.1f}")
     assert own == need.total - need.activations
 for gpus in (8, 64):

@@ -1,4 +1,4 @@
-"""A learner's whole way through one notebook, and every widget, in JupyterLab in a real browser."""
+"""A learner's whole way through a notebook of each half of the course, and every widget, in JupyterLab in a browser."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from minicogvx.course.exercises.exercise import STUB_MESSAGE
 pytestmark = pytest.mark.browser  # not in `make test`; `make test-browser` asks for them
 
 NOTEBOOK = "04_diffusion"
+LATER_NOTEBOOK = "11_frame_pack"
 RUN_SECONDS = 200  # for all cells of a notebook
 WIDGET = """from minicogvx.course import explore_frames
 
@@ -64,9 +65,18 @@ class Lab:
 
     def run_all(self, last: int, seconds: float) -> None:
         """Run > Run All Cells, and the wait until cell `last` has its number."""
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        self.run_menu("Run All Cells")
         self.wait_for_number(last, seconds)
+
+    def run_menu(self, name: str) -> None:
+        """One entry of the menu Run."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+
+    def run(self, place: int) -> None:
+        """Shift+Enter in a cell as it stands."""
+        self.cells.nth(place).locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
 
     def wait_for_number(self, place: int, seconds: float) -> None:
         prompt = self.cells.nth(place).locator(".jp-InputPrompt")
@@ -162,6 +172,73 @@ def test_a_learners_way_through_one_notebook(page, jupyter, notebook):
     alt, source, drawn = new_picture(page, output, before)
     assert int(re.search(r"frame (\d+) of 0 to 16", alt).group(1)) > 8
     assert source != before[1] and drawn
+
+
+def test_a_learners_way_through_a_notebook_of_the_second_half(page, jupyter):
+    jupyter.progress.unlink(missing_ok=True)
+    built = notebook_builder.build(source_of(LATER_NOTEBOOK))
+    notebook_builder.write(built, jupyter.folder / f"{LATER_NOTEBOOK}.ipynb")
+    sources = [cell.source for cell in built.cells]
+
+    def place_of(text: str) -> int:
+        return next(i for i, source in enumerate(sources) if source.startswith(text))
+
+    last, exercise, turned = len(sources) - 1, place_of("def pack_mask"), place_of("explore_packs(")
+    early, late = place_of('predict("11.1"'), place_of('predict("11.3"')
+    lab = Lab(page, jupyter, f"{LATER_NOTEBOOK}.ipynb", len(sources))
+
+    # step by step to the first prediction, an answer, then all the rest: the prediction is judged, the exercise is not
+    lab.cells.nth(early).locator(".cm-content").click()
+    lab.run_menu("Run All Above Selected Cell")
+    lab.wait_for_number(exercise, RUN_SECONDS)
+    lab.run(early)
+    lab.output(early).get_by_label("nearly the same film twice").check(timeout=30_000)
+    lab.says(early, "Kept: nearly the same film twice")
+    lab.cells.nth(early + 1).locator(".cm-content").click()
+    lab.run_menu("Run Selected Cell and All Below")
+    lab.wait_for_number(last, RUN_SECONDS)
+    assert lab.errors() == []
+    assert "You predicted it." in lab.says(early + 1, "Prediction 11.1: nearly the same film twice.")
+    assert "Exercise 11.1: not tried yet" in lab.output(exercise).inner_text()
+    assert page.evaluate("[...document.querySelectorAll('.jp-OutputArea img')].every(i => i.naturalWidth > 0)")
+
+    # the exercise, with a mask that lets everything through, then with the right one
+    stub = next(line for line in sources[exercise].splitlines() if STUB_MESSAGE in line)
+    lab.write_and_run(exercise, sources[exercise].replace(
+        stub, "    n = sum(words + video for words, video in clips)\n    return torch.ones(n, n, dtype=torch.bool)"))
+    lab.says(exercise, "Exercise 11.1: not right yet")
+    assert list(json.loads(jupyter.progress.read_text())) == ["prediction 11.1", "outcome 11.1"]
+    right = notebook_builder.build(source_of(LATER_NOTEBOOK), solutions=True).cells[exercise].source
+    lab.write_and_run(exercise, right)
+    lab.says(exercise, "Exercise 11.1: right.")
+    lab.says(exercise, "allowed: 42,737 of 106,929 pairs")  # with the learner's own mask
+
+    # another prediction, wrong; what it was stays when the cells run again
+    lab.output(late).get_by_label("not at all (rounding)").check()
+    lab.says(late, "Kept: not at all (rounding)")
+    lab.run(late + 1)
+    lab.says(late + 1, "You predicted: not at all (rounding).")
+    lab.run(late)
+    lab.says(late, "so your answer stays")
+    assert lab.output(late).get_by_label("by less than a tenth").is_disabled()
+
+    # the widget, by keyboard
+    output = lab.output(turned)
+    before = picture_of(output)
+    assert before[0].startswith("With a look-ahead of 16 and room for 2,048 tokens") and before[2]
+    for handle, said in zip(output.get_by_role("slider").all(), ("look-ahead of 32 ", "room for 4,096 tokens")):
+        handle.focus()
+        page.keyboard.press("ArrowRight")
+        after = new_picture(page, output, before)
+        assert said in after[0] and after[1] != before[1] and after[2]
+        before = after
+
+    # the end of the notebook tells all of it
+    lab.run(last)
+    said = lab.says(last, "11.1 pack_mask")
+    assert "You predicted 1 of 4." in said and "11.1 right: nearly the same film twice" in said
+    assert "11.3 you said: not at all (rounding); it was: by more than a tenth" in said
+    assert "Solved: 1 of " in said and lab.errors() == []
 
 
 def test_every_widget_follows_its_sliders(page, jupyter):

@@ -21,6 +21,7 @@ MAX_MESSAGE = 300  # characters of an error message from other code
 MAX_SENTENCE = 900  # characters of what a check says, which may quote an answer
 _hints_given: dict[str, int] = {}  # in this session
 _verdicts: dict[str, "Verdict"] = {}  # in this session: on the last answer to each exercise
+_answers: dict[str, Any] = {}  # those answers
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def check(number: str, answer: Any) -> Any:
               f"then this one.")
         return answer
     verdict = _verdicts[exercise.number] = judge(exercise, answer)
+    _answers[exercise.number] = answer
     if verdict.state == "right":
         print(f"Exercise {exercise.number}: {verdict.said}")
         record.save(exercise.number)
@@ -77,6 +79,12 @@ def is_the_packages(exercise: Exercise, answer: Any) -> bool:
 def last_verdict(number: str) -> Verdict:
     """The verdict on the last answer to exercise `number` in this session. Raises ValueError for an unknown number."""
     return _verdicts.get(exercise_of(number).number, Verdict("not tried"))
+
+
+def just_checked(number: str, answer: Any) -> bool:
+    """Whether the last verdict on exercise `number` is on this very object. Raises ValueError for an unknown number."""
+    number = exercise_of(number).number
+    return number in _verdicts and number in _answers and _answers[number] is answer
 
 
 def solved(number: str) -> bool:

@@ -10,13 +10,16 @@ import json
 import os
 from pathlib import Path
 
-from minicogvx.files import written_whole
+from minicogvx.files import one_at_a_time, written_whole
 
 
 def record_path() -> Path:
-    """Where the file lies."""
+    """Where the file lies; below the current folder where the learner has no home folder, as in some containers."""
     named = os.environ.get("MINICOGVX_PROGRESS")
-    return Path(named).expanduser() if named else Path.home() / ".minicogvx" / "progress.json"
+    try:
+        return Path(named).expanduser() if named else Path.home() / ".minicogvx" / "progress.json"
+    except RuntimeError:  # of pathlib: there is no home folder
+        return Path(".minicogvx") / "progress.json"
 
 
 def load() -> dict[str, str]:
@@ -26,16 +29,18 @@ def load() -> dict[str, str]:
 
 def save(number: str) -> None:
     """Notes that exercise `number` was solved today; the first day stays."""
-    kept = _read()
-    if kept is not None and number not in kept:
-        _write(kept | {number: datetime.date.today().isoformat()}, "The exercise is right all the same.")
+    with one_at_a_time(record_path()):  # another notebook may be open
+        kept = _read()
+        if kept is not None and number not in kept:
+            _write(kept | {number: datetime.date.today().isoformat()}, "The exercise is right all the same.")
 
 
 def keep_text(key: str, text: str) -> None:
     """Keeps `text` under `key`, in place of what was there."""
-    kept = _read()
-    if kept is not None and kept.get(key) != text:
-        _write(kept | {key: text}, "The notebook goes on all the same.")
+    with one_at_a_time(record_path()):
+        kept = _read()
+        if kept is not None and kept.get(key) != text:
+            _write(kept | {key: text}, "The notebook goes on all the same.")
 
 
 def _write(kept: dict[str, str], comfort: str) -> None:
@@ -59,12 +64,12 @@ def _read() -> dict[str, str] | None:
     except OSError as error:
         print(f"Your progress in {path} could not be read ({error.strerror}); nothing is noted there.")
         return None
-    except ValueError as error:  # of json and of the encoding, too
+    except (ValueError, RecursionError) as error:  # of json and of the encoding, too
         _set_aside(path, error)
         return {}
 
 
-def _set_aside(path: Path, error: ValueError) -> None:
+def _set_aside(path: Path, error: Exception) -> None:
     aside = path.with_name(path.name + ".broken")
     try:
         os.replace(path, aside)
