@@ -8,10 +8,10 @@ import torch
 import minicogvx
 from minicogvx.media import write_gif
 
-CLIPS = {  # file: caption and seed
-    "clip_star": ("a yellow star moves up on a navy background", 0),
-    "clip_ring": ("an orange ring grows on a black background", 0),
-    "clip_cross": ("a green cross moves in a circle on a brown background", 0),
+CLIPS = {  # file: caption and seed, the cleaner one of 0 and 1
+    "clip_star": ("a yellow star moves right on a navy background", 1),
+    "clip_ring": ("a cyan ring grows on a black background", 0),
+    "clip_cross": ("a green cross shrinks on a brown background", 1),
 }
 STEPS = 50
 
