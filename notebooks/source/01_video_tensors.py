@@ -469,7 +469,7 @@ for scene in sample_scenes(60, seed=1, two_objects=0.0):
 print(f"from the pixels, {'you read' if solved('1.4') else 'the stand-in reads'} {agreed} of {asked} clips as drawn")
 
 # %% [markdown]
-# The oracle read every one of 5,000 true clips (README, *Measured*). But a model will not hand in true clips. Before
+# The oracle read every one of 5,000 true clips (`docs/results.md`). But a model will not hand in true clips. Before
 # you trust a judge, try to fool it.
 #
 # ### Exercise 1.5: forge (difficulty 2 of 3, 10 minutes)

@@ -671,7 +671,8 @@ compare_clips({f"the toy: {prompts[0]}": made["the toy"][0], "with the adapters"
 
 # %% [markdown]
 # Forty steps on 24 films show the tones, with ragged edges and not in every clip; 700 steps on 192 films bring 97.5 %
-# of the clips into the style (README). What the style leaves of a caption, shape, motion and number, is mostly obeyed.
+# of the clips into the style (`docs/results.md`). What the style leaves of a caption, shape, motion and number, is
+# mostly obeyed.
 #
 # Export does the rest: `styled.save(folder)` writes a whole model that `diffusers` opens, adapters included. For your
 # own films at full size, only the names change:
