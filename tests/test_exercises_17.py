@@ -22,7 +22,44 @@ def raising(*arguments):
     raise KeyError("n")
 
 
-# ---- 17.1 log_chance
+# ---- 17.1 landing_x0
+
+
+def solved(x, landing, bar, bar_next):
+    shrink = math.sqrt((1 - bar_next) / (1 - bar))
+    return (landing - shrink * x) / (math.sqrt(bar_next) - shrink * math.sqrt(bar))
+
+
+def the_landing(x, landing, bar, bar_next):
+    return landing
+
+
+def not_divided(x, landing, bar, bar_next):
+    return landing - math.sqrt((1 - bar_next) / (1 - bar)) * x
+
+
+def noise_scaled_away(x, landing, bar, bar_next):
+    return landing / math.sqrt(bar_next)
+
+
+def the_noise(x, landing, bar, bar_next):
+    return (landing - math.sqrt(bar_next) * solved(x, landing, bar, bar_next)) / math.sqrt(max(1e-12, 1 - bar_next))
+
+
+def variances_swapped(x, landing, bar, bar_next):
+    shrink = math.sqrt((1 - bar) / max(1 - bar_next, 1e-3))
+    return (landing - shrink * x) / (math.sqrt(bar_next) - shrink * math.sqrt(bar))
+
+
+def test_landing_x0():
+    guard("17.1", solved, [
+        ("which is still noisy", the_landing), ("what is left is", not_divided),
+        ("ends up to", noise_scaled_away), ("is the noise of the step", the_noise), ("ends up to", variances_swapped),
+        ("end in return", nothing), ("must be a tensor", lambda *a: np.ones(3)), ("KeyError", raising),
+    ])
+
+
+# ---- 17.2 log_chance
 
 
 def by_torch(x_next, x0, noise, bar, bar_next, eta, power=0.5, turned=1.0, whole=False, scale=1.0):
@@ -81,7 +118,7 @@ def as_numpy(*arguments):
 
 
 def test_log_chance():
-    guard("17.1", by_torch, [
+    guard("17.2", by_torch, [
         ("their logs are summed", averaged), ("one number for the whole batch", one_for_all),
         ("one value for each number of the latents", for_each_number), ("also has -log(std)", squares_alone),
         ("- log(2 pi) / 2 for each number is missing", without_pi), ("The sign is wrong", likelihood_turned),
@@ -89,10 +126,10 @@ def test_log_chance():
         ("std^2 is the variance", divided_by_the_variance), ("eta is missing", eta_left_out),
         ("end in return", nothing), ("must be a tensor", as_numpy), ("KeyError", raising),
     ])
-    assert judge(find("17.1"), in_double).state == "right"
+    assert judge(find("17.2"), in_double).state == "right"
 
 
-# ---- 17.2 advantages
+# ---- 17.3 advantages
 
 
 def by_groups(rewards):
@@ -132,16 +169,16 @@ def flattened(rewards):
 
 
 def test_advantages():
-    guard("17.2", by_groups, [
+    guard("17.3", by_groups, [
         ("subtract each group's own mean", over_all), ("it must be 0", across_groups),
         ("it was not divided at all", only_centred), ("not by the variance", by_the_variance),
         ("NaN or infinite: 0 / 0", zero_over_zero), ("it must be 0", plain_rewards), ("it must be (3, 4)", flattened),
         ("end in return", nothing), ("KeyError", raising),
     ])
-    assert judge(find("17.2"), lambda rewards: by_groups(rewards.double())).state == "right"
+    assert judge(find("17.3"), lambda rewards: by_groups(rewards.double())).state == "right"
 
 
-# ---- 17.3 surrogate
+# ---- 17.4 surrogate
 
 
 def case_by_case(new, old, advantage, clip):
@@ -193,15 +230,15 @@ def their_mean(new, old, advantage, clip):
 
 
 def test_surrogate():
-    guard("17.3", case_by_case, [
+    guard("17.4", case_by_case, [
         ("must hurt in full", clamped_alone), ("nothing more to gain", never_clamped),
-        ("nothing more to gain", larger_of_both), ("take exp", without_exp), ("The ratio is new over old", old_over_new),
+        ("nothing more to gain", larger_of_both), ("take exp", without_exp), ("new over old", old_over_new),
         ("to be made large", as_a_loss), ("nothing more to gain", smaller_ratio), ("0.1 must count", always_a_fifth),
         ("it must be (1,)", their_mean), ("end in return", nothing), ("KeyError", raising),
     ])
 
 
-# ---- 17.4 outwit
+# ---- 17.5 outwit
 
 
 def painted(scene):
@@ -237,14 +274,14 @@ def numpy_painted(scene):
 
 
 def test_outwit():
-    guard("17.4", painted, [
+    guard("17.5", painted, [
         ("three times that is asked", honest), ("three times that is asked", any_noise),
         ("still reads", half_painted), ("must lie in 0..1", in_bytes), ("it must be (17, 64, 64, 3)", one_frame),
         ("must be a tensor", numpy_painted), ("end in return", nothing), ("KeyError", raising),
     ])
 
 
-# ---- 17.5 diagnose
+# ---- 17.6 diagnose
 
 
 def told(clips, scene):
@@ -283,7 +320,7 @@ def a_number(clips, scene):
 
 
 def test_diagnose():
-    guard("17.5", told, [
+    guard("17.6", told, [
         ("look at each alone", mean_of_all), ("hacked first of all", variety_first),
         ("look at how differently they begin", variety_forgotten), ("at different places", always_suspicious),
         ("at different places", first_clip_only), ("it must be", in_other_words), ("of type int", a_number),
@@ -296,40 +333,3 @@ def test_the_policies_are_what_their_names_say():
         assert verdict_on_policy(clips, scene) == right, kind
     spreads = {kind: layout_spread(clips) for kind, _, _, clips in example_policies()}
     assert spreads["varied"] > 0.15 and spreads["collapsed"] < 0.03, spreads
-
-
-# ---- 17.6 landing_x0
-
-
-def solved(x, landing, bar, bar_next):
-    shrink = math.sqrt((1 - bar_next) / (1 - bar))
-    return (landing - shrink * x) / (math.sqrt(bar_next) - shrink * math.sqrt(bar))
-
-
-def the_landing(x, landing, bar, bar_next):
-    return landing
-
-
-def not_divided(x, landing, bar, bar_next):
-    return landing - math.sqrt((1 - bar_next) / (1 - bar)) * x
-
-
-def noise_scaled_away(x, landing, bar, bar_next):
-    return landing / math.sqrt(bar_next)
-
-
-def the_noise(x, landing, bar, bar_next):
-    return (landing - math.sqrt(bar_next) * solved(x, landing, bar, bar_next)) / math.sqrt(max(1e-12, 1 - bar_next))
-
-
-def variances_swapped(x, landing, bar, bar_next):
-    shrink = math.sqrt((1 - bar) / max(1 - bar_next, 1e-3))
-    return (landing - shrink * x) / (math.sqrt(bar_next) - shrink * math.sqrt(bar))
-
-
-def test_landing_x0():
-    guard("17.6", solved, [
-        ("which is still noisy", the_landing), ("what is left is", not_divided),
-        ("ends up to", noise_scaled_away), ("is the noise of the step", the_noise), ("ends up to", variances_swapped),
-        ("end in return", nothing), ("must be a tensor", lambda *a: np.ones(3)), ("KeyError", raising),
-    ])

@@ -1,4 +1,4 @@
-"""Exercises 17.1 to 17.3 of notebook 17: advantages within a group, the chance of a step, and the clipped objective."""
+"""Exercises 17.2 to 17.4 of notebook 17: the chance of a step, advantages within a group, the clipped objective."""
 
 import math
 
@@ -10,7 +10,7 @@ from minicogvx.course.exercises.exercise import Wrong, expect_shape
 from minicogvx.training.policy import gaussian_log_prob
 from minicogvx.training.reward import group_advantages
 
-# ---- 17.1 advantages
+# ---- 17.3 advantages
 
 
 def check_advantages(advantages) -> None:
@@ -107,7 +107,7 @@ def _why(got: Tensor, x_next: Tensor, x0: Tensor, noise: Tensor, bar: float, bar
                 "The mean is sqrt(bar') x0 + sqrt(1 - bar' - std^2) noise.")
 
 
-# ---- 17.3 surrogate
+# ---- 17.4 surrogate
 
 
 def clipped_surrogate(new: Float[Tensor, "b"], old: Float[Tensor, "b"], advantage: Float[Tensor, "b"],

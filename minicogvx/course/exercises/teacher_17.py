@@ -1,4 +1,4 @@
-"""Exercises 17.4 to 17.6 of notebook 17: outwit a reward, a target of distillation, and a diagnosis of policies."""
+"""Exercises 17.1, 17.5 and 17.6 of notebook 17: a target of distillation, outwit a reward, a diagnosis of policies."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from minicogvx.training.reward import PROPERTIES, colour_seen, layout_spread, sh
 
 SIZE = (17, 64, 64)
 
-# ---- 17.4 outwit
+# ---- 17.5 outwit
 
 
 def flooded(scene: Scene) -> Float[Tensor, "t h w 3"]:
@@ -54,7 +54,7 @@ def check_outwit(outwit) -> None:
                         f"up everything that is not rewarded.")
 
 
-# ---- 17.5 landing_x0
+# ---- 17.1 landing_x0
 
 
 def clean_for_landing(x: Float[Tensor, "b *rest"], landing: Float[Tensor, "b *rest"], bar: float,
