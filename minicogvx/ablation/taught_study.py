@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from minicogvx.ablation.taught import FILE, FOLDER, judged, taught_pipe, taught_record, variety
+from minicogvx.ablation.taught import FILE, FOLDER, MADE, judged, shares, taught_pipe, taught_record, variety
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.files import written_whole
 from minicogvx.pipeline import Pipeline
@@ -26,6 +26,8 @@ from minicogvx.training.policy import PolicyTraining, learn_from_reward, learner
 from minicogvx.training.reward import REWARDS
 
 STEPS, RANK, ALPHA = 4, 16, 32.0
+WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 320, 500, 2e-3, 20
+RUNS = {"rewarded": ("gradient", "share"), "best": ("best", "share"), "flooded": ("gradient", "colour")}
 HELD_OUT_SEED = 1_700_017
 EVERY = 10  # losses that are averaged into one
 
@@ -86,3 +88,44 @@ def _rounded(value):
     if isinstance(value, list):
         return [_rounded(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def judge_all(pipe: Pipeline, clips: int) -> dict:
+    """Every model on the same held-out captions and noise: the toy in three ways, and what was made of it."""
+    scenes, found = sample_scenes(clips, HELD_OUT_SEED + 1, "held_out", 0.0), {}
+    models = [("toy, 25 guided steps", pipe, 25, pipe.guidance_scale), ("toy, 4 guided steps", pipe, STEPS,
+              pipe.guidance_scale), ("toy, 4 steps", pipe, STEPS, 1.0)]
+    models += [(name, taught_pipe(pipe, name), STEPS, 1.0) for name in MADE]
+    for name, model, steps, scale in models:
+        found[name] = judged(model, scenes, steps, scale) | {"variety": variety(model, steps, scale)}
+        print(name, shares(found[name]["right"]["all"]), found[name]["variety"], flush=True)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one part of the study and adds it to the record."""
+    parser = argparse.ArgumentParser(prog="python -m minicogvx.ablation.taught_study",
+                                     description="Make what notebook 17 shows of longer trainings.")
+    parser.add_argument("what", choices=("student", "reward", "judge"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", type=int, default=WAYS_RECORDED, help="clips of the teacher")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="steps of the student's optimizer")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of a training by reward")
+    parser.add_argument("--clips", type=int, default=128, help="to judge each model by")
+    options = parser.parse_args(argv)
+    toy = Pipeline.load("toy", "cpu", torch.float32)
+    if options.what == "student":
+        add("student", make_student(toy, options.ways, options.updates, RATE))
+    if options.what == "judge":
+        add("judged", judge_all(toy, options.clips))
+    if options.what == "reward":
+        student = taught_pipe(toy, "student")
+        for name, (way, reward) in RUNS.items():
+            for seed in options.seeds:
+                kept = FOLDER if seed == options.seeds[0] and name in MADE else None
+                add("runs", run_reward(student, name, PolicyTraining(options.iterations, way), reward, seed, kept))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,12 +27,13 @@ from minicogvx.training.lora import add_lora
 from minicogvx.training.reward import Reward, group_advantages, layout_spread, rewards_of, share_right
 from minicogvx.transformer.model import ExpertTransformer
 
-WAYS = ("gradient", "best")
+WAYS = ("gradient", "best", "contrast")
 
 
 @dataclass(frozen=True)
 class PolicyTraining:
-    """How to learn from rewards. `way`: "gradient" is GRPO; "best" trains on the clips with an advantage above 0."""
+    """How to learn from rewards. `way`: "gradient" is GRPO. Two others need no chances, only clips and the ordinary loss:
+    "best" trains on the clips with an advantage above 0, "contrast" also away from those below."""
 
     iterations: int
     way: str = "gradient"
@@ -165,31 +166,45 @@ def _learn(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSc
            advantages: Tensor, training: PolicyTraining, generator: torch.Generator) -> float:
     """Steps of the optimizer on the clips of one iteration; returns the share of ratios that were clipped."""
     advantages, outside = advantages.flatten().to(text.device), []
-    useful = advantages.nonzero().flatten().cpu() if training.way == "gradient" else (
-        (advantages > 0).nonzero().flatten().cpu())
-    timesteps = DDIMSampler(schedule, training.num_inference_steps, target="next")
-    pairs = list(zip(timesteps.timesteps.tolist(), timesteps.targets.tolist()))
+    useful = (advantages > 0 if training.way == "best" else advantages != 0).nonzero().flatten().cpu()
+    sampler = DDIMSampler(schedule, training.num_inference_steps, target="next")
+    pairs = list(zip(sampler.timesteps.tolist(), sampler.targets.tolist()))
+    before = copy.deepcopy(model) if training.way == "contrast" else None
     for _ in range(training.passes):
         for chosen in useful[torch.randperm(len(useful), generator=generator)].split(training.batch):
             optimizer.zero_grad()
-            for i, (t, t_next) in enumerate(pairs if training.way == "best" else pairs[:-1]):
+            for i, times in enumerate(pairs[:-1] if training.way == "gradient" else pairs):
                 with torch.enable_grad():
-                    if training.way == "best":
-                        loss = _imitation(model, schedule, taken.states[-1][chosen], text[chosen], t, generator)
-                    else:
-                        loss, outer = _policy(model, schedule, taken, i, (t, t_next), chosen, text[chosen],
+                    if training.way == "gradient":
+                        loss, outer = _policy(model, schedule, taken, i, times, chosen, text[chosen],
                                               advantages[chosen], training)
                         outside.append(outer)
+                    else:
+                        loss = _imitation(model, before, schedule, taken.states[-1][chosen], text[chosen], times[0],
+                                          advantages[chosen], generator)
                     loss.backward()
             optimizer.step()
     return sum(outside) / max(1, len(outside))
 
 
-def _imitation(model: nn.Module, schedule: NoiseSchedule, clean: Tensor, text: Tensor, t: int,
-               generator: torch.Generator) -> Tensor:
+def _imitation(model: nn.Module, before: nn.Module | None, schedule: NoiseSchedule, clean: Tensor, text: Tensor, t: int,
+               advantages: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss of ordinary training on the model's own clips; with `before`, away from the bad ones.
+
+    Then r |v+ - v|^2 + (1 - r) |v- - v|^2, where v+ is the model's output, v- as far on the other side of what it was
+    before this iteration, and r, 0..1, how good the clip is (DiffusionNFT, arXiv 2509.16117, with beta = 1).
+    """
     noise = draw_noise(tuple(clean.shape), generator, device=clean.device)
     times = torch.full((len(clean),), t, device=clean.device)
-    return diffusion_loss(model(schedule.add_noise(clean, noise, t), times, text), clean, noise, times, schedule).mean()
+    noisy = schedule.add_noise(clean, noise, times)
+    towards = model(noisy, times, text)
+    if before is None:
+        return diffusion_loss(towards, clean, noise, times, schedule).mean()
+    with torch.no_grad():
+        was = before(noisy, times, text)
+    good = (0.5 + advantages / 4).clamp(0, 1)  # an advantage of 2 or more is as good as it gets
+    return (good * diffusion_loss(towards, clean, noise, times, schedule)
+            + (1 - good) * diffusion_loss(2 * was - towards, clean, noise, times, schedule)).mean()
 
 
 def _policy(model: nn.Module, schedule: NoiseSchedule, taken: Walk, i: int, times: tuple[int, int], chosen: Tensor,
