@@ -1,6 +1,7 @@
 """Makes what notebook 17 shows of longer trainings: data/toy-taught and data/results/oracle-teacher.json.
 
-    python -m minicogvx.ablation.taught_study student     # 25 guided steps distilled into 4
+    python -m minicogvx.ablation.taught_study ways        # runs/ways.safetensors: clips of the toy, step by step
+    python -m minicogvx.ablation.taught_study student     # from these, 25 guided steps distilled into 4
     python -m minicogvx.ablation.taught_study reward      # the student, taught by the oracle's reading, some seeds
     python -m minicogvx.ablation.taught_study judge       # all of them on captions that no training saw
 
@@ -15,10 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from minicogvx.ablation.taught import FILE, FOLDER, MADE, judged, shares, taught_pipe, taught_record, variety
+from minicogvx.ablation.taught import FILE, FOLDER, MADE, judged, taught_pipe, taught_record, variety
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.files import written_whole
+from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.distillation import distil, teacher_ways
 from minicogvx.training.lora import lora_tensors, write_lora
@@ -27,23 +30,33 @@ from minicogvx.training.reward import REWARDS
 
 STEPS, RANK, ALPHA = 4, 16, 32.0
 WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 320, 500, 2e-3, 20
+CLIPS = 96
+JUDGED = ("toy, 25 guided steps", "toy, 4 guided steps", "toy, 4 steps", *MADE)
 RUNS = {"rewarded": ("gradient", "share"), "best": ("best", "share"), "flooded": ("gradient", "colour")}
 HELD_OUT_SEED = 1_700_017
 EVERY = 10  # losses that are averaged into one
 
 
-def make_student(pipe: Pipeline, ways: int, updates: int, rate: float, folder: Path = FOLDER) -> dict:
-    """Records the teacher's ways, trains the student's adapters, writes them, and returns what happened."""
+def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
+    """Records the teacher's ways and writes them, in 16 bits: latents, features of captions, seconds."""
     started = time.perf_counter()
-    recorded = teacher_ways(pipe, ways, on_batch=lambda done: print(f"{done} ways recorded", flush=True))
-    after = time.perf_counter()
+    states, text = teacher_ways(pipe, count, on_batch=lambda done: print(f"{done} ways recorded", flush=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        save_file({"states": states.half().contiguous(), "text": text.half().contiguous(),
+                   "seconds": torch.tensor(time.perf_counter() - started)}, part)
+
+
+def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: Path = FOLDER) -> dict:
+    """Trains the student's adapters on recorded ways, writes them, and returns what happened."""
+    kept, started = read_tensors(path), time.perf_counter()
     model = learner(pipe.transformer, PolicyTraining(1, rank=RANK, alpha=ALPHA))
-    losses = distil(model, recorded, pipe.schedule, updates, rate,
+    losses = distil(model, (kept["states"].float(), kept["text"].float()), pipe.schedule, updates, rate,
                     on_update=lambda i, loss: print(i, f"{loss:.4f}", flush=True) if i % 20 == 0 else None)
     write_adapters(model, folder / "student.safetensors")
     means = [sum(losses[i:i + EVERY]) / len(losses[i:i + EVERY]) for i in range(0, len(losses), EVERY)]
-    return {"ways": ways, "updates": updates, "learning_rate": rate, "losses": means,
-            "seconds": [after - started, time.perf_counter() - after]}
+    return {"ways": kept["states"].shape[1], "updates": updates, "learning_rate": rate, "losses": means,
+            "seconds": [float(kept["seconds"]), time.perf_counter() - started]}
 
 
 def run_reward(pipe: Pipeline, name: str, training: PolicyTraining, reward: str, seed: int,
@@ -76,7 +89,10 @@ def add(part: str, content, path: Path = FILE) -> None:
         others = [run for run in record.get("runs", []) if (run["name"], run["seed"]) != (content["name"],
                                                                                         content["seed"])]
         content = sorted([*others, _rounded(content)], key=lambda run: (run["name"], run["seed"]))
-    record |= {"command": "python -m minicogvx.ablation.taught_study student|reward|judge", part: _rounded(content),
+    if part == "judged":
+        content = record.get("judged", {}) | content
+    command = "python -m minicogvx.ablation.taught_study ways|student|reward|judge"
+    record |= {"command": command, part: _rounded(content),
                "torch": torch.__version__, "threads": torch.get_num_threads()}
     with written_whole(path) as file:
         file.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -90,40 +106,44 @@ def _rounded(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def judge_all(pipe: Pipeline, clips: int) -> dict:
-    """Every model on the same held-out captions and noise: the toy in three ways, and what was made of it."""
-    scenes, found = sample_scenes(clips, HELD_OUT_SEED + 1, "held_out", 0.0), {}
-    models = [("toy, 25 guided steps", pipe, 25, pipe.guidance_scale), ("toy, 4 guided steps", pipe, STEPS,
-              pipe.guidance_scale), ("toy, 4 steps", pipe, STEPS, 1.0)]
-    models += [(name, taught_pipe(pipe, name), STEPS, 1.0) for name in MADE]
-    for name, model, steps, scale in models:
-        found[name] = judged(model, scenes, steps, scale) | {"variety": variety(model, steps, scale)}
-        print(name, shares(found[name]["right"]["all"]), found[name]["variety"], flush=True)
-    return found
+def judge_model(toy: Pipeline, name: str, clips: int) -> dict:
+    """One model on held-out captions; all models get the same captions and noise."""
+    of_toy = {"toy, 25 guided steps": (25, toy.guidance_scale), "toy, 4 guided steps": (STEPS, toy.guidance_scale),
+              "toy, 4 steps": (STEPS, 1.0)}
+    steps, scale = of_toy.get(name, (STEPS, 1.0))
+    pipe = toy if name in of_toy else taught_pipe(toy, name)
+    scenes = sample_scenes(clips, HELD_OUT_SEED, "held_out", 0.0)
+    return judged(pipe, scenes, steps, scale) | {"variety": variety(pipe, steps, scale)}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one part of the study and adds it to the record."""
     parser = argparse.ArgumentParser(prog="python -m minicogvx.ablation.taught_study",
                                      description="Make what notebook 17 shows of longer trainings.")
-    parser.add_argument("what", choices=("student", "reward", "judge"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ways", type=int, default=WAYS_RECORDED, help="clips of the teacher")
+    parser.add_argument("what", choices=("ways", "student", "reward", "judge"))
+    parser.add_argument("--count", type=int, default=WAYS_RECORDED, help="ways to record")
+    parser.add_argument("--ways", type=Path, default=Path("runs/ways.safetensors"), help="where they lie")
     parser.add_argument("--updates", type=int, default=UPDATES, help="steps of the student's optimizer")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), help="which trainings by reward")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of a training by reward")
-    parser.add_argument("--clips", type=int, default=128, help="to judge each model by")
+    parser.add_argument("--models", nargs="+", default=list(JUDGED), choices=list(JUDGED), help="to be judged")
+    parser.add_argument("--clips", type=int, default=CLIPS, help="by which each model is judged")
     options = parser.parse_args(argv)
     toy = Pipeline.load("toy", "cpu", torch.float32)
+    if options.what == "ways":
+        record_ways(toy, options.count, options.ways)
     if options.what == "student":
         add("student", make_student(toy, options.ways, options.updates, RATE))
-    if options.what == "judge":
-        add("judged", judge_all(toy, options.clips))
-    if options.what == "reward":
-        student = taught_pipe(toy, "student")
-        for name, (way, reward) in RUNS.items():
-            for seed in options.seeds:
-                kept = FOLDER if seed == options.seeds[0] and name in MADE else None
-                add("runs", run_reward(student, name, PolicyTraining(options.iterations, way), reward, seed, kept))
+    for name in options.models if options.what == "judge" else ():
+        add("judged", {name: judge_model(toy, name, options.clips)})
+        print(name, taught_record()["judged"][name], flush=True)
+    for name in options.runs if options.what == "reward" else ():
+        way, reward = RUNS[name]
+        for seed in options.seeds:
+            kept = FOLDER if seed == options.seeds[0] and name in MADE else None
+            add("runs", run_reward(taught_pipe(toy, "student"), name, PolicyTraining(options.iterations, way), reward,
+                                   seed, kept))
     return 0
 
 

@@ -32,8 +32,11 @@ WAYS = ("gradient", "best", "contrast")
 
 @dataclass(frozen=True)
 class PolicyTraining:
-    """How to learn from rewards. `way`: "gradient" is GRPO. Two others need no chances, only clips and the ordinary loss:
-    "best" trains on the clips with an advantage above 0, "contrast" also away from those below."""
+    """How to learn from rewards. `way`: "gradient" is GRPO.
+
+    Two others need no chances, only clips and the ordinary loss: "best" trains on the clips with an advantage above 0,
+    "contrast" also away from those below.
+    """
 
     iterations: int
     way: str = "gradient"

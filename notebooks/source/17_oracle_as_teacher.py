@@ -40,3 +40,296 @@ device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names anoth
 toy = minicogvx.load("toy", device, torch.float32)
 student, rewarded = (taught_pipe(toy, name) for name in ("student", "rewarded"))
 record = taught_record()
+
+PROMPT = "a purple ring bounces on a grey background"
+made = {f"the toy, {steps} steps": clips_of(toy, [PROMPT], steps, scale)[0]
+        for steps, scale in ((25, 3.0), (4, 1.0))}
+made["the student"] = clips_of(student, [PROMPT], 4, 1.0)[0]
+made["and the oracle's pupil"] = clips_of(rewarded, [PROMPT], 4, 1.0)[0]
+compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the toy with 25 guided steps, the toy with "
+                    f"4 steps, a student of the toy with 4 steps, and that student after the oracle taught it.",
+              toy.fps, num_frames=5)
+
+# %% [markdown]
+# The toy needs 50 passes of its network for one clip: 25 steps, each with and without the caption. You will meet two
+# teachers who change that. The first is the toy itself, which shows a student how to land with one pass where it needed
+# a dozen. The second is the oracle, which cannot make a single clip. It only marks what it sees, and a **policy
+# gradient** turns marks into weights.
+#
+# You will write the target of distillation, the chance of a clip, the advantages and the objective of GRPO, and a reward
+# will be hacked before your eyes. Afterwards you can explain how a model learns from a mark that has no gradient, what
+# few steps cost, and why you should never look at the reward alone. It takes about 100 minutes, exercises included.
+# None of this is in the [paper](https://arxiv.org/abs/2408.06072); it is how models like it are finished today, with
+# large networks as judges, on GPUs. Here the judge is a program, exact and free. (Notation: the box in
+# [notebook 01](01_video_tensors.ipynb).)
+#
+# ## 1. A teacher who shows
+#
+# Let the toy make clips in 24 guided steps, and write down where each was at the start, after 6, 12, 18 and 24 of them.
+# The student has one step for each of these four stretches. What must it predict, so that a single step of DDIM
+# (notebook 04) ends where the teacher was?
+#
+# ### Exercise 17.1: the target of distillation (difficulty 2 of 3, 15 minutes)
+#
+# DDIM goes from $\bar\alpha$ to $\bar\alpha'$ by $x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0$ with
+# $A = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$. Here $x'$ is known and $x_0$ is not. `hint("17.1")` gives one more
+# hint each time, `solution("17.1")` a solution.
+
+# %% tags=["nbval-ignore-output"]
+def landing_x0(x, landing, bar, bar_next):
+    """x and landing, b c t h w; bar and bar_next: alpha_bar there -> the x0 for which DDIM lands, b c t h w."""
+    ### BEGIN SOLUTION
+    A = math.sqrt((1 - bar_next) / (1 - bar))
+    return (landing - A * x) / (math.sqrt(bar_next) - A * math.sqrt(bar))
+    ### END SOLUTION
+
+
+landing_x0 = check("17.1", landing_x0)
+show_source(distillation_loss)
+# %% [markdown]
+# Guidance goes into the student as well: its one pass, with the caption alone, must land where the teacher came with
+# twelve. Here are 16 new ways of the teacher, and two students: a fresh one that starts as the toy itself and learns
+# from them now, and the shipped one, which learned from others (the output says from how many).
+
+# %% tags=["nbval-ignore-output"]
+start = time.perf_counter()
+ways, text = teacher_ways(toy, 16, seed=100)
+print(f"{ways.shape[1]} ways of the teacher in {time.perf_counter() - start:.0f} s, {len(ways)} moments of each")
+sampler = DDIMSampler(toy.schedule, 4, target="next")
+
+
+def apart(model):
+    """The loss of a student on each of its four steps."""
+    return [float(distillation_loss(model, ways[i], ways[i + 1], int(sampler.timesteps[i]), int(sampler.targets[i]), text,
+                                    toy.schedule)) for i in range(4)]
+
+
+start, fresh = time.perf_counter(), learner(toy.transformer, PolicyTraining(1))
+before = apart(fresh)
+losses = distil(fresh, (ways, text), toy.schedule, 12)
+print(f"{len(losses)} updates in {time.perf_counter() - start:.0f} s; the shipped student: {record['student']['updates']} "
+      f"updates on {record['student']['ways']} ways")
+for name, values in (("the toy itself", before), ("after the updates just now", apart(fresh)),
+                     ("the shipped student", apart(student.transformer))):
+    print(f"{name:27s} loss of the four steps: {', '.join(f'{value:.3f}' for value in values)}")
+
+# %% [markdown]
+# **Prediction 17.1.** How many captions that no training saw does the student obey with its 4 passes, if the toy's 50
+# passes are the measure?
+
+# %%
+predict("17.1", "fewer than half as many", "half to nine tenths as many", "more than nine tenths as many")
+
+# %% tags=["folded", "nbval-ignore-output"]
+judged = record["judged"]
+
+
+def say_shares(name, what="all"):
+    """The share of held-out captions that a model obeys, with its interval and its price."""
+    one = judged[name]
+    share, count = shares(one["right"][what]), len(one["right"][what])
+    low, high = wilson(share, count)
+    print(f"{name:22s} {share:6.1%} of {count} (95 % interval {low:.0%} to {high:.0%}), "
+          f"{one['seconds_per_clip']:.2f} s a clip on one core")
+    return share
+
+
+kept = {name: say_shares(name) for name in ("toy, 25 guided steps", "toy, 4 guided steps", "toy, 4 steps", "student")}
+ratio = kept["student"] / kept["toy, 25 guided steps"]
+outcome("17.1", "fewer than half as many" if ratio < 0.5 else "half to nine tenths as many" if ratio < 0.9 else
+        "more than nine tenths as many")
+
+# %% [markdown]
+# DISTILLED
+#
+# ## 2. The chance of a clip
+#
+# The second teacher shows nothing. It gives a mark for the finished clip, and the mark has no gradient: between pixels
+# and the word "star" lie medians, thresholds and a vote. What can be differentiated is **how likely** the model was to
+# make that clip. For this, sampling must be random at every step. DDIM can be:
+#
+# $$x' = \sqrt{\bar\alpha'}\, x_0 + \sqrt{1 - \bar\alpha' - \sigma^2}\; \epsilon + \sigma z, \qquad
+# \sigma = \eta \sqrt{\tfrac{1 - \bar\alpha'}{1 - \bar\alpha} \left(1 - \tfrac{\bar\alpha}{\bar\alpha'}\right)}$$
+#
+# $x_0$ and $\epsilon$ are the clean latents and the noise that the network's output implies, $z$ is fresh noise. With
+# $\eta = 0$ it is the DDIM that you know; with 1 all noise that the schedule allows is fresh.
+
+# %%
+asked = [PROMPT] * 4
+words = student.text.encode(asked)
+same_noise = draw_noise((1, *latent_shape(student)), torch.Generator().manual_seed(5), device=device).repeat(4, 1, 1, 1, 1)
+rows = {}
+for eta in (0.0, 0.5, 1.0):
+    taken = walk(student.transformer, student.schedule, words, same_noise, 4, max(eta, 1e-6),
+                 torch.Generator().manual_seed(1))
+    clips = student.decode(taken.states[-1])
+    rows[f"eta {eta:g}"] = clips[:, 8]
+    print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
+show_rows(rows, "Frame 8 of four clips that began with the same noise, for eta 0, 0.5 and 1. With eta 0 all four are the "
+                "same; with eta 1 each shows the ring at another place.", num_frames=4, counted="clip")
+
+# %% [markdown]
+# So each step draws from a Gaussian around a mean that the network decides. It is a **policy**, and a step is a
+# decision with a known chance.
+#
+# ### Exercise 17.2: the chance of a step (difficulty 2 of 3, 20 minutes)
+#
+# How likely is it to land exactly at `x_next`? The density of each number is that of a Gaussian, and all numbers of a
+# clip are drawn independently.
+
+# %% tags=["nbval-ignore-output"]
+def log_chance(x_next, x0, noise, bar, bar_next, eta):
+    """The log-probability of landing at x_next: all b c t h w; bar, bar_next: alpha_bar now and there -> b."""
+    ### BEGIN SOLUTION
+    std = eta * math.sqrt((1 - bar_next) / (1 - bar) * (1 - bar / bar_next))
+    mean = math.sqrt(bar_next) * x0 + math.sqrt(1 - bar_next - std**2) * noise
+    return torch.distributions.Normal(mean, std).log_prob(x_next).flatten(1).sum(dim=1)
+    ### END SOLUTION
+
+
+log_chance = check("17.2", log_chance)
+show_source(step_gaussian)
+t, t_next = int(sampler.timesteps[1]), int(sampler.targets[1])
+bar, bar_next = (toy.schedule.alpha_bar(moment) for moment in (t, t_next))
+x = taken.states[1]
+v = student.transformer(x, torch.full((4,), t, device=device), words)
+mine = log_chance(taken.states[2], math.sqrt(bar) * x - math.sqrt(1 - bar) * v,
+                  math.sqrt(1 - bar) * x + math.sqrt(bar) * v, bar, bar_next, 1.0)
+print("yours, second step of the four clips:", ", ".join(f"{value:.1f}" for value in mine.tolist()))
+print("written down while sampling:         ", ", ".join(f"{value:.1f}" for value in taken.log_probs[1].tolist()))
+assert torch.allclose(mine.cpu(), taken.log_probs[1].cpu(), rtol=1e-3, atol=1.0)
+
+# %% [markdown]
+# The last step is not random, as it lands on clean latents; so of four steps three are decisions. The **policy
+# gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was marked well becomes
+# more likely. The marks need no gradient, only the chances do.
+#
+# ## 3. Better than what?
+#
+# If all marks are positive, everything becomes more likely, some of it a little more. That is nearly all noise. GRPO
+# makes a *group* of clips for each caption and asks how much better a clip is than its group.
+#
+# ### Exercise 17.3: advantages in a group (difficulty 1 of 3, 10 minutes)
+#
+# In each row: subtract the mean, divide by the standard deviation. Where all marks of a group are equal, the group
+# teaches nothing: its advantages are 0.
+
+# %% tags=["nbval-ignore-output"]
+def advantages(rewards):
+    """Rewards, captions x clips -> how much better each clip is than the others of its caption, in units of spread."""
+    ### BEGIN SOLUTION
+    mean, spread = rewards.mean(dim=1, keepdim=True), rewards.std(dim=1, keepdim=True)
+    return torch.where(spread > 1e-6, (rewards - mean) / spread.clamp(min=1e-6), torch.zeros_like(rewards))
+    ### END SOLUTION
+
+
+advantages = check("17.3", advantages)
+show_source(share_right)
+show_source(all_right)
+
+# %% [markdown]
+# Two rewards. `share_right` gives a fifth for each property that the oracle reads as asked. `all_right` gives 1 if all
+# are right and else 0, as this course counts obeyed captions. We let the student make 8 clips for each of 6 captions,
+# of one object and of two. The toy hardly ever gets a caption of two objects right.
+#
+# **Prediction 17.2.** Captions of two objects, marked all or nothing: in how many of the six groups is there anything to
+# learn?
+
+# %%
+predict("17.2", "none or one", "two to four", "five or six")
+
+# %% tags=["folded", "nbval-ignore-output"]
+generator, teaches = torch.Generator().manual_seed(3), {}
+for objects in (1, 2):
+    wanted = sample_scenes(6, 30 + objects, two_objects=float(objects - 1))
+    said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted) for _ in range(8)]
+    noise = draw_noise((48, *latent_shape(student)), generator, device=device)
+    taken = walk(student.transformer, student.schedule, torch.cat([student.text.encode(said[i:i + 8])
+                 for i in range(0, 48, 8)]), noise, 4, 1.0, generator)
+    clips = student.decode(taken.states[-1])
+    for name, reward in (("all or nothing", all_right), ("share right", share_right)):
+        marks = rewards_of(reward, clips, wanted, 8)
+        teaches[objects, name] = int((advantages(marks).abs().amax(dim=1) > 0).sum())
+        print(f"{objects} object{'s' * (objects - 1)}, {name:14s}: mean mark {marks.mean():.2f}, "
+              f"{teaches[objects, name]} of 6 groups have marks that differ")
+found = teaches[2, "all or nothing"]
+outcome("17.2", "none or one" if found <= 1 else "two to four" if found <= 4 else "five or six")
+
+# %% [markdown]
+# GROUPS
+#
+# ## 4. Not too far at once
+#
+# Making clips is dear, so one wants several updates from the same clips. But after the first update the model is no
+# longer the one that made them. The ratio of the chances, new over old, corrects for that, and PPO stops rewarding a
+# decision once its ratio has left $1 \pm$ `clip`:
+#
+# $$\min\big(\rho A,\ \text{clamp}(\rho, 1 - c, 1 + c)\, A\big), \qquad \rho = p_\text{new} / p_\text{old}$$
+#
+# ### Exercise 17.4: the clipped objective (difficulty 2 of 3, 10 minutes)
+
+# %% tags=["nbval-ignore-output"]
+def surrogate(new, old, advantage, clip):
+    """new, old: log-probabilities of the same decision, b; advantage, b -> what is to be made large, b."""
+    ### BEGIN SOLUTION
+    ratio = (new - old).exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    ### END SOLUTION
+
+
+surrogate = check("17.4", surrogate)
+show_source(clipped_objective)
+
+# %% [markdown]
+# That is all of GRPO: sample, mark, compare, make the better more likely. In public work the marks come from networks
+# that look at pictures. They can be wrong, and a policy finds out. So before the oracle, a careless reward: the share of
+# pixels that have about the colour that the caption names. More of the asked colour, better clip?
+
+# %%
+show_source(colour_seen)
+
+# %% [markdown]
+# ### Exercise 17.5: outwit the reward (difficulty 1 of 3, 10 minutes)
+#
+# You are the policy. Return a clip that earns at least three times what the true clip of the scene earns, although the
+# oracle reads neither shape nor motion nor background as asked.
+
+# %% tags=["nbval-ignore-output"]
+def outwit(scene):
+    """A clip, 17 64 64 3 in 0..1."""
+    ### BEGIN SOLUTION
+    return torch.tensor(COLOURS[scene.objects[0].colour]).expand(17, 64, 64, 3).clone()
+    ### END SOLUTION
+
+
+outwit = check("17.5", outwit)
+
+# %% [markdown]
+# Would a network find that, with nothing but marks and a minute of time?
+#
+# **Prediction 17.3.** The student learns from this reward, live, for a few iterations. What happens?
+
+# %%
+predict("17.3", "too few marks: nothing to see", "more of the colour, captions obeyed as before",
+        "more of the colour, fewer captions obeyed")
+
+# %% tags=["folded", "nbval-ignore-output"]
+live, start = PolicyTraining(LIVE, captions=4, members=6, batch=12, learning_rate=LIVE_RATE), time.perf_counter()
+greedy = learner(student.transformer, live)
+steps = learn_from_reward(student, greedy, live, colour_seen, seed=0)
+print(f"{live.iterations} iterations of {live.captions * live.members} clips in {time.perf_counter() - start:.0f} s")
+for i, one in enumerate(steps):
+    print(f"iteration {i}: {one['reward']:.3f} of all pixels have the colour; properties right {one['right']:.0%}")
+first, last = (sum(one["reward"] for one in some) / 2 for some in (steps[:2], steps[-2:]))
+# %%
+def diagnose(clips, scene):
+    """Clips of one caption, b t h w 3, and its scene -> "sound", "hacked" or "collapsed"."""
+    ### BEGIN SOLUTION
+    found = [matches(read(clip), scene) for clip in clips]
+    if any(sum(each[name] for each in found) < len(found) / 2 for name in PROPERTIES):
+        return "hacked"
+    return "collapsed" if layout_spread(clips) < 0.1 else "sound"
+    ### END SOLUTION
+
+
+diagnose = check("17.6", diagnose)
