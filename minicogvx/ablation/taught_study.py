@@ -34,17 +34,27 @@ CLIPS = 96
 JUDGED = ("toy, 25 guided steps", "toy, 4 guided steps", "toy, 4 steps", *MADE)
 RUNS = {"rewarded": ("gradient", "share"), "best": ("best", "share"), "flooded": ("gradient", "colour")}
 HELD_OUT_SEED = 1_700_017
+AT_ONCE = 16  # ways between two writings
 EVERY = 10  # losses that are averaged into one
 
 
 def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
-    """Records the teacher's ways and writes them, in 16 bits: latents, features of captions, seconds."""
-    started = time.perf_counter()
-    states, text = teacher_ways(pipe, count, on_batch=lambda done: print(f"{done} ways recorded", flush=True))
+    """Records `count` ways of the teacher, in 16 bits: latents, features of captions, seconds.
+
+    Written after every few, and resumed where it was stopped.
+    """
+    kept = read_tensors(path) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        save_file({"states": states.half().contiguous(), "text": text.half().contiguous(),
-                   "seconds": torch.tensor(time.perf_counter() - started)}, part)
+    while (done := kept["states"].shape[1] if kept else 0) < count:
+        started = time.perf_counter()
+        states, text = teacher_ways(pipe, AT_ONCE, seed=done)
+        seconds = torch.tensor(time.perf_counter() - started)
+        new = {"states": states.half(), "text": text.half(), "seconds": seconds}
+        kept = {"states": torch.cat([kept["states"], new["states"]], dim=1).contiguous(),
+                "text": torch.cat([kept["text"], new["text"]]), "seconds": kept["seconds"] + seconds} if kept else new
+        with written_whole(path) as part:
+            save_file({name: each.contiguous() for name, each in kept.items()}, part)
+        print(f"{kept['states'].shape[1]} ways after {float(kept['seconds']):.0f} s", flush=True)
 
 
 def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: Path = FOLDER) -> dict:

@@ -16,7 +16,7 @@ import minicogvx
 from minicogvx.ablation.taught import clips_of, shares, taught_pipe, taught_record
 from minicogvx.course import (
     check, compare_clips, explore_figure, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
-    show_figure, show_source, solution,
+    show_figure, show_rows, show_source, solution,
 )
 from minicogvx.course.exercises.teacher_17 import drawn_policy
 from minicogvx.data.world.captions import evaluation_caption
@@ -33,6 +33,7 @@ from minicogvx.training.policy import (
 from minicogvx.training.reward import (
     PROPERTIES, all_right, colour_seen, group_advantages, layout_spread, rewards_of, share_right,
 )
+from minicogvx.training.start import with_transformer
 from minicogvx.transformer.model import flops
 
 torch.set_grad_enabled(False)  # the package switches it on where something is trained
@@ -46,8 +47,8 @@ made = {f"the toy, {steps} steps": clips_of(toy, [PROMPT], steps, scale)[0]
         for steps, scale in ((25, 3.0), (4, 1.0))}
 made["the student"] = clips_of(student, [PROMPT], 4, 1.0)[0]
 made["and the oracle's pupil"] = clips_of(rewarded, [PROMPT], 4, 1.0)[0]
-compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the toy with 25 guided steps, the toy with "
-                    f"4 steps, a student of the toy with 4 steps, and that student after the oracle taught it.",
+compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the toy with 25 guided steps, the toy "
+                    f"with 4 steps, a student of the toy with 4 steps, and that student after the oracle taught it.",
               toy.fps, num_frames=5)
 
 # %% [markdown]
@@ -56,12 +57,12 @@ compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the
 # a dozen. The second is the oracle, which cannot make a single clip. It only marks what it sees, and a **policy
 # gradient** turns marks into weights.
 #
-# You will write the target of distillation, the chance of a clip, the advantages and the objective of GRPO, and a reward
-# will be hacked before your eyes. Afterwards you can explain how a model learns from a mark that has no gradient, what
-# few steps cost, and why you should never look at the reward alone. It takes about 100 minutes, exercises included.
-# None of this is in the [paper](https://arxiv.org/abs/2408.06072); it is how models like it are finished today, with
-# large networks as judges, on GPUs. Here the judge is a program, exact and free. (Notation: the box in
-# [notebook 01](01_video_tensors.ipynb).)
+# You will write the target of distillation, the chance of a clip, the advantages and the objective of GRPO, and a
+# reward will be hacked before your eyes. Afterwards you can explain how a model learns from a mark that has no
+# gradient, what few steps cost, and why you should never look at the reward alone. It takes about 100 minutes,
+# exercises included. None of this is in the [paper](https://arxiv.org/abs/2408.06072); it is how models like it are
+# finished today, with large networks as judges, on GPUs. Here the judge is a program, exact and free. (Notation: the
+# box in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. A teacher who shows
 #
@@ -71,8 +72,8 @@ compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the
 #
 # ### Exercise 17.1: the target of distillation (difficulty 2 of 3, 15 minutes)
 #
-# DDIM goes from $\bar\alpha$ to $\bar\alpha'$ by $x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0$ with
-# $A = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$. Here $x'$ is known and $x_0$ is not. `hint("17.1")` gives one more
+# DDIM goes from $\bar\alpha$ to $\bar\alpha'$ by $x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0$ with $A
+# = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$. Here $x'$ is known and $x_0$ is not. `hint("17.1")` gives one more
 # hint each time, `solution("17.1")` a solution.
 
 # %% tags=["nbval-ignore-output"]
@@ -100,15 +101,15 @@ sampler = DDIMSampler(toy.schedule, 4, target="next")
 
 def apart(model):
     """The loss of a student on each of its four steps."""
-    return [float(distillation_loss(model, ways[i], ways[i + 1], int(sampler.timesteps[i]), int(sampler.targets[i]), text,
-                                    toy.schedule)) for i in range(4)]
+    return [float(distillation_loss(model, ways[i], ways[i + 1], int(t), int(t_next), text, toy.schedule))
+            for i, (t, t_next) in enumerate(zip(sampler.timesteps, sampler.targets))]
 
 
 start, fresh = time.perf_counter(), learner(toy.transformer, PolicyTraining(1))
 before = apart(fresh)
 losses = distil(fresh, (ways, text), toy.schedule, 12)
-print(f"{len(losses)} updates in {time.perf_counter() - start:.0f} s; the shipped student: {record['student']['updates']} "
-      f"updates on {record['student']['ways']} ways")
+print(f"{len(losses)} updates in {time.perf_counter() - start:.0f} s; the shipped student: "
+      f"{record['student']['updates']} updates on {record['student']['ways']} ways")
 for name, values in (("the toy itself", before), ("after the updates just now", apart(fresh)),
                      ("the shipped student", apart(student.transformer))):
     print(f"{name:27s} loss of the four steps: {', '.join(f'{value:.3f}' for value in values)}")
@@ -157,7 +158,8 @@ outcome("17.1", "fewer than half as many" if ratio < 0.5 else "half to nine tent
 # %%
 asked = [PROMPT] * 4
 words = student.text.encode(asked)
-same_noise = draw_noise((1, *latent_shape(student)), torch.Generator().manual_seed(5), device=device).repeat(4, 1, 1, 1, 1)
+same_noise = draw_noise((1, *latent_shape(student)), torch.Generator().manual_seed(5), device=device)
+same_noise = same_noise.repeat(4, 1, 1, 1, 1)
 rows = {}
 for eta in (0.0, 0.5, 1.0):
     taken = walk(student.transformer, student.schedule, words, same_noise, 4, max(eta, 1e-6),
@@ -165,8 +167,8 @@ for eta in (0.0, 0.5, 1.0):
     clips = student.decode(taken.states[-1])
     rows[f"eta {eta:g}"] = clips[:, 8]
     print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
-show_rows(rows, "Frame 8 of four clips that began with the same noise, for eta 0, 0.5 and 1. With eta 0 all four are the "
-                "same; with eta 1 each shows the ring at another place.", num_frames=4, counted="clip")
+show_rows(rows, "Frame 8 of four clips that began with the same noise, for eta 0, 0.5 and 1. With eta 0 all four are "
+                "the same; with eta 1 each shows the ring at another place.", num_frames=4, counted="clip")
 
 # %% [markdown]
 # So each step draws from a Gaussian around a mean that the network decides. It is a **policy**, and a step is a
@@ -201,8 +203,8 @@ assert torch.allclose(mine.cpu(), taken.log_probs[1].cpu(), rtol=1e-3, atol=1.0)
 
 # %% [markdown]
 # The last step is not random, as it lands on clean latents; so of four steps three are decisions. The **policy
-# gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was marked well becomes
-# more likely. The marks need no gradient, only the chances do.
+# gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was marked well
+# becomes more likely. The marks need no gradient, only the chances do.
 #
 # ## 3. Better than what?
 #
@@ -232,8 +234,8 @@ show_source(all_right)
 # are right and else 0, as this course counts obeyed captions. We let the student make 8 clips for each of 6 captions,
 # of one object and of two. The toy hardly ever gets a caption of two objects right.
 #
-# **Prediction 17.2.** Captions of two objects, marked all or nothing: in how many of the six groups is there anything to
-# learn?
+# **Prediction 17.2.** Captions of two objects, marked all or nothing: in how many of the six groups is there anything
+# to learn?
 
 # %%
 predict("17.2", "none or one", "two to four", "five or six")
@@ -282,8 +284,8 @@ show_source(clipped_objective)
 
 # %% [markdown]
 # That is all of GRPO: sample, mark, compare, make the better more likely. In public work the marks come from networks
-# that look at pictures. They can be wrong, and a policy finds out. So before the oracle, a careless reward: the share of
-# pixels that have about the colour that the caption names. More of the asked colour, better clip?
+# that look at pictures. They can be wrong, and a policy finds out. So before the oracle, a careless reward: the share
+# of pixels that have about the colour that the caption names. More of the asked colour, better clip?
 
 # %%
 show_source(colour_seen)
@@ -314,6 +316,7 @@ predict("17.3", "too few marks: nothing to see", "more of the colour, captions o
         "more of the colour, fewer captions obeyed")
 
 # %% tags=["folded", "nbval-ignore-output"]
+LIVE, LIVE_RATE = 5, 3e-3
 live, start = PolicyTraining(LIVE, captions=4, members=6, batch=12, learning_rate=LIVE_RATE), time.perf_counter()
 greedy = learner(student.transformer, live)
 steps = learn_from_reward(student, greedy, live, colour_seen, seed=0)
@@ -321,7 +324,43 @@ print(f"{live.iterations} iterations of {live.captions * live.members} clips in 
 for i, one in enumerate(steps):
     print(f"iteration {i}: {one['reward']:.3f} of all pixels have the colour; properties right {one['right']:.0%}")
 first, last = (sum(one["reward"] for one in some) / 2 for some in (steps[:2], steps[-2:]))
+trained = with_transformer(student, greedy)
+wanted = sample_scenes(12, 50, two_objects=0.0)
+said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted)]
+right, shown = {}, {}
+for name, pipe in (("the student", student), ("just now", trained), ("after longer", taught_pipe(toy, "flooded"))):
+    clips = clips_of(pipe, said, 4, 1.0, seed=9)
+    right[name] = sum(share_right(clip, scene) for clip, scene in zip(clips, wanted)) / len(wanted)
+    earned = sum(colour_seen(clip, scene) for clip, scene in zip(clips, wanted)) / len(wanted)
+    obeyed = sum(all_right(clip, scene) for clip, scene in zip(clips, wanted))
+    print(f"{name:12s}: reward {earned:.3f}, properties right {right[name]:.0%}, captions obeyed {obeyed:.0f} of "
+          f"{len(wanted)}")
+    shown[f"{name}: {said[0]}"] = clips[0]
+compare_clips(shown, f"The caption: {said[0]}. Three clips from one noise: of the student, after the training just "
+                     "now, and after a longer one by the same reward.", toy.fps, num_frames=5)
+outcome("17.3", "too few marks: nothing to see" if last < 1.1 * first else
+        "more of the colour, fewer captions obeyed" if right["just now"] < right["the student"] - 0.02 else
+        "more of the colour, captions obeyed as before")
+
+# %% [markdown]
+# HACKED
+#
+# ## 5. Marks that mean it
+#
+# Now the oracle's own reading, `share_right`. It is not so easily outwitted: what it reads is what was asked.
+
 # %%
+predict("17.4", "A", "B", "C")
+
+# %% tags=["folded", "nbval-ignore-output"]
+pass
+
+# %% [markdown]
+# ## 6. What nobody marked
+#
+# ### Exercise 17.6: a diagnosis (difficulty 3 of 3, 20 minutes)
+
+# %% tags=["nbval-ignore-output"]
 def diagnose(clips, scene):
     """Clips of one caption, b t h w 3, and its scene -> "sound", "hacked" or "collapsed"."""
     ### BEGIN SOLUTION
@@ -333,3 +372,32 @@ def diagnose(clips, scene):
 
 
 diagnose = check("17.6", diagnose)
+
+for kind in ("varied", "still", "collapsed"):
+    print(kind, diagnose(drawn_policy(kind, Scene((ShapeObject("star", "yellow", "moves right", 0.4, 0.5, 0.2, 0.3),),
+                                                  "navy"), 7), wanted[0]))
+
+# %% [markdown]
+# ## 7. At full size
+#
+# One iteration of Flow-GRPO's kind for the 5B at 49 frames of 480 x 720, priced as in notebook 16: 32 captions, 8 clips
+# each.
+
+# %%
+config, size = preset("5b").transformer, (13, 60, 90)
+one = flops(config, size, 226)
+H800, SHARE = 989e12, 0.31  # operations a second at the peak, and the share of it that the paper's times tell
+for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("4 steps, no guidance", 4)):
+    decisions = min(passes, 10) - 1
+    work = 32 * 8 * (passes + 3 * decisions) * one
+    print(f"{name:22s}: {work / H800 / SHARE / 3600:6.1f} GPU hours an iteration, "
+          f"{passes / (passes + 3 * decisions):.0%} of them for making the clips")
+
+# %% [markdown]
+# ## What you can now explain
+#
+# Answer first, then open.
+
+# %% tags=["nbval-ignore-output"]
+predictions("17")
+progress()
