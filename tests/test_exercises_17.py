@@ -332,4 +332,4 @@ def test_the_policies_are_what_their_names_say():
     for kind, right, scene, clips in example_policies():
         assert verdict_on_policy(clips, scene) == right, kind
     spreads = {kind: layout_spread(clips) for kind, _, _, clips in example_policies()}
-    assert spreads["varied"] > 0.15 and spreads["collapsed"] < 0.03, spreads
+    assert spreads["varied"] > 0.12 and spreads["collapsed"] < 0.03, spreads

@@ -24,7 +24,7 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.training.reward import PROPERTIES, layout_spread
 
 FOLDER, FILE = DATA / "toy-taught", DATA / "results" / "oracle-teacher.json"
-MADE = {"student": (), "rewarded": ("student",), "flooded": ("student",)}  # adapters, and on which others they build
+MADE = ("student", "rewarded", "flooded")  # each from the toy
 
 
 def taught_pipe(pipe: Pipeline, name: str, folder: Path = FOLDER) -> Pipeline:
@@ -36,8 +36,7 @@ def taught_pipe(pipe: Pipeline, name: str, folder: Path = FOLDER) -> Pipeline:
         raise ValueError(f"there is no model {name!r}; the taught ones are {', '.join(MADE)}")
     other = copy.copy(pipe)
     other.transformer = copy.deepcopy(pipe.transformer)
-    for each in (*MADE[name], name):
-        merge_lora(other.transformer, folder / f"{each}.safetensors")
+    merge_lora(other.transformer, folder / f"{name}.safetensors")
     return other
 
 

