@@ -13,13 +13,13 @@ from minicogvx.presets import preset
 from minicogvx.training.distillation import distil, distillation_loss, target_x0, teacher_ways
 from minicogvx.training.policy import (
     PolicyTraining,
+    adapted_copy,
     clipped_objective,
     gaussian_log_prob,
     latent_shape,
     learn_from_reward,
-    learner,
+    random_walk,
     step_gaussian,
-    walk,
 )
 from minicogvx.training.reward import (
     all_right,
@@ -117,7 +117,7 @@ def test_the_objective_stops_rewarding_and_goes_on_punishing():
 def test_a_walk_knows_its_own_chances():
     pipe = tiny_pipe()
     text, begin = pipe.text.encode(["a red circle moves up"] * 2), noise(2, *latent_shape(pipe))
-    taken = walk(pipe.transformer, pipe.schedule, text, begin, 3, 0.8, torch.Generator().manual_seed(0))
+    taken = random_walk(pipe.transformer, pipe.schedule, text, begin, 3, 0.8, torch.Generator().manual_seed(0))
     assert taken.states.shape == (4, *begin.shape) and taken.log_probs.shape == (2, 2)
     sampler = DDIMSampler(pipe.schedule, 3, "next")
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_a_policy_learns_what_is_rewarded(way):
     """The reward is how bright a clip is, which the oracle has no part in."""
     pipe = tiny_pipe()
     training = PolicyTraining(12, way, captions=2, members=8, num_inference_steps=3, learning_rate=2e-2, rank=4)
-    model = learner(pipe.transformer, training)
+    model = adapted_copy(pipe.transformer, training)
     records = learn_from_reward(pipe, model, training, lambda clip, scene: float(clip.mean()))
     rewards = [one["reward"] for one in records]
     assert sum(rewards[-3:]) > sum(rewards[:3]), rewards
@@ -175,7 +175,7 @@ def test_a_teacher_without_guidance_and_with_as_few_steps_has_nothing_to_teach()
 def test_a_student_comes_closer_to_its_teacher():
     pipe = tiny_pipe()
     ways = teacher_ways(pipe, 4, steps=8, kept=4)
-    model = learner(pipe.transformer, PolicyTraining(1, rank=4))
+    model = adapted_copy(pipe.transformer, PolicyTraining(1, rank=4))
     losses = distil(model, ways, pipe.schedule, 40, 1e-2, batch=4)
     assert sum(losses[-4:]) < sum(losses[:4])
     with pytest.raises(ValueError, match="steps is 9"):

@@ -47,8 +47,8 @@ def taught_record(path: Path = FILE) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def judged(pipe: Pipeline, scenes: Sequence[Scene], steps: int, guidance_scale: float, seed: int = 0,
-           batch: int = 16) -> dict:
+def judged_clips(pipe: Pipeline, scenes: Sequence[Scene], steps: int, guidance_scale: float, seed: int = 0,
+                 batch: int = 16) -> dict:
     """One clip for each scene: which are right, by property and in all, as strings of 0 and 1; seconds a clip, without
     the reading. Models that get the same seed get the same noise and captions, so they can be compared in pairs."""
     words, right, seconds = random.Random(seed), {name: "" for name in (*PROPERTIES, "all")}, 0.0
@@ -66,24 +66,24 @@ def judged(pipe: Pipeline, scenes: Sequence[Scene], steps: int, guidance_scale: 
             "seconds_per_clip": round(seconds / len(scenes), 4)}
 
 
-def variety(pipe: Pipeline, steps: int, guidance_scale: float, captions: int = 6, members: int = 8,
-            seed: int = 0) -> list[float]:
+def variety_of(pipe: Pipeline, steps: int, guidance_scale: float, captions: int = 6, members: int = 8,
+               seed: int = 0) -> list[float]:
     """For each of some captions of the training split, the spread of the layouts of its clips (`layout_spread`)."""
     found, words = [], random.Random(seed)
     for i, scene in enumerate(sample_scenes(captions, 70 + seed, two_objects=0.0)):
         asked = [evaluation_caption(scene, words)] * members
-        clips = clips_of(pipe, asked, steps, guidance_scale, seed + 100 * i)
+        clips = made_clips(pipe, asked, steps, guidance_scale, seed + 100 * i)
         found.append(round(layout_spread(clips), 4))
     return found
 
 
-def clips_of(pipe: Pipeline, asked: Sequence[str], steps: int, guidance_scale: float,
-             seed: int = 0) -> Float[Tensor, "b t h w 3"]:
+def made_clips(pipe: Pipeline, asked: Sequence[str], steps: int, guidance_scale: float,
+               seed: int = 0) -> Float[Tensor, "b t h w 3"]:
     """A clip for each caption; its noise depends on `seed` and its place alone."""
     return pipe.decode(pipe.sample(list(asked), num_inference_steps=steps, guidance_scale=guidance_scale,
                                    seed=[clip_seed(seed, i) for i in range(len(asked))]))
 
 
-def shares(right: str) -> float:
+def share_of_ones(right: str) -> float:
     """The share of ones in a string of 0 and 1."""
     return right.count("1") / len(right)

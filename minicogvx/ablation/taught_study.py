@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from minicogvx.ablation.taught import FILE, FOLDER, MADE, judged, taught_pipe, taught_record, variety
+from minicogvx.ablation.taught import FILE, FOLDER, MADE, judged_clips, taught_pipe, taught_record, variety_of
 from minicogvx.compat import choose_dtype
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.files import written_whole
@@ -27,7 +27,7 @@ from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.distillation import distil, teacher_ways
 from minicogvx.training.lora import lora_tensors, write_lora
-from minicogvx.training.policy import PolicyTraining, learn_from_reward, learner
+from minicogvx.training.policy import PolicyTraining, adapted_copy, learn_from_reward
 from minicogvx.training.reward import REWARDS
 from minicogvx.training.start import with_transformer
 
@@ -43,7 +43,7 @@ AT_ONCE = 16  # ways between two writings
 EVERY = 10  # losses that are averaged into one
 
 
-def quick(precise: bool = False) -> AbstractContextManager:
+def quick_products(precise: bool = False) -> AbstractContextManager:
     """While open, matrix products in 16 bits where this processor is fast in them; never if `precise`.
 
     A policy gradient needs it precise: the chance of a clip is a sum over 5,120 numbers.
@@ -61,7 +61,7 @@ def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     while (done := kept["states"].shape[1] if kept else 0) < count:
         started = time.perf_counter()
-        with quick():
+        with quick_products():
             states, text = teacher_ways(pipe, AT_ONCE, seed=done)
         seconds = torch.tensor(time.perf_counter() - started)
         new = {"states": states.half(), "text": text.half(), "seconds": seconds}
@@ -75,8 +75,8 @@ def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
 def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: Path = FOLDER) -> dict:
     """Trains the student's adapters on recorded ways, writes them, and returns what happened."""
     kept, started = read_tensors(path), time.perf_counter()
-    model = learner(pipe.transformer, PolicyTraining(1, rank=RANK, alpha=ALPHA))
-    with quick():
+    model = adapted_copy(pipe.transformer, PolicyTraining(1, rank=RANK, alpha=ALPHA))
+    with quick_products():
         losses = distil(model, (kept["states"].float(), kept["text"].float()), pipe.schedule, updates, rate,
                         on_update=lambda i, loss: print(i, f"{loss:.4f}", flush=True) if i % 20 == 0 else None)
     write_adapters(model, folder / "student.safetensors")
@@ -88,8 +88,8 @@ def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: 
 def run_reward(pipe: Pipeline, name: str, training: PolicyTraining, reward: str, seed: int,
                folder: Path | None = None) -> dict:
     """One training by a reward; with a `folder`, its adapters are written there under `name`."""
-    model = learner(pipe.transformer, training)
-    with quick(precise=training.way == "gradient"):
+    model = adapted_copy(pipe.transformer, training)
+    with quick_products(precise=training.way == "gradient"):
         records = learn_from_reward(pipe, model, training, REWARDS[reward], seed,
                                     lambda one: print(seed, {k: round(v, 3) for k, v in one.items()}, flush=True))
     if folder is not None:
@@ -98,8 +98,8 @@ def run_reward(pipe: Pipeline, name: str, training: PolicyTraining, reward: str,
     scenes = sample_scenes(CLIPS, HELD_OUT_SEED, "held_out", 0.0)
     return {"name": name, "reward": reward, "seed": seed, "training": asdict(training),
             "records": {key: [one[key] for one in records] for key in records[0]},
-            "judged": judged(trained, scenes, training.num_inference_steps, 1.0),
-            "variety": variety(trained, training.num_inference_steps, 1.0)}
+            "judged": judged_clips(trained, scenes, training.num_inference_steps, 1.0),
+            "variety": variety_of(trained, training.num_inference_steps, 1.0)}
 
 
 def write_adapters(model, path: Path) -> None:
@@ -139,7 +139,7 @@ def judge_model(toy: Pipeline, name: str, clips: int) -> dict:
     steps, scale = of_toy.get(name, (STEPS, 1.0))
     pipe = toy if name in of_toy else taught_pipe(toy, name)
     scenes = sample_scenes(clips, HELD_OUT_SEED, "held_out", 0.0)
-    return judged(pipe, scenes, steps, scale) | {"variety": variety(pipe, steps, scale)}
+    return judged_clips(pipe, scenes, steps, scale) | {"variety": variety_of(pipe, steps, scale)}
 
 
 def main(argv: list[str] | None = None) -> int:

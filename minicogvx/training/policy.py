@@ -104,8 +104,9 @@ def clipped_objective(new: Float[Tensor, "b"], old: Float[Tensor, "b"], advantag
 
 
 @torch.no_grad()
-def walk(model: nn.Module, schedule: NoiseSchedule, text: Float[Tensor, "b n d"], noise: Float[Tensor, "b c t h w"],
-         num_inference_steps: int, eta: int | float, generator: torch.Generator) -> Walk:
+def random_walk(model: nn.Module, schedule: NoiseSchedule, text: Float[Tensor, "b n d"],
+                noise: Float[Tensor, "b c t h w"], num_inference_steps: int, eta: int | float,
+                generator: torch.Generator) -> Walk:
     """Samples without guidance, and keeps every step and its log-probability."""
     sampler = DDIMSampler(schedule, num_inference_steps, target="next")
     states, log_probs = [noise], []
@@ -120,7 +121,7 @@ def walk(model: nn.Module, schedule: NoiseSchedule, text: Float[Tensor, "b n d"]
     return Walk(torch.stack(states), torch.stack(log_probs))
 
 
-def learner(toy: ExpertTransformer, training: PolicyTraining) -> ExpertTransformer:
+def adapted_copy(toy: ExpertTransformer, training: PolicyTraining) -> ExpertTransformer:
     """A copy with adapters, which alone learn."""
     model = copy.deepcopy(toy)
     add_lora(model, training.rank, training.alpha)
@@ -130,7 +131,7 @@ def learner(toy: ExpertTransformer, training: PolicyTraining) -> ExpertTransform
 def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: PolicyTraining, reward: Reward, seed: int = 0,
                       on_iteration: Callable[[dict], None] | None = None,
                       always: Sequence[Scene] | None = None) -> list[dict]:
-    """Trains `model` (see `learner`) on clips of its own, with new captions of the training split in each iteration.
+    """Trains `model` (see `adapted_copy`) on clips of its own, with new captions of the training split in each iteration.
 
     `always`: the scenes of all iterations, in place of new ones.
 
@@ -147,7 +148,7 @@ def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: Policy
         text = torch.cat([pipe.text.encode(asked[i:i + 1]).expand(training.members, -1, -1)
                           for i in range(0, len(asked), training.members)])
         noise = draw_noise((len(asked), *latent_shape(pipe)), generator, device=pipe.device)
-        taken = walk(model, pipe.schedule, text, noise, training.num_inference_steps, training.eta, generator)
+        taken = random_walk(model, pipe.schedule, text, noise, training.num_inference_steps, training.eta, generator)
         clips = pipe.decode(taken.states[-1])
         rewards = rewards_of(reward, clips, scenes, training.members)
         clipped = _learn(model, optimizer, pipe.schedule, taken, text, group_advantages(rewards), training, generator)

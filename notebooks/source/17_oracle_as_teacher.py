@@ -13,7 +13,7 @@ import time
 import torch
 
 import minicogvx
-from minicogvx.ablation.taught import clips_of, shares, taught_pipe, taught_record
+from minicogvx.ablation.taught import made_clips, share_of_ones, taught_pipe, taught_record
 from minicogvx.course import (
     check, compare_clips, explore_figure, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
     show_figure, show_rows, show_source, solution,
@@ -28,7 +28,7 @@ from minicogvx.evaluation.intervals import mean_interval, paired_difference, wil
 from minicogvx.presets import preset
 from minicogvx.training.distillation import distil, distillation_loss, target_x0, teacher_ways
 from minicogvx.training.policy import (
-    PolicyTraining, clipped_objective, latent_shape, learn_from_reward, learner, step_gaussian, walk,
+    PolicyTraining, clipped_objective, latent_shape, learn_from_reward, adapted_copy, step_gaussian, random_walk,
 )
 from minicogvx.training.reward import (
     PROPERTIES, all_right, colour_seen, group_advantages, layout_spread, rewards_of, share_right,
@@ -43,10 +43,10 @@ student, rewarded = (taught_pipe(toy, name) for name in ("student", "rewarded"))
 record = taught_record()
 
 PROMPT = "a purple ring bounces on a grey background"
-made = {f"the toy, {steps} steps": clips_of(toy, [PROMPT], steps, scale)[0]
+made = {f"the toy, {steps} steps": made_clips(toy, [PROMPT], steps, scale)[0]
         for steps, scale in ((25, 3.0), (4, 1.0))}
-made["the student"] = clips_of(student, [PROMPT], 4, 1.0)[0]
-made["and the oracle's pupil"] = clips_of(rewarded, [PROMPT], 4, 1.0)[0]
+made["the student"] = made_clips(student, [PROMPT], 4, 1.0)[0]
+made["and the oracle's pupil"] = made_clips(rewarded, [PROMPT], 4, 1.0)[0]
 compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the toy with 25 guided steps, the toy "
                     f"with 4 steps, a student of the toy with 4 steps, and that student after the oracle taught it.",
               toy.fps, num_frames=5)
@@ -105,7 +105,7 @@ def apart(model):
             for i, (t, t_next) in enumerate(zip(sampler.timesteps, sampler.targets))]
 
 
-start, fresh = time.perf_counter(), learner(toy.transformer, PolicyTraining(1))
+start, fresh = time.perf_counter(), adapted_copy(toy.transformer, PolicyTraining(1))
 before = apart(fresh)
 losses = distil(fresh, (ways, text), toy.schedule, 12)
 print(f"{len(losses)} updates in {time.perf_counter() - start:.0f} s; the shipped student: "
@@ -128,7 +128,7 @@ judged = record["judged"]
 def say_shares(name, what="all"):
     """The share of held-out captions that a model obeys, with its interval and its price."""
     one = judged[name]
-    share, count = shares(one["right"][what]), len(one["right"][what])
+    share, count = share_of_ones(one["right"][what]), len(one["right"][what])
     low, high = wilson(share, count)
     print(f"{name:22s} {share:6.1%} of {count} (95 % interval {low:.0%} to {high:.0%}), "
           f"{one['seconds_per_clip']:.2f} s a clip on one core")
@@ -162,7 +162,7 @@ same_noise = draw_noise((1, *latent_shape(student)), torch.Generator().manual_se
 same_noise = same_noise.repeat(4, 1, 1, 1, 1)
 rows = {}
 for eta in (0.0, 0.5, 1.0):
-    taken = walk(student.transformer, student.schedule, words, same_noise, 4, max(eta, 1e-6),
+    taken = random_walk(student.transformer, student.schedule, words, same_noise, 4, max(eta, 1e-6),
                  torch.Generator().manual_seed(1))
     clips = student.decode(taken.states[-1])
     rows[f"eta {eta:g}"] = clips[:, 8]
@@ -246,7 +246,7 @@ for objects in (1, 2):
     wanted = sample_scenes(6, 30 + objects, two_objects=float(objects - 1))
     said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted) for _ in range(8)]
     noise = draw_noise((48, *latent_shape(student)), generator, device=device)
-    taken = walk(student.transformer, student.schedule, torch.cat([student.text.encode(said[i:i + 8])
+    taken = random_walk(student.transformer, student.schedule, torch.cat([student.text.encode(said[i:i + 8])
                  for i in range(0, 48, 8)]), noise, 4, 1.0, generator)
     clips = student.decode(taken.states[-1])
     for name, reward in (("all or nothing", all_right), ("share right", share_right)):
@@ -318,7 +318,7 @@ predict("17.3", "too few marks: nothing to see", "more of the colour, captions o
 # %% tags=["folded", "nbval-ignore-output"]
 LIVE, LIVE_RATE = 5, 3e-3
 live, start = PolicyTraining(LIVE, captions=4, members=6, batch=12, learning_rate=LIVE_RATE), time.perf_counter()
-greedy = learner(student.transformer, live)
+greedy = adapted_copy(student.transformer, live)
 steps = learn_from_reward(student, greedy, live, colour_seen, seed=0)
 print(f"{live.iterations} iterations of {live.captions * live.members} clips in {time.perf_counter() - start:.0f} s")
 for i, one in enumerate(steps):
@@ -329,7 +329,7 @@ wanted = sample_scenes(12, 50, two_objects=0.0)
 said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted)]
 right, shown = {}, {}
 for name, pipe in (("the student", student), ("just now", trained), ("after longer", taught_pipe(toy, "flooded"))):
-    clips = clips_of(pipe, said, 4, 1.0, seed=9)
+    clips = made_clips(pipe, said, 4, 1.0, seed=9)
     right[name] = sum(share_right(clip, scene) for clip, scene in zip(clips, wanted)) / len(wanted)
     earned = sum(colour_seen(clip, scene) for clip, scene in zip(clips, wanted)) / len(wanted)
     obeyed = sum(all_right(clip, scene) for clip, scene in zip(clips, wanted))

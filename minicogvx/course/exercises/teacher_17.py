@@ -25,7 +25,7 @@ def flooded(scene: Scene) -> Float[Tensor, "t h w 3"]:
     return torch.tensor(COLOURS[scene.objects[0].colour], dtype=torch.float32).expand(*SIZE, 3).clone()
 
 
-def asked_scenes() -> list[Scene]:
+def _asked_scenes() -> list[Scene]:
     """The scenes for which the check asks."""
     return [Scene((ShapeObject(shape, colour, motion, 0.35, 0.6, 0.2, 0.3, size="large"),), background)
             for shape, colour, motion, background in (
@@ -35,7 +35,7 @@ def asked_scenes() -> list[Scene]:
 
 def check_outwit(outwit) -> None:
     """More of the careless reward than the true clip, and nothing that the caption is about."""
-    for scene in asked_scenes():
+    for scene in _asked_scenes():
         thing = scene.objects[0]
         what, true = f"outwit(the {thing.colour} {thing.shape})", render(scene, *SIZE)
         got = outwit(scene)
