@@ -131,9 +131,9 @@ def adapted_copy(toy: ExpertTransformer, training: PolicyTraining) -> ExpertTran
 def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: PolicyTraining, reward: Reward, seed: int = 0,
                       on_iteration: Callable[[dict], None] | None = None,
                       always: Sequence[Scene] | None = None) -> list[dict]:
-    """Trains `model` (see `adapted_copy`) on clips of its own, with new captions of the training split in each iteration.
+    """Trains `model` (see `adapted_copy`) on clips of its own, with captions of the training split.
 
-    `always`: the scenes of all iterations, in place of new ones.
+    Each iteration draws new scenes for them. `always`: the scenes of all iterations, in place of new ones.
 
     Returns a record of each iteration: mean reward, share of the properties right, share of groups that teach, share of
     decisions whose ratio was clipped, spread of layouts, seconds since the start. `on_iteration` gets it, too.
@@ -144,10 +144,9 @@ def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: Policy
     for iteration in range(training.iterations):
         scenes = list(always or sample_scenes(training.captions, 1_000 * (seed + 1) + iteration, two_objects=0.0))
         words = random.Random(f"policy {seed} {iteration}")
-        asked = [evaluation_caption(scene, words) for scene in scenes for _ in range(training.members)]
-        text = torch.cat([pipe.text.encode(asked[i:i + 1]).expand(training.members, -1, -1)
-                          for i in range(0, len(asked), training.members)])
-        noise = draw_noise((len(asked), *latent_shape(pipe)), generator, device=pipe.device)
+        asked = [evaluation_caption(scene, words) for scene in scenes]
+        text = pipe.text.encode(asked).repeat_interleave(training.members, dim=0)
+        noise = draw_noise((len(text), *latent_shape(pipe)), generator, device=pipe.device)
         taken = random_walk(model, pipe.schedule, text, noise, training.num_inference_steps, training.eta, generator)
         clips = pipe.decode(taken.states[-1])
         rewards = rewards_of(reward, clips, scenes, training.members)

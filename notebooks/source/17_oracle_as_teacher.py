@@ -46,9 +46,9 @@ PROMPT = "a purple ring bounces on a grey background"
 made = {f"the toy, {steps} steps": made_clips(toy, [PROMPT], steps, scale)[0]
         for steps, scale in ((25, 3.0), (4, 1.0))}
 made["the student"] = made_clips(student, [PROMPT], 4, 1.0)[0]
-made["and the oracle's pupil"] = made_clips(rewarded, [PROMPT], 4, 1.0)[0]
+made["the oracle's pupil"] = made_clips(rewarded, [PROMPT], 4, 1.0)[0]
 compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the toy with 25 guided steps, the toy "
-                    f"with 4 steps, a student of the toy with 4 steps, and that student after the oracle taught it.",
+                    f"with 4 steps, and with 4 steps a student of the toy and a pupil of the oracle.",
               toy.fps, num_frames=5)
 
 # %% [markdown]
@@ -157,14 +157,14 @@ outcome("17.1", "fewer than half as many" if ratio < 0.5 else "half to nine tent
 
 # %%
 asked = [PROMPT] * 4
-words = student.text.encode(asked)
-same_noise = draw_noise((1, *latent_shape(student)), torch.Generator().manual_seed(5), device=device)
+words = toy.text.encode(asked)
+same_noise = draw_noise((1, *latent_shape(toy)), torch.Generator().manual_seed(5), device=device)
 same_noise = same_noise.repeat(4, 1, 1, 1, 1)
 rows = {}
 for eta in (0.0, 0.5, 1.0):
-    taken = random_walk(student.transformer, student.schedule, words, same_noise, 4, max(eta, 1e-6),
+    taken = random_walk(toy.transformer, toy.schedule, words, same_noise, 4, max(eta, 1e-6),
                  torch.Generator().manual_seed(1))
-    clips = student.decode(taken.states[-1])
+    clips = toy.decode(taken.states[-1])
     rows[f"eta {eta:g}"] = clips[:, 8]
     print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
 show_rows(rows, "Frame 8 of four clips that began with the same noise, for eta 0, 0.5 and 1. With eta 0 all four are "
@@ -194,7 +194,7 @@ show_source(step_gaussian)
 t, t_next = int(sampler.timesteps[1]), int(sampler.targets[1])
 bar, bar_next = (toy.schedule.alpha_bar(moment) for moment in (t, t_next))
 x = taken.states[1]
-v = student.transformer(x, torch.full((4,), t, device=device), words)
+v = toy.transformer(x, torch.full((4,), t, device=device), words)
 mine = log_chance(taken.states[2], math.sqrt(bar) * x - math.sqrt(1 - bar) * v,
                   math.sqrt(1 - bar) * x + math.sqrt(bar) * v, bar, bar_next, 1.0)
 print("yours, second step of the four clips:", ", ".join(f"{value:.1f}" for value in mine.tolist()))
@@ -245,10 +245,9 @@ generator, teaches = torch.Generator().manual_seed(3), {}
 for objects in (1, 2):
     wanted = sample_scenes(6, 30 + objects, two_objects=float(objects - 1))
     said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted) for _ in range(8)]
-    noise = draw_noise((48, *latent_shape(student)), generator, device=device)
-    taken = random_walk(student.transformer, student.schedule, torch.cat([student.text.encode(said[i:i + 8])
-                 for i in range(0, 48, 8)]), noise, 4, 1.0, generator)
-    clips = student.decode(taken.states[-1])
+    noise = draw_noise((48, *latent_shape(toy)), generator, device=device)
+    taken = random_walk(toy.transformer, toy.schedule, toy.text.encode(said), noise, 4, 1.0, generator)
+    clips = toy.decode(taken.states[-1])
     for name, reward in (("all or nothing", all_right), ("share right", share_right)):
         marks = rewards_of(reward, clips, wanted, 8)
         teaches[objects, name] = int((advantages(marks).abs().amax(dim=1) > 0).sum())
