@@ -32,7 +32,7 @@ from minicogvx.training.reward import REWARDS
 from minicogvx.training.start import with_transformer
 
 STEPS, RANK, ALPHA = 4, 16, 32.0
-WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 192, 240, 5e-3, 20
+WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 220, 5e-3, 8
 CLIPS = 96
 JUDGED = ("toy, 25 guided steps", "toy, 4 guided steps", "toy, 4 steps", *MADE)
 RUNS = {"gradient": ("gradient", "share"), "best": ("best", "share"), "rewarded": ("contrast", "share"),
