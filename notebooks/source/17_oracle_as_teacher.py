@@ -13,6 +13,7 @@ import time
 import torch
 
 import minicogvx
+from minicogvx.compat import choose_dtype
 from minicogvx.ablation.taught import made_clips, share_of_ones, taught_pipe, taught_record
 from minicogvx.course import (
     check, compare_clips, explore_figure, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
@@ -39,6 +40,7 @@ from minicogvx.transformer.model import flops
 torch.set_grad_enabled(False)  # the package switches it on where something is trained
 device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names another device
 toy = minicogvx.load("toy", device, torch.float32)
+toy.vae.to(choose_dtype(device, training=True))  # decoding takes most of the time: 16 bits where they are quick
 student, rewarded = (taught_pipe(toy, name) for name in ("student", "rewarded"))
 record = taught_record()
 
@@ -465,9 +467,39 @@ for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("
           f"{passes / (passes + 3 * decisions):.0%} of them for making the clips")
 
 # %% [markdown]
+# Decoding and judging are not in it; in public work the judge is one more large network. The price explains why few
+# steps and rewards go together: a clip in 4 passes is one that can be marked a thousand times.
+#
 # ## What you can now explain
 #
 # Answer first, then open.
+#
+# <details><summary>1. How can a mark without a gradient change weights?</summary>
+#
+# Sampling is made random, so that each clip has a chance that can be differentiated. The gradient of its logarithm,
+# times how much better the clip was than others of its caption, makes good clips more likely. The mark is only a number
+# in front.
+# </details>
+#
+# <details><summary>2. When does a group of clips teach nothing?</summary>
+#
+# When all its marks are equal: all right, or all wrong. A reward of all or nothing is silent where the model always
+# fails, which is where it would be needed most. Marks for parts of the caption still differ there.
+# </details>
+#
+# <details><summary>3. Why is a rising reward no proof of better clips?</summary>
+#
+# The policy makes whatever is marked well more likely, and the mark sees only a part of a clip. What it does not see
+# can be given up: shape and motion for a careless reward, variety even for an exact one. Measure something else beside
+# it.
+# </details>
+#
+# **What the paper found.** Nothing of this: CogVideoX was trained on clips alone. It uses progressive training and
+# better captions where later work adds rewards and distillation.
+#
+# **Where to read on.** `minicogvx/training/policy.py` and `distillation.py`; [DDPO](https://arxiv.org/abs/2305.13301),
+# [Flow-GRPO](https://arxiv.org/abs/2505.05470) and [DanceGRPO](https://arxiv.org/abs/2505.07818); [progressive
+# distillation](https://arxiv.org/abs/2202.00512).
 
 # %% tags=["nbval-ignore-output"]
 predictions("17")
