@@ -1,8 +1,8 @@
 """Makes what notebook 17 shows of longer trainings: data/toy-taught and data/results/oracle-teacher.json.
 
     python -m minicogvx.ablation.taught_study ways        # runs/ways.safetensors: clips of the toy, step by step
-    python -m minicogvx.ablation.taught_study student     # from these, 25 guided steps distilled into 4
-    python -m minicogvx.ablation.taught_study reward      # the toy in 4 steps, taught by marks
+    python -m minicogvx.ablation.taught_study student     # from these, guided steps distilled into 2
+    python -m minicogvx.ablation.taught_study reward      # the toy in 2 steps, taught by marks
     python -m minicogvx.ablation.taught_study judge       # all of them on captions that no training saw
 
 Each adds to the record and keeps what the others wrote.
@@ -31,13 +31,14 @@ from minicogvx.training.policy import PolicyTraining, adapted_copy, learn_from_r
 from minicogvx.training.reward import REWARDS
 from minicogvx.training.start import with_transformer
 
-STEPS, RANK, ALPHA = 4, 16, 32.0
-WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 220, 5e-3, 8
+STEPS, KEPT, RANK, ALPHA = 2, 4, 16, 32.0  # steps of whoever is taught; moments of the teacher that are kept
+WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 14
 CLIPS = 96
-JUDGED = ("toy, 25 guided steps", "toy, 4 guided steps", "toy, 4 steps", *MADE)
+JUDGED = ("toy, 25 guided steps", "toy, 25 steps", "toy, 4 guided steps", "toy, 4 steps", "toy, 2 guided steps",
+          "toy, 2 steps", *MADE)
 RUNS = {"gradient": ("gradient", "share"), "best": ("best", "share"), "rewarded": ("contrast", "share"),
         "flooded": ("contrast", "colour")}  # way, reward
-REWARD_RATE = {"gradient": 1e-3, "best": 2e-3, "contrast": 2e-3}
+REWARD_RATE = {"gradient": 5e-4, "best": 1e-3, "contrast": 1e-3}
 HELD_OUT_SEED = 1_700_017
 AT_ONCE = 16  # ways between two writings
 EVERY = 10  # losses that are averaged into one
@@ -62,7 +63,7 @@ def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
     while (done := kept["states"].shape[1] if kept else 0) < count:
         started = time.perf_counter()
         with quick_products():
-            states, text = teacher_ways(pipe, AT_ONCE, seed=done)
+            states, text = teacher_ways(pipe, AT_ONCE, kept=KEPT, seed=done)
         seconds = torch.tensor(time.perf_counter() - started)
         new = {"states": states.half(), "text": text.half(), "seconds": seconds}
         kept = {"states": torch.cat([kept["states"], new["states"]], dim=1).contiguous(),
@@ -73,11 +74,11 @@ def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
 
 
 def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: Path = FOLDER) -> dict:
-    """Trains the student's adapters on recorded ways, writes them, and returns what happened."""
+    """Trains the student's adapters on every second moment of recorded ways, writes them, and returns what happened."""
     kept, started = read_tensors(path), time.perf_counter()
     model = adapted_copy(pipe.transformer, PolicyTraining(1, rank=RANK, alpha=ALPHA))
     with quick_products():
-        losses = distil(model, (kept["states"].float(), kept["text"].float()), pipe.schedule, updates, rate,
+        losses = distil(model, (kept["states"][::KEPT // STEPS].float(), kept["text"].float()), pipe.schedule, updates, rate,
                         on_update=lambda i, loss: print(i, f"{loss:.4f}", flush=True) if i % 20 == 0 else None)
     write_adapters(model, folder / "student.safetensors")
     means = [sum(losses[i:i + EVERY]) / len(losses[i:i + EVERY]) for i in range(0, len(losses), EVERY)]
@@ -134,10 +135,11 @@ def _rounded(value):
 
 def judge_model(toy: Pipeline, name: str, clips: int) -> dict:
     """One model on held-out captions; all models get the same captions and noise."""
-    of_toy = {"toy, 25 guided steps": (25, toy.guidance_scale), "toy, 4 guided steps": (STEPS, toy.guidance_scale),
-              "toy, 4 steps": (STEPS, 1.0)}
-    steps, scale = of_toy.get(name, (STEPS, 1.0))
-    pipe = toy if name in of_toy else taught_pipe(toy, name)
+    steps, scale, pipe = STEPS, 1.0, toy
+    if name in MADE:
+        pipe = taught_pipe(toy, name)
+    else:
+        steps, scale = int(name.split()[1]), toy.guidance_scale if "guided" in name else 1.0
     scenes = sample_scenes(clips, HELD_OUT_SEED, "held_out", 0.0)
     return judged_clips(pipe, scenes, steps, scale) | {"variety": variety_of(pipe, steps, scale)}
 
@@ -169,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
         way, reward = RUNS[name]
         for seed in options.seeds:
             kept = FOLDER if seed == options.seeds[0] and name in MADE else None
-            training = PolicyTraining(options.iterations, way, learning_rate=REWARD_RATE[way])
+            training = PolicyTraining(options.iterations, way, num_inference_steps=STEPS,
+                                      learning_rate=REWARD_RATE[way])
             add("runs", run_reward(toy, name, training, reward, seed, kept))
     return 0
 

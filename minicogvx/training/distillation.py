@@ -8,11 +8,10 @@ it is one regression, because the toy is small and its teacher's ways can be rec
 
 import math
 import random
-import time
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minicogvx.data.world.captions import caption
@@ -66,45 +65,47 @@ def target_x0(x: Float[Tensor, "b *rest"], landing: Float[Tensor, "b *rest"], t:
     return (landing - A * x) / (math.sqrt(bar_next) - A * math.sqrt(bar))
 
 
-def distillation_loss(model: nn.Module, x: Float[Tensor, "b c t h w"], landing: Float[Tensor, "b c t h w"], t: int,
-                      t_next: int, text: Float[Tensor, "b n d"], schedule: NoiseSchedule) -> Float[Tensor, ""]:
-    """Mean squared error of the student's v at `x`, against the v that lands at `landing`."""
-    bar = schedule.alpha_bar(t)
-    wanted = (math.sqrt(bar) * x - target_x0(x, landing, t, t_next, schedule)) / math.sqrt(1 - bar)
-    return (model(x, torch.full((len(x),), t, device=x.device), text) - wanted).square().mean()
+def distillation_loss(model: nn.Module, x: Float[Tensor, "b c t h w"], landing: Float[Tensor, "b c t h w"],
+                      t: Int[Tensor, "b"], t_next: Int[Tensor, "b"], text: Float[Tensor, "b n d"],
+                      schedule: NoiseSchedule) -> Float[Tensor, "b"]:
+    """How far from `landing` the student lands from `x` in one step of DDIM: mean squared error of each clip.
+
+    It is that of the student's x0 against `target_x0`, times the square of x0's factor in the step: an early step, which
+    still ends in noise, weighs little.
+    """
+    bar, bar_next = (torch.tensor([schedule.alpha_bar(int(each)) for each in moments]).view(-1, 1, 1, 1, 1).to(x)
+                     for moments in (t, t_next))
+    A = ((1 - bar_next) / (1 - bar)).sqrt()
+    x0 = bar.sqrt() * x - (1 - bar).sqrt() * model(x, t, text)
+    landed = A * x + (bar_next.sqrt() - A * bar.sqrt()) * x0
+    return (landed - landing).square().flatten(1).mean(dim=1)
 
 
-def distil(model: nn.Module, ways: Ways, schedule: NoiseSchedule, updates: int, learning_rate: int | float = 2e-3,
+def distil(model: nn.Module, ways: Ways, schedule: NoiseSchedule, updates: int, learning_rate: int | float = 1e-3,
            batch: int = 16, seed: int = 0, on_update: Callable[[int, float], None] | None = None) -> list[float]:
     """Trains the weights of `model` that learn, in as many steps of the optimizer, and returns their losses.
 
-    One update sees `batch` of the recorded clips at one of the student's timesteps.
+    One update sees `batch` of the recorded clips, each at one of the student's timesteps.
     """
     states, text = ways
-    kept = len(states) - 1
-    sampler = DDIMSampler(schedule, kept, target="next")
+    sampler = DDIMSampler(schedule, len(states) - 1, target="next")
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     generator, losses = torch.Generator().manual_seed(seed), []
     for update in range(updates):
-        place = update % kept
-        chosen = torch.randperm(states.shape[1], generator=generator)[:batch]
+        chosen = torch.randint(states.shape[1], (batch,), generator=generator)
+        place = torch.arange(batch) % (len(states) - 1)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (update + 1) / 20) * min(1.0, 3 * (updates - update) / updates)
+            group["lr"] = learning_rate * min(1.0, (update + 1) / 20, 3 * (updates - update) / updates)
         with torch.enable_grad():
-            loss = distillation_loss(model, states[place][chosen], states[place + 1][chosen],
-                                     int(sampler.timesteps[place]), int(sampler.targets[place]), text[chosen], schedule)
+            loss = distillation_loss(model, states[place, chosen], states[place + 1, chosen],
+                                     sampler.timesteps[place].to(states.device), sampler.targets[place],
+                                     text[chosen], schedule).mean()
             loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         if on_update:
             on_update(update, losses[-1])
     return losses
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started

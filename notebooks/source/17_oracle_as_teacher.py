@@ -13,8 +13,8 @@ import time
 import torch
 
 import minicogvx
-from minicogvx.compat import choose_dtype
 from minicogvx.ablation.taught import made_clips, share_of_ones, taught_pipe, taught_record
+from minicogvx.compat import choose_dtype
 from minicogvx.course import (
     check, compare_clips, explore_figure, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
     show_figure, show_rows, show_source, solution,
@@ -29,7 +29,7 @@ from minicogvx.evaluation.intervals import mean_interval, paired_difference, wil
 from minicogvx.presets import preset
 from minicogvx.training.distillation import distil, distillation_loss, target_x0, teacher_ways
 from minicogvx.training.policy import (
-    PolicyTraining, clipped_objective, latent_shape, learn_from_reward, adapted_copy, step_gaussian, random_walk,
+    PolicyTraining, adapted_copy, clipped_objective, latent_shape, learn_from_reward, random_walk, step_gaussian,
 )
 from minicogvx.training.reward import (
     PROPERTIES, all_right, colour_seen, group_advantages, layout_spread, rewards_of, share_right,
@@ -103,8 +103,8 @@ sampler = DDIMSampler(toy.schedule, 4, target="next")
 
 def apart(model):
     """The loss of a student on each of its four steps."""
-    return [float(distillation_loss(model, ways[i], ways[i + 1], int(t), int(t_next), text, toy.schedule))
-            for i, (t, t_next) in enumerate(zip(sampler.timesteps, sampler.targets))]
+    moments = [[each[i].expand(ways.shape[1]).to(device) for each in (sampler.timesteps, sampler.targets)] for i in range(4)]
+    return [float(distillation_loss(model, ways[i], ways[i + 1], *moments[i], text, toy.schedule).mean()) for i in range(4)]
 
 
 start, fresh = time.perf_counter(), adapted_copy(toy.transformer, PolicyTraining(1))
@@ -171,6 +171,27 @@ for eta in (0.0, 0.5, 1.0):
     print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
 show_rows(rows, "Frame 8 of four clips that began with the same noise, for eta 0, 0.5 and 1. With eta 0 all four are "
                 "the same; with eta 1 each shows the ring at another place.", num_frames=4, counted="clip")
+
+
+def landings(eta):
+    """What each step lands on: clean latents, noise that the network predicts, and fresh noise."""
+    figure, ((axis,),) = new_figure(width=5.5, height=2.4)
+    one, bottom = torch.ones(1, 1, 1, 1, 1), torch.zeros(4)
+    steps = [(int(t), int(t_next)) for t, t_next in zip(sampler.timesteps, sampler.targets)]
+    fresh_share = torch.tensor([step_gaussian(toy.schedule, one, one, *step, eta)[1] ** 2 for step in steps])
+    signal = torch.tensor([toy.schedule.alpha_bar(t_next) for _, t_next in steps])
+    for name, part in (("clean latents", signal), ("predicted noise", 1 - signal - fresh_share),
+                       ("fresh noise", fresh_share)):
+        axis.bar(range(4), part, bottom=bottom, label=name)
+        bottom = bottom + part
+    axis.set(xticks=range(4), xticklabels=[f"{t} to {t_next if t_next >= 0 else 'clean'}" for t, t_next in steps],
+             xlabel="timesteps of a step", ylabel="share of the variance", ylim=(0, 1.0))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+explore_figure(landings, "Shares of clean latents, predicted and fresh noise in what each of four steps lands on",
+               eta=[0.0, 0.25, 0.5, 0.75, 1.0])
 
 # %% [markdown]
 # So each step draws from a Gaussian around a mean that the network decides. It is a **policy**, and a step is a
