@@ -24,7 +24,7 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.training.reward import PROPERTIES, layout_spread
 
 FOLDER, FILE = DATA / "toy-taught", DATA / "results" / "oracle-teacher.json"
-MADE = ("student", "rewarded", "flooded")  # each from the toy
+MADE = ("student", "rewarded")  # each from the toy
 
 
 def taught_pipe(pipe: Pipeline, name: str, folder: Path = FOLDER) -> Pipeline:

@@ -36,8 +36,7 @@ WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 14
 CLIPS = 96
 JUDGED = ("toy, 25 guided steps", "toy, 25 steps", "toy, 4 guided steps", "toy, 4 steps", "toy, 2 guided steps",
           "toy, 2 steps", *MADE)
-RUNS = {"gradient": ("gradient", "share"), "best": ("best", "share"), "rewarded": ("contrast", "share"),
-        "flooded": ("contrast", "colour")}  # way, reward
+RUNS = {"gradient": ("gradient", "share"), "best": ("best", "share"), "rewarded": ("contrast", "share")}  # way, reward
 REWARD_RATE = {"gradient": 5e-4, "best": 1e-3, "contrast": 1e-3}
 HELD_OUT_SEED = 1_700_017
 AT_ONCE = 16  # ways between two writings
@@ -77,8 +76,9 @@ def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: 
     """Trains the student's adapters on every second moment of recorded ways, writes them, and returns what happened."""
     kept, started = read_tensors(path), time.perf_counter()
     model = adapted_copy(pipe.transformer, PolicyTraining(1, rank=RANK, alpha=ALPHA))
+    states, text = kept["states"][::KEPT // STEPS].float(), kept["text"].float()
     with quick_products():
-        losses = distil(model, (kept["states"][::KEPT // STEPS].float(), kept["text"].float()), pipe.schedule, updates, rate,
+        losses = distil(model, (states, text), pipe.schedule, updates, rate,
                         on_update=lambda i, loss: print(i, f"{loss:.4f}", flush=True) if i % 20 == 0 else None)
     write_adapters(model, folder / "student.safetensors")
     means = [sum(losses[i:i + EVERY]) / len(losses[i:i + EVERY]) for i in range(0, len(losses), EVERY)]
@@ -141,7 +141,8 @@ def judge_model(toy: Pipeline, name: str, clips: int) -> dict:
     else:
         steps, scale = int(name.split()[1]), toy.guidance_scale if "guided" in name else 1.0
     scenes = sample_scenes(clips, HELD_OUT_SEED, "held_out", 0.0)
-    return judged_clips(pipe, scenes, steps, scale) | {"variety": variety_of(pipe, steps, scale)}
+    found = judged_clips(pipe, scenes, steps, scale)
+    return found if steps > KEPT else found | {"variety": variety_of(pipe, steps, scale)}
 
 
 def main(argv: list[str] | None = None) -> int:

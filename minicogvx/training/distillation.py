@@ -70,8 +70,8 @@ def distillation_loss(model: nn.Module, x: Float[Tensor, "b c t h w"], landing: 
                       schedule: NoiseSchedule) -> Float[Tensor, "b"]:
     """How far from `landing` the student lands from `x` in one step of DDIM: mean squared error of each clip.
 
-    It is that of the student's x0 against `target_x0`, times the square of x0's factor in the step: an early step, which
-    still ends in noise, weighs little.
+    It is that of the student's x0 against `target_x0`, times the square of x0's factor in the step: an early step,
+    which still ends in noise, weighs little.
     """
     bar, bar_next = (torch.tensor([schedule.alpha_bar(int(each)) for each in moments]).view(-1, 1, 1, 1, 1).to(x)
                      for moments in (t, t_next))

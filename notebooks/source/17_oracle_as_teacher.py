@@ -45,32 +45,54 @@ student, rewarded = (taught_pipe(toy, name) for name in ("student", "rewarded"))
 record = taught_record()
 
 PROMPT = "a purple ring bounces on a grey background"
-made = {f"the toy, {steps} steps": made_clips(toy, [PROMPT], steps, scale)[0]
-        for steps, scale in ((25, 3.0), (4, 1.0))}
-made["the student"] = made_clips(student, [PROMPT], 4, 1.0)[0]
-made["the oracle's pupil"] = made_clips(rewarded, [PROMPT], 4, 1.0)[0]
+made = {f"the toy, {passes} passes": made_clips(toy, [PROMPT], steps, scale)[0]
+        for passes, steps, scale in ((50, 25, 3.0), (2, 2, 1.0))}
+made["its student, 2 passes"] = made_clips(student, [PROMPT], 2, 1.0)[0]
+made["the oracle's pupil, 2 passes"] = made_clips(rewarded, [PROMPT], 2, 1.0)[0]
 compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the toy with 25 guided steps, the toy "
-                    f"with 4 steps, and with 4 steps a student of the toy and a pupil of the oracle.",
+                    f"with 2 steps, and with 2 steps a student of the toy and a pupil of the oracle.",
               toy.fps, num_frames=5)
 
 # %% [markdown]
-# The toy needs 50 passes of its network for one clip: 25 steps, each with and without the caption. You will meet two
-# teachers who change that. The first is the toy itself, which shows a student how to land with one pass where it needed
-# a dozen. The second is the oracle, which cannot make a single clip. It only marks what it sees, and a **policy
-# gradient** turns marks into weights.
+# The toy makes a clip with 50 passes of its network: 25 steps, each with and without the caption. Above are clips of
+# two passes. You will meet two teachers who make such clips better. The first is the toy itself, which shows a student
+# how to land in one step where it takes a dozen. The second is the oracle, which cannot make a single clip. It only
+# marks what it sees, and a **policy gradient** turns marks into weights.
 #
-# You will write the target of distillation, the chance of a clip, the advantages and the objective of GRPO, and a
-# reward will be hacked before your eyes. Afterwards you can explain how a model learns from a mark that has no
-# gradient, what few steps cost, and why you should never look at the reward alone. It takes about 100 minutes,
-# exercises included. None of this is in the [paper](https://arxiv.org/abs/2408.06072); it is how models like it are
-# finished today, with large networks as judges, on GPUs. Here the judge is a program, exact and free. (Notation: the
-# box in [notebook 01](01_video_tensors.ipynb).)
+# You will write the target of distillation, the chance of a clip, the advantages and the objective of GRPO, and you
+# will let a careless reward be hacked. Afterwards you can explain how a model learns from a mark that has no gradient,
+# what few steps cost, and why you should never look at the reward alone. It takes about 105 minutes, exercises
+# included. None of this is in the [paper](https://arxiv.org/abs/2408.06072); it is how models like it are finished
+# today, with large networks as judges, on GPUs. Here the judge is a program, exact and free. (Notation: the box in
+# [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. A teacher who shows
 #
-# Let the toy make clips in 24 guided steps, and write down where each was at the start, after 6, 12, 18 and 24 of them.
-# The student has one step for each of these four stretches. What must it predict, so that a single step of DDIM
-# (notebook 04) ends where the teacher was?
+# What do few steps cost? `minicogvx.ablation.taught_study` has counted it on captions that training never saw. It is
+# the record of everything in this notebook that takes longer than a minute.
+
+# %% tags=["nbval-ignore-output"]
+judged = record["judged"]
+
+
+def say_share(name):
+    """Prints and returns the share of held-out captions that a model obeys, with its interval and its price."""
+    one = judged[name]
+    share, count = share_of_ones(one["right"]["all"]), len(one["right"]["all"])
+    low, high = wilson(share, count)
+    print(f"{name:22s} {share:6.1%} of {count} (95 % interval {low:.0%} to {high:.0%}), "
+          f"{one['seconds_per_clip']:.2f} s a clip on one core")
+    return share
+
+
+kept = {name: say_share(name) for name in judged if name.startswith("toy")}
+
+# %% [markdown]
+# COSTS
+#
+# Let the toy make clips in 24 guided steps, and write down where each was at the start, after 12 steps and at the end.
+# The student has one step for each half. What must it predict, so that a single step of DDIM (notebook 04) ends where
+# the teacher was?
 #
 # ### Exercise 17.1: the target of distillation (difficulty 2 of 3, 15 minutes)
 #
@@ -90,57 +112,56 @@ def landing_x0(x, landing, bar, bar_next):
 landing_x0 = check("17.1", landing_x0)
 show_source(distillation_loss)
 # %% [markdown]
-# Guidance goes into the student as well: its one pass, with the caption alone, must land where the teacher came with
-# twelve. Here are 16 new ways of the teacher, and two students: a fresh one that starts as the toy itself and learns
-# from them now, and the shipped one, which learned from others (the output says from how many).
+# The loss measures how far the student lands from the teacher. Guidance goes into the student as well: its one pass,
+# with the caption alone, must land where the teacher came with 24 passes. Here are 16 new ways of the teacher, and two
+# students: a fresh one that starts as the toy and learns from them now, and the shipped one, which learned from others.
 
 # %% tags=["nbval-ignore-output"]
 start = time.perf_counter()
-ways, text = teacher_ways(toy, 16, seed=100)
+ways, text = teacher_ways(toy, 16, kept=2, seed=100_000)
 print(f"{ways.shape[1]} ways of the teacher in {time.perf_counter() - start:.0f} s, {len(ways)} moments of each")
-sampler = DDIMSampler(toy.schedule, 4, target="next")
+sampler = DDIMSampler(toy.schedule, 2, target="next")
 
 
 def apart(model):
-    """The loss of a student on each of its four steps."""
-    moments = [[each[i].expand(ways.shape[1]).to(device) for each in (sampler.timesteps, sampler.targets)] for i in range(4)]
-    return [float(distillation_loss(model, ways[i], ways[i + 1], *moments[i], text, toy.schedule).mean()) for i in range(4)]
+    """How far a student lands from the teacher in each of its steps."""
+    gaps = []
+    for i in range(2):
+        t, t_next = (each[i].expand(ways.shape[1]) for each in (sampler.timesteps, sampler.targets))
+        loss = distillation_loss(model, ways[i], ways[i + 1], t.to(device), t_next, text, toy.schedule)
+        gaps.append(float(loss.mean()))
+    return gaps
 
 
 start, fresh = time.perf_counter(), adapted_copy(toy.transformer, PolicyTraining(1))
 before = apart(fresh)
 losses = distil(fresh, (ways, text), toy.schedule, 12)
 print(f"{len(losses)} updates in {time.perf_counter() - start:.0f} s; the shipped student: "
-      f"{record['student']['updates']} updates on {record['student']['ways']} ways")
+      f"{record['student']['updates']} updates on {record['student']['ways']} other ways")
 for name, values in (("the toy itself", before), ("after the updates just now", apart(fresh)),
                      ("the shipped student", apart(student.transformer))):
-    print(f"{name:27s} loss of the four steps: {', '.join(f'{value:.3f}' for value in values)}")
+    print(f"{name:27s} first step {values[0]:.4f}, second step {values[1]:.4f}")
 
 # %% [markdown]
-# **Prediction 17.1.** How many captions that no training saw does the student obey with its 4 passes, if the toy's 50
-# passes are the measure?
+# **Prediction 17.1.** How many held-out captions does the student obey with its two passes?
 
 # %%
-predict("17.1", "fewer than half as many", "half to nine tenths as many", "more than nine tenths as many")
+predict("17.1", "no more than the toy in 2 steps, as far as can be told",
+        "more than that, fewer than the toy in 4 steps", "as many as the toy in 4 steps, or more")
 
 # %% tags=["folded", "nbval-ignore-output"]
-judged = record["judged"]
+def ones(right):
+    """A string of 0 and 1 as a list of booleans."""
+    return [each == "1" for each in right]
 
 
-def say_shares(name, what="all"):
-    """The share of held-out captions that a model obeys, with its interval and its price."""
-    one = judged[name]
-    share, count = share_of_ones(one["right"][what]), len(one["right"][what])
-    low, high = wilson(share, count)
-    print(f"{name:22s} {share:6.1%} of {count} (95 % interval {low:.0%} to {high:.0%}), "
-          f"{one['seconds_per_clip']:.2f} s a clip on one core")
-    return share
-
-
-kept = {name: say_shares(name) for name in ("toy, 25 guided steps", "toy, 4 guided steps", "toy, 4 steps", "student")}
-ratio = kept["student"] / kept["toy, 25 guided steps"]
-outcome("17.1", "fewer than half as many" if ratio < 0.5 else "half to nine tenths as many" if ratio < 0.9 else
-        "more than nine tenths as many")
+kept["student"] = say_share("student")
+gain, low, high = paired_difference(*(ones(judged[name]["right"]["all"]) for name in ("student", "toy, 2 steps")))
+print(f"student less toy, both in 2 steps, same captions and noise: {100 * gain:+.0f} points (95 % interval "
+      f"{100 * low:+.0f} to {100 * high:+.0f})")
+outcome("17.1", "no more than the toy in 2 steps, as far as can be told" if low <= 0 else
+        "more than that, fewer than the toy in 4 steps" if kept["student"] < kept["toy, 4 steps"] else
+        "as many as the toy in 4 steps, or more")
 
 # %% [markdown]
 # DISTILLED
@@ -164,33 +185,33 @@ same_noise = draw_noise((1, *latent_shape(toy)), torch.Generator().manual_seed(5
 same_noise = same_noise.repeat(4, 1, 1, 1, 1)
 rows = {}
 for eta in (0.0, 0.5, 1.0):
-    taken = random_walk(toy.transformer, toy.schedule, words, same_noise, 4, max(eta, 1e-6),
+    taken = random_walk(toy.transformer, toy.schedule, words, same_noise, 2, max(eta, 1e-6),
                  torch.Generator().manual_seed(1))
     clips = toy.decode(taken.states[-1])
     rows[f"eta {eta:g}"] = clips[:, 8]
     print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
 show_rows(rows, "Frame 8 of four clips that began with the same noise, for eta 0, 0.5 and 1. With eta 0 all four are "
-                "the same; with eta 1 each shows the ring at another place.", num_frames=4, counted="clip")
+                "the same; with eta 1 they differ.", num_frames=4, counted="clip")
 
 
 def landings(eta):
     """What each step lands on: clean latents, noise that the network predicts, and fresh noise."""
     figure, ((axis,),) = new_figure(width=5.5, height=2.4)
-    one, bottom = torch.ones(1, 1, 1, 1, 1), torch.zeros(4)
+    one, bottom = torch.ones(1, 1, 1, 1, 1), torch.zeros(2)
     steps = [(int(t), int(t_next)) for t, t_next in zip(sampler.timesteps, sampler.targets)]
     fresh_share = torch.tensor([step_gaussian(toy.schedule, one, one, *step, eta)[1] ** 2 for step in steps])
     signal = torch.tensor([toy.schedule.alpha_bar(t_next) for _, t_next in steps])
     for name, part in (("clean latents", signal), ("predicted noise", 1 - signal - fresh_share),
                        ("fresh noise", fresh_share)):
-        axis.bar(range(4), part, bottom=bottom, label=name)
+        axis.bar(range(2), part, bottom=bottom, label=name)
         bottom = bottom + part
-    axis.set(xticks=range(4), xticklabels=[f"{t} to {t_next if t_next >= 0 else 'clean'}" for t, t_next in steps],
+    axis.set(xticks=range(2), xticklabels=[f"{t} to {t_next if t_next >= 0 else 'clean'}" for t, t_next in steps],
              xlabel="timesteps of a step", ylabel="share of the variance", ylim=(0, 1.0))
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
-explore_figure(landings, "Shares of clean latents, predicted and fresh noise in what each of four steps lands on",
+explore_figure(landings, "Shares of clean latents, predicted and fresh noise in what each of two steps lands on",
                eta=[0.0, 0.25, 0.5, 0.75, 1.0])
 
 # %% [markdown]
@@ -214,20 +235,20 @@ def log_chance(x_next, x0, noise, bar, bar_next, eta):
 
 log_chance = check("17.2", log_chance)
 show_source(step_gaussian)
-t, t_next = int(sampler.timesteps[1]), int(sampler.targets[1])
+t, t_next = int(sampler.timesteps[0]), int(sampler.targets[0])
 bar, bar_next = (toy.schedule.alpha_bar(moment) for moment in (t, t_next))
-x = taken.states[1]
+x = taken.states[0]
 v = toy.transformer(x, torch.full((4,), t, device=device), words)
-mine = log_chance(taken.states[2], math.sqrt(bar) * x - math.sqrt(1 - bar) * v,
+mine = log_chance(taken.states[1], math.sqrt(bar) * x - math.sqrt(1 - bar) * v,
                   math.sqrt(1 - bar) * x + math.sqrt(bar) * v, bar, bar_next, 1.0)
-print("yours, second step of the four clips:", ", ".join(f"{value:.1f}" for value in mine.tolist()))
-print("written down while sampling:         ", ", ".join(f"{value:.1f}" for value in taken.log_probs[1].tolist()))
-assert torch.allclose(mine.cpu(), taken.log_probs[1].cpu(), rtol=1e-3, atol=1.0)
+print("yours, first step of the four clips: ", ", ".join(f"{value:.1f}" for value in mine.tolist()))
+print("written down while sampling:         ", ", ".join(f"{value:.1f}" for value in taken.log_probs[0].tolist()))
+assert torch.allclose(mine.cpu(), taken.log_probs[0].cpu(), rtol=1e-3, atol=1.0)
 
 # %% [markdown]
-# The last step is not random, as it lands on clean latents; so of four steps three are decisions. The **policy
-# gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was marked well
-# becomes more likely. The marks need no gradient, only the chances do.
+# The last step is not random, as it lands on clean latents; so of two steps one is a decision, of fifty 49. The
+# **policy gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was marked
+# well becomes more likely. The marks need no gradient, only the chances do.
 #
 # ## 3. Better than what?
 #
@@ -254,8 +275,8 @@ show_source(all_right)
 
 # %% [markdown]
 # Two rewards. `share_right` gives a fifth for each property that the oracle reads as asked. `all_right` gives 1 if all
-# are right and else 0, as this course counts obeyed captions. We let the student make 8 clips for each of 6 captions,
-# of one object and of two. The toy hardly ever gets a caption of two objects right.
+# are right and else 0, as this course counts obeyed captions. We let the toy, in two steps, make 8 clips for each of 6
+# captions, of one object and of two. The toy hardly ever gets a caption of two objects right.
 #
 # **Prediction 17.2.** Captions of two objects, marked all or nothing: in how many of the six groups is there anything
 # to learn?
@@ -269,7 +290,7 @@ for objects in (1, 2):
     wanted = sample_scenes(6, 30 + objects, two_objects=float(objects - 1))
     said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted) for _ in range(8)]
     noise = draw_noise((48, *latent_shape(toy)), generator, device=device)
-    taken = random_walk(toy.transformer, toy.schedule, toy.text.encode(said), noise, 4, 1.0, generator)
+    taken = random_walk(toy.transformer, toy.schedule, toy.text.encode(said), noise, 2, 1.0, generator)
     clips = toy.decode(taken.states[-1])
     for name, reward in (("all or nothing", all_right), ("share right", share_right)):
         marks = rewards_of(reward, clips, wanted, 8)
@@ -280,7 +301,8 @@ found = teaches[2, "all or nothing"]
 outcome("17.2", "none or one" if found <= 1 else "two to four" if found <= 4 else "five or six")
 
 # %% [markdown]
-# GROUPS
+# Where all clips of a group are wrong, or all are right, its marks are equal and say nothing. With two objects the mark of
+# all or nothing is silent exactly where there is most to learn. Marks for parts still differ.
 #
 # ## 4. Not too far at once
 #
@@ -331,38 +353,36 @@ outwit = check("17.5", outwit)
 # %% [markdown]
 # Would a network find that, with nothing but marks and a minute of time?
 #
-# **Prediction 17.3.** The student learns from this reward, live, for a few iterations. What happens?
+# **Prediction 17.3.** The toy, in two steps, learns from this reward: one caption, 8 iterations of 16 clips. What
+# happens?
 
 # %%
 predict("17.3", "too few marks: nothing to see", "more of the colour, captions obeyed as before",
         "more of the colour, fewer captions obeyed")
 
 # %% tags=["folded", "nbval-ignore-output"]
-LIVE, LIVE_RATE = 5, 3e-3
-live, start = PolicyTraining(LIVE, captions=4, members=6, batch=12, learning_rate=LIVE_RATE), time.perf_counter()
-greedy = adapted_copy(student.transformer, live)
-steps = learn_from_reward(student, greedy, live, colour_seen, seed=0)
-print(f"{live.iterations} iterations of {live.captions * live.members} clips in {time.perf_counter() - start:.0f} s")
+red = [Scene((ShapeObject("circle", "red", "moves right", 0.3, 0.5, 0.2, 0.3),), "grey")]  # one caption, to be quick
+live = PolicyTraining(8, captions=1, members=16, num_inference_steps=2, learning_rate=1e-3)
+start, greedy = time.perf_counter(), adapted_copy(toy.transformer, live)
+steps = learn_from_reward(toy, greedy, live, colour_seen, seed=0, always=red)
+print(f"{live.iterations} iterations of {live.members} clips in {time.perf_counter() - start:.0f} s")
 for i, one in enumerate(steps):
     print(f"iteration {i}: {one['reward']:.3f} of all pixels have the colour; properties right {one['right']:.0%}")
-first, last = (sum(one["reward"] for one in some) / 2 for some in (steps[:2], steps[-2:]))
-trained = with_transformer(student, greedy)
-wanted = sample_scenes(12, 50, two_objects=0.0)
-said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted)]
-right, shown = {}, {}
-for name, pipe in (("the student", student), ("just now", trained), ("after longer", taught_pipe(toy, "flooded"))):
-    clips = made_clips(pipe, said, 4, 1.0, seed=9)
-    right[name] = sum(share_right(clip, scene) for clip, scene in zip(clips, wanted)) / len(wanted)
-    earned = sum(colour_seen(clip, scene) for clip, scene in zip(clips, wanted)) / len(wanted)
-    obeyed = sum(all_right(clip, scene) for clip, scene in zip(clips, wanted))
-    print(f"{name:12s}: reward {earned:.3f}, properties right {right[name]:.0%}, captions obeyed {obeyed:.0f} of "
-          f"{len(wanted)}")
-    shown[f"{name}: {said[0]}"] = clips[0]
-compare_clips(shown, f"The caption: {said[0]}. Three clips from one noise: of the student, after the training just "
-                     "now, and after a longer one by the same reward.", toy.fps, num_frames=5)
-outcome("17.3", "too few marks: nothing to see" if last < 1.1 * first else
-        "more of the colour, fewer captions obeyed" if right["just now"] < right["the student"] - 0.02 else
-        "more of the colour, captions obeyed as before")
+said, right, earned, shown = ["a red circle moves right on a grey background"] * 16, {}, {}, {}
+for name, pipe in (("before", toy), ("after", with_transformer(toy, greedy))):
+    clips = made_clips(pipe, said, 2, 1.0, seed=9)
+    right[name] = sum(share_right(clip, red[0]) for clip in clips) / len(clips)
+    earned[name] = [colour_seen(clip, red[0]) for clip in clips]
+    print(f"{name:6s}: reward {sum(earned[name]) / len(clips):.3f}, properties right {right[name]:.0%} of {len(clips)} "
+          f"new clips")
+    shown |= {f"{name}, clip {i}": clips[i] for i in range(2)}
+compare_clips(shown, f"The caption: {said[0]}. Two clips before and two after the training, from the same noise.",
+              toy.fps, num_frames=5)
+more, low, high = mean_interval([b - a for a, b in zip(earned["before"], earned["after"])])
+print(f"reward after less before, 16 pairs of clips: {more:+.4f} (95 % interval {low:+.4f} to {high:+.4f})")
+outcome("17.3", "too few marks: nothing to see" if low <= 0 else
+        "more of the colour, captions obeyed as before" if right["after"] > right["before"] - 0.02 else
+        "more of the colour, fewer captions obeyed")
 
 # %% [markdown]
 # HACKED
@@ -370,7 +390,7 @@ outcome("17.3", "too few marks: nothing to see" if last < 1.1 * first else
 # ## 5. Marks that mean it
 #
 # Now the oracle's own reading, `share_right`. What it reads is what was asked, so there is less to hack. The pupil
-# begins as the toy in 4 steps, without guidance, and draws new captions of the training split all the time. Three ways
+# begins as the toy in 2 steps, without guidance, and draws new captions of the training split all the time. Three ways
 # to learn from the same marks were tried, a few minutes each on one core:
 #
 # - **gradient**: GRPO, as above.
@@ -378,7 +398,7 @@ outcome("17.3", "too few marks: nothing to see" if last < 1.1 * first else
 # - **contrast**: the same, and away from those that fell behind
 #   ([DiffusionNFT](https://arxiv.org/abs/2509.16117)). It is guidance turned into training.
 #
-# **Prediction 17.4.** How far does the best of them get, on captions that it never saw?
+# **Prediction 17.4.** How far does the best of them get, on held-out captions?
 
 # %%
 predict("17.4", "no better than the toy, as far as can be told", "better than the toy, not as good as the student",
@@ -388,23 +408,18 @@ predict("17.4", "no better than the toy, as far as can be told", "better than th
 runs = {(run["name"], run["seed"]): run for run in record["runs"] if run["reward"] == "share"}
 
 
-def ones(right):
-    """A string of 0 and 1 as a list of booleans."""
-    return [each == "1" for each in right]
-
-
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.9)
 names, gains = {"gradient": "GRPO", "best": "best clips", "rewarded": "contrast"}, {}
 for place, ((name, seed), run) in enumerate(runs.items()):
     steps, colour = run["records"]["right"], f"C{list(names).index(name)}"
     axes[0].plot(range(len(steps)), steps, color=colour, label=f"{names[name]}, seed {seed}")
-    old = judged["toy, 4 steps"]["right"]["all"]
+    old = judged["toy, 2 steps"]["right"]["all"]
     gain, low, high = gains[name, seed] = paired_difference(ones(run["judged"]["right"]["all"]), ones(old))
     axes[1].errorbar([100 * gain], [place], xerr=[[100 * (gain - low)], [100 * (high - gain)]], fmt="o", color=colour)
     clips = len(steps) * run["training"]["captions"] * run["training"]["members"]
     print(f"{names[name]:10s} seed {seed}: {clips} clips in {run['records']['seconds'][-1]:.0f} s; of held-out "
           f"captions {share_of_ones(run['judged']['right']['all']):.1%} obeyed,\n"
-          f"    {100 * gain:+.1f} points against the toy in 4 steps (95 % interval {100 * low:+.1f} to "
+          f"    {100 * gain:+.1f} points against the toy in 2 steps (95 % interval {100 * low:+.1f} to "
           f"{100 * high:+.1f}, {len(old)} pairs)")
 axes[0].set(xlabel="iteration", ylabel="share of properties right")
 axes[0].legend(fontsize=7)
@@ -412,7 +427,7 @@ axes[1].axvline(0, color="black", linewidth=0.8)
 axes[1].set(yticks=range(len(runs)), yticklabels=[f"{names[name]}, {seed}" for name, seed in runs],
             xlabel="captions obeyed, points more than the toy")
 show_figure(figure, "Left, the share of properties that the oracle reads right over iterations, for each way to learn. "
-                    "Right, captions obeyed after training less those of the toy in 4 steps, with 95 % intervals.")
+                    "Right, captions obeyed after training less those of the toy in 2 steps, with 95 % intervals.")
 best = max(gains, key=lambda key: gains[key][0])
 pupil = share_of_ones(runs[best]["judged"]["right"]["all"])
 outcome("17.4", "no better than the toy, as far as can be told" if gains[best][1] <= 0 else
@@ -431,6 +446,8 @@ outcome("17.4", "no better than the toy, as far as can be told" if gains[best][1
 # %% tags=["nbval-ignore-output"]
 print("spread of layouts, mean over captions and 95 % interval:")
 for name, one in judged.items():
+    if "variety" not in one:
+        continue
     mean, low, high = mean_interval(one["variety"])
     print(f"  {name:22s} {mean:.3f} ({low:.3f} to {high:.3f})")
 for (name, seed), run in runs.items():
@@ -481,7 +498,7 @@ show_rows({kind: clips[:, 8] for kind, clips in policies.items()},
 config, size = preset("5b").transformer, (13, 60, 90)
 one = flops(config, size, 226)
 H800, SHARE = 989e12, 0.31  # operations a second at the peak, and the share of it that the paper's times tell
-for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("4 steps, no guidance", 4)):
+for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("2 steps, no guidance", 2)):
     decisions = min(passes, 10) - 1
     work = 32 * 8 * (passes + 3 * decisions) * one
     print(f"{name:22s}: {work / H800 / SHARE / 3600:6.1f} GPU hours an iteration, "
@@ -489,7 +506,7 @@ for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("
 
 # %% [markdown]
 # Decoding and judging are not in it; in public work the judge is one more large network. The price explains why few
-# steps and rewards go together: a clip in 4 passes is one that can be marked a thousand times.
+# steps and rewards go together: a clip of few passes is cheap to mark a thousand times.
 #
 # ## What you can now explain
 #
