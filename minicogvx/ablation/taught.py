@@ -66,7 +66,7 @@ def judged_clips(pipe: Pipeline, scenes: Sequence[Scene], steps: int, guidance_s
             "seconds_per_clip": round(seconds / len(scenes), 4)}
 
 
-def variety_of(pipe: Pipeline, steps: int, guidance_scale: float, captions: int = 6, members: int = 8,
+def variety_of(pipe: Pipeline, steps: int, guidance_scale: float, captions: int = 4, members: int = 8,
                seed: int = 0) -> list[float]:
     """For each of some captions of the training split, the spread of the layouts of its clips (`layout_spread`)."""
     found, words = [], random.Random(seed)

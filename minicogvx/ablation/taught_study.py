@@ -32,7 +32,7 @@ from minicogvx.training.reward import REWARDS
 from minicogvx.training.start import with_transformer
 
 STEPS, KEPT, RANK, ALPHA = 2, 4, 16, 32.0  # steps of whoever is taught; moments of the teacher that are kept
-WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 14
+WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 6
 CLIPS = 96
 JUDGED = ("toy, 25 guided steps", "toy, 25 steps", "toy, 4 guided steps", "toy, 4 steps", "toy, 2 guided steps",
           "toy, 2 steps", *MADE)

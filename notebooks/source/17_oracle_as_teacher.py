@@ -301,8 +301,8 @@ found = teaches[2, "all or nothing"]
 outcome("17.2", "none or one" if found <= 1 else "two to four" if found <= 4 else "five or six")
 
 # %% [markdown]
-# Where all clips of a group are wrong, or all are right, its marks are equal and say nothing. With two objects the mark of
-# all or nothing is silent exactly where there is most to learn. Marks for parts still differ.
+# Where all clips of a group are wrong, or all are right, its marks are equal and say nothing. With two objects the mark
+# of all or nothing is silent exactly where there is most to learn. Marks for parts still differ.
 #
 # ## 4. Not too far at once
 #
