@@ -88,7 +88,7 @@ def say_share(name):
 kept = {name: say_share(name) for name in judged if name.startswith("toy")}
 
 # %% [markdown]
-# COSTS
+# (The seconds include decoding, which costs as much as several passes.) What two steps lose is to be won back.
 #
 # Let the toy make clips in 24 guided steps, and write down where each was at the start, after 12 steps and at the end.
 # The student has one step for each half. What must it predict, so that a single step of DDIM (notebook 04) ends where
@@ -164,7 +164,11 @@ outcome("17.1", "no more than the toy in 2 steps, as far as can be told" if low 
         "as many as the toy in 4 steps, or more")
 
 # %% [markdown]
-# DISTILLED
+# Look at the two losses again. From pure noise the teacher's way leads to one of many clips, and which one depends on
+# the noise in a way that some hundred examples hardly show. A squared error is then smallest at the mean of all that
+# could come, which is a blur. The second step begins with a picture and has an easier task. Progressive distillation
+# halves the steps again and again, with many thousands of ways, so that each student has little to learn that its
+# teacher does not do already.
 #
 # ## 2. The chance of a clip
 #
@@ -385,18 +389,21 @@ outcome("17.3", "too few marks: nothing to see" if low <= 0 else
         "more of the colour, fewer captions obeyed")
 
 # %% [markdown]
-# HACKED
+# You found the end of this road at once; a network finds it in small steps, and only as far as its marks lead. Compare
+# what it earned with what it obeyed: nothing in this training ever looked at the second number. A judge that is a
+# network has such gaps, too, and nobody knows where. That is why rewards are watched with a second measure, and why
+# models are kept close to where they started.
 #
 # ## 5. Marks that mean it
 #
 # Now the oracle's own reading, `share_right`. What it reads is what was asked, so there is less to hack. The pupil
-# begins as the toy in 2 steps, without guidance, and draws new captions of the training split all the time. Three ways
-# to learn from the same marks were tried, a few minutes each on one core:
+# begins as the toy in 2 steps, without guidance, and draws new captions of the training split all the time. Two ways to
+# learn from the same marks were tried, for minutes on one core:
 #
 # - **gradient**: GRPO, as above.
-# - **best**: train as usual on the clips that beat their group. No chances, no ratio.
-# - **contrast**: the same, and away from those that fell behind
-#   ([DiffusionNFT](https://arxiv.org/abs/2509.16117)). It is guidance turned into training.
+# - **contrast**: ordinary training on the model's own clips, towards those that beat their group and away from those that
+#   fell behind. No chances and no ratio are needed ([DiffusionNFT](https://arxiv.org/abs/2509.16117)). It is guidance
+#   turned into training.
 #
 # **Prediction 17.4.** How far does the best of them get, on held-out captions?
 
@@ -409,7 +416,7 @@ runs = {(run["name"], run["seed"]): run for run in record["runs"] if run["reward
 
 
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.9)
-names, gains = {"gradient": "GRPO", "best": "best clips", "rewarded": "contrast"}, {}
+names, gains = {"gradient": "gradient", "rewarded": "contrast"}, {}
 for place, ((name, seed), run) in enumerate(runs.items()):
     steps, colour = run["records"]["right"], f"C{list(names).index(name)}"
     axes[0].plot(range(len(steps)), steps, color=colour, label=f"{names[name]}, seed {seed}")
@@ -435,7 +442,10 @@ outcome("17.4", "no better than the toy, as far as can be told" if gains[best][1
         "better than the toy, not as good as the student")
 
 # %% [markdown]
-# REWARDED
+# Look at the interval before you look at the gain. A few hundred marks are little: a clip's mark is one number, and the
+# decision that it praises or blames has 5,120. Most of a policy gradient is noise, and the clipped ratio allows only
+# small steps. The published runs take tens of thousands of clips, on many GPUs. What you have is the method, exact
+# marks, and a price list.
 #
 # ## 6. What nobody marked
 #
@@ -458,7 +468,8 @@ drawn = [layout_spread(torch.stack([render(scene, 17, 64, 64) for scene in sampl
 print(f"  drawn clips, for measure {mean_interval(drawn)[0]:.3f}")
 
 # %% [markdown]
-# SPREAD
+# Variety is lost long before anybody gives marks: compare the toy with the drawn clips. A reward can only take from
+# what is left, since nothing is ever marked for being different.
 #
 # ### Exercise 17.6: a diagnosis (difficulty 3 of 3, 20 minutes)
 #
