@@ -401,9 +401,9 @@ outcome("17.3", "too few marks: nothing to see" if low <= 0 else
 # learn from the same marks were tried, for minutes on one core:
 #
 # - **gradient**: GRPO, as above.
-# - **contrast**: ordinary training on the model's own clips, towards those that beat their group and away from those that
-#   fell behind. No chances and no ratio are needed ([DiffusionNFT](https://arxiv.org/abs/2509.16117)). It is guidance
-#   turned into training.
+# - **contrast**: ordinary training on the model's own clips, towards those that beat their group and away from those
+#   that fell behind. No chances and no ratio are needed ([DiffusionNFT](https://arxiv.org/abs/2509.16117)). It is
+#   guidance turned into training.
 #
 # **Prediction 17.4.** How far does the best of them get, on held-out captions?
 
