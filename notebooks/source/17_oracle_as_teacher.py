@@ -96,9 +96,11 @@ kept = {name: say_share(name) for name in judged if name.startswith("toy")}
 #
 # ### Exercise 17.1: the target of distillation (difficulty 2 of 3, 15 minutes)
 #
-# DDIM goes from $\bar\alpha$ to $\bar\alpha'$ by $x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0$ with $A
-# = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$. Here $x'$ is known and $x_0$ is not. `hint("17.1")` gives one more
-# hint each time, `solution("17.1")` a solution.
+# DDIM goes from $\bar\alpha$ to $\bar\alpha'$ by
+#
+# $$x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0, \qquad A = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$$
+#
+# Here $x'$ is known and $x_0$ is not. `hint("17.1")` gives one more hint each time, `solution("17.1")` a solution.
 
 # %% tags=["nbval-ignore-output"]
 def landing_x0(x, landing, bar, bar_next):
@@ -111,6 +113,7 @@ def landing_x0(x, landing, bar, bar_next):
 
 landing_x0 = check("17.1", landing_x0)
 show_source(distillation_loss)
+
 # %% [markdown]
 # The loss measures how far the student lands from the teacher. Guidance goes into the student as well: its one pass,
 # with the caption alone, must land where the teacher came with 24 passes. Here are 16 new ways of the teacher, and two
