@@ -98,7 +98,8 @@ kept = {name: say_share(name) for name in judged if name.startswith("toy")}
 #
 # DDIM goes from $\bar\alpha$ to $\bar\alpha'$ by
 #
-# $$x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0, \qquad A = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$$
+# $$x' = A x + (\sqrt{\bar\alpha'} - A \sqrt{\bar\alpha})\, x_0, \qquad
+# A = \sqrt{(1 - \bar\alpha') / (1 - \bar\alpha)}$$
 #
 # Here $x'$ is known and $x_0$ is not. `hint("17.1")` gives one more hint each time, `solution("17.1")` a solution.
 
