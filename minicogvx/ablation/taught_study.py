@@ -46,10 +46,11 @@ EVERY = 10  # losses that are averaged into one
 def quick_products(precise: bool = False) -> AbstractContextManager:
     """While open, matrix products in 16 bits where this processor is fast in them; never if `precise`.
 
-    A policy gradient needs it precise: the chance of a clip is a sum over 5,120 numbers.
+    A policy gradient needs it precise: the chance of a clip is a sum over 5,120 numbers. Without the cache, or the
+    weights as they were at the first pass would serve until it is closed, however far training has moved them.
     """
     dtype = choose_dtype("cpu", training=True)
-    return nullcontext() if precise or dtype == torch.float32 else torch.autocast("cpu", dtype)
+    return nullcontext() if precise or dtype == torch.float32 else torch.autocast("cpu", dtype, cache_enabled=False)
 
 
 def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
