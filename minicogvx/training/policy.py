@@ -145,7 +145,7 @@ def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: Policy
         scenes = list(always or sample_scenes(training.captions, 1_000 * (seed + 1) + iteration, two_objects=0.0))
         words = random.Random(f"policy {seed} {iteration}")
         asked = [evaluation_caption(scene, words) for scene in scenes]
-        text = pipe.text.encode(asked).repeat_interleave(training.members, dim=0)
+        text = pipe.text.encode(asked).detach().repeat_interleave(training.members, dim=0)
         noise = draw_noise((len(text), *latent_shape(pipe)), generator, device=pipe.device)
         taken = random_walk(model, pipe.schedule, text, noise, training.num_inference_steps, training.eta, generator)
         clips = pipe.decode(taken.states[-1])
