@@ -169,7 +169,7 @@ outcome("17.1", "no more than the toy in 2 steps, as far as can be told" if low 
         "as many as the toy in 4 steps, or more")
 
 # %% [markdown]
-# Two hundred updates on one core, about three minutes with the recording of the ways, give two passes about the
+# Two hundred updates on one core, three and a half minutes with the recording of the ways, give two passes about the
 # obedience of the toy's four. The student also needs no guidance any more: the teacher's is in its weights.
 #
 # What is still missing is in the losses above. From pure noise the teacher's way leads to one of many clips, and which
