@@ -63,7 +63,7 @@ def log_prob_of_step(x_next: Float[Tensor, "b *rest"], x0: Float[Tensor, "b *res
                      bar: float, bar_next: float, eta: float) -> Float[Tensor, "b"]:
     """The log-probability of landing at x_next from the predicted x0 and noise, by DDIM with eta."""
     std = eta * math.sqrt((1 - bar_next) / (1 - bar) * (1 - bar / bar_next))
-    mean = math.sqrt(bar_next) * x0 + math.sqrt(1 - bar_next - std**2) * noise
+    mean = math.sqrt(bar_next) * x0 + math.sqrt(max(0.0, 1 - bar_next - std**2)) * noise
     return gaussian_log_prob(x_next, mean, std)
 
 
