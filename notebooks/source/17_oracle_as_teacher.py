@@ -431,7 +431,9 @@ for place, ((name, seed), run) in enumerate(runs.items()):
     gain, low, high = gains[name, seed] = paired_difference(ones(run["judged"]["right"]["all"]), ones(old))
     axes[1].errorbar([100 * gain], [place], xerr=[[100 * (gain - low)], [100 * (high - gain)]], fmt="o", color=colour)
     clips = len(steps) * run["training"]["captions"] * run["training"]["members"]
-    print(f"{names[name]:10s} seed {seed}: {clips} clips in {run['records']['seconds'][-1]:.0f} s; of held-out "
+    taught = sum(run["records"]["teach"]) / len(steps)
+    print(f"{names[name]:10s} seed {seed}: {clips} clips in {run['records']['seconds'][-1]:.0f} s, marks differed in "
+          f"{taught:.0%} of the groups; of held-out "
           f"captions {share_of_ones(run['judged']['right']['all']):.1%} obeyed,\n"
           f"    {100 * gain:+.1f} points against the toy in 2 steps (95 % interval {100 * low:+.1f} to "
           f"{100 * high:+.1f}, {len(old)} pairs)")
@@ -450,9 +452,9 @@ outcome("17.4", "no better than the toy, as far as can be told" if gains[best][1
 
 # %% [markdown]
 # Look at the interval before you look at the gain. A few hundred marks are little: a clip's mark is one number, and the
-# decision that it praises or blames has 5,120. Most of a policy gradient is noise, and the clipped ratio allows only
-# small steps. The published runs take tens of thousands of clips, on many GPUs. What you have is the method, exact
-# marks, and a price list.
+# decision that it praises or blames has 5,120. Most of a policy gradient is noise, and where all marks of a group are
+# equal it is nothing. The published runs take tens of thousands of clips, on many GPUs. What you have is the method,
+# exact marks, and a price list.
 #
 # ## 6. What nobody marked
 #
@@ -475,8 +477,8 @@ drawn = [layout_spread(torch.stack([render(scene, 17, 64, 64) for scene in sampl
 print(f"  drawn clips, for measure {mean_interval(drawn)[0]:.3f}")
 
 # %% [markdown]
-# Variety is lost long before anybody gives marks: compare the toy with the drawn clips. A reward can only take from
-# what is left, since nothing is ever marked for being different.
+# Variety is lost before anybody gives marks: compare the toy in few steps with the drawn clips. A reward can only take
+# from what is left, since nothing is ever marked for being different.
 #
 # ### Exercise 17.6: a diagnosis (difficulty 3 of 3, 20 minutes)
 #
