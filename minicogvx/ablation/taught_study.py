@@ -36,8 +36,8 @@ WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 6
 CLIPS = 96
 JUDGED = ("toy, 25 guided steps", "toy, 25 steps", "toy, 4 guided steps", "toy, 4 steps", "toy, 2 guided steps",
           "toy, 2 steps", *MADE)
-RUNS = {"gradient": ("gradient", "share"), "best": ("best", "share"), "rewarded": ("contrast", "share")}  # way, reward
-REWARD_RATE = {"gradient": 5e-4, "best": 1e-3, "contrast": 1e-3}
+RUNS = {"gradient": ("gradient", "share"), "rewarded": ("contrast", "share")}  # way, reward
+REWARD_RATE = {"gradient": 5e-4, "contrast": 1e-3}
 HELD_OUT_SEED = 1_700_017
 AT_ONCE = 16  # ways between two writings
 EVERY = 10  # losses that are averaged into one

@@ -27,15 +27,15 @@ from minicogvx.training.lora import add_lora
 from minicogvx.training.reward import Reward, group_advantages, layout_spread, rewards_of, share_right
 from minicogvx.transformer.model import ExpertTransformer
 
-WAYS = ("gradient", "best", "contrast")
+WAYS = ("gradient", "contrast")
 
 
 @dataclass(frozen=True)
 class PolicyTraining:
     """How to learn from rewards. `way`: "gradient" is GRPO.
 
-    Two others need no chances, only clips and the ordinary loss: "best" trains on the clips with an advantage above 0,
-    "contrast" also away from those below.
+    "contrast" needs no chances, only clips and the ordinary loss: it trains towards clips with an advantage above 0,
+    and away from those below.
     """
 
     iterations: int
@@ -172,7 +172,7 @@ def _learn(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSc
            advantages: Tensor, training: PolicyTraining, generator: torch.Generator) -> float:
     """Steps of the optimizer on the clips of one iteration; returns the share of ratios that were clipped."""
     advantages, outside = advantages.flatten().to(text.device), []
-    useful = (advantages > 0 if training.way == "best" else advantages != 0).nonzero().flatten().cpu()
+    useful = advantages.nonzero().flatten().cpu()
     sampler = DDIMSampler(schedule, training.num_inference_steps, target="next")
     pairs = list(zip(sampler.timesteps.tolist(), sampler.targets.tolist()))
     before = copy.deepcopy(model) if training.way == "contrast" else None
@@ -193,19 +193,17 @@ def _learn(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSc
     return sum(outside) / max(1, len(outside))
 
 
-def _imitation(model: nn.Module, before: nn.Module | None, schedule: NoiseSchedule, clean: Tensor, text: Tensor, t: int,
+def _imitation(model: nn.Module, before: nn.Module, schedule: NoiseSchedule, clean: Tensor, text: Tensor, t: int,
                advantages: Tensor, generator: torch.Generator) -> Tensor:
-    """The loss of ordinary training on the model's own clips; with `before`, away from the bad ones.
+    """The loss of ordinary training on the model's own clips, towards the good and away from the bad ones.
 
-    Then r |v+ - v|^2 + (1 - r) |v- - v|^2, where v+ is the model's output, v- as far on the other side of what it was
+    r |v+ - v|^2 + (1 - r) |v- - v|^2, where v+ is the model's output, v- as far on the other side of what it was
     before this iteration, and r, 0..1, how good the clip is (DiffusionNFT, arXiv 2509.16117, with beta = 1).
     """
     noise = draw_noise(tuple(clean.shape), generator, device=clean.device)
     times = torch.full((len(clean),), t, device=clean.device)
     noisy = schedule.add_noise(clean, noise, times)
     towards = model(noisy, times, text)
-    if before is None:
-        return diffusion_loss(towards, clean, noise, times, schedule).mean()
     with torch.no_grad():
         was = before(noisy, times, text)
     good = (0.5 + advantages / 4).clamp(0, 1)  # an advantage of 2 or more is as good as it gets

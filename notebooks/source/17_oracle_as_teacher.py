@@ -172,10 +172,11 @@ outcome("17.1", "no more than the toy in 2 steps, as far as can be told" if low 
 # Two hundred updates on one core, three and a half minutes with the recording of the ways, give two passes about the
 # obedience of the toy's four. The student also needs no guidance any more: the teacher's is in its weights.
 #
-# What is still missing is in the losses above. From pure noise the teacher's way leads to one of many clips, and which
-# one depends on the noise in a way that some hundred examples hardly show. A squared error is then smallest at the mean
-# of all that could come, which is a blur. Progressive distillation halves the steps again and again, with many
-# thousands of ways, so that each student has little to learn that its teacher does not do already.
+# What it learned is in the losses above: only the first step has become better. And that step stays the worse one. From
+# pure noise the teacher's way leads to one of many clips, and which one depends on the noise in a way that some hundred
+# examples hardly show. A squared error is then smallest at the mean of all that could come, which is a blur.
+# Progressive distillation halves the steps again and again, with many thousands of ways, so that each student has
+# little to learn that its teacher does not do already.
 #
 # ## 2. The chance of a clip
 #
@@ -313,7 +314,7 @@ outcome("17.2", "none or one" if found <= 1 else "two" if found == 2 else "three
 
 # %% [markdown]
 # Where all clips of a group are wrong, or all are right, its marks are equal and say nothing. With two objects the mark
-# of all or nothing is silent exactly where there is most to learn. Marks for parts still differ.
+# of all or nothing is silent exactly where there is most to learn. Marks for parts still differ in some groups.
 #
 # ## 4. Not too far at once
 #
@@ -396,10 +397,13 @@ outcome("17.3", "too few marks: nothing to see" if low <= 0 else
         "more of the colour, fewer captions obeyed")
 
 # %% [markdown]
-# You found the end of this road at once; a network finds it in small steps, and only as far as its marks lead. Compare
-# what it earned with what it obeyed: nothing in this training ever looked at the second number. A judge that is a
-# network has such gaps, too, and nobody knows where. That is why rewards are watched with a second measure, and why
-# models are kept close to where they started.
+# The reward asks for red pixels, and the circles have grown. Nobody had told the network about size; a hundred marks
+# were enough. The oracle notices nothing: every clip still obeys its caption, which says nothing of size either. A
+# person sees that all circles have become large. That is how hacking begins, and where it ends you found in exercise
+# 17.5.
+#
+# A judge that is a network has such gaps, too, and nobody knows where. So a second measure is kept beside the reward,
+# and the model is kept close to where it started.
 #
 # ## 5. Marks that mean it
 #
@@ -451,10 +455,14 @@ outcome("17.4", "no better than the toy, as far as can be told" if gains[best][1
         "better than the toy, not as good as the student")
 
 # %% [markdown]
-# Look at the interval before you look at the gain. A few hundred marks are little: a clip's mark is one number, and the
-# decision that it praises or blames has 5,120. Most of a policy gradient is noise, and where all marks of a group are
-# equal it is nothing. The published runs take tens of thousands of clips, on many GPUs. What you have is the method,
-# exact marks, and a price list.
+# (Both drew the same captions, so both curves dip together where these were hard.) Look at the intervals before the
+# gains: one just reaches 0, the other just does not, and each is one seed. They do not tell the two ways apart, and the
+# student, who was shown how, is far ahead of both.
+#
+# Why is it so slow? A few hundred marks are little. A clip's mark is one number, and the decision that it praises or
+# blames has 5,120. Most of a policy gradient is noise, and where all marks of a group are equal it is nothing. With one
+# caption and a reward that every pixel changes, above, twenty seconds were enough. The published runs take tens of
+# thousands of clips, on many GPUs.
 #
 # ## 6. What nobody marked
 #
