@@ -88,8 +88,9 @@ def say_share(name):
 kept = {name: say_share(name) for name in judged if name.startswith("toy")}
 
 # %% [markdown]
-# (The seconds include decoding, which costs as much as several passes.) In this simple world four steps without
-# guidance still obey most captions. What two steps lose is to be won back.
+# With its 25 guided steps the toy obeys 97.8 % (500 other captions, README). The seconds include decoding, which costs
+# as much as several passes. In this simple world four steps without guidance still obey most captions. What two steps
+# lose is to be won back.
 #
 # Let the toy make clips in 24 guided steps, and write down where each was at the start, after 12 steps and at the end.
 # The student has one step for each half. What must it predict, so that a single step of DDIM (notebook 04) ends where
