@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ways", type=Path, default=Path("runs/ways.safetensors"), help="where they lie")
     parser.add_argument("--updates", type=int, default=UPDATES, help="steps of the student's optimizer")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), help="which trainings by reward")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of a training by reward")
     parser.add_argument("--models", nargs="+", default=list(JUDGED), choices=list(JUDGED), help="to be judged")
     parser.add_argument("--clips", type=int, default=CLIPS, help="by which each model is judged")
