@@ -186,7 +186,7 @@ def test_every_source_has_its_notebook_and_every_notebook_its_source():
         "00_first_video", "01_video_tensors", "02_causal_vae", "03_vae_losses", "04_diffusion", "05_text_and_guidance",
         "06_patches_and_rope", "07_expert_adaptive_norm", "08_full_attention", "09_expert_transformer",
         "10_progressive_training", "11_frame_pack", "12_uniform_sampling", "13_image_to_video", "14_evaluation",
-        "15_ablations", "16_full_size"]
+        "15_ablations", "16_full_size", "17_oracle_as_teacher"]
 
 
 def test_the_readme_has_a_line_for_each_notebook():
