@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.schedules_study import SCHEDULES
 from minicogvx.ablation.timesteps import UNIFORM_SAMPLING
 from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
@@ -159,11 +160,6 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
 
-# "spread": an interval of timesteps for each clip of a batch, as in all other studies. So few steps obey no caption.
-_TIMESTEPS = TransformerStudy("timesteps", QUESTIONS["timesteps"], {"spread": TRANSFORMER, "free": TRANSFORMER},
-                              steps=250, captions=0,
-                              training={"spread": {"timesteps": "stratified"}, "free": {"timesteps": "uniform"}})
-
 # ---- stages of growing size (paper 3.2, Table 5)
 
 # As in Table 5, resolution grows before length, and batches shrink: a step always has about 3000 tokens. Small stages
@@ -298,4 +294,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    _TIMESTEPS, TWINS, UNIFORM_SAMPLING, STAGES)}
+    TWINS, UNIFORM_SAMPLING, SCHEDULES, STAGES)}
