@@ -5,9 +5,9 @@ fit into a fixed number of tokens, their captions included. A step then costs ne
 attention is a little cheaper among short clips; `flops` of a curve says by how much.
 
 Thumbnails are the same scenes drawn at half the size and encoded again; a picture is the first latent frame of a clip,
-which a causal VAE makes of its first frame alone. As in ablation/nano.py, a teacher helps whose voice falls to 0, and
-objects count more; one warm-up and one cosine go over all stages. Positions of small grids are spread over those of the
-full one.
+which a causal VAE makes of its first frame, but for the statistics of its group norms. As in ablation/nano.py, a teacher
+helps whose voice falls to 0, and objects count more; one warm-up and one cosine go over all stages. Positions of small
+grids are spread over those of the full one.
 """
 
 import random
@@ -60,6 +60,13 @@ class SchedulesCurve:
     obeyed: dict[str, float] = field(default_factory=dict)  # share of the captions, by property; "all" of them
     asked: int = 0  # captions
     seconds: float = 0.0  # of training steps
+
+
+def at_full_size(curve: SchedulesCurve, measure: str) -> list[float]:
+    """The loss at each measurement, or the gain of a kind of word; raises ValueError for another measure."""
+    if measure != "loss" and measure not in curve.gain:
+        raise ValueError(f"measure is {measure!r}; it must be 'loss' or one of {', '.join(curve.gain)}")
+    return curve.loss if measure == "loss" else curve.gain[measure]
 
 
 @dataclass(frozen=True)
