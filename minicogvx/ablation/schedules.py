@@ -5,9 +5,9 @@ fit into a fixed number of tokens, their captions included. A step then costs ne
 attention is a little cheaper among short clips; `flops` of a curve says by how much.
 
 Thumbnails are the same scenes drawn at half the size and encoded again; a picture is the first latent frame of a clip,
-which a causal VAE makes of its first frame, but for the statistics of its group norms. As in ablation/nano.py, a teacher
-helps whose voice falls to 0, and objects count more; one warm-up and one cosine go over all stages. Positions of small
-grids are spread over those of the full one.
+which a causal VAE makes of its first frame, but for the statistics of its group norms. As in ablation/nano.py, a
+teacher helps whose voice falls to 0, and objects count more; one warm-up and one cosine go over all stages. Positions
+of small grids are spread over those of the full one.
 """
 
 import random
