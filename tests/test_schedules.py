@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 import minicogvx
 from minicogvx import cli
-from minicogvx.ablation import nano, schedules
-from minicogvx.ablation.results import read_results
+from minicogvx.ablation import load_results, nano, schedules
+from minicogvx.ablation.figures import schedules_figure
+from minicogvx.ablation.results import default_file, read_results
 from minicogvx.ablation.schedules import ScheduleClips, compare_schedules, schedule_clips
 from minicogvx.ablation.schedules_study import SCHEDULES, SchedulesStudy, ends_of
+from minicogvx.ablation.seeds import paired_gain
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.data.world.drawing import render_batch
 from minicogvx.evaluation.reconstruction import psnr
@@ -118,3 +120,30 @@ def test_the_command_writes_a_row_for_each_run_and_resumes(small, pipe, clips, t
     assert all(type(curve) is schedules.SchedulesCurve and len(curve.gain["colour"]) == 2 for curve in made.curves)
     said = capsys.readouterr().out
     assert "half thumbnails against clips only, loss on validation clips: " in said and "obeyed: " in said
+
+
+def test_the_committed_runs_say_what_notebook_10_says():
+    """Half of the tokens on thumbnails is better than none at the full size, and seven eighths are worse."""
+    results = read_results(default_file("schedules"))
+    assert {curve.name for curve in results.curves} == set(SCHEDULES.variants) and results.steps == SCHEDULES.steps
+    half = paired_gain(results.curves, "loss", "half thumbnails", "clips only")
+    burst = paired_gain(results.curves, "loss", "thumbnails, then a burst", "clips only")
+    assert half.seeds >= 5 and half.verdict == "lower" and burst.verdict == "higher"
+    spent = [(curve.tokens, curve.flops) for curve in results.curves]
+    assert all(min(each) > 0.96 * max(each) for each in zip(*spent)), "equal tokens, nearly equal work"
+    pictures = [curve for curve in results.curves if curve.name == "half pictures"]
+    assert all(curve.gain["motion"][4] < 0.01 < curve.gain["colour"][4] for curve in pictures), "nothing moves in them"
+
+
+def test_the_figure_marks_one_schedule_and_its_stages():
+    curves = load_results("schedules")
+    for measure in ("loss", "motion"):
+        figure = schedules_figure(curves, "half pictures", "clips only", measure)
+        left, right = figure.axes
+        assert [text.get_text() for text in left.texts] == ["pictures", "clips"]
+        assert [text.get_text() for text in right.get_yticklabels()] == list(SCHEDULES.variants)
+        assert measure in left.get_ylabel()
+    with pytest.raises(ValueError, match="there is no variant 'films'"):
+        schedules_figure(curves, "films", "clips only")
+    with pytest.raises(ValueError, match="^measure is 'size'; it must be 'loss' or one of background, colour"):
+        schedules_figure(curves, "clips only", "clips only", "size")

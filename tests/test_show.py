@@ -6,6 +6,7 @@ import io
 import re
 
 import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -127,6 +128,32 @@ def test_pictures_keep_their_colours(shown):
         back = Image.open(io.BytesIO(output.png_of_picture(picture))).convert("RGB")
         apart = torch.frombuffer(bytearray(back.tobytes()), dtype=torch.uint8).view(picture.shape) - 255 * picture
         assert apart.square().mean().sqrt() < error
+
+
+def test_a_picture_has_as_few_colours_as_look_the_same():
+    """A plot's lines keep their colours, thin and rare ones too; fewer colours make a smaller file."""
+    figure, ((axis,),) = show.new_figure(width=6, height=3)
+    for place, colour in enumerate(show.PALETTE):
+        axis.plot([0, 1, 2], [place, place + 1, place], color=colour, label=f"line {place}")
+    axis.plot(1, 3.3, "o", color="#ff0000", markersize=2)
+    axis.legend()
+    buffer = io.BytesIO()
+    data = output.png_of_figure(figure)
+    figure.savefig(buffer, format="png", dpi=output.DPI)
+    true = np.asarray(Image.open(buffer).convert("RGB"), dtype=np.int16)
+    back = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int16)
+    assert len(np.unique(back.reshape(-1, 3), axis=0)) <= 128 and len(data) < len(buffer.getvalue()) / 2
+    for colour in (*show.PALETTE, "#ff0000", "#ffffff"):
+        wanted = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)])
+        there = (true == wanted).all(axis=-1)
+        assert there.any() and np.abs(back[there] - wanted).max() <= 12, colour
+    apart = back[(true != 255).any(axis=-1)] - true[(true != 255).any(axis=-1)]
+    assert (apart ** 2).mean() <= output.MAX_ERROR ** 2
+
+
+def test_a_picture_of_one_colour_stays_it():
+    back = Image.open(io.BytesIO(output.png_of_picture(torch.full((8, 8, 3), 0.2)))).convert("RGB")
+    assert back.getcolors() == [(64, (51, 51, 51))]
 
 
 def test_source_is_the_files_own(shown):
