@@ -2,10 +2,11 @@
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
-world, except in twins, whose world takes about a minute per seed. One seed of another study takes four to six minutes
-on two CPU cores. Only the studies of stages, of latents and of minutes count seconds, not steps; stages takes about
-half an hour per seed, latents as much for each VAE, which has the toy's size, and latents-micro about half of that. A
-variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that all share.
+world, except in twins, whose world takes about a minute per seed, and schedules, in the nano world. One seed of another
+study takes four to six minutes on two CPU cores. Only the studies of stages, of latents and of minutes count seconds,
+not steps; stages takes about half an hour per seed, latents as much for each VAE, which has the toy's size, and
+latents-micro about half of that. A variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that all
+share.
 """
 
 import math
