@@ -274,11 +274,10 @@ outcome("15.3", max(VERDICTS, key=lambda name: counts[name]))
 #
 # [docs/ablations.md](../docs/ablations.md) has this table with the command of each row.
 #
-# One row is missing, and it is the paper's own open question: **larger compression**. Table 1 judges it by what a VAE
-# keeps. But what do its latents cost the transformer? With 16 x 16 x 4 instead of 8 x 8 x 4 there may be a quarter of
-# the tokens. `minicogvx ablate latents` trains a VAE of each kind, then a transformer on its latents for ten minutes,
-# and counts obeyed captions. That takes about half an hour for each VAE and seed, so with plain latents, three larger
-# compressions and three seeds six hours of two cores. It has not been run: there is no verdict.
+# One row is missing, the paper's own open question: **larger compression**. Table 1 judges it by what a VAE keeps. What
+# do its latents save the transformer? `minicogvx ablate latents` trains a VAE, then a transformer on its latents for ten
+# minutes, and counts obeyed captions. With three seeds of the plain VAE and of three larger compressions it takes about
+# six hours on two cores. It has not been run: no verdict.
 #
 # ## 4. How often the dice win
 #
