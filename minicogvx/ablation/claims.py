@@ -46,12 +46,6 @@ UNTESTED = (
     Claim("a pull of 10 costs PSNR", "2.1", "vae-kl", "10", "0", "psnr", "lower"),
     Claim("growing clips beat the full size in equal time", "3.2, Table 5", "stages", "progressive", "full size",
           "loss", "lower"),
-    Claim("thumbnails for half of the tokens lower the loss at the full size", "3.2, Table 5", "schedules",
-          "half thumbnails", "clips only", "loss", "lower"),
-    Claim("still pictures for half of the tokens lower the loss on clips", "3.2, 3.1", "schedules", "half pictures",
-          "clips only", "loss", "lower"),
-    Claim("clips for the last eighth of the tokens are enough", "3.2, Table 5", "schedules", "thumbnails, then a burst",
-          "clips only", "loss", "lower"),
 )
 
 

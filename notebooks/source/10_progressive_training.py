@@ -123,7 +123,7 @@ outcome("10.1", "less than twice" if first / last < 2 else "two to four times" i
 # ## 2. A race
 #
 # Which order is best? A race in seconds depends on the machine. So we count tokens: `minicogvx ablate schedules
-# --seeds 5` gave each schedule 320 steps of 1,088 tokens, captions included. The clips are those of notebook 09's nano
+# --seeds 4` gave each schedule 320 steps of 1,088 tokens, captions included. The clips are those of notebook 09's nano
 # world, 9 frames of 64 x 64; a step has 16 of them. In place of clips, a stage can show
 #
 # - **thumbnails**: the same films at 32 x 32, 34 in a step. They move, but are small.
