@@ -276,8 +276,8 @@ outcome("15.3", max(VERDICTS, key=lambda name: counts[name]))
 #
 # One row is missing, the paper's own open question: **larger compression**. Table 1 judges it by what a VAE keeps. What
 # do its latents save the transformer? `minicogvx ablate latents` trains a VAE, then a transformer on its latents for
-# ten minutes, and counts obeyed captions. With three seeds of the plain VAE and of three larger compressions it takes about
-# six hours on two cores. It has not been run: no verdict.
+# ten minutes, and counts obeyed captions. With three seeds of the plain VAE and of three larger compressions it takes
+# about six hours on two cores. It has not been run: no verdict.
 #
 # ## 4. How often the dice win
 #
