@@ -206,9 +206,9 @@ print(f"clearly less in {clearly:.0%} of {len(shrunk)}")
 outcome("15.2", "in nearly all" if clearly >= 0.75 else "in about half" if clearly > 0.25 else "in a quarter or fewer")
 
 # %% [markdown]
-# A ratio from five seeds is itself uncertain, by a third or more. The pattern has a reason all the same. Networks of
-# *different shape* draw different first weights from the same seed, so only clips, captions and noise are shared. Where
-# both arms are one network, trained in two ways, they share their first weights, too.
+# A ratio from five seeds is itself uncertain, by a third or more. Networks of *different shape* draw different first
+# weights from the same seed, so only clips, captions and noise are shared. The two ways to draw timesteps share the
+# first weights too, and it does not help: after a few hundred steps, runs that began alike have parted.
 #
 # Pair whenever you can: it is the fair design. But do not count on it instead of seeds.
 #
