@@ -113,8 +113,8 @@ def schedules_figure(curves: Sequence[SchedulesCurve], chosen: str, reference: s
 
     Left, the measure at the full size over steps: the mean of `chosen` with the band of its 95 % interval over seeds,
     the other means in grey; below them, the stages of `chosen`. Right, by how much each schedule ends above
-    `reference`, paired by seed: a dot for each seed, the mean, its interval. Raises ValueError for a schedule that is
-    not there, or schedules with different seeds.
+    `reference`, over the seeds that both have: a dot for each, the mean, its interval. Raises ValueError for a schedule
+    that is not there.
     """
     names, ours = list(dict.fromkeys(curve.name for curve in curves)), of_variant(curves, chosen)
     figure, (axes,) = new_figure(1, 2, width=9.0, height=3.1)
@@ -129,7 +129,8 @@ def schedules_figure(curves: Sequence[SchedulesCurve], chosen: str, reference: s
     said = "loss on validation clips" if measure == "loss" else f"gain of the {measure} word"
     axes[0].set(xlabel="step, each of as many tokens", ylabel=said)
     for row, name in enumerate(names):
-        found = of_pairs(curves, name, reference, lambda curve: at_full_size(curve, measure)[-1])
+        found = [at_full_size(one, measure)[-1] - at_full_size(other, measure)[-1] for one in of_variant(curves, name)
+                 for other in of_variant(curves, reference) if one.seed == other.seed]
         axes[1].axhspan(row - 0.45, row + 0.45, color=PALETTE[0], alpha=0.12 if name == chosen else 0, linewidth=0)
         if name != reference:
             _mean_bar(axes[1], found, row, 0 if name == chosen else 6)
