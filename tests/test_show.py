@@ -6,7 +6,6 @@ import io
 import re
 
 import av
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -128,47 +127,6 @@ def test_pictures_keep_their_colours(shown):
         back = Image.open(io.BytesIO(output.png_of_picture(picture))).convert("RGB")
         apart = torch.frombuffer(bytearray(back.tobytes()), dtype=torch.uint8).view(picture.shape) - 255 * picture
         assert apart.square().mean().sqrt() < error
-
-
-def in_256(picture: Image.Image) -> Image.Image:
-    """As pictures are stored where fewer colours do not do."""
-    small = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    if output._error(small, np.asarray(picture, np.int16)) > output.MAX_ERROR:
-        small = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    return small
-
-
-def test_fewer_colours_make_a_smaller_file_that_is_as_near_the_true_picture(subtests):
-    """Off the background: a plot is mostly paper, and its thin lines must keep their colours."""
-    figure, ((axis,),) = show.new_figure(width=6, height=3)
-    for place, colour in enumerate(show.PALETTE):
-        axis.plot([0, 1, 2], [place, place + 1, place], color=colour, label=f"line {place}")
-    axis.plot(1, 3.3, "o", color="#ff0000", markersize=4)
-    axis.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=output.DPI)
-    film = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(1)), (60, 80),
-                                           mode="bilinear")[0].permute(1, 2, 0)
-    film = torch.cat([film, torch.ones(60, 40, 3)], dim=1).repeat_interleave(3, 0).repeat_interleave(3, 1)
-    films = Image.fromarray((film * 255).round().to(torch.uint8).numpy())
-    for name, true, data in (("plot", Image.open(buffer).convert("RGB"), output.png_of_figure(figure)),
-                             ("film", films, output.png_of_picture(film))):
-        with subtests.test(name):
-            pixels, usual = np.asarray(true, np.int16), in_256(true)
-            inside = output._off_background(pixels)
-            error = output._error(Image.open(io.BytesIO(data)), pixels, inside)
-            assert error <= max(output.UNSEEN, output._error(usual, pixels, inside))
-            assert len(data) <= len(output._png(usual)) and 0.02 < inside.mean() < 0.95
-            if name == "plot":
-                back = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16)
-                for colour in (*show.PALETTE, "#ff0000", "#ffffff"):
-                    there = (pixels == [int(colour[i:i + 2], 16) for i in (1, 3, 5)]).all(axis=-1)
-                    assert there.any() and np.abs(back[there] - pixels[there]).mean() < 16, colour
-
-
-def test_a_picture_of_one_colour_stays_it():
-    back = Image.open(io.BytesIO(output.png_of_picture(torch.full((8, 8, 3), 0.2)))).convert("RGB")
-    assert back.getcolors() == [(64, (51, 51, 51))]
 
 
 def test_source_is_the_files_own(shown):

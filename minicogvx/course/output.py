@@ -13,21 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
 from minicogvx.media import write_gif
 
 DPI = 150  # of stored figures: sharp on a laptop's screen
 SCREEN_DPI = 100  # pixels on the page for an inch of a figure
-COLOURS = 256  # at most, of a stored picture
-MAX_ERROR = 3.0  # grey levels, of a picture in evenly spaced colours: the root of the mean square
-UNSEEN = 2.5  # the same off the background, for fewer colours than 256
-FEWER = ((128, Image.Quantize.FASTOCTREE), (64, Image.Quantize.FASTOCTREE), (192, Image.Quantize.MEDIANCUT),
-         (128, Image.Quantize.MEDIANCUT), (64, Image.Quantize.MEDIANCUT), (32, Image.Quantize.MEDIANCUT))
+COLOURS = 256  # of a stored picture
+MAX_ERROR = 3.0  # grey levels, of a stored picture's colours
 
 
 def display(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -101,38 +97,16 @@ def gif_of_clip(video: Float[Tensor, "t h w 3"], fps: int | float, min_side: int
 
 
 def _small_png(picture: Image.Image) -> bytes:
-    """The smallest PNG in 256 colours, or in fewer where they are no further from the true ones off the background."""
     # Evenly spaced colours make small files, and are near enough for flat shapes, but not for films of the world.
-    usual = picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    pixels = np.asarray(picture, dtype=np.int16)
-    if _error(usual, pixels) > MAX_ERROR:
-        usual = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    inside, found = _off_background(pixels), [_png(usual)]
-    allowed = max(UNSEEN, _error(usual, pixels, inside))
-    for colours, method in FEWER:
-        small = picture.quantize(colours, method=method, kmeans=2, dither=Image.Dither.NONE)
-        if _error(small, pixels, inside) <= allowed:
-            found.append(_png(small))
-    return min(found, key=len)
-
-
-def _png(picture: Image.Image) -> bytes:
+    small = picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    if _error(small, picture) > MAX_ERROR:
+        small = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _error(small: Image.Image, pixels: np.ndarray, inside: np.ndarray | slice = slice(None)) -> float:
-    """How far the colours of a picture are from `pixels`, h w 3: the root of the mean square, in grey levels."""
-    apart = np.asarray(small.convert("RGB"), dtype=np.int16)[inside] - pixels[inside]
-    return float((apart.astype(np.int32) ** 2).mean() ** 0.5)
-
-
-def _off_background(pixels: np.ndarray) -> np.ndarray:
-    """Which pixels of h w 3 are not of the commonest colour: a plot is mostly paper, and its lines are what counts.
-
-    All of them, if the picture has one colour.
-    """
-    codes = pixels.astype(np.int32) @ np.array([65536, 256, 1])
-    values, counts = np.unique(codes, return_counts=True)
-    return codes != values[counts.argmax()] if len(values) > 1 else np.ones(codes.shape, dtype=bool)
+def _error(small: Image.Image, picture: Image.Image) -> float:
+    """How far two pictures are apart, in grey levels, as the root of the mean square."""
+    squares = ImageStat.Stat(ImageChops.difference(small.convert("RGB"), picture)).rms
+    return (sum(square ** 2 for square in squares) / 3) ** 0.5
