@@ -19,6 +19,7 @@ from minicogvx.ablation import (
     vaes,
 )
 from minicogvx.ablation.results import Results, read_results, write_results
+from minicogvx.ablation.schedules_study import SchedulesStudy
 from minicogvx.ablation.studies import STUDIES, TransformerStudy, VAEStagesStudy, VAEStudy
 from minicogvx.ablation.timesteps import TimestepsStudy
 from minicogvx.ablation.twins_study import TwinStudy
@@ -279,8 +280,8 @@ def test_a_file_that_is_not_whole_is_reported_in_one_sentence(tmp_path, subtests
 
 def test_studies_are_fair_and_compressions_what_they_are_called():
     assert set(STUDIES) == {"vae-losses", "vae-kl", "vae-compression", "vae-stages", "latents", "latents-micro",
-                            "minutes-micro", "position", "modulation", "attention", "timesteps", "twins",
-                            "uniform-sampling", "stages"}
+                            "minutes-micro", "position", "modulation", "attention", "twins", "uniform-sampling",
+                            "schedules", "stages"}
     with torch.device("meta"):
         for name in ("position", "modulation", "attention"):
             counts = [sum(p.numel() for p in ExpertTransformer(config).parameters())
@@ -296,7 +297,8 @@ def test_studies_are_fair_and_compressions_what_they_are_called():
     for name, study in STUDIES.items():
         assert study.name == name and len(study.variants) > 1
         if not hasattr(study, "minutes"):  # they count minutes: tests/test_stages.py, tests/test_latents.py
-            assert isinstance(study, (TransformerStudy, TimestepsStudy, TwinStudy, VAEStudy, VAEStagesStudy))
+            assert isinstance(study, (TransformerStudy, SchedulesStudy, TimestepsStudy, TwinStudy, VAEStudy,
+                                      VAEStagesStudy))
             assert study.steps % study.every == 0
 
 

@@ -3,7 +3,8 @@
 from importlib import import_module
 
 _MODULES = {
-    "Curve": "transformers", "LatentsCurve": "latents", "StagesCurve": "stages", "Study": "own_study",
+    "Curve": "transformers", "LatentsCurve": "latents", "SchedulesCurve": "schedules",
+    "StagesCurve": "stages", "Study": "own_study",
     "TimestepsCurve": "timesteps", "VAECurve": "vaes",
     "compare_latents": "latents", "compare_timesteps": "timesteps", "compare_transformers": "transformers",
     "compare_twins": "twins", "compare_vae_stages": "vaes", "compare_vaes": "vaes", "load_results": "results",

@@ -143,6 +143,7 @@ def _judged(study) -> tuple[str, ...]:
 
 
 def _line(curve) -> str:
+    from minicogvx.ablation.schedules import SchedulesCurve
     from minicogvx.ablation.timesteps import TimestepsCurve, roughness
     from minicogvx.ablation.transformers import Curve
 
@@ -150,7 +151,7 @@ def _line(curve) -> str:
     if isinstance(curve, TimestepsCurve):
         return (f"{head}loss on validation clips {curve.loss[-1]:.4f}, noise of the curve "
                 f"{roughness(curve.training):.4f}")
-    if isinstance(curve, Curve):
+    if isinstance(curve, (Curve, SchedulesCurve)):
         obeyed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in curve.obeyed.items())
         return f"{head}loss on validation clips {curve.loss[-1]:.4f}" + (f"; obeyed: {obeyed}" if obeyed else "")
     return (f"{head}PSNR {curve.psnr[-1]:.2f} dB, LPIPS {curve.lpips[-1]:.3f}, flicker {curve.flicker[-1]:.2f} "

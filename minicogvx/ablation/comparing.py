@@ -10,6 +10,7 @@ def comparison(study, device: str = "cpu", dtype=None) -> Compare:
 
     names: of the variants to train; None, or left out: all. `dtype`: of all passes; None is the fastest of `device`.
     """
+    from minicogvx.ablation.schedules_study import SchedulesStudy
     from minicogvx.ablation.studies import VAEStagesStudy, VAEStudy
     from minicogvx.ablation.timesteps import TimestepsStudy
     from minicogvx.ablation.twins_study import TwinStudy
@@ -31,6 +32,8 @@ def comparison(study, device: str = "cpu", dtype=None) -> Compare:
             device=device, on_step=on_step)
     if isinstance(study, TimestepsStudy):
         return _of_timesteps(study, device, dtype)
+    if isinstance(study, SchedulesStudy):
+        return _of_schedules(study, device, dtype)
     return _of_transformers(study, device, dtype)
 
 
@@ -52,6 +55,18 @@ def _of_timesteps(study, device: str, dtype) -> Compare:
     return lambda steps, seed, on_step=None, names=None: compare_timesteps(
         _only(study.variants, names), study.config, latents, steps, seed, study.batch_size, study.every, dtype,
         device=device, on_step=on_step)
+
+
+def _of_schedules(study, device: str, dtype) -> Compare:
+    import torch
+
+    import minicogvx
+    from minicogvx.ablation.schedules import compare_schedules, schedule_clips
+
+    pipe = minicogvx.load("toy", device, torch.float32)
+    clips = schedule_clips(pipe)
+    return lambda steps, seed, on_step=None, names=None: compare_schedules(
+        study, pipe, clips, steps, seed, names, dtype or torch.float32, on_step)
 
 
 def _of_transformers(study, device: str, dtype) -> Compare:

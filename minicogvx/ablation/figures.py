@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minicogvx.ablation.paired import PROPERTIES, final_loss, of_pairs, of_variant
+from minicogvx.ablation.schedules import SchedulesCurve, at_full_size
 from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.transformers import Curve
 from minicogvx.ablation.verdicts import VERDICTS, Claim, Judged, judge_claim
@@ -108,6 +109,48 @@ def results_figure(curves: Sequence[Any], reference: str, measure: str = "loss")
     axes[1].set_yticks(range(len(others)), others, fontsize=8)
     axes[1].locator_params(axis="x", nbins=FEW)
     return figure
+
+
+def schedules_figure(curves: Sequence[SchedulesCurve], chosen: str, reference: str, measure: str = "loss"):
+    """A matplotlib figure of one schedule among the others; `measure` is "loss", or a kind of word of `gain`.
+
+    Left, the measure at the full size over steps: the mean of `chosen` with the band of its 95 % interval over seeds,
+    the other means in grey; below them, the stages of `chosen`. Right, by how much each schedule ends above
+    `reference`, over the seeds that both have: a dot for each, the mean, its interval. Raises ValueError for a schedule
+    that is not there.
+    """
+    names, ours = list(dict.fromkeys(curve.name for curve in curves)), of_variant(curves, chosen)
+    figure, (axes,) = new_figure(1, 2, width=9.0, height=3.1)
+    for name in names:
+        means, lows, highs = zip(*map(mean_interval, zip(*(at_full_size(curve, measure)[1:]
+                                                           for curve in of_variant(curves, name)))))
+        look = {"color": PALETTE[0], "linewidth": 2, "zorder": 3} if name == chosen else {"color": "#bbbbbb"}
+        axes[0].plot(ours[0].steps[1:], means, **look)
+        if name == chosen and len(ours) > 1:
+            axes[0].fill_between(ours[0].steps[1:], lows, highs, color=PALETTE[0], alpha=0.2, linewidth=0)
+    _stages_below(axes[0], ours[0])
+    said = "loss on validation clips" if measure == "loss" else f"gain of the {measure} word"
+    axes[0].set(xlabel="step, each of as many tokens", ylabel=said)
+    for row, name in enumerate(names):
+        found = [at_full_size(one, measure)[-1] - at_full_size(other, measure)[-1] for one in of_variant(curves, name)
+                 for other in of_variant(curves, reference) if one.seed == other.seed]
+        axes[1].axhspan(row - 0.45, row + 0.45, color=PALETTE[0], alpha=0.12 if name == chosen else 0, linewidth=0)
+        if name != reference:
+            _mean_bar(axes[1], found, row, 0 if name == chosen else 6)
+    axes[1].axvline(0, color="#000000", linewidth=1, linestyle=":")
+    axes[1].set(xlabel=f"{said} at the end,\nless that of {reference}", ylim=(len(names) - 0.4, -0.6))
+    axes[1].set_yticks(range(len(names)), names, fontsize=8)
+    return figure
+
+
+def _stages_below(axis, curve: SchedulesCurve) -> None:
+    """A strip under the curves that says which clips each step showed."""
+    colours = {"thumbnails": PALETTE[4], "pictures": PALETTE[1], "clips": PALETTE[2]}
+    for kind, begin, end in zip(curve.stages, [0, *curve.ends], curve.ends):
+        axis.axvspan(begin, end, 0, 0.09, color=colours[kind], alpha=0.45, linewidth=0)
+        axis.text((begin + end) / 2, 0.045, kind, transform=axis.get_xaxis_transform(), fontsize=7, ha="center",
+                  va="center")
+    axis.margins(y=0.12)
 
 
 def claims_figure(found: Sequence[Judged]):

@@ -25,7 +25,7 @@ from minicogvx.diffusion.timesteps import stratified_timesteps
 from minicogvx.engine.optim import MuonAdamW, is_block_matrix, warmup_cosine
 from minicogvx.interop import DATA
 from minicogvx.interop.safetensors_files import read_tensors
-from minicogvx.presets import ScheduleConfig
+from minicogvx.presets import ScheduleConfig, TransformerConfig
 from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.foreground import cell_weights
@@ -148,11 +148,11 @@ PATIENTS = (
 )
 
 
-def new_nano(seed: int) -> ExpertTransformer:
-    """A fresh network, its gates open; the global random state stays."""
+def new_nano(seed: int, config: TransformerConfig | None = None) -> ExpertTransformer:
+    """A fresh network of `config`, or `NANO_TRANSFORMER`, its gates open; the global random state stays."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = ExpertTransformer(NANO_TRANSFORMER)
+        model = ExpertTransformer(config or NANO_TRANSFORMER)
     open_gates(model)
     return model
 

@@ -14,10 +14,10 @@ QUESTIONS = {
     "modulation": "one modulation for text and video, one for each, or all weights apart? (paper figures 8a and 10c)",
     "attention": "does every token see every token, or its own frame and then its own place? "
                  "(paper figures 8b and 10b)",
-    "timesteps": "timesteps spread over a batch on purpose, or drawn freely? (paper 3.3, figure 10d, Table 9)",
     "twins": "full or factorised attention: which learns sooner to find things that have moved, or have not? "
              "(paper 2.2)",
     "uniform-sampling": "timesteps drawn one by one, or one from each of equal parts: a smoother curve, or a better "
                         "model? (paper 3.3, Table 9)",
+    "schedules": "equal tokens: clips only, or thumbnails or still pictures first? (paper 3.2, Table 5)",
     "stages": "is growing in stages faster than the full size at once? (paper 3.2, Table 5)",
 }

@@ -26,8 +26,8 @@ Each row compares two variants that were trained on the same clips in the same o
 is new less old at the end of training, its mean over seeds, with the 95 % interval of that mean by Student's t, paired
 by seed. **Agrees** and **disagrees**: the interval excludes 0, on the side that the paper names or on the other.
 **Cannot be told**: it contains 0, or there is one seed. A verdict is one about this size: transformers of 1.3 million
-parameters (twins: 0.1 million) on 17 frames of 64x64, VAEs of 2 to 3 million, trained for minutes. The intervals cover
-other seeds; they do not cover more steps, other clips or a larger network.
+parameters (uniform-sampling: 0.2, twins: 0.1) on 17 frames of 64x64 (schedules: 9), VAEs of 2 to 3 million, trained for
+minutes. The intervals cover other seeds; they do not cover more steps, other clips or a larger network.
 """
 _REASON = """Where a number agrees, the reason may still be another one. Our 3D VAE flickers less than the one without
 compression in time, but also less than the true clips do (5.66): after so few steps it draws slow clips.

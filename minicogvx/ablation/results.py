@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicogvx.ablation.latents import LatentsCurve
+from minicogvx.ablation.schedules import SchedulesCurve
 from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.studies import STUDIES
 from minicogvx.ablation.timesteps import TimestepsCurve
@@ -15,8 +16,9 @@ from minicogvx.files import written_whole
 from minicogvx.interop import DATA
 
 _KINDS = {"transformer": Curve, "vae": VAECurve, "stages": StagesCurve, "latents": LatentsCurve,
-          "timesteps": TimestepsCurve}
-Curves = list[Curve] | list[VAECurve] | list[StagesCurve] | list[LatentsCurve] | list[TimestepsCurve]
+          "timesteps": TimestepsCurve, "schedules": SchedulesCurve}
+AnyCurve = Curve | VAECurve | StagesCurve | LatentsCurve | TimestepsCurve | SchedulesCurve
+Curves = list[AnyCurve]  # all of one kind
 _NOT_WRITTEN = ("model", "text", "vae")
 _DIGITS = 6  # significant ones; more would be noise
 
@@ -80,7 +82,7 @@ def write_results(path: str | Path, results: Results) -> None:
         part.write_text(_one_line_a_list(content) + "\n", encoding="utf-8")
 
 
-def _fields(curve: Curve | VAECurve | StagesCurve | LatentsCurve | TimestepsCurve) -> dict:
+def _fields(curve: AnyCurve) -> dict:
     values = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
     return {name: _rounded(value) for name, value in values.items() if name not in _NOT_WRITTEN}
 

@@ -2,10 +2,11 @@
 
 Transformers are of width 128 with 4 blocks, on latents of the shipped toy VAE (16 channels, 5 x 8 x 8). VAEs are of the
 micro preset's widths, on clips of 9 frames of 32x32 pixels (33 and 9 in vae-stages). All are trained on the shapes
-world, except in twins, whose world takes about a minute per seed. One seed of another study takes four to six minutes
-on two CPU cores. Only the studies of stages, of latents and of minutes count seconds, not steps; stages takes about
-half an hour per seed, latents as much for each VAE, which has the toy's size, and latents-micro about half of that. A
-variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that all share.
+world, except in twins, whose world takes about a minute per seed, and schedules, in the nano world. One seed of another
+study takes four to six minutes on two CPU cores. Only the studies of stages, of latents and of minutes count seconds,
+not steps; stages takes about half an hour per seed, latents as much for each VAE, which has the toy's size, and
+latents-micro about half of that. A variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that all
+share.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 from minicogvx.ablation.latents_study import Latents, LatentsStudy
 from minicogvx.ablation.questions import QUESTIONS
+from minicogvx.ablation.schedules_study import SCHEDULES
 from minicogvx.ablation.timesteps import UNIFORM_SAMPLING
 from minicogvx.ablation.twins_study import TWINS
 from minicogvx.presets import TransformerConfig, VAEConfig, preset
@@ -159,11 +161,6 @@ _ATTENTION = TransformerStudy("attention", QUESTIONS["attention"], {
     "factorised": replace(TRANSFORMER, attention="factorised", num_layers=3, time_embed_dim=68),
 })
 
-# "spread": an interval of timesteps for each clip of a batch, as in all other studies. So few steps obey no caption.
-_TIMESTEPS = TransformerStudy("timesteps", QUESTIONS["timesteps"], {"spread": TRANSFORMER, "free": TRANSFORMER},
-                              steps=250, captions=0,
-                              training={"spread": {"timesteps": "stratified"}, "free": {"timesteps": "uniform"}})
-
 # ---- stages of growing size (paper 3.2, Table 5)
 
 # As in Table 5, resolution grows before length, and batches shrink: a step always has about 3000 tokens. Small stages
@@ -298,4 +295,4 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
-    _TIMESTEPS, TWINS, UNIFORM_SAMPLING, STAGES)}
+    TWINS, UNIFORM_SAMPLING, SCHEDULES, STAGES)}

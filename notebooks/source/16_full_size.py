@@ -389,12 +389,17 @@ outcome("16.4", "less than an hour" if hours < 1 else "an hour to a day" if hour
 
 # %% tags=["nbval-ignore-output"]
 show_source(plan)
-prices = {"RTX 4090": 0.5, "A100": 1.5, "H800": 2.5}  # for an hour: examples, put in what you would pay
+prices = {"RTX 4090": 0.34, "A100": 1.50, "H800": 2.95}  # dollars an hour, as below; put in what you would pay
 explore_plan(models=("2b", "5b"), sizes=("256x384", "480x720", "768x1360"), frames=(17, 49, 81), prices=prices)
 
 # %% [markdown]
 # `--offload` keeps one network at a time on the GPU, `--tile` decodes in overlapping pieces; both are options of
 # `minicogvx generate`, and cost some time of their own that is not counted here.
+#
+# One provider asks several times as much for an hour as another. The prices above are of spring 2026, in dollars: an
+# H100 at 2.95, the [median of 37 providers](https://aimultiple.com/gpu-index); an A100 of 80 GB at 1.50, where
+# [one list](https://www.mercatus-ai.com/blog/cloud-gpu-pricing) has 0.80 to 3.00; an RTX 4090 at
+# [0.34](https://gputracker.dev/blog/gpu-cost-per-token-llm-inference-2026). The H800 gets the H100's price.
 #
 # Is the plan right elsewhere? The authors' [README](https://github.com/zai-org/CogVideo) states times for two GPUs,
 # from another program. And the longest clips that CogVideoX1.5 was made for:
