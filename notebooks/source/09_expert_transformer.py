@@ -18,12 +18,12 @@ from torch import nn
 import minicogvx
 from minicogvx.ablation.nano import (
     BATCH, CHOICES, FRAMES, HELD, KINDS, NANO_TRANSFORMER, nano_batches, nano_losses, nano_results, nano_samples,
-    nano_scenes, nano_world, new_nano, new_optimizer, short_captions, word_gains,
+    nano_scenes, nano_world, new_nano, new_optimizer, scene_otherwise, short_captions, word_gains,
 )
 from minicogvx.ablation.nano_study import ASKED, nano_sampled
 from minicogvx.course import (
     check, compare_clips, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
-    show_figure, show_rows, show_source, solution, watch, yours,
+    show_figure, show_source, solution, watch, yours,
 )
 from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
@@ -35,7 +35,7 @@ from minicogvx.evaluation.intervals import mean_interval
 from minicogvx.presets import preset
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.memory import inputs_for, memory, parameter_count
-from minicogvx.training.validation import swap_gain, with_other_words
+from minicogvx.training.validation import swap_gain
 from minicogvx.transformer.block import Block
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -254,7 +254,7 @@ for (name, (losses, _)), style in zip(learnt.items(), ("--", "-")):
 axis.set(xlabel="step", ylabel="loss of one clip")
 axis.legend(fontsize=8)
 show_figure(figure, "Loss of one clip over 100 steps, on a logarithmic axis, for AdamW (dashed) and Muon.")
-made = nano_sampled(pipe, learnt[MUON][1], [captions[ONE]])
+made = nano_sampled(pipe, learnt[MUON][1], [captions[ONE]], guidance_scale=1)  # it never saw an empty caption
 compare_clips({"the clip": pipe.decode(world.latents[ONE:ONE + 1])[0], "from noise": pipe.decode(made)[0]},
               f"Left, the clip, '{captions[ONE]}'; right, what the network that saw nothing else makes from noise.",
               pipe.fps, num_frames=4)
@@ -319,7 +319,7 @@ def losses_of(network):
 
 
 for name, network in (("untrained", own_model(0)), ("knows one clip by heart", learnt["AdamW"][1])):
-    print(f"{name:24s}", ", ".join(f"{kind} {hears(losses_of(network), said, kind, CHOICES[kind], 0):+.4f}"
+    print(f"{name:24s}", ", ".join(f"{kind} {hears(losses_of(network), said, kind, CHOICES[kind], 0):+z.4f}"
                                    for kind in KINDS))
 
 # %% [markdown]
@@ -364,45 +364,51 @@ def training():
 
 
 def note_gains(step):
-    """Swap gains of the clips held back, and now and then the first frames of four captions."""
+    """Swap gains of the clips held back, and now and then the clips of four captions."""
     for kind, gain in word_gains(nano_losses(learner, world, pipe.schedule)).items():
         log["gain"][kind].append(gain)
     log["measured"].append(step)
     if step % (2 * EVERY) == 0 or step == STEPS:
-        log["frames"] = step, pipe.decode(nano_sampled(pipe, learner, steps=6)[:, :, :1])  # the VAE is causal
+        log["frames"] = step, pipe.decode(nano_sampled(pipe, learner, steps=6))
 
 
 STYLES = dict(zip(KINDS, ("-", "--", ":", "-.")))
 
 
 def live_figure():
-    """The loss, the four gains, and a frame of each of the four captions."""
-    figure, axes = new_figure(2, 4, width=9, height=4.2)
-    grid = axes[0, 0].get_gridspec()
-    for axis in axes[0]:
-        axis.remove()
-    left, right = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[0, 2:])
-    left.semilogy(log["step"], log["loss"], linewidth=0.8)
-    left.set(xlabel="step", ylabel="loss", xlim=(0, STEPS))
+    """The loss, the four gains, and the first and the last frame that each of four captions gets."""
+    figure, _ = new_figure(width=10, height=4)
+    figure.clear()
+    left, right = figure.subfigures(1, 2, width_ratios=(4, 6))
+    above, below = left.subplots(2, 1, sharex=True)
+    above.semilogy(log["step"], log["loss"], linewidth=0.8)
+    above.set(ylabel="loss", xlim=(0, STEPS))
     for kind in KINDS:
-        right.plot(log["measured"], log["gain"][kind], STYLES[kind], label=kind)
-    right.set_yscale("symlog", linthresh=0.01)
-    right.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
-    right.axhline(HEARD, color="black", linewidth=0.6)
-    right.set(xlabel="step", ylabel="swap gain", xlim=(0, STEPS), ylim=(-0.005, 2))
-    right.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        below.plot(log["measured"], log["gain"][kind], STYLES[kind], label=kind)
+    show_gains(below)
+    below.set(xlabel="step", xlim=(0, STEPS))
+    left.legend(*below.get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside upper center")
     step, made = log["frames"]
-    for axis, clip, words in zip(axes[1], made, ASKED):
-        axis.imshow(clip[0].clamp(0, 1))
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(words.replace(" on a ", "\non a "), fontsize=7)
-    axes[1, 0].set_ylabel(f"step {step}", fontsize=8)
+    right.suptitle(f"first and last frames, step {step}", fontsize=9)
+    for column, clip, words in zip(right.subplots(2, 4).T, made, ASKED):
+        for axis, frame in zip(column, (clip[0], clip[-1])):
+            axis.imshow(frame.clamp(0, 1))
+            axis.set(xticks=[], yticks=[])
+        column[0].set_title(words.replace(" moves", "\nmoves").replace(" on a ", "\non "), fontsize=8)
     return figure
 
 
+def show_gains(axis):
+    """The scale of swap gains: logarithmic above 0.01, the gain from which on a word counts as heard."""
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    axis.axhline(HEARD, color="black", linewidth=0.6)
+    axis.set(ylabel="swap gain", ylim=(-0.005, 2))
+
+
 start = time.perf_counter()
-watch(training(), live_figure, "Above, the loss of each step and the swap gain of each kind of word as the training "
-      "goes on. Below, the first frames of four captions' clips.")
+watch(training(), live_figure, "Left, the loss of each step and the swap gain of each kind of word as the training "
+      "goes on. Right, the first and last frames of four captions' clips.")
 print(f"{STEPS} steps in {time.perf_counter() - start:.0f} s")
 
 
@@ -439,7 +445,7 @@ def latents_of(some):
 
 
 own = latents_of(few)
-worth = {kind: ((own - latents_of([with_other_words(scene, kind, CHOICES) for scene in few])).square().mean()
+worth = {kind: ((own - latents_of([scene_otherwise(scene, kind) for scene in few])).square().mean()
                 / (2 * own.var())).item() for kind in KINDS}
 for kind, share in worth.items():
     print(f"another {kind:10s} changes the latents by {share:6.1%} of what two unrelated clips differ by")
@@ -594,19 +600,31 @@ predict("9.4", "none", "one or two", "three", "four or five")
 # %% tags=["folded", "nbval-ignore-output"]
 patients = [run for run in nano_results("clinic") if run["seed"] == 0]
 healthy = patients[0]["chart"]
-figure, ((axis,),) = new_figure(width=7.5, height=3)
-for run, style in zip(patients, ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))):
+figure, (axes,) = new_figure(1, 2, width=9, height=3.2)
+for run, style in zip(patients, ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 4)))):
     smooth = torch.tensor(run["losses"]).unfold(0, 15, 1).mean(dim=1)
-    axis.semilogy(range(7, 7 + len(smooth)), smooth, linestyle=style, label=run["name"], linewidth=1.6)
-axis.set(xlabel="step", ylabel="training loss, mean of 15 steps")
-axis.legend(fontsize=7)
-show_figure(figure, "Training loss over 120 steps of six trainings, on a logarithmic axis, each the mean of 15 steps.")
+    for axis in axes:
+        axis.plot(range(7, 7 + len(smooth)), smooth, linestyle=style, label=run["name"], linewidth=1.6)
+axes[0].set(xlabel="step", ylabel="training loss, mean of 15 steps", yscale="log")
+last = healthy["training_loss"]
+axes[1].set(xlabel="step", xlim=(60, len(patients[0]["losses"])), ylim=(0.8 * last, 1.6 * last), title="enlarged")
+figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
+show_figure(figure, "Training loss of six trainings, each the mean of 15 steps: left on a logarithmic axis, right the "
+                    "second half enlarged, where one of the six lies far above.")
 print(f"{'':26s}" + "".join(f"{name:>14s}" for name in healthy))
 for run in patients:
-    print(f"{run['name']:26s}" + "".join(f"{value:14.4f}" for value in run["chart"].values()))
+    print(f"{run['name']:26s}" + "".join(f"{value:z14.4f}" for value in run["chart"].values()))
 kept = nano_samples("clinic")
-beds = {run["name"]: pipe.decode(kept[run["name"]][:1])[0] for run in patients}
-show_rows(beds, f"What the six make of '{ASKED[0]}'.", num_frames=2)
+figure, axes = new_figure(2, len(patients), width=9, height=3.5)
+for column, run in zip(axes.T, patients):
+    column[0].set_title(run["name"].replace(" of ", "\nof ").replace(" given", "\ngiven").replace(" always", "\nalways")
+                        .replace(" not", "\nnot"), fontsize=8.5)
+    for axis, clip in zip(column, pipe.decode(kept[run["name"]])):
+        axis.imshow(clip[0].clamp(0, 1))
+        axis.set(xticks=[], yticks=[])
+for axis, words in zip(axes[:, 0], ASKED):
+    axis.set_ylabel(words.replace(" moves", "\nmoves").replace(" on a ", "\non "), fontsize=8)
+show_figure(figure, f"The first frames of what the six make of '{ASKED[0]}', above, and of '{ASKED[1]}', below.")
 fine = [run["name"] for run in patients[1:] if run["chart"]["training_loss"] < 1.2 * healthy["training_loss"]]
 print("training loss at most a fifth above the healthy one's:", ", ".join(fine))
 outcome("9.4", "none" if not fine else "one or two" if len(fine) < 3 else "three" if len(fine) == 3 else "four or five")
