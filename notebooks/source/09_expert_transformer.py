@@ -49,8 +49,8 @@ clips = {int(step): pipe.decode(latents[:1])[0] for step, latents in childhood.i
 shown = 25, 100, max(clips)
 grown_up = pipe.decode(pipe.sample([ASKED[0]], num_inference_steps=25))[0]
 compare_clips({f"after {step} steps": clips[step] for step in shown} | {"the shipped toy": grown_up},
-              f"Four clips for the caption: {ASKED[0]}. The same small network made three of them, from one noise, after "
-              f"{shown[0]}, {shown[1]} and {shown[2]} steps of training; the last is the shipped toy's.", pipe.fps,
+              f"Four clips for the caption: {ASKED[0]}. One small network made three of them, from the same noise, "
+              f"after {shown[0]}, {shown[1]} and {shown[2]} steps of training; the last is the shipped toy's.", pipe.fps,
               num_frames=4)
 
 # %% [markdown]
@@ -475,10 +475,8 @@ figure, (axes,) = new_figure(1, 2, width=9, height=2.8)
 for axis, run, title in zip(axes, (runs[0], taught[0]), ("alone", "with a teacher")):
     for kind in KINDS:
         axis.plot(run["steps"], run["gain"][kind], STYLES[kind], label=kind)
-    axis.set_yscale("symlog", linthresh=0.01)
-    axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
-    axis.axhline(HEARD, color="black", linewidth=0.6)
-    axis.set(xlabel="step", ylabel="swap gain", ylim=(-0.005, 2), title=title)
+    show_gains(axis)
+    axis.set(xlabel="step", title=title)
 figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
 show_figure(figure, "Swap gains of the four kinds of word over the steps of two stored trainings, without and with a "
                     "teacher. The thin line is the gain of 0.01 that counts as heard.")
