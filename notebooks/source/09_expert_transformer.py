@@ -50,8 +50,8 @@ shown = 25, 100, max(clips)
 grown_up = pipe.decode(pipe.sample([ASKED[0]], num_inference_steps=25))[0]
 compare_clips({f"after {step} steps": clips[step] for step in shown} | {"the shipped toy": grown_up},
               f"Four clips for the caption: {ASKED[0]}. One small network made three of them, from the same noise, "
-              f"after {shown[0]}, {shown[1]} and {shown[2]} steps of training; the last is the shipped toy's.", pipe.fps,
-              num_frames=4)
+              f"after {shown[0]}, {shown[1]} and {shown[2]} steps of training; the last is the shipped toy's.",
+              pipe.fps, num_frames=4)
 
 # %% [markdown]
 # This network began with random weights. It had a minute or two, a world of 96 sentences, and a little help. It did not

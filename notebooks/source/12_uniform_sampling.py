@@ -70,8 +70,8 @@ def race(steps):
 
 length = len(runs["uniform"][0].training)
 film = torch.stack([race(length * part // 20) for part in range(6, 21)])
-show_clip(film, "Two loss curves grow from left to right and fall; the black lines are their means over 31 steps. Curve "
-                "A, above, jumps further from its mean than curve B, below.", fps=4, num_frames=3)
+show_clip(film, "Two loss curves grow from left to right and fall; the black lines are their means over 31 steps. "
+                "Curve A, above, jumps further from its mean than curve B, below.", fps=4, num_frames=3)
 
 # %% [markdown]
 # The two differ in one thing. In every step training A drew a timestep for each clip as it came. Training B divided

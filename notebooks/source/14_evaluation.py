@@ -479,7 +479,8 @@ show_figure(figure, "The table of cheats: rows are the toy, the true clips and f
                     "with an arrow towards the good end. Bold: the best of each column, the true clips left aside.")
 for column in columns:
     winners = [name for name in judges if math.isclose(table[name][column], best[column], rel_tol=1e-3, abs_tol=1e-4)]
-    print(f"best in {column}: {', '.join(winners)} ({best[column]:z.3f}; true clips {table['true clips'][column]:z.3f})")
+    print(f"best in {column}: {', '.join(winners)} ({best[column]:z.3f}; "
+          f"true clips {table['true clips'][column]:z.3f})")
 assert table["frozen"]["flicker"] == 0
 assert all(not math.isclose(table["the toy"][column], best[column], rel_tol=1e-3) for column in columns[:2])
 assert table["shuffled"]["Fréchet, frames"] < 0.01 and table["twitching"]["dynamic"] == 1
