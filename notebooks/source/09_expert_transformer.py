@@ -178,13 +178,12 @@ print("the first captions:", "; ".join(captions[:3]))
 # %% [markdown]
 # Before you train on many clips, train on *one*. A network that cannot learn a single clip by heart has a bug, and
 # this shows it in seconds. The loss must keep falling, in the end to zero, and what the network makes from noise must
-# turn into the clip. We watch the first 100 steps. (With random captions for one clip, nothing would show: this is
-# a test of the network and the loss, not of the data.)
+# turn into the clip. We watch the first 100 steps.
 #
 # Which optimizer? **AdamW** scales the step of every single weight. **Muon**, newer than the paper, looks at a weight
 # matrix as a whole. A gradient matrix is usually dominated by a few directions, and the rest hardly learn. Muon keeps
 # the directions but makes all of them equally strong: it replaces the matrix $G = U S V^T$ by nearly $U V^T$, whose
-# singular values are all 1. No decomposition is needed. Divide $G$ by its norm, then repeat five times
+# singular values are all 1. Divide $G$ by its norm, then repeat five times
 #
 # $$X \leftarrow a X + (b X X^T + c (X X^T)^2)\, X, \qquad a, b, c = 3.4445,\ -4.7750,\ 2.0315.$$
 #
@@ -425,7 +424,7 @@ runs, heard = nano_results("words"), {}
 for kind in KINDS:
     heard[kind] = first_heard(log["measured"], log["gain"][kind])
     others = [first_heard(run["steps"], run["gain"][kind]) for run in runs]
-    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored training(s) of "
+    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored trainings of "
           f"{runs[0]['steps'][-1]} steps, from step {', '.join(str(step or '-') for step in others)}")
 order = sorted((kind for kind in KINDS if heard[kind]), key=heard.get)
 assert order == ["background", "colour"]
@@ -433,8 +432,8 @@ outcome("9.2", ", then ".join(order[:2]))
 
 # %% [markdown]
 # The background comes first, colour second. Shape and motion are not heard at all: not in these 150 steps, and not in
-# the 400 that are stored, although the loss goes on falling there. What a network learns in that time, it can learn
-# without words: to remove noise from edges and plain surfaces.
+# the 400 that are stored, with any of three seeds, although the loss goes on falling there. What a network learns in
+# that time, it can learn without words: to remove noise from edges and plain surfaces.
 #
 # Why? A word is learnt when it saves loss. How much can it save? Draw a scene again with one word exchanged, encode
 # both, and compare the latents.
@@ -472,25 +471,33 @@ predict("9.3", "neither", "motion alone", "shape alone", "both, shape first", "b
 show_source(Alignment.forward)
 taught = nano_results("taught")
 figure, (axes,) = new_figure(1, 2, width=9, height=2.8)
-for axis, run, title in zip(axes, (runs[0], taught[0]), ("alone", "with a teacher")):
-    for kind in KINDS:
-        axis.plot(run["steps"], run["gain"][kind], STYLES[kind], label=kind)
+for axis, several, title in zip(axes, (runs, taught), ("alone", "with a teacher")):
+    for place, kind in enumerate(KINDS):
+        for run in several:
+            axis.plot(run["steps"], run["gain"][kind], STYLES[kind], color=f"C{place}", linewidth=1.2,
+                      label=kind if run is several[0] else None)
     show_gains(axis)
     axis.set(xlabel="step", title=title)
 figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-show_figure(figure, "Swap gains of the four kinds of word over the steps of two stored trainings, without and with a "
-                    "teacher. The thin line is the gain of 0.01 that counts as heard.")
-times = {kind: first_heard(taught[0]["steps"], taught[0]["gain"][kind]) for kind in KINDS}
-print(f"with the teacher, {taught[0]['steps'][-1]} steps, heard from step:",
-      ", ".join(f"{kind} {step or '-'}" for kind, step in times.items()))
-late = sorted((kind for kind in ("shape", "motion") if times[kind]), key=times.get)
-assert times["colour"] and times["motion"]
+show_figure(figure, "Swap gains of the four kinds of word over the steps of stored trainings, a line for each seed, "
+                    "without and with a teacher. The thin line is the gain of 0.01 that counts as heard.")
+late = {}
+for name, several in (("alone", runs), ("with a teacher", taught)):
+    for kind in KINDS:
+        times = [first_heard(run["steps"], run["gain"][kind]) for run in several]
+        mean, low, high = mean_interval([run["gain"][kind][-1] for run in several])
+        sure = f"95 % interval {low:z.4f} to {high:z.4f}, {len(several)} seeds" if len(several) > 1 else "one seed"
+        print(f"{name:15s} {kind:10s} heard from step {', '.join(str(step or '-') for step in times)}; gain at the end "
+              f"{mean:z.4f} ({sure})")
+        if name != "alone" and kind in ("shape", "motion") and all(times):
+            late[kind] = sum(times)
+late = sorted(late, key=late.get)
 outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 else f"both, {late[0]} first")
 
 # %% [markdown]
 # The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word
 # finds something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the
-# hardest word in either training. (These two are single trainings, and "heard" is a line that we drew.)
+# hardest word in either training. (With the teacher it is a single training, and "heard" is a line that we drew.)
 #
 # So this is the order: what fills the picture, then what colours a part of it, then how that part moves. The outline is
 # still to come. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
@@ -510,7 +517,7 @@ for name, network in made.items():
 # Each step of a training is noisy. So most trainings also keep a moving average of the weights: after each step,
 # *average = decay x average + (1 - decay) x weights*. Samples are made with the average. Your training did so, too
 # (decay 0.98); the lines above compare the two. They are close here, because our learning rate falls to almost nothing
-# at the end, which quietens the noise as well. Where it does not fall, the average matters.
+# at the end, which quietens the noise as well.
 #
 # The average begins where the weights began, at random numbers. How much of them is still in it after 300 steps?
 # `decay ** 300`.
