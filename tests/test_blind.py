@@ -35,6 +35,8 @@ def test_sides_are_fair_and_drawn_anew_with_each_seed():
 def test_the_names_are_told_only_after_the_last_click(shown, capsys):
     blind.explore_blind(MODELS, CAPTIONS, WORDS, seed=3)
     box, said = shown[-1], capsys.readouterr().out
+    assert all(f"pair {i}: caption {place}" in shown[0][1]["image/png"]["alt"]
+               for i, place in enumerate(blind.drawn_sides(6, 3)[0][:blind.SHOWN]))
     assert "6 pairs in all" in said and "dark" not in said and "bright" not in said
     picture, row = box.children
     order, flipped = blind.drawn_sides(6, 3)

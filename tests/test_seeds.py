@@ -72,6 +72,7 @@ def test_sentences_name_variant_measure_and_verdict():
     assert [line.partition(":")[0] for line in comparisons(losses, ["rope", "none"])] == [
         "none against rope, loss on validation clips"]
     assert Gain(1.0, -math.inf, math.inf, 1).said() == "+1.00 (one seed, no interval): cannot be told"
+    assert Gain(-0.0003, -0.012, 0.012, 5).said(3).startswith("0.000 (95 % interval -0.012 to +0.012, 5 seeds)")
 
 
 def test_the_command_says_what_its_seeds_allow_to_say(tmp_path, monkeypatch, capsys):

@@ -49,10 +49,10 @@ SAMPLE_STEPS, GUIDANCE = 10, 3.0
 
 
 def nano_sampled(pipe: Pipeline, model: ExpertTransformer, prompts: Sequence[str] = ASKED, seed: int = 0,
-            steps: int = SAMPLE_STEPS) -> Float[Tensor, "b c t h w"]:
+                 steps: int = SAMPLE_STEPS, guidance_scale: int | float = GUIDANCE) -> Float[Tensor, "b c t h w"]:
     """Latents that a network of the nano world makes for the prompts, always from the same noise."""
     maker = Pipeline(pipe.vae, model, pipe.schedule_config, short_captions(pipe.text), pipe.fps)
-    return maker.sample(list(prompts), num_frames=FRAMES, num_inference_steps=steps, guidance_scale=GUIDANCE,
+    return maker.sample(list(prompts), num_frames=FRAMES, num_inference_steps=steps, guidance_scale=guidance_scale,
                         seed=[seed + i for i in range(len(prompts))])
 
 

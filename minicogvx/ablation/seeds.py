@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from minicogvx.evaluation.intervals import mean_interval
+from minicogvx.evaluation.intervals import mean_interval, with_sign
 
 _MEASURES = {"loss": ("loss on validation clips", 4), "psnr": ("PSNR in dB", 2), "lpips": ("LPIPS", 3),
              "flicker": ("flicker", 2), "sharpness": ("sharpness", 2), "kl_per_element": ("nats a latent number", 2)}
@@ -30,9 +30,9 @@ class Gain(NamedTuple):
     def said(self, digits: int = 2) -> str:
         """In words, such as "+1.94 (95 % interval +1.50 to +2.38, 5 seeds): higher"."""
         if not math.isfinite(self.low):
-            return f"{self.mean:+.{digits}f} (one seed, no interval): {self.verdict}"
-        return (f"{self.mean:+.{digits}f} (95 % interval {self.low:+.{digits}f} to {self.high:+.{digits}f}, "
-                f"{self.seeds} seeds): {self.verdict}")
+            return f"{with_sign(self.mean, digits)} (one seed, no interval): {self.verdict}"
+        mean, low, high = (with_sign(value, digits) for value in (self.mean, self.low, self.high))
+        return f"{mean} (95 % interval {low} to {high}, {self.seeds} seeds): {self.verdict}"
 
 
 def final_values(curves: Sequence[Any], measure: str) -> dict[str, dict[int, float]]:

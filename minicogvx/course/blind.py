@@ -15,11 +15,12 @@ from torch import Tensor
 
 from minicogvx.course import output
 from minicogvx.course import widget_parts as parts
-from minicogvx.course.clips import GAP, check_clip, show_rows
+from minicogvx.course.clips import GAP, check_clip, frame_places
+from minicogvx.course.show import new_figure, show_figure
 from minicogvx.evaluation.intervals import answers_needed, sign_test, wilson
 
 SIDE = 192  # pixels, at least, of the shorter side of a clip
-SHOWN = 3  # pairs in the static picture
+SHOWN, FRAMES = 3, 4  # pairs in the static picture, and frames of each of their clips
 ANSWERS = {"l": "left is better", "r": "right is better", "t": "no difference"}
 
 
@@ -37,10 +38,8 @@ def explore_blind(clips: Mapping[str, Sequence[Float[Tensor, "_ _ _ 3"]]], capti
     if answers is not None:
         print(told_apart(names, flipped, _letters(answers, len(pairs))))
         return
-    show_rows({f"pair {i}, {side}": clip for i, (pair, _) in enumerate(shown[:SHOWN])
-               for side, clip in zip(("left", "right"), pair)}, alt)
-    for i, (_, caption) in enumerate(shown[:SHOWN]):
-        print(f"pair {i}: {caption}")
+    captioned = "; ".join(f"pair {i}: {caption}" for i, (_, caption) in enumerate(shown[:SHOWN]))
+    show_figure(pairs_figure(shown[:SHOWN]), f"{parts.without_stop(alt)}, a left one and a right one: {captioned}.")
     print(f'{len(pairs)} pairs in all. Without buttons, answer with one letter for each pair: answers="lrt...", l for '
           f"left, r for right, t for a tie.")
     parts.display_made(lambda: _box(names, shown, flipped, alt, fps))
@@ -50,6 +49,27 @@ def drawn_sides(count: int, seed: int) -> tuple[list[int], list[bool]]:
     """A random order of `count` pairs, and for each place in it whether the second model stands on the left."""
     dice = random.Random(seed)
     return dice.sample(range(count), count), [dice.random() < 0.5 for _ in range(count)]
+
+
+def pairs_figure(shown: Sequence[tuple[tuple[Tensor, Tensor], str]]):
+    """A row for each pair: frames of the left clip, a gap, frames of the right one, their caption above.
+
+    `shown`: pairs of clips t h w 3 (0..1), each with its caption.
+    """
+    columns = max(len(frame_places(len(clip), FRAMES)) for pair, _ in shown for clip in pair)
+    height, width = shown[0][0][0].shape[1:3]
+    figure, _ = new_figure(1, 1, 1.02 * 2 * columns + 0.4, (height / width + 0.42) * len(shown))
+    figure.clear()
+    for i, (band, (pair, caption)) in enumerate(zip(figure.subfigures(len(shown), 1, squeeze=False)[:, 0], shown)):
+        band.suptitle(f"pair {i}: {caption}", fontsize=10, x=0.01, ha="left")
+        for side, half, clip in zip(("left", "right"), band.subfigures(1, 2, wspace=0.04), pair):
+            axes = half.subplots(1, columns, squeeze=False)[0]
+            for axis in axes:
+                axis.set_axis_off()
+            for axis, place in zip(axes, frame_places(len(clip), FRAMES)):
+                axis.imshow(clip[place].detach().float().cpu().clamp(0, 1).numpy(), interpolation="nearest")
+                axis.set_title(f"{side}, frame {place}", fontsize=7.5, pad=2, color="#444444")
+    return figure
 
 
 def told_apart(names: Sequence[str], flipped: Sequence[bool], answers: Sequence[str]) -> str:

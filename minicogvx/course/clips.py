@@ -71,7 +71,7 @@ def show_rows(rows: dict[str, Float[Tensor, "_ _ _ 3"]], alt: str, num_frames: i
     for row, (label, video) in zip(axes, rows.items()):
         for axis in row:
             axis.set_axis_off()
-        for axis, place in zip(row, _places(len(video), columns)):
+        for axis, place in zip(row, frame_places(len(video), columns)):
             axis.imshow(video[place].detach().float().cpu().clamp(0, 1).numpy(), interpolation="nearest")
             axis.set_title(f"{counted} {place}", fontsize=8, pad=2, color="#444444")
         row[0].text(-0.08, 0.5, textwrap.fill(label, 20), transform=row[0].transAxes, ha="right", va="center")
@@ -92,9 +92,14 @@ def check_clip(video: Any, alt: str) -> None:
         raise ValueError("alt is empty; say in a sentence what the video shows")
 
 
+def frame_places(length: int, count: int) -> list[int]:
+    """At most `count` frames of a clip of `length` frames, evenly spaced, first and last among them."""
+    return torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
+
+
 def frames_said(length: int, num_frames: int = 6) -> str:
     """Which frames a strip shows of a clip of `length` frames, in words."""
-    places = _places(length, num_frames)
+    places = frame_places(length, num_frames)
     if len(places) == 1:
         return "frame 0"
     if len(places) == length:
@@ -104,7 +109,7 @@ def frames_said(length: int, num_frames: int = 6) -> str:
 
 def strip_of(video: Float[Tensor, "t h w 3"], num_frames: int = 6, gap: int = 4) -> Float[Tensor, "h2 w2 3"]:
     """Evenly spaced frames side by side, first and last among them, with white gaps."""
-    frames = enlarge_frames(video[_places(len(video), num_frames)].detach().float().cpu(), 96)
+    frames = enlarge_frames(video[frame_places(len(video), num_frames)].detach().float().cpu(), 96)
     return rearrange(F.pad(frames, (0, 0, 0, gap), value=1.0), "t h w c -> h (t w) c")[:, :-gap]
 
 
@@ -124,10 +129,6 @@ def _check_named(videos: Any, what: str, alt: str) -> None:
         raise ValueError(f"there are no {what}; give at least one video with its label")
     for video in videos.values():
         check_clip(video, alt)
-
-
-def _places(length: int, count: int) -> list[int]:
-    return torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
 
 
 def _small_mp4(video: Tensor, fps: int | float) -> tuple[bytes, int, int]:

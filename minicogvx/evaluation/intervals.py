@@ -28,6 +28,12 @@ def say_interval(share: float, count: int) -> str:
     return f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
 
 
+def with_sign(value: int | float, digits: int) -> str:
+    """A difference in words, such as "+0.12" or "-0.12"; what rounds to 0 has no sign."""
+    said = f"{value:+z.{digits}f}"
+    return said if float(said) else said[1:]
+
+
 def at_least(values: Sequence[float]) -> float:
     """What the mean over all seeds exceeds with 95 % confidence, by one-sided t-test, from the values of some.
 

@@ -3,7 +3,8 @@
 #
 # **In what order does a network learn words?**
 #
-# One caption, one noise, one network, at four moments of its training. Run the cell.
+# One caption, one noise, one network, at three moments of its training. The fourth clip shows where this leads. Run the
+# cell.
 
 # %% tags=["nbval-ignore-output"]
 import random
@@ -23,7 +24,7 @@ from minicogvx.ablation.nano import (
 from minicogvx.ablation.nano_study import ASKED, nano_sampled
 from minicogvx.course import (
     check, compare_clips, explore_sweep, hint, new_figure, notebook_device, outcome, predict, predictions, progress,
-    show_figure, show_rows, show_source, solution, watch, yours,
+    show_figure, show_source, solution, watch, yours,
 )
 from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
@@ -45,14 +46,16 @@ pipe = minicogvx.load("toy", device, torch.float32)  # of it we use the VAE, the
 
 childhood = nano_samples("taught")  # steps of training -> latents of four captions, b c t h w
 clips = {int(step): pipe.decode(latents[:1])[0] for step, latents in childhood.items()}
-shown = 25, 100, 200, max(clips)
-compare_clips({f"after {step} steps": clips[step] for step in shown},
-              f"Four clips from one noise for the caption: {ASKED[0]}. The same network made them after {shown[0]}, "
-              f"{shown[1]}, {shown[2]} and {shown[3]} steps of training.", pipe.fps, num_frames=3)
+shown = 25, 100, max(clips)
+grown_up = pipe.decode(pipe.sample([ASKED[0]], num_inference_steps=25))[0]
+compare_clips({f"after {step} steps": clips[step] for step in shown} | {"the shipped toy": grown_up},
+              f"Four clips for the caption: {ASKED[0]}. One small network made three of them, from the same noise, "
+              f"after {shown[0]}, {shown[1]} and {shown[2]} steps of training; the last is the shipped toy's.",
+              pipe.fps, num_frames=4)
 
 # %% [markdown]
 # This network began with random weights. It had a minute or two, a world of 96 sentences, and a little help. It did not
-# learn its words all at once.
+# learn its words all at once. (The toy is larger, and it was trained for about an hour.)
 #
 # In this notebook you put the whole model together, from your own answers of the last notebooks, and train it yourself.
 # Afterwards you can explain what each part of a training step is for, how to hear whether a network knows a word long
@@ -175,13 +178,12 @@ print("the first captions:", "; ".join(captions[:3]))
 # %% [markdown]
 # Before you train on many clips, train on *one*. A network that cannot learn a single clip by heart has a bug, and
 # this shows it in seconds. The loss must keep falling, in the end to zero, and what the network makes from noise must
-# turn into the clip. We watch the first 100 steps. (With random captions for one clip, nothing would show: this is
-# a test of the network and the loss, not of the data.)
+# turn into the clip. We watch the first 100 steps.
 #
 # Which optimizer? **AdamW** scales the step of every single weight. **Muon**, newer than the paper, looks at a weight
 # matrix as a whole. A gradient matrix is usually dominated by a few directions, and the rest hardly learn. Muon keeps
 # the directions but makes all of them equally strong: it replaces the matrix $G = U S V^T$ by nearly $U V^T$, whose
-# singular values are all 1. No decomposition is needed. Divide $G$ by its norm, then repeat five times
+# singular values are all 1. Divide $G$ by its norm, then repeat five times
 #
 # $$X \leftarrow a X + (b X X^T + c (X X^T)^2)\, X, \qquad a, b, c = 3.4445,\ -4.7750,\ 2.0315.$$
 #
@@ -254,7 +256,7 @@ for (name, (losses, _)), style in zip(learnt.items(), ("--", "-")):
 axis.set(xlabel="step", ylabel="loss of one clip")
 axis.legend(fontsize=8)
 show_figure(figure, "Loss of one clip over 100 steps, on a logarithmic axis, for AdamW (dashed) and Muon.")
-made = nano_sampled(pipe, learnt[MUON][1], [captions[ONE]])
+made = nano_sampled(pipe, learnt[MUON][1], [captions[ONE]], guidance_scale=1)  # it never saw an empty caption
 compare_clips({"the clip": pipe.decode(world.latents[ONE:ONE + 1])[0], "from noise": pipe.decode(made)[0]},
               f"Left, the clip, '{captions[ONE]}'; right, what the network that saw nothing else makes from noise.",
               pipe.fps, num_frames=4)
@@ -319,7 +321,7 @@ def losses_of(network):
 
 
 for name, network in (("untrained", own_model(0)), ("knows one clip by heart", learnt["AdamW"][1])):
-    print(f"{name:24s}", ", ".join(f"{kind} {hears(losses_of(network), said, kind, CHOICES[kind], 0):+.4f}"
+    print(f"{name:24s}", ", ".join(f"{kind} {hears(losses_of(network), said, kind, CHOICES[kind], 0):+z.4f}"
                                    for kind in KINDS))
 
 # %% [markdown]
@@ -364,45 +366,51 @@ def training():
 
 
 def note_gains(step):
-    """Swap gains of the clips held back, and now and then the first frames of four captions."""
+    """Swap gains of the clips held back, and now and then the clips of four captions."""
     for kind, gain in word_gains(nano_losses(learner, world, pipe.schedule)).items():
         log["gain"][kind].append(gain)
     log["measured"].append(step)
     if step % (2 * EVERY) == 0 or step == STEPS:
-        log["frames"] = step, pipe.decode(nano_sampled(pipe, learner, steps=6)[:, :, :1])  # the VAE is causal
+        log["frames"] = step, pipe.decode(nano_sampled(pipe, learner, steps=6))
 
 
 STYLES = dict(zip(KINDS, ("-", "--", ":", "-.")))
 
 
 def live_figure():
-    """The loss, the four gains, and a frame of each of the four captions."""
-    figure, axes = new_figure(2, 4, width=9, height=4.2)
-    grid = axes[0, 0].get_gridspec()
-    for axis in axes[0]:
-        axis.remove()
-    left, right = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[0, 2:])
-    left.semilogy(log["step"], log["loss"], linewidth=0.8)
-    left.set(xlabel="step", ylabel="loss", xlim=(0, STEPS))
+    """The loss, the four gains, and the first and the last frame that each of four captions gets."""
+    figure, _ = new_figure(width=10, height=4)
+    figure.clear()
+    left, right = figure.subfigures(1, 2, width_ratios=(4, 6))
+    above, below = left.subplots(2, 1, sharex=True)
+    above.semilogy(log["step"], log["loss"], linewidth=0.8)
+    above.set(ylabel="loss", xlim=(0, STEPS))
     for kind in KINDS:
-        right.plot(log["measured"], log["gain"][kind], STYLES[kind], label=kind)
-    right.set_yscale("symlog", linthresh=0.01)
-    right.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
-    right.axhline(HEARD, color="black", linewidth=0.6)
-    right.set(xlabel="step", ylabel="swap gain", xlim=(0, STEPS), ylim=(-0.005, 2))
-    right.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        below.plot(log["measured"], log["gain"][kind], STYLES[kind], label=kind)
+    show_gains(below)
+    below.set(xlabel="step", xlim=(0, STEPS))
+    left.legend(*below.get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside upper center")
     step, made = log["frames"]
-    for axis, clip, words in zip(axes[1], made, ASKED):
-        axis.imshow(clip[0].clamp(0, 1))
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(words.replace(" on a ", "\non a "), fontsize=7)
-    axes[1, 0].set_ylabel(f"step {step}", fontsize=8)
+    right.suptitle(f"first and last frames, step {step}", fontsize=9)
+    for column, clip, words in zip(right.subplots(2, 4).T, made, ASKED):
+        for axis, frame in zip(column, (clip[0], clip[-1])):
+            axis.imshow(frame.clamp(0, 1))
+            axis.set(xticks=[], yticks=[])
+        column[0].set_title(words.replace(" moves", "\nmoves").replace(" on a ", "\non "), fontsize=8)
     return figure
 
 
+def show_gains(axis):
+    """The scale of swap gains: logarithmic above 0.01, the gain from which on a word counts as heard."""
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    axis.axhline(HEARD, color="black", linewidth=0.6)
+    axis.set(ylabel="swap gain", ylim=(-0.005, 2))
+
+
 start = time.perf_counter()
-watch(training(), live_figure, "Above, the loss of each step and the swap gain of each kind of word as the training "
-      "goes on. Below, the first frames of four captions' clips.")
+watch(training(), live_figure, "Left, the loss of each step and the swap gain of each kind of word as the training "
+      "goes on. Right, the first and last frames of four captions' clips.")
 print(f"{STEPS} steps in {time.perf_counter() - start:.0f} s")
 
 
@@ -416,7 +424,7 @@ runs, heard = nano_results("words"), {}
 for kind in KINDS:
     heard[kind] = first_heard(log["measured"], log["gain"][kind])
     others = [first_heard(run["steps"], run["gain"][kind]) for run in runs]
-    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored training(s) of "
+    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored trainings of "
           f"{runs[0]['steps'][-1]} steps, from step {', '.join(str(step or '-') for step in others)}")
 order = sorted((kind for kind in KINDS if heard[kind]), key=heard.get)
 assert order == ["background", "colour"]
@@ -424,8 +432,8 @@ outcome("9.2", ", then ".join(order[:2]))
 
 # %% [markdown]
 # The background comes first, colour second. Shape and motion are not heard at all: not in these 150 steps, and not in
-# the 400 that are stored, although the loss goes on falling there. What a network learns in that time, it can learn
-# without words: to remove noise from edges and plain surfaces.
+# the 400 that are stored, with any of three seeds, although the loss goes on falling there. What a network learns in
+# that time, it can learn without words: to remove noise from edges and plain surfaces.
 #
 # Why? A word is learnt when it saves loss. How much can it save? Draw a scene again with one word exchanged, encode
 # both, and compare the latents.
@@ -463,27 +471,33 @@ predict("9.3", "neither", "motion alone", "shape alone", "both, shape first", "b
 show_source(Alignment.forward)
 taught = nano_results("taught")
 figure, (axes,) = new_figure(1, 2, width=9, height=2.8)
-for axis, run, title in zip(axes, (runs[0], taught[0]), ("alone", "with a teacher")):
-    for kind in KINDS:
-        axis.plot(run["steps"], run["gain"][kind], STYLES[kind], label=kind)
-    axis.set_yscale("symlog", linthresh=0.01)
-    axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
-    axis.axhline(HEARD, color="black", linewidth=0.6)
-    axis.set(xlabel="step", ylabel="swap gain", ylim=(-0.005, 2), title=title)
+for axis, several, title in zip(axes, (runs, taught), ("alone", "with a teacher")):
+    for place, kind in enumerate(KINDS):
+        for run in several:
+            axis.plot(run["steps"], run["gain"][kind], STYLES[kind], color=f"C{place}", linewidth=1.2,
+                      label=kind if run is several[0] else None)
+    show_gains(axis)
+    axis.set(xlabel="step", title=title)
 figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-show_figure(figure, "Swap gains of the four kinds of word over the steps of two stored trainings, without and with a "
-                    "teacher. The thin line is the gain of 0.01 that counts as heard.")
-times = {kind: first_heard(taught[0]["steps"], taught[0]["gain"][kind]) for kind in KINDS}
-print(f"with the teacher, {taught[0]['steps'][-1]} steps, heard from step:",
-      ", ".join(f"{kind} {step or '-'}" for kind, step in times.items()))
-late = sorted((kind for kind in ("shape", "motion") if times[kind]), key=times.get)
-assert times["colour"] and times["motion"]
+show_figure(figure, "Swap gains of the four kinds of word over the steps of stored trainings, a line for each seed, "
+                    "without and with a teacher. The thin line is the gain of 0.01 that counts as heard.")
+late = {}
+for name, several in (("alone", runs), ("with a teacher", taught)):
+    for kind in KINDS:
+        times = [first_heard(run["steps"], run["gain"][kind]) for run in several]
+        mean, low, high = mean_interval([run["gain"][kind][-1] for run in several])
+        sure = f"95 % interval {low:z.4f} to {high:z.4f}, {len(several)} seeds" if len(several) > 1 else "one seed"
+        print(f"{name:15s} {kind:10s} heard from step {', '.join(str(step or '-') for step in times)}; gain at the end "
+              f"{mean:z.4f} ({sure})")
+        if name != "alone" and kind in ("shape", "motion") and all(times):
+            late[kind] = sum(times)
+late = sorted(late, key=late.get)
 outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 else f"both, {late[0]} first")
 
 # %% [markdown]
 # The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word
 # finds something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the
-# hardest word in either training. (These two are single trainings, and "heard" is a line that we drew.)
+# hardest word in either training. (With the teacher it is a single training, and "heard" is a line that we drew.)
 #
 # So this is the order: what fills the picture, then what colours a part of it, then how that part moves. The outline is
 # still to come. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
@@ -503,7 +517,7 @@ for name, network in made.items():
 # Each step of a training is noisy. So most trainings also keep a moving average of the weights: after each step,
 # *average = decay x average + (1 - decay) x weights*. Samples are made with the average. Your training did so, too
 # (decay 0.98); the lines above compare the two. They are close here, because our learning rate falls to almost nothing
-# at the end, which quietens the noise as well. Where it does not fall, the average matters.
+# at the end, which quietens the noise as well.
 #
 # The average begins where the weights began, at random numbers. How much of them is still in it after 300 steps?
 # `decay ** 300`.
@@ -594,19 +608,31 @@ predict("9.4", "none", "one or two", "three", "four or five")
 # %% tags=["folded", "nbval-ignore-output"]
 patients = [run for run in nano_results("clinic") if run["seed"] == 0]
 healthy = patients[0]["chart"]
-figure, ((axis,),) = new_figure(width=7.5, height=3)
-for run, style in zip(patients, ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))):
+figure, (axes,) = new_figure(1, 2, width=9, height=3.2)
+for run, style in zip(patients, ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 4)))):
     smooth = torch.tensor(run["losses"]).unfold(0, 15, 1).mean(dim=1)
-    axis.semilogy(range(7, 7 + len(smooth)), smooth, linestyle=style, label=run["name"], linewidth=1.6)
-axis.set(xlabel="step", ylabel="training loss, mean of 15 steps")
-axis.legend(fontsize=7)
-show_figure(figure, "Training loss over 120 steps of six trainings, on a logarithmic axis, each the mean of 15 steps.")
+    for axis in axes:
+        axis.plot(range(7, 7 + len(smooth)), smooth, linestyle=style, label=run["name"], linewidth=1.6)
+axes[0].set(xlabel="step", ylabel="training loss, mean of 15 steps", yscale="log")
+last = healthy["training_loss"]
+axes[1].set(xlabel="step", xlim=(60, len(patients[0]["losses"])), ylim=(0.8 * last, 1.6 * last), title="enlarged")
+figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
+show_figure(figure, "Training loss of six trainings, each the mean of 15 steps: left on a logarithmic axis, right the "
+                    "second half enlarged, where one of the six lies far above.")
 print(f"{'':26s}" + "".join(f"{name:>14s}" for name in healthy))
 for run in patients:
-    print(f"{run['name']:26s}" + "".join(f"{value:14.4f}" for value in run["chart"].values()))
+    print(f"{run['name']:26s}" + "".join(f"{value:z14.4f}" for value in run["chart"].values()))
 kept = nano_samples("clinic")
-beds = {run["name"]: pipe.decode(kept[run["name"]][:1])[0] for run in patients}
-show_rows(beds, f"What the six make of '{ASKED[0]}'.", num_frames=2)
+figure, axes = new_figure(2, len(patients), width=9, height=3.5)
+for column, run in zip(axes.T, patients):
+    column[0].set_title(run["name"].replace(" of ", "\nof ").replace(" given", "\ngiven").replace(" always", "\nalways")
+                        .replace(" not", "\nnot"), fontsize=8.5)
+    for axis, clip in zip(column, pipe.decode(kept[run["name"]])):
+        axis.imshow(clip[0].clamp(0, 1))
+        axis.set(xticks=[], yticks=[])
+for axis, words in zip(axes[:, 0], ASKED):
+    axis.set_ylabel(words.replace(" moves", "\nmoves").replace(" on a ", "\non "), fontsize=8)
+show_figure(figure, f"The first frames of what the six make of '{ASKED[0]}', above, and of '{ASKED[1]}', below.")
 fine = [run["name"] for run in patients[1:] if run["chart"]["training_loss"] < 1.2 * healthy["training_loss"]]
 print("training loss at most a fifth above the healthy one's:", ", ".join(fine))
 outcome("9.4", "none" if not fine else "one or two" if len(fine) < 3 else "three" if len(fine) == 3 else "four or five")

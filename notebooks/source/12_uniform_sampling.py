@@ -47,27 +47,37 @@ studied = load_results("uniform-sampling")
 runs = {name: [curve for curve in studied if curve.name == name] for name in ("uniform", "stratified")}
 
 # %% tags=["nbval-ignore-output"]
+def smoothed(curve):
+    """Of each step, the mean of the 31 steps around it; fewer at both ends."""
+    return [statistics.fmean(curve[max(0, i - 15):i + 16]) for i in range(len(curve))]
+
+
 def race(steps):
     """The two curves of one seed after so many steps, as one frame of a film, h w 3."""
-    figure, (axes,) = new_figure(1, 2, width=7.2, height=2.4)
-    for axis, name, colour in zip(axes, runs, (ORANGE, BLUE)):
-        axis.plot(runs[name][0].training[:steps], color=colour, linewidth=1.2)
-        axis.set(xlim=(50, length), ylim=(0.4, 1.3), xlabel="step")
-    axes[0].set(ylabel="loss of the batch")
+    figure, axes = new_figure(2, 1, width=4, height=3.4)
+    for axis, letter, name, colour in zip(axes[:, 0], "AB", runs, (ORANGE, BLUE)):
+        curve = runs[name][0].training[:steps]
+        axis.plot(curve, color=colour, linewidth=1)
+        axis.plot(smoothed(curve), color="#000000", linewidth=1.2)
+        axis.set(xlim=(50, length), ylim=(0.45, 1.15), ylabel="loss")
+        axis.set_title(f"{letter}: noise {roughness(curve[50:]):.3f}", fontsize=10, loc="left", color=colour)
+    axes[0, 0].set_xticklabels([])
+    axes[1, 0].set_xlabel("step")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3] / np.float32(255))
 
 
 length = len(runs["uniform"][0].training)
-film = torch.stack([race(length * part // 20) for part in range(5, 21)])
-show_clip(film, "Two loss curves grow from left to right and fall. The orange one, on the left, jumps further than the "
-                "blue one.", fps=5, num_frames=2)
+film = torch.stack([race(length * part // 20) for part in range(6, 21)])
+show_clip(film, "Two loss curves grow from left to right and fall; the black lines are their means over 31 steps. "
+                "Curve A, above, jumps further from its mean than curve B, below.", fps=4, num_frames=3)
 
 # %% [markdown]
-# The two differ in one thing. In every step the orange training drew a timestep for each clip as it came. The blue
-# one divided the timesteps into as many equal parts as there are clips and drew one from each. The paper does the
-# second over its many GPUs, calls it **explicit uniform sampling**, and reports a more stable loss curve.
+# The two differ in one thing. In every step training A drew a timestep for each clip as it came. Training B divided
+# the timesteps into as many equal parts as there are clips and drew one from each. The paper does the second over its
+# many GPUs, calls it **explicit uniform sampling**, and reports a more stable loss curve. (The noise in the titles
+# is a standard deviation, estimated from the jumps between neighbouring steps.)
 #
 # You will work out what a calm curve is worth, write the ring in which GPUs average their gradients, start real ranks
 # from this notebook, kill one of them, and cut a model into shards. Afterwards you can explain what is and what is
@@ -146,8 +156,8 @@ show_source(rank_interval)
 # %% [markdown]
 # The released code differs from the paper. Its intervals must divide 1,000 evenly, so with 12 ranks there are four
 # intervals, each of three ranks (`grouping="v1.0"`). Its later version switches the whole thing off for eight ranks or
-# fewer. On one device you can do the same over the batch, one part for each clip: that was exercise 4.6, and it is the
-# blue curve.
+# fewer. On one device you can do the same over the batch, one part for each clip: that was exercise 4.6, and it is
+# training B.
 #
 # ## 2. What is a calm curve worth?
 #
