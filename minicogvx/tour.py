@@ -89,7 +89,7 @@ class Training:
     def look(self) -> Float[Tensor, "t h w 3"]:
         """Measures the gains, and makes the first caption's clip as the model would now."""
         self.gains = word_gains(nano_losses(self.model, self.world, self.pipe.schedule))
-        clip = clips_of(self.pipe, self.model, ASKED[:1], SKETCH_STEPS)[0]
+        clip = nano_clips(self.pipe, self.model, ASKED[:1], SKETCH_STEPS)[0]
         self.frames = frames_as_text(clip, self.screen)
         return clip
 
@@ -147,7 +147,7 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: l
         f"that are held back, and see how much the loss rises: the gain. Near 0, the word says nothing to the network; "
         f"above {HEARD} it is heard.")
     training.run(seed)
-    clips = clips_of(pipe, model, ASKED, 10)
+    clips = nano_clips(pipe, model, ASKED, 10)
     say(f"After {training.steps} steps, the same noise and caption give:")
     show_clip_here(clips[0], screen)
     _write(clips[0], pipe.fps, out / "trained", made)
@@ -156,7 +156,7 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: l
         f"It hears {_and(heard)}. {obeyed_sentence(clips)}")
 
 
-def clips_of(pipe: Pipeline, model: ExpertTransformer, prompts: tuple[str, ...],
+def nano_clips(pipe: Pipeline, model: ExpertTransformer, prompts: tuple[str, ...],
              steps: int) -> Float[Tensor, "b t h w 3"]:
     """Clips that a network of the nano world makes for the prompts, in 0..1."""
     return pipe.decode(nano_sampled(pipe, model, prompts, steps=steps))
