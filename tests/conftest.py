@@ -27,7 +27,7 @@ LEVELS = {
         "test_growth.py", "test_hostile_answers.py", "test_image_to_video.py", "test_loop.py", "test_memory.py",
         "test_older_processor.py", "test_one_gpu.py", "test_plan.py", "test_prefix_model.py", "test_run_folder.py",
         "test_sampling_ways.py", "test_shots.py", "test_speedrun.py", "test_stages.py", "test_stand_in.py",
-        "test_train.py", "test_transformer_task.py", "test_twins.py", "test_vae_compile.py", "test_vae_task.py",
+        "test_tour.py", "test_train.py", "test_transformer_task.py", "test_twins.py", "test_vae_compile.py", "test_vae_task.py",
         "test_wheel.py",
         "test_aesthetics.py::test_curate_takes_a_predictor",
         "test_assignment.py::test_what_a_teacher_edited_is_kept",
