@@ -3,7 +3,9 @@
 These steps write nothing. The estimates hold for an otherwise idle machine.
 """
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +18,7 @@ from minicogvx.interop.lpips_weights import lpips_source
 from minicogvx.presets import Preset
 from minicogvx.text import TextEncoder
 from minicogvx.training.batches import Steps
-from minicogvx.training.devices import fastest_seconds, say_seconds
+from minicogvx.training.devices import say_seconds
 from minicogvx.training.loop import Task
 from minicogvx.training.recipes import Recipe, load_recipe
 from minicogvx.training.start import random_transformer
@@ -64,8 +66,8 @@ def clip_seconds(device: torch.device, steps: int = 25) -> Estimate:
     pipe, few = minicogvx.load("toy", device), 3
     latents = pipe.sample(["a red circle moves right"], num_inference_steps=1)  # creates tables and kernels
     pipe.decode(latents)
-    step = fastest_seconds(lambda: pipe.sample(["a red circle moves right"], num_inference_steps=few), device) / few
-    decoding = fastest_seconds(lambda: pipe.decode(latents), device)
+    step = _seconds(lambda: pipe.sample(["a red circle moves right"], num_inference_steps=few), device) / few
+    decoding = _seconds(lambda: pipe.decode(latents), device)
     return Estimate("one toy clip", steps * step + decoding,
                     f"{steps} steps of {say_seconds(step)}, decoding {say_seconds(decoding)}")
 
@@ -77,7 +79,7 @@ def training_seconds(recipe: Recipe, device: torch.device) -> dict[str, float]:
     vae = CausalVAE(sizes.vae).to(device)
     parts = {"VAE": _vae_seconds(vae, recipe, dtype, here)}
     count = 16
-    parts["encoding"] = recipe.clips / count * fastest_seconds(lambda: _encode(vae, sizes, count, dtype), device)
+    parts["encoding"] = recipe.clips / count * _seconds(lambda: _encode(vae, sizes, count, dtype), device)
     parts["transformer"] = _transformer_seconds(recipe, sizes, _encode(vae, sizes, 4 * count, dtype), dtype, here)
     return parts
 
@@ -97,7 +99,7 @@ def _vae_seconds(vae: CausalVAE, recipe: Recipe, dtype: torch.dtype, here: Ranks
     for number, stage in enumerate(stages):
         task.begin(number)
         data = VideoSteps(WorldVideos(), training, number, vae.config)
-        total += stage.steps * fastest_seconds(lambda: _step(task, data[0]), here.device)
+        total += stage.steps * _seconds(lambda: _step(task, data[0]), here.device)
     return total
 
 
@@ -109,7 +111,7 @@ def _transformer_seconds(recipe: Recipe, sizes: Preset, clips: WorldClips, dtype
                            trains_text=True)
     data, total, first = Steps(clips, training, sizes.transformer), 0.0, 0
     for stage in training.stages:
-        total += stage.steps * fastest_seconds(lambda: _step(task, data[first]), here.device)
+        total += stage.steps * _seconds(lambda: _step(task, data[first]), here.device)
         first += stage.steps
     return total
 
@@ -118,3 +120,15 @@ def _step(task: Task, passes: list) -> None:
     for batch in passes:
         task.backward(batch, 0.0, batch is passes[-1])
     task.update(0, 1e-6)
+
+
+def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
+    """The fastest of `repeats` runs after a warm-up."""
+    best = math.inf
+    for i in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        if device.type != "cpu":
+            torch.get_device_module(device.type).synchronize()
+        best = min(best, time.perf_counter() - start) if i else best
+    return best

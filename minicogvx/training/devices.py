@@ -59,13 +59,12 @@ def measure_device(device: torch.device | str = "cpu", dtype: torch.dtype | None
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = fastest_seconds(lambda: left @ right, device, 5)
-    copy = fastest_seconds(lambda: target.copy_(source), device, 5)
+    product = _fastest(lambda: left @ right, device)
+    copy = _fastest(lambda: target.copy_(source), device)
     return Device("this machine", 2 * side**3 / product, 2 * copied / copy, source="measured")
 
 
-def fastest_seconds(run: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
-    """Seconds of the fastest of `repeats` runs after a warm-up, until `device` has done its work."""
+def _fastest(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     best = math.inf
     for i in range(repeats + 1):
         start = time.perf_counter()
