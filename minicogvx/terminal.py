@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -68,14 +68,20 @@ def frames_as_text(video: Float[Tensor, "t h w 3"], screen: Screen, most: int = 
     chosen = video[torch.linspace(0, len(video) - 1, count).round().long()].permute(0, 3, 1, 2).float()
     small = F.adaptive_avg_pool2d(chosen, (side, side)).clamp(0, 1)
     bytes_ = (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1)  # t h w 3
-    draw = _shaded if screen.colours == "no" else _coloured
-    return [" ".join(draw(frame[2 * row:2 * row + 2], frame, screen) for frame in bytes_) for row in range(side // 2)]
+    draw = {"24-bit": _coloured(_true_colour), "256": _coloured(_of_256), "no": _shaded}[screen.colours]
+    drawn = [draw(frame) for frame in bytes_]
+    return [" ".join(rows) for rows in zip(*drawn)]
 
 
-def _coloured(rows: UInt8[Tensor, "2 w 3"], frame: UInt8[Tensor, "h w 3"], screen: Screen) -> str:
-    code = _true_colour if screen.colours == "24-bit" else _of_256
+def _coloured(code: Callable[[list[int]], str]) -> Callable[[UInt8[Tensor, "h w 3"]], list[str]]:
+    """Draws a frame with the colours that `code` makes of pixels."""
+    return lambda frame: [_half_blocks(above.tolist(), below.tolist(), code)
+                          for above, below in zip(frame[::2], frame[1::2])]
+
+
+def _half_blocks(above: list[list[int]], below: list[list[int]], code: Callable[[list[int]], str]) -> str:
     pieces, last = [], None
-    for pair in zip(rows[0].tolist(), rows[1].tolist()):
+    for pair in zip(above, below):
         if pair != last:
             pieces.append(f"\x1b[38;{code(pair[0])};48;{code(pair[1])}m")
         pieces.append(_HALF)
@@ -96,10 +102,12 @@ def _of_256(pixel: list[int]) -> str:
     return f"5;{232 + grey if grey_error < cube_error else 16 + 36 * steps[0] + 6 * steps[1] + steps[2]}"
 
 
-def _shaded(rows: UInt8[Tensor, "2 w 3"], frame: UInt8[Tensor, "h w 3"], screen: Screen) -> str:
+def _shaded(frame: UInt8[Tensor, "h w 3"]) -> list[str]:
+    """Draws how far each cell is from the frame's border."""
     border = torch.cat([frame[0], frame[-1], frame[:, 0], frame[:, -1]]).float().median(dim=0).values
-    far = (rows.float() - border).abs().amax(dim=-1).mean(dim=0) / 255  # w
-    return "".join(_SHADES[min(len(_SHADES) - 1, int(8 * value))] for value in far.tolist())
+    far = (frame.float() - border).abs().amax(dim=-1) / 255  # h w
+    cells = (far[::2] + far[1::2]) / 2
+    return ["".join(_SHADES[min(len(_SHADES) - 1, int(8 * value))] for value in row) for row in cells.tolist()]
 
 
 def put(text: str) -> None:
