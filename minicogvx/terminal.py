@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TextIO
@@ -133,3 +134,13 @@ class Redrawn:
     def clear(self) -> None:
         """Removes the lines."""
         self.show([])
+
+
+def play(video: Float[Tensor, "t h w 3"], fps: int | float, screen: Screen) -> None:
+    """Plays a clip once, in place, in a terminal with colours; then removes it."""
+    if screen.colours != "no":
+        live = Redrawn(screen)
+        for frame in video:
+            live.show(frames_as_text(frame[None], screen))
+            time.sleep(1 / fps)
+        live.clear()

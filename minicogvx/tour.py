@@ -28,7 +28,7 @@ from minicogvx.data.world.oracle import matches, read
 from minicogvx.data.world.oracle_sentence import oracle_sentence
 from minicogvx.media import MAKER, write_gif, write_mp4, write_strip
 from minicogvx.pipeline import Pipeline
-from minicogvx.terminal import Redrawn, Screen, frames_as_text, put
+from minicogvx.terminal import Redrawn, Screen, frames_as_text, play, put
 from minicogvx.transformer.model import ExpertTransformer
 
 Say = Callable[..., None]  # prints paragraphs
@@ -40,8 +40,9 @@ EVERY = 0.2  # seconds between two progress lines
 HEARD = 0.01  # a gain above which a word counts as heard, as in notebook 09
 
 
-def show_clip_here(video: Float[Tensor, "t h w 3"], screen: Screen) -> None:
-    """Draws a few frames of a clip, where there is a terminal."""
+def show_clip_here(video: Float[Tensor, "t h w 3"], fps: int | float, screen: Screen) -> None:
+    """Plays a clip and leaves a few of its frames, where there is a terminal."""
+    play(video, fps, screen)
     for line in frames_as_text(video, screen):
         put(line + "\n")
 
@@ -52,7 +53,7 @@ def first_clip(pipe: Pipeline, caption: str, seed: int, out: Path, made: list[Pa
     video = pipe(caption, seed=seed, num_inference_steps=STEPS,
                  on_step=lambda done, total: live.show([f"removing noise: step {done} of {total}"]))
     live.clear()
-    show_clip_here(video, screen)
+    show_clip_here(video, pipe.fps, screen)
     _write(video, pipe.fps, out / "first", made)
     say(f"{out / 'first.mp4'}, with a gif and a strip beside it.")
     told = oracle_sentence(caption, video)
@@ -140,7 +141,7 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: l
     before = time.perf_counter()
     clip = training.look()
     a_look = time.perf_counter() - before
-    show_clip_here(clip, screen)
+    show_clip_here(clip, pipe.fps, screen)
     made.append(write_strip(out / "before.png", clip))
     training.steps = steps_for(seconds, step_seconds(pipe, world, seed), a_look)
     say(f"Now it trains for {training.steps} steps. How well does it hear a word? Exchange it in the captions of clips "
@@ -149,7 +150,7 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: l
     training.run(seed)
     clips = nano_clips(pipe, model, ASKED, 10)
     say(f"After {training.steps} steps, the same noise and caption give:")
-    show_clip_here(clips[0], screen)
+    show_clip_here(clips[0], pipe.fps, screen)
     _write(clips[0], pipe.fps, out / "trained", made)
     heard = [kind for kind, gain in training.gains.items() if gain > HEARD]
     say(f"{out / 'trained.mp4'}, with a gif and a strip; {out / 'before.png'} is the strip from before.",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minicogvx import terminal
-from minicogvx.terminal import Redrawn, Screen, frames_as_text, screen_of
+from minicogvx.terminal import Redrawn, Screen, frames_as_text, play, screen_of
 from minicogvx.visible import Visible
 
 CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -117,3 +117,16 @@ def test_only_the_programs_own_codes_pass():
     shown.write("\x1b[31mcaption\n")
     shown.write_codes("\x1b[0m")
     assert stream.getvalue() == "\\x1b[31mcaption\n\x1b[0m"
+
+
+def test_a_clip_plays_in_place_and_leaves_nothing(monkeypatch):
+    stream, waits = Stream(True), []
+    monkeypatch.setattr(terminal.sys, "stdout", Visible(stream))
+    monkeypatch.setattr(terminal.time, "sleep", waits.append)
+    play(quarters(), 8, Screen("256", True, 30, True))
+    height = len(frames_as_text(quarters()[:1], Screen("256", True, 30, True)))
+    assert waits == [1 / 8] * 3 and stream.getvalue().count(f"\x1b[{height}A") == 3
+    assert stream.getvalue().endswith(f"\x1b[{height}A\x1b[J")
+    before = stream.getvalue()
+    play(quarters(), 8, Screen("no", True, 30, True))
+    assert stream.getvalue() == before and len(waits) == 3

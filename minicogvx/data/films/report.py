@@ -82,7 +82,7 @@ def check_report(path: str | Path) -> None:
 def _page(curation: Curation) -> str:
     title = escape(curation.folder.name or str(curation.folder))
     parts = [f"<h1>Curation of {title}</h1>", _summary(curation), _counts(curation), _distributions(curation),
-             _gallery("Dropped", curation.dropped, curation), _gallery("Kept", curation.kept),
+             _gallery("Dropped", curation.dropped), _gallery("Kept", curation.kept),
              _problems(curation)]
     return (f'{_START}{title}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>'
