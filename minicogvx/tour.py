@@ -55,11 +55,11 @@ def first_clip(pipe: Pipeline, caption: str, seed: int, out: Path, made: list[Pa
     live.clear()
     show_clip_here(video, pipe.fps, screen)
     _write(video, pipe.fps, out / "first", made)
-    say(f"{out / 'first.mp4'}, with a gif and a strip beside it.")
+    say(f"The clip is {out / 'first.mp4'}, with a gif and a strip beside it.")
     told = oracle_sentence(caption, video)
-    say(f"An oracle, which is a small program that reads clips of this world from their pixels alone, was not told the "
-        f"caption: {told}." if told else "The oracle, which checks clips of moving shapes, has nothing to read in a "
-        "caption that names none of its shapes.")
+    say(f"{told[0].upper()}{told[1:]}. (The oracle is a small program that reads such clips from their pixels alone. It "
+        f"was not told the caption.)" if told else
+        "The caption names none of the shapes that the model was trained on, so there is nothing to check.")
 
 
 def _write(video: Float[Tensor, "t h w 3"], fps: int | float, stem: Path, made: list[Path]) -> None:
@@ -115,7 +115,7 @@ class Training:
                 live.show(self.lines())
                 drawn = time.perf_counter()
             if looked and not self.screen.codes:
-                told = ", ".join(f"{kind} {gain:.3f}" for kind, gain in self.gains.items())
+                told = ", ".join(f"{kind} {_shown(gain)}" for kind, gain in self.gains.items())
                 self.say(f"step {self.done} of {self.steps}, loss {self.loss:.2f}, gains: {told}")
         live.clear()
 
@@ -126,7 +126,7 @@ def gain_lines(gains: dict[str, float], width: int) -> list[str]:
     lines = []
     for kind, gain in gains.items():
         share = (torch.tensor(max(gain, 1e-3)).log10().item() + 3) / 3
-        lines.append(f"{kind:10s} {'=' * round(room * min(1.0, share)):{room}s} {gain:+.3f}")
+        lines.append(f"{kind:10s} {'=' * round(room * min(1.0, share)):{room}s} {_shown(gain)}")
     return lines
 
 
@@ -137,7 +137,7 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: l
     training = Training(pipe, world, model, screen, say)
     count, layers = sum(p.numel() for p in model.parameters()), NANO_TRANSFORMER.num_layers
     say(f"A transformer of {layers} blocks with {count:,} random weights learns from {CLIPS - HELD} clips of a nano "
-        f"world. Before that, it makes this of \"{ASKED[0]}\":")
+        f"world. Untrained, it makes of \"{ASKED[0]}\" what {out / 'before.png'} shows.")
     before = time.perf_counter()
     clip = training.look()
     a_look = time.perf_counter() - before
@@ -149,12 +149,11 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: l
         f"above {HEARD} it is heard.")
     training.run(seed)
     clips = nano_clips(pipe, model, ASKED, 10)
-    say(f"After {training.steps} steps, the same noise and caption give:")
+    say(f"After {training.steps} steps, the same noise and caption give {out / 'trained.mp4'}.")
     show_clip_here(clips[0], pipe.fps, screen)
     _write(clips[0], pipe.fps, out / "trained", made)
     heard = [kind for kind, gain in training.gains.items() if gain > HEARD]
-    say(f"{out / 'trained.mp4'}, with a gif and a strip; {out / 'before.png'} is the strip from before.",
-        f"It hears {_and(heard)}. {obeyed_sentence(clips)}")
+    say(f"It hears {_and(heard)}. {obeyed_sentence(clips)}")
 
 
 def nano_clips(pipe: Pipeline, model: ExpertTransformer, prompts: tuple[str, ...],
@@ -182,6 +181,10 @@ def obeyed_sentence(clips: Float[Tensor, "b t h w 3"]) -> str:
     verdicts = [matches(read(clip), parse_caption(words)) for clip, words in zip(clips, ASKED)]
     counts = [f"{kind} in {sum(verdict[kind] for verdict in verdicts)}" for kind in KINDS]
     return f"Of {len(ASKED)} clips, one a caption, the oracle reads as asked: {_and(counts)}."
+
+
+def _shown(gain: float) -> str:
+    return f"{round(gain, 3) + 0:.3f}"  # + 0: no -0.000
 
 
 def _and(words: list[str]) -> str:

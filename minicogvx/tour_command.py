@@ -155,7 +155,7 @@ def further(out: Path) -> list[tuple[str, list[str]]]:
                   "has not seen; a folder of yours can take their place. The others teach the model, and use it:", own))
     pages = [path for path in ("README.md", "docs/architecture.md") if (_ROOT / path).is_file()]
     if pages:
-        found.append((f"To read in {_shown(_ROOT)}: {', '.join(pages)}.", []))
+        found.append((f"To read: {', '.join(_shown(_ROOT / path) for path in pages)}.", []))
     return found
 
 
