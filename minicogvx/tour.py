@@ -57,8 +57,8 @@ def first_clip(pipe: Pipeline, caption: str, seed: int, out: Path, made: list[Pa
     _write(video, pipe.fps, out / "first", made)
     say(f"The clip is {out / 'first.mp4'}, with a gif and a strip beside it.")
     told = oracle_sentence(caption, video)
-    say(f"{told[0].upper()}{told[1:]}. (The oracle is a small program that reads such clips from their pixels alone. It "
-        f"was not told the caption.)" if told else
+    say(f"{told[0].upper()}{told[1:]}. (The oracle is a small program that reads such clips from their pixels alone. "
+        f"It was not told the caption.)" if told else
         "The caption names none of the shapes that the model was trained on, so there is nothing to check.")
 
 
