@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import minicogvx
+from minicogvx.diffusion.samplers import SAMPLERS
+from minicogvx.options import add_sampling_options
+from minicogvx.parsing import Parser
 from tests.conftest import LEVELS
 
 yaml = pytest.importorskip("yaml")  # comes with transformers
@@ -114,3 +117,13 @@ def test_links_between_the_pages_lead_somewhere():
                 assert target.exists(), f"{page}: {link}"
                 headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
                 assert not anchor or anchor in [each.lower().replace(" ", "-") for each in headings]
+
+
+def test_what_is_said_in_two_places_is_the_same():
+    said = {path: set(re.findall(r"torch==([\d.]+\d)", (ROOT / path).read_text(encoding="utf-8")))
+            for path in ("Makefile", "environment.yml", "minicogvx/doctor.py")}
+    assert len(set.union(*said.values())) == 1 and all(said.values()), said
+    parser = Parser()
+    add_sampling_options(parser)  # its names stand there again because nothing heavy is imported for --help
+    (option,) = [action for action in parser._actions if "--sampler" in action.option_strings]
+    assert option.metavar.split("|") == list(SAMPLERS) and [option.type(name) for name in SAMPLERS] == list(SAMPLERS)
