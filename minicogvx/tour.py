@@ -130,7 +130,7 @@ def gain_lines(gains: dict[str, float], width: int) -> list[str]:
     return lines
 
 
-def train_and_show(pipe: Pipeline, seed: int, seconds: float, out: Path, made: list[Path], screen: Screen,
+def train_and_show(pipe: Pipeline, seed: int, seconds: int | float, out: Path, made: list[Path], screen: Screen,
                    say: Say) -> None:
     """Trains a fresh network for about so many seconds, draws what it makes, and says what it has learnt."""
     world, model = nano_world(pipe.text), new_nano(seed)
@@ -171,7 +171,7 @@ def step_seconds(pipe: Pipeline, world: NanoWorld, seed: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def steps_for(seconds: float, a_step: float, a_look: float) -> int:
+def steps_for(seconds: int | float, a_step: int | float, a_look: int | float) -> int:
     """Training steps that fit into the time beside the looks; a few at least."""
     return max(FEWEST, int((seconds - LOOKS * a_look) / a_step))
 

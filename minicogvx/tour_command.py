@@ -117,7 +117,7 @@ def _unknown(caption: str) -> str:
 # ---- the three parts
 
 
-def _run(caption: str, seed: int, seconds: float, out: Path, made: list[Path]) -> None:
+def _run(caption: str, seed: int, seconds: int | float, out: Path, made: list[Path]) -> None:
     _say("", "1 of 3: a clip from a caption", "", f"Loading PyTorch and the shipped model, for: {caption}")
     import torch
 
