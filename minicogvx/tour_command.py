@@ -89,7 +89,7 @@ def _ask() -> str:
         unknown = _unknown(said)
         if not unknown or last:
             break
-        _say(f"The model has never seen {unknown}. Type another caption, or the same one again.")
+        _say(f"The model has never seen {unknown}", "Type another caption, or the same one again.")
     return said or SUGGESTED[0]
 
 
@@ -104,14 +104,15 @@ def _answer() -> str:
 
 
 def _unknown(caption: str) -> str:
-    """The words of a caption that the shipped model does not know, with a suggestion for a misspelt one."""
+    """The words of a caption that the shipped model does not know, as the end of a sentence; empty without any."""
     from minicogvx.data.world.captions import vocabulary
     from minicogvx.suggest import did_you_mean
 
     known = vocabulary()
     words = [word for word in re.findall(r"\w+", caption.lower()) if word not in known]
     named = " or ".join(f"'{word}'" for word in dict.fromkeys(words))
-    return named + (did_you_mean(words[0], known) if len(set(words)) == 1 else "")
+    meant = did_you_mean(words[0], known) if len(set(words)) == 1 else ""
+    return named + (meant or "." * bool(words))
 
 
 # ---- the three parts

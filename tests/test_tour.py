@@ -40,7 +40,7 @@ class Terminal:
     def until(self, words: str, seconds: float = 200) -> None:
         """Reads until `words` are shown; "" reads to the end."""
         stop = time.monotonic() + seconds
-        while not (words and words in self.shown) and time.monotonic() < stop:
+        while not (words and words in " ".join(self.shown.split())) and time.monotonic() < stop:
             if select.select([self.master], [], [], 0.1)[0]:
                 try:
                     piece = os.read(self.master, 65536)
@@ -49,7 +49,7 @@ class Terminal:
                 if not piece:
                     break
                 self.shown += piece.decode(errors="replace")
-        assert words in self.shown, self.shown[-2000:]
+        assert words in " ".join(self.shown.split()), self.shown[-2000:]
 
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
@@ -68,7 +68,7 @@ def _own_terminal() -> None:
 
 def test_in_a_narrow_colour_terminal_it_asks_draws_trains_and_goes_on(tmp_path):
     there = Terminal([*COMMAND, *QUICK, "--out", "here"], tmp_path, columns=40)
-    there.until("moves up): ", 60)
+    there.until("moves up):", 60)
     assert "Shapes: circle" in there.shown
     there.type("a green ring mves left\n")
     there.until("did you mean moves?", 20)
@@ -80,26 +80,26 @@ def test_in_a_narrow_colour_terminal_it_asks_draws_trains_and_goes_on(tmp_path):
     text = [line for line in lines if "\u2580" not in line and " " in line.strip()]
     commands = [line for line in text if line.startswith("  ")]
     assert all(len(line) < 40 for line in text if line not in commands and "): " not in line)
-    assert "the oracle sees" in " ".join(lines) and "removing noise: step 25 of 25" in there.shown
+    assert "The oracle sees" in " ".join(lines) and "removing noise: step 25 of 25" in there.shown
     assert [line[:1] for line in lines if re.match(r"\d of 3: ", line)] == ["1", "2", "3"]
     assert {path.name for path in (tmp_path / "here").iterdir()} == set(tour_command.FILES)
 
 
 def test_in_a_pipe_it_asks_nothing_and_writes_plain_text(tmp_path):
     done = subprocess.run([*COMMAND, *QUICK, "--seed", "3"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
-                          stdin=subprocess.PIPE, input="a red circle grows\n")
+                          input="a red circle grows\n")
     assert done.returncode == 0 and done.stderr == ""
     assert "\x1b" not in done.stdout and "\\x1b" not in done.stdout and "\u2580" not in done.stdout
     assert f"for: {tour_command.SUGGESTED[0]}" in " ".join(done.stdout.split())
-    assert "step 2 of 2, loss" in done.stdout and all(f"{kind} " in done.stdout for kind in KINDS)
+    assert "step 2 of 2, loss" in done.stdout and all(kind in done.stdout for kind in KINDS)
     assert read_video(tmp_path / "outputs" / "tour" / "trained.mp4", 9, 64, 64, fps=8).shape == (9, 64, 64, 3)
     again = subprocess.run([*COMMAND, *QUICK, "--seed", "3"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0  # over its own files
 
 
 def test_ctrl_c_at_any_moment_ends_it_with_one_sentence(tmp_path, subtests):
-    moments = {"the question": ("moves up): ", []), "loading": ("Loading PyTorch", ["a", "star"]),
-               "training": ("about ", ["a", "star", "--minutes", "5"])}
+    moments = {"the question": ("moves up):", []), "loading": ("Loading PyTorch", ["a", "star"]),
+               "training": ("s left", ["a", "star", "--minutes", "5"])}
     for moment, (seen, words) in moments.items():
         with subtests.test(moment):
             there = Terminal([*COMMAND, *words, "--out", "here"], tmp_path, NO_COLOR="1")
