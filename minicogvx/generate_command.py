@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     video = _sample(pipe, arguments, size)
     for path in _write_all(out, video, pipe.fps):
         print(path)
-    _tell_what_it_shows(arguments.prompt, video)
+    from minicogvx.data.world.oracle_sentence import oracle_sentence
+
+    if told := oracle_sentence(arguments.prompt, video):
+        print(told)
     return 0
 
 
@@ -195,22 +198,3 @@ def _write_all(out: Path, video, fps: int) -> list[Path]:
     return [write_mp4(out, video, fps, MAKER),
             write_gif(out.with_suffix(".gif"), video, fps),
             write_strip(out.with_suffix(".png"), video)]
-
-
-def _tell_what_it_shows(prompt: str, video) -> None:
-    """For a caption of the shapes world, prints the oracle's reading, and whether it matches."""
-    from minicogvx.data.world import captions, oracle
-
-    wanted = captions.parse_caption(prompt)
-    if not wanted.objects or len(video) < 2 or min(video.shape[1:3]) > 256:
-        return  # not about the shapes world, or not from a model of it
-    seen = oracle.read(video)
-    verdict = oracle.matches(seen, wanted)
-    wrong = [part for part, right in verdict.items() if not right and part != "all"]
-    print(f"the oracle sees {_describe(seen)}: {'not as asked (' + ', '.join(wrong) + ')' if wrong else 'as asked'}")
-
-
-def _describe(seen) -> str:
-    """An oracle's reading as a phrase, with question marks for what is ambiguous."""
-    things = [f"a {thing.colour or '?'} {thing.shape or '?'} that {thing.motion or '?'}" for thing in seen.objects]
-    return f"{' and '.join(things) or 'no object'} on {seen.background or '?'}"

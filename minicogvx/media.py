@@ -11,14 +11,14 @@ import av
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from minicogvx.files import written_whole
 
-__all__ = ["MAKER", "check_fps", "made_here", "output_file", "write_gif", "write_mp4", "write_strip"]
+__all__ = ["MAKER", "check_fps", "enlarge_frames", "made_here", "output_file", "write_gif", "write_mp4", "write_strip"]
 
 MAKER = "minicogvx"  # the comment in pictures, and in videos that are asked to have it; see `made_here`
 _BT601 = 6  # FFmpeg's number of the matrix of its conversion from RGB
@@ -58,7 +58,7 @@ def write_gif(path: str | Path, video: Float[Tensor, "t h w 3"], fps: int | floa
     Enlarged by the smallest whole factor that makes the shorter side at least `min_side` pixels, as 64x64 would be
     tiny. Returns the path. Raises ValueError for a bad shape, NaN, fps or file name.
     """
-    path, frames = output_file(path, (".gif",)), _enlarge(_to_bytes(video), min_side)
+    path, frames = output_file(path, (".gif",)), enlarge_frames(_to_bytes(video), min_side)
     check_fps(fps)
     # One palette for the whole clip: palettes of single frames would flicker.
     every = rearrange(frames[:: max(1, len(frames) // 8)], "t h w c -> (t h) w c")
@@ -82,7 +82,7 @@ def write_strip(path: str | Path, video: Float[Tensor, "t h w 3"], num_frames: i
         raise ValueError(f"num_frames is {num_frames}; a strip needs at least 1")
     frames = _to_bytes(video)
     chosen = torch.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().long()
-    frames = F.pad(_enlarge(frames[chosen], min_side), (0, 0, 0, gap), value=255)
+    frames = F.pad(enlarge_frames(frames[chosen], min_side), (0, 0, 0, gap), value=255)
     strip = rearrange(frames, "t h w c -> h (t w) c")[:, : -gap or None]
     notes = PngInfo()
     notes.add_text("Comment", MAKER)
@@ -128,6 +128,7 @@ def check_fps(fps: int | float) -> None:
         raise ValueError(f"fps is {fps}; it must be above 0 and at most 240")
 
 
-def _enlarge(frames: Tensor, min_side: int) -> Tensor:
+def enlarge_frames(frames: Shaped[Tensor, "t h w 3"], min_side: int) -> Shaped[Tensor, "t h2 w2 3"]:
+    """Larger by the smallest whole factor that makes the shorter side at least `min_side` pixels."""
     factor = max(1, -(-min_side // min(frames.shape[1:3])))
     return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

@@ -22,5 +22,9 @@ class Visible:
         """Writes `text`, made visible."""
         return self._stream.write(visible(text))
 
+    def write_codes(self, text: str) -> int:
+        """Writes `text` as it is, for the program's own colours and cursor moves; never for words of a user."""
+        return self._stream.write(text)
+
     def __getattr__(self, name: str):
         return getattr(self._stream, name)

@@ -8,11 +8,11 @@ import minicogvx
 
 ROOT = Path(minicogvx.__file__).parent
 FLOORS = (
-    ("suggest", "visible"), ("ranges", "files", "compat"), ("presets", "media", "parsing"), ("room",),
+    ("suggest", "visible"), ("ranges", "files", "compat"), ("presets", "media", "parsing", "terminal"), ("room",),
     ("vae", "transformer", "diffusion", "text"), ("interop",), ("pixels", "options"), ("request",), ("pipeline",),
     ("engine",), ("data.world",), ("data.films",), ("data.clips",), ("data.command",), ("training",),
-    ("evaluation",), ("course",), ("ablation", "estimates", "speedrun"), ("doctor",),
-    ("cli", "export_command", "generate_command", "words_command"), ("__main__",),
+    ("evaluation",), ("course",), ("ablation", "estimates", "speedrun"), ("doctor", "tour"),
+    ("cli", "export_command", "generate_command", "tour_command", "words_command"), ("__main__",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # What the engine may use: it trains any model, and knows no video.

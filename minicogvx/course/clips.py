@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minicogvx.course import output
 from minicogvx.course.show import new_figure, show_figure
-from minicogvx.media import write_mp4
+from minicogvx.media import enlarge_frames, write_mp4
 
 MAX_CLIP_BYTES = 200_000  # of an embedded mp4: notebooks should be small
 GOOD_CLIP_BYTES = 36_000  # what needs more, films and noise, is compressed harder
@@ -111,12 +111,6 @@ def strip_of(video: Float[Tensor, "t h w 3"], num_frames: int = 6, gap: int = 4)
     """Evenly spaced frames side by side, first and last among them, with white gaps."""
     frames = enlarge_frames(video[frame_places(len(video), num_frames)].detach().float().cpu(), 96)
     return rearrange(F.pad(frames, (0, 0, 0, gap), value=1.0), "t h w c -> h (t w) c")[:, :-gap]
-
-
-def enlarge_frames(video: Float[Tensor, "t h w 3"], min_side: int) -> Float[Tensor, "t h2 w2 3"]:
-    """Larger by the smallest whole factor that makes the shorter side at least `min_side` pixels."""
-    factor = max(1, -(-min_side // min(video.shape[1:3])))
-    return video.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 
 # ---- helpers

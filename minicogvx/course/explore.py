@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
-from minicogvx.course.clips import enlarge_frames
+from minicogvx.media import enlarge_frames
 
 SIDE = 192  # pixels, at least, of the shorter side of a picture or clip
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
-from minicogvx.course.clips import enlarge_frames, show_rows
+from minicogvx.course.clips import show_rows
 from minicogvx.diffusion.samplers import draw_noise
 from minicogvx.diffusion.schedule import NoiseSchedule
+from minicogvx.media import enlarge_frames
 from minicogvx.transformer.positions import rope_3d
 
 SIDE = 256  # pixels, at least, of the shorter side of a single frame

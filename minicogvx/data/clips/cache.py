@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from minicogvx.data.clips.cache_files import GONE, check_facts, file_name, opened, read_facts, read_index, unpack_words
-from minicogvx.data.clips.marks import model_facts
+from minicogvx.data.clips.fingerprints import model_facts
 
 OPEN_FILES = 256  # at a time, by each process: every one is a memory map, of which a system allows some thousands
 

@@ -22,7 +22,7 @@ from minicogvx.data.clips.cache_files import (
     read_facts,
     read_index,
 )
-from minicogvx.data.clips.marks import digest, number
+from minicogvx.data.clips.fingerprints import digest, number
 from minicogvx.data.clips.plan import Piece
 from minicogvx.files import check_writable, remove_parts
 from minicogvx.interop.safetensors_files import read_tensors, write_json, write_tensors

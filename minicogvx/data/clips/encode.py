@@ -16,7 +16,7 @@ from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.cache import CachedClips
 from minicogvx.data.clips.cache_files import check_facts, pack_words
 from minicogvx.data.clips.contents import Contents, caption_key, write_index
-from minicogvx.data.clips.marks import model_facts
+from minicogvx.data.clips.fingerprints import model_facts
 from minicogvx.data.clips.plan import CacheItem, CacheSettings, Piece, in_shards, keyed, plan_items
 from minicogvx.data.clips.world import STORED
 from minicogvx.data.films.folder import Problem, VideoClip, read_clip

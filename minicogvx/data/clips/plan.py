@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicogvx.data.clips.marks import file_fingerprint, number
+from minicogvx.data.clips.fingerprints import file_fingerprint, number
 from minicogvx.data.films.folder import Problem, VideoClip, clip_bucket
 from minicogvx.engine.ranks import Ranks, on_each
 from minicogvx.presets import VAEConfig

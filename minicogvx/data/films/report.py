@@ -82,7 +82,7 @@ def check_report(path: str | Path) -> None:
 def _page(curation: Curation) -> str:
     title = escape(curation.folder.name or str(curation.folder))
     parts = [f"<h1>Curation of {title}</h1>", _summary(curation), _counts(curation), _distributions(curation),
-             _gallery("Dropped", curation.dropped, curation), _gallery("Kept", curation.kept, curation),
+             _gallery("Dropped", curation.dropped), _gallery("Kept", curation.kept),
              _problems(curation)]
     return (f'{_START}{title}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>'
@@ -153,13 +153,13 @@ def _chart(curation: Curation, score: str, label: str, unit: str, limit: float) 
 # ---- shots and files
 
 
-def _gallery(title: str, shots: list[Shot], curation: Curation) -> str:
-    items = "".join(_item(shot, curation) for shot in shots[:MOST_PICTURES])
+def _gallery(title: str, shots: list[Shot]) -> str:
+    items = "".join(_item(shot) for shot in shots[:MOST_PICTURES])
     left_out = f"<p>The first {MOST_PICTURES} of {len(shots)}.</p>" if len(shots) > MOST_PICTURES else ""
     return f"<h2>{title}</h2>{left_out}" + (f'<ul class="shots">{items}</ul>' if shots else "<p>None.</p>")
 
 
-def _item(shot: Shot, curation: Curation) -> str:
+def _item(shot: Shot) -> str:
     clip = shot.clip
     when = "picture" if clip.is_image else f"{clip.start:.2f} to {clip.end:.2f} s"
     caption = clip.caption[:120] or "no caption"
