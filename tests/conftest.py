@@ -24,7 +24,7 @@ LEVELS = {
     ),
     "slow": (
         "test_ablation.py", "test_adapters.py", "test_benchmarks.py", "test_check_gpu.py", "test_curation.py",
-        "test_growth.py", "test_hostile_answers.py", "test_image_to_video.py", "test_loop.py", "test_memory.py",
+        "test_extending.py", "test_growth.py", "test_hostile_answers.py", "test_image_to_video.py", "test_loop.py", "test_memory.py",
         "test_older_processor.py", "test_one_gpu.py", "test_plan.py", "test_prefix_model.py", "test_run_folder.py",
         "test_sampling_ways.py", "test_shots.py", "test_speedrun.py", "test_stages.py", "test_stand_in.py",
         "test_train.py", "test_transformer_task.py", "test_twins.py", "test_vae_compile.py", "test_vae_task.py",
@@ -37,6 +37,7 @@ LEVELS = {
         "test_exam.py::test_the_packages_version_is_right_whatever_the_word",
         "test_film_colours.py::test_videos_with_hdr",
         "test_oracle.py::test_reads_true_clips",
+        "test_site_pages.py::test_the_site_is_built_without_a_warning",
         "test_pipeline.py::test_tiles_are_those_of_tiled_decode",
         "test_shape_films.py::test_shape_motion_and_count_survive",
         "test_transformer_parity.py::test_published_size_runs_on_the_meta_device",
