@@ -23,8 +23,8 @@ myst_heading_anchors = 4
 myst_dmath_double_inline = True
 nb_execution_mode = "off"  # what is shown is what is stored
 nb_merge_streams = True
-nb_code_prompt_show = "Show what this cell printed"
-nb_code_prompt_hide = "Hide what this cell printed"
+nb_code_prompt_show = "Make your guess first, then open the outcome"
+nb_code_prompt_hide = "Hide the outcome"
 html_math_renderer = "mathml"
 smartquotes = False  # option names such as --tile keep both their hyphens
 

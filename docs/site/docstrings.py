@@ -53,7 +53,7 @@ def _block(lines: list[str]) -> list[str]:
     end = next(i for i, line in enumerate(lines) if line.startswith("  "))  # words, and something indented under them
     below = next((i for i in range(end, len(lines)) if not lines[i].startswith("  ")), len(lines))
     body = lines[end:below]
-    listed = _arguments(body) if lines[end - 1].rstrip().endswith(":") else None
+    listed = _arguments(body) if end and lines[end - 1].rstrip().endswith(":") else None
     return [*_prose(lines[:end]), "", *(listed or _literal(body)), "", *_block(lines[below:])]
 
 
@@ -66,7 +66,7 @@ def _prose(lines: list[str]) -> list[str]:
 
 
 def _literal(lines: list[str]) -> list[str]:
-    least = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    least = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     return [".. code-block:: text", "", *("   " + line[least:] for line in lines)]
 
 
@@ -150,6 +150,8 @@ def _default(value: ast.expr | None) -> str:
 def _annotation(node: ast.expr | None, module) -> str | None:
     if node is None:
         return None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a class that is not defined yet
+        return _annotation(ast.parse(node.value, mode="eval").body, module)
     copy = ast.parse(ast.unparse(node), mode="eval")
     return ast.unparse(_Named(module).visit(copy).body)
 

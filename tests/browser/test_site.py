@@ -82,7 +82,7 @@ def test_clips_play(visitor, site):
 def test_what_answers_a_prediction_is_folded_until_a_click(visitor, site):
     page, wrong = visitor
     opened(page, site, "course/04_diffusion.html")
-    folded = page.locator("details.hide:has(summary:has-text('Show what this cell printed'))")
+    folded = page.locator("details.hide:has(summary:has-text('Make your guess first'))")
     assert folded.count() == 5
     inside = folded.first.locator(".cell_output, .output").first
     assert not inside.is_visible()

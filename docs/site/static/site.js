@@ -1,3 +1,8 @@
+// A page that is opened as a file may not read other pages, so the search then shows titles alone.
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+}
+
 // Clips play only while they are in sight, so that a page with many of them stays quick.
 document.addEventListener("DOMContentLoaded", () => {
   const watcher = new IntersectionObserver((entries) => {
