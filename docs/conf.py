@@ -36,7 +36,6 @@ autodoc_member_order = "bysource"
 maximum_signature_line_length = 90
 python_display_short_literal_types = True
 toc_object_entries_show_parents = "hide"
-viewcode_line_numbers = True
 nitpicky = True  # a link to a class of the package that leads nowhere is an error ...
 nitpick_ignore_regex = [("py:.*", r"(?!minicogvx).*")]  # ... and torch's, for which we have no pages, is none
 
@@ -49,9 +48,10 @@ html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_context = {"default_mode": "auto"}
 html_sidebars = {"**": ["navbar-logo.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {
     "home_page_in_toc": False, "show_navbar_depth": 1, "collapse_navbar": True, "show_toc_level": 2,
-    "use_download_button": False, "use_fullscreen_button": False, "pygments_light_style": "a11y-high-contrast-light",
+    "navbar_persistent": [], "use_download_button": False, "use_fullscreen_button": False, "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark", "navigation_with_keys": False, "back_to_top_button": False,
 }

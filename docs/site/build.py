@@ -90,7 +90,8 @@ def build(out: Path, source: Path, jobs: str = "1", root: Path = ROOT) -> list[s
     status = build_main(["-b", "html", "-W", "--keep-going", "-q", "-j", jobs, "-c", str(root / "docs"),
                          "-d", str(source.parent / f"{source.name}-doctrees"),
                          "-D", f"html_extra_path={source / 'extra'}", str(source), str(out)])
-    (out / "objects.inv").unlink(missing_ok=True)
+    for path in [out / "objects.inv", *out.rglob("*.map")]:  # for other projects, and for the theme's own authors
+        path.unlink(missing_ok=True)
     wrong += ["Sphinx gave warnings; they stand above"] if status else []
     return wrong + checks.broken_links(out) + checks.other_servers(out)
 

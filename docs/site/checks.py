@@ -34,10 +34,15 @@ def _read(path: Path) -> _Page:
     return _Page(path.read_text(encoding="utf-8"))
 
 
+def _pages(folder: Path) -> list[Path]:
+    """All pages; `_static` also holds the theme's templates."""
+    return [path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts]
+
+
 def broken_links(folder: Path) -> list[str]:
     """A sentence for every link, picture, clip, style or script of a page that leads to nothing in `folder`."""
     wrong = []
-    for path in sorted(folder.rglob("*.html")):
+    for path in _pages(folder):
         page = _read(path)
         for address in dict.fromkeys([*page.links, *page.loaded]):
             parts = urlsplit(address)
@@ -57,7 +62,7 @@ def broken_links(folder: Path) -> list[str]:
 def other_servers(folder: Path) -> list[str]:
     """A sentence for every script, style, picture or clip that a page would load from elsewhere."""
     wrong = []
-    for path in sorted(folder.rglob("*.html")):
+    for path in _pages(folder):
         wrong += [f"{path.relative_to(folder)}: loads {address}" for address in _read(path).loaded
                   if urlsplit(address).netloc]
     for path in sorted(folder.rglob("*.css")):

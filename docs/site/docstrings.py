@@ -112,7 +112,7 @@ def _definition(path: str, qualname: str):
     return node
 
 
-def signature_of(thing) -> tuple[str, str | None] | None:
+def signature_of(thing) -> tuple[str | None, str | None] | None:
     """(arguments, what is returned) as the source has them; None for what has no source of its own."""
     thing = inspect.unwrap(getattr(thing, "__func__", thing))
     module = inspect.getmodule(thing)
@@ -127,14 +127,14 @@ def signature_of(thing) -> tuple[str, str | None] | None:
     return _arguments_of(node, module, bound), _annotation(node.returns, module)
 
 
-def _of_class(node: ast.ClassDef, module) -> tuple[str, None] | None:
+def _of_class(node: ast.ClassDef, module) -> tuple[str | None, None]:
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             return _arguments_of(each, module, True), None
     decorators = " ".join(map(ast.unparse, node.decorator_list))
     tuple_like = any(ast.unparse(base).endswith("NamedTuple") for base in node.bases)
     if not decorators.startswith("dataclass") and not tuple_like:
-        return "", None
+        return None, None
     fields = [f"{each.target.id}: {_annotation(each.annotation, module)}" + _default(each.value)
               for each in node.body if isinstance(each, ast.AnnAssign) and not each.target.id.startswith("_")]
     return f"({', '.join(fields)})", None
@@ -172,7 +172,7 @@ def _on_docstring(app, what, name, thing, options, lines) -> None:
 
 
 def _on_signature(app, what, name, thing, options, signature, returns):
-    if what == "property":
+    if what in ("module", "property"):
         return None
     return signature_of(thing)
 
