@@ -52,6 +52,7 @@ html_context = {"default_mode": "auto"}
 html_sidebars = {"**": ["navbar-logo.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {
     "home_page_in_toc": False, "show_navbar_depth": 1, "collapse_navbar": True, "show_toc_level": 2,
-    "navbar_persistent": [], "use_download_button": False, "use_fullscreen_button": False, "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark", "navigation_with_keys": False, "back_to_top_button": False,
+    "navbar_persistent": [], "use_download_button": False, "use_fullscreen_button": False,
+    "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
+    "navigation_with_keys": False, "back_to_top_button": False,
 }

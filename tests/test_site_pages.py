@@ -86,7 +86,7 @@ def test_a_docstring_is_plain_text():
     assert text[0] == "The \\*n\\* best of ``a``\\ s: x\\_, \\|x\\|."
     assert text[2:6] == [".. code-block:: text", "", "   x = 1", "   y"]
     assert "- ``out``: where, or None." in text and "- ``b, c``: two" in text and text[-3:] == ["- one", "- two", ""]
-    assert inline("(`a`)") == "(``a``)" and inline("a_b __init__") == "a_b __init\\_\\_"
+    assert inline("(`a`)") == "(``a``)" and inline("a_b __init__") == "a_b __init_\\_"
 
 
 def test_a_signature_is_the_source_s_with_links_to_classes_of_the_package():

@@ -86,8 +86,11 @@ def build(out: Path, source: Path, jobs: str = "1", root: Path = ROOT) -> list[s
     """Builds the site in the folder `out`, from pages gathered in `source`. Returns what is wrong, as sentences."""
     from sphinx.cmd.build import build_main
 
+    if (out / ".buildinfo").is_file():  # an earlier site, of which pages may be gone
+        shutil.rmtree(out)
     wrong = gather(source, root)
-    status = build_main(["-b", "html", "-W", "--keep-going", "-q", "-j", jobs, "-c", str(root / "docs"),
+    # -E: everything is read anew, or a warning would be given once and then no more
+    status = build_main(["-b", "html", "-E", "-W", "--keep-going", "-q", "-j", jobs, "-c", str(root / "docs"),
                          "-d", str(source.parent / f"{source.name}-doctrees"),
                          "-D", f"html_extra_path={source / 'extra'}", str(source), str(out)])
     for path in [out / "objects.inv", *out.rglob("*.map")]:  # for other projects, and for the theme's own authors
