@@ -21,7 +21,7 @@ def site(tmp_path_factory):
     """The built site."""
     pytest.importorskip("sphinx_book_theme", reason="Sphinx and its theme are missing; run: make site")
     folder = tmp_path_factory.mktemp("site")
-    assert build.build(folder / "html", folder / "pages", "auto") == []
+    assert build.build(folder / "html", folder / "pages") == []
     return folder / "html"
 
 
@@ -31,6 +31,7 @@ def visitor(request, chromium, tmp_path):
     width, height = WIDTHS[request.param]
     context = chromium.new_context(viewport={"width": width, "height": height}, locale="en-GB", offline=True)
     page, wrong = context.new_page(), []
+    page.set_default_timeout(10_000)
     page.on("console", lambda message: message.type == "error" and wrong.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
     page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}: {asked.failure}")
