@@ -167,8 +167,23 @@ def _arguments_of(node: ast.FunctionDef, module, bound: bool) -> str:
     return f"({ast.unparse(copy)})"
 
 
+def fields_of(thing: type) -> list[str]:
+    """The fields of a dataclass with the comments at the end of their lines, as a list; [] where no field has one."""
+    module = inspect.getmodule(thing)
+    node = _definition(module.__file__, thing.__qualname__)
+    source, found = Path(module.__file__).read_text(encoding="utf-8").splitlines(), []
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.AnnAssign):
+            rest = source[each.end_lineno - 1].encode()[each.end_col_offset:].decode().strip()
+            if rest.startswith("#"):
+                found.append(f"- ``{each.target.id}``: {inline(rest.lstrip('# '))}")
+    return [*found, ""] if found else []
+
+
 def _on_docstring(app, what, name, thing, options, lines) -> None:
     lines[:] = as_rst(lines)
+    if what == "class":
+        lines += fields_of(thing)
 
 
 def _on_signature(app, what, name, thing, options, signature, returns):
