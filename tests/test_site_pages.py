@@ -99,7 +99,7 @@ def test_a_signature_is_the_source_s_with_links_to_classes_of_the_package():
     assert "sampler: ~minicogvx.diffusion.samplers.DDIMSampler" in arguments
     assert signature_of(DDIMSampler)[0].startswith("(schedule: ~minicogvx.diffusion.schedule.NoiseSchedule")
     assert signature_of(VAEConfig)[0].startswith("(in_channels: int = 3, ")
-    assert "- ``norm_over``: whose statistics a group norm uses; \"frame\" never leaks the future" in fields_of(VAEConfig)
+    assert "- ``sample_height``: pixels" in fields_of(VAEConfig)
 
 
 def test_every_public_module_has_a_page_and_every_function_on_it(tmp_path):
