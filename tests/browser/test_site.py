@@ -59,7 +59,7 @@ def test_every_kind_of_page_fits_and_asks_for_nothing_elsewhere(visitor, site, s
             page.wait_for_function("[...document.images].every(image => image.complete)")
             assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == []
             assert page.evaluate("[...document.querySelectorAll('article img')].filter(i => !i.alt).length") == 0
-            assert page.locator("h1").count() == 1
+            assert page.locator("article h1").count() == 1
             assert wrong == []
 
 
@@ -110,7 +110,7 @@ def test_the_menu_leads_to_a_notebook_and_dark_colours_are_dark(visitor, site):
     menu.wait_for(state="visible")
     menu.click()
     page.wait_for_url("**/course/04_diffusion.html")
-    assert page.locator("h1").inner_text().startswith("04 Diffusion")
+    assert page.locator("article h1").inner_text().startswith("04 Diffusion")
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     colours = page.evaluate("""[getComputedStyle(document.body).backgroundColor,
                                 getComputedStyle(document.querySelector('article p')).color].map(
