@@ -12,6 +12,7 @@
 #   make train-toy                             the toy from scratch, in runs/toy; SHIP=yes copies it to data/toy
 #   make speedrun                              minutes from nothing to a model that obeys (benchmarks/speedrun)
 #   make notebooks                             builds and runs the notebooks from notebooks/source
+#   make site                                  the course, the guides and the API as a site, in build/site
 #   make assignment                            source and release of the notebooks for nbgrader, in assignments
 #   make bench                                 minicogvx against diffusers, on this machine
 #   make check-gpu                             the published sizes on one GPU: parity, time, memory
@@ -40,11 +41,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CORE := .venv/.core-installed
 FULL := .venv/.installed
 BROWSER := .venv/.browser-installed
+SITE := .venv/.site-installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test test-quick test-slow test-ranks test-notebooks test-browser chromium train-micro \
-	train-toy speedrun lab notebooks assignment bench check-gpu doctor clean
+	train-toy speedrun lab notebooks site assignment bench check-gpu doctor clean
 
 help:
 	@sed -n -e 's/^#   //p' -e 's/^# \(Variables\)/\1/p' -e 's/^# \(TORCH_INDEX=\)/\1/p' Makefile
@@ -166,6 +168,15 @@ lab: $(FULL)
 
 notebooks: $(FULL)
 	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)
+
+# Builds from what is stored: nothing runs, and nothing is loaded from elsewhere. A warning or a broken link ends it.
+site: $(SITE)
+	@$(BIN)/python -m docs.site.build $(ARGS)
+
+$(SITE): $(FULL)
+	@echo "Installing Sphinx (once)"
+	@$(PIP) --editable '.[site]'
+	@touch $@
 
 # notebooks/TEACHING.md says how a class uses them; what a teacher edited there is never written over.
 assignment: $(FULL)

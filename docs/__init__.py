@@ -1,0 +1,1 @@
+"""Pages for people, and how `make site` makes a site of them."""
