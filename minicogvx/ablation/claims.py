@@ -44,6 +44,10 @@ UNTESTED = (
     Claim("a strong pull to a normal costs PSNR", "2.1", "vae-losses", "+KL strong", "+KL weak", "psnr", "lower"),
     Claim("a weak pull (0.1) costs PSNR", "2.1", "vae-kl", "0.1", "0", "psnr", "lower"),
     Claim("a pull of 10 costs PSNR", "2.1", "vae-kl", "10", "0", "psnr", "lower"),
+    Claim("half the work on thumbnails first beats full size throughout (nano world)", "3.2, Table 5", "schedules",
+          "half thumbnails", "clips only", "loss", "lower"),
+    Claim("thumbnails, then pictures, then clips beat full size throughout (nano world)", "3.2, Table 5", "schedules",
+          "thumbnails, pictures, clips", "clips only", "loss", "lower"),
     Claim("growing clips beat the full size in equal time", "3.2, Table 5", "stages", "progressive", "full size",
           "loss", "lower"),
 )

@@ -51,7 +51,7 @@ grown_up = pipe.decode(pipe.sample([ASKED[0]], num_inference_steps=25))[0]
 compare_clips({f"after {step} steps": clips[step] for step in shown} | {"the shipped toy": grown_up},
               f"Four clips for the caption: {ASKED[0]}. One small network made three of them, from the same noise, "
               f"after {shown[0]}, {shown[1]} and {shown[2]} steps of training; the last is the shipped toy's.",
-              pipe.fps, num_frames=4)
+              pipe.fps, num_frames=3)
 
 # %% [markdown]
 # This network began with random weights. It had a minute or two, a world of 96 sentences, and a little help. It did not
@@ -497,7 +497,7 @@ outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 e
 # %% [markdown]
 # The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word
 # finds something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the
-# hardest word in either training. (With the teacher it is a single training, and "heard" is a line that we drew.)
+# hardest word in either training. ("Heard" is a line that we drew.)
 #
 # So this is the order: what fills the picture, then what colours a part of it, then how that part moves. The outline is
 # still to come. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
