@@ -1,10 +1,13 @@
 """`minicogvx tour`: a first clip, a training of a minute that can be watched, and where to go on."""
 
+import contextlib
 import re
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 from minicogvx.parsing import SEED, Parser, number, path_to
@@ -120,11 +123,12 @@ def _unknown(caption: str) -> str:
 
 def _run(caption: str, seed: int, seconds: int | float, out: Path, made: list[Path]) -> None:
     _say("", "1 of 3: a clip from a caption", "", f"Loading PyTorch and the shipped model, for: {caption}")
-    import torch
+    with _stopped_afterwards():
+        import torch
 
-    import minicogvx
-    from minicogvx.terminal import screen_of
-    from minicogvx.tour import first_clip, train_and_show
+        import minicogvx
+        from minicogvx.terminal import screen_of
+        from minicogvx.tour import first_clip, train_and_show
 
     screen = screen_of(sys.stdout)
     pipe = minicogvx.load("toy", "cpu", torch.float32)
@@ -133,6 +137,19 @@ def _run(caption: str, seed: int, seconds: int | float, out: Path, made: list[Pa
     train_and_show(pipe, seed, seconds, out, made, screen, _say)
     _say("", "3 of 3: where to go on", "")
     _go_on(out)
+
+
+@contextlib.contextmanager
+def _stopped_afterwards() -> Iterator[None]:
+    """Ctrl-C during imports counts at their end: in their midst some libraries make another error of it."""
+    asked = []
+    before = signal.signal(signal.SIGINT, lambda *given: asked.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _go_on(out: Path) -> None:
