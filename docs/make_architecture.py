@@ -148,7 +148,7 @@ def floors() -> str:
 
 def _path(name: str) -> str:
     base = DOCS.parent / "minicogvx" / Path(*name.split("."))
-    return base.relative_to(DOCS.parent / "minicogvx").as_posix() + ("/" if base.is_dir() else ".py")
+    return base.relative_to(DOCS.parent).as_posix() + ("/" if base.is_dir() else ".py")
 
 
 def filled(text: str) -> str:

@@ -41,7 +41,7 @@ def test_the_world_s_captions_are_read_back_from_its_films(examples, tmp_path):
 
     from minicogvx.data.films.decode import read_video
 
-    found = scan_folder("blinking-films")
+    found = scan_folder("outputs/videos")
     assert len(found.clips) == 12
     for clip in found.clips:
         video = read_video(clip.path, 17, 64, 64, 8)

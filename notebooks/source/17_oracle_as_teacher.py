@@ -44,7 +44,7 @@ toy.vae.to(choose_dtype(device, training=True))  # decoding takes most of the ti
 student, rewarded = (taught_pipe(toy, name) for name in ("student", "rewarded"))
 record = taught_record()
 
-PROMPT = "a purple ring bounces on a grey background"
+PROMPT = "a green cross moves up on a navy background"
 made = {f"the toy, {passes} passes": made_clips(toy, [PROMPT], steps, scale)[0]
         for passes, steps, scale in ((50, 25, 3.0), (2, 2, 1.0))}
 made["its student, 2 passes"] = made_clips(student, [PROMPT], 2, 1.0)[0]
@@ -199,7 +199,7 @@ same_noise = same_noise.repeat(4, 1, 1, 1, 1)
 rows = {}
 for eta in (0.0, 0.5, 0.9):
     taken = random_walk(toy.transformer, toy.schedule, words, same_noise, 2, max(eta, 1e-6),
-                 torch.Generator().manual_seed(1))
+                        torch.Generator().manual_seed(1))
     clips = toy.decode(taken.states[-1])
     rows[f"eta {eta:g}"] = clips[:, 8]
     print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
@@ -445,6 +445,7 @@ for place, ((name, seed), run) in enumerate(runs.items()):
 axes[0].set(xlabel="iteration", ylabel="share of properties right")
 axes[0].legend(fontsize=7)
 axes[1].axvline(0, color="black", linewidth=0.8)
+axes[1].margins(y=0.15)
 axes[1].set(yticks=range(len(runs)), yticklabels=[f"{names[name]}, {seed}" for name, seed in runs],
             xlabel="captions obeyed, points more than the toy")
 show_figure(figure, "Left, the share of properties that the oracle reads right over iterations, for each way to learn. "
