@@ -123,7 +123,7 @@ outcome("10.1", "less than twice" if first / last < 2 else "two to four times" i
 # ## 2. A race
 #
 # Which order is best? A race in seconds depends on the machine. So we count tokens: `minicogvx ablate schedules
-# --seeds 4` gave each schedule 320 steps of 1,088 tokens, captions included. The clips are those of notebook 09's nano
+# --seeds 5` gave each schedule 320 steps of 1,088 tokens, captions included. The clips are those of notebook 09's nano
 # world, 9 frames of 64 x 64; a step has 16 of them. In place of clips, a stage can show
 #
 # - **thumbnails**: the same films at 32 x 32, 34 in a step. They move, but are small.
@@ -172,9 +172,9 @@ outcome("10.2", min(ends, key=ends.get))
 # that word is exchanged (notebook 09). Each interval is of differences in pairs: the same seed, another schedule.
 #
 # Thumbnails are worth their tokens, but they are not the film: who sees clips only in the last eighth has learned the
-# small size well and ends behind those who saw nothing else. Still pictures help less. They teach colours, and cannot
-# teach motion. And look at what no schedule can do yet: after 320 steps hardly any of these networks draws the right
-# shape. So this verdict is about the first words, background and colour.
+# small size well and ends behind those who saw nothing else. Whether still pictures help, five seeds cannot tell:
+# they teach colours, and cannot teach motion. And look at what no schedule can do yet: after 320 steps hardly any of
+# these networks draws the right shape. So this verdict is about the first words, background and colour.
 #
 # And with more steps? `minicogvx ablate stages --minutes 5` trained a network of the same size on clips of 17 frames
 # of the whole shapes world, three times for 300 seconds of training steps: at the full size throughout, and in three
