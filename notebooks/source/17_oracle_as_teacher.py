@@ -468,8 +468,8 @@ outcome("17.4", "no better than the toy, as far as can be told" if low <= 0 else
 #
 # Why is it so slow? A few hundred marks are little. A clip's mark is one number, and the decision that it praises or
 # blames has 5,120. Most of a policy gradient is noise, and where all marks of a group are equal it is nothing. With one
-# caption and a reward that every pixel changes, above, a fraction of a minute was enough. The published runs take tens of
-# thousands of clips, on many GPUs.
+# caption and a reward that every pixel changes, above, a fraction of a minute was enough. The published runs take tens
+# of thousands of clips, on many GPUs.
 #
 # ## 6. What nobody marked
 #
