@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TextIO
+from io import TextIOBase
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class Screen:
     codes: bool = False  # whether the cursor can be moved
 
 
-def screen_of(stream: TextIO, variables: Mapping[str, str] = os.environ) -> Screen:
+def screen_of(stream: TextIOBase, variables: Mapping[str, str] = os.environ) -> Screen:
     """What `stream` can show, by its environment: NO_COLOR, COLORTERM, TERM, COLUMNS."""
     width = max(20, shutil.get_terminal_size().columns)
     if not stream.isatty():
@@ -49,7 +49,7 @@ def screen_of(stream: TextIO, variables: Mapping[str, str] = os.environ) -> Scre
     return Screen("256" if "256" in kind else "no", True, width, True)
 
 
-def _can_write(stream: TextIO, character: str) -> bool:
+def _can_write(stream: TextIOBase, character: str) -> bool:
     try:
         character.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from minicogvx import cli
 from minicogvx.data import command
-from minicogvx.data.clips import cache, contents, encode, marks, plan
+from minicogvx.data.clips import cache, contents, encode, fingerprints, plan
 from minicogvx.data.clips.cache import CachedClips, check_models
 from minicogvx.data.clips.cache_files import files_of, holds_clips, is_cache
 from minicogvx.data.clips.clips import Clips
@@ -476,7 +476,7 @@ def test_bad_settings_are_refused_first(folder, tmp_path, models, change, messag
 def test_a_fingerprint_sees_both_ends_of_a_file(tmp_path):
     def of(data):
         (tmp_path / "x").write_bytes(data)
-        return marks.file_fingerprint(tmp_path / "x")
+        return fingerprints.file_fingerprint(tmp_path / "x")
 
     first = of(b"a" * 3_000_000)
     assert first not in {of(b"b" + b"a" * 2_999_999), of(b"a" * 2_999_999 + b"b"), of(b"a" * 3_000_001)}

@@ -109,8 +109,8 @@ outcome("3.1", min(("0.10, the night", "0.34, the mean of the frames", "0.50, ha
 # %% [markdown]
 # L1 has its minimum at the **median**, L2 at the **mean**. Move $c$ up a little from the night: with L1 you gain a
 # little on each of 5 frames and lose as much on each of 12. The star is outvoted, however bright it is. With L2 a large
-# error counts more, so the star pulls. In the clip above, the star covers each place in less than half of the frames,
-# so the best image is empty for L1, and the ghost for L2.
+# error counts more, so the star pulls. In the clip above, the star covers each place in under half the frames:
+# the best image is empty for L1, the ghost for L2.
 #
 # ### Exercise 3.1: best_still (difficulty 3 of 3, 20 minutes)
 #
