@@ -64,8 +64,15 @@ class Lab:
         page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=60_000)
 
     def run_all(self, last: int, seconds: float) -> None:
-        """Run > Run All Cells, and the wait until cell `last` has its number."""
+        """Run > Run All Cells, and the wait until cell `last` has its number.
+
+        JupyterLab may lose the request while it is still connecting: no cell then waits ([*]). As a learner would, we
+        ask again.
+        """
         self.run_menu("Run All Cells")
+        self.page.wait_for_timeout(5000)
+        if re.fullmatch(r"\[ \]:?", self.cells.nth(last).locator(".jp-InputPrompt").inner_text().strip()):
+            self.run_menu("Run All Cells")
         self.wait_for_number(last, seconds)
 
     def run_menu(self, name: str) -> None:
