@@ -184,7 +184,7 @@ def obeyed_sentence(clips: Float[Tensor, "b t h w 3"]) -> str:
 
 
 def _shown(gain: float) -> str:
-    return f"{round(gain, 3) + 0:.3f}"  # + 0: no -0.000
+    return f"{gain:z.3f}"
 
 
 def _and(words: list[str]) -> str:

@@ -10,7 +10,7 @@ from minicogvx.data.world.drawing import render, render_batch
 from minicogvx.data.world.scenes import Scene, ShapeObject, sample_scenes
 from minicogvx.diffusion import DDIMSampler, NoiseSchedule
 from minicogvx.presets import preset
-from minicogvx.training.distillation import distil, distillation_loss, target_x0, teacher_ways
+from minicogvx.training.distillation import distil, distillation_loss, target_x0, teacher_trajectories
 from minicogvx.training.policy import (
     PolicyTraining,
     adapted_copy,
@@ -18,7 +18,7 @@ from minicogvx.training.policy import (
     gaussian_log_prob,
     latent_shape,
     learn_from_reward,
-    random_walk,
+    rollout,
     step_gaussian,
 )
 from minicogvx.training.reward import (
@@ -117,7 +117,7 @@ def test_the_objective_stops_rewarding_and_goes_on_punishing():
 def test_a_walk_knows_its_own_chances():
     pipe = tiny_pipe()
     text, begin = pipe.text.encode(["a red circle moves up"] * 2), noise(2, *latent_shape(pipe))
-    taken = random_walk(pipe.transformer, pipe.schedule, text, begin, 3, 0.8, torch.Generator().manual_seed(0))
+    taken = rollout(pipe.transformer, pipe.schedule, text, begin, 3, 0.8, torch.Generator().manual_seed(0))
     assert taken.states.shape == (4, *begin.shape) and taken.log_probs.shape == (2, 2)
     sampler = DDIMSampler(pipe.schedule, 3, "next")
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_the_target_is_what_makes_ddim_land():
 def test_a_teacher_without_guidance_and_with_as_few_steps_has_nothing_to_teach():
     pipe = tiny_pipe()
     pipe.guidance_scale = 1.0
-    states, text = teacher_ways(pipe, 3, steps=4, kept=4, batch=2)
+    states, text = teacher_trajectories(pipe, 3, steps=4, kept=4, batch=2)
     assert states.shape == (5, 3, *latent_shape(pipe)) and len(text) == 3
     sampler = DDIMSampler(pipe.schedule, 4, "next")
     for i in range(4):
@@ -174,9 +174,9 @@ def test_a_teacher_without_guidance_and_with_as_few_steps_has_nothing_to_teach()
 
 def test_a_student_comes_closer_to_its_teacher():
     pipe = tiny_pipe()
-    ways = teacher_ways(pipe, 4, steps=8, kept=4)
+    trajectories = teacher_trajectories(pipe, 4, steps=8, kept=4)
     model = adapted_copy(pipe.transformer, PolicyTraining(1, rank=4))
-    losses = distil(model, ways, pipe.schedule, 40, 1e-2, batch=4)
+    losses = distil(model, trajectories, pipe.schedule, 40, 1e-2, batch=4)
     assert sum(losses[-4:]) < sum(losses[:4])
     with pytest.raises(ValueError, match="steps is 9"):
-        teacher_ways(pipe, 4, steps=9, kept=4)
+        teacher_trajectories(pipe, 4, steps=9, kept=4)

@@ -2,7 +2,7 @@
 
     python -m minicogvx.ablation.lora_loss      # data/results/lora-loss.json and docs/lora_loss.png
 
-The toy learns a style from 192 clips in sepia, as in the README but shorter. Every so many steps two things are
+The toy learns a style from 192 clips in sepia, as in docs/results.md but shorter. Every so many steps two things are
 measured: the loss on clips held back, at five timesteps, and the share of generated clips that show the style.
 """
 
@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 
 from minicogvx.ablation.compare import Measuring
+from minicogvx.ablation.rounding import short_numbers
 from minicogvx.ablation.timesteps import NotingRun, roughness
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Selected
@@ -43,7 +44,7 @@ from minicogvx.vae import CausalVAE
 LORA_LOSS = DATA / "results" / "lora-loss.json"
 FIGURE = DATA.parent / "docs" / "lora_loss.png"
 LEARNT, HELD_BACK, ASKED = 192, 32, 48
-MEASURED = (0, 10, 25, 50, 100, 150, 200, 300)  # steps
+MEASURED = (0, 10, 25, 50, 100, 150)  # steps
 
 
 @torch.no_grad()
@@ -145,10 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     run = watched_lora(options.steps, options.seed)
     content = {"command": f"python -m minicogvx.ablation.lora_loss --steps {options.steps} --seed {options.seed}",
                "asked": ASKED, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    content |= {name: [float(f"{one:.4g}") for one in value] if isinstance(value, list) else value
-                for name, value in run.items()}
     with written_whole(options.out) as part:
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content | short_numbers(run)) + "\n", encoding="utf-8")
     with written_whole(options.figure) as part:
         lora_loss_figure(run).savefig(part, format="png", dpi=130)
     print(say_lora_loss(run))

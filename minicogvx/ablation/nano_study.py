@@ -33,6 +33,7 @@ from minicogvx.ablation.nano import (
     train_nano,
     word_gains,
 )
+from minicogvx.ablation.rounding import short_numbers
 from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
 from minicogvx.files import written_whole
@@ -137,7 +138,7 @@ def add_run(what: str, run: dict, samples: dict[str, Tensor], steps: int) -> Non
     path, weights = RESULTS / f"nano-{what}.json", FOLDER / f"nano-{what}.safetensors"
     others = [each for each in stored_runs(what, steps) if (each["seed"], each.get("name")) != (
         run["seed"], run.get("name"))]
-    runs = sorted([*others, _rounded(run)], key=lambda each: each["seed"])
+    runs = sorted([*others, short_numbers(run)], key=lambda each: each["seed"])
     seeds = " ".join(str(seed) for seed in sorted({each["seed"] for each in runs}))
     content = {"command": f"python -m minicogvx.ablation.nano_study {what} --seeds {seeds} --steps {steps}",
                "steps": steps, "torch": torch.__version__, "threads": torch.get_num_threads(), "runs": runs}
@@ -154,14 +155,6 @@ def stored_runs(what: str, steps: int) -> list[dict]:
     path = RESULTS / f"nano-{what}.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": None}
     return content["runs"] if content["steps"] == steps else []
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minicogvx.ablation.rounding import short_numbers
 from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Clips, Selected
 from minicogvx.data.clips.world import encode_world
@@ -64,7 +65,7 @@ def moving_scenes(count: int = PICTURES, seed: int = 404) -> list[Scene]:
 def finetuned(start: Pipeline, clips: Clips, condition: ImageCondition, steps: int, seed: int) -> tuple[Pipeline, dict]:
     """The model `start` after `steps` more steps, and its losses on clips held back, by timestep, pictures clean.
 
-    All weights learn, as in the README's example of image to video.
+    All weights learn, as in the example of image to video in docs/results.md.
     """
     dtype = choose_dtype("cpu", training=True)
     training = TransformerTraining((Stage(steps, BATCH),), learning_rate=2e-3, optimizer="muon",
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"encoding {encoded:.0f} s, training {time.perf_counter() - start - encoded:.0f} s", flush=True)
             found = {asked: continued(pipe, scenes, *how) for asked, how in ASKED.items()}
             run = {"name": name, "seed": seed, "seconds": round(time.perf_counter() - start),
-                   "losses": {key: float(f"{value:.4g}") for key, value in losses.items()}, "found": found}
+                   "losses": short_numbers(losses), "found": found}
             _add(options.out, run, options.steps)
             print(seed, name, run["seconds"], "s", run["losses"], flush=True)
             print({asked: {what: round(statistics.fmean(values), 2) for what, values in one.items()}

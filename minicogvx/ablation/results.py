@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicogvx.ablation.latents import LatentsCurve
+from minicogvx.ablation.rounding import short_numbers
 from minicogvx.ablation.schedules import SchedulesCurve
 from minicogvx.ablation.stages import StagesCurve
 from minicogvx.ablation.studies import STUDIES
@@ -84,15 +85,7 @@ def write_results(path: str | Path, results: Results) -> None:
 
 def _fields(curve: AnyCurve) -> dict:
     values = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
-    return {name: _rounded(value) for name, value in values.items() if name not in _NOT_WRITTEN}
-
-
-def _rounded(value):
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+    return {name: short_numbers(value, _DIGITS) for name, value in values.items() if name not in _NOT_WRITTEN}
 
 
 def _one_line_a_list(content: dict) -> str:

@@ -1,6 +1,6 @@
 """Makes what notebook 17 shows of longer trainings: data/toy-taught and data/results/oracle-teacher.json.
 
-    python -m minicogvx.ablation.taught_study ways        # runs/ways.safetensors: clips of the toy, step by step
+    python -m minicogvx.ablation.taught_study trajectories  # of the toy, in runs/trajectories.safetensors
     python -m minicogvx.ablation.taught_study student     # from these, guided steps distilled into 2
     python -m minicogvx.ablation.taught_study reward      # the toy in 2 steps, taught by marks
     python -m minicogvx.ablation.taught_study judge       # all of them on captions that no training saw
@@ -19,27 +19,28 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from minicogvx.ablation.rounding import short_numbers
 from minicogvx.ablation.taught import FILE, FOLDER, MADE, judged_clips, taught_pipe, taught_record, variety_of
 from minicogvx.compat import choose_dtype
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.files import written_whole
 from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.pipeline import Pipeline
-from minicogvx.training.distillation import distil, teacher_ways
+from minicogvx.training.distillation import distil, teacher_trajectories
 from minicogvx.training.lora import lora_tensors, write_lora
 from minicogvx.training.policy import PolicyTraining, adapted_copy, learn_from_reward
 from minicogvx.training.reward import REWARDS
 from minicogvx.training.start import with_transformer
 
 STEPS, KEPT, RANK, ALPHA = 2, 4, 16, 32.0  # steps of whoever is taught; moments of the teacher that are kept
-WAYS_RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 6
+RECORDED, UPDATES, RATE, ITERATIONS = 160, 200, 1e-3, 6
 CLIPS = 96
 JUDGED = ("toy, 25 guided steps", "toy, 25 steps", "toy, 4 guided steps", "toy, 4 steps", "toy, 2 guided steps",
           "toy, 2 steps", *MADE)
 RUNS = {"gradient": ("gradient", "share"), "rewarded": ("contrast", "share")}  # way, reward
 REWARD_RATE = {"gradient": 5e-4, "contrast": 1e-3}
 HELD_OUT_SEED = 1_700_017
-AT_ONCE = 16  # ways between two writings
+AT_ONCE = 16  # trajectories between two writings
 EVERY = 10  # losses that are averaged into one
 
 
@@ -53,8 +54,8 @@ def quick_products(precise: bool = False) -> AbstractContextManager:
     return nullcontext() if precise or dtype == torch.float32 else torch.autocast("cpu", dtype, cache_enabled=False)
 
 
-def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
-    """Records `count` ways of the teacher, in 16 bits: latents, features of captions, seconds.
+def record_trajectories(pipe: Pipeline, count: int, path: Path) -> None:
+    """Records `count` trajectories of the teacher, in 16 bits: latents, features of captions, seconds.
 
     Written after every few, and resumed where it was stopped.
     """
@@ -63,18 +64,18 @@ def record_ways(pipe: Pipeline, count: int, path: Path) -> None:
     while (done := kept["states"].shape[1] if kept else 0) < count:
         started = time.perf_counter()
         with quick_products():
-            states, text = teacher_ways(pipe, AT_ONCE, kept=KEPT, seed=done)
+            states, text = teacher_trajectories(pipe, AT_ONCE, kept=KEPT, seed=done)
         seconds = torch.tensor(time.perf_counter() - started)
         new = {"states": states.half(), "text": text.half(), "seconds": seconds}
         kept = {"states": torch.cat([kept["states"], new["states"]], dim=1).contiguous(),
                 "text": torch.cat([kept["text"], new["text"]]), "seconds": kept["seconds"] + seconds} if kept else new
         with written_whole(path) as part:
             save_file({name: each.contiguous() for name, each in kept.items()}, part)
-        print(f"{kept['states'].shape[1]} ways after {float(kept['seconds']):.0f} s", flush=True)
+        print(f"{kept['states'].shape[1]} trajectories after {float(kept['seconds']):.0f} s", flush=True)
 
 
 def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: Path = FOLDER) -> dict:
-    """Trains the student's adapters on every second moment of recorded ways, writes them, and returns what happened."""
+    """Trains the student's adapters on every second moment of recorded trajectories; writes them, returns a record."""
     kept, started = read_tensors(path), time.perf_counter()
     model = adapted_copy(pipe.transformer, PolicyTraining(1, rank=RANK, alpha=ALPHA))
     states, text = kept["states"][::KEPT // STEPS].float(), kept["text"].float()
@@ -83,7 +84,7 @@ def make_student(pipe: Pipeline, path: Path, updates: int, rate: float, folder: 
                         on_update=lambda i, loss: print(i, f"{loss:.4f}", flush=True) if i % 20 == 0 else None)
     write_adapters(model, folder / "student.safetensors")
     means = [sum(losses[i:i + EVERY]) / len(losses[i:i + EVERY]) for i in range(0, len(losses), EVERY)]
-    return {"ways": kept["states"].shape[1], "updates": updates, "learning_rate": rate, "losses": means,
+    return {"trajectories": kept["states"].shape[1], "updates": updates, "learning_rate": rate, "losses": means,
             "seconds": [float(kept["seconds"]), time.perf_counter() - started]}
 
 
@@ -116,22 +117,14 @@ def add(part: str, content, path: Path = FILE) -> None:
     if part == "runs":
         others = [run for run in record.get("runs", []) if (run["name"], run["seed"]) != (content["name"],
                                                                                         content["seed"])]
-        content = sorted([*others, _rounded(content)], key=lambda run: (run["name"], run["seed"]))
+        content = sorted([*others, short_numbers(content)], key=lambda run: (run["name"], run["seed"]))
     if part == "judged":
         content = record.get("judged", {}) | content
-    command = "python -m minicogvx.ablation.taught_study ways|student|reward|judge"
-    record |= {"command": command, part: _rounded(content),
+    command = "python -m minicogvx.ablation.taught_study trajectories|student|reward|judge"
+    record |= {"command": command, part: short_numbers(content),
                "torch": torch.__version__, "threads": torch.get_num_threads()}
     with written_whole(path) as file:
         file.write_text(json.dumps(record) + "\n", encoding="utf-8")
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def judge_model(toy: Pipeline, name: str, clips: int) -> dict:
@@ -150,9 +143,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one part of the study and adds it to the record."""
     parser = argparse.ArgumentParser(prog="python -m minicogvx.ablation.taught_study",
                                      description="Make what notebook 17 shows of longer trainings.")
-    parser.add_argument("what", choices=("ways", "student", "reward", "judge"))
-    parser.add_argument("--count", type=int, default=WAYS_RECORDED, help="ways to record")
-    parser.add_argument("--ways", type=Path, default=Path("runs/ways.safetensors"), help="where they lie")
+    parser.add_argument("what", choices=("trajectories", "student", "reward", "judge"))
+    parser.add_argument("--count", type=int, default=RECORDED, help="trajectories to record")
+    parser.add_argument("--trajectories", type=Path, default=Path("runs/trajectories.safetensors"),
+                        help="where they lie")
     parser.add_argument("--updates", type=int, default=UPDATES, help="steps of the student's optimizer")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), help="which trainings by reward")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -162,10 +156,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     toy = Pipeline.load("toy", "cpu", torch.float32)
     toy.vae.to(choose_dtype("cpu", training=True))  # decoding takes most of the time
-    if options.what == "ways":
-        record_ways(toy, options.count, options.ways)
+    if options.what == "trajectories":
+        record_trajectories(toy, options.count, options.trajectories)
     if options.what == "student":
-        add("student", make_student(toy, options.ways, options.updates, RATE))
+        add("student", make_student(toy, options.trajectories, options.updates, RATE))
     for name in options.models if options.what == "judge" else ():
         add("judged", {name: judge_model(toy, name, options.clips)})
         print(name, taught_record()["judged"][name], flush=True)

@@ -1,9 +1,10 @@
 """Fewer steps: a student that lands in one step, without guidance, where its teacher lands in several guided ones.
 
-The teacher's ways from noise to clips are recorded. The student's step from timestep t to t' is trained to end where
-the teacher was at t', as in progressive distillation (Salimans and Ho 2022, arXiv 2202.00512), with guidance taken
-into the student (Meng et al. 2023, arXiv 2210.03142). Progressive distillation halves the steps again and again; here
-it is one regression, because the toy is small and its teacher's ways can be recorded in minutes.
+The teacher's trajectories from noise to clips are recorded. The student's step from timestep t to t' is trained to
+end where the teacher was at t', as in progressive distillation (Salimans and Ho 2022, arXiv 2202.00512), with
+guidance taken into the student (Meng et al. 2023, arXiv 2210.03142). Progressive distillation halves the steps again
+and again; here it is one regression, because the toy is small and its teacher's trajectories can be recorded in
+minutes.
 """
 
 import math
@@ -21,12 +22,12 @@ from minicogvx.diffusion.sampling import guided_output
 from minicogvx.pipeline import Pipeline
 from minicogvx.training.policy import latent_shape
 
-Ways = tuple[Float[Tensor, "states m c t h w"], Float[Tensor, "m n d"]]
+Trajectories = tuple[Float[Tensor, "states m c t h w"], Float[Tensor, "m n d"]]
 
 
 @torch.no_grad()
-def teacher_ways(pipe: Pipeline, count: int, steps: int = 24, kept: int = 4, seed: int = 0, batch: int = 16,
-                 on_batch: Callable[[int], None] | None = None) -> Ways:
+def teacher_trajectories(pipe: Pipeline, count: int, steps: int = 24, kept: int = 4, seed: int = 0, batch: int = 16,
+                 on_batch: Callable[[int], None] | None = None) -> Trajectories:
     """`count` clips of the toy with `steps` guided steps of DDIM: latents at the `kept` timesteps of the student and at
     the end, and the features of their captions, which are of the training split.
 
@@ -81,13 +82,14 @@ def distillation_loss(model: nn.Module, x: Float[Tensor, "b c t h w"], landing: 
     return (landed - landing).square().flatten(1).mean(dim=1)
 
 
-def distil(model: nn.Module, ways: Ways, schedule: NoiseSchedule, updates: int, learning_rate: int | float = 1e-3,
-           batch: int = 16, seed: int = 0, on_update: Callable[[int, float], None] | None = None) -> list[float]:
+def distil(model: nn.Module, trajectories: Trajectories, schedule: NoiseSchedule, updates: int,
+           learning_rate: int | float = 1e-3, batch: int = 16, seed: int = 0,
+           on_update: Callable[[int, float], None] | None = None) -> list[float]:
     """Trains the weights of `model` that learn, in as many steps of the optimizer, and returns their losses.
 
     One update sees `batch` of the recorded clips, each at one of the student's timesteps.
     """
-    states, text = ways
+    states, text = trajectories
     sampler = DDIMSampler(schedule, len(states) - 1, target="next")
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)

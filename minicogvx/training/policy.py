@@ -65,7 +65,7 @@ class PolicyTraining:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Rollout:
     """Sampled clips with all their steps. The last step is not random, so `log_probs` has one entry less."""
 
     states: Float[Tensor, "states b c t h w"]  # from noise to the clean latents
@@ -104,9 +104,9 @@ def clipped_objective(new: Float[Tensor, "b"], old: Float[Tensor, "b"], advantag
 
 
 @torch.no_grad()
-def random_walk(model: nn.Module, schedule: NoiseSchedule, text: Float[Tensor, "b n d"],
-                noise: Float[Tensor, "b c t h w"], num_inference_steps: int, eta: int | float,
-                generator: torch.Generator) -> Walk:
+def rollout(model: nn.Module, schedule: NoiseSchedule, text: Float[Tensor, "b n d"],
+            noise: Float[Tensor, "b c t h w"], num_inference_steps: int, eta: int | float,
+            generator: torch.Generator) -> Rollout:
     """Samples without guidance, and keeps every step and its log-probability."""
     sampler = DDIMSampler(schedule, num_inference_steps, target="next")
     states, log_probs = [noise], []
@@ -118,7 +118,7 @@ def random_walk(model: nn.Module, schedule: NoiseSchedule, text: Float[Tensor, "
             drawn = mean + std * draw_noise(tuple(x.shape), generator, device=x.device)
             log_probs.append(gaussian_log_prob(drawn, mean, std))
         states.append(drawn if t_next >= 0 else mean)
-    return Walk(torch.stack(states), torch.stack(log_probs))
+    return Rollout(torch.stack(states), torch.stack(log_probs))
 
 
 def adapted_copy(toy: ExpertTransformer, training: PolicyTraining) -> ExpertTransformer:
@@ -147,7 +147,7 @@ def learn_from_reward(pipe: Pipeline, model: ExpertTransformer, training: Policy
         asked = [evaluation_caption(scene, words) for scene in scenes]
         text = pipe.text.encode(asked).detach().repeat_interleave(training.members, dim=0)
         noise = draw_noise((len(text), *latent_shape(pipe)), generator, device=pipe.device)
-        taken = random_walk(model, pipe.schedule, text, noise, training.num_inference_steps, training.eta, generator)
+        taken = rollout(model, pipe.schedule, text, noise, training.num_inference_steps, training.eta, generator)
         clips = pipe.decode(taken.states[-1])
         rewards = rewards_of(reward, clips, scenes, training.members)
         clipped = _learn(model, optimizer, pipe.schedule, taken, text, group_advantages(rewards), training, generator)
@@ -168,7 +168,7 @@ def latent_shape(pipe: Pipeline) -> tuple[int, int, int, int]:
     return pipe.vae.config.latent_channels, *pipe.vae.config.latent_size(size.num_frames, size.height, size.width)
 
 
-def _learn(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule, taken: Walk, text: Tensor,
+def _learn(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: NoiseSchedule, taken: Rollout, text: Tensor,
            advantages: Tensor, training: PolicyTraining, generator: torch.Generator) -> float:
     """Steps of the optimizer on the clips of one iteration; returns the share of ratios that were clipped."""
     advantages, outside = advantages.flatten().to(text.device), []
@@ -211,7 +211,7 @@ def _imitation(model: nn.Module, before: nn.Module, schedule: NoiseSchedule, cle
             + (1 - good) * diffusion_loss(2 * was - towards, clean, noise, times, schedule)).mean()
 
 
-def _policy(model: nn.Module, schedule: NoiseSchedule, taken: Walk, i: int, times: tuple[int, int], chosen: Tensor,
+def _policy(model: nn.Module, schedule: NoiseSchedule, taken: Rollout, i: int, times: tuple[int, int], chosen: Tensor,
             text: Tensor, advantages: Tensor, training: PolicyTraining) -> tuple[Tensor, float]:
     x, decided, old = taken.states[i][chosen], taken.states[i + 1][chosen], taken.log_probs[i][chosen]
     v = model(x, torch.full((len(x),), times[0], device=x.device), text)

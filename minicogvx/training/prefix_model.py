@@ -107,7 +107,7 @@ def train_prefix_model(path: Path, clips: int = CLIPS, steps: int = STEPS, seed:
 
 
 def prefix_training(steps: int) -> TransformerTraining:
-    """As in the README's example of image to video, but one caption in five is dropped: frames say most of it."""
+    """As the example of image to video in docs/results.md; but one caption in five is dropped: frames say most."""
     return TransformerTraining((Stage(steps, BATCH),), learning_rate=2e-3, optimizer="muon", warmup=min(50, steps),
                                ema_decay=0.99, text_dropout=0.2, timesteps="stratified", image_to_video=True)
 

@@ -27,13 +27,11 @@ from minicogvx.data.world.scenes import COLOURS, Scene, ShapeObject, sample_scen
 from minicogvx.diffusion import DDIMSampler, draw_noise
 from minicogvx.evaluation.intervals import mean_interval, paired_difference, wilson
 from minicogvx.presets import preset
-from minicogvx.training.distillation import distil, distillation_loss, target_x0, teacher_ways
+from minicogvx.training.distillation import distil, distillation_loss, teacher_trajectories
 from minicogvx.training.policy import (
-    PolicyTraining, adapted_copy, clipped_objective, latent_shape, learn_from_reward, random_walk, step_gaussian,
+    PolicyTraining, adapted_copy, clipped_objective, latent_shape, learn_from_reward, rollout, step_gaussian,
 )
-from minicogvx.training.reward import (
-    PROPERTIES, all_right, colour_seen, group_advantages, layout_spread, rewards_of, share_right,
-)
+from minicogvx.training.reward import PROPERTIES, all_right, colour_seen, layout_spread, rewards_of, share_right
 from minicogvx.training.start import with_transformer
 from minicogvx.transformer.model import flops
 
@@ -118,13 +116,15 @@ show_source(distillation_loss)
 
 # %% [markdown]
 # The loss measures how far the student lands from the teacher. Guidance goes into the student as well: its one pass,
-# with the caption alone, must land where the teacher came with 24 passes. Here are 8 new ways of the teacher, and two
-# students: a fresh one that starts as the toy and learns from them now, and the shipped one, which learned from others.
+# with the caption alone, must land where the teacher came with 24 passes. Here are 8 new trajectories of the teacher,
+# and two students: a fresh one that starts as the toy and learns from them now, and the shipped one, which learned
+# from others.
 
 # %% tags=["nbval-ignore-output"]
 start = time.perf_counter()
-ways, text = teacher_ways(toy, 8, kept=2, seed=100_000)
-print(f"{ways.shape[1]} ways of the teacher in {time.perf_counter() - start:.0f} s, {len(ways)} moments of each")
+trajectories, text = teacher_trajectories(toy, 8, kept=2, seed=100_000)
+print(f"{trajectories.shape[1]} trajectories of the teacher in {time.perf_counter() - start:.0f} s, "
+      f"{len(trajectories)} moments of each")
 sampler = DDIMSampler(toy.schedule, 2, target="next")
 
 
@@ -132,17 +132,17 @@ def apart(model):
     """How far a student lands from the teacher in each of its steps."""
     gaps = []
     for i in range(2):
-        t, t_next = (each[i].expand(ways.shape[1]) for each in (sampler.timesteps, sampler.targets))
-        loss = distillation_loss(model, ways[i], ways[i + 1], t.to(device), t_next, text, toy.schedule)
+        t, t_next = (each[i].expand(trajectories.shape[1]) for each in (sampler.timesteps, sampler.targets))
+        loss = distillation_loss(model, trajectories[i], trajectories[i + 1], t.to(device), t_next, text, toy.schedule)
         gaps.append(float(loss.mean()))
     return gaps
 
 
 start, fresh = time.perf_counter(), adapted_copy(toy.transformer, PolicyTraining(1))
 before = apart(fresh)
-losses = distil(fresh, (ways, text), toy.schedule, 8, batch=8)
+losses = distil(fresh, (trajectories, text), toy.schedule, 8, batch=8)
 print(f"{len(losses)} updates in {time.perf_counter() - start:.0f} s; the shipped student: "
-      f"{record['student']['updates']} updates on {record['student']['ways']} other ways")
+      f"{record['student']['updates']} updates on {record['student']['trajectories']} other trajectories")
 for name, values in (("the toy itself", before), ("after the updates just now", apart(fresh)),
                      ("the shipped student", apart(student.transformer))):
     print(f"{name:27s} first step {values[0]:.4f}, second step {values[1]:.4f}")
@@ -169,14 +169,14 @@ outcome("17.1", "no more than the toy in 2 steps, as far as can be told" if low 
         "as many as the toy in 4 steps, or more")
 
 # %% [markdown]
-# Two hundred updates on one core, three and a half minutes with the recording of the ways, give two passes about the
-# obedience of the toy's four. The student also needs no guidance any more: the teacher's is in its weights.
+# Two hundred updates on one core, three and a half minutes with the recording of the trajectories, give two passes
+# about the obedience of the toy's four. The student also needs no guidance any more: the teacher's is in its weights.
 #
 # What it learned is in the losses above: only the first step has become better. And that step stays the worse one. From
 # pure noise the teacher's way leads to one of many clips, and which one depends on the noise in a way that some hundred
 # examples hardly show. A squared error is then smallest at the mean of all that could come, which is a blur.
-# Progressive distillation halves the steps again and again, with many thousands of ways, so that each student has
-# little to learn that its teacher does not do already.
+# Progressive distillation halves the steps again and again, with many thousands of trajectories, so that each student
+# has little to learn that its teacher does not do already.
 #
 # ## 2. The chance of a clip
 #
@@ -197,8 +197,8 @@ same_noise = draw_noise((1, *latent_shape(toy)), torch.Generator().manual_seed(5
 same_noise = same_noise.repeat(4, 1, 1, 1, 1)
 rows = {}
 for eta in (0.0, 0.5, 0.9):
-    taken = random_walk(toy.transformer, toy.schedule, words, same_noise, 2, max(eta, 1e-6),
-                        torch.Generator().manual_seed(1))
+    taken = rollout(toy.transformer, toy.schedule, words, same_noise, 2, max(eta, 1e-6),
+                    torch.Generator().manual_seed(1))
     clips = toy.decode(taken.states[-1])
     rows[f"eta {eta:g}"] = clips[:, 8]
     print(f"eta {eta:g}: four clips from one noise, spread of layouts {layout_spread(clips):.3f}")
@@ -302,7 +302,7 @@ for objects in (1, 2):
     wanted = sample_scenes(4, 30 + objects, two_objects=float(objects - 1))
     said = [evaluation_caption(scene, random.Random(i)) for i, scene in enumerate(wanted) for _ in range(8)]
     noise = draw_noise((32, *latent_shape(toy)), generator, device=device)
-    taken = random_walk(toy.transformer, toy.schedule, toy.text.encode(said), noise, 2, 1.0, generator)
+    taken = rollout(toy.transformer, toy.schedule, toy.text.encode(said), noise, 2, 1.0, generator)
     clips = toy.decode(taken.states[-1])
     for name, reward in (("all or nothing", all_right), ("share right", share_right)):
         marks = rewards_of(reward, clips, wanted, 8)
