@@ -96,7 +96,7 @@ def results_figure(curves: Sequence[Any], reference: str, measure: str = "loss")
     names = list(dict.fromkeys(curve.name for curve in curves))
     of_variant(curves, reference)
     others = [name for name in names if name != reference]
-    figure, (axes,) = new_figure(1, 2, width=8.0, height=3.0)
+    figure, (axes,) = new_figure(1, 2, width=8.0, height=max(3.0, 0.4 * len(others)))
     for place, name in enumerate(names):
         _curve_with_band(axes[0], of_variant(curves, name), place, measure)
     axes[0].set(xlabel="step", ylabel=measure)
@@ -205,11 +205,15 @@ def _differences(axis, found: Sequence[Sequence[float]], place: int, count: int,
 
 
 def _mean_bar(axis, differences: Sequence[float], row: int, place: int) -> None:
-    """The mean of differences, its interval if there are several, and below it a dot for each seed."""
+    """The mean of differences with its interval if there are several, in numbers above and as a bar; a dot a seed."""
     colour, (mean, low, high) = PALETTE[place % len(PALETTE)], mean_interval(differences)
     axis.plot(differences, [row + 0.12] * len(differences), ".", color=colour, markersize=5)
     reach = [[mean - low], [high - mean]] if len(differences) > 1 else None
     axis.errorbar(mean, row, xerr=reach, fmt=_MARKERS[place % len(_MARKERS)], color=colour, markersize=6, capsize=4)
+    said = f"{mean:+z.3f}" if reach is None else f"{mean:+z.3f} ({low:+z.3f} to {high:+z.3f})"
+    axis.annotate(said, (mean, row), (0, 6), textcoords="offset points", fontsize=7,
+                  ha="left" if mean < 0 else "right",  # towards the line at 0, where there is room
+                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
 
 
 def _plain_ticks(axis) -> None:
