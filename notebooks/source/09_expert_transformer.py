@@ -653,7 +653,7 @@ outcome("9.4", "none" if not fine else "one or two" if len(fine) < 3 else "three
 # `without` says how much higher the loss is with the empty caption than with the right one; `time` how far the answer
 # changes if only the timestep does, as a share of the answer; `spread` is the standard deviation of the latents.
 #
-# Four of the five bugs do not show in the training loss. The samples tell little, either: after 120 steps even the
+# Four of the five bugs do not show in the training loss. The samples do not tell much, either: after 120 steps even the
 # healthy network draws hardly more than the background. After so few steps, a network of this size loses only about a
 # tenth more without the right caption. The average takes no part in training at all. And with a timestep of 0 to 1 the
 # network does about as well as with the right one: it sees in the latents how noisy they are. The bug bites later, when
