@@ -54,14 +54,15 @@ compare_clips({f"after {step} steps": clips[step] for step in shown} | {"the shi
               pipe.fps, num_frames=3)
 
 # %% [markdown]
-# This network began with random weights. It had a minute or two, a world of 96 sentences, and a little help. It did not
-# learn its words all at once. (The toy is larger, and it was trained for about an hour.)
+# This network began with random weights. It was trained for a minute or two, in a world of 96 possible scenes, with a
+# little help (section 4). It did not learn its words all at once. (The toy is larger, and it was trained for about an
+# hour.)
 #
 # In this notebook you put the whole model together, from your own answers of the last notebooks, and train it yourself.
-# Afterwards you can explain what each part of a training step is for, how to hear whether a network knows a word long
-# before it can draw it, and how to find out what is wrong with a training whose loss looks fine. It takes about 110
-# minutes, exercises included. It covers sections 2.2 and 3 of the [paper](https://arxiv.org/abs/2408.06072).
-# (Notation: the box in [notebook 01](01_video_tensors.ipynb).)
+# Afterwards you can explain what each part of a training step is for, how to tell that a network uses a word long
+# before it can draw it, and how to find out what is wrong with a training run whose loss looks fine. It takes about 110
+# minutes, exercises included. It covers sections 2.2 and 3 of the [paper](https://arxiv.org/abs/2408.06072). (Notation:
+# the box in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. The parts, put together
 #
@@ -161,7 +162,7 @@ assert torch.allclose(mine, package, atol=1e-3)
 #
 # A nano world: three shapes, four colours, four motions, two backgrounds. `sample_scenes(choices=...)` draws its
 # scenes. Their latents were encoded once and are stored in 8 bits, because encoding takes longer than all of our
-# training. We encode two of them again to see that they are what they claim to be.
+# training. We encode two of them again, to check the stored ones.
 
 # %% tags=["nbval-ignore-output"]
 for kind in KINDS:
@@ -183,7 +184,7 @@ print("the first captions:", "; ".join(captions[:3]))
 # Which optimizer? **AdamW** scales the step of every single weight. **Muon**, newer than the paper, looks at a weight
 # matrix as a whole. A gradient matrix is usually dominated by a few directions, and the rest hardly learn. Muon keeps
 # the directions but makes all of them equally strong: it replaces the matrix $G = U S V^T$ by nearly $U V^T$, whose
-# singular values are all 1. Divide $G$ by its norm, then repeat five times
+# singular values are all 1. Divide $G$ by its Frobenius norm, then repeat five times
 #
 # $$X \leftarrow a X + (b X X^T + c (X X^T)^2)\, X, \qquad a, b, c = 3.4445,\ -4.7750,\ 2.0315.$$
 #
@@ -191,7 +192,8 @@ print("the first captions:", "; ".join(captions[:3]))
 #
 # ### Exercise 9.2: orthogonalise (difficulty 2 of 3, 15 minutes)
 #
-# Write it for any matrix. A tall one is transposed first and back at the end, which is cheaper. Zeros stay zeros.
+# Write it for any matrix. A tall one is transposed first and back at the end, which is cheaper. A matrix of zeros stays
+# zero.
 
 # %%
 def orthogonalise(matrix):
@@ -214,7 +216,7 @@ show_source(orthogonalised)
 # %% [markdown]
 # We give AdamW the rate 0.002, and Muon 0.02 for the matrices of the blocks, with AdamW at 0.002 for the rest.
 #
-# **Prediction 9.1.** One clip, 100 steps from the same weights: who has the lower loss in the end?
+# **Prediction 9.1.** One clip, 100 steps from the same weights: which has the lower loss at the end?
 
 # %%
 predict("9.1", "AdamW", "Muon for the blocks' matrices", "they are within 10 % of each other")
@@ -267,22 +269,22 @@ outcome("9.1", "they are within 10 % of each other" if closer else min(ends, key
 # %% [markdown]
 # The loss is not at zero yet, but red is there, and where it belongs.
 #
-# One clip is no test of an optimizer, with one seed and one rate each. It is a test of everything else: forward pass,
-# loss, gradients, update. Muon earns its place where many clips pull a matrix in many directions, and we use it from
-# here on, as the package's own trainings do.
+# One clip, one seed and one rate each do not settle which optimizer is better. They do test everything else: forward
+# pass, loss, gradients, update. Muon earns its place where many clips pull a matrix in many directions, and we use it
+# from here on, as the package does when it trains.
 #
 # ## 3. Hearing a word
 #
-# Samples of a young network are mist, whether it knows words or not. The loss tells more, if you ask it a question.
-# Noise a clip; let the network remove the noise, once with the right caption and once with a caption that is wrong in
-# one word. A network that understands the word does worse with the wrong one. The difference is the word's **swap
-# gain**. If it is 0, the network is deaf to the word.
+# Early in training, samples are blurs, whether the network knows words or not. The loss tells more. Add noise to a clip
+# and let the network remove it, once with the right caption and once with a caption that is wrong in one word. A
+# network that understands the word does worse with the wrong one. The difference is the word's **swap gain**. If it is
+# 0, the network is deaf to the word.
 #
 # ### Exercise 9.3: hears (difficulty 2 of 3, 15 minutes)
 #
 # A scene is a dict here: `{"shape": "bar", "colour": "red", ...}`. `loss_of(scenes, seed)` gives the loss of each clip
-# if the captions describe these scenes; `seed` determines noise and timesteps. Give every clip a wrong word of one
-# kind (`words` are all there are) and return the mean rise of the loss, a float. What must be the same both times?
+# if the captions describe these scenes; `seed` determines noise and timesteps. Give every clip a wrong word of one kind
+# (`words` lists all of that kind) and return the mean rise of the loss, a float. What must be the same both times?
 
 # %%
 def hears(loss_of, scenes, kind, words, seed):
@@ -331,7 +333,8 @@ for name, network in (("untrained", own_model(0)), ("knows one clip by heart", l
 # ## 4. The nano world, live
 #
 # Now train on all of it: your blocks, your forward pass, your loss, your dropped captions. The figure is redrawn as the
-# training runs: the loss, the swap gain of each kind of word, and the first frame that each of four captions gets.
+# training runs: the loss, the swap gain of each kind of word, and the first and the last frame of a clip for each of
+# four captions. A kind of word counts as *heard* once its swap gain stays above 0.01.
 #
 # **Prediction 9.2.** Background, colour, shape, motion: which kind of word is heard first, and which second?
 
@@ -424,7 +427,7 @@ runs, heard = nano_results("words"), {}
 for kind in KINDS:
     heard[kind] = first_heard(log["measured"], log["gain"][kind])
     others = [first_heard(run["steps"], run["gain"][kind]) for run in runs]
-    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored trainings of "
+    print(f"{kind:10s} heard here from step {heard[kind] or '-'}; in {len(runs)} stored runs of "
           f"{runs[0]['steps'][-1]} steps, from step {', '.join(str(step or '-') for step in others)}")
 order = sorted((kind for kind in KINDS if heard[kind]), key=heard.get)
 assert order == ["background", "colour"]
@@ -454,15 +457,17 @@ for kind, share in worth.items():
 assert worth["background"] > worth["colour"] > worth["shape"]
 
 # %% [markdown]
-# The shape is worth least. Motion is worth as much as colour, but you must know where the object is to make use of it.
-# While the noise still hides the object, *moves right* does not tell. Once the object shows, its motion shows, too.
+# The shape is worth least. Motion is worth about as much as colour, but you must know where the object is to make use
+# of it. While the noise still hides the object, *moves right* does not tell. Once the object shows, its motion shows,
+# too.
 #
 # **A teacher** helps. In a drawn world we know which shape, colour and motion cover each cell of the latents. A small
-# head tries to read this off the middle block, and its error is added to the loss, with a weight that falls to 0 until
-# the end. Cells with an object also count more. That is how the shipped toy was trained, too (CogVideoX was not). The
-# idea is that of [REPA](https://arxiv.org/abs/2410.06940), where the teacher is a network that knows photographs.
+# head tries to read this off the middle block, and its error is added to the loss, with a weight that falls to 0 by the
+# end of the training. Cells with an object also count more. That is how the shipped toy was trained, too (CogVideoX was
+# not). The idea is that of [REPA](https://arxiv.org/abs/2410.06940), where the teacher is a network that knows
+# photographs.
 #
-# **Prediction 9.3.** With the teacher, which of the two missing kinds of word are heard in the end?
+# **Prediction 9.3.** With the teacher, which of the two missing kinds of word is heard in the end?
 
 # %%
 predict("9.3", "neither", "motion alone", "shape alone", "both, shape first", "both, motion first")
@@ -479,7 +484,7 @@ for axis, several, title in zip(axes, (runs, taught), ("alone", "with a teacher"
     show_gains(axis)
     axis.set(xlabel="step", title=title)
 figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-show_figure(figure, "Swap gains of the four kinds of word over the steps of stored trainings, a line for each seed, "
+show_figure(figure, "Swap gains of the four kinds of word over the steps of stored runs, a line for each seed, "
                     "without and with a teacher. The thin line is the gain of 0.01 that counts as heard.")
 late = {}
 for name, several in (("alone", runs), ("with a teacher", taught)):
@@ -496,11 +501,13 @@ outcome("9.3", "neither" if not late else f"{late[0]} alone" if len(late) == 1 e
 
 # %% [markdown]
 # The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word
-# finds something to name. Motion is heard after all, from the step printed above. Shape, which is worth least, is the
-# hardest word in either training. ("Heard" is a line that we drew.)
+# finds something to name. Motion is heard after all, with each of the three seeds. How large its gain is, three seeds
+# do not settle: its interval contains 0. Shape, which is worth least, is the hardest word in either kind of training.
+# (The limit of 0.01 is our choice.)
 #
 # So this is the order: what fills the picture, then what colours a part of it, then how that part moves. The outline is
-# still to come. Samples lag behind. Go through the second training with the slider, with the caption of the beginning.
+# still to come. Samples lag behind. The slider shows a clip for the caption of the beginning, at four moments of a
+# training run with the teacher.
 
 # %% tags=["nbval-ignore-output"]
 explore_sweep({step: clips[step] for step in (50, 150, 300, max(clips))}, "step", f"The caption: {ASKED[0]}.",
@@ -514,7 +521,7 @@ for name, network in made.items():
 # %% [markdown]
 # ## 5. Which weights do you keep?
 #
-# Each step of a training is noisy. So most trainings also keep a moving average of the weights: after each step,
+# Each step of training is noisy. So most training runs also keep a moving average of the weights: after each step,
 # *average = decay x average + (1 - decay) x weights*. Samples are made with the average. Your training did so, too
 # (decay 0.98); the lines above compare the two. They are close here, because our learning rate falls to almost nothing
 # at the end, which quietens the noise as well.
@@ -528,8 +535,9 @@ for decay in (0.9, 0.99, 0.999, 0.9999):
           f"about {1 / (1 - decay):,.0f} steps")
 
 # %% [markdown]
-# A decay of 0.9999 is right for a training of a million steps. In a short one it would keep little else than noise. The
-# cure is a decay that begins small: at step $i$, counted from 0, take $(1 + i) / (10 + i)$ where that is less.
+# A decay of 0.9999 is right for a million steps of training. After a few hundred, the average would still be mostly the
+# random beginning. The cure is a decay that begins small: at step $i$, counted from 0, take $(1 + i) / (10 + i)$ where
+# that is less.
 #
 # ### Exercise 9.4: averaged (difficulty 1 of 3, 10 minutes)
 #
@@ -552,14 +560,15 @@ for decay in left:
     for step in range(300):
         share = averaged(share, {"start": torch.zeros(())}, step, decay)
     left[decay] = share["start"].item()
-print("with the warm-up, after 300 steps:", ", ".join(f"decay {decay:g}: {value:.1e}" for decay, value in left.items()))
+print("share of the random beginning after 300 steps, with the warm-up:",
+      ", ".join(f"decay {decay:g}: {value:.1e}" for decay, value in left.items()))
 assert max(left.values()) < 1e-3
 
 # %% [markdown]
 # ### Exercise 9.5: master_step (difficulty 1 of 3, 10 minutes)
 #
-# Large trainings keep a second copy of the weights for another reason. The paper's networks compute in 16 bits, which
-# halves memory and time. But between 0.5 and 1, the numbers of a 16-bit format are 0.0005 apart (or 0.004, in the
+# Large training runs keep a second copy of the weights for another reason. The paper's networks compute in 16 bits,
+# which halves memory and time. But between 0.5 and 1, the numbers of a 16-bit format are 0.0005 apart (or 0.004, in the
 # format that the paper uses). A step of 0.0001 is rounded away, and so are a thousand of them. So the weights that
 # *learn* are kept in float32, the **master weights**, and those that *compute* are rounded copies.
 #
@@ -591,8 +600,8 @@ show_source(Weights.write_back)
 # %% [markdown]
 # ## 6. The clinic
 #
-# Most bugs do not stop a training. The loss falls, the GPUs hum, and weeks later the samples are wrong. Here are six
-# trainings in the nano world, 120 steps each. One is healthy. In the others
+# Most bugs do not stop a training run. The loss falls, the GPUs hum, and weeks later the samples are wrong. Here are
+# six training runs in the nano world, 120 steps each. One is healthy. In the others
 #
 # - each clip is trained with the caption of another clip of its batch;
 # - every caption is dropped, not one in ten;
@@ -617,8 +626,9 @@ axes[0].set(xlabel="step", ylabel="training loss, mean of 15 steps", yscale="log
 last = healthy["training_loss"]
 axes[1].set(xlabel="step", xlim=(60, len(patients[0]["losses"])), ylim=(0.8 * last, 1.6 * last), title="enlarged")
 figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
-show_figure(figure, "Training loss of six trainings, each the mean of 15 steps: left on a logarithmic axis, right the "
-                    "second half enlarged, where one of the six lies far above.")
+show_figure(figure, "Training loss of six training runs, each the mean of 15 steps: left on a logarithmic axis, right "
+                    "the second half enlarged, where one of the six lies far above. The lines of 'healthy' "
+                    "and 'average of 0.9999' coincide.")
 print(f"{'':26s}" + "".join(f"{name:>14s}" for name in healthy))
 for run in patients:
     print(f"{run['name']:26s}" + "".join(f"{value:z14.4f}" for value in run["chart"].values()))
@@ -643,16 +653,18 @@ outcome("9.4", "none" if not fine else "one or two" if len(fine) < 3 else "three
 # `without` says how much higher the loss is with the empty caption than with the right one; `time` how far the answer
 # changes if only the timestep does, as a share of the answer; `spread` is the standard deviation of the latents.
 #
-# Four of five do not show in the training loss. A right caption saves a network of this size about a tenth of its
-# loss, so it can do without. The average takes no part in training at all. And with a timestep of 0 to 1 the network
-# does as well as with the right one: it sees in the latents how noisy they are. The bug bites later, when another
-# program calls this network with 0 to 999. The fifth loss is large for a harmless reason, since the target $v$ contains
-# the latents: losses can only be compared between trainings with the same latents.
+# Four of the five bugs do not show in the training loss. The samples do not tell much, either: after 120 steps even the
+# healthy network draws hardly more than the background. After so few steps, a network of this size loses only about a
+# tenth more without the right caption. The average takes no part in training at all. And with a timestep of 0 to 1 the
+# network does about as well as with the right one: it sees in the latents how noisy they are. The bug bites later, when
+# another program calls this network with 0 to 999. The fifth loss is large for a harmless reason, since the target $v$
+# contains the latents: losses can only be compared between training runs with the same latents.
 #
 # ### Exercise 9.6: diagnose (difficulty 2 of 3, 15 minutes)
 #
-# From such a chart, name the disease: one of the six names in the table. Your function will be tried on these charts
-# *and* on trainings with other seeds, which you have not seen. So put each limit where another seed will not cross it.
+# From such a chart, name the disease: one of the six names in the table, of which `healthy` is one. Your function will
+# be tried on these charts *and* on training runs with other seeds, which you have not seen. So put each limit where
+# another seed will not cross it.
 
 # %%
 def diagnose(chart):
@@ -673,7 +685,7 @@ def diagnose(chart):
 diagnose = check("9.6", diagnose)
 runs = nano_results("clinic")
 right = sum(diagnose(dict(run["chart"])) == run["name"] for run in runs)
-print(f"diagnosed: {right} of {len(runs)} trainings")
+print(f"diagnosed: {right} of {len(runs)} training runs")
 
 # %% [markdown]
 # ## 7. At full size
@@ -695,8 +707,9 @@ for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsd
     print(f"  {gpus:2d} GPUs, {how:20s}: {need.total / 1e9:6.1f} GB on each")
 
 # %% [markdown]
-# Not one of your lines changes. What changes is where 18 bytes a weight can lie: more than any GPU has. So they are cut
-# up and spread over many (FSDP, notebook 12), and each block's activations are computed twice instead of kept.
+# Not one of your lines changes. What changes is where 18 bytes a weight can lie: a GPU of 80 GB is too small for them.
+# So they are cut up and spread over many GPUs (FSDP, notebook 12), and each block's activations are computed twice
+# instead of being kept.
 #
 # ## What you can now explain
 #
@@ -716,7 +729,8 @@ for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsd
 # <details><summary>3. The loss falls and the samples ignore the captions. Where do you look?</summary>
 #
 # At the swap gain and at the loss without a caption. No gain and no difference: the captions were of other clips. No
-# gain, and the empty caption is better: the network never saw a caption. Both train with a healthy loss.
+# gain, and the empty caption is better: the network never saw a caption. In neither does the training loss look
+# alarming.
 # </details>
 #
 # **What the paper found.** It trains in 16 bits with Adam (betas 0.9 and 0.95, weight decay 0.0001), a cosine for the

@@ -52,9 +52,9 @@ compare_clips({name: render(scene, *size) for name, size in STAGES.items()},
 
 # %% [markdown]
 # CogVideoX was trained in stages: 400,000 steps at 256 x 384, then 220,000 at 480 x 720, then 120,000 at 768 x 1360 and
-# with longer clips, and 10,000 on the best fifth of the data. So more than half of all steps never showed it a clip of
-# the final size. Does a network need to see what it will have to paint, or is there something to learn first that
-# is the same at every size?
+# with longer clips, and 10,000 on the best fifth of the data. So more than four fifths of all steps never showed it a
+# clip of the final size. Does a network need to see what it will have to paint, or is there something to learn first
+# that is the same at every size?
 #
 # You will work out the batches of the stages, one learning rate over all of them, and a run that survives being
 # killed; you will watch the seam between two sizes, and pick the best fifth yourself. Afterwards you can explain what
@@ -112,7 +112,8 @@ for name, size in STAGES.items():
     speed[name] = count / min(spent)
     print(f"{name}: {speed[name]:.0f} clips a second, {min(spent):.2f} s a step of {count} clips")
 first, _, last = speed.values()
-print(f"first to last: {first / last:.1f} times as many; pixels: {17 * 64 * 64 / (9 * 32 * 32):.1f} times as few")
+print(f"first to last: {first / last:.1f} times as many; a clip of the last has "
+      f"{17 * 64 * 64 / (9 * 32 * 32):.1f} times the pixels")
 outcome("10.1", "less than twice" if first / last < 2 else "two to four times" if first / last <= 4 else
         "more than four times")
 
@@ -152,8 +153,8 @@ def designed(schedule, measure):
     right = {word: statistics.fmean(curve.obeyed[word] for curve in runs) for word in ("background", "colour", "shape",
                                                                                       "motion")}
     return schedules_figure(studied, schedule, "clips only", measure), (
-        f"The schedule '{schedule}', {len(runs)} seeds: {spent}. {measure} at the end {mean:.3f} ({low:.3f} to "
-        f"{high:.3f}); of {len(runs) * runs[0].asked} captions right in "
+        f"The schedule '{schedule}', {len(runs)} seeds: {spent}. At the end: {measure} {mean:.3f} (95 % interval "
+        f"{low:.3f} to {high:.3f}); of {len(runs) * runs[0].asked} clips, right in "
         + ", ".join(f"{word} {share:.0%}" for word, share in right.items()) + ".")
 
 
@@ -171,10 +172,10 @@ outcome("10.2", min(ends, key=ends.get))
 # Move the sliders: five schedules, and instead of the loss the **gain** of a kind of word, how much the loss rises when
 # that word is exchanged (notebook 09). Each interval is of differences in pairs: the same seed, another schedule.
 #
-# Thumbnails are worth their tokens, but they are not the film: who sees clips only in the last eighth has learned the
-# small size well and ends behind those who saw nothing else. Whether still pictures help, five seeds cannot tell:
-# they teach colours, and cannot teach motion. And look at what no schedule can do yet: after 320 steps hardly any of
-# these networks draws the right shape. So this verdict is about the first words, background and colour.
+# Thumbnails are worth their tokens, but they are not the film: a network that sees clips only in the last eighth of its
+# steps ends with a higher loss than one that saw clips alone. Whether still pictures help, five seeds cannot tell. And
+# look at what no schedule can do yet: after 320 steps hardly a clip has the right shape, and at most one in ten the
+# right motion. So this verdict is about the first words, background and colour.
 #
 # And with more steps? `minicogvx ablate stages --minutes 5` trained a network of the same size on clips of 17 frames
 # of the whole shapes world, three times for 300 seconds of training steps: at the full size throughout, and in three
@@ -194,10 +195,10 @@ show_figure(stages_figure([by_name[name] for name in ("full size", "progressive"
 assert wilson(by_name["full size"].adherence["all"], 200)[1] < wilson(by_name["progressive"].adherence["all"], 200)[0]
 
 # %% [markdown]
-# In this race stages obey captions that the full size throughout does not obey yet. During the thumbnails the loss at
-# the full size is far behind, of course. At 150 seconds, when the last stage begins, it has caught up, and then it
-# falls faster. The intervals are about *captions*. They say nothing about seeds: there was one run of each, on one
-# machine.
+# In this race the two networks trained in stages obey some captions; the one trained at the full size throughout obeys
+# none yet. During the thumbnails the loss at the full size is far behind, of course. At 150 seconds, when the last
+# stage begins, it has caught up, and then it falls faster. The intervals are about *captions*. They say nothing about
+# seeds: there was one run of each, on one machine.
 #
 # ## 3. The seam
 #
@@ -205,9 +206,9 @@ assert wilson(by_name["full size"].adherence["all"], 200)[1] < wilson(by_name["p
 # for a model at the end of a stage: it knows 64 x 64 pixels, 4 x 4 patches a frame. Now it meets 96 x 96, 6 x 6
 # patches.
 #
-# Where are they? **Extrapolated** positions count on, 0 to 5: neighbours stay as far apart as they were, the far
-# end is new. **Interpolated** ones are squeezed into 0 to 4: nothing is new, but neighbours are closer (notebook
-# 06). The published programs differ: one extrapolates, the other interpolates.
+# Where are they? **Extrapolated** positions count on, 0 to 5: neighbours stay as far apart as they were, but the far
+# end is new. **Interpolated** ones are squeezed into 0 to 4: nothing is new, but neighbours are closer (notebook 06).
+# The published programs differ: one extrapolates, the other interpolates.
 #
 # **Prediction 10.3.** Before any step at the new size: with which positions does the toy have the lower loss?
 
@@ -298,8 +299,8 @@ axis.legend(fontsize=8)
 show_figure(figure, "Loss at 96 x 96 over six training steps, with extrapolated and with interpolated positions.")
 
 # %% [markdown]
-# A handful of steps on eight clips, and a good part of the gap to the old size is closed. So the seam costs little:
-# what was learned at the small size is still there, and only has to be used at new places. Which positions begin lower
+# Six steps on eight clips close two fifths or more of the gap to the old size. So training does not begin anew at a
+# seam: what was learned at the small size is still there, and has to be used at new places. Which positions begin lower
 # says nothing general. The toy knows four rows of patches; a model that knows thirty has other distances to get used
 # to. (In the race of 300 seconds the interpolated ones did better. It was one seed.)
 #
@@ -326,9 +327,9 @@ show_source(stage_of)
 # %% [markdown]
 # ### Exercise 10.3: copy_of_run (difficulty 2 of 3, 20 minutes)
 #
-# Months of training are killed now and then, and a seam is a favourite place to begin again. Here is a training in
-# small. Fill `fresh`, a run that has just begun, with the state of `run`, so that both go on with the same bits. `run`
-# goes on, too, so share nothing with it.
+# A training run of months is killed now and then, and a seam is a natural place to restart it. Here is one in
+# miniature. Fill `fresh`, a run that has just begun, with the state of `run`, so that both go on in exactly the same
+# way, bit for bit. `run` goes on, too, so the two must share no tensor.
 
 # %%
 show_source(SmallRun)
@@ -389,14 +390,14 @@ show_figure(figure, "How far copies of a run drift from it where a piece of the 
                     "axis. Where nothing is forgotten, the difference is exactly 0 and cannot be drawn.")
 
 # %% [markdown]
-# None of the four looks like an error: every copy goes on training silently. Only the comparison bit by bit tells.
-# A forgotten average heals with time, as new weights replace old ones in it. A forgotten number of the step does not
-# heal here: the schedule begins anew.
+# None of the four looks like an error: every copy goes on training silently. Only a comparison bit by bit tells. A
+# forgotten average heals with time, as new weights replace old ones in it. A forgotten number of the step does not heal
+# here: the schedule begins anew.
 #
 # ## 5. The best fifth
 #
 # The last published stage trains on the best 20 % of the data. How the authors ranked their clips is not published. So
-# first we need scores. Here are 48 films: good ones, some more or less out of focus, frozen ones and black ones.
+# first we need scores. Here are 48 films: some are good, others more or less out of focus, frozen, or black.
 
 # %% tags=["nbval-ignore-output"]
 def defocused(film, sigma):
@@ -482,8 +483,8 @@ explore_figure(chosen_by, threshold=torch.linspace(min(scores), max(scores), 25)
 #
 # ### Exercise 10.5: top_share (difficulty 1 of 3, 10 minutes)
 #
-# Without any threshold: the numbers of the best share of the clips, in the order of the data; of equal scores the
-# first. At least one.
+# Now without a threshold. Return the numbers of the best clips, in ascending order: the share of all clips that is
+# asked for, rounded, but at least one clip. Of equal scores, take the first.
 
 # %% tags=["nbval-ignore-output"]
 def top_share(scores, share):
@@ -497,7 +498,7 @@ def top_share(scores, share):
 top_share = check("10.5", top_share)
 by_sharpness = top_share(scores, 0.2)
 package = best_of([{"sharpness": s, "motion": m} for s, m in zip(scores, moving)], 0.2)
-for name, best in (("by your sharpness", by_sharpness), ("the package's, sharpness and motion", package)):
+for name, best in (("by your sharpness", by_sharpness), ("by the package, from sharpness and motion", package)):
     print(f"the best fifth {name}: " + ", ".join(f"{sum(kinds[i] == kind for i in best)} {kind}" for kind in
                                                  ("good", "out of focus", "frozen", "black")))
 show_source(best_of)
@@ -510,14 +511,15 @@ show_source(best_of)
 for name in ("progressive, then all clips", "progressive, then the best fifth"):
     curve = by_name[name]
     low, high = wilson(curve.adherence["all"], curve.measured)
-    print(f"{name:33s} sharpness {curve.sharpness:.3f} of true sharp clips; captions obeyed "
+    print(f"{name:33s} sharpness {curve.sharpness:.3f} times that of sharp clips; captions obeyed "
           f"{curve.adherence['all']:.1%} ({low:.1%} to {high:.1%})")
 limits = by_name["progressive"].references
 print(f"after a round trip through the VAE, sharp clips have {limits['sharp, through the VAE']['sharpness']:.3f}, "
       f"blurred ones {limits['blurred, through the VAE']['sharpness']:.3f}")
 
 # %% [markdown]
-# Sharper, and slightly less obedient: just what the paper reports of its last stage. But look at the two intervals.
+# Sharper, and slightly less obedient: just what the paper reports of its last stage. But it is one run each, and look
+# at the two intervals.
 #
 # ### Exercise 10.6: captions_needed (difficulty 3 of 3, 20 minutes)
 #
@@ -545,8 +547,8 @@ for one, other in (("progressive, then all clips", "progressive, then the best f
 #
 # ## 6. At full size
 #
-# The paper's Table 5, stage by stage. We count the work of the 5B for a step, `flops` three times for forward and back,
-# as if every clip were as long as its stage allows, and a batch counted clips.
+# The paper's Table 5, stage by stage. We count the work of the 5B for a step as three times `flops`, for the forward
+# and the backward pass, as if every clip were as long as its stage allows and the batch size counted clips.
 #
 # **Prediction 10.4.** The first stage is more than half of all *steps*, and its batches are the largest. Which share of
 # all the *work* is it?
@@ -569,8 +571,8 @@ share = work["1"] / sum(work.values())
 outcome("10.4", "less than a third" if share < 0.34 else "more than two thirds" if share > 0.66 else "about half")
 
 # %% [markdown]
-# Three quarters of all clips are seen as thumbnails, for a small part of the work. (A real mixture has shorter clips;
-# the order of things stays.)
+# Three quarters of all clips are seen as thumbnails, for a fifth of the work. (A real mixture has shorter clips, too,
+# so its shares differ.)
 #
 # ## What you can now explain
 #

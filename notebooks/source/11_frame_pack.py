@@ -104,7 +104,7 @@ for name, grid, (words, video) in zip(sizes, grids, words_and_video):
 
 # %% [markdown]
 # Now put the three end to end: words, video, words, video, words, video. Most of the network does not notice. A linear
-# layer, a norm, or a feed-forward treats every token by itself. (The modulation depends on the timestep, so each
+# layer, a norm, or a feed-forward layer treats every token by itself. (The modulation depends on the timestep, so each
 # token gets that of its clip.) Only attention makes tokens meet. It needs a mask.
 #
 # ### Exercise 11.1: pack_mask (difficulty 1 of 3, 10 minutes)
@@ -186,11 +186,11 @@ outcome("11.1", "each what its caption says" if all(obeyed) else "nearly the sam
 # twin in the other film. Neither knows *which film* it is of. So the network takes the row for one clip with two
 # captions and every patch twice, and paints the mean of both.
 #
-# Linear layers could not do this; each of them still sees one token at a time. Attention alone mixes, so the mask
-# alone keeps films apart. What comes through which gap in it? We take twelve films in pairs, and open one gap at a
+# Linear layers could not do this; each of them still sees one token at a time. Only attention mixes tokens, so only the
+# mask keeps films apart. What does each gap in it let through? We take twelve films in pairs, and open one gap at a
 # time.
 #
-# **Prediction 11.2.** One gap is open at a time: which of the three leaves most films right?
+# **Prediction 11.2.** One gap is open at a time: which of the three leaves the most films right?
 
 # %%
 predict("11.2", "video sees the other caption's words", "video sees the other film's patches",
@@ -231,8 +231,8 @@ outcome("11.2", best if low > 0 else "twelve films cannot tell")
 # %% [markdown]
 # A patch that sees the other caption follows both, and one that sees the other film mixes with it. The third gap is
 # narrow: there no patch ever sees anything of the other film. But in every block the words see each other, and their
-# own patches see *them*. What captions tell each other still reaches the picture. (Twelve films are few; look at the
-# intervals.) So captions must be kept apart as well as films.
+# own patches see *them*. What captions tell each other still reaches the picture. So captions, too, should be kept
+# apart. (Twelve films are few: the intervals of 11 and of 6 right overlap.)
 #
 # ## 3. Where is a token?
 #
@@ -274,11 +274,11 @@ assert gap < 1e-4
 show_source(pack_layout)
 
 # %% [markdown]
-# What if somebody counts on, so that the second film has the frames 5 to 9? Under the mask its tokens still
-# meet nobody but themselves, and a rotation tells two tokens only how far apart they are.
+# What if the count simply goes on, so that the second film has the frames 5 to 9? Under the mask its tokens still meet
+# nobody but themselves, and a rotation tells two tokens only how far apart they are.
 #
-# **Prediction 11.3.** The second film's frames are counted on from 5: how far does the network's answer change, as a
-# share of the answer?
+# **Prediction 11.3.** The second film's frames are counted from 5: how far does the network's answer change, as a share
+# of the answer?
 
 # %%
 predict("11.3", "not at all (rounding)", "by less than a tenth", "by more than a tenth")
@@ -303,7 +303,7 @@ for shift in ((5, 0, 0), (50, 0, 0), (0, 4, 0), (0, 0, 4)):
     print(f"second film {shift[0]:2d} frames, {shift[1]} rows, {shift[2]} columns on: its answer changes by "
           f"{second:.1%}, the first film's by {first:.1%}")
 with_words = changes((5, 0, 0), words_too=True)[1]
-print(f"5 frames on, and its words with it: {with_words:.0e}")
+print(f"5 frames on, and its words with it: its answer changes by {with_words:.0e}")
 assert with_words < 1e-3 < changes((5, 0, 0))[1]
 change = changes((5, 0, 0))[1]
 outcome("11.3", "not at all (rounding)" if change < 1e-3 else "by less than a tenth" if change < 0.1 else
@@ -371,7 +371,8 @@ with torch.enable_grad():
         answer = pipe.transformer(x[None], t, text[None])
         separate += gradients(diffusion_loss(answer, clip[None], noise[None], t, pipe.schedule))
 print(f"losses of the three clips: {[round(loss, 3) for loss in of_pack.tolist()]}")
-print(f"{len(summed):,} gradients, of the two ways {(summed - separate).norm() / separate.norm():.0e} apart (relative)")
+print(f"{len(summed):,} gradients; the two ways differ by {(summed - separate).norm() / separate.norm():.0e} "
+      "(relative)")
 assert (summed - separate).norm() < 1e-3 * separate.norm()
 
 # %% [markdown]
@@ -410,8 +411,8 @@ for fixed in LENGTHS:
 # Three ways keep everything. **Padding**: a batch is as long as its longest clip, and the rest is filled up.
 # **Buckets**: a batch has clips of one size. **Packs**: a sequence is filled with whole clips, whatever they are.
 #
-# The clips of real data do not wait in a list; they come in an endless line. So a packing sees only the first few.
-# (In notebook 01 you packed a collection that lay before you.)
+# The clips of real data do not wait in a list; they come in an endless line. So whoever packs them sees only the first
+# few. (In notebook 01 you packed a collection that lay before you.)
 #
 # ### Exercise 11.4: pack_line (difficulty 3 of 3, 25 minutes)
 #
@@ -482,8 +483,8 @@ for axis, (name, batches) in zip(axes[0], ways.items()):
 for kind, colour in {**colour_of, "padding": "#dddddd"}.items():
     axes[0, 0].barh(0, 0, color=colour, label=kind)
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
-show_figure(figure, "Twelve sequences of each way as bars of clips. With padding, grey behind every shorter clip; with "
-                    "buckets, clips of one size in a row; with packs, mixed clips and hardly a gap.")
+show_figure(figure, "Twelve sequences from each way, as bars of clips. With padding, grey behind every shorter clip; "
+                    "with buckets, clips of one size in a row; with packs, mixed clips and hardly a gap.")
 for name, batches in ways.items():
     print(f"{name}: {len(batches)} sequences of {ROOM:,} tokens, {share[name]:.1%} useful")
 assert share["padding"] < share["buckets"] < share["packs"]
@@ -524,13 +525,13 @@ for name in ways:
     print(f"{name:8s} {rate[name]:6.0f} useful tokens a second, {rate[name] / rate['packs']:.2f} times those of packs")
 
 # %% [markdown]
-# Full is not the same as fast. Padding computes on nothing, and loses. But a bucket is one large, regular computation,
-# while a pack cuts its row into many small attentions: on CPUs we have measured buckets 1.1 to 1.4 times as fast as
-# packs (`python -m benchmarks.packing` takes more care). On a GPU, one kernel can attend to the whole pack; we have not
-# measured that. Packs have another advantage: in a bucket's step all clips have one size, and a rare size waits long
-# for company.
+# Full is not the same as fast. Padding computes on nothing, and is the slowest here. But a bucket is one large, regular
+# computation, while a pack cuts its row into many small attentions: on CPUs we have measured buckets 1.1 to 1.4 times
+# as fast as packs (`python -m benchmarks.packing` takes more care). On a GPU, one kernel can attend to the whole pack;
+# we have not measured that. Packs have another advantage: in a bucket's step all clips have one size, and a rare size
+# waits long for company.
 #
-# Turn two numbers: how many clips wait, and how much room a sequence has.
+# Two numbers to try: how many clips wait, and how much room a sequence has.
 
 # %%
 explore_packs(tokens, [640, 1024, 2048, 4096], kinds)
@@ -541,14 +542,14 @@ show_source(packs_in_order)
 
 # %% [markdown]
 # A few dozen waiting clips are enough. With more room a pack has more clips, and the gap at its end matters less. The
-# package takes clips in order of arrival until one does not fit, and only then looks for the best fit: so packs are
-# made up as the data is.
+# package takes clips in order of arrival until one does not fit, and only then looks for the best fit: so packs have
+# nearly the mixture of the data.
 #
 # ## 6. What a photograph weighs
 #
 # A training step adds up what its clips say. If the loss is the mean over *all numbers* of the pack, a film of 21
-# latent frames speaks 21 times as loudly as a photograph. If each pack takes the mean over *its* clips, a clip in small
-# company counts for more. So the packing would decide what is learned.
+# latent frames speaks 21 times as loudly as a photograph. If each pack takes the mean over *its* clips, a clip with few
+# others in its pack counts for more. So the packing would decide what is learned.
 #
 # ### Exercise 11.5: pack_loss (difficulty 2 of 3, 10 minutes)
 #
@@ -622,8 +623,8 @@ assert by_clip > by_number + 0.1
 outcome("11.4", "less than 40 %" if by_clip < 0.4 else "40 to 60 %" if by_clip <= 0.6 else "more than 60 %")
 
 # %% [markdown]
-# The weighting decides how loudly photographs speak. And if each clip counts the same, they do not get the half that
-# they are of the clips, but far more. Two reasons may be at work: a mean over 16 patches fluctuates more than one over
+# The weighting decides how loudly photographs speak. And if each clip counts the same, they get far more than one half,
+# which is their share of the clips. Two reasons may be at work: a mean over 16 patches fluctuates more than one over
 # 80, so the gradient of a photograph is longer; and this toy last trained on films alone, so photographs still have
 # something to teach it. To count each clip once is a choice about the *data*. What the network makes of it must be
 # measured.
@@ -677,8 +678,8 @@ print(f"attention's share of a block's work: {pairs / (pairs + 6 * d * n):.0%} w
 # <details><summary>2. What do fixed lengths, padding, buckets and packs each cost?</summary>
 #
 # A fixed length loses the short clips and the ends of the long ones. Padding keeps them and computes on nothing.
-# Buckets compute on clips alone, but a step sees one size, and there must be enough clips of each. Packs are
-# nearly full and mixed as the data is; they need a mask, positions and a loss of their own.
+# Buckets compute on clips alone, but a step sees one size, and there must be enough clips of each. Packs are nearly
+# full, with nearly the mixture of the data; they need a mask, positions and a loss of their own.
 # </details>
 #
 # <details><summary>3. Why must the loss not be a mean over all numbers of a pack?</summary>

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Uniform sampling and many ranks
 #
-# **Two trainings of the same model, on the same clips, with the same noise. One loss curve jumps more than the other.
-# Which model is better?**
+# **Two training runs of the same model, on the same clips, with the same noise. One loss curve jumps more than the
+# other. Which model is better?**
 
 # %% tags=["nbval-ignore-output"]
 import hashlib
@@ -74,10 +74,10 @@ show_clip(film, "Two loss curves grow from left to right and fall; the black lin
                 "Curve A, above, jumps further from its mean than curve B, below.", fps=4, num_frames=3)
 
 # %% [markdown]
-# The two differ in one thing. In every step training A drew a timestep for each clip as it came. Training B divided
-# the timesteps into as many equal parts as there are clips and drew one from each. The paper does the second over its
-# many GPUs, calls it **explicit uniform sampling**, and reports a more stable loss curve. (The noise in the titles
-# is a standard deviation, estimated from the jumps between neighbouring steps.)
+# The two differ in one thing. In every step run A drew a timestep for each clip independently. Run B divided the
+# timesteps into as many equal parts as there are clips and drew one from each. The paper does the second over its many
+# GPUs, calls it **explicit uniform sampling**, and reports a more stable loss curve. (The noise in the titles is a
+# standard deviation, estimated from the jumps between neighbouring steps.)
 #
 # You will work out what a calm curve is worth, write the ring in which GPUs average their gradients, start real ranks
 # from this notebook, kill one of them, and cut a model into shards. Afterwards you can explain what is and what is
@@ -136,13 +136,12 @@ print("mean by fifths of the timesteps:", "  ".join(f"{part.mean():.3f}" for par
 #
 # ### Exercise 12.1: a rank's interval (difficulty 1 of 3, 8 minutes)
 #
-# Which timesteps of 0 .. T-1 are a rank's? All of them belong to somebody, none to two, also where the number of ranks
-# does not divide $T$. Ranks are counted from 0. `hint("12.1")` gives one more hint each time, `solution("12.1")` a
-# solution.
+# Which timesteps of 0 .. T-1 are a rank's? Each belongs to exactly one rank, even where the number of ranks does not
+# divide $T$. Ranks are counted from 0. `hint("12.1")` gives one more hint each time, `solution("12.1")` a solution.
 
 # %%
 def interval(rank, ranks, T):
-    """Its first timestep, and the first one that is not its any more: two whole numbers."""
+    """The rank's first timestep, and the first one beyond its last: two whole numbers."""
     ### BEGIN SOLUTION
     return rank * T // ranks, (rank + 1) * T // ranks
     ### END SOLUTION
@@ -154,10 +153,9 @@ print("7 ranks:", ", ".join(f"{first} to {end - 1}" for first, end in pairs))
 show_source(rank_interval)
 
 # %% [markdown]
-# The released code differs from the paper. Its intervals must divide 1,000 evenly, so with 12 ranks there are four
-# intervals, each of three ranks (`grouping="v1.0"`). Its later version switches the whole thing off for eight ranks or
-# fewer. On one device you can do the same over the batch, one part for each clip: that was exercise 4.6, and it is
-# training B.
+# The released code differs from the paper. Its number of intervals must divide 1,000, so 12 ranks have four intervals,
+# three ranks to each (`grouping="v1.0"`). Its later version switches the whole thing off for eight ranks or fewer. On
+# one device you can do the same over the batch, one part for each clip: that was exercise 4.6, and it is run B.
 #
 # ## 2. What is a calm curve worth?
 #
@@ -168,9 +166,9 @@ show_source(rank_interval)
 # ### Exercise 12.2: find out what parts are worth (difficulty 2 of 3, 15 minutes)
 #
 # You get timesteps $t$, and for each a row of $k$ numbers (a loss is one number, a gradient has many). Return how many
-# times larger an independent batch must be to have as little noise as one with equally many draws from each part. Noise
-# of a row is the sum of the variances of its numbers. Take care: this must say 1, and not more, of values with which
-# $t$ has nothing to do.
+# times larger an independent batch must be to have as little noise as one with equally many draws from each part. The
+# noise of a row is the sum of the variances of its numbers. Take care: for values that do not depend on $t$ the answer
+# must be 1, and not more.
 
 # %%
 def worth(t, values, parts, T=1000):
@@ -190,8 +188,8 @@ for parts in (1, 2, 8, 32):
 assert worth(t_of, losses[:, None], 32) > worth(t_of, losses[:, None], 2) and worth(t_of, losses[:, None], 32) > 1.5
 
 # %% [markdown]
-# Turn it. On the left, one batch of 64 clips: each part of the timesteps gives equally many. On the right, the mean
-# loss of 4,000 such batches.
+# Move the slider. On the left, one batch of 64 clips, equally many from each part of the timesteps. On the right, the
+# mean loss of 4,000 such batches.
 
 # %% tags=["nbval-ignore-output"]
 def mean_losses(parts, seed=1):
@@ -231,7 +229,7 @@ assert spread[32] < spread[8] < alone
 # model does not learn from its loss. It learns from the gradient.
 #
 # **Prediction 12.1.** For the gradient of the last matrix, with 32 parts: how much larger must an independent batch be
-# to be as little noisy?
+# to have as little noise?
 
 # %%
 predict("12.1", "about as much as for the loss, or more", "about half of that", "by less than a tenth")
@@ -311,8 +309,8 @@ losses_at(model, *(torch.cat(pair) for pair in both)).mean().backward()  # one p
 alone, size = model.proj_out.weight.grad, model.proj_out.weight.grad.abs().max()
 for rank, answer in enumerate(answers):
     own, averaged = (torch.tensor(answer[name]) for name in ("own", "averaged"))
-    print(f"rank {rank}: its own gradient is {(own - alone).abs().max() / size:.0%} from that of one process with all "
-          f"clips (largest difference); the averaged one {(averaged - alone).abs().max() / size:.0e}")
+    print(f"rank {rank}: its own gradient differs by {(own - alone).abs().max() / size:.0%} from that of one process "
+          f"with all clips (largest difference); the averaged one by {(averaged - alone).abs().max() / size:.0e}")
     assert (averaged - alone).abs().max() < 1e-3 * size < (own - alone).abs().max()
 
 # %% [markdown]
@@ -365,15 +363,15 @@ for n, share in shares.items():
 assert all(abs(share - 2 * (n - 1) / n) < 1e-9 for n, share in shares.items())
 
 # %% [markdown]
-# With more ranks each rank sends hardly more: never more than twice the gradient. So it does not
-# keep anybody from adding more GPUs.
+# With more ranks each rank sends hardly more: never more than twice the gradient. So the amount to send is no reason
+# against more GPUs.
 #
 # A large batch can also be had without more GPUs, one part after the other: **gradient accumulation**.
 #
 # ### Exercise 12.4: accumulate (difficulty 2 of 3, 10 minutes)
 #
 # Give the gradient of the mean loss of all clips, where a forward pass has room for `most` of them. `losses_of(weights,
-# part)` gives the loss of each clip in a part. The last part may be smaller, and the function may be called twice.
+# part)` gives the loss of each clip in a part. The last part may be smaller, and `accumulate` may be called twice.
 
 # %%
 def accumulate(losses_of, weights, clips, most):
@@ -397,10 +395,10 @@ assert torch.allclose(by_parts, -2 * target.mean(dim=0), atol=1e-5)
 # %% [markdown]
 # ## 4. Smoother is not better
 #
-# Now three trainings of the small model on two ranks. In the first each rank draws from all timesteps; in the second
-# from its own interval; the third is the second with one line forgotten: gradients are *not averaged*, and the two
-# ranks drift apart without anybody noticing. What is logged is the mean loss of both ranks. At the end we measure 32
-# other clips, all at timestep 100, then all at 300, and so on, as in the paper's Table 9.
+# Now three training runs of the small model on two ranks. In the first each rank draws from all timesteps; in the
+# second from its own interval; the third is the second with one line forgotten: gradients are *not averaged*, and the
+# two ranks drift apart without anybody noticing. What is logged is the mean loss of both ranks. At the end we measure
+# 32 other clips, all at timestep 100, then all at 300, and so on, as in the paper's Table 9.
 #
 # **Prediction 12.2.** How does the training loss of the third run end, compared with that of the second, which saw
 # the same clips and timesteps?
@@ -479,10 +477,10 @@ assert at[WAYS[2]][4] > 1.5 * at[WAYS[1]][4] and change < 0.02
 
 # %% [markdown]
 # The training loss of the broken run gives no sign that anything is wrong. Each of its models has only ever seen its
-# own half of the timesteps, becomes a specialist for it, and is measured there. On the other half it is of no use. A
-# training loss is measured where the training looks. If you change where it looks, the curve changes, even with the
-# same weights. (Compare the first two runs as well: whose curve is calmer, whose validation loss lower? One run each
-# says little; section 8 has seeds.)
+# own half of the timesteps, becomes a specialist for it, and is measured there. On the other half it is far worse. A
+# training loss is measured at the timesteps that the run draws. If you change how they are drawn, the curve changes,
+# even with the same weights. (Do not expect the second curve to be calmer than the first: two parts remove only a
+# little of the noise, as section 2 printed, and one run each says little. Section 8 has seeds.)
 #
 # So the yardstick must not depend on the sampling: the same clips, the same noise, the *same timesteps* for all.
 #
@@ -521,10 +519,10 @@ outcome("12.3", "the same bits" if same else "equal up to rounding" if close els
 assert again[0]["began"] in (20, 40) and same
 
 # %% [markdown]
-# What must be in the state? The weights, and the optimizer's averages. No random state, if every step's chance is
-# seeded by the step's number; otherwise that, too, on every rank. And the file must be whole: it is written under
-# another name and renamed at the end, so that a rank that dies while writing leaves the one before. `minicogvx train`
-# does the same, and can go on with another number of ranks.
+# What must be in the state? The weights, and the optimizer's averages. The random state is not needed if each step
+# seeds its random numbers with its own number; otherwise it belongs to the state, too, on every rank. And the file must
+# be whole: it is written under another name and renamed at the end, so that a rank that dies while writing leaves the
+# one before. `minicogvx train` does the same, and can go on with another number of ranks.
 #
 # ## 6. Shards
 #
@@ -535,7 +533,8 @@ assert again[0]["began"] in (20, 40) and same
 #
 # ### Exercise 12.5: memory of a GPU (difficulty 2 of 3, 10 minutes)
 #
-# Bytes at the peak of a step. `block` counts the parameters of one of `blocks` blocks, `rest` those outside of blocks.
+# Return the bytes that a GPU holds at the peak of a step. `block` counts the parameters of one of `blocks` blocks,
+# `rest` those outside of blocks.
 #
 # - `"replicate"`: as above, for all parameters.
 # - `"fsdp"`: weights, gradient and averages are cut. In addition, in 16 bits: `rest`, the weights of *two* blocks (this
@@ -564,7 +563,7 @@ memory_a_gpu = check("12.5", memory_a_gpu)
 #
 # Sharding divides the weights, not the activations. But a clip of 768 x 1360 has 45,000 tokens or more, and there may
 # be no GPU that can hold their activations. Then several ranks share *one clip*: each holds some of the tokens. Norms
-# and linear layers do not mind, they treat every token by itself. Attention does mind: every token must see all others.
+# and linear layers treat every token by itself, so they do not mind. Attention does: every token must see all others.
 #
 # But attention treats every *head* by itself. So before attention the ranks exchange: each gives away its tokens of
 # the other heads, and gets the others' tokens of its own heads. After it they exchange back. This is
@@ -678,7 +677,7 @@ for place, t in enumerate(at_t):
           f"the paper's {without}, {with_it - without:+.3f}")
 means = {name: [statistics.fmean(curve.at.values()) for curve in curves] for name, curves in runs.items()}
 gain = gain_of_pairs(means["stratified"], means["uniform"])
-print(f"mean of the five: stratified less uniform {gain.said(4)}; the paper's, one training each, "
+print(f"mean of the five: stratified less uniform {gain.said(4)}; the paper's, one run each, "
       f"{statistics.fmean(paper['stratified']) - statistics.fmean(paper['uniform']):+.4f}")
 
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
@@ -704,13 +703,14 @@ outcome("12.4", {"lower": "yes, lower with stratified timesteps", "higher": "no,
 assert calmer.verdict == "lower" and min(low[1:4]) > -2.2 and gain.verdict == "cannot be told"
 
 # %% [markdown]
-# The curve is calmer, as it must be. The models are not told apart: every interval contains zero. In the middle, at
-# 300 to 700, the intervals are narrow enough to exclude gains as large as the paper's, for this small model after 300
-# steps. It is far from trained, though; the paper's had 40,000 steps. But that was one training each, without seeds.
-# Section 2 suggests why we see nothing: there is hardly any noise of the gradient to remove.
+# The curve is calmer, as it must be. The models cannot be told apart: every interval contains zero. In per cent (the
+# figure on the right), the intervals at 100 to 700 exclude gains as large as the paper's, for this small model after
+# 300 steps; the one at 900 is too wide. It is far from trained, though; the paper's had 40,000 steps. But that was one
+# run each, without other seeds. Section 2 suggests why we see nothing: there is hardly any noise of the gradient to
+# remove.
 #
 # What is sure: it costs nothing, it is unbiased, and a calm curve shows sooner that something is wrong. That is a good
-# reason to use it. It is no evidence for a better model.
+# reason to use it. It is not evidence of a better model.
 #
 # ## 9. At full size
 #
@@ -733,8 +733,9 @@ for name in ("2b", "5b"):
         assert all(abs(mine[how] / counted[how].total - 1) < 0.01 for how in mine)
 
 # %% [markdown]
-# Replicated, the 5B fits on no GPU of 80 GB; in shards it does from a few GPUs on. With many GPUs only activations and
-# the gathered blocks are left. They do not shrink with more data parallelism, but with sequence parallelism.
+# Replicated, the 5B does not fit on a GPU of 80 GB; in shards on 8 GPUs it takes a fifth of that memory on each. With
+# many GPUs only activations and the gathered blocks are left. More data parallelism does not shrink them; sequence
+# parallelism does.
 #
 # ## What you can now explain
 #
@@ -749,7 +750,7 @@ for name in ("2b", "5b"):
 # <details><summary>2. How do you compare two ways to draw timesteps?</summary>
 #
 # By something that does not draw: a loss on validation clips with fixed noise at fixed timesteps, over several seeds,
-# in pairs. Training losses are measured where each training looks.
+# in pairs. A training loss is measured at the timesteps that its own run draws.
 # </details>
 #
 # <details><summary>3. What do ranks send each other?</summary>

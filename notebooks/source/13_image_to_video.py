@@ -55,14 +55,14 @@ compare_clips({"the true clip": true[SHOWN], "nine true frames, then the toy": o
               "it jumps and loses its form.", pipe.fps, num_frames=5)
 
 # %% [markdown]
-# The toy knows only captions. Still it can be made to begin with given frames, by a trick that needs no training. You
+# The toy knows only captions. Still, it can be made to begin with given frames, by a trick that needs no training. You
 # will write the trick and count how often it works. Then you build what CogVideoX does: the picture gets channels of
 # its own. You will also change a film with a new caption, and continue one for as long as you like.
 #
-# Afterwards you can explain when a given frame is heard, how a trained model gets new inputs without being spoiled,
-# and what a *strength* of 0.6 keeps of a film. It takes about 90 minutes, exercises included.
-# It covers appendix D of the [paper](https://arxiv.org/abs/2408.06072). (Notation: the box in
-# [notebook 01](01_video_tensors.ipynb).)
+# Afterwards you can explain from which step on the network uses given frames, how a trained model gets new inputs
+# without being spoiled, and what a *strength* of 0.6 keeps of a film. It takes about 90 minutes, exercises included. It
+# covers appendix D of the [paper](https://arxiv.org/abs/2408.06072). (Notation: the box in [notebook
+# 01](01_video_tensors.ipynb).)
 #
 # ## 1. Put it back
 #
@@ -113,7 +113,7 @@ clean = encoded(true)  # b c t h w
 noise = draw_noise(tuple(clean.shape), torch.Generator().manual_seed(0), clean.dtype, device)
 package = FirstFramesPutBack(noise, clean[:, :, :3], pipe.schedule).before(noise, 500)
 gap = (put_back(noise, clean[:, :, :3], noise, pipe.schedule.alpha_bar(500)) - package).abs().max().item()
-print(f"yours and the package's differ by at most {gap:.0e}")
+print(f"yours and the package's differ by at most {gap:.0e}, in {str(clean.dtype)[6:]}")
 assert gap < 0.05
 show_source(FirstFramesPutBack)
 
@@ -123,8 +123,8 @@ show_source(FirstFramesPutBack)
 # Twelve films, each of one shape that moves in a straight line. We give the first 1, 5 or 9 frames. From nine frames
 # you could draw the rest yourself: colour, shape, background and motion are all there.
 #
-# **Prediction 13.1.** With nine of seventeen frames pinned, how many of the twelve films does the oracle read as it
-# reads the true film, in everything?
+# **Prediction 13.1.** With nine of seventeen frames pinned, in how many of the twelve films does the oracle read
+# everything as in the true film: colour, shape, motion and background?
 
 # %%
 predict("13.1", "at most 4", "5 to 8", "9 or more")
@@ -169,12 +169,12 @@ assert right <= 6
 outcome("13.1", "at most 4" if right <= 4 else "5 to 8" if right <= 8 else "9 or more")
 
 # %% [markdown]
-# Hardly any. The given half is perfect, of course: we put it there. But the other half does not listen. Objects change
-# colour or shape in mid-clip, or jump. (Most colours count as right because the oracle goes by most frames, and more
-# than half are ours.)
+# Hardly any. The given half is perfect, of course: we put it there. But the other half does not follow it. Objects
+# change colour or shape in mid-clip, or jump. (Most colours count as right because the oracle goes by most frames, and
+# more than half of them are given.)
 #
 # Why? Ask what the network *sees*: the pinned frames are as noisy as all others. From what step on can it know what is
-# pinned? We noise a film, exchange its first nine frames for those of another film, and measure by how much the
+# pinned? We add noise to a film, exchange its first nine frames for those of another film, and measure by how much the
 # network's guess of the *later* frames changes, relative to how far the two films are apart.
 #
 # **Prediction 13.2.** At the very first step, t = 999, by how much does the guess of the later frames change when other
@@ -298,14 +298,14 @@ show_source(widen_for_image)
 
 # %% [markdown]
 # The new weights do nothing, but they do not stay zero: their gradient does not depend on their value, only on the
-# picture and on what the rest of the network would like to know. (LoRA starts its second matrix at zero for the same
-# reason.)
+# picture and on what the backward pass brings back from the rest of the network. (LoRA starts its second matrix at zero
+# for the same reason.)
 #
 # ## 4. The same films, heard
 #
-# We trained the toy so (`python -m minicogvx.training.prefix_model`, with one departure: the channels hold the first
-# *one, two or three* latent frames, drawn anew for each batch). Only the patches, the attention and the last layer
-# learned. What is shipped is the difference from the toy, rounded to 8 bits.
+# We trained the toy in this way (`python -m minicogvx.training.prefix_model`), with one departure: the channels hold
+# the first *one, two or three* latent frames, drawn anew for each batch. Only the patches, the attention and the last
+# layer learned. What is shipped is the difference from the toy, rounded to 8 bits.
 
 # %% tags=["nbval-ignore-output"]
 model = minicogvx.load("toy-prefix", device)
@@ -356,12 +356,13 @@ compare_clips({"the true clip": true[shown], "nine frames pinned": made_by_pinni
               "Three clips: the true one; pinned, the object changes; on channels it goes on.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# From nine frames the trained model continues many more films; all, it does not: it learned for a quarter of an hour.
-# From a single frame it continues few, and that is no fault. Look at the row of properties: colour, shape and
-# background are in the picture. The motion is not. Nobody could know it; that is what the caption is for.
+# From nine frames the trained model continues more films, but not all: it learned for a quarter of an hour. (With
+# twelve films the interval is wide.) From a single frame it continues few, and that is no fault. Look at the row of
+# properties: colour, shape and background are in the picture. The motion is not. Nobody could know it; that is what the
+# caption is for.
 #
 # And look at pinning *with* a caption: it nearly works. Words are heard in the first step. If they say what the pinned
-# frames will say, the draft and the pinned frames never disagree. So pinning is no bad trick where a caption describes
+# frames will say, the draft and the pinned frames hardly disagree. So pinning is no bad trick where a caption describes
 # everything, as in our small world. Captions of real films rarely do.
 #
 # And the first step?
@@ -387,9 +388,9 @@ assert heard_by_model[0] > 10 * max(heard_by_pinning[0], 0.01)
 # (Towards the left both curves fall: there the later frames themselves are visible.)
 #
 # One thing we took on trust: the noise on the picture. People who fine-tune such models report clips that hardly move,
-# and suspect that there was too little of it. So this model was fine-tuned further, twice for each of two seeds:
-# with the published noise and without any (`python -m minicogvx.ablation.picture_noise`). Both continued the first
-# frames of 48 clips that move: clean ones with a caption, then with grain on the picture, then clean ones without a
+# and suspect that there was too little of it. So this model was fine-tuned further, twice for each of two seeds: with
+# the published noise and without any (`python -m minicogvx.ablation.picture_noise`). Each continued the first frame of
+# each of 48 clips that move: clean ones with a caption, then with grain on the picture, then clean ones without a
 # caption.
 
 # %%
@@ -474,7 +475,8 @@ outcome("13.3", "the orange star moves right" if end == ("orange", "star") else
 # If you expected the picture to be safe in frame 0: it is not put back any more. It is a hint on extra channels, to a
 # network that had followed words long before, and in training the two never disagreed. And guidance takes sides. Both
 # of its answers, with and without the caption, are given the picture; the words go to one of them. So guidance
-# amplifies words, never the picture. The lesson: a caption for a picture should describe that picture.
+# amplifies words, never the picture. (Here the words win even with guidance 1, which amplifies nothing.) The lesson: a
+# caption for a picture should describe that picture.
 #
 # ## 6. How much of a film to forget
 #
@@ -504,7 +506,7 @@ show_source(NoisedVideo)
 
 # %% [markdown]
 # Twelve films, and for each a caption that differs from it in *everything*: colour, shape, motion, background. We raise
-# the strength and look what has become as the new caption says.
+# the strength and count which properties have become what the new caption says.
 #
 # **Prediction 13.4.** Which property is the *last* to change, the one that needs the most noise?
 
@@ -550,11 +552,12 @@ assert total["shape"] > total["motion"]
 outcome("13.4", f"the {last}")
 
 # %% [markdown]
-# Films are made from coarse to fine, and this is the same order, seen from behind. An outline is fine detail: a little
-# noise hides it, and the steps that draw it are the last ones, which even a weak strength takes. A motion is coarse: it
-# says where the object is in *every* frame. It shows through a lot of noise, and each step finds the object still
-# there, and leaves it. To lose it, the film has to go back almost to the beginning. (The background fits this less
-# well: nothing is coarser, and yet it follows before colour and motion.)
+# Films are made from coarse to fine, and this is the same order, backwards. An outline is fine detail: a little noise
+# hides it, and the steps that draw it are the last ones, which even a weak strength takes. A motion is coarse: it says
+# where the object is in *every* frame. It shows through a lot of noise, and each step finds the object still there, and
+# leaves it. To lose it, the film has to go back almost to the beginning. (The background fits this less well: nothing
+# is coarser, and yet it changes before colour and motion. And with twelve films, colour and motion themselves cannot be
+# told apart.)
 #
 # Below, one film with a slider. The four lights show what the oracle reads: the old film's, the new caption's, or
 # neither.
@@ -621,8 +624,8 @@ show_rows({"the film": source[example], f"strength {best:g}": changed_films[best
 #
 # ### Exercise 13.6: continue_film (difficulty 2 of 3, 15 minutes)
 #
-# `make` gets the last `overlap` frames and gives a whole clip that begins with them, or nearly: it made them anew. Lose
-# no frame, show none twice, and leave the frames that are already there as they are.
+# `make` gets the last `overlap` frames and gives a whole clip that begins with them, or nearly so, since it makes them
+# anew. Lose no frame, show none twice, and leave the frames that are already there as they are.
 
 # %%
 def continue_film(film, make, overlap, times):
@@ -637,9 +640,8 @@ def continue_film(film, make, overlap, times):
 continue_film = check("13.6", continue_film)
 
 # %% [markdown]
-# A walk for the star, with a new caption for each leg and an overlap of one frame, as it changes direction. And a test
-# of patience: a star that *stays still*, continued five times with an overlap of nine frames. The right answer is known
-# to the pixel.
+# A walk for the star, with a new caption for each leg and an overlap of one frame, as it changes direction. And then a
+# star that *stays still*, continued five times with an overlap of nine frames. The right answer is known to the pixel.
 
 # %% tags=["nbval-ignore-output"]
 def maker(words, seed):
@@ -664,8 +666,8 @@ show_source(Pipeline.extend)
 # %% [markdown]
 # Each leg begins where the last one ended, so mistakes are handed on. The last frame goes through the VAE, the model
 # adds a little of its own, and the next leg takes both for the truth. Watch the numbers fall, or the edges of the star:
-# this **drift** is what limits long films by continuation. (`Pipeline.extend` is the package's version. Of published
-# models, users report the same.)
+# this **drift** is what limits long films by continuation. (`Pipeline.extend` is the package's version. Users of the
+# published models report the same drift.)
 #
 # ## 8. At full size
 #
@@ -706,8 +708,8 @@ print(f"the picture's channels cost {extra:,} weights of 5.57 billion, {extra / 
 #
 # <details><summary>2. Why do the new weights begin at zero, and why do they not stay there?</summary>
 #
-# With zeros the model computes what it did before, so nothing has to be repaired. The gradient of a weight is its input
-# times what comes back from the output; neither is zero.
+# With zeros, the model computes what it did before, so nothing has to be repaired. The gradient of a weight is its
+# input times what comes back from the output; neither is zero.
 # </details>
 #
 # <details><summary>3. What does a strength of 0.6 keep?</summary>

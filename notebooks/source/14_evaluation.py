@@ -195,7 +195,7 @@ explore_figure(judged, "A true frame of the star and a spoilt one: moved aside b
 #
 # - At 8 frames a second, find the **optical flow** of each pair of frames: how far each pixel moves.
 # - Of each pair, take the mean of the fastest 5 % of the pixels. Is it above 6 pixels, for frames of 256?
-# - A clip is dynamic if that is so in at least a quarter as many pairs as it has frames.
+# - A clip of $n$ frames is dynamic if that is so in at least $n/4$ pairs, rounded.
 #
 # Our frames have 64 pixels, so the limit is 1.5. In the plainest way, on copies half as large, where it is 0.75:
 
@@ -226,7 +226,7 @@ show_source(is_dynamic)
 # speeds?
 
 # %%
-predict("14.2", "fewer", "about as many, up to three", "more")
+predict("14.2", "fewer", "about as many, give or take three", "more")
 
 # %% tags=["folded", "nbval-ignore-output"]
 straight = [scene for scene in sample_scenes(200, seed=4, two_objects=0.0)
@@ -253,7 +253,7 @@ bright = [sum(share * value for share, value in zip((0.299, 0.587, 0.114), rgb))
           for rgb in (COLOURS[thing.colour], BACKGROUNDS[backdrop])]
 print(f"least seen: {thing.colour} on {backdrop}, {seen_speed[worst]:.2f} of {true_speed[worst]:.2f} pixels; their "
       f"brightness is {bright[0]:.2f} and {bright[1]:.2f}")
-outcome("14.2", "more" if seen > truly + 3 else "fewer" if seen < truly - 3 else "about as many, up to three")
+outcome("14.2", "more" if seen > truly + 3 else "fewer" if seen < truly - 3 else "about as many, give or take three")
 assert seen > truly + 3
 
 # %% [markdown]
@@ -388,12 +388,12 @@ outcome("14.3", "0 both times, up to rounding" if few < 1e-3 else "above 0, and 
 #
 # ## 4. The table of cheats
 #
-# Now everybody against everybody: 20 captions, half of them of combinations that training never showed. The toy makes
-# its clips in 8 steps without guidance, by your own loop and forward pass (exercises 4.1 and 9.1). Beside it stand the
-# true clips and four cheats, made from true clips, or *copied*: 20 training clips, whatever the captions say, the best
-# of 1,000 random choices. The numbers: flicker, consistency and dynamic degree; the Fréchet distance of frames (as in
-# FID) to those of the true clips, and of clips (as in FVD) to the 600 stored ones; and the share of clips in which the
-# oracle reads all that was asked for.
+# Now all against all: 20 captions, half of them of combinations that training never showed. The toy makes its clips in
+# 8 steps without guidance, by your own loop and forward pass (exercises 4.1 and 9.1). Beside it stand the true clips,
+# three cheats made from them, and *copied*: 20 training clips, whatever the captions say, the best of 1,000 random
+# choices. The numbers: flicker, consistency and dynamic degree; the Fréchet distance of frames (as in FID) to those of
+# the true clips, and of clips (as in FVD) to the 600 stored ones; and the share of clips in which the oracle reads all
+# that was asked for.
 
 # %% tags=["nbval-ignore-output"]
 N = 20
@@ -490,8 +490,8 @@ assert max(table[name]["obeyed"] for name in judges if name != "the toy") < tabl
 # %% [markdown]
 # Flicker and consistency love what does not move. The rule of dynamic degree is content with a twitch. The distance of
 # frames sees each frame by itself, so their order cannot matter: *shuffled* gets exactly what the true clips get, 0.
-# The distance of clips sees a crowd, and never asks which clip belongs to which caption: whoever shows training clips
-# instead of obeying does as well as a model, up to the chance of 20 clips.
+# The distance of clips sees a crowd, and never asks which clip belongs to which caption: training clips, well chosen,
+# beat even the true clips of these captions.
 #
 # None of these numbers is useless: a good model must do well in all at once.
 #
@@ -552,11 +552,11 @@ outcome("14.4", "shown ones do better" if low > 0 else "held-out ones do better"
 
 # %% [markdown]
 # If the interval contains 0, that is no proof that both are equal: with 10 clips of each, the difference would have to
-# be 40 percentage points to show. `minicogvx evaluate` uses hundreds.
+# be about 40 percentage points to show. `minicogvx evaluate` uses hundreds.
 #
-# Obeying captions that were never shown is the best sign that a model composes. But might it paste together what it
-# has seen? For each of these clips we look up its **nearest training clip**, by the distance of features, among our
-# 600 of the training split. A measure of what is near: how far *true* clips of the same captions are from theirs.
+# Obeying captions that were never shown is the best sign that a model composes. But might it copy what it has seen? For
+# each of these clips we look up its **nearest training clip**, by the distance of features, among our 600 of the
+# training split. The yardstick: how far *true* clips of the same captions are from theirs.
 
 # %% tags=["nbval-ignore-output"]
 near = {}
@@ -574,13 +574,14 @@ compare_clips(beside, "Above, four clips of the toy for captions that training n
               "of 600 training clips.", pipe.fps, num_frames=4)
 
 # %% [markdown]
-# A copy has nearly the distance 0, and the check would find it, if only among our 600.
+# The toy's clips are about as far away as true ones. A copy has distance 0, and this check would find it, if only among
+# our 600.
 #
 # ## 6. Two models, the same captions
 #
 # Are 8 steps better than 2? Both get the same captions and the same noise. That makes *pairs*, and pairs tell more: a
 # caption that both get right, or both wrong, says nothing about which is better. If neither were better, each of the
-# others would be a coin.
+# others would be a coin toss.
 #
 # ### Exercise 14.5: McNemar's exact test (difficulty 2 of 3, 10 minutes)
 #
@@ -686,11 +687,11 @@ sums = [sum(scores) for scores in zip(*TABLE_4.values())]
 print(f"sums of the four: Kling {sums[0]:.3f}, CogVideoX-5B {sums[1]:.3f}; the table's totals: 2.17 and 2.74")
 
 # %% [markdown]
-# At worst, not one of the four differences is beyond chance; that all four point the same way counts for more. And the
-# total is no sum of the aspects: it was judged by itself, and capped at 2 where the instruction was not followed.
+# At worst, not one of the four differences is beyond chance; that all four point the same way is a hint. And the total
+# is not the sum of the aspects: it was judged by itself, and capped at 2 where the instruction was not followed.
 #
 # Table 1 compares VAEs by flicker and PSNR. The chosen variant B has the least flicker, 86.3, but its PSNR of 28.7 is
-# beaten by C's 30.5 and D's 29, which have 32 channels for B's 16. Table 2 compares it with others' VAEs of *fewer*
+# beaten by C's 30.5 and D's 29, which have 32 channels against B's 16. Table 2 compares it with others' VAEs of *fewer*
 # channels.
 #
 # ## 9. At full size
@@ -714,8 +715,8 @@ print(f"at 113 s a clip (Table 7, one H800): {(d + 1) * 113 / 86400:.1f} days; 5
 # %% [markdown]
 # So at full size evaluation has a price of its own, tables are made of few clips, and intervals matter.
 #
-# **Your own model.** Everything above asks only for a pipeline. With the folder of a model that you trained, the first
-# row of the table is yours.
+# **Your own model.** Everything above asks only for a pipeline. Put in the folder of a model that you trained, and the
+# next cell judges it.
 
 # %% tags=["nbval-ignore-output"]
 MINE = None  # the folder of your own model, such as "runs/mine/model"; None: the shipped toy stands in
@@ -754,10 +755,11 @@ print(f"{'your model' if MINE else 'the shipped toy'}: {sum(obeyed)} of {N} capt
 # motion in other ways), and people preferred it to Kling in all four aspects of Table 4. Of the VAEs, the chosen one
 # flickers least.
 #
-# **Where to read on.** `minicogvx/evaluation/`: every number of this notebook. [VBench](https://arxiv.org/abs/2311.17982)
-# and its [rule of dynamic degree](https://github.com/Vchitect/VBench/blob/master/vbench/dynamic_degree.py);
-# [FID](https://arxiv.org/abs/1706.08500); [its bias](https://arxiv.org/abs/1911.07023). Next: is it the idea, or the
-# dice?
+# **Where to read on.** `minicogvx/evaluation/`: every number of this notebook.
+# [VBench](https://arxiv.org/abs/2311.17982) and its [rule of dynamic
+# degree](https://github.com/Vchitect/VBench/blob/master/vbench/dynamic_degree.py);
+# [FID](https://arxiv.org/abs/1706.08500); [its bias](https://arxiv.org/abs/1911.07023). Next, notebook 15: is it the
+# idea, or the dice?
 
 # %% tags=["nbval-ignore-output"]
 predictions("14")

@@ -3,8 +3,8 @@
 #
 # **Is it the idea, or the dice?**
 #
-# Eight trainings of a small video transformer race. Whoever is further right has the lower loss. Which of the eight
-# ideas would you publish?
+# Eight training runs of a small video transformer race. The further right, the lower the loss. Which of the eight ideas
+# would you publish?
 
 # %% tags=["nbval-ignore-output"]
 import contextlib
@@ -73,7 +73,7 @@ def race(place):
 
 
 film = torch.stack([race(place / 3) for place in range(3 * (len(steps) - 1) + 1)])
-show_clip(film, "Eight dots on lanes A to H, one for each training; who is ahead changes again and again.", fps=6,
+show_clip(film, "Eight dots on lanes A to H, one for each run; which is ahead changes again and again.", fps=6,
           num_frames=3)
 leaders = [NAMES[i] for i in losses.argmin(dim=0).tolist()]
 print(f"ahead at step {steps[0]}, {steps[1]} .. {steps[-1]}:", " ".join(leaders))
@@ -93,7 +93,7 @@ assert len(equal) >= 5 and len(set(leaders)) > 1
 #
 # ## 1. Two runs
 #
-# The plainest comparison: train once with the idea and once without, and look who ends lower. It never says *I do not
+# The plainest comparison: train once with the idea and once without, and see which ends lower. It never says *I do not
 # know*. Here are all pairs of our eight equal runs.
 
 # %%
@@ -112,8 +112,8 @@ assert sum(gap > 0 for gap in gaps) >= len(gaps) - 1
 # have it, by one timestep from each of eight equal parts. `minicogvx ablate uniform-sampling --seeds 8` also trained
 # eight without it, with the same seeds. The paper's Table 9 says that it lowers the loss.
 #
-# **Prediction 15.1.** How large is the gap between the means of the two ideas, beside the largest gap between two of
-# the eight equal runs?
+# **Prediction 15.1.** How large is the gap between the means with and without the idea, compared with the largest gap
+# between two of the eight equal runs?
 
 # %%
 predict("15.1", "larger", "less than the largest, more than a quarter of it", "a quarter of it, or less")
@@ -143,7 +143,7 @@ outcome("15.1", "larger" if share > 1 else "a quarter of it, or less" if share <
 # ## 2. An interval, in pairs
 #
 # Give both variants the same seed, take new less old, and repeat it with other seeds. From the $n$ differences come
-# their mean $m$ and their standard deviation $s$. The mean of all seeds there could be lies, with 95 % confidence, in
+# their mean $m$ and their standard deviation $s$. The mean over all possible seeds lies, with 95 % confidence, in
 #
 # $$ m \pm t_{n-1} \, s / \sqrt{n} $$
 #
@@ -151,8 +151,8 @@ outcome("15.1", "larger" if share > 1 else "a quarter of it, or less" if share <
 #
 # ### Exercise 15.1: paired_interval (difficulty 1 of 3, 10 minutes)
 #
-# Return the mean of new less old, and both ends of the interval. Of one pair nothing is known: its interval is
-# infinite. (`hint("15.1")` gives one more hint each time, `solution("15.1")` a solution.)
+# Return the mean of new less old, and both ends of the interval. One pair says nothing about the scatter: its interval
+# is infinite. (`hint("15.1")` gives one more hint each time, `solution("15.1")` a solution.)
 
 # %%
 def paired_interval(new, old):
@@ -237,9 +237,9 @@ verdict = check("15.2", verdict)
 show_source(verdict_on)
 
 # %% [markdown]
-# Now an old debt is paid. The notebooks before this one ended several comparisons with *five seeds cannot tell*. Here
-# are all the paper's comparisons that we have: some directions from its plots, and all of Table 1, the VAE's
-# compression. Our transformers are a thousand times smaller than the smallest published one, and train for minutes.
+# Several comparisons of earlier notebooks ended with *five seeds cannot tell*. Here are all the paper's comparisons
+# that we have: some directions from its plots, and all of Table 1, the VAE's compression. Our transformers are a
+# thousand times smaller than the smallest published one, and train for minutes.
 #
 # **Prediction 15.3.** Which verdict is the most frequent?
 
@@ -263,13 +263,14 @@ outcome("15.3", max(VERDICTS, key=lambda name: counts[name]))
 # %% [markdown]
 # Read such a table with five questions.
 #
-# - **What was measured?** RoPE loses here on loss. But most of a clip is background, which needs no place, and
-#   notebook 06 showed that without places no star is painted.
-# - **Is it the reason that was given?** The 3D VAE flickers less, as the paper says. But look at true clips: theirs is
-#   5.66, and ours stays far below. After 200 steps it draws slow clips. The number agrees, for another reason.
+# - **What was measured?** RoPE has the higher loss here. But the loss hardly asks for places: most of a clip is
+#   background, which needs none, although without places no star is painted (notebook 06).
+# - **Is it the reason that was given?** The 3D VAE flickers less, as the paper says. But true clips have a flicker of
+#   5.66, and ours stay far below: after 200 steps of training they move too slowly. So the number may agree for another
+#   reason.
 # - **At which size?** *Disagrees* means: here. The interval covers other seeds. It does not cover more steps, more
 #   places or a larger network.
-# - **How many were tried?** Of 20 intervals at 95 %, one excludes 0 by chance.
+# - **How many were tried?** Where there is no difference, one in 20 intervals at 95 % still excludes 0, by chance.
 # - **Is "cannot be told" a no?** It is not. It says that five seeds leave both signs open.
 #
 # [docs/ablations.md](../docs/ablations.md) has this table with the command of each row.
@@ -282,8 +283,8 @@ outcome("15.3", max(VERDICTS, key=lambda name: counts[name]))
 # ## 4. How often the dice win
 #
 # What if each of these had been run once, as usual? Where several seeds have a verdict, we count how often a single
-# seed would have said the opposite, with the same seed for both or with any run of each. Where they have none, we
-# count whom single seeds would have named.
+# seed would have said the opposite, with the same seed for both or with any run of each. Where they have none, we count
+# which winner single seeds would have named.
 
 # %% tags=["nbval-ignore-output"]
 opposite, open_ones = Counter(), [0, 0]
@@ -319,8 +320,8 @@ assert fooled < 0.2
 
 # %% [markdown]
 # So a single seed is not wrong about large effects; nobody needs statistics to see those. Its fault is that it sounds
-# equally sure of the others, and cannot tell which kind it has before it. Of equal teams the interval should be fooled
-# in 5 of 100. (This is a rough check, as the ways share runs; exercise 3.6 made a better one.)
+# equally sure of the others, and cannot tell which kind it has found. Of equal teams the interval should be fooled in 5
+# of 100. (This is a rough check, as the ways share runs; exercise 3.6 made a better one.)
 #
 # Student's $t$ assumes that differences scatter like a bell. Is there a test that assumes next to nothing? If the two
 # variants were equal, *new* and *old* could be exchanged within any seed: each difference could as well have the other
@@ -404,8 +405,8 @@ for found, _ in told:
 print("half the effect:", [seeds_needed(effect, 1.0) for effect in (1.0, 0.5, 0.25, 0.125)], "seeds")
 
 # %% [markdown]
-# Half the effect costs four times the seeds. Suppose now that an effect is real, exactly as large as you hoped, and
-# that you run as many seeds as your function says.
+# Half the effect costs nearly four times the seeds, once they are many. Suppose now that an effect is real, exactly as
+# large as you hoped, and that you run as many seeds as your function says.
 #
 # **Prediction 15.4.** In how many of 100 such studies does the verdict come out right?
 
@@ -485,7 +486,7 @@ print("besides attention, the variants differ in", ", ".join(sorted(confounds(ca
 
 # %% [markdown]
 # *Ours* trained longer. Such things happen in good faith: one tunes one's own idea until it works, and takes the other
-# one as it comes. The package refuses to start such a study. Yours is a file of ten lines:
+# one as it comes. The package refuses to start such a study. A study of your own is a file of ten lines:
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -519,9 +520,9 @@ for text in (TEN_LINES.replace('"full": {}', '"full": {"steps": 150}'),
 assert refused(TEN_LINES) != "accepted"
 
 # %% [markdown]
-# The last one is notebook 08's own study, as it stood: a factorised block has two attentions, and more parameters
-# than a full one. There the smaller one won, so nobody minded. In general a width has to pay, in notebooks 07 and 08
-# that of the time embedding.
+# The last one is notebook 08's own study, as it stood: a factorised block has two attentions, and more parameters than
+# a full one. There the smaller one won, so nobody minded. In general some other width must make up for the difference;
+# in notebooks 07 and 08 it was that of the time embedding.
 #
 # ### Exercise 15.6: fair_width (difficulty 2 of 3, 15 minutes)
 #

@@ -55,7 +55,7 @@ compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the
 # The toy makes a clip with 50 passes of its network: 25 steps, each with and without the caption. Above are clips of
 # two passes. You will meet two teachers who make such clips better. The first is the toy itself, which shows a student
 # how to land in one step where it takes a dozen. The second is the oracle, which cannot make a single clip. It only
-# marks what it sees, and a **policy gradient** turns marks into weights.
+# marks what it sees, and a **policy gradient** turns its marks into changes of the weights.
 #
 # You will write the target of distillation, the chance of a clip, the advantages and the objective of GRPO, and you
 # will let a careless reward be hacked. Afterwards you can explain how a model learns from a mark that has no gradient,
@@ -66,8 +66,8 @@ compare_clips(made, f"The caption: {PROMPT}. Four clips from the same noise: the
 #
 # ## 1. A teacher who shows
 #
-# What do few steps cost? `minicogvx.ablation.taught_study` has counted it on captions that training never saw. It is
-# the record of everything in this notebook that takes longer than a minute.
+# What do few steps cost? `minicogvx.ablation.taught_study` has counted it on captions that training never saw. Its
+# record also holds everything else in this notebook that takes longer than a minute.
 
 # %% tags=["nbval-ignore-output"]
 judged = record["judged"]
@@ -116,9 +116,9 @@ show_source(distillation_loss)
 
 # %% [markdown]
 # The loss measures how far the student lands from the teacher. Guidance goes into the student as well: its one pass,
-# with the caption alone, must land where the teacher came with 24 passes. Here are 8 new trajectories of the teacher,
-# and two students: a fresh one that starts as the toy and learns from them now, and the shipped one, which learned
-# from others.
+# with the caption alone, must land where the teacher arrived after 24 passes. Here are 8 new trajectories of the
+# teacher, and two students: a fresh one that starts as the toy and learns from them now, and the shipped one, which
+# learned from others.
 
 # %% tags=["nbval-ignore-output"]
 start = time.perf_counter()
@@ -188,7 +188,7 @@ outcome("17.1", "no more than the toy in 2 steps, as far as can be told" if low 
 # \sigma = \eta \sqrt{\tfrac{1 - \bar\alpha'}{1 - \bar\alpha} \left(1 - \tfrac{\bar\alpha}{\bar\alpha'}\right)}$$
 #
 # $x_0$ and $\epsilon$ are the clean latents and the noise that the network's output implies, $z$ is fresh noise. With
-# $\eta = 0$ it is the DDIM that you know; with 1 all noise that the schedule allows is fresh.
+# $\eta = 0$ it is the DDIM that you know, with 1 the DDPM of notebook 04.
 
 # %%
 asked = [PROMPT] * 4
@@ -227,8 +227,8 @@ explore_figure(landings, "Shares of clean latents, predicted and fresh noise in 
                eta=[0.0, 0.25, 0.5, 0.75, 1.0])
 
 # %% [markdown]
-# So each step draws from a Gaussian around a mean that the network decides. It is a **policy**, and a step is a
-# decision with a known chance.
+# So each step draws from a Gaussian around a mean that the network decides. The network is a **policy**, and a step is
+# a decision with a known chance.
 #
 # ### Exercise 17.2: the chance of a step (difficulty 2 of 3, 20 minutes)
 #
@@ -258,14 +258,15 @@ print("written down while sampling:         ", ", ".join(f"{value:.1f}" for valu
 assert torch.allclose(mine.cpu(), taken.log_probs[0].cpu(), rtol=1e-3, atol=1.0)
 
 # %% [markdown]
-# The last step is not random, as it lands on clean latents; so of two steps one is a decision, of fifty 49. The
-# **policy gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was marked
-# well becomes more likely. The marks need no gradient, only the chances do.
+# The last step is not random, as it lands on clean latents; so of two steps one is a decision, and of fifty, 49 are.
+# The **policy gradient** (REINFORCE) is now one line: make $R \cdot \log p$ large, where $R$ is the mark. What was
+# marked well becomes more likely. The marks need no gradient, only the chances do.
 #
 # ## 3. Better than what?
 #
-# If all marks are positive, everything becomes more likely, some of it a little more. That is nearly all noise. GRPO
-# makes a *group* of clips for each caption and asks how much better a clip is than its group.
+# If all marks are positive, everything becomes more likely, some of it a little more. That is nearly all noise.
+# **GRPO** (group relative policy optimization) makes a *group* of clips for each caption and asks how much better a
+# clip is than its group.
 #
 # ### Exercise 17.3: advantages in a group (difficulty 1 of 3, 10 minutes)
 #
@@ -287,8 +288,8 @@ show_source(all_right)
 
 # %% [markdown]
 # Two rewards. `share_right` gives a fifth for each property that the oracle reads as asked. `all_right` gives 1 if all
-# are right and else 0, as this course counts obeyed captions. We let the toy, in two steps, make 8 clips for each of 4
-# captions, of one object and of two. The toy hardly ever gets a caption of two objects right.
+# are right and 0 otherwise, as this course counts obeyed captions. We let the toy, in two steps, make 8 clips for each
+# of 4 captions, of one object and of two. The toy hardly ever gets a caption of two objects right.
 #
 # **Prediction 17.2.** Captions of two objects, marked all or nothing: in how many of the four groups is there anything
 # to learn?
@@ -318,13 +319,15 @@ outcome("17.2", "none or one" if found <= 1 else "two" if found == 2 else "three
 #
 # ## 4. Not too far at once
 #
-# Making clips is dear, so one wants several updates from the same clips. But after the first update the model is no
-# longer the one that made them. The ratio of the chances, new over old, corrects for that, and PPO stops rewarding a
-# decision once its ratio has left $1 \pm$ `clip`:
+# Making clips is expensive, so one wants several updates from the same clips. But after the first update the model is
+# no longer the one that made them. The ratio of the chances, new over old, corrects for that, and **PPO** (proximal
+# policy optimization) stops rewarding a decision once its ratio has left $1 \pm c$ (`clip` below):
 #
 # $$\min\big(\rho A,\ \text{clamp}(\rho, 1 - c, 1 + c)\, A\big), \qquad \rho = p_\text{new} / p_\text{old}$$
 #
 # ### Exercise 17.4: the clipped objective (difficulty 2 of 3, 10 minutes)
+#
+# Return this objective for each decision, from the logarithms of both chances.
 
 # %% tags=["nbval-ignore-output"]
 def surrogate(new, old, advantage, clip):
@@ -340,8 +343,8 @@ show_source(clipped_objective)
 
 # %% [markdown]
 # That is all of GRPO: sample, mark, compare, make the better more likely. In public work the marks come from networks
-# that look at pictures. They can be wrong, and a policy finds out. So before the oracle, a careless reward: the share
-# of pixels that have about the colour that the caption names. More of the asked colour, better clip?
+# that look at pictures. They can be wrong, and a policy finds out where. So before the oracle, a careless reward: the
+# share of pixels that have about the colour that the caption names. More of the asked colour, better clip?
 
 # %%
 show_source(colour_seen)
@@ -413,8 +416,7 @@ outcome("17.3", "too few marks: nothing to see" if low <= 0 else
 #
 # - **gradient**: GRPO, as above.
 # - **contrast**: ordinary training on the model's own clips, towards those that beat their group and away from those
-#   that fell behind. No chances and no ratio are needed ([DiffusionNFT](https://arxiv.org/abs/2509.16117)). It is
-#   guidance turned into training.
+#   that fell behind. No chances and no ratio are needed ([DiffusionNFT](https://arxiv.org/abs/2509.16117)).
 #
 # **Prediction 17.4.** How far does the better way get, on held-out captions and on average over three seeds?
 
@@ -463,19 +465,20 @@ outcome("17.4", "no better than the toy, as far as can be told" if low <= 0 else
 # %% [markdown]
 # (With one seed, both drew the same captions, so both curves dip where these were hard.) Look at all seeds before the
 # best. Contrast gained with each of the three, the gradient with two. The interval of a single run covers other
-# captions; the last lines cover other seeds. Neither is proof that one way is better than the other: three seeds are
-# few, and 96 captions, too. The student, who was shown how, is far ahead of both.
+# captions; the last lines cover other seeds. None of this proves that one way is better than the other: three seeds are
+# few, and so are 96 captions. The student, who was shown how, is far ahead of both. And a gain of a few points need not
+# show in a single clip, such as the pupil's in the opening.
 #
-# Why is it so slow? A few hundred marks are little. A clip's mark is one number, and the decision that it praises or
+# Why is it so slow? A few hundred marks are not many. A clip's mark is one number, and the decision that it praises or
 # blames has 5,120. Most of a policy gradient is noise, and where all marks of a group are equal it is nothing. With one
 # caption and a reward that every pixel changes, above, a fraction of a minute was enough. The published runs take tens
 # of thousands of clips, on many GPUs.
 #
 # ## 6. What nobody marked
 #
-# The captions of these trainings name shape, colour, motion and background. They do not say where, or how large. A
-# model that always shows the same place has nothing to lose. So look at what no reward asks for: how differently the
-# clips of one caption begin. `layout_spread` measures it, 0 if all begin alike.
+# The captions here name shape, colour, motion and background. They do not say where, or how large. A model that always
+# shows the same place has nothing to lose. So look at what no reward asks for: how differently the clips of one caption
+# begin. `layout_spread` measures it, 0 if all begin alike.
 
 # %% tags=["nbval-ignore-output"]
 print("spread of layouts, mean over captions and 95 % interval:")
@@ -489,11 +492,12 @@ for (name, seed), run in runs.items():
     print(f"  {names[name] + f', seed {seed}':22s} {mean:.3f} ({low:.3f} to {high:.3f})")
 drawn = [layout_spread(torch.stack([render(scene, 17, 64, 64) for scene in sample_scenes(8, i, two_objects=0.0,
          choices={"shape": ("circle",), "motion": ("stays still",)})])) for i in range(6)]
-print(f"  drawn clips, for measure {mean_interval(drawn)[0]:.3f}")
+print(f"  drawn clips, as a yardstick {mean_interval(drawn)[0]:.3f}")
 
 # %% [markdown]
-# Variety is lost before anybody gives marks: compare the toy in few steps with the drawn clips. A reward can only take
-# from what is left, since nothing is ever marked for being different.
+# Variety is lost before anybody gives marks: compare the toy in few steps with the drawn clips. Training with marks
+# changed nothing here that can be told. But it does not protect what is left, either: no clip is ever marked for being
+# different.
 #
 # ### Exercise 17.6: a diagnosis (difficulty 3 of 3, 20 minutes)
 #
@@ -541,7 +545,7 @@ for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("
 
 # %% [markdown]
 # Decoding and judging are not in it; in public work the judge is one more large network. The price explains why few
-# steps and rewards go together: a clip of few passes is cheap to mark a thousand times.
+# steps and rewards go together: with few passes, thousands of clips can be afforded.
 #
 # ## What you can now explain
 #
@@ -563,8 +567,8 @@ for name, passes in (("50 guided steps", 100), ("10 steps, no guidance", 10), ("
 # <details><summary>3. Why is a rising reward no proof of better clips?</summary>
 #
 # The policy makes whatever is marked well more likely, and the mark sees only a part of a clip. What it does not see
-# can be given up: shape and motion for a careless reward, variety even for an exact one. Measure something else beside
-# it.
+# can change or be lost: the size of the circles here, shape and motion in exercise 17.5, and variety, which no reward
+# here sees. Measure something else beside it.
 # </details>
 #
 # **What the paper found.** Nothing of this: CogVideoX was trained on clips alone. It uses progressive training and
