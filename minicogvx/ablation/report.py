@@ -30,7 +30,7 @@ parameters (uniform-sampling: 0.2, twins: 0.1) on 17 frames of 64x64 (schedules:
 minutes. The intervals cover other seeds; they do not cover more steps, other clips or a larger network.
 """
 _REASON = """Where a number agrees, the reason may still be another one. Our 3D VAE flickers less than the one without
-compression in time, but also less than the true clips do (5.66): after so few steps it draws slow clips.
+compression in time, but also less than the true clips do (5.66), as clips would that move too slowly.
 """
 _NOT_HERE = """## Without a row
 

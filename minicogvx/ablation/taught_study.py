@@ -135,8 +135,7 @@ def judge_model(toy: Pipeline, name: str, clips: int) -> dict:
     else:
         steps, scale = int(name.split()[1]), toy.guidance_scale if "guided" in name else 1.0
     scenes = sample_scenes(clips, HELD_OUT_SEED, "held_out", 0.0)
-    found = judged_clips(pipe, scenes, steps, scale)
-    return found if steps > KEPT else found | {"variety": variety_of(pipe, steps, scale)}
+    return judged_clips(pipe, scenes, steps, scale) | {"variety": variety_of(pipe, steps, scale)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -152,8 +152,9 @@ def designed(schedule, measure):
     mean, low, high = mean_interval([at_full_size(curve, measure)[-1] for curve in runs])
     right = {word: statistics.fmean(curve.obeyed[word] for curve in runs) for word in ("background", "colour", "shape",
                                                                                       "motion")}
+    said = "loss" if measure == "loss" else f"gain of the {measure} word"
     return schedules_figure(studied, schedule, "clips only", measure), (
-        f"The schedule '{schedule}', {len(runs)} seeds: {spent}. At the end: {measure} {mean:.3f} (95 % interval "
+        f"The schedule '{schedule}', {len(runs)} seeds: {spent}. At the end: {said} {mean:.3f} (95 % interval "
         f"{low:.3f} to {high:.3f}); of {len(runs) * runs[0].asked} clips, right in "
         + ", ".join(f"{word} {share:.0%}" for word, share in right.items()) + ".")
 

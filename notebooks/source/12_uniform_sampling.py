@@ -183,8 +183,8 @@ def worth(t, values, parts, T=1000):
 worth = check("12.2", worth)
 for parts in (1, 2, 8, 32):
     factor = worth(t_of, losses[:, None], parts)
-    print(f"{parts:2d} parts: a loss curve as calm as with batches {factor:.2f} times as large; its noise falls to "
-          f"{1 / factor:.0%} in variance, {factor ** -0.5:.0%} in standard deviation")
+    print(f"{parts:2d} part{'s' * (parts > 1)}: a loss curve as calm as with batches {factor:.2f} times as large; its "
+          f"noise falls to {1 / factor:.0%} in variance, {factor ** -0.5:.0%} in standard deviation")
 assert worth(t_of, losses[:, None], 32) > worth(t_of, losses[:, None], 2) and worth(t_of, losses[:, None], 32) > 1.5
 
 # %% [markdown]
@@ -458,8 +458,9 @@ for way in WAYS:
     curves[way] = [sum(pair) / 2 for pair in zip(*own)]
     at[way] = ranked[0][way]["at"]
     ends[way] = statistics.fmean(curves[way][-30:])
-    print(f"{way:27s} training loss, last 30 steps {ends[way]:.3f}, noise {roughness(curves[way][-30:]):.3f}; rank 0's "
-          "validation loss at 100 to 900:", "  ".join(f"{loss:.3f}" for loss in at[way]))
+    print(f"{way:27s} training loss, last 30 steps {ends[way]:.3f}, noise after step 30 "
+          f"{roughness(curves[way][30:]):.3f}; rank 0's validation loss at 100 to 900:",
+          "  ".join(f"{loss:.3f}" for loss in at[way]))
 figure, (axes,) = new_figure(1, 2, width=8.5, height=2.8)
 for way, colour in zip(WAYS, (ORANGE, BLUE, GREEN)):
     axes[0].plot(curves[way], color=colour, linewidth=1.2, label=way)

@@ -8,6 +8,7 @@
 import copy
 import math
 import random
+import statistics
 import time
 
 import torch
@@ -481,18 +482,14 @@ outcome("17.4", "no better than the toy, as far as can be told" if low <= 0 else
 # begin. `layout_spread` measures it, 0 if all begin alike.
 
 # %% tags=["nbval-ignore-output"]
-print("spread of layouts, mean over captions and 95 % interval:")
-for name, one in judged.items():
-    if "variety" not in one:
-        continue
-    mean, low, high = mean_interval(one["variety"])
-    print(f"  {name:22s} {mean:.3f} ({low:.3f} to {high:.3f})")
-for (name, seed), run in runs.items():
-    mean, low, high = mean_interval(run["variety"])
-    print(f"  {names[name] + f', seed {seed}':22s} {mean:.3f} ({low:.3f} to {high:.3f})")
+judged_or_taught = judged | {f"{names[name]}, seed {seed}": run for (name, seed), run in runs.items()}
+print("spread of layouts, mean over four captions, and the lowest and highest of them:")
+for name, one in judged_or_taught.items():
+    variety = one["variety"]
+    print(f"  {name:28s} {statistics.fmean(variety):.3f} ({min(variety):.3f} to {max(variety):.3f})")
 drawn = [layout_spread(torch.stack([render(scene, 17, 64, 64) for scene in sample_scenes(8, i, two_objects=0.0,
          choices={"shape": ("circle",), "motion": ("stays still",)})])) for i in range(6)]
-print(f"  drawn clips, as a yardstick {mean_interval(drawn)[0]:.3f}")
+print(f"  {'drawn clips, as a yardstick':28s} {statistics.fmean(drawn):.3f} ({min(drawn):.3f} to {max(drawn):.3f})")
 
 # %% [markdown]
 # Variety is lost before anybody gives marks: compare the toy in few steps with the drawn clips. Training with marks
