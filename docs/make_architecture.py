@@ -25,7 +25,7 @@ BOXES = {
     "tour": (0, 1, ("tour",), "two minutes in a terminal"),
     "ablation": (0, 2, ("ablation",), "variants, seeds, verdicts"),
     "estimates": (3, 2, ("estimates",), "how long jobs take here"),
-    "speedrun": (2, 2, ("speedrun",), "minutes to obedience"),
+    "speedrun": (2, 2, ("speedrun",), "minutes until it obeys"),
     "course": (0, 3, ("course",), "what notebooks need"),
     "evaluation": (1, 4, ("evaluation",), "how good is a model?"),
     "training": (2, 5, ("training",), "the loop, stages, LoRA"),

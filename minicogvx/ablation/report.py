@@ -23,20 +23,20 @@ _HEAD = """# Ablations: what the paper says, and what this size can tell
 Notebook 15 explains how to read it.
 
 Each row compares two variants that were trained on the same clips in the same order, once for each seed. The difference
-is new less old at the end of training, its mean over seeds, with the 95 % interval of that mean by Student's t, paired
-by seed. **Agrees** and **disagrees**: the interval excludes 0, on the side that the paper names or on the other.
-**Cannot be told**: it contains 0, or there is one seed. A verdict is one about this size: transformers of 1.3 million
-parameters (uniform-sampling: 0.2, twins: 0.1) on 17 frames of 64x64 (schedules: 9), VAEs of 2 to 3 million, trained for
-minutes. The intervals cover other seeds; they do not cover more steps, other clips or a larger network.
+is the new variant less the old one at the end of training, paired by seed: the mean over seeds, with its 95 % interval
+by Student's t. **Agrees** and **disagrees**: the interval excludes 0, on the side that the paper names or on the other.
+**Cannot be told**: it contains 0, or there is only one seed. A verdict is about this size alone: transformers of 1.3
+million parameters (uniform-sampling: 0.2, twins: 0.1) on 17 frames of 64x64 (schedules: 9), VAEs of 2 to 3 million,
+trained for minutes. The intervals cover other seeds; they do not cover more steps, other clips or a larger network.
 """
-_REASON = """Where a number agrees, the reason may still be another one. Our 3D VAE flickers less than the one without
+_REASON = """Where a number agrees, the reason may still differ. Our 3D VAE flickers less than the one without
 compression in time, but also less than the true clips do (5.66), as clips would that move too slowly.
 """
 _NOT_HERE = """## Without a row
 
 RoPE extended by extrapolation or interpolation (Figure 9) is judged by eye in the paper, and shown in notebook 06.
 RoPE with learned positions beside it, an expert MLP, and separate weights with twice the parameters are in the paper
-or its first version, and not repeated here. *full* of the study of attention and *expert* of that of modulation are the
+or its first version, and not repeated here. *full* in the attention study and *expert* in the modulation study are the
 same five runs.
 """
 
@@ -48,12 +48,12 @@ def page() -> str:
     told = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS)
     intervals = sum(found.gain.seeds > 1 for found, _ in paper)
     chance = (f"Of {len(paper)} rows: {told}. Of {intervals} intervals at 95 %, about {0.05 * intervals:.1f} would "
-              f"exclude 0 by chance alone if no variant made any difference. The intervals assume that differences "
-              f"scatter like a bell; a test that assumes nothing of the kind cannot get below 1 in 16 with five seeds.")
+              f"exclude 0 by chance alone if no variant made any difference. The intervals assume that the differences "
+              f"are normally distributed; a test without that assumption cannot get below p = 1/16 with five seeds.")
     return "\n".join([
         _HEAD, "## The paper's comparisons\n", *_table(paper), "", textwrap.fill(chance, 120), "", _REASON,
         "## Choices that the paper does not test\n",
-        "It shows no comparison for these. A direction is what one would guess from the text, and so is the claim.\n",
+        "The paper shows no comparison for these. Each claim, with its direction, is a guess from its text.\n",
         *_table(untested), "", _NOT_HERE])
 
 
