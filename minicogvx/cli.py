@@ -19,7 +19,7 @@ from minicogvx.parsing import choose_command
 from minicogvx.visible import Visible, visible
 
 COMMANDS = {  # name -> (module, description)
-    "tour": ("minicogvx.tour_command", "a first clip and a training of a minute, in two minutes"),
+    "tour": ("minicogvx.tour_command", "a first clip and a minute of training, in two minutes"),
     "generate": ("minicogvx.generate_command", "make a video from a caption"),
     "words": ("minicogvx.words_command", "the words that the shipped model knows, by kind"),
     "data": ("minicogvx.data.command", "videos: draw, scan, curate, caption, encode once"),

@@ -1,4 +1,4 @@
-"""`minicogvx tour`: a first clip, a training of a minute that can be watched, and where to go on."""
+"""`minicogvx tour`: a first clip, a minute of training that can be watched, and where to go on."""
 
 import contextlib
 import re
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="minicogvx tour",
-                    description="A first clip from a caption, a training of a minute that you can watch, and where to "
+                    description="A first clip from a caption, a minute of training that you can watch, and where to "
                                 "go on: about two minutes on two cores. It computes on the CPU.")
     parser.gathers = "prompt"
     parser.add_argument("prompt", nargs="*", metavar="PROMPT",
