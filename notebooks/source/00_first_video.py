@@ -41,8 +41,8 @@ show_clip(video, f"Generated from the caption: {PROMPT}.", pipe.fps)
 # %% [markdown]
 # Nobody drew this circle. A network with a few million parameters turned noise into it, and the words decided what the
 # noise became. The network is small, but it is built from the same classes as CogVideoX, a published model whose
-# transformer has up to 5.6 billion ([the paper](https://arxiv.org/abs/2408.06072), section 2). It was trained on two
-# processor cores, on clips of moving shapes that a program drew.
+# transformer has up to 5.6 billion parameters ([the paper](https://arxiv.org/abs/2408.06072), section 2). It was
+# trained on two processor cores, on clips of moving shapes that a program drew.
 #
 # In about 75 minutes, including six exercises, you follow this one caption through the whole machine. Afterwards you
 # can say what each part does, and what goes in and comes out. Every part has a notebook of its own later; this one is
@@ -57,8 +57,8 @@ show_figure(draw_machine(pipe), "A map. The caption becomes tokens, then text fe
 #
 # How many numbers did the model have to produce for these two seconds? Guess first.
 #
-# Can a program see the circle in them? A pixel is red where its first number is much larger than the other two. The
-# mean column of the red pixels is where the circle is. This reads one colour and one direction. The package has an
+# Can a program see the circle in them? A pixel is red if its first number is much larger than the other two. The mean
+# column of the red pixels is where the circle is. This reads one colour and one direction. The package has an
 # **oracle** that reads everything: colour, shape, motion, background and number of objects, from the pixels alone.
 
 # %% tags=["nbval-ignore-output"]
@@ -85,7 +85,7 @@ seen = oracle.read(video)
 for thing in seen.objects:
     print(f"the oracle sees a {thing.colour} {thing.shape} that {thing.motion}")
 verdict = oracle.matches(seen, captions.parse_caption(PROMPT))
-print("as the caption asks, or leaves open:",
+print("right, or left open by the caption:",
       ", ".join(name for name, right in verdict.items() if right and name != "all"))
 
 figure, ((axis,),) = new_figure(width=5, height=2.2)
@@ -161,7 +161,7 @@ print(f"the toy knows {len(words)} words, but not these:", pipe.text.unknown_wor
 # The number of a word means nothing: *red* is not "larger" than *blue*. So each token picks a row of a table, its
 # **embedding**. Then a small text transformer, T5, lets the words look at each other.
 #
-# We change *red* to *blue*. From the table alone, one of the caption's 32 rows changes. How many change after T5, and
+# We change *red* to *blue*. With the table alone, one of the caption's 32 rows changes. How many change after T5, and
 # which change most?
 
 # %% tags=["folded"]
@@ -181,8 +181,8 @@ axis.set_xticks(range(6), labels, rotation=60, ha="right", rotation_mode="anchor
 axis.text(18.5, 0.05, "26 rows of padding", ha="center")
 axis.set(yscale="log", ylim=(0.01, 3), ylabel="relative change")
 axis.legend(loc="upper right")
-show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a logarithmic scale. From the table "
-            "alone one row changes; after T5 all of them do, the words around the changed one more than the padding.")
+show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a logarithmic scale. With the table "
+            "alone, one row changes; after T5 all of them do, the words around the changed one more than the padding.")
 
 # %% [markdown]
 # Every row reflects the change. *Circle* no longer means "some circle" but "the circle that is red". Even the padding
@@ -192,7 +192,7 @@ show_figure(figure, "Relative change of the 32 rows when red becomes blue, on a 
 #
 # The transformer compares everything with everything. 200,000 numbers are too many for that, and at the published size
 # there are 50 million. So the video is made in a smaller space, and enlarged at the end. How far can we shrink a clip
-# and still recover it? A program draws one, so that we know its every pixel.
+# and still recover it? A program draws one, so that we know every pixel.
 #
 # The plain way to shrink is to average: over groups of frames (the first frame stays alone) and over squares of pixels.
 # On the way back every mean fills its block. The quality of the copy is measured in **decibels**: 10 more means a tenth
@@ -261,7 +261,7 @@ print(f"video {tuple(pixels.shape)} -> latents {tuple(latents.shape)}: {pixels.n
 
 together, side = cheapest_average(clip, 25)
 copies = {"VAE": (latents.numel(), back)}
-for name, (t, p) in {"averages": (2, 4), "averages, 25 dB": (together, side)}.items():
+for name, (t, p) in {"averages": (2, 4), "averages that reach 25 dB": (together, side)}.items():
     small = averaged(clip, t, p)
     copies[f"{name}: groups of {t}, {p} x {p} pixels"] = (small.numel(), enlarged(small, t, p, len(clip)))
 for name, (count, copy) in copies.items():
@@ -342,8 +342,8 @@ assert bars[999] == 0
 #
 # $$x_0 = a_t\,x_t - s_t\,v, \qquad \epsilon = s_t\,x_t + a_t\,v.$$
 #
-# So each step gives a guess of the whole clean video. We do not believe it at once. We mix guess and noise again, with
-# a little less noise, and ask again. (Many earlier programs began the walk lower, at 960 for 25 steps, and so told the
+# So each step gives a guess of the whole clean video. We do not trust it yet. We mix guess and noise again, with a
+# little less noise, and ask again. (Many earlier programs began the walk lower, at 960 for 25 steps, and so told the
 # network that pure noise held a trace of signal: [Lin et al.](https://arxiv.org/abs/2305.08891))
 #
 # The network answers twice: once for the empty caption and once for ours. The difference between the two answers is
@@ -544,8 +544,8 @@ compare_clips({prompt: pipe.decode(samples[prompt][:1])[0] for prompt in prompts
 # ## 7. Guidance, and the number of steps
 #
 # How much does guidance help when steps are few? We take 24 captions that name shape, colour, motion and background,
-# each with its own noise, the same in every row. At scale 0 the caption plays no part, and the chance of being right is
-# 1 in 6 x 8 x 13 x 4 = 2,496.
+# each with its own noise, the same in all four runs. At scale 0 the caption plays no part, and the chance of being
+# right is 1 in 6 x 8 x 13 x 4 = 2,496.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(24, seed=3, two_objects=0.0)
@@ -566,8 +566,8 @@ for new, old in (((3, 3), (3, 1)), ((6, 3), (3, 3))):
 assert sum(right[3, 0]) <= 2 < 8 < sum(right[3, 3])
 
 # %% [markdown]
-# Which differences are more than chance? Only those whose interval does not contain 0. Notebook 05 measures guidance on
-# more captions, and what it costs.
+# Which differences can be told from chance? Only those whose interval does not contain 0. Notebook 05 measures guidance
+# on more captions, and what it costs.
 #
 # **Try it yourself.** Write a caption, and move the two sliders. The caption below names a combination that training
 # never showed: there was no green triangle that moves up.
@@ -638,8 +638,9 @@ print("jump of the star after frame 0, in pixels:", "  ".join(f"{jump:.0f}" for 
 best, worst = min(jumps, key=jumps.get), max(jumps, key=jumps.get)
 compare_clips({f"seed {seed}, the {which} jump": to_screen(pipe.vae.decode(continued[seed]).cpu())[0] / 255
                for seed, which in ((best, "smallest"), (worst, "largest"))},
-              "Two clips that begin with the same picture, a yellow star at the lower left: the smoothest of eight "
-              "continuations, and the one whose star jumps farthest.", pipe.fps, num_frames=4)
+              "Two clips that begin with the same picture, a yellow star at the lower left: of eight "
+              "continuations, the one whose star jumps least and the one whose star jumps farthest.", pipe.fps,
+              num_frames=4)
 
 # %% [markdown]
 # In the package all this is `pipe(caption, image=picture)`.
@@ -659,12 +660,12 @@ for strength, video in changed.items():
     red, green, blue = frame[(frame - frame[0, 0]).norm(dim=-1) > 0.3].mean(dim=0).tolist()
     print(f"strength {strength:<5g}mean colour of the circle in frame 8: red {red:.2f}, green {green:.2f}, "
           f"blue {blue:.2f}")
-explore_sweep(changed, "strength", "A clip of a red circle, made again with the wish for a blue one: the more noise, "
-              "the more the caption decides")
+explore_sweep(changed, "strength", "A clip of a red circle, made again with a caption that asks for a blue one: the "
+              "more noise, the more the caption decides")
 
 # %% [markdown]
-# Little noise hides only the edges, and the clip wins. Much noise hides the colour, too, and the caption may choose it.
-# In between the result can be a mixture: a lot of red and a lot of blue make magenta, which neither the clip nor the
+# Little noise hides only the edges, and the clip wins. Much noise hides the colour, too, and the caption decides it. In
+# between the result can be a mixture: a lot of red and a lot of blue make magenta, which neither the clip nor the
 # caption asked for.
 #
 # ## 9. At full size

@@ -70,7 +70,7 @@ print(f"{tuple(film.shape)}, {film.dtype}: {film.numel():,} numbers; {end:.2f} s
 print(f"the file on disk: {FILM.stat().st_size:,} bytes")
 every_third = list(range(0, len(film), 3))
 print(f"every third frame: {len(every_third)} frames, {len(every_third) / 8} s instead of {end}; "
-      f"at second 2 it shows second {times[every_third[16]]:.2f}")
+      f"at its second 2 it shows the film's second {times[every_third[16]]:.2f}")
 
 # %% [markdown]
 # The film now runs 4 % slower, because 25 / 3 is not 8. In a collection with 24, 25, 30 and 60 frames a second, each
@@ -142,9 +142,9 @@ outcome("1.1", "playing backwards" if changes[0] > changes[1] else
         "mirroring" if changes[1] > changes[0] else "both change the same number")
 
 # %% [markdown]
-# Two lessons. Mirroring clips is a popular way to get more training data; here it makes captions lie, unless *left*
-# becomes *right* in them, too. And motion lies in the order of frames: backwards, only what reads the same both ways
-# keeps its name. How many frames must one see to name a motion? We show the oracle three beginnings.
+# Two lessons. First, mirroring clips is a popular way to get more training data; here it makes captions lie, unless
+# *left* becomes *right* in them, too. Second, the order of the frames makes the motion: only names without a direction
+# survive playing backwards. How many frames must one see to name a motion? We show the oracle three beginnings.
 
 # %%
 for motion in ("bounces", "moves in a circle", "moves up"):
@@ -153,8 +153,8 @@ for motion in ("bounces", "moves in a circle", "moves up"):
 
 # %% [markdown]
 # After 5 frames the bouncing shape has gone up, and "moves up" is a fair answer. (`None` means that the oracle cannot
-# say.) So a caption belongs to the whole clip. Whatever works *while* a film runs can use nothing but the past: that is
-# called **causal**. The VAE of CogVideoX is built this way (notebook 02); the transformer behind it is not.
+# say.) So a caption belongs to the whole clip. A program that works *while* a film runs can use nothing but the past:
+# that is called **causal**. The VAE of CogVideoX is built this way (notebook 02); the transformer behind it is not.
 #
 # A few frames out of many can mislead, too. The shape bounces twice in 17 frames. We keep a few, equally spaced. How
 # few still show two bounces? Move the slider.
@@ -294,8 +294,8 @@ for name, (h, w) in {"phone 9:16": (16, 9), "old film 4:3": (3, 4), "wide 16:9":
 #
 # ### Exercise 1.3: pack_clips (difficulty 2 of 3, 15 minutes)
 #
-# Find out how full the sequences can be. A pack lists the numbers of the clips in one sequence. Every clip belongs to
-# one pack, and no pack holds more than `capacity` tokens. Clips taken in order, with a new pack as soon as one does not
+# Find out how full the sequences can be. A pack lists the clips of one sequence by number. Every clip belongs to one
+# pack, and no pack holds more than `capacity` tokens. Clips taken in order, with a new pack as soon as one does not
 # fit, fill about four fifths. Yours must be 90 % full or more, on average.
 
 # %%
@@ -351,7 +351,7 @@ show_figure(figure, "Ten sequences, twice. Left, one clip in each: most of the s
 #
 # ## 6. What does it cost?
 #
-# There are two ways to make a film smaller: an mp4, as on disk, and the VAE's latents, where 4 x 8 x 8 pixels in 3
+# Here are two ways to make a film smaller: an mp4, as on disk, and the VAE's latents, where 4 x 8 x 8 pixels in 3
 # colours become 16 numbers of 2 bytes.
 #
 # **Prediction 1.3.** Which takes fewer bytes for our film?
@@ -391,8 +391,8 @@ latents = pipe.vae.encode(pixels).mode()  # b c t h w
 back = rearrange(pipe.vae.decode(latents).cpu(), "1 c t h w -> t h w c") / 2 + 0.5
 print(f"{tuple(pixels.shape)} -> {tuple(latents.shape)}: {pixels.numel() / latents.numel():.0f} times fewer numbers")
 compare_clips({"the film": seen, "through the toy's VAE": back.clamp(0, 1)},
-              "Two clips. Left, the rabbit. Right, after the VAE: blots where grass, hill and rabbit were; no face, no "
-              "trees.", 8, num_frames=4)
+              "Two clips: the rabbit, and the same film after the VAE, with blots where grass, hill and rabbit were; "
+              "no face, no trees.", 8, num_frames=4)
 
 # %% [markdown]
 # To compress is to bet on what will come, and this VAE bet on flat shapes. The published one bet on real films.
@@ -436,10 +436,10 @@ show_figure(figure, "Each of the six shapes drawn over the mask of a cross: whit
 # %% [markdown]
 # ### Exercise 1.4: read_direction (difficulty 2 of 3, 20 minutes)
 #
-# Now the motion. `x` and `y` are the centres in all frames, in frame sizes (0 left or top, 1 right or bottom; y points
-# down). Return one of the eight names in `DIRECTIONS`, such as `"moves up and left"`; `"stays still"` if the centre
-# never gets farther than 0.02 from its start; or `None` if it turns back, so that its last distance from the start is
-# less than 0.8 of its largest. Centres are measured, so expect small errors.
+# Now the motion. `x` and `y` are the centres in all frames, as shares of the frame (0 left or top, 1 right or bottom; y
+# points down). Return one of the eight names in `DIRECTIONS`, such as `"moves up and left"`; `"stays still"` if the
+# centre never gets farther than 0.02 from its start; or `None` if it turns back, so that its last distance from the
+# start is less than 0.8 of its largest. Centres are measured, so expect small errors.
 
 # %%
 def read_direction(x, y):
@@ -474,8 +474,9 @@ print(f"from the pixels, {'you read' if solved('1.4') else 'the stand-in reads'}
 #
 # ### Exercise 1.5: forge (difficulty 2 of 3, 10 minutes)
 #
-# Find out what the oracle does not see. Spoil a clip so that anybody would notice, but the oracle still finds all of it
-# right. Neighbouring frames must differ by at least 0.04 on average (black to white is 1; true clips: below 0.01).
+# Find out what the oracle does not see. Spoil a clip so that anybody would notice, but the oracle still calls
+# everything right. Neighbouring frames must differ by at least 0.04 on average (black to white is 1; true clips: below
+# 0.01).
 
 # %%
 def forge(clip):
@@ -527,8 +528,8 @@ compare_clips({name: forgeries[name] for name in shown},
 # %% [markdown]
 # The oracle notices shuffled frames and a colour between two of the palette. It lets the others through. Its tolerances
 # are deliberate: generated clips are never exact, so a fifth of the frames may lack the object, and a path may stray a
-# little. The oracle answers one question, "is it what the caption asked for?". Whether a clip is smooth and sharp,
-# other measures must say; notebook 02 has one for flicker.
+# little. The oracle answers one question, "is it what the caption asked for?". Other measures must say whether a clip
+# is smooth and sharp; notebook 02 has one for flicker.
 #
 # One more way to fool ourselves: test on what we trained on. Split clips at random, and test clips look new. Are they?
 
@@ -545,11 +546,12 @@ print(f"our split: {len(SPLITS['held_out'])} of {len(TRIPLES)} combinations are 
 # ## 8. Which words?
 #
 # A clip can be described in a few words or in many. A **dense** caption also says how large the object is and where it
-# starts. A caption describes many clips: all those that it fits. What it leaves open, a model cannot learn from it.
+# starts. A caption describes many clips: all those that it fits. A model cannot learn from a caption what the caption
+# leaves open.
 #
 # Take 20,000 scenes with captions of both kinds. How many of the scenes does a short caption fit, and how many a dense
 # one? We also guess, from the caption alone, where the object starts and how large it is. The best guess is the mean
-# over all scenes with the same meaning. How far off is it?
+# over all scenes whose captions mean the same. How far off is it?
 
 # %%
 scenes = sample_scenes(20_000, seed=0, two_objects=0.0)
@@ -558,7 +560,7 @@ for style in ("short", "dense"):
 opened = {name: left_open(scenes, style) for name, style in (("none", None), ("short", "short"), ("dense", "dense"))}
 for name, result in opened.items():
     print(f"{name:6s}meanings: {result.meanings:6,}; on average a caption fits {result.scenes_that_fit:6,.0f} of the "
-          f"20,000 scenes; errors measured on {result.measured_on:,}")
+          f"20,000 scenes; errors measured on the {result.measured_on:,} that share their meaning")
 assert all(opened["dense"].error[what] < opened["short"].error[what] / 2 for what in opened["short"].error)
 
 figure, ((axis,),) = new_figure(width=6.5, height=2.4)
@@ -603,9 +605,8 @@ for name, places in centres.items():
 assert centres["dense, top left"][:, 1].mean() + 0.2 < centres["dense, bottom left"][:, 1].mean()
 
 # %% [markdown]
-# The heights follow the dense captions. The counts say whether *left* is always obeyed: the captions name both sides,
-# *left* for the start and *right* for the motion. A dense caption makes control possible; whether a model has learned
-# it must be measured.
+# The heights follow the dense captions. The counts show how often *left* is obeyed in captions that also say *right*,
+# for the motion. A dense caption makes control possible; whether a model has learned it must be measured.
 #
 # Real films come without captions. So the authors made them by machine: a short one for the clip, a dense one for a
 # frame every two seconds, and a language model to summarise them. From these they trained CogVLM2-Caption, which goes
@@ -662,10 +663,10 @@ print(f"35 million clips of 49 x 480 x 720: raw {clips * 3 * 49 * 480 * 720 / 1e
 # Control over all that they leave open: noise settles it, and no wish of the user can reach it.
 # </details>
 #
-# **What the paper found.** The authors trained on about 35 million clips with dense captions, and on pictures as
-# videos of one frame. Six classifiers took out clips that were edited, without connected motion, of low quality,
-# lectures, full of text, or filmed from a screen. They built a whole system to write captions; the ablations
-# (section 4.1) do not measure how much it brought.
+# **What the paper found.** The authors trained on about 35 million clips with dense captions, and on pictures as videos
+# of one frame. Six classifiers took out edited clips, clips without connected motion or of low quality, lectures, clips
+# full of text, and clips filmed from a screen. They built a whole system to write captions; the ablations (section 4.1)
+# do not measure how much it helped.
 #
 # **Where to read on.** `minicogvx/data/world/` and `data/films/` are this notebook as a package. Next: **notebook
 # 02**, the causal VAE.

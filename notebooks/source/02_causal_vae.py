@@ -3,8 +3,7 @@
 #
 # **How do you make a clip 40 times smaller while it is still being filmed?**
 #
-# On the left, a clip drawn by a program. On the right, the same clip, squeezed into a fortieth of its numbers and
-# unpacked again.
+# First, a clip drawn by a program; then the same clip, squeezed into a fortieth of its numbers and unpacked again.
 
 # %% tags=["nbval-ignore-output"]
 from dataclasses import replace
@@ -483,11 +482,11 @@ assert held[1] == held[-1] and agree < 11
 #
 # ## 6. How a piece knows that it begins the clip
 #
-# Before the hunt, a riddle. The first frame must stay alone, but only in the first piece. How does a piece know which
-# one it is? In the `diffusers` library its number of frames tells: an *odd* count begins a clip, an *even* one
-# continues it. 49 frames go in as pieces of 9, 8, 8, 8, 8 and 8, and come back from pieces of 3, 2, 2, 2, 2 and 2
-# latents. At every halving and doubling, an odd count leaves its first frame alone and an even one does not. Our
-# version asks the cache (`cache.start`).
+# The first frame must stay alone, but only in the first piece. How does a piece know which one it is? In the
+# `diffusers` library its number of frames tells: an *odd* count begins a clip, an *even* one continues it. 49 frames go
+# in as pieces of 9, 8, 8, 8, 8 and 8, and come back from pieces of 3, 2, 2, 2, 2 and 2 latents. At every halving and
+# doubling, an odd count leaves its first frame alone and an even one does not. Our version asks the cache
+# (`cache.start`).
 #
 # ### Exercise 2.5: comes_back, find out (difficulty 2 of 3, 15 minutes)
 #
@@ -611,7 +610,8 @@ show_figure(figure, "How far each latent frame moves when the last frame of the 
 # share the statistics.
 #
 # With `norm_over="frame"` each frame has its own statistics, and the last network is clean. Does that explain both
-# clues? And what does it cost a network that was trained the other way?
+# clues? What does it cost a network that was trained the other way? (Measured in decibels: 10 more is a tenth of the
+# squared error.)
 
 # %% tags=["nbval-ignore-output"]
 clean = over_frame.encode(long_clip, chunk_frames=None).mode()
@@ -709,7 +709,7 @@ assert own > 0.2 and near > 0.6
 # The pasted latents give a clip that nobody drew, with a clean line where the backgrounds meet. (Shapes may fray: the
 # decoder now sees other neighbours and other statistics.) A place in the latents speaks first for its own 8 x 8 pixels,
 # then for its neighbours'. It reaches into later frames, and through the norms a little into earlier ones. A diffusion
-# model can compose in this space almost as one composes an image.
+# model can place things here much as in an image.
 #
 # ## 9. Flicker
 #
@@ -851,9 +851,9 @@ for chunk in (None, 2):
 #
 # **What the paper found.** Its Table 1 compares VAEs on real videos. A 2D VAE (8 x 8 x 1, 4 channels) has flicker 93.2
 # and 28.4 dB; the 3D one that became CogVideoX (8 x 8 x 4, 16 channels) has 86.3 and 28.7 dB. At least two things
-# changed at once, time and channels, and the paper gives no unit of flicker: its numbers cannot be compared with ours,
-# only its order. Far stronger compression (16 x 16 x 8) made convergence extremely difficult; the authors name it as
-# future work.
+# changed at once, time and channels, and the paper gives no unit of flicker: only the order of its numbers can be
+# compared with ours. Far stronger compression (16 x 16 x 8) made convergence extremely difficult; the authors name it
+# as future work.
 #
 # **Where to read on.** `minicogvx/vae/autoencoder.py` is the whole VAE on one page, made of `blocks.py` and
 # `layers.py`. `tiling.py` cuts large frames as this notebook cut long clips. How the VAE *learns* is the question of

@@ -3,8 +3,8 @@
 #
 # **Who tells a network what a good copy of a clip is?**
 #
-# On the left, a clip. Beside it are the two best still images for it: shown in all 17 frames, each is least wrong on
-# average. They differ only in how errors are counted.
+# First, a clip. Then the two best still images for it: shown in all 17 frames, each is least wrong on average. They
+# differ only in how errors are counted.
 
 # %% tags=["nbval-ignore-output"]
 import copy
@@ -54,9 +54,9 @@ compare_clips({"the clip": clip, "best still, one count": ghost.expand_as(clip),
 #
 # A VAE learns from its **loss**, one number for how bad a copy is. CogVideoX adds up four, each explained below: L1,
 # LPIPS, KL and later a GAN ([the paper](https://arxiv.org/abs/2408.06072), section 2.1). The authors published neither
-# the four weights nor the training code. You will write loop and losses, and see why the star vanishes, what
-# "variational" means, what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the
-# box in [notebook 01](01_video_tensors.ipynb).)
+# the four weights nor the training code. You will write the loop and the losses, and see why the star vanishes, what
+# "variational" means, what a GAN forbids, and what five seeds can prove. It takes about 115 minutes. (Notation: the box
+# in [notebook 01](01_video_tensors.ipynb).)
 #
 # ## 1. The median trap
 #
@@ -133,8 +133,8 @@ def best_still(clip, l1_weight, l2_weight):
 best_still = check("3.1", best_still)
 
 # %% [markdown]
-# Does gradient descent find them? The simplest "network" has no eyes: it is one grey image, whose pixels
-# change until the loss of the whole clip is small.
+# Does gradient descent find them? The simplest "network" sees nothing: it is one grey image, whose pixels change until
+# the loss of the whole clip is small.
 
 # %% tags=["nbval-ignore-output"]
 def learned_still(l1_weight, l2_weight, steps=300):
@@ -215,7 +215,7 @@ for name, one in {"without star": empty.expand_as(clip), "blurred": blurred, "no
 #
 # ### Exercise 3.2: teach (difficulty 2 of 3, 15 minutes)
 #
-# Now VAEs of 1.8 million parameters. Write the loop that trains one, with one step for each `video` (a batch).
+# Now we train VAEs of 1.8 million parameters. Write the loop that trains one, with one step for each `video` (a batch).
 # `vae(video)` returns a copy and a posterior (section 5), `loss(video, copy, posterior)` a number to be made small, and
 # `optimizer` works like any of PyTorch's. Return the losses, as plain numbers.
 
@@ -239,7 +239,7 @@ teach = check("3.2", teach)
 
 # %% [markdown]
 # The loop now trains two VAEs on the very same clips of 9 frames and 32 x 32 pixels, from the same start: one with L1
-# alone, one with L1 + 10 L2. (Both have a little KL.) They are measured on 16 other clips.
+# alone, one with L1 + 10 L2. (Both have a little KL: section 5.) They are measured on 16 other clips.
 #
 # **Prediction 3.2.** After 90 steps, whose copies move more, measured by flicker?
 
@@ -362,8 +362,8 @@ assert lpips["star gone"] > 2 * lpips["darker"]
 show_source(PerceptualDistance.forward)
 
 # %% [markdown]
-# LPIPS reverses the ranking: without the star other features respond; under a cloud, the same ones. (It compares frames
-# one by one, and does not see time.)
+# LPIPS reverses the ranking: without the star, other features respond; under a cloud, the same ones. (It compares
+# frames one by one, and does not see time.)
 #
 # ## 5. KL: what shape the latent has
 #
@@ -508,7 +508,7 @@ free = [name for name, gain in gains.items() if gain.verdict != "lower"]
 print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this list: at none")
 
 # %% [markdown]
-# With the strong KL, $\sigma$ grows relative to the means, and every latent value tells less. Why pay at all? Because
+# With the strong KL, $\sigma$ grows relative to the means, and the latent values tell less. Why pay at all? Because
 # another network must later *invent* such latents from standard normal noise. That is easier if they have a known size
 # and leave no gaps, and if a small error does no harm. In latent diffusion the usual weight is $10^{-6}$, little more
 # than a bound on the size. The authors' is not published; the toy was trained with 0.1.
@@ -520,7 +520,7 @@ print("no loss of PSNR can be told at the weights", ", ".join(free) or "of this 
 # to fool it. A ghost is easy to spot.
 #
 # Our painter is given noise, but not the time. The discriminator answers with a *logit*, high for "true". It pays a
-# **hinge loss**: by how much the logit stays below 1 for a true frame, and above -1 for a painted one. The painter
+# **hinge loss**: by how much the logit falls short of 1 for a true frame, and exceeds -1 for a painted one. The painter
 # pays minus the logit of its paintings.
 #
 # **Prediction 3.3.** A star somewhere, the ghost, nothing at all: which has the best PSNR, on average over the true
@@ -602,9 +602,9 @@ compare_clips({"true frames": four(strips[moments % 129]), "the ghost": four(gho
               counted="picture")
 
 # %% [markdown]
-# The ghost is gone: a star stands there, as bright as a true one (a few are still dim). Where it stands is a guess, and
-# PSNR punishes that twice, where the star is and where it should be. A GAN never says *which* frame to show. That is
-# the job of the other losses; the GAN's is to sharpen what they blur. (A GAN may also lose variety: compare the
+# The ghost is gone: most paintings show something close to one star, as bright as a true one. Where it stands is a
+# guess, and PSNR punishes that twice, where the star is and where it should be. A GAN never says *which* frame to show.
+# That is the job of the other losses; the GAN's is to sharpen what they blur. (A GAN may also lose variety: compare the
 # scatter.)
 #
 # CogVideoX's discriminator is 3D, so it sees motion. Its gradients change in size as it learns, so no fixed weight is
@@ -613,9 +613,10 @@ compare_clips({"true frames": four(strips[moments % 129]), "the ghost": four(gho
 #
 # ### Exercise 3.5: pull_weight (difficulty 2 of 3, 15 minutes)
 #
-# `nll` is the sum of the reconstruction losses, `gan` the autoencoder's GAN loss, both scalars. By what factor must
-# `gan` be multiplied so that both pull equally hard at `last_layer`? It is at most $10^4$, and exactly that where the
-# GAN does not pull. The factor has no gradient of its own, and training continues with the same graph.
+# `nll` (negative log-likelihood) is the sum of the reconstruction losses, `gan` the autoencoder's GAN loss, both
+# scalars. By what factor must `gan` be multiplied so that both pull equally hard at `last_layer`? It is at most $10^4$,
+# and exactly that where the GAN does not pull. The factor has no gradient of its own, and training continues with the
+# same graph.
 
 # %%
 def pull_weight(nll, gan, last_layer):
@@ -632,8 +633,8 @@ show_source(adaptive_weight)
 # %% [markdown]
 # ## 7. All together
 #
-# Below is the whole loss, beside `VAELoss`. How much does the GAN weigh before the discriminator learns, and after 30
-# steps?
+# Below is the whole loss, beside the package's `VAELoss`. How much does the GAN weigh before the discriminator learns,
+# and after 30 steps?
 
 # %% tags=["nbval-ignore-output"]
 vae = live["L1 + L2"]
@@ -750,12 +751,12 @@ assert min(final_values(curves, "sharpness")["+KL strong"].values()) > 1
 assert paired_gain(curves, "sharpness", "+GAN", "+KL weak").mean > 0
 
 # %% [markdown]
-# Where an interval contains 0, these seeds cannot tell. And in about one of 20 lines, luck may pass for a difference.
+# Where an interval contains 0, these seeds cannot tell. In about one of 20 lines, luck may pass for a difference.
 #
 # The large step is L2. That its PSNR is higher proves little, since PSNR *is* squared error; LPIPS, on which neither
 # was trained, is the fair witness. Training on LPIPS should lower LPIPS, but with a weight of 0.1 and 250 steps these
-# seeds show nothing. The strong KL lowers PSNR, and its sharpness above 1 is no praise: noise counts as edges. The GAN
-# sharpens a little in its 150 steps; the published one waits for thousands.
+# seeds show nothing. The strong KL lowers PSNR, and sharpness above 1 is no merit: noise counts as edges. In 150 steps
+# the GAN raises sharpness a little, farther above 1; the published one waits for thousands.
 #
 # ## 8. How much can be thrown away?
 #
@@ -786,9 +787,9 @@ for new, old in (("8x8x4, 16 channels", "8x8x4, 8 channels"), ("8x8x4, 32 channe
           f"ours {paired_gain(curves, 'psnr', new, old).said()}")
 
 # %% [markdown]
-# In the paper each doubling of the channels buys 1.5 to 1.8 dB. 16 x 16 x 8 with 128 channels keeps as many numbers
-# as 8 x 8 x 4 with 16, but it copies worse and made convergence "extremely difficult". Our runs have 200 steps: they
-# can tell which shapes learn *sooner*. The authors name larger compression as their next aim.
+# In the paper each doubling of the channels buys 1.5 to 1.8 dB. 16 x 16 x 8 with 128 channels keeps as many numbers as
+# 8 x 8 x 4 with 16, but it copies worse and made convergence "extremely difficult". Our runs have 200 steps: they can
+# tell only which shapes learn *sooner*.
 #
 # ## 9. At full size
 #
@@ -827,9 +828,9 @@ long = paired_gain(load_results("vae-stages"), "psnr", "short, then long", "shor
 print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short ones throughout: {long.said()}")
 
 # %% [markdown]
-# No: 135 GB, and weights and optimizer come on top. So the second stage splits its 161 frames over several GPUs
-# (*context parallel*): each convolution passes its last two frames on to the next GPU. The authors say that larger
-# frames work without further training and longer clips do not. (The last line is our own small study of this.)
+# No: 135 GB, not counting weights and optimizer. So the second stage splits its 161 frames over several GPUs (*context
+# parallel*): each convolution passes its last two frames on to the next GPU. The authors say that larger frames work
+# without further training and longer clips do not. (Our own study, in the last line, has one seed and cannot tell.)
 #
 # ## What you can now explain
 #
@@ -852,8 +853,8 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 # pull proportionate.
 # </details>
 #
-# **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps.
-# Our loss weights were found on coloured shapes.
+# **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps. Our
+# loss weights suit coloured shapes, and perhaps nothing else.
 #
 # **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `data/recipes/toy.toml` has the
 # shipped VAE's stages. Papers: VAE, [Kingma and Welling](https://arxiv.org/abs/1312.6114); LPIPS, [Zhang et

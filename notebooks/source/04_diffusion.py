@@ -51,13 +51,12 @@ for i, t in enumerate(sampler.timesteps):
 
 left, right = (pipe.decode(torch.cat(latents)[:, :, :1])[:, 0] for latents in (noisy, guesses))  # 25 h w 3
 compare_clips({"the noisy frame": left, "the network's guess": right},
-              "Frame 0 of a clip, step by step. On the left, noise turns into a star. On the right, the guess is a "
-              "blurred star at first and gets sharp edges later.", 4, num_frames=3, counted="step")
+              "Frame 0 of a clip, step by step. The noisy frame turns from noise into a star. The guess is a "
+              "yellow blur at first, and a star with sharp edges later.", 4, num_frames=3, counted="step")
 
 # %% [markdown]
-# Each picture is one step: on the left, the noisy frame; on the right, the network's guess of the clean frame
-# behind it. The network makes only the right half. The rest is a few lines of arithmetic, the subject of this
-# notebook.
+# Each step has two pictures: the noisy frame, and the network's guess of the clean frame behind it. The network makes
+# only the guess. The rest is a few lines of arithmetic, the subject of this notebook.
 #
 # You will write the sampling loop, a schedule that ends in noise, the loss that trains a denoiser, and a step that
 # is DDIM, DDPM or anything between. Afterwards you can explain why a trace of signal in the last timestep does harm,
@@ -68,7 +67,7 @@ compare_clips({"the noisy frame": left, "the network's guess": right},
 # ## 1. How much noise?
 #
 # Take a clean clip $x_0$ and corrupt it in a thousand small steps. At timestep $t$, a share $\beta_t$ of the power
-# is replaced by fresh noise $\epsilon$:
+# (mean square) is replaced by fresh noise $\epsilon$:
 #
 # $$x \leftarrow \sqrt{1-\beta_t}\;x + \sqrt{\beta_t}\;\epsilon.$$
 #
@@ -245,8 +244,8 @@ print("spread of brightness:", ", ".join(f"{name} {value:.2f}" for name, value i
 assert spread["signal left"] < 0.15 < 0.25 < spread["zero at the end"] < spread["the world"]
 outcome("4.1", "nearly all middle grey" if spread["signal left"] < 0.4 * spread["the world"]
         else "dark, grey and bright, as in the world")
-show_figure(figure, "Shares of nine levels of brightness: in the world all are equal; with signal left, nearly all "
-                    "clips are in the middle; with zero at the end, all levels occur. Below, nine clips of each.")
+show_figure(figure, "Shares of nine levels of brightness: in the world all are equal; with signal left at the end, "
+                    "nearly all clips are in the middle; with zero there, all levels occur. Below, nine clips of each.")
 
 # %% [markdown]
 # Hence grey videos. The network is perfect, but sampling asks it what training never asked: what is behind *pure*
@@ -338,7 +337,7 @@ show_figure(figure, "A quarter circle from x0, on the right, to the noise, at th
 #
 # An error $\Delta$ in $v$ is an error $-s_t\,\Delta$ in $x_0$ and $a_t\,\Delta$ in the noise. The squares add up to
 # $\Delta^2$: a plain squared error weighs video and noise fairly. (The published code puts a weight
-# $1/(1-\bar\alpha_t)$ on the error of $x_0$, which comes to the same.)
+# $1/(1-\bar\alpha_t)$ on the error of $x_0$, which comes to the same thing.)
 #
 # ### Exercise 4.3: denoising_loss (difficulty 2 of 3, 20 minutes)
 #
@@ -417,7 +416,7 @@ always_0, learned = (lambda x, t: 0 * x), (lambda x, t: v_of(small, x, t))
 for name, net in (("always 0", always_0), ("trained", learned), ("perfect", perfect_v)):
     others, draws = numbers(400_000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
     tested[name] = denoising_loss(net, others, alpha_bars.float(), draws).item()
-print("loss on 400,000 other numbers:", "; ".join(f"{name}, {value:.3f}" for name, value in tested.items()))
+print("loss on 400,000 other numbers:", "; ".join(f"{value:.3f} ({name})" for name, value in tested.items()))
 assert tested["perfect"] - 0.002 < tested["trained"] < tested["perfect"] + 0.03 < tested["always 0"]
 outcome("4.2", "down, but it stops far above 0" if tested["perfect"] > 0.05 else "on and on towards 0")
 
@@ -493,7 +492,7 @@ axes[1].set(xlabel="timestep t", title="the paper's ablation models (Table 9)", 
 for axis in axes:
     axis.legend(fontsize=8)
 show_figure(figure, "Left, the toy's loss over the timestep, high at both ends: near 0 it is all error in the noise, "
-                    "near 999 in the video. Right, the paper's five points for each of two models: the same bowl.")
+                    "near 999 in the video. Right, the paper's five points for each of two models: a bowl, too.")
 
 # %% [markdown]
 # A bowl. On the left the network must see a trace of noise in an almost clean video. On the right it must predict a
@@ -501,18 +500,18 @@ show_figure(figure, "Left, the toy's loss over the timestep, high at both ends: 
 #
 # ## 5. Three samplers
 #
-# The `walk` of section 2 has a name: **DDIM**. Its steps add no chance; the starting noise decides everything. Must
+# The `walk` of section 2 has a name: **DDIM**. Its steps add no randomness; the starting noise decides everything. Must
 # that be so? A step could replace some of the noise by fresh noise.
 #
-# How much? Let a prime mark the end of a step. Noising ran the other way, from that end to $x$, and added noise: of
-# the noise in $x$, only the share $k = \mathrm{SNR}/\mathrm{SNR}'$ of the power was there before. **DDPM**, the
-# classic sampler, keeps that share and renews the rest, $1-k$. DDIM renews nothing. Between the two lies a
-# family: the share $\eta^2(1-k)$ is new.
+# How much? Values at the end of a step carry a prime. Noising ran the other way, from there to $x$, and added noise: of
+# the noise power in $x$, only the share $k = \mathrm{SNR}/\mathrm{SNR}'$ was there before. **DDPM**, the classic
+# sampler, keeps that share and renews the rest, $1-k$. DDIM renews nothing. Between the two lies a family: the share
+# $\eta^2(1-k)$ is new.
 #
 # ### Exercise 4.4: renewing_step (difficulty 2 of 3, 15 minutes)
 #
-# Write the step for any $\eta$ from 0 (DDIM) to 1 (DDPM). The noise must end with the power $1 - \bar\alpha'$, also
-# where `bar` is 0 and where `bar_next` is 1.
+# Write the step for any $\eta$ from 0 (DDIM) to 1 (DDPM). The noise must end with the power $1 - \bar\alpha'$, even
+# where `bar` is 0 or `bar_next` is 1.
 
 # %%
 def renewing_step(x0, noise, fresh, bar, bar_next, eta):
@@ -778,7 +777,7 @@ print(f"a small network trained by flow matching, 50 steps: transport distance {
 
 # %% [markdown]
 # The same clip: Euler on the line and DDIM on the circle are the same step, written in two ways. Both mix guess and
-# noise again. So loop, leaning and spacing carry over to flow matching. What differs:
+# noise again. So the loop, leaning and spacing carry over to flow matching. What differs:
 #
 # - **The target.** An error of $v$ becomes $a+s$ times as large in $u$, so the loss weighs the middle of the path
 #   up to twice as much as its ends.
@@ -795,7 +794,7 @@ print(f"a small network trained by flow matching, 50 steps: transport distance {
 # ### Exercise 4.6: spread_timesteps (difficulty 2 of 3, 15 minutes)
 #
 # You have no ranks, but a batch. Divide 0 .. T-1 into $b$ equal parts and draw one integer timestep from each, in
-# random order. Each timestep must be equally likely, also where $b$ does not divide $T$.
+# random order. Each timestep must be equally likely, even where $b$ does not divide $T$.
 
 # %%
 def spread_timesteps(b, T, generator):
@@ -877,7 +876,7 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 
 # %% [markdown]
 # The more numbers, the better their mean can be read: a video needs the repair more than a picture does. The sampler
-# costs nothing, the network everything: the paper reports 113 seconds for 50 steps of the 5B on an H800.
+# costs next to nothing, the network nearly everything: the paper reports 113 seconds for 50 steps of the 5B on an H800.
 #
 # ## What you can now explain
 #
@@ -901,8 +900,8 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 # </details>
 #
 # **What the paper found.** CogVideoX trains with v-prediction and zero terminal SNR. Its own addition is explicit
-# uniform sampling: a smoother loss curve, and lower losses at all five timesteps measured. Ranks of the first
-# released code may share intervals; later code switches it off for eight ranks or fewer.
+# uniform sampling: a smoother loss curve, and lower losses at all five timesteps measured. In the first released code,
+# ranks may share intervals; later code switches uniform sampling off for eight ranks or fewer.
 #
 # **Where to read on.** `minicogvx/diffusion`. Zero terminal SNR: [Lin et al.](https://arxiv.org/abs/2305.08891); v:
 # [Salimans and Ho](https://arxiv.org/abs/2202.00512); DDIM: [Song et al.](https://arxiv.org/abs/2010.02502);
