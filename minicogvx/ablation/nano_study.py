@@ -42,10 +42,10 @@ from minicogvx.pipeline import Pipeline
 from minicogvx.transformer.model import ExpertTransformer
 
 RESULTS = FOLDER.parent / "results"
-EVERY = 25  # steps between measurements
+EVERY, EARLY = 25, 400  # steps between measurements up to step EARLY; then four times as many
 ASKED = ("a red cross moves right on a grey background", "a blue bar moves up on a black background",
          "a green circle moves left on a grey background", "a yellow bar moves down on a black background")
-SAMPLED = (0, 25, 50, 100, 150, 200, 300, 400, 600, 900)  # steps after which samples are kept
+SAMPLED = (0, 25, 50, 100, 200, 400, 800, 1200, 1600, 2400)  # steps after which samples are kept
 SAMPLE_STEPS, GUIDANCE = 10, 3.0
 
 
@@ -64,7 +64,7 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int,
     curve = {"seed": seed, "steps": [], "loss": [], "training_loss": [], "gain": {kind: [] for kind in KINDS}}
 
     def measure(done: int) -> None:
-        if done % EVERY == 0 or done == steps:
+        if done % (EVERY if done <= EARLY else 4 * EVERY) == 0 or done == steps:
             losses = nano_losses(model, world, pipe.schedule)
             curve["steps"].append(done)
             curve["loss"].append(losses["own"])
@@ -77,7 +77,7 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int,
     for done, loss in enumerate(train_nano(model, world, pipe.schedule_config, steps, seed, taught=taught), 1):
         curve["training_loss"].append(loss)
         measure(done)
-        if done % EVERY == 0:
+        if done % (4 * EVERY) == 0:
             print(done, f"{loss:.4f}", {kind: round(gain[-1], 4) for kind, gain in curve["gain"].items()}, flush=True)
     return curve | {"seconds": time.perf_counter() - start}, samples
 
@@ -163,13 +163,13 @@ def main(argv: list[str] | None = None) -> int:
                                      description="Make what notebook 09 shows of longer runs.")
     parser.add_argument("what", choices=("clips", "words", "taught", "clinic"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="default: 400, for the clinic 120")
+    parser.add_argument("--steps", type=int, help="default: 2400, for the clinic 120")
     options = parser.parse_args(argv)
     pipe = Pipeline.load("toy", "cpu", torch.float32)
     if options.what == "clips":
         write_clips(pipe, FOLDER / "clips.safetensors")
         return 0
-    steps, world = options.steps or (120 if options.what == "clinic" else 400), nano_world(pipe.text)
+    steps, world = options.steps or (120 if options.what == "clinic" else 2400), nano_world(pipe.text)
     for seed in options.seeds:
         done = [run.get("name") for run in stored_runs(options.what, steps) if run["seed"] == seed]
         if options.what != "clinic" and not done:

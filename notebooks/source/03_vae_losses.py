@@ -45,8 +45,8 @@ device = notebook_device()  # the processor, unless MINICOGVX_DEVICE names anoth
 star = Scene((ShapeObject("star", "yellow", "moves right", x=0.18, y=0.5, radius=0.12, speed=0.64),), "navy")
 clip = render(star, 17, 64, 64)  # t h w 3
 ghost, empty = clip.mean(dim=0), clip.median(dim=0).values  # h w 3
-compare_clips({"the clip": clip, "best still, one count": ghost.expand_as(clip),
-               "best still, another": empty.expand_as(clip)},
+compare_clips({"the clip": clip, "best still A": ghost.expand_as(clip),
+               "best still B": empty.expand_as(clip)},
               "A yellow star moves right over navy; a pale yellow streak that does not move; navy and nothing else.")
 
 # %% [markdown]
@@ -271,21 +271,21 @@ def weighted(l1, l2, kl):
     return loss
 
 
-def trained(vae, loss, steps, first=0):
+def trained(name, vae, loss, steps, first=0):
     """`vae` after some steps, computed in the number format in which this machine is fast."""
     dtype = choose_dtype(device, training=True)
     videos = (world_batch(4, 1 + first + step, 9, 32, 32).to(device, dtype) for step in range(steps))
     torch.manual_seed(first)
     with torch.enable_grad():
         losses = teach(vae, videos, loss, Muon(vae, steps))
-    print(f"{steps} steps: loss {losses[0]:.2f} at first, {sum(losses[-5:]) / 5:.2f} at the end")
+    print(f"{name}: {steps} steps, loss {losses[0]:.2f} at first, {sum(losses[-5:]) / 5:.2f} at the end")
     return vae
 
 
 torch.manual_seed(0)
 untrained = CausalVAE(preset("micro").vae).to(device)
 small_branches(untrained)  # scales down some start values, which saves a minute of training
-live = {name: trained(copy.deepcopy(untrained), loss, steps=90)
+live = {name: trained(name, copy.deepcopy(untrained), loss, steps=90)
         for name, loss in {"L1": weighted(1, 0, 0.1), "L1 + L2": weighted(1, 10, 0.1)}.items()}
 true_clips = measured_clips()  # b t h w 3
 copies = {name: round_trip(vae, true_clips)[0] for name, vae in live.items()}
@@ -467,7 +467,7 @@ show_figure(figure, "The bound over sigma: low for a tiny sigma, highest near 0.
 
 # %% tags=["nbval-ignore-output"]
 videos = rearrange(true_clips * 2 - 1, "b t h w c -> b c t h w").to(device)
-strong = trained(copy.deepcopy(live["L1 + L2"]), weighted(1, 10, 10), steps=25, first=1000)
+strong = trained("heavy KL", copy.deepcopy(live["L1 + L2"]), weighted(1, 10, 10), steps=25, first=1000)
 posteriors = {"weight 0.1": live["L1 + L2"].encode(videos), "weight 10": strong.encode(videos)}
 for name, posterior in posteriors.items():
     formula = 0.5 * (posterior.mean.square() + posterior.std.square() - 1 - posterior.logvar).flatten(1).sum(dim=1)

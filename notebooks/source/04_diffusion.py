@@ -223,7 +223,7 @@ predict("4.1", "dark, grey and bright, as in the world", "nearly all middle grey
 # %% tags=["folded"]
 noise = torch.randn(65, world.shape[1], generator=torch.Generator().manual_seed(1)).double()
 results = {}
-for name, bars in (("signal left", table), ("zero at the end", rescale_to_zero_terminal_snr(table))):
+for name, bars in (("some signal at the end", table), ("zero at the end", rescale_to_zero_terminal_snr(table))):
     results[name] = walk(lambda x, t: perfect(x, float(bars[t]), world), noise, range(999, 0, -20), bars)
 
 figure, ((top,), (middle,), (bottom,)) = new_figure(3, 1, width=7.5, height=4.4)
@@ -241,8 +241,8 @@ for axis, (name, clips) in zip((middle, bottom), results.items()):
     axis.set_axis_off()
 spread = {name: clips.mean(dim=1).std().item() for name, clips in {"the world": world, **results}.items()}
 print("spread of brightness:", ", ".join(f"{name} {value:.2f}" for name, value in spread.items()))
-assert spread["signal left"] < 0.15 < 0.25 < spread["zero at the end"] < spread["the world"]
-outcome("4.1", "nearly all middle grey" if spread["signal left"] < 0.4 * spread["the world"]
+assert spread["some signal at the end"] < 0.15 < 0.25 < spread["zero at the end"] < spread["the world"]
+outcome("4.1", "nearly all middle grey" if spread["some signal at the end"] < 0.4 * spread["the world"]
         else "dark, grey and bright, as in the world")
 show_figure(figure, "Shares of nine levels of brightness: in the world all are equal; with signal left at the end, "
                     "nearly all clips are in the middle; with zero there, all levels occur. Below, nine clips of each.")
@@ -710,7 +710,7 @@ show_figure(figure, "Error over steps, both axes logarithmic. First panel: leani
 
 # %%
 def better_timesteps():
-    """Ten timesteps, falling, from 999 on."""
+    """Ten decreasing timesteps, the first of them 999."""
     ### BEGIN SOLUTION
     angles = alpha_bars.sqrt().acos()  # 0 for clean data, a right angle for noise
     return [int((angles - angles[-1] * (10 - i) / 10).abs().argmin()) for i in range(10)]
