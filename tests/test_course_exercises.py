@@ -169,8 +169,8 @@ def test_a_check_that_stumbles_over_a_result_names_the_last_call():
     exercise = Exercise("9.9", "pair", ("a", "b", "c"), None, elsewhere["look"])
     verdict = judge(exercise, lambda x: x)
     assert verdict.state == "stopped" and verdict.message == (
-        "Your answer could not be checked; that ended with TypeError: 'int' object is not iterable. The last call was "
-        "pair(x=2). It gave an int.")
+        "Your answer could not be checked; the check stopped with TypeError: 'int' object is not iterable. The last "
+        "call was pair(x=2). It gave an int.")
 
 
 def test_arguments_are_said_shortly(subtests):
@@ -232,7 +232,8 @@ def test_nan_and_infinity_are_refused_by_every_check(subtests):
 
 def test_what_cannot_be_called_is_reported(capsys):
     assert check("0.5", 5) is find("0.5").reference
-    assert "could not be checked; that ended with TypeError: 'int' object is not callable." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "could not be checked; the check stopped with TypeError: 'int' object is not callable." in said
 
 
 def test_checks_are_seeded_and_leave_the_learners_random_numbers_alone():

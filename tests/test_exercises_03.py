@@ -260,7 +260,7 @@ def test_pull_weight():
         ("the ratio of the norms over the whole tensor", ratio_of_the_losses),
         ("retain_graph=True", graph_freed),
         ("leaves a gradient in last_layer.grad", by_backward),
-        ("carries a gradient", with_a_gradient),
+        ("The weight still belongs to the graph", with_a_gradient),
         ("pull_weight is inf; add 1e-4 to the denominator", not_bounded),
         ("clamped to 0..1e4, it must be 1e4", bounded_too_high),
         ("A norm is the root of the sum of squares", squares_for_norms),

@@ -208,8 +208,8 @@ def test_better_timesteps():
     guard("4.5", right_better_timesteps, [
         ("100% of the", even),
         ("has 20 timesteps; it must have 10", twenty),
-        ("at most 75% are asked for", crowded_at_the_wrong_end),
-        ("at most 75% are asked for", too_crowded),
+        ("it must be at most 75%", crowded_at_the_wrong_end),
+        ("it must be at most 75%", too_crowded),
         ("it must begin at 999, the only one that is pure noise", not_from_the_noise),
         ("800 comes after 630", unsorted),
         ("12 comes after 12", twice_the_same),

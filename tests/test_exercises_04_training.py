@@ -184,7 +184,7 @@ def test_denoising_loss():
         ("it must be sqrt(alpha_bar) =", signal_and_noise_exchanged),
         ("Your target is the noise; it must be v", compared_with_the_noise),
         ("Your target is x0; it must be v", compared_with_the_clip),
-        ("Your target is -v; the sign of v is the other one", wrong_sign),
+        ("Your target is -v; change its sign", wrong_sign),
         ("the mean of v^2 over the batch and all its numbers", summed),
         ("has shape (6,); it must be ()", not_reduced),
         ("All samples of the batch have the timestep", one_timestep),

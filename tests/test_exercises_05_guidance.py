@@ -71,7 +71,7 @@ def one_x_for_both(network, x, t, text, null, scale):
 def test_guided_velocity():
     guard("5.4", right_guided_velocity, [
         ("the caption comes first in the batch; as published, null comes first", caption_first),
-        ("caption and null are exchanged; it goes from null towards the caption", exchanged),
+        ("caption and null are exchanged; guidance goes from null towards the caption", exchanged),
         ("is torch.bfloat16; the network answers in bfloat16", in_half_precision),
         ("the difference was taken in bfloat16, and made float32 only afterwards", widened_too_late),
         ("the scale counts once too often", from_the_caption),

@@ -56,7 +56,7 @@ def test_pack_loss():
     guard("11.5", of_packs, [
         ("A mean over all numbers lets large clips decide", over_numbers),
         ("A mean over all numbers lets large clips decide", sum_over_numbers),
-        ("With a mean of each pack, the company decides", of_pack_means),
+        ("With a mean of each pack, what a clip counts depends on the clips", of_pack_means),
         ("each clip weighs 1/5, as there are 5 in this step", of_this_step),
         ("each clip weighs 1; it must be 1 / usual = 0.25", never_divided),
         ("for clip 0, 1, ..; it must be 1 / usual", first_pack_alone),

@@ -201,7 +201,7 @@ def only_one(values, send):
 
 def test_ring_all_reduce():
     guard("12.3", solved_ring, [
-        ("has the sum; asked is the mean", the_sum),
+        ("has the sum; it must have the mean", the_sum),
         ("is piece (r + 1) % n", off_by_one),
         ("have changed. Views of chunk share them", overwrites),
         ("has the mean in 1 of its 2 pieces", stops_early),

@@ -439,7 +439,7 @@ def test_blind_pairs():
         ("it must be half of them", seldom_left),
         ("may give the key away", key_inside),
         ("it does not", key_the_other_way),
-        ("compare what was asked for alike", captions_mixed),
+        ("a pair compares clips of one caption", captions_mixed),
         ("take the random numbers from the generator given", dice_of_its_own),
         ("must return two things", pairs_alone),
     ])

@@ -275,7 +275,7 @@ def numpy_painted(scene):
 
 def test_outwit():
     guard("17.5", painted, [
-        ("three times that is asked", honest), ("three times that is asked", any_noise),
+        ("Earn at least three times that", honest), ("Earn at least three times that", any_noise),
         ("still reads", half_painted), ("must lie in 0..1", in_bytes), ("it must be (17, 64, 64, 3)", one_frame),
         ("must be a tensor", numpy_painted), ("end in return", nothing), ("KeyError", raising),
     ])

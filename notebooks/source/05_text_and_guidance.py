@@ -3,8 +3,8 @@
 #
 # **How do a few words steer the noise, and why must their effect be exaggerated?**
 #
-# Three clips from the same noise. Left, the caption is ignored. In the middle is the network's plain answer to it.
-# Right, the change that the caption makes is multiplied by six.
+# Three clips from the same noise. Guidance 0 ignores the caption. Guidance 1 is the network's plain answer to it.
+# Guidance 6 multiplies the change that the caption makes by six.
 
 # %%
 import math
@@ -46,18 +46,17 @@ compare_clips({f"guidance {scale:g}": clip for scale, clip in made.items()},
               "else; with 1 and 6 it shows what was asked.", pipe.fps)
 
 # %% [markdown]
-# A text encoder, **T5**, turns words into **features** for the transformer, and **guidance** amplifies what these do.
+# A text encoder, **T5**, turns words into **features** for the transformer, and **guidance** amplifies their effect.
 #
-# You will prepare text for T5, build its sense of word order, and write guidance; then you measure what guidance
-# costs. Afterwards you can explain what the text features know, why one caption in ten is thrown away in training,
-# why a guidance scale of 6 can help, and what it spoils. It takes about 95 minutes. The
-# [paper](https://arxiv.org/abs/2408.06072) names the parts in section 2.2; the box of
-# [notebook 01](01_video_tensors.ipynb) explains the letters in shapes.
+# You will prepare text for T5, build its sense of word order, write guidance, and measure what it costs. Afterwards you
+# can explain what the text features know, why one caption in ten is thrown away in training, why a guidance scale of 6
+# can help, and what it spoils. It takes about 95 minutes. The [paper](https://arxiv.org/abs/2408.06072) names the parts
+# in section 2.2; the box of [notebook 01](01_video_tensors.ipynb) explains the letters in shapes.
 #
 # ## 1. Tokens
 #
-# The toy knows 75 whole words. The published models read any English text. A list of all words would never end; a
-# list of letters makes captions long. Between the two lie **pieces** of words.
+# The toy knows 75 whole words. The published models read any English text. A list of all words would never end; a list
+# of letters would make captions long. Between the two lie **pieces** of words.
 #
 # T5 gives each piece a score, the logarithm of how likely it is, and cuts a word so that the sum of the scores is as
 # large as possible (**Unigram**). Here our captions give pieces and scores in the simplest way: every part of every
@@ -96,9 +95,9 @@ assert pieces == theirs
 print("the toy's words:", pipe.text.tokens([strange])[0, :6].tolist(), "- unknown:", pipe.text.unknown_words(strange))
 
 # %% [markdown]
-# *dragon* never occurs in our captions. It falls into pieces, but nothing is lost. The toy's list turns it into
-# number 2, `<unk>`, like every other unknown word, and training never showed token 2. (T5's table has 32,128
-# rows, for pieces from a large collection of text.)
+# *dragon* never occurs in our captions. It falls into pieces, but nothing is lost. The toy's list turns it into number
+# 2, `<unk>`, like every unknown word, and training never showed token 2. (T5's table has 32,128 rows, for pieces from a
+# large collection of text.)
 #
 # A batch needs rows of equal length. T5 ends each text with `</s>`, number 1, and pads it with number 0. The
 # published length is 226.
@@ -123,8 +122,8 @@ def pad_and_mask(rows, length):
 pad_and_mask = check("5.1", pad_and_mask)
 
 # %% [markdown]
-# CogVideoX throws this mask away and lets padding take part in every attention, in T5 and in the transformer. Does
-# that make a difference?
+# CogVideoX throws this mask away and lets padding take part in every attention, in T5 and in the transformer. Does it
+# matter?
 
 # %% tags=["nbval-ignore-output"]
 number_of = pipe.text.tokenizer.get_vocab()
@@ -148,14 +147,15 @@ print(f"without the rows of padding, the transformer's answer changes by {(answe
 #
 # ## 2. T5
 #
-# Every token picks a row of a table. Then the rows must look at each other: *red* belongs to *circle*. Attention
-# does that, but to attention alone a text is a bag of words, without order.
+# Every token picks a row of a table. Then the rows must look at each other: *red* belongs to *circle*. Attention does
+# that: in each of several **heads**, every token's **query** gets a score with every token's **key** (notebook 08). But
+# to attention alone a text is a bag of words, without order.
 #
 # T5 gives no token a position. Its attention looks at how far apart each *pair* of tokens is. The distance, key minus
 # query, falls into one of 32 **buckets**, and every head adds a learned number for this bucket to the pair's score.
 # The rule:
 #
-# - Buckets 0 to 15 are for keys before the query and for itself, 16 to 31 for keys after it.
+# - Buckets 0 to 15 are for keys before the query and for its own key, 16 to 31 for keys after it.
 # - Within each half, distances 0 to 7 have a bucket each.
 # - Eight more buckets share distances from 8 on, evenly in the logarithm up to 128:
 #   $8 + \lfloor 8 \log(d/8) / \log(128/8) \rfloor$, and 15 at most.
@@ -366,7 +366,7 @@ print(f"its features are not zero: their root mean square is {nothing.square().m
 
 # %% [markdown]
 # Our "nothing" is the empty caption after T5: one `</s>` and 31 tokens of padding. The authors' own program sets all
-# features to **zero** in training and in sampling (here: `zero_text`). `diffusers` samples the same weights with the
+# features to **zero** in training and in sampling (`zero_text` here). `diffusers` samples the same weights with the
 # empty caption, though in training "nothing" was something else. Below we make the opposite exchange: the toy was
 # trained with the empty caption and gets zeros.
 #
@@ -507,10 +507,10 @@ show_figure(figure, "Histograms of 4,000 guided samples and the promised density
 # Why is the promise not kept? The slopes add up to that of $p_w$ only where there is no noise. In noise the clouds
 # melt together, and "away from left" sends every sample too far before it can see the inner cloud.
 #
-# ### Exercise 5.5: half_variety, find out (difficulty 2 of 3, 10 minutes)
+# ### Exercise 5.5: find the scale that halves the variety (difficulty 2 of 3, 10 minutes)
 #
-# At which scale is half of the variety gone? Find the $w$, to one decimal, at which `guided_samples(w).std()` is half
-# of what it is at $w = 1$. Try scales in a cell of your own.
+# Find the $w$, to one decimal, at which `guided_samples(w).std()` is half of what it is at $w = 1$. Try scales in a
+# cell of your own.
 
 # %%
 def half_variety():
@@ -549,15 +549,15 @@ show_figure(figure, "Left: the share of samples above 0. With wrong captions it 
                     "both cases. Right: the spread falls with the scale in both cases.")
 
 # %% [markdown]
-# There is the answer. A network trained on wrong captions repeats their mistakes; that *is* what it learned.
-# Exaggeration corrects them: guidance moves samples away from where the caption is doubtful. Captions of real videos
-# are often doubtful, and a small network has doubts of its own. The price is paid in variety.
+# A network trained on wrong captions repeats their mistakes; that *is* what it learned. Exaggeration corrects them:
+# guidance moves samples away from where the caption is doubtful. Captions of real videos are often doubtful, and a
+# small network makes mistakes of its own. The price is variety.
 #
 # ## 7. What the toy pays
 #
-# The toy's captions are never wrong; what it may gain comes from doubts of its own. It gets 24 captions, with three
-# scales and the same noise, and the oracle of notebook 01 judges. We also measure how well shapes **overlap** with
-# ideal ones, and how many colour values lie outside 0..1 and must be cut off.
+# The toy's captions are never wrong; guidance can only correct the network's own mistakes. The toy gets 24 captions,
+# with three scales and the same noise, and the oracle of notebook 01 judges. We also measure how well shapes
+# **overlap** with ideal ones, and how many colour values lie outside 0..1 and must be cut off.
 
 # %% tags=["nbval-ignore-output"]
 scenes = sample_scenes(24, seed=6, two_objects=0.0)
@@ -579,14 +579,14 @@ print(f"from 1 to 3: {gain:+.0%} of the captions, 95 % interval {low:+.0%} to {h
 assert beyond[9.0] > beyond[1.0]
 
 # %% [markdown]
-# If the last interval contains 0, 24 captions cannot tell the two scales apart. The other end is clearer: at 9, more
-# colour values must be cut off. That is **over-saturation**. ([Lin et al.](https://arxiv.org/abs/2305.08891) scale
-# the guided answer back to the conditional one's standard deviation: `guidance_rescale` in `diffusers`.) The
-# published models use 6; the toy's default is 3.
+# If the last interval contains 0, 24 captions cannot tell the scales apart. In these clips, more colour values are cut
+# off at 9 than at 1. That is **over-saturation**. ([Lin et al.](https://arxiv.org/abs/2305.08891) scale the guided
+# answer back to the conditional one's standard deviation: `guidance_rescale` in `diffusers`.) The published models use
+# 6; the toy's default is 3.
 #
-# And variety? A caption that does not mention background, place or size leaves them open. The variety of backgrounds
-# is the **entropy** of the oracle's answers: roughly how many yes-or-no questions it takes, on average, to find out
-# which background a clip has.
+# And variety? A caption that does not mention background, place or size leaves them open. The variety of backgrounds is
+# the **entropy** of the oracle's answers: roughly how many yes-or-no questions it takes to find out which background a
+# clip has.
 #
 # ### Exercise 5.6: variety (difficulty 1 of 3, 10 minutes)
 #
@@ -605,7 +605,7 @@ variety = check("5.6", variety)
 
 # %% [markdown]
 # **Prediction 5.3.** Sixteen clips of "a red circle moves right" from sixteen noises, with guidance 1 and then with 9:
-# what happens to the spread of each pixel over their first frames?
+# what happens to the spread of each pixel across the sixteen first frames?
 
 # %%
 predict("5.3", "it falls", "no change that 16 clips can show", "it rises")
@@ -642,8 +642,8 @@ explore_sweep({scale: rearrange(clips, "(r s) t h w c -> t (r h) (s w) c", r=4) 
                           "Do backgrounds, places and sizes become more alike?", num_frames=3)
 
 # %% [markdown]
-# Variety has two witnesses here, the oracle's words and the pixels, each with its interval. Where clips are right with
-# guidance 1 already, variety is given away for nothing.
+# Variety is measured twice, by the oracle's words and by the pixels; an interval that contains 0 shows no change. Where
+# clips are right with guidance 1 already, variety is given away for nothing.
 #
 # ## 8. A scale that changes
 #
@@ -685,9 +685,8 @@ show_figure(figure, "The scale over 50 steps with w = 6. Rising, it stays near 1
 show_source(sample_loop)  # each step has its own scale
 
 # %% [markdown]
-# The fraction should lie in 0..1; it begins at $-19$, and then comes the fifth power. Between the first two steps
-# the cosine turns more than 100,000 times. What is left is a pseudo-random scale, a different one for each number of
-# steps.
+# The fraction should lie in 0..1; it begins at $-19$, and then comes the fifth power. Between the first two steps the
+# cosine turns more than 100,000 times. What is left is a pseudo-random scale, different for each number of steps.
 #
 # There are two readings of what was meant. The authors' program calls $n - \tau$ its step index; an index rises (the
 # package's `meant`). A proposed [repair](https://github.com/huggingface/diffusers/pull/13172) of an open [diffusers
@@ -726,10 +725,10 @@ show_figure(figure, "The first frames of six clips in three rows: without a nega
                     "background as negative prompt, and for a circle that is 'not red'.")
 
 # %% [markdown]
-# Guidance walks in one direction, away from black, and the clips gather at what lies there; other backgrounds may be
-# lost as well. What prompt and negative prompt share cancels out.
+# Guidance walks in one direction, away from black, and the clips gather in one place; other backgrounds may be lost as
+# well. What prompt and negative prompt share cancels out.
 #
-# A negative prompt can rule out what the prompt leaves open. No prompt helps where the network does not listen: in
+# A negative prompt can rule out what the prompt leaves open. No prompt helps with what the network never learned: in
 # training, *not* occurred only in "does not move".
 #
 # ## 10. At full size
@@ -778,7 +777,7 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 # </details>
 #
 # **What the paper found.** CogVideoX uses T5 as its text encoder and gives T5's features to the transformer together
-# with the video. The dropping rate of 0.1, the zeros and the guidance of 6 are known from the released code; so is
+# with the video. The caption dropout of 0.1, the zeros and the guidance of 6 are known from the released code; so is
 # dynamic guidance, which the paper does not mention.
 #
 # **Where to read on.** `minicogvx/text/encoder.py` and `minicogvx/diffusion/guidance.py`. T5: [Raffel et

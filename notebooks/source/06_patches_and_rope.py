@@ -58,8 +58,8 @@ compare_clips({"the toy": film, "without positions": lost},
               f"Two clips of '{PROMPT}'. With positions a star, without them a brown background and no star.", pipe.fps)
 
 # %% [markdown]
-# From the second clip one thing was taken away: what tells each patch where it stands. *Brown* still gets through,
-# because it is the same for every patch. The star is at a few, and no patch can tell whether it is one of them.
+# The second clip was made without one thing: what tells each patch where it stands. *Brown* still gets through, because
+# it is the same for every patch. The star covers only a few, and no patch can tell whether it is one of them.
 #
 # You will cut latents into patches, build both position codes of CogVideoX by hand, and see what five training runs of
 # each show. Afterwards you can explain how the 2B's table and the 5B's rotation tell a patch where it is, and predict
@@ -327,7 +327,7 @@ explore_rope()
 #
 # ### Exercise 6.2: turn pairs (difficulty 1 of 3, 10 minutes)
 #
-# For whole tensors, with real numbers only. Careful with 16-bit inputs.
+# Turn whole tensors, with real numbers only. Careful with 16-bit inputs.
 
 # %%
 def turn_pairs(x, angles):
@@ -408,13 +408,13 @@ show_figure(figure, "Left, 80 tokens by 32 pairs: in each share the first pairs 
                     "all. Right, scores with the middle patch of 30 x 45: a bright cross, and fainter bands.")
 
 # %% [markdown]
-# A cross: a token of the same row keeps the row's part of the score, however far its column. Fainter bands lie beside
-# it, about six tokens apart; section 7 comes back to them. The weights $Q$ and $K$ of each head decide which distances
-# it really looks at.
+# A cross: a token of the same row keeps the row's part of the score, whatever its column. Fainter bands lie beside it,
+# about six tokens apart; section 7 comes back to them. The weights $Q$ and $K$ of each head decide which distances it
+# really looks at.
 #
 # ### Exercise 6.4: angles of a grid (difficulty 2 of 3, 15 minutes)
 #
-# All of it at once, text rows included: they come first, and their angles are 0.
+# Return all angles at once. Text rows come first; their angles are 0.
 
 # %%
 def grid_angles(grid, head_dim, num_text):
@@ -492,8 +492,8 @@ outcome("6.2", "the star further left" if now < was else "the star further right
 # nothing. It still ties that model to 480 x 720.
 #
 # We trained a small transformer (width 128, 4 blocks) with each of the three, and with none:
-# `minicogvx ablate position --seeds 5`. Within a seed all four see the same clips, captions and noise. At the end each
-# is asked to obey 96 captions that it has not seen in training. (The division by 1.875 is left out here.)
+# `minicogvx ablate position --seeds 5`. Within a seed all four see the same clips, captions and noise. At the end all
+# sample clips for 96 unseen captions, and the oracle judges them. (The division by 1.875 is left out here.)
 #
 # One seed proves nothing: other weights and another order of clips may reverse the result. So we take differences
 # within each seed, and ask how sure their mean is. If the 95 % interval contains 0, five seeds cannot tell.
@@ -527,9 +527,9 @@ outcome("6.3", said[gain_of(studied, "rope", "sincos").verdict])
 # not recognise yet, it cannot tell the codes apart.
 #
 # The paper's Figure 10a is this experiment with a model of unstated size: there the training loss falls significantly
-# faster with RoPE than with the sincos table. A clip of the published 5B has 17,550 places, ours has 80. The intervals
-# above cover other seeds. They do not cover more steps, more places or a larger network. The smaller 2B was published
-# with sincos; we know of no stated reason.
+# faster with RoPE than with the sincos table. Above, the table's loss is the lower one. Both can be true: a clip of the
+# published 5B has 17,550 places, ours has 80, and the intervals above cover other seeds, not more steps, more places or
+# a larger network. The smaller 2B was published with sincos; we know of no stated reason.
 #
 # ## 7. A larger frame
 #
@@ -678,16 +678,17 @@ show_figure(figure, "Five frames 12 tokens wide, from stretch 0.8 at the top to 
 explore_figure(wide, "A yellow star and its copy, with an arrow of the claimed length", stretch=list(wides))
 
 # %% [markdown]
-# Where your claims hold, the guess has passed a test that it could have failed. (It is one noise and one caption.
-# Change the seed and try again.) The 5B, trained on 30 x 45 tokens, cannot lean on its fastest pairs alone.
+# Where your claims hold, the guess has passed a test that it could have failed. (It is one noise and one caption; try
+# others.) Within the 45 columns of the 5B its fastest pair goes round seven times, so that model cannot lean on it
+# alone.
 #
 # The package knows both ways: `position_scaling`. The 1.0 models interpolate in `diffusers`, which this package
 # follows; the authors' own program, and the 1.5 models everywhere, extrapolate.
 #
 # ### Exercise 6.6: fit a grid into another (difficulty 2 of 3, 15 minutes)
 #
-# Interpolation for any shape of frame: the base grid is what training saw. Take one step for rows and columns, the
-# largest with which the new grid fits into the base, and centre the grid. One smaller than the base is stretched.
+# Interpolation for any shape of frame: the base grid is what training saw. Take the same step for rows and columns, the
+# largest with which the new grid fits into the base, and centre the grid. A smaller grid is stretched.
 
 # %%
 def fit_coordinates(h, w, base):
@@ -709,8 +710,7 @@ for h, w in ((30, 45), (60, 90), (45, 30)):
 
 # %% [markdown]
 # Where the grid fills the base, the published rule, that of `diffusers`, agrees with yours. Where something is left
-# over, it rounds to whole tokens and ends a little early, by a slip. The package keeps it, because its numbers must be
-# the same.
+# over, it rounds to whole tokens and, by a slip, ends a little early. The package keeps it, to give the same numbers.
 #
 # **All yours.** Your functions turn and score the toy's own queries and keys. Do they agree with the package's?
 

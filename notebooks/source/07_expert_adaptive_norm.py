@@ -3,7 +3,7 @@
 #
 # **How can words and pictures go through the same layers?**
 #
-# Three videos of one caption and one seed. Run the cell, and look at what a small part of the network decides.
+# Three videos of one caption and one seed. Run the cell, and see how much a small part of the network decides.
 
 # %% tags=["nbval-ignore-output"]
 import random
@@ -70,7 +70,7 @@ compare_clips(films, f"Three videos of '{PROMPT}' from one seed: the toy as trai
 #
 # The part that applies these numbers is the **expert adaptive layer norm** ([the
 # paper](https://arxiv.org/abs/2408.06072), section 2.2; its ablation is in 4.1). You will build all of it: the norm,
-# the embedding of the timestep, the modulation, and half a block. Afterwards you can explain why text and video need
+# the embedding of the timestep, the modulation, and half a block. Afterwards you can explain why text and video get
 # different numbers, why a new block does nothing, and what experts cost. It takes about 100 minutes, exercises
 # included. (Notation: the box in [notebook 01](01_video_tensors.ipynb).)
 #
@@ -131,15 +131,16 @@ assert first[:, :NUM_TEXT].std(dim=-1).mean() > 1.3 * first[:, NUM_TEXT:].std(di
 # The paper names this among its reasons: the two "may even have different numerical scales". In the toy they do. Is
 # that reason enough? We follow the trail for the rest of this section.
 #
-# The spread also grows from block to block. Each layer *adds* to the tokens, and nothing holds them back. What keeps
-# the layers working is a norm in front of each: **layer norm**. It takes each token by itself: subtract its mean over
-# the channels, divide by its spread, then give every channel a weight and a bias of its own.
+# The spread also grows through the network, though not in every block. Each layer *adds* to the tokens, and nothing
+# holds them back. What keeps the layers working is a norm in front of each: **layer norm**. It takes each token by
+# itself: subtract its mean over the channels, divide by its spread, then give every channel a weight and a bias of its
+# own.
 #
 # ### Exercise 7.1: normalise (difficulty 1 of 3, 10 minutes)
 #
-# Write it, without `F.layer_norm`, for any number of axes in front. Where all channels of a token are equal, nothing
-# may be divided by zero: `eps` is added to the *variance*. `hint("7.1")` gives one more hint each time,
-# `solution("7.1")` a solution.
+# Write it, without `F.layer_norm`, for any number of leading axes. Where all channels of a token are equal, nothing may
+# be divided by zero: `eps` is added to the *variance*. `hint("7.1")` gives one more hint each time, `solution("7.1")` a
+# solution.
 
 # %%
 def normalise(x, weight, bias, eps=1e-5):
@@ -213,9 +214,8 @@ for name, values in kinds.items():
 # %% [markdown]
 # With one pair of shift and scale the mixture fits, and neither part does. With two pairs both fit exactly.
 #
-# Now the toy itself. It was trained with two pairs. How much of what its norms do could one pair do? For each
-# channel we fit the best line from the plain norm to the modulated result: one line for all tokens, or one for
-# each kind.
+# Now the toy itself. It was trained with two pairs. How well could one pair imitate its norms? For each channel we fit
+# the best line from the plain norm to the modulated result: one line for all tokens, or one for each kind.
 
 # %% tags=["nbval-ignore-output"]
 def left_over(x, y):
@@ -253,7 +253,7 @@ assert sum(one > 1.5 * two for one, two in missed) >= 10
 #
 # ### Exercise 7.2: sinusoid (difficulty 2 of 3, 15 minutes)
 #
-# Find the speeds, then write it. The published order is: all cosines, then all sines.
+# Find the speeds, then write the function. The published order is: all cosines, then all sines.
 
 # %%
 def sinusoid(t, d):
@@ -504,7 +504,7 @@ assert later[10][1] > 0
 # %% [markdown]
 # With zero gates the gates move first, a little in each step, and let through a gradient as small as they are. With
 # open gates the last layers move first, and from the second step on everything learns. What differs at the end depends
-# on the learning rate and the task, so do not read more into it.
+# on the learning rate and the task: the experiment shows the slow start, no more.
 #
 # ## 6. Twelve pieces in one matrix
 #
@@ -563,7 +563,7 @@ print(f"loss as trained {before:.3f}, by split_the_twelve {rightly:.3f}, cut thr
 assert abs(rightly - before) < 1e-3 and wrongly > 3 * before
 
 # %% [markdown]
-# "All keys matched", and a ruined model. With weights, check numbers, never names alone. The last norm of the
+# "All keys matched", and a ruined model. When you load weights, compare numbers, not only names. The last norm of the
 # model has a quirk of its own: `norm_out` gives only two pieces, and a plain layer norm stands right before it.
 #
 # ## 7. What the toy learned
@@ -616,8 +616,8 @@ assert costs["video"][0] > 0.2 * trained.mean() and costs["text"][0] < costs["vi
 # attention did learn: video still looks at the words there.
 #
 # Does it matter that the numbers follow the timestep? Holding the video's still costs much, holding the text's still
-# costs little or nothing. A likely reason: the words are as clean at $t = 999$ as at $t = 0$. The text needs *other*
-# numbers than video; it hardly needs *changing* ones.
+# costs little or nothing. A likely reason: the words are as clean at $t = 999$ as at $t = 0$. In this toy the text has
+# *other* numbers than video; it hardly needs *changing* ones.
 #
 # Now the surgery of the first cell, in doses. At dose 0 the words keep their modulation, at dose 1 they get the
 # video's, in between a mixture. Besides the loss we measure the **swap gain**: how much the loss rises when every
@@ -665,9 +665,10 @@ explore_sweep({dose: painted_with(towards_video(dose), steps=10) for dose in DOS
 
 # %% [markdown]
 # At dose 1 the video's half still works, so something is painted. The words are there, but they are badly heard: little
-# of shape and motion is left. Colour and background, which are the same in many patches, hold out longer. (A gain may
-# even rise at first: it is the loss with wrong words less the loss with right ones, and a disturbed network can suffer
-# more from a wrong word.) With both exchanged, as in the first cell, nothing works.
+# of shape and motion is left. Colour and background keep a larger share, perhaps because they are the same in many
+# patches. The bars are wide: 32 clips say little about the exact shares. (A gain may even rise at first: it is the loss
+# with wrong words less the loss with right ones, and a disturbed network can suffer more from a wrong word.) With both
+# exchanged, as in the first cell, nothing works.
 #
 # ### Exercise 7.6: find out when half is gone (difficulty 2 of 3, 15 minutes)
 #
@@ -731,12 +732,12 @@ said = {"higher": "shared", "lower": "expert", "cannot be told": "five seeds can
 outcome("7.4", said[gain_of(studied, "expert", "shared").verdict])
 
 # %% [markdown]
-# In the paper expert comes out ahead of both. Where an interval above excludes 0, in either direction, that is no
-# accident of one seed. (Of many bars, though, one may miss 0 by chance.) It is a finding about *this* size: networks a
-# thousand times smaller than the smallest published one, with 75 words to learn. The larger time embedding of *shared*
-# may help by itself, and the smaller width of *separate* may hurt; we tested neither. A share of captions that is near
-# 0 for all, as for shapes that the oracle does not recognise yet, compares nothing. And do not count a run twice:
-# *expert* here and *full* in notebook 08 are the same five runs.
+# In the paper expert comes out ahead of both. Here its loss is lower than that of *separate*, but higher than that of
+# *shared*. Both intervals exclude 0, so neither is an accident of one seed. (Of many bars, though, one may miss 0 by
+# chance.) It is a finding about *this* size: networks a thousand times smaller than the smallest published one, with 75
+# words to learn. The larger time embedding of *shared* may help by itself, and the smaller width of *separate* may
+# hurt; we tested neither. A share of captions that is near 0 for all, as for shapes that the oracle does not recognise
+# yet, compares nothing. And do not count a run twice: *expert* here and *full* in notebook 08 are the same five runs.
 #
 # ## 9. At full size
 #
@@ -807,8 +808,9 @@ print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", t
 # </details>
 #
 # **What the paper found.** Expert norms reach a better Fréchet video distance, CLIP4Clip score and training loss than
-# the same model without them, and than an MMDiT of as many parameters (figures 8 and 10; plots without numbers). Its
-# first version reports that experts in the feed-forward add nothing. The size of the compared models is not stated.
+# the same model without them, and than an MMDiT of as many parameters (figures 8 and 10; plots without numbers). The
+# paper's first version reports that experts in the feed-forward add nothing. The size of the compared models is not
+# stated.
 #
 # **Where to read on.** `minicogvx/transformer/expert_norm.py`, and `Block` in `block.py`: 30 lines that you have now
 # written yourself. Layer norm: [Ba et al.](https://arxiv.org/abs/1607.06450). Next: the layer between norm and gate,

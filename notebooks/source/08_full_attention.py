@@ -236,7 +236,8 @@ show_figure(figure, "Two masks of 6 words and 4 frames of 4 places, dark where a
 # %% [markdown]
 # CogVideoX allows everything. What is each quarter *good for*? We forbid one at a time in the trained toy.
 #
-# **Prediction 8.1.** We sample six captions with one quarter forbidden: which removal leaves the most properties right?
+# **Prediction 8.1.** We sample clips for six captions with one quarter forbidden: which removal leaves the most
+# properties right?
 
 # %%
 predict("8.1", "text asks text", "text asks video", "video asks text", "video asks video")
@@ -308,7 +309,7 @@ print(f"query-key pairs: full {(frames * places) ** 2}, space {frames * places *
 # %% [markdown]
 # ### Exercise 8.3: space or time (difficulty 2 of 3, 10 minutes)
 #
-# The loops in three lines, without a mask: hide frames or places in the batch. You may use
+# Write the loops in three lines, without a mask: hide frames or places in the batch. You may use
 # `F.scaled_dot_product_attention`.
 
 # %%
@@ -333,8 +334,8 @@ show_source(temporal_attention)
 # ## 4. A shape that moves far
 #
 # Here is our star in latent frames 0 and 4, with the grid of tokens. Call the star's token A in frame 0, and B in frame
-# 4. The paper draws the same situation with a head that moves between two frames. B wants to know what A looked
-# like. Is there a way from A to B?
+# 4. The paper draws the same situation with a person's head that moves between two frames. B wants to know what A
+# looked like. Is there a way from A to B?
 
 # %%
 cover = scene_features([scene], 17, 8)[0, ..., :6].sum(dim=-1)  # t 8 8: share of each latent cell that is star
@@ -417,9 +418,9 @@ for kinds in (["full"], ["space", "space"], ["space", "time"], ["first", "time"]
 # visual information can only be implicitly transmitted through other background patches. (Words are messengers, too:
 # two space attentions with text are enough. But there are only 32 of them for a whole video.)
 #
-# Does it matter that a *question* has to travel, too? A small test, without any training: we set queries, keys and
-# values by hand. Frame 0 has 16 tokens, each with a random vector. In frame 1 the same vectors stand at other places.
-# Each token of frame 1 wants to know where its twin stood. Full attention needs one step.
+# Does it matter that a *question* has to travel, too? Without any training, we set queries, keys and values by hand.
+# Frame 0 has 16 tokens, each with a random vector. In frame 1 the same vectors stand at other places. Each token of
+# frame 1 wants to know where its twin stood. Full attention needs one step.
 #
 # **Prediction 8.2.** One such head attends in space, then in time: how many of the 16 tokens find out?
 
@@ -471,9 +472,9 @@ outcome("8.2", "all 16" if two_steps == 16 else "hardly any" if two_steps <= 4 e
 #
 # ## 5. Where the trained toy looks
 #
-# Does the toy use its freedom? We take the token B of 24 clips with a moving shape, and sort what B sees in earlier
-# frames: its own place, the shape at other places, the background at other places. A weight of 1 means as much as if
-# all 112 tokens got the same. Each dot is a head.
+# We take the token B of 24 clips with a moving shape, and sort what B sees in earlier frames: its own place, the shape
+# at other places, the background at other places. A weight of 1 means as much as if all 112 tokens got the same. Each
+# dot is a head.
 
 # %% tags=["nbval-ignore-output"]
 movers = [thing for thing in sample_scenes(200, seed=9, two_objects=0.0) if thing.objects[0].motion in DIRECTIONS][:24]
@@ -613,16 +614,16 @@ for name, (size, text, paper) in sizes.items():
           f"{took['full'] / took['factorised']:21.2f} {paper:16.2f}")
 
 # %% [markdown]
-# The 5B at its published size is almost exactly at $6d$: attention is half of the work, and no more, because the VAE
-# and the patches have made the sequence short. With every doubling of the length, attention costs four times as much.
-# At the smallest size a factorised block saves no FLOPs: its extra projections cost more than its short sequences save.
-# (On a CPU, with another width and two blocks, the ratios differ from the paper's, but they rise alike.)
+# The 5B at its published size is almost exactly at $6d$: attention is half of the work, because the VAE and the patches
+# have made the sequence short. With every doubling of the length, attention costs four times as much. At the smallest
+# size a factorised block saves no FLOPs: its extra projections cost more than its short sequences save. (On a CPU, with
+# another width and two blocks, the ratios differ from the paper's, but they rise alike.)
 #
 # ## 7. Kernels: without the matrix
 #
-# *(You may skip to section 8.)* PyTorch's `scaled_dot_product_attention` chooses between kernels, compiled routines. We
-# record which operations really ran, and time them on a training step's attention, in the number format that your
-# processor handles fastest.
+# *(You may skip to section 8.)* PyTorch's `scaled_dot_product_attention` chooses between kernels, compiled routines; a
+# **fused** one takes all steps at once. We record which operations really ran, and time them on a training step's
+# attention, in the number format that your processor handles fastest.
 
 # %% tags=["nbval-ignore-output"]
 class Recorder(TorchDispatchMode):
@@ -695,8 +696,8 @@ assert math.isclose(largest + math.log(total), float(scores.logsumexp(0)), rel_t
 # The fused ones never hold all scores. Yet a softmax needs their sum and the largest of them, and both are known only
 # at the end. The last lines show how: keep a running maximum and a running sum. When a larger maximum arrives, the old
 # sum was made with the wrong one. Multiply it by `exp(old - new)`, and it is right again. The weighted sum of values is
-# kept and shrunk in the same way. This is the idea of **FlashAttention**. It does the same $n^2$ work; it saves the
-# matrix, and moving that to memory and back.
+# kept and shrunk in the same way. This is the idea of **FlashAttention**. It does the same $n^2$ work, but never stores
+# the matrix or moves it to memory and back.
 #
 # ### Exercise 8.6: attention in chunks (difficulty 3 of 3, 25 minutes)
 #
@@ -800,12 +801,12 @@ said = {"higher": "factorised attention's", "lower": "full attention's", "cannot
 outcome("8.3", said[gain_of(twins, "full, 0 moved", "factorised, 0 moved", steps_until(0.5)).verdict])
 
 # %% [markdown]
-# Where everything moves, full attention learns it in some tens of steps, although it has fewer parameters. Factorised
+# Where everything moves, full attention learns it in a few dozen steps, although it has fewer parameters. Factorised
 # attention has to find the way through C, question and answer, and in 400 steps it hardly does (the wide band is one
 # seed that begins to). Where half has moved it stops at a loss of one half: it answers for the tokens that stayed.
 # Where nothing moves, the answer stands at B's own place. The time half of factorised attention sees nothing but that
-# place, so it learns sooner. So neither kind is better in every world. It depends on how far things move, and the
-# paper's case is *large motion*.
+# place, so it learns sooner. So neither kind is better in every world. It depends on whether things move to other
+# places, and the paper's case is *large motion*.
 #
 # Now you know what to expect of our shapes world: five latent frames of 16 places, slow shapes, and words as
 # messengers. `minicogvx ablate attention --seeds 5` trained both kinds on it, with about as many parameters each (three
@@ -871,14 +872,14 @@ print(f"a factorised block of the 5B has {extra:,} parameters more")
 # <details><summary>1. What can full attention do that space and then time cannot?</summary>
 #
 # Put a question to a token in another frame and at another place, and be answered, in one step. Factorised, the
-# question goes through a token that happens to lie at the crossing: there, around, and back. Where nothing moves, there
-# is no such question.
+# question goes through a third token, C: there, around its frame, and back. Where nothing moves, there is no such
+# question.
 # </details>
 #
 # <details><summary>2. Why could CogVideoX afford it?</summary>
 #
-# In a block, work for attention equals all the rest at n = 6d. The VAE (4 x 8 x 8) and the patches (2 x 2) bring
-# six seconds to 17,776 tokens, at a width of 3,072: just there. And a fused kernel never stores the matrix.
+# In a block, work for attention equals all the rest at n = 6d. The VAE (4 x 8 x 8) and the patches (2 x 2) bring six
+# seconds to 17,776 tokens, at a width of 3,072, where 6d is 18,432. And a fused kernel never stores the matrix.
 # </details>
 #
 # <details><summary>3. How can softmax be computed before all scores are known?</summary>

@@ -223,7 +223,7 @@ def _in_a_sentence(error: BaseException, answer: Any, calls: Calls) -> str:
     out_of_it = calls.stopped is not None and calls.stopped[0] is error
     call = calls.stopped[1] if out_of_it else calls.last
     if not lines:
-        start = "The call stopped" if out_of_it else "Your answer could not be checked; that ended"
+        start = "The call stopped" if out_of_it else "Your answer could not be checked; the check stopped"
         after = f" The call was {call}." if out_of_it else f" The last call was {call}." if call else ""
         gave = f" It gave {calls.gave}." if calls.gave and not out_of_it else ""
         return f"{start} with {said}{after}{gave}"

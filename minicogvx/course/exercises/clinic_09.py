@@ -51,5 +51,5 @@ def _check_one(diagnose, run: dict, shown: bool) -> None:
     if got != run["name"]:
         which = "the table's chart" if shown else f"a chart that the table does not show (seed {run['seed']})"
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in chart.items())
-        advice = "" if shown else " A limit far from both sides serves other seeds, too."
+        advice = "" if shown else " A limit midway between the two sides also holds for other seeds."
         raise Wrong(f"{which} of {run['name']!r} is taken for {got!r}: {numbers}.{advice}")

@@ -103,7 +103,7 @@ def _why_not(got: int | float, stretch: int | float, pixels: int) -> str:
     if abs(got - round(turn) * 16) < 1e-6:
         return f"a token is patch_pixels = {pixels} pixels wide here"
     if abs(got - math.floor(turn) * pixels) < 1e-6 or abs(got - math.ceil(turn) * pixels) < 1e-6:
-        return f"a turn takes {turn:.2f} tokens; of whole tokens {round(turn)} is nearest"
+        return f"a turn takes {turn:.2f} tokens; the nearest whole number is {round(turn)}"
     if abs(got - round(2 * math.pi * stretch) * pixels) < 1e-6:
         return "a stretch above 1 turns the arrow further with each token, so it has gone round sooner, not later"
     if abs(got - math.pi / stretch * pixels) < 0.6 * pixels:

@@ -153,4 +153,4 @@ def check_better_timesteps(better_timesteps) -> None:
     even, mine = walk_error(list(range(999, 0, -1000 // COUNT))), walk_error(got)
     if mine > ENOUGH * even:
         raise Wrong(f"With {got} the walk errs by {mine:.4f}, {mine / even:.0%} of the {even:.4f} of even timesteps; "
-                    f"at most {ENOUGH:.0%} are asked for. Where does the guess change most?")
+                    f"it must be at most {ENOUGH:.0%}. Where does the guess change most?")

@@ -54,7 +54,7 @@ def _diagnosis(weights: list[float], usual: int) -> str:
                 f"mean first.")
     if alike([1 / count for count in in_pack]):
         return (f"a clip in a pack of two weighs {weights[0]:.3g}, one in a pack of three {weights[2]:.3g}. With a "
-                f"mean of each pack, the company decides what a clip is worth.")
+                f"mean of each pack, what a clip counts depends on the clips that are packed with it.")
     if alike([1] * 5) and abs(weights[0] - 1 / 5) < 1e-4:
         return ("each clip weighs 1/5, as there are 5 in this step. In a step of few long clips each would weigh more. "
                 "Divide by `usual`, the same in every step.")

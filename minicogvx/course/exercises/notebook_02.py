@@ -39,7 +39,7 @@ def _check_padding(pad_past, x: Tensor, kernel_size: int) -> None:
     still = _mean_seen(pad_past, ones, kernel_size)
     frame = first_different_frame(still, ones)
     if frame is not None:
-        raise Wrong(f"A clip that stays 1 does not stay constant: the mean over the kernel at frame {frame} is "
+        raise Wrong(f"A clip of ones does not stay constant: the mean over the kernel at frame {frame} is "
                     f"{still[:, :, frame].mean().item():.2g} (kernel_size={kernel_size}). Pad with the first frame.")
     padded, past = _padded(pad_past, x, kernel_size), kernel_size - 1
     expect_close(f"pad_past(x, {kernel_size}), after the padding,", padded[:, :, past:], x)
@@ -133,7 +133,7 @@ def _check_streaming(stream, conv: nn.Conv3d, x: Tensor, chunk: int, whole: Tens
         lengths.append(inputs[0].shape[2])
         if lengths[-1] < kernel:
             raise Wrong(f"{what} gives the convolution {lengths[-1]} frames at once, fewer than its kernel. The past "
-                        f"has {kernel - 1} frames, also where a piece has fewer.")
+                        f"has {kernel - 1} frames, even where a piece has fewer.")
 
     conv.register_forward_pre_hook(look)
     out = stream(conv, x, chunk)

@@ -114,7 +114,7 @@ def _weight(pull_weight, nll: Tensor, gan: Tensor, last_layer: Tensor) -> float:
         raise Wrong("pull_weight leaves a gradient in last_layer.grad, which the optimizer would add to its step; "
                     "torch.autograd.grad only returns it.")
     if got.requires_grad:
-        raise Wrong("The weight carries a gradient, so training would change it by its own slope; detach it.")
+        raise Wrong("The weight still belongs to the graph, so training would differentiate it, too; detach it.")
     if not torch.isfinite(got):
         raise Wrong(f"pull_weight is {got.item()}; add 1e-4 to the denominator, and clamp.")
     try:

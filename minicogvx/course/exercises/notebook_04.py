@@ -166,7 +166,7 @@ def _check_draws(first: _Spy, again: _Spy, other: _Spy) -> None:
 
 
 def _check_target(losses: dict[str, float]) -> None:
-    for answer, said in (("minus v", "-v; the sign of v is the other one"), ("noise", "the noise; it must be v"),
+    for answer, said in (("minus v", "-v; change its sign"), ("noise", "the noise; it must be v"),
                          ("x0", "x0; it must be v")):
         if losses[answer] < 1e-6 < losses["v"]:
             raise Wrong(f"Your target is {said}.")

@@ -43,7 +43,7 @@ def check_pad_and_mask(pad_and_mask) -> None:
         ends = int((ids == END).sum())
         if ends != 1:
             raise Wrong(f"A row of {len(row)} tokens becomes {ids.tolist()}, with {ends} </s> (id {END}); it must have "
-                        f"one, also where the row is empty or too long.")
+                        f"one, even where the row is empty or too long.")
         if ids.tolist() != want.tolist():
             raise Wrong(f"The row {row} becomes {ids.tolist()}; it must become {want.tolist()}.")
         if mask.tolist() != want_mask.tolist():
@@ -173,10 +173,10 @@ def check_guided_velocity(guided_velocity) -> None:
         got = guided_velocity(network, x, t, text, null, scale)
         expect_shape(what, got, tuple(x.shape))
         if scale != 1 and (got.float() - both_in_one_batch(_Network(), x, t, null, text, scale)).abs().max() < 1e-4:
-            raise Wrong(f"{what}: caption and null are exchanged; it goes from null towards the caption.")
+            raise Wrong(f"{what}: caption and null are exchanged; guidance goes from null towards the caption.")
         if got.dtype != torch.float32:
             raise Wrong(f"{what} is {got.dtype}; the network answers in bfloat16, and {scale:g} times a difference of "
-                        f"two near numbers must be taken in float32.")
+                        f"two nearly equal numbers must be taken in float32.")
         _name_slip(what, got, x, t, text, null, scale)
         expect_close(what, got, want, atol=1e-5)
         if scale == 1 and network.batches != [2]:
@@ -228,7 +228,7 @@ EXERCISES = (
         "5.3", "drop_captions", difficulty=1, minutes=10, reference=captions_dropped, check=check_drop_captions,
         hints=(
             "How many random numbers does a batch of b captions need?",
-            "torch.rand(b, generator=generator) < p says which are dropped. In which shape does it meet b n d?",
+            "torch.rand(b, generator=generator) < p says which are dropped. In what shape does it broadcast to b n d?",
             "torch.where(dropped[:, None, None], null, features) makes a new tensor and broadcasts null.",
         ),
     ),
@@ -252,7 +252,7 @@ EXERCISES = (
         "5.6", "variety", difficulty=1, minutes=10, reference=entropy_bits, check=check_variety,
         hints=(
             "First the share p of each different answer. Counter(answers) counts them, and it takes None, too.",
-            "An answer with the share p adds -p log2(p). Which sum do two answers with the share 1/2 each give?",
+            "An answer with the share p adds -p log2(p). What do two answers, each with the share 1/2, add up to?",
             "sum(-count / n * math.log2(count / n) for count in Counter(answers).values()), with n = len(answers).",
         ),
     ),

@@ -166,7 +166,7 @@ EXERCISES = (
         hints=(
             "x[..., 0::2] are the first numbers of all pairs, x[..., 1::2] the second. What does a turn by an angle do "
             "to (first, second)?",
-            "first * cos - second * sin, and first * sin + second * cos. angles, n d/2, meets the last two axes of "
+            "first * cos - second * sin, and first * sin + second * cos. angles, n d/2, broadcasts to "
             "b heads n d/2 by itself.",
             "torch.stack([new_first, new_second], dim=-1).flatten(-2) puts pairs side by side again. Begin with "
             "x.float(), end with .to(x.dtype).",
@@ -196,8 +196,8 @@ EXERCISES = (
     Exercise(
         "6.5", "copy_at", difficulty=2, minutes=10, reference=distance_of_copy, check=check_copy_at,
         hints=(
-            "The fastest pair turns by 1 radian a token, with a stretch by so many times more. When does its arrow "
-            "point where it pointed before?",
+            "The fastest pair turns by 1 radian a token; stretched, by `stretch` radians. When does its arrow point "
+            "where it pointed before?",
             "After 2 pi / stretch tokens. That is no whole number. Which tokens are there?",
             "The nearest whole number of tokens, round(2 * math.pi / stretch), times the pixels of a token.",
         ),

@@ -70,7 +70,7 @@ def check_sinusoid(sinusoid) -> None:
         expect_shape(f"{what} of 4 timesteps", got, (4, d))
         half, start = d // 2, torch.cat([torch.ones(d // 2), torch.zeros(d // 2)])
         if not got.is_floating_point():
-            raise Wrong(f"{what} has dtype {got.dtype}; it must be float32, also where t holds whole numbers.")
+            raise Wrong(f"{what} has dtype {got.dtype}; it must be float32, even where t holds whole numbers.")
         if torch.allclose(got[0], 1 - start, atol=1e-5):
             raise Wrong(f"{what} at t = 0 begins with zeros: sines. The cosines come first, the sines after them.")
         if not torch.allclose(got[0].float(), start, atol=1e-5):
@@ -187,7 +187,7 @@ def check_half_block(half_block) -> None:
     closed[:, 2 * d:3 * d] = closed[:, 5 * d:] = 0
     still = half_block(x.clone(), num_text, closed, norm, layer)
     if not torch.allclose(still, x, atol=1e-6):
-        raise Wrong("With both gates 0 the result must be x itself; the gate stands before what the layer gives.")
+        raise Wrong("With both gates 0 the result must be x itself; the gates multiply what the layer gives.")
     if torch.allclose(got, _with_gates(x, layer(wanted), gate, text_gate, num_text), atol=1e-5):
         raise Wrong("Text goes through the video gate, and video through the text gate.")
     expect_close(what, got, gated_half(x, num_text, modulation, norm, layer))
@@ -236,9 +236,9 @@ EXERCISES = (
     Exercise(
         "7.1", "normalise", difficulty=1, minutes=10, reference=normalised_rows, check=check_normalise,
         hints=(
-            "A token is one row of d numbers. Over which axis do mean and variance run, so that it learns of no other?",
+            "A token is one row of d numbers. Over which axis do mean and variance run, so that no token sees another?",
             "x.mean(dim=-1, keepdim=True) can be subtracted. The variance is the mean of the squares: divide by d.",
-            "(x - mean) / (variance + eps).sqrt() * weight + bias; weight and bias meet the last axis by themselves.",
+            "(x - mean) / (variance + eps).sqrt() * weight + bias; weight and bias broadcast along the last axis.",
         ),
     ),
     Exercise(
@@ -269,7 +269,7 @@ EXERCISES = (
     Exercise(
         "7.5", "split_the_twelve", difficulty=2, minutes=10, reference=norm1_and_norm2, check=check_split_the_twelve,
         hints=(
-            "Write down for each of the twelve pieces whose it is (video, text), and which layer it surrounds.",
+            "Write down for each of the twelve pieces what it belongs to (video, text), and which layer it is around.",
             "norm1 stands before the attention. It needs the video pieces 0, 1, 2 and the text pieces 6, 7, 8.",
             "pieces = rows.chunk(12); torch.cat(pieces[:3] + pieces[6:9]) is norm1; norm2 gets the rest, in order.",
         ),

@@ -182,7 +182,7 @@ EXERCISES = (
         "8.4", "reachable", difficulty=2, minutes=15, reference=tokens_heard_of, check=check_reachable,
         hints=(
             "One matrix for each kind: may i look at j? Video token i is in frame i // places, at place i % places.",
-            "At first each token has heard of itself alone; then of all that the tokens it sees had heard of.",
+            "At first each token has heard of itself alone. Each attention adds what the tokens it sees had heard of.",
             "That is a matrix product: heard = (sees.float() @ heard.float()) > 0, once for each kind, in order. In "
             '"time" and "first" a text token sees itself: start there from eye, not from zeros.',
         ),
@@ -203,8 +203,8 @@ EXERCISES = (
         hints=(
             "Keep three things for each query: the largest score so far, the sum of weights, the weighted sum of "
             "values.",
-            "When a larger maximum comes, multiply both sums by exp(old - new). It starts at minus infinity, and it "
-            "never falls: torch.maximum of the old one and the chunk's.",
+            "When a larger maximum comes, multiply both sums by exp(old - new). The maximum starts at minus infinity "
+            "and never falls: torch.maximum of the old one and the chunk's.",
             "for keys, values in zip(k.split(size), v.split(size)): scores = q @ keys.T / sqrt(d); new = "
             "torch.maximum(largest, scores.amax(1, keepdim=True)); ... and out / total at the very end.",
         ),

@@ -93,7 +93,7 @@ def check_worth(worth) -> None:
         other = _number(f"worth of values {what},", other)
         if abs(other - right) > 0.03 * right:
             raise Wrong(f"The same values {what}, are worth {other:.3g} and not {right:.3g}. A part is made of the "
-                        f"values with a t in it, and noise is what differs from the mean.")
+                        f"values whose t lies in it, and noise is what differs from the mean.")
     _check_gradients(worth, t, planted)
 
 
@@ -102,9 +102,9 @@ def _why_not(got: float, right: float) -> str:
     if abs(got - right ** 0.5) < 0.05:
         return f"{said}. That is the ratio of the standard deviations; the noise of a mean of b is their square over b."
     if abs(got - 1 / right) < 0.02:
-        return f"{said}. That is what remains of the noise; asked is how much larger the other batch must be."
+        return f"{said}. That is what remains of the noise; say how much larger the other batch must be."
     if abs(got - (1 - 1 / right)) < 0.02:
-        return f"{said}. That is the share that lies between the parts; asked is how much larger the batch must be."
+        return f"{said}. That is the share that lies between the parts; say how much larger the batch must be."
     return f"{said}: the variance of all values over the mean of the variances within the parts."
 
 
@@ -112,7 +112,7 @@ def _check_gradients(worth, t: Tensor, planted: Tensor) -> None:
     noise = torch.randn(512, 4000)
     got = _number("worth(t, values, 64)", worth(t, noise, 64))
     if abs(got - 1) > 0.03:
-        raise Wrong(f"Values that t has no part in must be worth 1, in 64 parts as well; yours are worth {got:.3g}. "
+        raise Wrong(f"Values that do not depend on t must be worth 1, in 64 parts, too; yours are worth {got:.3g}. "
                     f"The 8 values of a part lie nearer to their own mean than to the true one, so divide the sum of "
                     f"squares by 7 (unbiased); and add up the variances of a row's numbers.")
     both = torch.cat([planted, 10 * torch.randn(512, 1)], dim=1)

@@ -147,7 +147,7 @@ def check_first_step(first_step) -> None:
     for strength, steps, reasons in (
             (1.0, 50, {}), (0.0, 50, {}),
             (0.8, 50, {40: "40 is how many steps are taken; they are the last ones, so the first has the index 10."}
-             | dict.fromkeys((200, 199, 800, 799), "That is a timestep; asked is the index of a step, 0 to 50.")),
+             | dict.fromkeys((200, 199, 800, 799), "That is a timestep; give the index of a step, 0 to 50.")),
             (0.55, 10, {4: "0.55 of 10 steps is 5.5; only whole steps can be taken, rounded down: 5 of 10."}),
             (0.3, 25, {17: "0.3 of 25 steps is 7.5; rounded down, 7 steps are taken, so the first is 18."})):
         got, right = first_step(strength, steps), steps_before(strength, steps)
@@ -178,8 +178,8 @@ def check_best_strength(best_strength) -> None:
     for values, why in (((1, 3), "That is a place in the list; give the strength that stands there."),
                         ((0.6,), "There no film has both."),
                         ((0.2,), "There all films have kept what should stay, and none has changed."),
-                        ((0.8,), "There two films have both, and already at 0.4 two have; of equals take the weaker, "
-                                 "which leaves more of the film. Count films that have both, not each on its own.")):
+                        ((0.8,), "There two films have both, but at 0.4 already two do; of equals take the weaker, "
+                                 "which keeps more of the film. Count films that have both, not each on its own.")):
         if any(isinstance(got, (int, float)) and got == value for value in values):
             raise Wrong(f"{what} is {got}; it must be 0.4. {why}")
     expect_equal(what, got, 0.4)

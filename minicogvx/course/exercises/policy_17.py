@@ -121,7 +121,7 @@ def check_surrogate(surrogate) -> None:
     """The ratio of chances times the advantage; no more reward beyond the clip, but all of the punishment."""
     cases = (
         (0.1, 1.0, "A ratio within the clip counts in full."),
-        (0.1, -1.0, "A ratio within the clip counts in full, also where the advantage is negative."),
+        (0.1, -1.0, "A ratio within the clip counts in full, even where the advantage is negative."),
         (1.0, 1.0, "A good clip has become much more likely: beyond 1 + clip there is nothing more to gain."),
         (-1.0, -1.0, "A bad clip has become much less likely: below 1 - clip there is nothing more to gain."),
         (1.0, -1.0, "A bad clip has become more likely: that must hurt in full, without a limit. The minimum of both "

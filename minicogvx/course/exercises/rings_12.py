@@ -75,7 +75,7 @@ def _check_means(what: str, got: object, values: list[Tensor]) -> None:
     for rank, own in enumerate(got):
         expect_shape(f"{what}: the answer of rank {rank}", own, (12,))
         if torch.allclose(own.float(), n * mean, atol=1e-4):
-            raise Wrong(f"{what}: rank {rank} has the sum; asked is the mean, so divide by {n}.")
+            raise Wrong(f"{what}: rank {rank} has the sum; it must have the mean, so divide by {n}.")
         right = torch.isclose(own.float(), mean, atol=1e-4)
         wrong = [place for place, piece in enumerate(right.chunk(n)) if not piece.all()]
         if wrong:

@@ -67,7 +67,7 @@ def _checked(pairs: list, key: list[bool]) -> list[bool]:
                         f"give the key away.")
         first, second = (x.reshape(-1)[0].item() for x in pair)
         if first + second or abs(first) != i + 1:
-            raise Wrong(f"pair {i} does not hold the two clips of caption {i}; compare what was asked for alike.")
+            raise Wrong(f"pair {i} does not hold the two clips of caption {i}; a pair compares clips of one caption.")
         if left != (first > 0):
             raise Wrong(f"The key says of pair {i} that ours stands on the {'left' if left else 'right'}; it does not.")
     return key

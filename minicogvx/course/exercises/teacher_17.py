@@ -45,7 +45,7 @@ def check_outwit(outwit) -> None:
             raise Wrong(f"{what} has values from {got.min():.3g} to {got.max():.3g}; they must lie in 0..1.")
         mine, honest = colour_seen(got, scene), colour_seen(true, scene)
         if mine < 3 * honest:
-            raise Wrong(f"{what} earns {mine:.3f}; the true clip earns {honest:.3f}, and three times that is asked. "
+            raise Wrong(f"{what} earns {mine:.3f}; the true clip earns {honest:.3f}. Earn at least three times that. "
                         f"What does the reward count, and what does it not look at?")
         found = matches(read(got), scene)
         left = [name for name in ("shape", "motion", "background") if found[name]]
@@ -86,7 +86,7 @@ def check_landing_x0(landing_x0) -> None:
             raise Wrong(f"{what}: A x is taken away, but what is left is (sqrt(bar') - A sqrt(bar)) x0: divide.")
         noise = (landing - math.sqrt(bar_next) * clean_for_landing(x, landing, bar, bar_next)) / math.sqrt(1 - bar_next)
         if torch.allclose(got.float(), noise, atol=1e-3):
-            raise Wrong(f"{what} is the noise of the step; the clean latent is asked.")
+            raise Wrong(f"{what} is the noise of the step; return the clean latent.")
         raise Wrong(f"{what}: a step of DDIM with this x0 ends up to {(ended - landing).abs().max():.3g} away from the "
                     f"landing. Solve landing = A x + (sqrt(bar') - A sqrt(bar)) x0 for x0.")
     expect_close("landing_x0 of another landing", landing_x0(x, 2 * landing, 0.5, 0.8),

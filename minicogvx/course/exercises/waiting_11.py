@@ -38,9 +38,9 @@ def _check_line(what: str, packs: list[list[int]], ahead: int) -> None:
     for number, pack in enumerate(packs):
         in_sight = waiting[:ahead + len(pack) - 1]  # whenever one is taken, the next comes into sight
         if far := [i for i in pack if i not in in_sight]:
-            raise Wrong(f"{what}: pack {number} (counted from 0) holds clip {far[0]}, which was not in sight: then "
-                        f"{len(waiting)} clips waited, and it was number {waiting.index(far[0])} of them. The line has "
-                        f"no end; nobody can sort it.")
+            raise Wrong(f"{what}: pack {number} (counted from 0) holds clip {far[0]}, which was not in sight: "
+                        f"{len(waiting)} clips were waiting, and it was number {waiting.index(far[0])} of them. The "
+                        f"line has no end, so it cannot be sorted as a whole.")
         if waiting[0] not in pack:
             raise Wrong(f"{what}: pack {number} (counted from 0) passes over clip {waiting[0]}, which stands first in "
                         f"the line. It could wait for ever; each pack begins with the first of the line.")
