@@ -21,7 +21,6 @@
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu is the index for torch (on Linux without a GPU).
 
 PROMPT ?= a red circle moves right
-OUT ?= outputs/demo.mp4
 ARGS ?=
 # Empty: pip's default index, whose torch for Linux includes the CUDA libraries (gigabytes).
 TORCH_INDEX ?=
@@ -33,8 +32,8 @@ PYTHON = $(shell for name in python3.11 python3.12 python3.13 python3 python; do
 	"$$name" -c "$(FITS)" 2>/dev/null && echo "$$name" && break; done)
 endif
 
-# The shell reads both from the environment: expanded by make, a caption with a quotation mark would break the command.
-export PROMPT OUT
+# The shell reads it from the environment: expanded by make, a caption with a quotation mark would break the command.
+export PROMPT
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -77,7 +76,7 @@ $(FULL): $(CORE)
 	@touch $@
 
 demo: $(CORE)
-	@$(BIN)/minicogvx generate --model toy --out "$$OUT" $(ARGS) -- "$$PROMPT"
+	@$(BIN)/minicogvx generate --model toy $(ARGS) -- "$$PROMPT"
 
 PYTEST := $(BIN)/python -m pytest
 SHAPES := --jaxtyping-packages=minicogvx,beartype.beartype

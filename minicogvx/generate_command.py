@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if told := oracle_sentence(arguments.prompt, video):
         print(told)
+    elif pipe.text.whole_words and len(video) > 1:
+        print("the oracle has nothing to judge: the caption names no shape of this world; `minicogvx words` lists them")
     return 0
 
 

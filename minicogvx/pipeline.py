@@ -226,8 +226,9 @@ class Pipeline:
     def _text_features(self, request: Request) -> Float[Tensor, "b2 n d"]:
         """Features of the negative prompt, once for each caption, then of the captions."""
         prompts = list(request.prompts)
-        for word in sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
-            warnings.warn(f"this model has never seen the word {word!r}; it will not know what to show", stacklevel=3)
+        if unknown := sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
+            warnings.warn(f"this model has never seen {', '.join(map(repr, unknown))}; it will not know what to show",
+                          stacklevel=3)
         with _at_work(self.text, self._turns_on):
             features = self.text.encode([request.negative_prompt] * len(prompts) + prompts)
         if self.unconditional == "zeros" and not request.negative_prompt:

@@ -67,11 +67,13 @@ def test_generate_writes_three_files_and_tells_what_the_oracle_sees(pipe, capsys
     assert (seen - pipe.video).abs().mean() < 0.04
 
 
-def test_generate_says_what_is_not_as_asked_and_is_silent_about_other_worlds(pipe, capsys):
+def test_generate_says_what_is_not_as_asked_and_what_cannot_be_judged(pipe, capsys):
     assert cli.main(["generate", " ".join([*pipe.prompt.split()[:3], "moves up"])]) == 0
     assert "not as asked (motion)" in capsys.readouterr().out
     assert cli.main(["generate", "a cat reads the newspaper"]) == 0
-    assert "oracle" not in capsys.readouterr().out
+    assert "the oracle has nothing to judge: the caption names no shape" in capsys.readouterr().out
+    assert cli.main(["generate", f"{pipe.prompt} and a cat sleeps on a pink wall"]) == 0
+    assert "as asked, as far as it can judge; it cannot judge 'cat sleeps on a pink wall'" in capsys.readouterr().out
 
 
 def test_generate_passes_every_option_on(pipe):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minicogvx.data.world.captions import MAX_WORDS, caption, evaluation_caption, parse_caption, vocabulary
+from minicogvx.data.world.captions import MAX_WORDS, caption, evaluation_caption, parse_caption, unjudged, vocabulary
 from minicogvx.data.world.drawing import coverage, render, render_batch
 from minicogvx.data.world.scenes import (
     BACKGROUNDS,
@@ -179,6 +179,24 @@ def test_parse_free_prompts(subtests):
         with subtests.test(text):
             asked = parse_caption(text)
             assert [(o.shape, o.colour, o.motion) for o in asked.objects] == objects and asked.background == background
+
+
+def test_what_no_reading_confirms_is_named(subtests):
+    rng = random.Random(0)
+    for scene in sample_scenes(300, seed=6, two_objects=0.3):
+        assert unjudged(caption(scene, rng, "short")) == unjudged(evaluation_caption(scene, rng)) == []
+        assert all(word in ("small", "large", "top", "bottom", "middle", "left", "right")
+                   for words in unjudged(caption(scene, rng, "dense")) for word in words.split())
+    for text, left in (
+        ("a white star rotates on a purple background", ["rotates on a purple background"]),
+        ("a red circle moves right and a blue square moves up", ["blue square moves up"]),
+        ("A small white triangle falls down", ["small"]),
+        ("a circle that is red moves slowly up", ["moves slowly up"]),
+        ("a shiny bar, near the top left, grows on navy", ["shiny", "top left"]),
+        ("an elephant", ["elephant"]), ("", []),
+    ):
+        with subtests.test(text):
+            assert unjudged(text) == left
 
 
 def test_vocabulary_is_exactly_what_captions_use():

@@ -172,7 +172,7 @@ _PATTERN = re.compile("|".join(rf"(?P<{name}>\b(?:{pattern})\b)" for name, patte
     "orbit": r"(?:moves|goes)(?: around)? in (?:a circle|circles)",
     "still": r"(?:stays|stands|is) still|stays in place|does not move(?:s)?|motionless",
     "direction": rf"(?:moves|goes|slides)(?: diagonally)?(?: to the)? {_SIDE}(?:(?: and)?(?: to the)? {_SIDE})?",
-    "rises": "rises", "sinks": "sinks", "grows": "grows|(?:gets|becomes) (?:bigger|larger)",
+    "rises": "rises(?: up)?", "sinks": "sinks(?: down)?", "grows": "grows|(?:gets|becomes) (?:bigger|larger)",
     "shrinks": "shrinks|(?:gets|becomes) smaller",
     "background": r"\w+ (?:background|wall)|" + "|".join(BACKGROUNDS),
     "size": "small|large", "colour": "|".join(COLOURS), "shape": r"(?:the )?(?:" + "|".join(SHAPES) + ")",
@@ -190,28 +190,78 @@ def _motion(kind: str, words: str) -> str | None:
 
 
 def parse_caption(text: str) -> Request:
-    """Parses a caption, or a free prompt in similar words. Unknown words are ignored."""
-    words = [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", text.lower())]
-    words = [_VERBS.get(word, word) for word in words]
+    """Parses a caption, or a free prompt in similar words. Unknown words are ignored; `unjudged` tells them."""
+    return _parse(text)[0]
+
+
+def unjudged(text: str) -> list[str]:
+    """What a caption asks for and no reading can confirm, in its own words: sizes, places, unknown or spare words.
+
+    Such as ["purple background", "rotates"]; words without a meaning of their own, such as articles, do not count.
+    """
+    _, words, said = _parse(text)
+    runs: list[list[int]] = []  # places of words that follow one another
+    for i, (word, told) in enumerate(zip(words, said)):
+        follows = bool(runs) and runs[-1][-1] == i - 1
+        if told or (word in _FILLERS and not follows):
+            continue
+        if follows:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    for run in runs:
+        while words[run[-1]] in _FILLERS - {"background", "wall"}:
+            run.pop()
+    return [" ".join(words[i] for i in run) for run in runs]
+
+
+_FILLERS = ({word for phrase in (*_SHORT, *_DENSE, *_SHORT_TWO, *_DENSE_TWO, *_BACKGROUND_PHRASES, *_WHERE_PHRASES)
+             for word in phrase.split() if "{" not in word} | {"an", "to", "which", "are", "its", "one", "this"})
+
+
+def _parse(text: str) -> tuple[Request, list[str], list[bool]]:
+    """The request, the caption's words, and of each whether the request has it."""
+    words = re.findall(r"[a-z]+", text.lower())
+    plain = [_VERBS.get(word, word) for word in (_SYNONYMS.get(word, word) for word in words)]
+    first = {}  # of each word, where it begins -> its place
+    for i, word in enumerate(plain):
+        first[sum(map(len, plain[:i])) + i] = i
+    said = [False] * len(words)
     objects: list[ObjectRequest] = []
-    background, pending = None, ObjectRequest()
-    for match in _PATTERN.finditer(" ".join(words)):
+    background, pending, waits = None, ObjectRequest(), []  # the places of what is pending
+
+    def note(places: list[int]) -> None:
+        for place in places:
+            said[place] = True
+
+    for match in _PATTERN.finditer(" ".join(plain)):
         kind, found = match.lastgroup, match.group()
+        places = [first[match.start()] + i for i in range(len(found.split()))]
         if kind == "background":
             word = found.split()[0]
-            background = word if word in BACKGROUNDS else background
+            if word in BACKGROUNDS:
+                background = word
+                note(places)
         elif kind in ("size", "colour"):
             pending = replace(pending, **{kind: found})
+            waits += places if kind == "colour" else []
         elif kind == "shape":
             shape = found.removeprefix("the ")
             if found == shape or pending.colour or shape not in [thing.shape for thing in objects]:
                 objects.append(replace(pending, shape=shape))
                 pending = ObjectRequest()
+            note(waits + places)
+            waits = []
         elif kind != "where" and (motion := _motion(kind, found)):
             waiting = [i for i, thing in enumerate(objects) if thing.motion is None]
             for i in waiting:
                 objects[i] = replace(objects[i], motion=motion)
             pending = pending if waiting or objects else replace(pending, motion=motion)
+            if waiting:
+                note(places)
+            elif not objects:
+                waits += places
     if objects and pending.colour and objects[-1].colour is None:  # "a circle that is red"
         objects[-1] = replace(objects[-1], colour=pending.colour)
-    return Request(tuple(objects), background)
+        note(waits)
+    return Request(tuple(objects), background), words, said
