@@ -106,7 +106,8 @@ def _table(entries: list[Module]) -> str:
 
 
 def _toctree(entries: list[Module]) -> str:
-    return "\n".join([".. toctree::", "   :hidden:", "", *(f"   {Path(each.page).stem}" for each in entries)]) + "\n\n"
+    lines = [f"   {each.short.rpartition('.')[2]} <{Path(each.page).stem}>" for each in entries]  # short in the bar
+    return "\n".join([".. toctree::", "   :hidden:", "", *lines]) + "\n\n"
 
 
 def _index(top: list[Module], others: list[Module]) -> str:

@@ -151,10 +151,10 @@ def _of_class(node: ast.ClassDef, module, thing: type) -> tuple[str | None, str 
     decorators = " ".join(map(ast.unparse, node.decorator_list))
     tuple_like = any(ast.unparse(base).endswith("NamedTuple") for base in node.bases)
     if not decorators.startswith("dataclass") and not tuple_like:
-        if issubclass(thing, BaseException):
-            return None
         base = next((each for each in thing.__mro__[1:] if each.__module__.startswith(f"{PACKAGE}.")), None)
-        return signature_of(base) if base else ("", None)  # with None, autodoc would write (*args, **kwargs)
+        if base or issubclass(thing, BaseException):
+            return signature_of(base) if base else None
+        return ("", None) if str(inspect.signature(thing)) == "(*args, **kwargs)" else None  # which says nothing
     fields = [f"{each.target.id}: {_annotation(each.annotation, module)}" + _default(each.value)
               for each in node.body if isinstance(each, ast.AnnAssign) and not each.target.id.startswith("_")]
     return f"({', '.join(fields)})", None
