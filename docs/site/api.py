@@ -101,7 +101,8 @@ def _title(words: str) -> str:
 def _table(entries: list[Module]) -> str:
     lines = [".. list-table::", "   :widths: 30 70", "   :class: modules", ""]
     for module in entries:
-        lines += [f"   * - :doc:`{module.short} <{Path(module.page).stem}>`", f"     - {plain(module.summary)}"]
+        name = module.short.rpartition(".")[2]
+        lines += [f"   * - :doc:`{name} <{Path(module.page).stem}>`", f"     - {plain(module.summary)}"]
     return "\n".join(lines) + "\n\n"
 
 
