@@ -13,7 +13,8 @@ copyright = "The authors of minicogvx. Code: Apache-2.0"
 release = minicogvx.__version__
 language = "en"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "docs.site.mathml", "docs.site.docstrings"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "docs.site.mathml", "docs.site.docstrings",
+              "docs.site.code_words"]
 exclude_patterns = ["extra", "files"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
@@ -53,6 +54,7 @@ html_sidebars = {"**": ["navbar-logo.html", "search-button-field.html", "sbt-sid
 html_theme_options = {
     "home_page_in_toc": False, "show_navbar_depth": 1, "collapse_navbar": True, "show_toc_level": 2,
     "navbar_persistent": [], "use_download_button": False, "use_fullscreen_button": False,
+    "footer_content_items": "copyright.html",
     "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
     "navigation_with_keys": False, "back_to_top_button": False,
 }

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from docs.site import api, build, checks, notebooks
-from docs.site.docstrings import as_rst, fields_of, inline, signature_of
+from docs.site.docstrings import as_rst, fields_of, inline, lines_of, signature_of
 from docs.site.pages import Links, pages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,12 +69,12 @@ def test_a_notebook_is_shown_as_stored_its_answers_folded_and_its_pictures_as_fi
     assert '<video src="../media/' in film
 
 
-def test_a_list_keeps_what_is_there_and_the_rest_comes_last(capsys):
-    index = "```{toctree}\n:hidden:\n\nguide\ngone\napi/index\ncourse/*\n```\n<!-- rest -->"
-    told = build.listed(index, {"index.md", "guide.md", "other.md", "course/01_first.ipynb"})
-    assert told.count("guide") == 1 and "gone" not in told and "api/index" in told and told.endswith("other\n```")
-    assert capsys.readouterr().out.splitlines() == ["docs/index.md lists gone, which is not there; left out",
-                                                    "docs/index.md does not list other; it comes last"]
+def test_a_list_tells_what_is_not_there_and_the_rest_comes_last(capsys):
+    index = "```{toctree}\n:hidden:\n\nguide\nIn short <long>\ngone\napi/index\ncourse/*\n```\n<!-- rest -->"
+    told, missing = build.listed(index, {"index.md", "guide.md", "long.md", "other.md", "course/01_first.ipynb"})
+    assert told.count("guide") == 1 and "In short <long>" in told and "gone" not in told and "api/index" in told
+    assert told.endswith("other\n```") and missing == ["docs/index.md lists gone, which is not there"]
+    assert capsys.readouterr().out == "docs/index.md does not list other; it comes last\n"
 
 
 # ---- the API
@@ -86,6 +86,8 @@ def test_a_docstring_is_plain_text():
     assert text[0] == "The \\*n\\* best of ``a``\\ s: x\\_, \\|x\\|."
     assert text[2:6] == [".. code-block:: text", "", "   x = 1", "   y"]
     assert "- ``out``: where, or None." in text and "- ``b, c``: two" in text and text[-3:] == ["- one", "- two", ""]
+    assert inline("*all words* of *args") == "*all words* of \\*args"
+    assert as_rst(["  x = 1", "", "  y = 2"]) == [".. code-block:: text", "", "   x = 1", "   ", "   y = 2", ""]
     assert inline("(`a`)") == "(``a``)" and inline("a_b __init__") == "a_b __init_\\_"
 
 
@@ -100,6 +102,17 @@ def test_a_signature_is_the_source_s_with_links_to_classes_of_the_package():
     assert signature_of(DDIMSampler)[0].startswith("(schedule: ~minicogvx.diffusion.schedule.NoiseSchedule")
     assert signature_of(VAEConfig)[0].startswith("(in_channels: int = 3, ")
     assert "- ``sample_height``: pixels" in fields_of(VAEConfig)
+
+
+def test_code_in_a_docstring_keeps_its_place_and_a_class_without_arguments_has_none():
+    import minicogvx.course.exercises
+    from minicogvx.data.clips.clips import Clips
+    from minicogvx.vae.layers import Conv3d
+
+    text = as_rst(lines_of(minicogvx.course.exercises))  # its first line, and code alone below it
+    assert text[2] == ".. code-block:: text" and text[4].startswith("   pad_past")
+    assert signature_of(Clips) == ("", None)
+    assert signature_of(Conv3d) is None  # torch's own constructor, which autodoc knows
 
 
 def test_every_public_module_has_a_page_and_every_function_on_it(tmp_path):
@@ -125,6 +138,7 @@ def test_formulas_are_mathml_and_what_is_not_known_is_told():
     from docs.site.mathml import mathml
 
     assert mathml(r"\sqrt{\bar\alpha_t}", False).startswith("<math")
+    assert "<munderover" not in mathml(r"\bar\alpha_t", False)  # else the index stands below the letter
     assert "<mo" in mathml(r"\mathbb{E}\big[\log q(z)\big]", True)
     with pytest.raises(MathError):
         mathml(r"\nosuchcommand", False)

@@ -101,12 +101,14 @@ def _title(words: str) -> str:
 def _table(entries: list[Module]) -> str:
     lines = [".. list-table::", "   :widths: 30 70", "   :class: modules", ""]
     for module in entries:
-        lines += [f"   * - :doc:`{module.short} <{Path(module.page).stem}>`", f"     - {plain(module.summary)}"]
+        name = module.short.rpartition(".")[2]
+        lines += [f"   * - :doc:`{name} <{Path(module.page).stem}>`", f"     - {plain(module.summary)}"]
     return "\n".join(lines) + "\n\n"
 
 
 def _toctree(entries: list[Module]) -> str:
-    return "\n".join([".. toctree::", "   :hidden:", "", *(f"   {Path(each.page).stem}" for each in entries)]) + "\n\n"
+    lines = [f"   {each.short.rpartition('.')[2]} <{Path(each.page).stem}>" for each in entries]  # short in the bar
+    return "\n".join([".. toctree::", "   :hidden:", "", *lines]) + "\n\n"
 
 
 def _index(top: list[Module], others: list[Module]) -> str:

@@ -17,6 +17,7 @@ from docs.site import api, checks, notebooks
 from docs.site.pages import ROOT, Links, pages
 
 _TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_TITLED = re.compile(r".+ <(\S+)>")
 REST = "<!-- rest -->"  # in index.md: where pages are listed that no other list names
 
 
@@ -38,7 +39,10 @@ def gather(target: Path, root: Path = ROOT) -> list[str]:
             put(page, nbformat.writes(notebooks.page_of(path, source, page, links)))
         else:
             text = links.in_markdown(path.read_text(encoding="utf-8"), source, page)
-            put(page, listed(text, set(pages(root).values())) if page == "index.md" else text)
+            if page == "index.md":
+                text, missing = listed(text, set(pages(root).values()))
+                links.broken += missing
+            put(page, text)
     api.write(root, target, put)
     for path in target.rglob("*"):
         inside = path.relative_to(target).parts[0] not in ("extra", "files")
@@ -47,21 +51,24 @@ def gather(target: Path, root: Path = ROOT) -> list[str]:
     return links.broken
 
 
-def listed(index: str, there: set[str]) -> str:
-    """The index with the pages that are there in its lists, and with all that no list names in the last one.
+def listed(index: str, there: set[str]) -> tuple[str, list[str]]:
+    """The index, with all pages that no list names in a last one; and a sentence for each entry without a page.
 
-    An entry of a list is the path of a page without its ending; `course/*` stands for all in that folder.
+    An entry of a list is the path of a page without its ending, alone or as `Title <path>`; `course/*` stands for all
+    in that folder.
     """
     named: set[str] = set()
+    missing: list[str] = []
 
     def keep(match: re.Match) -> str:
         lines = []
         for line in match[1].splitlines():
-            entry = line.strip()
+            titled = _TITLED.fullmatch(line.strip())
+            entry = titled[1] if titled else line.strip()
             if entry and not entry.startswith(":"):
                 found = [page for page in (f"{entry}.md", f"{entry}.ipynb", f"{entry}.rst") if page in there]
                 if not found and "*" not in entry and not entry.startswith("api/"):
-                    print(f"docs/index.md lists {entry}, which is not there; left out")
+                    missing.append(f"docs/index.md lists {entry}, which is not there")
                     continue
                 named.update(found)
             lines.append(line)
@@ -73,7 +80,7 @@ def listed(index: str, there: set[str]) -> str:
     for entry in rest:
         print(f"docs/index.md does not list {entry}; it comes last")
     more = "\n".join(["```{toctree}", ":hidden:", ":caption: More", "", *rest, "```"]) if rest else ""
-    return index.replace(REST, more)
+    return index.replace(REST, more), missing
 
 
 def _write_if_new(path: Path, text: str) -> None:

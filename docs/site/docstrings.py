@@ -13,6 +13,7 @@ from pathlib import Path
 from docs.site.api import PACKAGE, tree
 
 _CODE = re.compile(r"(`+)([^`]+)\1")
+_EMPHASIS = re.compile(r"(?<![\w*])\*(\w[\w ,-]*\w)\*(?![\w*])")
 _ARGUMENT = re.compile(r"\s+(\*{0,2}\w+(?:, \w+)*): (.*)")
 
 
@@ -29,21 +30,34 @@ def inline(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = re.sub(r"(?<=\s)->(?=\s)", "\u2192", text)  # a line could end inside it
+    emphasised = _EMPHASIS.search(text)
+    if emphasised:
+        before, after = text[:emphasised.start()], text[emphasised.end():]
+        return f"{_escaped(before)}*{emphasised[1]}*{_escaped(after)}"
     return re.sub(r"([\\*|`])|(?<=\w)_(?!\w)", lambda match: f"\\{match.group()}", text)
 
 
 def as_rst(lines: list[str]) -> list[str]:
     """The lines of a docstring, without its indentation, as lines of reStructuredText."""
-    result: list[str] = []
-    for block in re.split(r"\n\s*\n", "\n".join(lines).expandtabs().strip("\n")):
-        result += [*_block(block.split("\n")), ""]
-    return result
+    blocks: list[list[str]] = []
+    for text in re.split(r"\n\s*\n", "\n".join(lines).expandtabs().strip("\n")):
+        block = text.split("\n")
+        if blocks and _is_literal(blocks[-1]) and _is_literal(block):
+            blocks[-1] += ["", *block]  # code with an empty line in it
+        else:
+            blocks.append(block)
+    return [line for block in blocks for line in [*_block(block), ""]]
+
+
+def _is_literal(lines: list[str]) -> bool:
+    return all(line.startswith("  ") for line in lines if line) and any(lines)
 
 
 def _block(lines: list[str]) -> list[str]:
     if not lines or not "".join(lines).strip():
         return []
-    if all(line.startswith("  ") for line in lines):
+    if _is_literal(lines):
         return _literal(lines)
     if re.match(r"([-*]|\d+\.) ", lines[0]):
         return inline("\n".join(re.sub(r"^\* ", "- ", line) for line in lines)).split("\n")
@@ -53,6 +67,9 @@ def _block(lines: list[str]) -> list[str]:
     end = next(i for i, line in enumerate(lines) if line.startswith("  "))  # words, and something indented under them
     below = next((i for i in range(end, len(lines)) if not lines[i].startswith("  ")), len(lines))
     body = lines[end:below]
+    if lines[:end] == ["Returns:"]:
+        inside = _prose(["Returns: " + body[0].strip(), *(line.strip() for line in body[1:])])
+        return [*inside, "", *_block(lines[below:])]
     listed = _arguments(body) if end and lines[end - 1].rstrip().endswith(":") else None
     return [*_prose(lines[:end]), "", *(listed or _literal(body)), "", *_block(lines[below:])]
 
@@ -120,21 +137,24 @@ def signature_of(thing) -> tuple[str | None, str | None] | None:
         return None
     node = _definition(module.__file__, thing.__qualname__)
     if isinstance(node, ast.ClassDef):
-        return _of_class(node, module)
+        return _of_class(node, module, thing)
     if not isinstance(node, ast.FunctionDef):
         return None
     bound = "." in thing.__qualname__ and "staticmethod" not in map(ast.unparse, node.decorator_list)
     return _arguments_of(node, module, bound), _annotation(node.returns, module)
 
 
-def _of_class(node: ast.ClassDef, module) -> tuple[str | None, None]:
+def _of_class(node: ast.ClassDef, module, thing: type) -> tuple[str | None, str | None] | None:
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             return _arguments_of(each, module, True), None
     decorators = " ".join(map(ast.unparse, node.decorator_list))
     tuple_like = any(ast.unparse(base).endswith("NamedTuple") for base in node.bases)
     if not decorators.startswith("dataclass") and not tuple_like:
-        return None, None
+        base = next((each for each in thing.__mro__[1:] if each.__module__.startswith(f"{PACKAGE}.")), None)
+        if base or issubclass(thing, BaseException):
+            return signature_of(base) if base else None
+        return ("", None) if str(inspect.signature(thing)) == "(*args, **kwargs)" else None  # which says nothing
     fields = [f"{each.target.id}: {_annotation(each.annotation, module)}" + _default(each.value)
               for each in node.body if isinstance(each, ast.AnnAssign) and not each.target.id.startswith("_")]
     return f"({', '.join(fields)})", None
@@ -173,15 +193,35 @@ def fields_of(thing: type) -> list[str]:
     node = _definition(module.__file__, thing.__qualname__)
     source, found = Path(module.__file__).read_text(encoding="utf-8").splitlines(), []
     for each in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(each, ast.AnnAssign):
+        if isinstance(each, ast.AnnAssign) and not each.target.id.startswith("_"):
             rest = source[each.end_lineno - 1].encode()[each.end_col_offset:].decode().strip()
             if rest.startswith("#"):
                 found.append(f"- ``{each.target.id}``: {inline(rest.lstrip('# '))}")
     return [*found, ""] if found else []
 
 
+def lines_of(thing) -> list[str] | None:
+    """The lines of a docstring without its indentation; None for what has no source of its own.
+
+    autodoc takes away as much as all lines but the first have, also where they are code and belong further in.
+    """
+    if inspect.ismodule(thing):
+        margin = 0
+    else:
+        thing = inspect.unwrap(getattr(thing, "fget", None) or getattr(thing, "__func__", thing))
+        module = inspect.getmodule(thing)
+        if module is None or not module.__name__.startswith(PACKAGE) or not hasattr(thing, "__qualname__"):
+            return None
+        node = _definition(module.__file__, thing.__qualname__)
+        if node is None or ast.get_docstring(node) is None:
+            return None
+        margin = node.body[0].col_offset
+    first, *rest = (thing.__doc__ or "").expandtabs().split("\n")
+    return [first.lstrip(), *(line.lstrip() if line[:margin].strip() else line[margin:] for line in rest)]
+
+
 def _on_docstring(app, what, name, thing, options, lines) -> None:
-    lines[:] = as_rst(lines)
+    lines[:] = as_rst(lines_of(thing) or lines)
     if what == "class":
         lines += fields_of(thing)
 

@@ -1,10 +1,13 @@
 """Formulas as MathML, which browsers draw themselves: no script, no font and nothing from another server."""
 
 import re
+from xml.etree import ElementTree
 
 from docutils.utils.math import MathError, latex2mathml
 from sphinx.util import logging
 
+_MATHML = "http://www.w3.org/1998/Math/MathML"
+_ACCENTS = tuple("\u02c9\u02c6\u02dc\u02d9\u00a8\u02c7\u2192")  # bar, hat, tilde, dot, ddot, check, vec
 _logger = logging.getLogger(__name__)
 
 
@@ -13,7 +16,22 @@ def mathml(formula: str, block: bool) -> str:
     formula = re.sub(r"\\big(?=[\[(|{\\])", r"\\bigl", formula)
     formula = re.sub(r"\\big(?=[\])}])", r"\\bigr", formula)
     formula = formula.replace("\\textstyle", "")
-    return latex2mathml.tex2mathml(formula, as_block=block)
+    return _with_indices(latex2mathml.tex2mathml(formula, as_block=block))
+
+
+def _with_indices(element: str) -> str:
+    """With the index of an accented letter beside it: docutils sets the t of `\\bar\\alpha_t` below the letter."""
+    if "<munderover" not in element:
+        return element
+    ElementTree.register_namespace("", _MATHML)
+    root = ElementTree.fromstring(element)
+    for node in list(root.iter(f"{{{_MATHML}}}munderover")):
+        letter, index, accent = node
+        if accent.text in _ACCENTS:
+            accented = ElementTree.Element(f"{{{_MATHML}}}mover", accent="true")
+            accented.extend([letter, accent])
+            node.tag, node[:] = f"{{{_MATHML}}}msub", [accented, index]
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _visit(block: bool):

@@ -10,6 +10,7 @@ import hashlib
 import html
 import posixpath
 import re
+import struct
 from pathlib import Path
 
 import nbformat
@@ -56,8 +57,8 @@ def _outputs(outputs: list, page: str, target: Path) -> list:
         if data and "image/png" in data:
             words = output.metadata.get("image/png", {}).get("alt") or data.get("text/plain", "")
             width = output.metadata.get("image/png", {}).get("width")
-            source = _file(base64.b64decode(data["image/png"]), "png", page, target)
-            output = _html(_figure(source, words, width), words)
+            picture = base64.b64decode(data["image/png"])
+            output = _html(_figure(_file(picture, "png", page, target), words, _size(picture, width)), words)
         elif data and "text/html" in data:
             output = _html(_EMBEDDED.sub(lambda match: _address(match, page, target), data["text/html"]),
                            data.get("text/plain", ""))
@@ -69,10 +70,24 @@ def _outputs(outputs: list, page: str, target: Path) -> list:
     return kept
 
 
-def _figure(source: str, words: str, width: int | None) -> str:
-    words, size = html.escape(words), f' width="{width}"' if width else ""
+def _figure(source: str, words: str, size: str) -> str:
+    words = html.escape(words)
     return (f'<figure class="picture"><img alt="{words}" src="{source}"{size} loading="lazy">'
             f"<figcaption>{words}</figcaption></figure>")
+
+
+def _size(png: bytes, width: int | None) -> str:
+    """Attributes that keep a picture's place free until it is loaded, so that links to a heading land on it.
+
+    `--width` is for small screens (site.css): there a figure may be wider than the page, but not a strip of frames.
+    """
+    if not width:
+        return ""
+    if png[12:16] != b"IHDR":
+        return f' width="{width}"'
+    across, down = struct.unpack(">II", png[16:24])
+    strip = across > 4.5 * down
+    return f' width="{width}" height="{round(width * down / across)}"' + f' style="--width: {width}px"' * (not strip)
 
 
 def _html(source: str, words: str):

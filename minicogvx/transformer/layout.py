@@ -94,8 +94,7 @@ class PackLayout:
 
     clips: tuple[DenseLayout, ...]  # as they lie in the row
     rope: Complex[Tensor, "n half"] | None  # every clip is counted from its own first token
-    masked: Callable[[Heads, Heads, Heads], Heads] | None = None  # attention of the whole row at once, under a mask;
-    # None: ordinary attention, batch by batch
+    masked: Callable[[Heads, Heads, Heads], Heads] | None = None  # attention of a whole row, masked; None: by batches
 
     @property
     def batches(self) -> list[tuple[DenseLayout, int]]:

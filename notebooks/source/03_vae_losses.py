@@ -415,8 +415,8 @@ nats_by_dice = check("3.4", nats_by_dice)
 
 # %% [markdown]
 # Now without dice. With $z = \mu + \sigma\epsilon$, the bracket is $\tfrac12(z^2 - \epsilon^2 - \log\sigma^2)$,
-# and on average $\epsilon^2$ is 1 and $z^2$ is $\mu^2 + \sigma^2$. So the KL is $\tfrac12 \sum (\mu^2 + \sigma^2 - 1
-# - \log\sigma^2)$.
+# and on average $\epsilon^2$ is 1 and $z^2$ is $\mu^2 + \sigma^2$. So the KL is
+# $\tfrac12 \sum (\mu^2 + \sigma^2 - 1 - \log\sigma^2)$.
 #
 # Why this price? We want our clips to be probable under a model that draws $z$ from $p$ and then $x$ from the
 # decoder. That probability cannot be computed, but a lower bound can:

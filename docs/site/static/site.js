@@ -13,3 +13,10 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   document.querySelectorAll("video[autoplay]").forEach((clip) => watcher.observe(clip));
 });
+
+// How long the text of each cell is: no column of a wide table becomes narrower than a few words (site.css).
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll(".bd-article :is(td, th)").forEach((cell) => {
+    cell.style.setProperty("--letters", cell.textContent.trim().length);
+  });
+});

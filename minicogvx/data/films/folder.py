@@ -88,9 +88,9 @@ def scan_folder(folder: str | Path, min_seconds: int | float = 1.0, listing: str
     """Every clip of `folder` and its subfolders, linked ones too. Opens each file and counts its packets.
 
     Args:
-        min_seconds: shorter videos are too short to train on. listing: use only what this file lists (JSON lines or a
-        table, such as the kept.jsonl of `curate`), by names inside
-            `folder`; None: every video and picture, with the fields of the lists in the folders.
+        min_seconds: shorter videos are too short to train on.
+        listing: use only what this file lists (JSON lines or a table, such as the kept.jsonl of `curate`), by names
+            inside `folder`; None: every video and picture, with the fields of the lists in the folders.
         need_captions: report files without a caption instead of using them with an empty one.
 
     Raises FileNotFoundError if folder or listing is missing, ValueError for a negative `min_seconds`, and for a
