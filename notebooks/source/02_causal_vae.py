@@ -488,7 +488,7 @@ assert held[1] == held[-1] and agree < 11
 # doubling, an odd count leaves its first frame alone and an even one does not. Our version asks the cache
 # (`cache.start`).
 #
-# ### Exercise 2.5: comes_back, find out (difficulty 2 of 3, 15 minutes)
+# ### Exercise 2.5: find the lengths that come back (difficulty 2 of 3, 15 minutes)
 #
 # Users of the published models were told "4k + 1 frames", sent 5, and got 8. `lengths` runs the toy under the
 # published rule (`VAEConfig.first_frame="parity"`). Experiment with it, and find out which lengths come back

@@ -687,7 +687,7 @@ show_source(VAELoss.autoencoder)
 # What does each part do? `minicogvx ablate vae-losses` adds one after the other; the KL's weight is 0.01 (weak) or 3
 # (strong). A seed fixes the start and the clips of all variants.
 #
-# ### Exercise 3.6: can_be_told, find out (difficulty 2 of 3, 15 minutes)
+# ### Exercise 3.6: find a rule that is seldom wrong (difficulty 2 of 3, 15 minutes)
 #
 # `new` and `old` hold a measure of two variants, one number for each seed, in the same order. Find a rule that says
 # "higher" or "lower" in no more than about 5 of 100 studies in which nothing differs, and still sees a real difference

@@ -702,7 +702,7 @@ show_figure(figure, "Error over steps, both axes logarithmic. First panel: leani
 # and leaning makes up for the steps that this costs. Real networks err. (The authors do not say why they recommend
 # DPM-Solver++; this may be one reason.)
 #
-# ### Exercise 4.5: better_timesteps, find out (difficulty 2 of 3, 15 minutes)
+# ### Exercise 4.5: find better timesteps (difficulty 2 of 3, 15 minutes)
 #
 # Must timesteps be evenly spaced? Ten even ones have the error `error_of(range(999, 0, -100))`. Find ten others,
 # the first of them 999, that leave at most 75 % of it. Try lists with `error_of` in a cell of your own; return the

@@ -468,12 +468,12 @@ def middle_column(clip):
 answer = pipe.transformer(noisy, t, text)
 for columns, text_too in ((0, False), (3, True), (3, False)):
     gap = largest_gap(moved(columns, text_too).transformer(noisy, t, text), answer)
-    print(f"video {columns} columns on, text {'too' if text_too else 'not'}: the answer changes by {gap:.0e}")
+    print(f"video moved {columns} columns right, text {'too' if text_too else 'not'}: the answer changes by {gap:.0e}")
     assert (gap < 1e-3) == (columns == 0 or text_too)
 elsewhere = moved(3, False)(PROMPT, **settings)
 was, now = middle_column(film), middle_column(elsewhere)
 print(f"middle of what is painted in frame 0: column {was:.0f} as trained, {now:.0f} with the video moved")
-compare_clips({"as trained": film, "video 3 columns on": elsewhere},
+compare_clips({"as trained": film, "moved 3 columns right": elsewhere},
               "Two clips. As trained, the star moves left through the frame. With the video's coordinates moved, the "
               "left border cuts off a star, and scraps of one are at the right.", pipe.fps)
 outcome("6.2", "the star further left" if now < was else "the star further right")
@@ -514,6 +514,7 @@ for other in ("sincos", "learned", "none"):
     print(f"rope less {other}: loss {loss.said(3)}")
     print(f"    properties obeyed, percentage points {obeyed.said(1)}")
     assert obeyed.seeds >= 5
+assert gain_of(studied, "rope", "sincos").verdict == "higher"  # as the text below says
 show_figure(paired_figure(studied, "rope"),
             "Left, loss over steps of four position codes, with bands. Middle, final losses less RoPE's, five seeds "
             "each. Right, captions obeyed less RoPE's, by property. Bars are 95 % intervals.")
