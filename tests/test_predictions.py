@@ -106,7 +106,8 @@ def test_an_answer_to_other_options_does_not_count(shown, capsys, monkeypatch, b
     predict("6.1", "one", "two")  # the question was rewritten
     assert buttons[-1].children[0].value is None
     outcome("6.1", "two"), predictions("6")
-    assert said(capsys).splitlines()[:2] == ["Prediction 6.1: two. You made no prediction.", "Right predictions: 0 of 1."]
+    assert said(capsys).splitlines()[:2] == ["Prediction 6.1: two. You made no prediction.",
+                                             "Right predictions: 0 of 1."]
     buttons[-1].children[0].value = "two"
     outcome("6.1", "two")
     assert said(capsys).endswith("You predicted it.\n")

@@ -906,7 +906,8 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 # **Where to read on.** `minicogvx/diffusion`. Zero terminal SNR: [Lin et al.](https://arxiv.org/abs/2305.08891); v:
 # [Salimans and Ho](https://arxiv.org/abs/2202.00512); DDIM: [Song et al.](https://arxiv.org/abs/2010.02502);
 # DPM-Solver++: [Lu et al.](https://arxiv.org/abs/2211.01095); flow matching: [Lipman et
-# al.](https://arxiv.org/abs/2210.02747). Next: text and guidance.
+# al.](https://arxiv.org/abs/2210.02747). Next:
+# [text and guidance](05_text_and_guidance.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 progress()

@@ -783,8 +783,8 @@ print(f"T5 for caption and empty caption, once: {2 * 2 * 226 * matrices / 1e15:.
 # dynamic guidance, which the paper does not mention.
 #
 # **Where to read on.** `minicogvx/text/encoder.py` and `minicogvx/diffusion/guidance.py`. T5: [Raffel et
-# al.](https://arxiv.org/abs/1910.10683); guidance: [Ho and Salimans](https://arxiv.org/abs/2207.12598). Next: patches
-# and positions.
+# al.](https://arxiv.org/abs/1910.10683); guidance: [Ho and Salimans](https://arxiv.org/abs/2207.12598). Next:
+# [patches and positions](06_patches_and_rope.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 progress()

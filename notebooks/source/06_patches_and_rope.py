@@ -797,8 +797,8 @@ print(f"1.5-5b with patches of one frame: {cut / 1e12:,.0f} TFLOP")
 #
 # **Where to read on.** `minicogvx/transformer/positions.py` and `patchify.py`, both short. RoPE:
 # [Su et al.](https://arxiv.org/abs/2104.09864); interpolation in language models:
-# [Chen et al.](https://arxiv.org/abs/2306.15595). Next: expert adaptive layer norm, the other thing that treats
-# text and video differently.
+# [Chen et al.](https://arxiv.org/abs/2306.15595). Next:
+# [expert adaptive layer norm](07_expert_adaptive_norm.ipynb), the other thing that treats text and video differently.
 
 # %% tags=["nbval-ignore-output"]
 predictions("6")

@@ -819,7 +819,7 @@ print("2b, one norm: modulation", tuple(block.norm1.linear.weight.shape), "y", t
 #
 # **Where to read on.** `minicogvx/transformer/expert_norm.py`, and `Block` in `block.py`: 30 lines that you have now
 # written yourself. Layer norm: [Ba et al.](https://arxiv.org/abs/1607.06450). Next: the layer between norm and gate,
-# full attention over space and time.
+# [full attention](08_full_attention.ipynb) over space and time.
 
 # %% tags=["nbval-ignore-output"]
 predictions("7")
