@@ -656,9 +656,10 @@ show_figure(figure, "Five panels over the dose: the loss, and the swap gains of 
 print("dose  " + "  ".join(f"{kind:>10s}" for kind in gains) + "        loss")
 for i, dose in enumerate(DOSES):
     print(f"{dose:4.2f}  " + "  ".join(f"{gains[kind][i][0]:10.4f}" for kind in gains) + f"  {dosed[i][0]:10.3f}")
+print("95 % intervals of the gains")
 for place in (0, 2, 4):
-    print(f"95 % intervals at dose {DOSES[place]:g}:",
-          ", ".join("{} {:.3f} to {:.3f}".format(kind, *points[place][1:]) for kind, points in gains.items()))
+    print(f"{DOSES[place]:4.2f}  " + ", ".join(f"{kind} {points[place][1]:.3f} to {points[place][2]:.3f}"
+                                               for kind, points in gains.items()))
 left = {dose: {kind: points[i][0] / points[0][0] for kind, points in gains.items()} for i, dose in enumerate(DOSES)}
 for dose in (0.5, 1.0):
     print(f"left at dose {dose:g}:", ", ".join(f"{kind} {share:.0%}" for kind, share in left[dose].items()))
