@@ -5,6 +5,7 @@ import re
 import warnings
 from pathlib import Path
 
+from minicogvx.advice import Advice
 from minicogvx.options import (
     add_device_options,
     add_memory_options,
@@ -166,7 +167,7 @@ def _note_two_objects(prompt: str, pipe) -> None:
 
     if pipe.text.whole_words and len(parse_caption(prompt).objects) > 1:
         warnings.warn("the caption names more than one object, which models this small hardly ever get right: shapes "
-                      "and colours melt into each other", stacklevel=2)
+                      "and colours melt into each other", Advice, stacklevel=2)
 
 
 def _sample(pipe, arguments: argparse.Namespace, size: tuple[int, int, int]):

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minicogvx.advice import Advice
 from minicogvx.compat import choose_device, choose_dtype
 from minicogvx.diffusion.conditioning import FirstFramesPutBack, ImageChannels, NoisedVideo, TextOnly
 from minicogvx.diffusion.guidance import guidance_scales
@@ -228,7 +229,7 @@ class Pipeline:
         prompts = list(request.prompts)
         if unknown := sorted({word for prompt in prompts for word in self.text.unknown_words(prompt)}):
             warnings.warn(f"this model has never seen {', '.join(map(repr, unknown))}; it will not know what to show",
-                          stacklevel=3)
+                          Advice, stacklevel=3)
         with _at_work(self.text, self._turns_on):
             features = self.text.encode([request.negative_prompt] * len(prompts) + prompts)
         if self.unconditional == "zeros" and not request.negative_prompt:

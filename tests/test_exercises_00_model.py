@@ -98,6 +98,10 @@ def changed(**changes):
     return sequence_length
 
 
+def half_a_group(frames, height, width, text, patch_t=1):
+    return text + ((frames - 1) // 4 + 1) * (height // 16) * (width // 16) // patch_t
+
+
 def test_sequence_length():
     guard("0.5", right_sequence_length, [
         ("is 80; it must be 112. That is the video alone", changed(text=lambda n: 0)),
@@ -108,6 +112,8 @@ def test_sequence_length():
         ("A patch is 2 latents high and 2 wide", changed(places=lambda h, w: h // 8 * (w // 16))),
         ("is 41,026; it must be 45,106. An odd number of latent", changed(groups=lambda n, p: n // p)),
         ("patch_t=2) is 85,906; it must be 45,106. With patch_t=2", changed(groups=lambda n, p: n)),
+        ("is 43,066; it must be 45,106. That counts 10.5 groups of frames; round up to 11", half_a_group),
+        ("is 89,986; it must be 45,106. The extra frame is counted, but", changed(groups=lambda n, p: n + n % p)),
         ("patch_t=2) is 80; it must be 64. An even number", changed(groups=lambda n, p: n // p + (p > 1))),
         ("is 112.0, of type float", changed(places=lambda h, w: h / 16 * w / 16)),
         ("sequence_length(17, 64, 64, 32) is None", lambda frames, height, width, text, patch_t=1: None),

@@ -366,7 +366,7 @@ def test_what_answers_a_prediction_is_folded_and_its_options_stay_as_text(tmp_pa
     notebook_builder.execute(notebook, tmp_path)
     assert [dict(output.data) for output in notebook.cells[0].outputs] == [{"text/plain": "a) more\nb) less"}]
     cover, text = notebook.cells[1].outputs  # JupyterLab shows the first line of a collapsed output
-    assert cover.data == {} and text.text == "1\nPrediction 0.1: more. You had not predicted.\n"
+    assert cover.data == {} and text.text == "1\nPrediction 0.1: more. You made no prediction.\n"
     nbformat.validate(notebook)
 
 

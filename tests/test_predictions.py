@@ -16,7 +16,7 @@ def record_file(tmp_path, monkeypatch):
     """A new learner in a new session."""
     path = tmp_path / "progress.json"
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(path))
-    monkeypatch.setattr(predicting, "_offered", {})
+    new_session(monkeypatch)
     return path
 
 
@@ -41,6 +41,7 @@ def said(capsys) -> str:
 
 def new_session(monkeypatch):
     monkeypatch.setattr(predicting, "_offered", {})
+    monkeypatch.setattr(predicting, "_displayed", {})
 
 
 def test_without_an_answer_everything_runs_and_nothing_is_noted(shown, capsys, record_file):
@@ -48,8 +49,8 @@ def test_without_an_answer_everything_runs_and_nothing_is_noted(shown, capsys, r
     outcome("6.3", "it rises")
     predictions("6")
     assert shown[0]["text/plain"] == "a) it falls\nb) it rises" and WIDGET_VIEW in shown[0]
-    assert said(capsys) == ("Prediction 6.3: it rises. You had not predicted.\n"
-                            "You predicted 0 of 1.\n  6.3 not answered\n")
+    assert said(capsys) == ("Prediction 6.3: it rises. You made no prediction.\n"
+                            "Right predictions: 0 of 1.\n  6.3 not answered\n")
     assert not record_file.exists()
 
 
@@ -66,9 +67,9 @@ def test_a_click_is_kept_and_judged(shown, buttons, capsys, record_file):
     outcome("6.1", "it rises"), outcome("6.2", "more"), outcome("6.10", "no")
     assert said(capsys) == ("Prediction 6.1: it rises. You predicted it.\n"
                             "Prediction 6.2: more. You predicted: less <i>.\n"
-                            "Prediction 6.10: no. You had not predicted.\n")
+                            "Prediction 6.10: no. You made no prediction.\n")
     predictions("6")
-    assert said(capsys) == ("You predicted 1 of 3.\n  6.1 right: it rises\n"
+    assert said(capsys) == ("Right predictions: 1 of 3.\n  6.1 right: it rises\n"
                             "  6.2 you said: less <i>; it was: more\n  6.10 not answered\n")
     assert json.loads(record_file.read_text()) == {
         "prediction 6.1": "it rises", "outcome 6.1": "it rises", "prediction 6.2": "less <i>", "outcome 6.2": "more"}
@@ -77,7 +78,9 @@ def test_a_click_is_kept_and_judged(shown, buttons, capsys, record_file):
 def test_a_judged_answer_stays(shown, buttons, capsys, monkeypatch):
     predict("6.1", "a", "b")
     buttons[0].children[0].value = "a"
+    assert "can be changed until" in buttons[0].children[1].value
     outcome("6.1", "b")
+    assert buttons[0].children[0].disabled and "stays" in buttons[0].children[1].value  # as the notebook is saved
     buttons[0].children[0].value = "b"
     assert "stays" in buttons[0].children[1].value
     new_session(monkeypatch)
@@ -85,7 +88,7 @@ def test_a_judged_answer_stays(shown, buttons, capsys, monkeypatch):
     assert buttons[1].children[0].disabled and buttons[1].children[0].value == "a"
     assert shown[-1]["text/plain"].endswith("You predicted: a.")
     said(capsys), predictions("6")
-    assert said(capsys) == "You predicted 0 of 1.\n  6.1 you said: a; it was: b\n"
+    assert said(capsys) == "Right predictions: 0 of 1.\n  6.1 you said: a; it was: b\n"
 
 
 def test_another_session_remembers_and_counts_other_notebooks_apart(shown, capsys, monkeypatch):
@@ -93,8 +96,8 @@ def test_another_session_remembers_and_counts_other_notebooks_apart(shown, capsy
     predict("7.1", "a", "b", answer="B"), predict("16.1", "a", "b", answer="a")
     new_session(monkeypatch), said(capsys)
     predictions("6"), predictions("07")
-    assert said(capsys) == ("You predicted 1 of 1.\n  6.1 right: a\n"
-                            "You predicted 0 of 1.\n  7.1 you said: b; the experiment has not run since\n")
+    assert said(capsys) == ("Right predictions: 1 of 1.\n  6.1 right: a\n"
+                            "Right predictions: 0 of 1.\n  7.1 you said: b; the experiment has not run since\n")
 
 
 def test_an_answer_to_other_options_does_not_count(shown, capsys, monkeypatch, buttons):
@@ -103,7 +106,8 @@ def test_an_answer_to_other_options_does_not_count(shown, capsys, monkeypatch, b
     predict("6.1", "one", "two")  # the question was rewritten
     assert buttons[-1].children[0].value is None
     outcome("6.1", "two"), predictions("6")
-    assert said(capsys).splitlines()[:2] == ["Prediction 6.1: two. You had not predicted.", "You predicted 0 of 1."]
+    assert said(capsys).splitlines()[:2] == ["Prediction 6.1: two. You made no prediction.",
+                                             "Right predictions: 0 of 1."]
     buttons[-1].children[0].value = "two"
     outcome("6.1", "two")
     assert said(capsys).endswith("You predicted it.\n")
@@ -129,7 +133,7 @@ def test_what_nobody_could_answer_is_refused(shown, subtests):
 
 def test_the_experiment_runs_although_the_question_was_passed_over(capsys):
     outcome("6.1", "whatever")
-    assert said(capsys) == "Prediction 6.1: whatever. You had not predicted.\n"
+    assert said(capsys) == "Prediction 6.1: whatever. You made no prediction.\n"
 
 
 def test_without_widgets_the_options_are_text(shown, monkeypatch):
@@ -145,7 +149,7 @@ def test_whatever_the_file_holds_it_is_counted_without_stopping(shown, capsys, r
     record_file.write_text(json.dumps({"prediction 6.x": "a", "prediction": "b", "prediction 6.": "c", "": "",
                                        "outcome 6.1": "d", "prediction 6.2": "e", "prediction 16.1": "f"}))
     predictions("6")
-    assert said(capsys) == "You predicted 0 of 1.\n  6.2 you said: e; the experiment has not run since\n"
+    assert said(capsys) == "Right predictions: 0 of 1.\n  6.2 you said: e; the experiment has not run since\n"
     record_file.write_text("[" * 100_000)
     predict("6.1", "a", "b", answer="b")
     assert "is broken" in said(capsys) and json.loads(record_file.read_text()) == {"prediction 6.1": "b"}

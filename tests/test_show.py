@@ -47,7 +47,8 @@ def test_a_clip_plays_and_has_a_strip_and_words(shown):
 
 
 def test_a_strip_names_the_frames_that_it_shows(subtests):
-    for length, count, said in ((1, 6, "frame 0"), (5, 6, "frames 0 to 4"), (9, 3, "frames 0, 4 and 8 of 9")):
+    for length, count, said in ((1, 6, "frame 0"), (5, 6, "frames 0 to 4"), (5, 2, "first and last of 5 frames"),
+                                (9, 3, "frames 0, 4 and 8 of 9")):
         with subtests.test(length=length):
             assert clips.frames_said(length, count) == said
 

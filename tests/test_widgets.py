@@ -183,6 +183,8 @@ def test_a_grid_calls_its_function_once_for_each_pair_and_names_its_parameters(s
 
     explore.explore_grid(made, WORDS, first=[0.2, 0.5, 0.7, 1], second=[2, 5])
     assert len(calls) == len(set(calls)) == 6  # first, middle and last by both
+    assert shown[0][1]["image/png"]["alt"].endswith(
+        "The picture shows 3 of the 4 values of shade; the sliders have all of them.")
     shade, length, _ = shown[-1].children
     assert (shade.description, length.description) == ("shade", "length")
     assert picture_of(shown[-1])[1] == 'A "square" & its shadow move: shade 0.7, length 5.'  # the middle

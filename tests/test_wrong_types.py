@@ -49,5 +49,5 @@ def test_wrong_types_are_refused_in_a_sentence(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         *SAID.splitlines(), *map(NO_TENSOR.format, ("ndarray", "list", "NoneType")), NO_NAMES.format("clips", "list"),
-        NO_NAMES.format("rows", "Tensor"), NO_TENSOR.format("ndarray"), *["You predicted 0 of 0."] * 2]
+        NO_NAMES.format("rows", "Tensor"), NO_TENSOR.format("ndarray"), *["Right predictions: 0 of 0."] * 2]
     assert not (tmp_path / "progress.json").exists()

@@ -7,6 +7,7 @@ from minicogvx.course.device import notebook_device
 from minicogvx.course.exercises import check, grade, hint, progress, solution, solved
 from minicogvx.course.explore import explore_figure, explore_grid
 from minicogvx.course.pack_bars import explore_packs
+from minicogvx.course.plain_advice import print_advice_plainly
 from minicogvx.course.plan_figure import explore_plan
 from minicogvx.course.predicting import outcome, predict, predictions
 from minicogvx.course.rank_cells import on_ranks
@@ -20,3 +21,5 @@ __all__ = ["check", "compare_clips", "explore_attention", "explore_blind", "expl
            "explore_wipe", "grade", "hint", "new_figure", "notebook_device", "on_ranks", "outcome", "predict",
            "predictions", "progress", "show_clip", "show_figure", "show_rows", "show_source", "solution", "solved",
            "watch", "yours"]
+
+print_advice_plainly()

@@ -104,6 +104,8 @@ def frames_said(length: int, num_frames: int = 6) -> str:
         return "frame 0"
     if len(places) == length:
         return f"frames 0 to {length - 1}"
+    if len(places) == 2:
+        return f"first and last of {length} frames"
     return f"frames {', '.join(map(str, places[:-1]))} and {places[-1]} of {length}"
 
 

@@ -14,6 +14,7 @@ from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
 from minicogvx.media import enlarge_frames
 
+MOST = 3  # values of a slider in the static picture of a grid
 SIDE = 192  # pixels, at least, of the shorter side of a picture or clip
 
 
@@ -32,7 +33,7 @@ def explore_grid(function: Callable[..., Any], /, alt: str = "", fps: int | floa
     grid = _Grid(function, alt, sliders)
     result, words = grid.at(*grid.start)
     if isinstance(result, Tensor):
-        show.show_figure(_sheet(grid), grid.alt)
+        show.show_figure(_sheet(grid), _words_of_sheet(grid))
     else:
         show.show_figure(result, words)
     _display_sliders(grid, fps)
@@ -128,6 +129,15 @@ def _sheet(grid: _Grid):
     for axis, j in zip(axes[0], columns):
         axis.set_title(f"{grid.names[1]} {parts.value_text(grid.values[1][j])}")
     return figure
+
+
+def _words_of_sheet(grid: _Grid) -> str:
+    """The text alternative, with how many of the values the sheet has no place for."""
+    few = [f"{MOST} of the {len(each)} values of {name}" for name, each in zip(grid.names, grid.values)
+           if len(each) > MOST]
+    if not few:
+        return grid.alt
+    return f"{parts.without_stop(grid.alt)}. The picture shows {' and '.join(few)}; the sliders have all of them."
 
 
 def _middle(result: Tensor) -> Tensor:

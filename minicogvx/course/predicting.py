@@ -2,7 +2,7 @@
 
     predict("6.3", "it falls", "it stays", "it rises")              # a cell of its own; the question stands above it
     outcome("6.3", "it rises" if after > before else "it falls")    # in the experiment's cell, or after it
-    predictions("6")                                                # you predicted 3 of 4
+    predictions("6")                                                # right predictions: 3 of 4
 
 `predict` shows radio buttons where there are widgets, and elsewhere (GitHub, nbval) its options as plain text. No cell
 needs an answer. Answers lie beside the learner's solved exercises (`record.py`). An answer that an outcome has judged
@@ -11,12 +11,14 @@ counts, and can no longer be changed.
 
 import html
 import string
+from typing import Any
 
 from minicogvx.course import output
 from minicogvx.course.exercises import record
 from minicogvx.course.widget_parts import view_of
 
 _offered: dict[str, tuple[str, ...]] = {}  # in this session: the options of each prediction
+_displayed: dict[str, Any] = {}  # in this session: the radio buttons of each prediction, with the line below
 
 
 def predict(number: str, *options: str, answer: str | None = None) -> None:
@@ -62,9 +64,10 @@ def outcome(number: str, option: str) -> None:
         raise ValueError(f"{option!r} is no option of prediction {number}; those are {', '.join(map(repr, offered))}")
     given = _answer(number, record.load())
     if given is None:
-        print(f"Prediction {number}: {option}. You had not predicted.")
+        print(f"Prediction {number}: {option}. You made no prediction.")
         return
     record.keep_text(_outcome(number), option)
+    _close(number, given)
     print(f"Prediction {number}: {option}. " + ("You predicted it." if given == option else f"You predicted: {given}."))
 
 
@@ -81,7 +84,7 @@ def predictions(notebook: str) -> None:
         given, happened = _answer(number, kept), kept.get(_outcome(number))
         right += given is not None and given == happened
         lines.append(f"  {number} " + _in_words(given, happened))
-    print("\n".join([f"You predicted {right} of {len(places)}.", *lines]))
+    print("\n".join([f"Right predictions: {right} of {len(places)}.", *lines]))
 
 
 # ---- helpers
@@ -141,7 +144,15 @@ def _buttons(number: str, given: str | None, judged: bool):
             said.value = _advice(change["new"], fixed=not _keep_answer(number, change["new"]))
 
     buttons.observe(follow, names="value")
-    return ipywidgets.VBox([buttons, said])
+    _displayed[number] = ipywidgets.VBox([buttons, said])
+    return _displayed[number]
+
+
+def _close(number: str, given: str) -> None:
+    """The buttons as they are from now on, and as a notebook that is saved now shows them when it is opened again."""
+    if number in _displayed:
+        buttons, said = _displayed[number].children
+        buttons.value, buttons.disabled, said.value = given, True, _advice(given, fixed=True)
 
 
 def _advice(given: str | None, fixed: bool) -> str:
@@ -149,4 +160,4 @@ def _advice(given: str | None, fixed: bool) -> str:
         return "Choose one before you go on."
     if fixed:
         return "The experiment has run since you answered, so your answer stays."
-    return f"Kept: <b>{html.escape(given)}</b>. You can change it until the experiment has run."
+    return f"Kept: <b>{html.escape(given)}</b> (can be changed until the experiment has run)."

@@ -9,6 +9,7 @@ among the `unsupported`, not at all.
 import warnings
 from dataclasses import dataclass, fields, replace
 
+from minicogvx.advice import Advice
 from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
 from minicogvx.ranges import check_field, shown
 
@@ -78,7 +79,7 @@ def from_diffusers(kind: type, values: dict, origin: str, own: dict | None = Non
     for extra in values:
         if extra not in known and not extra.startswith("_"):
             warnings.warn(f"{origin} has a field {shown(extra)}, which is not known here and has no effect",
-                          stacklevel=2)
+                          Advice, stacklevel=2)
     config = _built(form.defaults, shared, own, origin, own_origin)
     if kind is VAEConfig:
         _check_blocks(config, values, origin)

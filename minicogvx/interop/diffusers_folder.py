@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from minicogvx.advice import Advice
 from minicogvx.files import locked
 from minicogvx.interop.configs import DIFFUSERS_VERSION, departures, own_fields, to_diffusers, unsupported
 from minicogvx.interop.difference import add_difference
@@ -164,7 +165,7 @@ def write_folder(parts: Parts, folder: str | Path, dtype: torch.dtype | None = N
         (_fill if fill else _replace)(folder, new)
     advice = same_in_diffusers(parts.vae.config, parts.transformer.config, parts.guidance_scale)
     if advice and not found:
-        warnings.warn(advice, stacklevel=3)  # where Pipeline.save is called
+        warnings.warn(advice, Advice, stacklevel=3)  # where Pipeline.save is called
     return asked
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from minicogvx.advice import Advice
 from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.ranges import shown
 
@@ -176,7 +177,7 @@ def _merge(model: nn.Module, adapters: dict[str, Adapter], scale: float) -> None
         warnings.warn(f"the weights are {str(parameter.dtype).removeprefix('torch.')}, which rounds small steps away: "
                       f"{1 - lost / whole:.0%} of this adapter is in them; float32 keeps all of it, and so does "
                       f"use_lora in linear layers",
-                      stacklevel=4)  # past no_grad: where merge_lora or use_lora is called
+                      Advice, stacklevel=4)  # past no_grad: where merge_lora or use_lora is called
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 #
 # **How does a program make a video out of five words?**
 #
-# Run the cell below (Shift+Enter). It loads a model, gives it a caption, and a few seconds later there is a
-# video.
+# Run the cell below (Shift+Enter). It loads a model and gives it a caption; ten seconds to a minute later there is a
+# video. A star, `[*]`, stands beside the cell while it runs.
 
 # %% tags=["nbval-ignore-output"]
 import random
@@ -98,9 +98,9 @@ show_figure(figure, "The circle's column in each of the 17 frames: it rises stea
 # taste. Here it is a number, and every experiment in this course can be scored.
 #
 # Your turn. An exercise is a function with a gap: write your code in place of the line with `raise`, and run the cell.
-# `check` says whether it is right, and if not, what is wrong. `hint("0.1")` gives one more hint each time, and
-# `solution("0.1")` shows a solution. You may also read on: until your function is right, the package's version stands
-# in for it.
+# `check` says whether it is right, and if not, what is wrong. In a new cell (press Esc, then B), `hint("0.1")` gives
+# one more hint each time, and `solution("0.1")` shows a solution. You may also read on: until your function is right,
+# the package's version stands in for it.
 #
 # ### Exercise 0.1: to_screen (difficulty 1 of 3, 10 minutes)
 #
@@ -486,7 +486,7 @@ assert difference.abs().max() < 1e-4
 
 # %% [markdown]
 # The timestep enters every block through its norms, differently for text and for video. That is the *expert* in the
-# paper's "expert transformer". Later notebooks take each line apart.
+# paper's "expert transformer".
 #
 # ### Exercise 0.5: sequence_length (difficulty 2 of 3, 10 minutes)
 #
@@ -576,9 +576,6 @@ assert sum(right[3, 0]) <= 2 < 8 < sum(right[3, 3])
 MY_PROMPT = "a green triangle moves up on a navy background"
 MY_SEED = 1
 
-if unknown := pipe.text.unknown_words(MY_PROMPT):
-    print("words it does not know:", unknown)
-
 
 def made(steps, scale):
     """The clip of MY_PROMPT and MY_SEED."""
@@ -587,7 +584,8 @@ def made(steps, scale):
 
 explore_grid(made, f"The caption: {MY_PROMPT}. One row for each number of steps, one column for each guidance scale",
              pipe.fps, steps=[1, 2, 4, 8, 16], scale=[0, 0.5, 1, 3, 6])
-show_clip(made(16, 3), f"Generated in 16 steps with scale 3 from the caption: {MY_PROMPT}.", pipe.fps)
+compare_clips({"for comparison, fixed: 16 steps, scale 3": made(16, 3)},
+              f"Generated in 16 steps with scale 3 from the caption: {MY_PROMPT}.", pipe.fps)
 
 # %% [markdown]
 # The row with 1 step shows the first guess. With scale 1 it is an average: the right background, and a soft blur. With
@@ -694,7 +692,7 @@ for name, (t, h, w, text_tokens) in sizes.items():
 # %% [markdown]
 # In the toy, attention is cheap, because the sequence is short. In the 5B it is half of a block's work, and with
 # longer, larger videos it takes over. The paper reports 113 seconds for one video of the 5B, in 50 steps on an H800
-# GPU. The parts and their order are the same as in the machine that made your circle.
+# GPU.
 #
 # ## What you can now explain
 #
@@ -723,7 +721,8 @@ for name, (t, h, w, text_tokens) in sizes.items():
 # two differently.
 #
 # **Where to read on.** The map's parts are the package's folders: `minicogvx/text`, `vae`, `diffusion`, `transformer`.
-# Our `denoise` is `sample_loop` there, in `diffusion/sampling.py`. Next: **notebook 01**, video as tensors.
+# Our `denoise` is `sample_loop` there, in `diffusion/sampling.py`. Next:
+# [notebook 01](01_video_tensors.ipynb), video as tensors.
 
 # %% tags=["nbval-ignore-output"]
 progress()

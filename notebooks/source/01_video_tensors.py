@@ -668,8 +668,8 @@ print(f"35 million clips of 49 x 480 x 720: raw {clips * 3 * 49 * 480 * 720 / 1e
 # full of text, and clips filmed from a screen. They built a whole system to write captions; the ablations (section 4.1)
 # do not measure how much it helped.
 #
-# **Where to read on.** `minicogvx/data/world/` and `data/films/` are this notebook as a package. Next: **notebook
-# 02**, the causal VAE.
+# **Where to read on.** `minicogvx/data/world/` and `data/films/` are this notebook as a package. Next:
+# [notebook 02](02_causal_vae.ipynb), the causal VAE.
 
 # %% tags=["nbval-ignore-output"]
 progress()

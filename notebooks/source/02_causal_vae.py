@@ -488,12 +488,11 @@ assert held[1] == held[-1] and agree < 11
 # doubling, an odd count leaves its first frame alone and an even one does not. Our version asks the cache
 # (`cache.start`).
 #
-# ### Exercise 2.5: comes_back, find out (difficulty 2 of 3, 15 minutes)
+# ### Exercise 2.5: find the lengths that come back (difficulty 2 of 3, 15 minutes)
 #
 # Users of the published models were told "4k + 1 frames", sent 5, and got 8. `lengths` runs the toy under the
-# published rule (`VAEConfig.first_frame="parity"`). Experiment with it, and find out which lengths come back
-# unchanged. Then state a rule, one that also covers other numbers of `halvings` than the VAE's two. The check tests
-# your claim.
+# published rule (`VAEConfig.first_frame="parity"`). Find out which lengths come back unchanged. Then state a rule, one
+# that also covers other numbers of `halvings` than the VAE's two. The check tests your claim.
 
 # %%
 def rebuilt(**changes):
@@ -857,7 +856,7 @@ for chunk in (None, 2):
 #
 # **Where to read on.** `minicogvx/vae/autoencoder.py` is the whole VAE on one page, made of `blocks.py` and
 # `layers.py`. `tiling.py` cuts large frames as this notebook cut long clips. How the VAE *learns* is the question of
-# notebook 03.
+# [notebook 03](03_vae_losses.ipynb).
 
 # %%
 progress()

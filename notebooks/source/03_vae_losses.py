@@ -687,10 +687,10 @@ show_source(VAELoss.autoencoder)
 # What does each part do? `minicogvx ablate vae-losses` adds one after the other; the KL's weight is 0.01 (weak) or 3
 # (strong). A seed fixes the start and the clips of all variants.
 #
-# ### Exercise 3.6: can_be_told, find out (difficulty 2 of 3, 15 minutes)
+# ### Exercise 3.6: find a rule that seldom errs (difficulty 2 of 3, 15 minutes)
 #
 # `new` and `old` hold a measure of two variants, one number for each seed, in the same order. Find a rule that says
-# "higher" or "lower" in no more than about 5 of 100 studies in which nothing differs, and still sees a real difference
+# "higher" or "lower" in at most about 5 of 100 studies in which nothing differs, and still sees a real difference
 # where seeds scatter more than variants do. The check simulates thousands of studies.
 
 # %%
@@ -828,9 +828,9 @@ long = paired_gain(load_results("vae-stages"), "psnr", "short, then long", "shor
 print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short ones throughout: {long.said()}")
 
 # %% [markdown]
-# No: 135 GB, not counting weights and optimizer. So the second stage splits its 161 frames over several GPUs (*context
+# No: 135 GB, without weights and optimizer. So the second stage splits its frames over several GPUs (*context
 # parallel*): each convolution passes its last two frames on to the next GPU. The authors say that larger frames work
-# without further training and longer clips do not. (Our own study, in the last line, has one seed and cannot tell.)
+# without further training and longer clips do not. (Our study, in the last line, has one seed and cannot tell.)
 #
 # ## What you can now explain
 #
@@ -854,11 +854,12 @@ print(f"our vae-stages, PSNR on 33 frames, long clips at the end against short o
 # </details>
 #
 # **What the paper found.** L1, LPIPS and KL train the VAE in both stages; the GAN joins after a few thousand steps. Our
-# loss weights suit coloured shapes, and perhaps nothing else.
+# loss weights suit coloured shapes, perhaps nothing else.
 #
 # **Where to read on.** `losses.py`, `perceptual.py` and `gan.py` in `minicogvx/vae`; `data/recipes/toy.toml` has the
-# shipped VAE's stages. Papers: VAE, [Kingma and Welling](https://arxiv.org/abs/1312.6114); LPIPS, [Zhang et
-# al.](https://arxiv.org/abs/1801.03924); the adaptive weight, [VQGAN](https://arxiv.org/abs/2012.09841).
+# shipped VAE's stages. VAE: [Kingma and Welling](https://arxiv.org/abs/1312.6114); LPIPS: [Zhang et
+# al.](https://arxiv.org/abs/1801.03924); the adaptive weight: [VQGAN](https://arxiv.org/abs/2012.09841).
+# Next: [notebook 04](04_diffusion.ipynb).
 
 # %%
 progress()

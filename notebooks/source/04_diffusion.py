@@ -702,7 +702,7 @@ show_figure(figure, "Error over steps, both axes logarithmic. First panel: leani
 # and leaning makes up for the steps that this costs. Real networks err. (The authors do not say why they recommend
 # DPM-Solver++; this may be one reason.)
 #
-# ### Exercise 4.5: better_timesteps, find out (difficulty 2 of 3, 15 minutes)
+# ### Exercise 4.5: find better timesteps (difficulty 2 of 3, 15 minutes)
 #
 # Must timesteps be evenly spaced? Ten even ones have the error `error_of(range(999, 0, -100))`. Find ten others,
 # the first of them 999, that leave at most 75 % of it. Try lists with `error_of` in a cell of your own; return the
@@ -906,7 +906,8 @@ print("rank 5 of 32 draws from", rank_interval(T, 5, 32), "in the paper, and fro
 # **Where to read on.** `minicogvx/diffusion`. Zero terminal SNR: [Lin et al.](https://arxiv.org/abs/2305.08891); v:
 # [Salimans and Ho](https://arxiv.org/abs/2202.00512); DDIM: [Song et al.](https://arxiv.org/abs/2010.02502);
 # DPM-Solver++: [Lu et al.](https://arxiv.org/abs/2211.01095); flow matching: [Lipman et
-# al.](https://arxiv.org/abs/2210.02747). Next: text and guidance.
+# al.](https://arxiv.org/abs/2210.02747). Next:
+# [text and guidance](05_text_and_guidance.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 progress()

@@ -468,12 +468,12 @@ def middle_column(clip):
 answer = pipe.transformer(noisy, t, text)
 for columns, text_too in ((0, False), (3, True), (3, False)):
     gap = largest_gap(moved(columns, text_too).transformer(noisy, t, text), answer)
-    print(f"video {columns} columns on, text {'too' if text_too else 'not'}: the answer changes by {gap:.0e}")
+    print(f"video moved {columns} columns right, text {'too' if text_too else 'not'}: the answer changes by {gap:.0e}")
     assert (gap < 1e-3) == (columns == 0 or text_too)
 elsewhere = moved(3, False)(PROMPT, **settings)
 was, now = middle_column(film), middle_column(elsewhere)
 print(f"middle of what is painted in frame 0: column {was:.0f} as trained, {now:.0f} with the video moved")
-compare_clips({"as trained": film, "video 3 columns on": elsewhere},
+compare_clips({"as trained": film, "moved 3 columns right": elsewhere},
               "Two clips. As trained, the star moves left through the frame. With the video's coordinates moved, the "
               "left border cuts off a star, and scraps of one are at the right.", pipe.fps)
 outcome("6.2", "the star further left" if now < was else "the star further right")
@@ -514,6 +514,7 @@ for other in ("sincos", "learned", "none"):
     print(f"rope less {other}: loss {loss.said(3)}")
     print(f"    properties obeyed, percentage points {obeyed.said(1)}")
     assert obeyed.seeds >= 5
+assert gain_of(studied, "rope", "sincos").verdict == "higher"  # as the text below says
 show_figure(paired_figure(studied, "rope"),
             "Left, loss over steps of four position codes, with bands. Middle, final losses less RoPE's, five seeds "
             "each. Right, captions obeyed less RoPE's, by property. Bars are 95 % intervals.")
@@ -796,8 +797,8 @@ print(f"1.5-5b with patches of one frame: {cut / 1e12:,.0f} TFLOP")
 #
 # **Where to read on.** `minicogvx/transformer/positions.py` and `patchify.py`, both short. RoPE:
 # [Su et al.](https://arxiv.org/abs/2104.09864); interpolation in language models:
-# [Chen et al.](https://arxiv.org/abs/2306.15595). Next: expert adaptive layer norm, the other thing that treats
-# text and video differently.
+# [Chen et al.](https://arxiv.org/abs/2306.15595). Next:
+# [expert adaptive layer norm](07_expert_adaptive_norm.ipynb), the other thing that treats text and video differently.
 
 # %% tags=["nbval-ignore-output"]
 predictions("6")

@@ -889,13 +889,14 @@ print(f"a factorised block of the 5B has {extra:,} parameters more")
 # </details>
 #
 # **What the paper found.** Factorised attention makes large motion hard and training unstable; full attention
-# took 1.1 to 2.3 times as long, and the authors found it worth that.
+# took 1.1 to 2.3 times as long, which the authors found worth it.
 #
 # **Where to read on.** `minicogvx/transformer/attention.py`, one class and one function; `layout.py` says which
-# tokens are of one clip.
+# tokens share a clip.
 # [FlashAttention](https://arxiv.org/abs/2205.14135); the [running
 # softmax](https://arxiv.org/abs/1805.02867); [2D+1D](https://arxiv.org/abs/2102.05095) in TimeSformer. This ends
 # the first half of the course: every component of CogVideoX has been in your hands.
+# Next: [notebook 09](09_expert_transformer.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 predictions("8")

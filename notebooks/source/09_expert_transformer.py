@@ -744,7 +744,8 @@ for gpus, how in ((1, "replicate+checkpoint"), (8, "fsdp+checkpoint"), (64, "fsd
 # training step with everything that a large run needs; `minicogvx/ablation/nano.py` has this notebook's, in forty
 # lines. [Muon](https://kellerjordan.github.io/posts/muon/). [A recipe for training neural
 # networks](https://karpathy.github.io/2019/04/25/recipe/), from which section 2 comes. The model that you put together
-# here is judged in notebook 14, questioned in 15 and priced in 16.
+# here is judged in notebook 14, questioned in 15 and priced in 16. Next:
+# [notebook 10](10_progressive_training.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 predictions("9")

@@ -694,7 +694,7 @@ print(f"attention's share of a block's work: {pairs / (pairs + 6 * d * n):.0%} w
 #
 # **Where to read on.** `minicogvx/transformer/packed.py` and `layout.py` for the row, `data/clips/packs.py` for the
 # packing, `training/packed.py` for the loss. [Patch n' Pack](https://arxiv.org/abs/2307.06304) (NaViT) packed images
-# first.
+# first. Next: [notebook 12](12_uniform_sampling.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 predictions("11")

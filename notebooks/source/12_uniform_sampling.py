@@ -766,7 +766,7 @@ for name in ("2b", "5b"):
 # **Where to read on.** `minicogvx/training/batches.py` draws timesteps by rank, by clip or plainly;
 # `engine/sharding.py` has FSDP in a page, `transformer/sequence_parallel.py` the exchange. [Stratified
 # sampling](https://en.wikipedia.org/wiki/Stratified_sampling); [ZeRO](https://arxiv.org/abs/1910.02054);
-# [FSDP](https://arxiv.org/abs/2304.11277).
+# [FSDP](https://arxiv.org/abs/2304.11277). Next: [notebook 13](13_image_to_video.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 predictions("12")

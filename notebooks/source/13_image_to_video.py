@@ -595,7 +595,7 @@ def with_lights(strength):
 explore_figure(with_lights, "One film at different strengths", strength=list(STRENGTHS))
 
 # %% [markdown]
-# ### Exercise 13.5: best_strength, find out (difficulty 2 of 3, 10 minutes)
+# ### Exercise 13.5: find the best strength (difficulty 2 of 3, 10 minutes)
 #
 # Say that you want another *shape*, which nevertheless moves as the old one did. At which strength do most of the films
 # have both? Count film by film; of equal counts take the weaker strength, which leaves more of the film.

@@ -758,8 +758,8 @@ print(f"{'your model' if MINE else 'the shipped toy'}: {sum(obeyed)} of {N} capt
 # **Where to read on.** `minicogvx/evaluation/`: every number of this notebook.
 # [VBench](https://arxiv.org/abs/2311.17982) and its [rule of dynamic
 # degree](https://github.com/Vchitect/VBench/blob/master/vbench/dynamic_degree.py);
-# [FID](https://arxiv.org/abs/1706.08500); [its bias](https://arxiv.org/abs/1911.07023). Next, notebook 15: is it the
-# idea, or the dice?
+# [FID](https://arxiv.org/abs/1706.08500); [its bias](https://arxiv.org/abs/1911.07023). Next,
+# [notebook 15](15_ablations.ipynb): is it the idea, or the dice?
 
 # %% tags=["nbval-ignore-output"]
 predictions("14")

@@ -657,7 +657,8 @@ assert 1000 < hours < 10_000 and set(STUDIES) >= {found.claim.study for found, _
 #
 # **Where to read on.** `minicogvx/ablation/own_study.py`, what is refused and why; `verdicts.py` and `claims.py`, the
 # table. [Deep reinforcement learning that matters](https://arxiv.org/abs/1709.06560) and [Accounting for variance in
-# machine learning benchmarks](https://arxiv.org/abs/2103.03098), on seeds. Next, notebook 16: what a run costs.
+# machine learning benchmarks](https://arxiv.org/abs/2103.03098), on seeds. Next,
+# [notebook 16](16_full_size.ipynb): what a run costs.
 
 # %% tags=["nbval-ignore-output"]
 predictions("15")

@@ -730,7 +730,7 @@ compare_clips({f"the toy: {prompts[0]}": made["the toy"][0], "with the adapters"
 # 2.3 times as long as 2D+1D (Table 8).
 #
 # **Where to read on.** `minicogvx/training/plan.py` and `memory.py`; the [roofline](https://doi.org/10.1145/1498765.1498785)
-# model; [LoRA](https://arxiv.org/abs/2106.09685).
+# model; [LoRA](https://arxiv.org/abs/2106.09685). Next: [notebook 17](17_oracle_as_teacher.ipynb).
 
 # %% tags=["nbval-ignore-output"]
 place.cleanup()

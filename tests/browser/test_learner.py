@@ -243,7 +243,7 @@ def test_a_learners_way_through_a_notebook_of_the_second_half(page, jupyter):
     # the end of the notebook tells all of it
     lab.run(last)
     said = lab.says(last, "11.1 pack_mask")
-    assert "You predicted 1 of 4." in said and "11.1 right: nearly the same film twice" in said
+    assert "Right predictions: 1 of 4." in said and "11.1 right: nearly the same film twice" in said
     assert "11.3 you said: not at all (rounding); it was: by more than a tenth" in said
     assert "Solved: 1 of " in said and lab.errors() == []
 
@@ -309,4 +309,4 @@ def test_a_prediction_is_kept_and_what_answers_it_is_folded(page, jupyter):
     lab.write_and_run(2, PREDICTING[2])
     assert "You predicted it." in lab.says(2, "Prediction 9.1: it rises.")  # unfolded by running
     lab.write_and_run(3, PREDICTING[3])
-    assert "9.1 right: it rises" in lab.says(3, "You predicted 1 of 1.")
+    assert "9.1 right: it rises" in lab.says(3, "Right predictions: 1 of 1.")

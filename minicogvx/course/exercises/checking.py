@@ -3,6 +3,7 @@
 import importlib
 import linecache
 import pkgutil
+import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
@@ -17,6 +18,7 @@ from minicogvx.course.exercises.answers import keep_answer
 from minicogvx.course.exercises.calls import Calls
 from minicogvx.course.exercises.exercise import STUB_MESSAGE, Exercise, Wrong
 
+LINE = 100  # characters: a notebook breaks longer lines wherever they end, within a number, too
 MAX_MESSAGE = 300  # characters of an error message from other code
 MAX_SENTENCE = 900  # characters of what a check says, which may quote an answer
 _hints_given: dict[str, int] = {}  # in this session
@@ -53,8 +55,8 @@ def check(number: str, answer: Any) -> Any:
     if is_the_packages(exercise, answer):  # the check's cell was run again after a failure
         if solved(number):
             _verdicts[exercise.number] = Verdict("not tried")
-        print(f"Exercise {exercise.number}: the name {exercise.title} holds {package}. Run the cell with your own, "
-              f"then this one.")
+        _say(f"Exercise {exercise.number}: the name {exercise.title} holds {package}. Run the cell with your own, "
+             f"then this one.")
         return answer
     verdict = _verdicts[exercise.number] = judge(exercise, answer)
     _answers[exercise.number] = answer
@@ -64,10 +66,10 @@ def check(number: str, answer: Any) -> Any:
         keep_answer(exercise.number, exercise.title, answer)
         return answer
     if verdict.state == "not tried":
-        print(f"Exercise {exercise.number}: {verdict.said} {given_back}.")
+        _say(f"Exercise {exercise.number}: {verdict.said} {given_back}.")
     else:
-        print(f"Exercise {exercise.number}: {verdict.said}\n{given_back}"
-              + ("." if exam.word() else f'; hint("{exercise.number}") helps.'))
+        _say(f"Exercise {exercise.number}: {verdict.said}\n{given_back}"
+             + ("." if exam.word() else f'; hint("{exercise.number}") helps.'))
     return exam.stand_in(exercise) if exam.word() else exercise.reference
 
 
@@ -183,7 +185,7 @@ def hint(number: str) -> None:
         print(f'There are no more hints for exercise {exercise.number}; solution("{exercise.number}") shows one.')
         return
     _hints_given[exercise.number] = given + 1
-    print(f"Hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}")
+    _say(f"Hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}")
 
 
 def progress() -> None:
@@ -198,6 +200,11 @@ def progress() -> None:
             print(f"Next: {exercise.number} {exercise.title} "
                   f"(difficulty {exercise.difficulty} of 3, about {exercise.minutes} minutes).")
             break
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        print(textwrap.fill(line, LINE, break_long_words=False, break_on_hyphens=False))
 
 
 def _modules() -> list[str]:

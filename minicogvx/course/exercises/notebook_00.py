@@ -162,11 +162,15 @@ def _miscounts(frames: int, height: int, width: int, text: int, patch_t: int) ->
         "The first frame stays alone, and the others go in fours: 17 frames become 5, not 4.":
             text + frames // 4 // patch_t * places,
         "The VAE shrinks time, too: 17 frames become 5.": text + -(-frames // patch_t) * places,
+        "The extra frame is counted, but with patch_t=2 a token covers two latent frames.":
+            text + groups * patch_t * places,
         "That is one token for each latent; a patch holds 2 x 2 of them.": text + groups * places * 4,
         "That cuts pixels; the VAE first makes height and width 8 times smaller.": text + groups * places * 64,
         "A patch is 2 latents high and 2 wide: halve both sides.": text + groups * places * 2,
         "With patch_t=2 a token covers two latent frames.": text + latent_frames * places,
         "An even number of latent frames needs no extra one.": text + (latent_frames // patch_t + 1) * places,
+        f"That counts {latent_frames / patch_t:g} groups of frames; round up to {groups} before you multiply.":
+            text + latent_frames * places // patch_t,
     }
 
 
