@@ -1,9 +1,10 @@
 """What `minicogvx tour` shows: a clip of the shipped model, and a training of the nano world to watch."""
 
+import contextlib
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -33,11 +34,23 @@ from minicogvx.transformer.model import ExpertTransformer
 
 Say = Callable[..., None]  # prints paragraphs
 STEPS, SKETCH_STEPS = 25, 6  # of denoising: for the first clip, and for looks at a training
-TRIAL = 4  # training steps by which the speed is measured; the first of them does not count
-LOOKS = 8  # at the gains and at a clip, during a training
-FEWEST = 2  # training steps
+TRIAL = 6  # training steps by which the speed is measured; the first of them does not count
+LOOKS = 8  # at the gains and at a clip, during a training; fewer where they would take more than a third of the time
+FEWEST = 60  # training steps: with fewer, a word other than the background's is hardly ever heard
 EVERY = 0.2  # seconds between two progress lines
+MEASURING = "Measuring how fast this machine trains ..."
 HEARD = 0.01  # a gain above which a word counts as heard, as in notebook 09
+
+
+@contextlib.contextmanager
+def waiting(what: str, screen: Screen, say: Say | None = None) -> Iterator[Redrawn]:
+    """Shows what the program is at, until it is done; where a line cannot be drawn again, `say` prints it."""
+    live = Redrawn(screen)
+    live.show([what])
+    if say and not screen.codes:
+        say(what)
+    yield live
+    live.clear()
 
 
 def show_clip_here(video: Float[Tensor, "t h w 3"], fps: int | float, screen: Screen) -> None:
@@ -49,10 +62,9 @@ def show_clip_here(video: Float[Tensor, "t h w 3"], fps: int | float, screen: Sc
 
 def first_clip(pipe: Pipeline, caption: str, seed: int, out: Path, made: list[Path], screen: Screen, say: Say) -> None:
     """Makes a clip of the caption, draws it, and says what the oracle reads. `made` gets the files that are written."""
-    live = Redrawn(screen)
-    video = pipe(caption, seed=seed, num_inference_steps=STEPS,
-                 on_step=lambda done, total: live.show([f"removing noise: step {done} of {total}"]))
-    live.clear()
+    with waiting(f"removing noise: step 0 of {STEPS}", screen) as live:
+        video = pipe(caption, seed=seed, num_inference_steps=STEPS,
+                     on_step=lambda done, total: live.show([f"removing noise: step {done} of {total}"]))
     show_clip_here(video, pipe.fps, screen)
     _write(video, pipe.fps, out / "first", made)
     say(f"The clip is {out / 'first.mp4'}, with a gif and a strip beside it.")
@@ -71,6 +83,22 @@ def _write(video: Float[Tensor, "t h w 3"], fps: int | float, stem: Path, made: 
 # ---- a training to watch
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long a training is, in steps, looks, and seconds that both take."""
+
+    steps: int
+    looks: int
+    seconds: int | float
+
+
+def plan_for(seconds: int | float, a_step: int | float, a_look: int | float) -> Plan:
+    """As many steps as fit beside the looks, which take at most a third of the time; at least one and `FEWEST`."""
+    looks = min(LOOKS, max(1, int(max(seconds, FEWEST * a_step) / 3 / a_look)))
+    steps = max(FEWEST, int((seconds - looks * a_look) / a_step))
+    return Plan(steps, looks, steps * a_step + looks * a_look)
+
+
 @dataclass
 class Training:
     """A training of the nano world, as far as it is."""
@@ -80,12 +108,10 @@ class Training:
     model: ExpertTransformer
     screen: Screen
     say: Say
-    steps: int = 0  # in all
-    done: int = 0
+    done: int = 0  # steps
     loss: float = 0.0
     gains: dict[str, float] = field(default_factory=dict)
     frames: list[str] = field(default_factory=list)  # lines of the last clip
-    start: float = field(default_factory=time.perf_counter)
 
     def look(self) -> Float[Tensor, "t h w 3"]:
         """Measures the gains, and makes the first caption's clip as the model would now."""
@@ -94,66 +120,83 @@ class Training:
         self.frames = frames_as_text(clip, self.screen)
         return clip
 
-    def lines(self) -> list[str]:
-        """What is drawn while it runs."""
-        passed = time.perf_counter() - self.start
-        left = passed / max(1, self.done) * (self.steps - self.done)
-        return [*self.frames, f"step {self.done} of {self.steps}, loss {self.loss:.2f}, about {left:.0f} s left",
-                *gain_lines(self.gains, self.screen.width)]
+    def plan(self, seconds: int | float, seed: int, live: Redrawn) -> Plan:
+        """Measures a look, now that one was taken, and the steps of a network that is thrown away."""
+        start = time.perf_counter()
+        self.look()
+        times = [time.perf_counter()]
+        for i, _ in enumerate(train_nano(new_nano(seed), self.world, self.pipe.schedule_config, TRIAL, seed,
+                                         taught=True), 1):
+            live.show([f"{MEASURING} step {i} of {TRIAL}"])
+            times.append(time.perf_counter())
+        steps = [after - before for before, after in zip(times[1:], times[2:])]
+        return plan_for(seconds, statistics.median(steps), times[0] - start)
 
-    def run(self, seed: int) -> None:
-        """Trains, and shows how it goes: drawn again in place, or a line for each look."""
-        live, looks, drawn = Redrawn(self.screen), [self.steps * i // LOOKS for i in range(1, LOOKS + 1)], 0.0
-        self.start = time.perf_counter()
-        for loss in train_nano(self.model, self.world, self.pipe.schedule_config, self.steps, seed, taught=True):
+    def run(self, plan: Plan, seed: int) -> None:
+        """Trains, and shows how it goes: drawn again in place, or a line for each look. The last gains remain."""
+        live, looks, drawn = Redrawn(self.screen), [plan.steps * i // plan.looks for i in range(1, plan.looks + 1)], 0.0
+        start = time.perf_counter()
+        for loss in train_nano(self.model, self.world, self.pipe.schedule_config, plan.steps, seed, taught=True):
             self.done += 1
             self.loss = loss if self.done == 1 else 0.9 * self.loss + 0.1 * loss
-            looked = self.done in looks
-            if looked:
+            at, passed = f"step {self.done} of {plan.steps}", time.perf_counter() - start
+            if self.done in looks:
+                live.show(self.lines(f"{at}, taking a look ..."))
                 self.look()
-            if looked or time.perf_counter() - drawn > EVERY:
-                live.show(self.lines())
+            if self.done in looks or time.perf_counter() - drawn > EVERY:
+                pace = passed / self.done if self.done > looks[0] else plan.seconds / plan.steps
+                live.show(self.lines(f"{at}, loss {self.loss:.2f}, about {pace * (plan.steps - self.done):.0f} s left"))
                 drawn = time.perf_counter()
-            if looked and not self.screen.codes:
+            if self.done in looks and not self.screen.codes:
                 told = ", ".join(f"{kind} {_shown(gain)}" for kind, gain in self.gains.items())
-                self.say(f"step {self.done} of {self.steps}, loss {self.loss:.2f}, gains: {told}")
-        live.clear()
+                self.say(f"{at}, loss {self.loss:.2f}, gains: {told}")
+        live.show(gain_lines(self.gains, self.screen.width))
+
+    def lines(self, status: str) -> list[str]:
+        """What is drawn while it runs."""
+        return [*self.frames, status, *gain_lines(self.gains, self.screen.width)]
 
 
 def gain_lines(gains: dict[str, float], width: int) -> list[str]:
-    """A bar for each kind of word; its length grows with the logarithm of the gain, from 0.001 on."""
-    room = max(1, min(30, width - 22))
-    lines = []
+    """A heading, and a bar for each kind of word; its length grows with the logarithm of the gain, from 0.001 on."""
+    room = max(1, min(30, width - 25))
+    lines = [f"gain in loss (heard: above {HEARD})"]
     for kind, gain in gains.items():
         share = (torch.tensor(max(gain, 1e-3)).log10().item() + 3) / 3
-        lines.append(f"{kind:10s} {'=' * round(room * min(1.0, share)):{room}s} {_shown(gain)}")
+        bar = "=" * round(room * min(1.0, share))
+        lines.append(f"{kind:10s} {bar:{room}s} {_shown(gain)}{' heard' * (gain > HEARD)}")
     return lines
 
 
 def train_and_show(pipe: Pipeline, seed: int, seconds: int | float, out: Path, made: list[Path], screen: Screen,
                    say: Say) -> None:
     """Trains a fresh network for about so many seconds, draws what it makes, and says what it has learnt."""
-    world, model = nano_world(pipe.text), new_nano(seed)
+    with waiting("Encoding the captions of a nano world ...", screen, say):
+        world, model = nano_world(pipe.text), new_nano(seed)
     training = Training(pipe, world, model, screen, say)
     count, layers = sum(p.numel() for p in model.parameters()), NANO_TRANSFORMER.num_layers
     say(f"A transformer of {layers} blocks with {count:,} random weights learns from {CLIPS - HELD} clips of a nano "
         f"world. Untrained, it makes of \"{ASKED[0]}\" what {out / 'before.png'} shows.")
-    before = time.perf_counter()
-    clip = training.look()
-    a_look = time.perf_counter() - before
+    with waiting("Making that clip ...", screen, say):
+        clip = training.look()
     show_clip_here(clip, pipe.fps, screen)
     made.append(write_strip(out / "before.png", clip))
-    training.steps = steps_for(seconds, step_seconds(pipe, world, seed), a_look)
-    say(f"Now it trains for {training.steps} steps. How well does it hear a word? Exchange it in the captions of clips "
-        f"that are held back, and see how much the loss rises: the gain. Near 0, the word says nothing to the network; "
-        f"above {HEARD} it is heard.")
-    training.run(seed)
-    clips = nano_clips(pipe, model, ASKED, 10)
-    say(f"After {training.steps} steps, the same noise and caption give {out / 'trained.mp4'}.")
+    with waiting(MEASURING, screen, say) as live:
+        plan = training.plan(seconds, seed, live)
+    if plan.seconds > seconds and plan.steps == FEWEST:
+        say(f"As slow or busy as this machine is now, {FEWEST} steps do not fit into {seconds:g} s. Fewer would show "
+            f"little, so it takes {FEWEST} all the same.")
+    say(f"Now it trains for {plan.steps} steps, about {plan.seconds:.0f} s. How well does it hear a word? Exchange it "
+        f"in the captions of clips that are held back, and see how much the loss rises: the gain. Near 0, the word "
+        f"says nothing to the network; above {HEARD} it is heard.")
+    training.run(plan, seed)
+    with waiting(f"Making {len(ASKED)} clips with it ...", screen, say):
+        clips = nano_clips(pipe, model, ASKED, 10)
+    say(f"After {plan.steps} steps, the same noise and caption give {out / 'trained.mp4'}.")
     show_clip_here(clips[0], pipe.fps, screen)
     _write(clips[0], pipe.fps, out / "trained", made)
     heard = [kind for kind, gain in training.gains.items() if gain > HEARD]
-    say(f"It hears {_and(heard)}. {obeyed_sentence(clips)}")
+    say(f"Kinds of words that it hears: {', '.join(heard) or 'none yet'}. {obeyed_sentence(clips)}")
 
 
 def nano_clips(pipe: Pipeline, model: ExpertTransformer, prompts: tuple[str, ...],
@@ -162,30 +205,12 @@ def nano_clips(pipe: Pipeline, model: ExpertTransformer, prompts: tuple[str, ...
     return pipe.decode(nano_sampled(pipe, model, prompts, steps=steps))
 
 
-def step_seconds(pipe: Pipeline, world: NanoWorld, seed: int) -> float:
-    """Seconds of one training step here, by a few steps of a network that is thrown away."""
-    trial = train_nano(new_nano(seed), world, pipe.schedule_config, TRIAL, seed, taught=True)
-    next(trial)
-    start = time.perf_counter()
-    count = sum(1 for _ in islice(trial, TRIAL - 1))
-    return (time.perf_counter() - start) / count
-
-
-def steps_for(seconds: int | float, a_step: int | float, a_look: int | float) -> int:
-    """Training steps that fit into the time beside the looks; a few at least."""
-    return max(FEWEST, int((seconds - LOOKS * a_look) / a_step))
-
-
 def obeyed_sentence(clips: Float[Tensor, "b t h w 3"]) -> str:
     """How many of the clips for `ASKED` the oracle reads as asked, by kind of word."""
     verdicts = [matches(read(clip), parse_caption(words)) for clip, words in zip(clips, ASKED)]
-    counts = [f"{kind} in {sum(verdict[kind] for verdict in verdicts)}" for kind in KINDS]
-    return f"Of {len(ASKED)} clips, one a caption, the oracle reads as asked: {_and(counts)}."
+    counts = [f"{kind} {sum(verdict[kind] for verdict in verdicts)} of {len(ASKED)}" for kind in KINDS]
+    return f"Of its clips for {len(ASKED)} captions the oracle reads as asked: {', '.join(counts)}."
 
 
 def _shown(gain: float) -> str:
     return f"{gain:z.3f}"
-
-
-def _and(words: list[str]) -> str:
-    return "no word yet" if not words else words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

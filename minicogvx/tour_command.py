@@ -1,6 +1,7 @@
 """`minicogvx tour`: a first clip, a minute of training that can be watched, and where to go on."""
 
 import contextlib
+import os
 import re
 import shlex
 import shutil
@@ -70,10 +71,13 @@ def _check_out(out: Path) -> None:
 
 def _say(*paragraphs: str) -> None:
     """Prints paragraphs as wide as the terminal."""
-    width = max(20, min(100, shutil.get_terminal_size().columns - 1))
     for paragraph in paragraphs:
-        print(textwrap.fill(paragraph, width, break_long_words=False, break_on_hyphens=False))
+        print(textwrap.fill(paragraph, _width(), break_long_words=False, break_on_hyphens=False))
     sys.stdout.flush()
+
+
+def _width() -> int:
+    return max(20, min(100, shutil.get_terminal_size().columns - 1))
 
 
 def _ask() -> str:
@@ -122,10 +126,11 @@ def _unknown(caption: str) -> str:
 
 
 def _run(caption: str, seed: int, seconds: int | float, out: Path, made: list[Path]) -> None:
-    _say("", "1 of 3: a clip from a caption", "", f"Loading PyTorch and the shipped model, for: {caption}")
+    _say("", "1 of 3: a clip from a caption", "", f"A clip for: {caption}", "Loading PyTorch ...")
     with _stopped_afterwards():
         import torch
 
+        _say("Loading the model ...")
         import minicogvx
         from minicogvx.terminal import screen_of
         from minicogvx.tour import first_clip, train_and_show
@@ -156,7 +161,19 @@ def _go_on(out: Path) -> None:
     for what, lines in further(out):
         _say(what)
         for line in lines:
-            print(f"  {line}")
+            print("  " + " \\\n      ".join([line] if os.name == "nt" else pieces(line, _width() - 8)))
+
+
+def pieces(command: str, width: int) -> list[str]:
+    """A command in pieces of so many characters where its options allow that; each begins with an option."""
+    options = re.findall(r"""(?:"[^"]*"|'[^']*'|(?! --)[^"'])+""", command)
+    made = [options[0]]
+    for option in map(str.strip, options[1:]):
+        if len(made[-1]) + 1 + len(option) > width:
+            made.append(option)
+        else:
+            made[-1] += f" {option}"
+    return made
 
 
 def further(out: Path) -> list[tuple[str, list[str]]]:
@@ -166,7 +183,8 @@ def further(out: Path) -> list[tuple[str, list[str]]]:
     own = [f"{call} data shapes {folder} --clips 10 --style sepia",
            f"{call} finetune {folder} --lora 16 --steps 100 --learning-rate 3e-3 --out {lora}",
            f'{call} generate "{SUGGESTED[0]}" --lora {lora} --out {tuned}']
-    found = [("More clips:", [f"{call} words", f'{call} generate "{SUGGESTED[2]}" --seed 1'])]
+    found = [("A longer training, in which more words can be heard:", [f"{call} tour --minutes 5"]),
+             ("More clips:", [f"{call} words", f'{call} generate "{SUGGESTED[2]}" --seed 1'])]
     if (_ROOT / "notebooks").is_dir():
         found.append(("The course, which builds all of this from an empty file, begins with notebook 00:", _course()))
     found.append(("Your own clips: the first line writes ten example clips with captions in a style that the model "

@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from minicogvx import cli, tour, tour_command
 from minicogvx.ablation.nano import KINDS
 from minicogvx.data.films.decode import read_video
+from minicogvx.terminal import Redrawn, Screen
 from tests.test_readme import parse
 
 pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
 COMMAND = [sys.executable, "-m", "minicogvx", "tour"]
-QUICK = ["--minutes", "0.001"]  # two training steps
+QUICK = ["--minutes", "0.001"]  # the fewest training steps
 CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -79,22 +81,30 @@ def test_in_a_narrow_colour_terminal_it_asks_draws_trains_and_goes_on(tmp_path):
     assert len(drawn) > 20 and max(map(len, drawn)) < 40 and "\x1b[38;5;" in there.shown
     text = [line for line in lines if "\u2580" not in line and " " in line.strip()]
     commands = [line for line in text if line.startswith("  ")]
+    shown = " ".join(" ".join(lines).split())
+    assert all(words in shown for words in ("Loading PyTorch ...", "Loading the model ...", "Measuring how fast",
+                                            "60 steps do not fit into 0.06 s", "gain in loss", "as asked: background"))
+    last = len(lines) - lines[::-1].index("gain in loss (heard: above 0.01)")
+    heard = [line.split()[0] for line in lines[last:last + 4] if line.endswith(" heard")]
+    assert "background" in heard and f"that it hears: {', '.join(heard)}." in shown
     assert all(len(line) < 40 for line in text if line not in commands and "): " not in line)
     assert "The oracle sees" in " ".join(lines) and "removing noise: step 25 of 25" in there.shown
     assert [line[:1] for line in lines if re.match(r"\d of 3: ", line)] == ["1", "2", "3"]
     assert {path.name for path in (tmp_path / "here").iterdir()} == set(tour_command.FILES)
 
 
-def test_in_a_pipe_it_asks_nothing_and_writes_plain_text(tmp_path):
+def test_in_a_pipe_it_asks_nothing_and_writes_plain_text(monkeypatch, tmp_path):
     done = subprocess.run([*COMMAND, *QUICK, "--seed", "3"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
                           input="a red circle grows\n")
     assert done.returncode == 0 and done.stderr == ""
     assert "\x1b" not in done.stdout and "\\x1b" not in done.stdout and "\u2580" not in done.stdout
     assert f"for: {tour_command.SUGGESTED[0]}" in " ".join(done.stdout.split())
-    assert "step 2 of 2, loss" in done.stdout and all(kind in done.stdout for kind in KINDS)
+    assert "step 60 of 60, loss" in done.stdout and all(f"{kind} 0." in done.stdout for kind in KINDS[:2])
+    assert "Making that clip ..." in done.stdout and "Measuring how fast this machine trains ..." in done.stdout
     assert read_video(tmp_path / "outputs" / "tour" / "trained.mp4", 9, 64, 64, fps=8).shape == (9, 64, 64, 3)
-    again = subprocess.run([*COMMAND, *QUICK, "--seed", "3"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0  # over its own files
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tour_command, "_run", lambda *given: None)
+    assert cli.main(["tour"]) == 0  # its own files may be written over
 
 
 def test_ctrl_c_at_any_moment_ends_it_with_one_sentence(tmp_path, subtests):
@@ -165,10 +175,10 @@ def test_every_command_that_it_prints_is_one_that_the_program_takes(monkeypatch,
     monkeypatch.setattr(tour_command, "_program", lambda: "minicogvx")
     lines = [line for _, lines in tour_command.further(tmp_path / "a b") for line in lines]
     own = [shlex.split(line)[1:] for line in lines if line.startswith("minicogvx ")]
-    assert len(own) >= 5 and any("lab" in line for line in lines)
+    assert len(own) >= 6 and any("lab" in line for line in lines)
     made = [parse(words)[1] for words in own]
-    folder = made[2].folder
-    assert folder == str(tmp_path / "a b" / "ten-clips") == made[3].data and made[3].out == made[4].lora
+    folder = made[3].folder
+    assert folder == str(tmp_path / "a b" / "ten-clips") == made[4].data and made[4].out == made[5].lora
     for words in tour_command.SUGGESTED:
         assert tour_command._unknown(words) == ""
 
@@ -188,10 +198,44 @@ def test_the_program_is_called_as_the_shell_finds_it(monkeypatch, tmp_path):
     assert tour_command._program() == "env/bin/minicogvx"
 
 
-def test_steps_fill_the_time_and_bars_grow_with_the_gain():
-    assert tour.steps_for(60, 0.2, 1.0) == int((60 - tour.LOOKS) / 0.2)
-    assert tour.steps_for(0.01, 0.2, 1.0) == tour.FEWEST
-    bars = tour.gain_lines({"background": 1.0, "colour": 0.03, "shape": -0.001, "motion": 0.0}, 80)
+def test_a_long_command_is_printed_in_pieces_that_the_shell_joins(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tour_command, "_program", lambda: "echo")
+    monkeypatch.setenv("COLUMNS", "60")
+    out = Path("it's a --folder of mine")
+    commands = [line for what, lines in tour_command.further(out) if "Your own" in what for line in lines]
+    tour_command._go_on(out)
+    printed = capsys.readouterr().out.split("use it:\n")[1].split("To read")[0]
+    assert printed.count("\\\n") > 3 and "--style sepia \\" not in printed
+    both = [subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True).stdout
+            for text in (printed, "\n".join(commands))]
+    assert both[0] == both[1] and "it's a --folder of mine/lora" in both[0]
+    for words in (line for line in printed.splitlines() if "folder" not in line):
+        assert len(words) < 60
+
+
+def test_the_plan_fills_the_time_with_steps_and_looks_take_a_third_at_most():
+    assert tour.plan_for(60, 0.25, 1.0) == tour.Plan(208, tour.LOOKS, 60.0)
+    assert tour.plan_for(300, 0.25, 1.0).steps > 5 * 208
+    assert tour.plan_for(60, 0.25, 9.0) == tour.Plan(168, 2, 60.0)  # looks are dear
+    assert tour.plan_for(60, 5.0, 30.0) == tour.Plan(tour.FEWEST, 3, 390.0)  # all is slow
+    assert tour.plan_for(0.06, 0.25, 90.0) == tour.Plan(tour.FEWEST, 1, 105.0)
+
+
+def test_a_slow_first_step_does_not_count_in_the_plan(monkeypatch):
+    def slow_at_first(*given, **named):
+        for i in range(tour.TRIAL):
+            time.sleep(0.5 if i == 0 else 0.02)
+            yield 1.0
+
+    monkeypatch.setattr(tour, "train_nano", slow_at_first)
+    training = SimpleNamespace(look=lambda: time.sleep(0.02), world=None, pipe=SimpleNamespace(schedule_config=None))
+    assert 300 < tour.Training.plan(training, 10, 0, Redrawn(Screen())).steps < 500
+
+
+def test_bars_grow_with_the_gain_and_say_what_is_heard():
+    heading, *bars = tour.gain_lines({"background": 1.0, "colour": 0.03, "shape": -0.001, "motion": 0.0}, 80)
+    assert heading == "gain in loss (heard: above 0.01)"
+    assert [line.endswith(" heard") for line in bars] == [True, True, False, False]
     lengths = [line.count("=") for line in bars]
     assert lengths[0] > lengths[1] > lengths[2] == lengths[3] == 0
-    assert all(len(line) < 40 for line in tour.gain_lines({"background": 1.0}, 40))
+    assert all(len(line) < 40 for line in tour.gain_lines({"background": 1.0, "shape": -0.001}, 40))
