@@ -8,7 +8,8 @@ import minicogvx
 
 ROOT = Path(minicogvx.__file__).parent
 FLOORS = (
-    ("suggest", "visible"), ("ranges", "files", "compat"), ("presets", "media", "parsing", "terminal"), ("room",),
+    ("suggest", "visible", "advice"), ("ranges", "files", "compat"),
+    ("presets", "media", "parsing", "terminal"), ("room",),
     ("vae", "transformer", "diffusion", "text"), ("interop",), ("pixels", "options"), ("request",), ("pipeline",),
     ("engine",), ("data.world",), ("data.films",), ("data.clips",), ("data.command",), ("training",),
     ("evaluation",), ("course",), ("ablation", "estimates", "speedrun"), ("doctor", "tour"),
