@@ -80,6 +80,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
                              "such as 0.1: faster, for a slightly different video (default: 0, skip none)")
 
 
+def add_lora(transformer, path: str) -> None:
+    """Adds the adapters in a file; prints after how many steps of training they were written, if the file says so."""
+    from minicogvx.interop.lora import trained_steps, use_lora
+
+    use_lora(transformer, path)
+    if steps := trained_steps(path):
+        print(f"LoRA of step {steps}: {path}", flush=True)
+
+
 def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
     """The pipeline, on the device from `chosen`, with `--tile`, `--offload`, `--sampler` and `--cache` applied."""
     import minicogvx

@@ -222,21 +222,24 @@ def _encode(arguments: argparse.Namespace) -> int:
 def _encode_on(here, arguments: argparse.Namespace, configs, settings, dtype) -> None:
     """Scans on the first rank, encodes on all of them, and prints what was made."""
     from minicogvx.data.clips.cache import CachedClips
+    from minicogvx.data.clips.clips import pixel_sizes, sizes_sentence
     from minicogvx.data.clips.encode import encode_clips
     from minicogvx.data.films.folder import scan_folder
     from minicogvx.engine.ranks import by_first
+    from minicogvx.text import unknown_sentence
 
     vae, text = _open_models(arguments.model, configs.transformer.max_text_seq_length, here.device, dtype)
     found = by_first(lambda: scan_folder(arguments.folder, 0.0, arguments.list, progress=True), here)
     found.need_clips()
+    unknown = unknown_sentence(text, ((clip.name, clip.caption) for clip in found.clips))
+    if unknown and here.first:
+        print(unknown, flush=True)
     clips, problems = encode_clips(found.clips, arguments.out, vae, text, settings, dtype, arguments.batch_size,
                                    ranks=here)
     if not here.first:
         return
     _print_left_out(found, problems)
-    time, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
-    for (frames, height, width), count in sorted(Counter(map(tuple, clips.sizes.tolist())).items()):
-        print(f"{(frames - 1) * time + 1} frames of {height * space}x{width * space}: {count}")
+    print(sizes_sentence(pixel_sizes(clips, vae.config)))
     others = len(CachedClips(arguments.out)) - len(clips)
     print(f"{arguments.out}: {len(clips)} clips" + (f", and {others} of earlier runs" if others else ""))
 
