@@ -101,7 +101,11 @@ def _are_caption(words: list[str]) -> bool:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"minicogvx: note: {visible(' '.join(str(message).split()))}", file=sys.stderr)
+    note = f"minicogvx: note: {visible(' '.join(str(message).split()))}"
+    if "tqdm" in sys.modules:  # a progress bar may be open; the note goes above it
+        sys.modules["tqdm"].tqdm.write(note, file=sys.stderr)
+    else:
+        print(note, file=sys.stderr)
 
 
 def _print_any_name() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from minicogvx.advice import Advice
 from minicogvx.options import (
     add_device_options,
+    add_lora,
     add_memory_options,
     add_sampling_options,
     check_names,
@@ -27,9 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     size = _check_model(arguments, device, dtype)
     pipe = load_model(arguments.model, arguments, device, dtype)
     if arguments.lora:
-        from minicogvx.training.lora import use_lora
-
-        use_lora(pipe.transformer, arguments.lora)
+        add_lora(pipe.transformer, arguments.lora)
     _note_two_objects(arguments.prompt, pipe)
     video = _sample(pipe, arguments, size)
     for path in _write_all(out, video, pipe.fps):

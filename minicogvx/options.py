@@ -50,11 +50,12 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_names(arguments: argparse.Namespace, may_be_preset: bool = False) -> None:
-    """Raises ValueError or OSError for models and LoRA files that are not here, before PyTorch is imported.
+    """Raises ValueError or OSError for models, LoRA files and films that are not here, before PyTorch is imported.
 
     A model may be "random" where training begins. `may_be_preset`: presets are accepted whose weights are not here, and
     of which settings can be shown.
     """
+    from minicogvx.data.films.folder_walk import check_folder
     from minicogvx.interop import find_folder
     from minicogvx.presets import PRESETS
 
@@ -65,6 +66,9 @@ def check_names(arguments: argparse.Namespace, may_be_preset: bool = False) -> N
     for path in (given.get("lora"), given.get("lora_from")):
         if isinstance(path, str) and not os.path.exists(path):
             raise FileNotFoundError(f"there is no file {path}; it must be a LoRA file or its folder")
+    films = given.get("data")
+    if films and not ("recipe" in given and films == "world") and not given.get("show"):
+        check_folder(films, given["list"])
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +78,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=SHARE, metavar="T",
                         help="skip all blocks but the first in steps in which its work changes by less than this part, "
                              "such as 0.1: faster, for a slightly different video (default: 0, skip none)")
+
+
+def add_lora(transformer, path: str) -> None:
+    """Adds the adapters in a file; prints after how many steps of training they were written, if the file says so."""
+    from minicogvx.interop.lora import trained_steps, use_lora
+
+    use_lora(transformer, path)
+    if steps := trained_steps(path):
+        print(f"LoRA of step {steps}: {path}", flush=True)
 
 
 def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):

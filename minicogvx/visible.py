@@ -1,5 +1,9 @@
-"""Text as it is printed: control characters, which file names and captions may hold, are shown instead of obeyed."""
+"""Text as it is printed: control characters, which file names and captions may hold, are shown instead of obeyed.
 
+And numbers and lists in sentences.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 _KEPT = "\t\n\r"
@@ -10,6 +14,16 @@ _SHOWN = {code: ascii(chr(code))[1:-1] for code in _HIDDEN if chr(code) not in _
 def visible(text: str) -> str:
     """`text` with every control character but tabs and ends of lines as an escape sequence, such as \\x1b."""
     return text.translate(_SHOWN)
+
+
+def many(number: int, what: str) -> str:
+    """Such as "1 film" or "3 films"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def first_few(names: Sequence[str], most: int) -> str:
+    """The first `most` of the names, with commas; "..." stands for the others."""
+    return ", ".join([*names[:most], *["..."] * (len(names) > most)])
 
 
 class Visible:

@@ -24,7 +24,8 @@ LEVELS = {
     ),
     "slow": (
         "test_ablation.py", "test_adapters.py", "test_benchmarks.py", "test_check_gpu.py", "test_clusters.py",
-        "test_curation.py", "test_extending.py", "test_growth.py", "test_hostile_answers.py", "test_image_to_video.py",
+        "test_curation.py", "test_extending.py", "test_finetune_told.py", "test_growth.py", "test_hostile_answers.py",
+        "test_image_to_video.py",
         "test_loop.py", "test_memory.py", "test_older_processor.py", "test_one_gpu.py", "test_plan.py",
         "test_policy.py", "test_prefix_model.py", "test_run_folder.py", "test_sampling_ways.py", "test_shots.py",
         "test_small_studies.py", "test_speedrun.py", "test_stages.py", "test_stand_in.py", "test_tour.py",

@@ -260,9 +260,9 @@ def test_every_command_that_computes_checks_device_and_format_first(no_load, cap
         "--device cpu --dtype float16": "it must be float32 or bfloat16",
         "--device cpu --dtype int8": "dtype is 'int8', which is unknown; it must be float32 or bfloat16",
     }
-    commands = ("generate x", "evaluate --clips 1", "ablate position", "train micro", "finetune films",
-                "data encode films --out cache", "data caption films --captioner shapes",
-                "data curate films --out kept")
+    commands = ("generate x", "evaluate --clips 1", "ablate position", "train micro", "finetune .",
+                "data encode . --out cache", "data caption . --captioner shapes",
+                "data curate . --out kept")
     for command, (words, message) in product(commands, options.items()):
         with subtests.test(f"{command} {words}"):
             assert message in mistake(capsys, *command.split(), *words.split())
@@ -271,7 +271,7 @@ def test_every_command_that_computes_checks_device_and_format_first(no_load, cap
 
 def test_training_in_float16_is_refused_where_the_device_could_compute_in_it(no_load, capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    for command in (["train", "micro"], ["finetune", "films"], ["ablate", "position"]):
+    for command in (["train", "micro"], ["finetune", "."], ["ablate", "position"]):
         assert cli.main([*command, "--device", "mps", "--dtype", "float16"]) == 2
         assert "dtype is 'float16', which is too narrow for gradients" in capsys.readouterr().err
 

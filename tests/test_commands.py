@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from itertools import product
 from pathlib import Path
 
 import av
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import minicogvx
 from minicogvx import cli, room, words_command
@@ -45,7 +47,10 @@ def test_help_and_mistakes_of_every_command_import_nothing_heavy():
 
 def test_words_and_a_misspelt_name_do_not_wait_for_pytorch():
     misspelt = (["generate", "x", "--model", "toi"], ["evaluate", "--lora", "nosuch"],
-                ["finetune", ".", "--model", "toi"], ["data", "encode", ".", "--out", "x", "--model", "toi"])
+                ["finetune", ".", "--model", "toi"], ["data", "encode", ".", "--out", "x", "--model", "toi"],
+                ["finetune", "nowhere"], ["finetune", ".", "--list", "no.jsonl"], ["train", "toy", "--data", "nowhere"],
+                ["data", "scan", "nowhere"], ["data", "encode", "nowhere", "--out", "x"],
+                ["data", "curate", ".", "--list", "no.jsonl", "--out", "x"])
     code = ("import sys\nfrom minicogvx.cli import main\nassert main(['words']) == 0\n"
             f"for command in {misspelt!r}:\n    assert main(command) == 2, command\n"
             "print('torch' in sys.modules)")
@@ -110,11 +115,17 @@ def test_a_mistake_is_one_line_that_says_what_was_meant(monkeypatch, tmp_path, c
         (["train", "smal"], "there is no recipe 'smal'; the recipes are finetune, micro, published, small, toy"),
         (["finetune", "films", "--learning_rate", "1"], "did you mean --learning-rate?"),
         (["evaluate", "vea"], "it must be captions or vae"), (["export", "x", "--dtype", "int8"], "--dtype is 'int8'"),
+        (["data", "scan", "nowhere"], "there is no folder nowhere"), (["finetune", "no/such"], "no folder no/such"),
+        (["data", "scan", "my films/a.MOV"], "my films/a.MOV is a file; name its folder, my films"),
+        (["train", "micro", "--data", "my films/a.MOV"], "my films/a.MOV is a file; name its folder, my films"),
+        (["finetune", ".", "--list", "no.jsonl"], "there is no file no.jsonl; it must list clips"),
         (["doctor", "all"], "'all' is one word too many"), (["words", "--all"], "there is no option --all"),
         (["generate", "x", "--model", "tyo"], "there is no model 'tyo'"),
         (["generate", "x", "--device", "cpuu"], "did you mean cpu?"),
     ]
     monkeypatch.chdir(tmp_path)
+    Path("my films").mkdir()
+    Path("my films/a.MOV").touch()
     for argv, message in cases:
         with subtests.test(argv=argv):
             assert cli.main(argv) == 2
@@ -160,6 +171,17 @@ def test_what_a_stop_says_is_reported(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, cli.COMMANDS["words"][0], types.SimpleNamespace(main=stop))
     assert cli.main(["words"]) == 130
     assert capsys.readouterr().err == "minicogvx: stopped after step 3\n"
+
+
+def test_a_note_stands_on_a_line_of_its_own_while_a_progress_bar_is_open(monkeypatch, capsys):
+    def work(arguments):
+        with tqdm(total=9, desc="denoising", ncols=40) as bar:
+            warnings.warn("something", stacklevel=1)
+            bar.update(9)
+
+    monkeypatch.setitem(sys.modules, cli.COMMANDS["words"][0], types.SimpleNamespace(main=work))
+    assert cli.main(["words"]) == 0
+    assert "minicogvx: note: something" in re.split(r"[\n\r]+", capsys.readouterr().err)
 
 
 def test_what_helps_depends_on_the_command_and_on_what_it_does_already(subtests):

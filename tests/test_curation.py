@@ -50,7 +50,10 @@ def folder(tmp_path_factory):
 
 def test_curation_keeps_drops_and_tells(folder, tmp_path, capsys):
     assert command.main(["curate", str(folder), "--out", str(tmp_path / "out"), "--best", "0.4"]) == 0
-    assert "3 shots kept, 2 dropped (static 2, black 1, blurred 1), 1 problems" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "3 shots kept, 2 dropped (static 2, black 1, blurred 1), 1 problem\n" in printed.out
+    assert "without a caption" not in printed.out
+    assert "curating" in printed.err and "pictures of what was kept" in printed.err
     rows = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == ["still.png", "two.mp4", "two.mp4"]
     assert rows[1].keys() == {"file_name", "start", "end", "text", "scores"}
@@ -62,6 +65,13 @@ def test_curation_keeps_drops_and_tells(folder, tmp_path, capsys):
     assert [clip.line.fields["scores"] for clip in found.clips] == [row["scores"] for row in rows]
     best = (tmp_path / "out" / "best.jsonl").read_text().splitlines()
     assert len(best) == 1 and json.loads(best[0]) in rows
+
+
+def test_kept_films_without_a_caption_are_named(folder, tmp_path, capsys):
+    films = shutil.copytree(folder, tmp_path / "films")
+    (films / "two.txt").unlink()
+    assert command.main(["curate", str(films), "--out", str(tmp_path / "out")]) == 0
+    assert "1 kept file without a caption, which training needs: two.mp4\n" in capsys.readouterr().out
 
 
 def test_the_page_stands_alone_and_shows_every_shot(folder, tmp_path):

@@ -61,10 +61,10 @@ def test_every_bad_file_is_named_with_its_reason_and_the_others_are_used(folder)
 def test_the_command_prints_them(folder, capsys):
     assert command.main(["scan", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "whole.mp4: 32x48, 3.00 s, 8 fps: a ramp gets brighter" in printed
-    assert "red.png: 40x60, picture: red" in printed
+    assert "whole.mp4: 48 wide, 32 high, 3.00 s, 8 fps: a ramp gets brighter" in printed
+    assert "red.png: 60 wide, 40 high, picture: red" in printed
     assert "not used: sound.mp4: has no video stream" in printed
-    assert printed.endswith("3 clips of 5.0 s can be used; 9 problems\n")
+    assert printed.endswith("2 films and 1 picture can be used, 5.0 s in all; 9 problems\n")
 
 
 def test_control_characters_in_names_and_captions_are_printed_escaped(tmp_path, capsys):
@@ -73,7 +73,7 @@ def test_control_characters_in_names_and_captions_are_printed_escaped(tmp_path, 
     (tmp_path / "a.b\x1bc").touch()
     assert main(["data", "scan", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "\\x1b[31mred.mp4: 32x48" in printed and ": a \\x1b[2J film" in printed
+    assert "\\x1b[31mred.mp4: 48 wide, 32 high" in printed and ": a \\x1b[2J film" in printed
     assert "not used: \\x9bmute\\x07.mp4: has no caption" in printed and "1 .b\\x1bc" in printed
     assert not set(printed) & {"\x1b", "\x9b", "\x07"}
 

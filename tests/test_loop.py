@@ -117,6 +117,21 @@ def test_a_run_that_is_done_does_nothing_and_a_longer_one_goes_on(tmp_path):
     assert rows(tmp_path)[-1]["step"] == 19
 
 
+def test_the_bar_shows_a_running_mean_of_the_loss_in_every_step(monkeypatch):
+    shown, losses = [], []
+
+    class Watched(Line):
+        def backward(self, *batch):
+            found = super().backward(*batch)
+            losses.append(found["loss"].item())
+            return found
+
+    monkeypatch.setattr("minicogvx.training.run.tqdm.set_postfix", lambda bar, values, refresh: shown.append(values))
+    train(None, 8, Watched(), progress=True)
+    steps = [sum(losses[i:i + 2]) for i in range(0, 16, 2)]
+    assert shown == [{"mean loss": f"{sum(steps[max(0, i - 4):i + 1]) / min(5, i + 1):.3f}"} for i in range(8)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_takes_effect_after_the_step_with_a_checkpoint(tmp_path, number):
     class Interrupted(Line):

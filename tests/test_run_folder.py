@@ -112,7 +112,7 @@ def test_of_all_that_a_run_writes_nothing_is_written_over(home, finetune, films,
                                                           subtests):
     names = {path.name for kind in home.iterdir() for path in kind.iterdir()}
     assert names == {"recipe.json", "minutes.json", "vae_0.jsonl", "transformer.jsonl", "vae.safetensors", "cache",
-                     "checkpoints", "samples", "pipeline", FILE, "first_frame.png"}
+                     "checkpoints", "samples", "pipeline", FILE, "first_frame.png", "films.json"}
     with monkeypatch.context() as patch:
         patch.setattr("minicogvx.training.train._train", lambda *_: pytest.fail("work has begun"))
         for name in sorted(names - {"cache"} | {"vae_11.jsonl", "cats.safetensors"}):

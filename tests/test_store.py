@@ -491,7 +491,8 @@ def test_the_command_encodes_with_the_shipped_model(folder, tmp_path, capsys):
                  "--windows", "2", "--one-length"]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "5 frames of 64x64: 7" in printed and printed.endswith("out: 8 clips\n")
+    assert "7 clips and 1 picture: 7 of 5 frames at 64x64, 1 of 1 frame at 64x64 (height x width)\n" in printed
+    assert printed.endswith("out: 8 clips\n")
     assert "not used: half.mp4: has 4 frames" in printed
     clips = CachedClips(tmp_path / "out")
     assert clips.latents(7).shape == (16, 2, 8, 8) and clips.has_text

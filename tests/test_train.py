@@ -60,7 +60,7 @@ def test_a_recipe_trains_a_whole_model_on_the_shapes_world(world, capsys):
     assert {"loss", "alignment", "tokens_per_second"} <= log[0].keys()
     assert {f"loss_{t}" for t in (100, 300, 500, 700, 900)} < log[2].keys() and "obeyed" in log[3]
     assert {path.name for path in (world / "samples").iterdir()} == {
-        f"step_0000000{n}.{kind}" for n in (4, 8) for kind in ("mp4", "png")}
+        f"step_0000000{n}.{kind}" for n in (4, 8) for kind in ("mp4", "png", "txt")}
     assert json.loads((world / "minutes.json").read_text()).keys() == {"vae", "encoding", "transformer"}
     assert {"seed", "dtype", "ranks", "torch", "clips", "vae.stages.1.loss.gan_weight"} <= json.loads(
         (world / "recipe.json").read_text()).keys()
@@ -189,7 +189,7 @@ def test_clips_that_were_encoded_before_are_trained_on(filmed, mixed, tmp_path, 
     assert cli.main(["finetune", str(tmp_path / "cache"), *words, "--out", str(tmp_path / "run")]) == 0
     assert load_pipeline(tmp_path / "run" / "pipeline").fps == 12 and not (tmp_path / "run" / "cache").exists()
     for cache, options, told in (
-            ("cache", ["--model", "toy"], "the VAE is not the one"), ("cache", ["--list", "a.jsonl"], "--list is"),
+            ("cache", ["--model", "toy"], "the VAE is not the one"), ("cache", ["--list", __file__], "--list is"),
             ("cache", ["--fps", "8"], "--fps is 8"), (filmed / "cache", [], "no text features"),
             ("cache", ["--num-frames", "9"], "num_frames of stage 0 is 9"), ("cache", ["--height", "48"], "height of"),
             ("cache", ["--set", "stages.0.best=0.5"], "best of stage 0 is 0.5"),

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from minicogvx.data.films.folder_walk import check_folder
 from minicogvx.data.films.thresholds import CurationThresholds
 from minicogvx.options import add_device_options, check_names, chosen
 from minicogvx.parsing import SEED, SHARE, Parser, choose_command, number, path_to, whole
 from minicogvx.ranges import RANGES
+from minicogvx.visible import first_few, many
 
 LISTED = 20  # clips that `scan` prints; problems are always printed
 _SIDE, _FRAMES = RANGES["sample_height"][1], RANGES["sample_frames"][1]
@@ -26,7 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen_command is None:
         return 0
     name, rest = chosen_command
-    return COMMANDS[name][2](_parser(name).parse_args(rest))
+    arguments = _parser(name).parse_args(rest)
+    if name != "shapes":  # which makes its folder
+        check_names(arguments)
+        check_folder(arguments.folder, arguments.list)
+    return COMMANDS[name][2](arguments)
 
 
 def _parser(name: str) -> Parser:
@@ -121,18 +127,19 @@ def _shapes(arguments: argparse.Namespace) -> int:
 
 
 def _scan(arguments: argparse.Namespace) -> int:
-    from minicogvx.data.films.folder import scan_folder
+    from minicogvx.data.films.folder import counted, scan_folder
 
     found = scan_folder(arguments.folder, arguments.min_seconds, arguments.list, progress=True)
     for clip in found.clips[:LISTED]:
         length = "picture" if clip.is_image else f"{clip.seconds:.2f} s, {clip.fps:.3g} fps"
+        size = f"{clip.width} wide, {clip.height} high"
         notes = [f"turned by {clip.rotation} degrees"] * bool(clip.rotation) + ["variable rate"] * clip.variable_rate
-        print(f"{clip.name}: {clip.height}x{clip.width}, {', '.join([length, *notes])}: {clip.caption[:60]}")
+        print(f"{clip.name}: {', '.join([size, length, *notes])}: {clip.caption[:60]}")
     if len(found.clips) > LISTED:
         print(f"... and {len(found.clips) - LISTED} more")
     _print_left_out(found)
     seconds = sum(clip.seconds for clip in found.clips)
-    print(f"{len(found.clips)} clips of {seconds:.1f} s can be used; {len(found.problems)} problems")
+    print(f"{counted(found.clips)} can be used, {seconds:.1f} s in all; {many(len(found.problems), 'problem')}")
     return 0
 
 
@@ -153,9 +160,12 @@ def _curate(arguments: argparse.Namespace) -> int:
     result = curate(arguments.folder, arguments.out, thresholds, scorer, arguments.list)
     reasons = Counter(reason for shot in result.dropped for reason in shot.reasons)
     told = f" ({', '.join(f'{reason} {number}' for reason, number in reasons.most_common())})" if reasons else ""
-    print(f"{len(result.kept)} shots kept, {len(result.dropped)} dropped{told}, {len(result.problems)} problems")
+    print(f"{many(len(result.kept), 'shot')} kept, {len(result.dropped)} dropped{told}, "
+          f"{many(len(result.problems), 'problem')}")
     if result.passed_over:
         print(result.passed_over)
+    if bare := list(dict.fromkeys(shot.clip.name for shot in result.kept if not shot.clip.caption)):
+        print(f"{many(len(bare), 'kept file')} without a caption, which training needs: {first_few(bare, 3)}")
     out = Path(arguments.out)
     print(out / KEPT)
     if arguments.best is not None:
@@ -186,7 +196,6 @@ def _caption(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    check_names(arguments)
     device, dtype = chosen(arguments)
     from minicogvx.data.clips.plan import CacheSettings
     from minicogvx.engine.ranks import leave, ranks
@@ -213,21 +222,24 @@ def _encode(arguments: argparse.Namespace) -> int:
 def _encode_on(here, arguments: argparse.Namespace, configs, settings, dtype) -> None:
     """Scans on the first rank, encodes on all of them, and prints what was made."""
     from minicogvx.data.clips.cache import CachedClips
+    from minicogvx.data.clips.clips import pixel_sizes, sizes_sentence
     from minicogvx.data.clips.encode import encode_clips
     from minicogvx.data.films.folder import scan_folder
     from minicogvx.engine.ranks import by_first
+    from minicogvx.text import unknown_sentence
 
     vae, text = _open_models(arguments.model, configs.transformer.max_text_seq_length, here.device, dtype)
     found = by_first(lambda: scan_folder(arguments.folder, 0.0, arguments.list, progress=True), here)
     found.need_clips()
+    unknown = unknown_sentence(text, ((clip.name, clip.caption) for clip in found.clips))
+    if unknown and here.first:
+        print(unknown, flush=True)
     clips, problems = encode_clips(found.clips, arguments.out, vae, text, settings, dtype, arguments.batch_size,
                                    ranks=here)
     if not here.first:
         return
     _print_left_out(found, problems)
-    time, space = vae.config.temporal_compression_ratio, vae.config.spatial_compression_ratio
-    for (frames, height, width), count in sorted(Counter(map(tuple, clips.sizes.tolist())).items()):
-        print(f"{(frames - 1) * time + 1} frames of {height * space}x{width * space}: {count}")
+    print(sizes_sentence(pixel_sizes(clips, vae.config)))
     others = len(CachedClips(arguments.out)) - len(clips)
     print(f"{arguments.out}: {len(clips)} clips" + (f", and {others} of earlier runs" if others else ""))
 

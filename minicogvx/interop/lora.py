@@ -23,6 +23,7 @@ from minicogvx.ranges import shown
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 PREFIX, METADATA = "transformer.", "lora_adapter_metadata"
+STEP = "minicogvx_step"  # in the header: after how many steps of training; diffusers ignores it
 
 _OBEYED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias", "target_modules"}
 _WITHOUT_EFFECT = {  # once the adapter is trained
@@ -74,6 +75,13 @@ def read_adapters(model: nn.Module, path: str | Path) -> dict[str, Adapter]:
         return {module: _adapter(model, module, found, settings) for module, found in parts.items()}
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
+
+
+def trained_steps(path: str | Path) -> str:
+    """The number of steps of training that the header of a LoRA file gives; empty if it gives none."""
+    path = Path(path)
+    with safe_open(path / FILE if path.is_dir() else path, "pt") as file:
+        return (file.metadata() or {}).get(STEP, "")
 
 
 def _settings(path: Path) -> dict:

@@ -1,5 +1,5 @@
 """Text encoding: T5 and its tokenizer."""
 
-from minicogvx.text.encoder import TextEncoder, word_tokenizer
+from minicogvx.text.encoder import TextEncoder, unknown_sentence, word_tokenizer
 
-__all__ = ["TextEncoder", "word_tokenizer"]
+__all__ = ["TextEncoder", "unknown_sentence", "word_tokenizer"]

@@ -4,6 +4,7 @@ The small models have a small T5 with a vocabulary of whole words; the published
 `transformers.T5EncoderModel`, so one class serves both.
 """
 
+from collections.abc import Iterable
 from unicodedata import category
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from minicogvx.presets import TextConfig
+from minicogvx.visible import first_few, many
 
 T5_ALWAYS = {"dropout_rate": 0.0, "is_encoder_decoder": False, "use_cache": False, "pad_token_id": 0, "eos_token_id": 1}
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
@@ -81,6 +83,18 @@ class TextEncoder:
         # A selector of how an emoji looks is left over as a word of its own, which nobody wrote.
         words = [word for word in plain.split() if not all(category(each).startswith("M") for each in word)]
         return [word for word in words if word not in self.vocabulary] + signs
+
+
+def unknown_sentence(text: TextEncoder, captions: Iterable[tuple[str, str]]) -> str:
+    """The words of all captions that the model does not know, and where they are; empty if there are none.
+
+    `captions`: names of films, and their captions.
+    """
+    unknown = {} if not text.whole_words else {
+        name: words for name, caption in captions if (words := text.unknown_words(caption))}
+    words = sorted({word for each in unknown.values() for word in each})
+    return "" if not words else (f"words that this model does not know, in {many(len(unknown), 'caption')}: "
+                                 f"{first_few(words, 12)} ({first_few(list(unknown), 3)})")
 
 
 def move_encoder(encoder: T5EncoderModel, *target) -> None:

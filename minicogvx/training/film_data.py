@@ -1,6 +1,6 @@
 """Films as training data: scanned on one rank, read by the VAE's trainer, encoded once for the transformer's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 import minicogvx
 from minicogvx.data.clips.cache import CachedClips, check_models
 from minicogvx.data.clips.cache_files import holds_clips, is_cache, read_facts
-from minicogvx.data.clips.clips import Clips, Selected
+from minicogvx.data.clips.clips import Clips, Selected, pixel_sizes, sizes_sentence
 from minicogvx.data.clips.encode import encode_clips
 from minicogvx.data.clips.order import number_of
 from minicogvx.data.clips.plan import CacheSettings
@@ -18,8 +18,8 @@ from minicogvx.data.films.folder import VideoClip, scan_folder
 from minicogvx.engine.ranks import Ranks, by_first
 from minicogvx.interop.safetensors_files import read_json, write_json
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import video_size
-from minicogvx.text import word_tokenizer
+from minicogvx.presets import VAEConfig, video_size
+from minicogvx.text import TextEncoder, unknown_sentence, word_tokenizer
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.videos import FilmVideos, stage_size
 
@@ -74,6 +74,27 @@ class FilmData:
         if self.encoded:
             return max(1, round(read_facts(self.folder)["settings"]["fps"]))
         return own if self.fps is None else self.fps
+
+    def captions(self) -> Iterator[tuple[str, str]]:
+        """Name and caption of each clip."""
+        if not self.encoded:
+            return ((clip.name, clip.caption) for clip in self.films)
+        clips = CachedClips(self.folder)
+        return ((clips.name(i), clips.caption(i)) for i in range(len(clips)))
+
+    def tell_words(self, text: TextEncoder, ranks: Ranks) -> None:
+        """Prints the words of the captions that the model does not know."""
+        unknown = unknown_sentence(text, self.captions()) if ranks.first else ""
+        if unknown:
+            print(unknown, flush=True)
+
+    def tell_sizes(self, sets: Sequence[Clips], held_back: Clips | None, vae: VAEConfig, ranks: Ranks) -> None:
+        """Prints how many clips are trained on, and their sizes; `sets`: of the stages."""
+        what = "clip" if self.encoded or self.listing else "film"
+        for sentence in dict.fromkeys(sizes_sentence(pixel_sizes(clips, vae), what) for clips in sets):
+            back = f"; {len(held_back)} more are held back" if held_back is not None else ""
+            if ranks.first:
+                print(sentence + back, flush=True)
 
     def words(self, file: Path, ranks: Ranks) -> tuple[str, ...]:
         """Every word of the captions, for a text encoder that begins with random weights.

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minicogvx.interop.lora import FILE, METADATA, PREFIX, Adapter, merge_lora, read_adapters, use_lora
+from minicogvx.interop.lora import FILE, METADATA, PREFIX, STEP, Adapter, merge_lora, read_adapters, use_lora
 from minicogvx.interop.safetensors_files import write_tensors
 from minicogvx.presets import TransformerConfig
 from minicogvx.transformer.model import ExpertTransformer
@@ -95,10 +95,14 @@ def lora_tensors(model: ExpertTransformer, weights: Mapping[str, Tensor] | None 
     return {PREFIX + name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def write_lora(path: str | Path, tensors: dict[str, Tensor], rank: int, alpha: float) -> Path:
-    """Writes adapters, with rank and alpha in the header, as diffusers expects; `path`: folder or file."""
+def write_lora(path: str | Path, tensors: dict[str, Tensor], rank: int, alpha: float, step: int | None = None) -> Path:
+    """Writes adapters, with rank and alpha in the header, as diffusers expects; `path`: folder or file.
+
+    `step`: after how many steps of training, which the header then says as well.
+    """
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / FILE
     # Without "alpha" in the header diffusers takes alpha = rank.
     settings = {PREFIX + "r": rank, PREFIX + "lora_alpha": alpha, PREFIX + "target_modules": sorted(TARGETS)}
-    return write_tensors(path, tensors, {METADATA: json.dumps(settings, indent=2, sort_keys=True)})
+    notes = {METADATA: json.dumps(settings, indent=2, sort_keys=True)}
+    return write_tensors(path, tensors, notes if step is None else notes | {STEP: str(step)})

@@ -1,22 +1,26 @@
 """What a training was begun with: its settings and inputs, recorded, and compared when it is resumed."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from minicogvx.data.films.folder import VideoClip
 from minicogvx.engine.config import ADAPTERS, compare, fields, surroundings
 from minicogvx.engine.ranks import Ranks
 from minicogvx.engine.run_folder import has_begun
 from minicogvx.files import check_writable
 from minicogvx.interop import find_folder
 from minicogvx.interop.lora import FILE
-from minicogvx.training.film_data import WORDS
+from minicogvx.interop.safetensors_files import read_json, write_json
+from minicogvx.training.film_data import WORDS, FilmData
 from minicogvx.training.result import PICTURE
+from minicogvx.visible import many
 
 RECORD, LOGS = "recipe.json", ("vae_[0-9]*.jsonl", "transformer.jsonl")
+FILMS = "films.json"
 
 
 def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], None]:
@@ -35,7 +39,7 @@ def compare_with_before(job, dtype: torch.dtype, ranks: Ranks) -> Callable[[], N
     _spare_inputs(out, {"--list": job.data and job.data.listing, "--lora-from": next(iter(files[ADAPTERS]), None),
                         **{name: find_folder(model) for name, model in
                            (("--from", job.start), ("--encoders", job.encoders)) if model not in (None, "random")}})
-    others = ["minutes.json", "samples", WORDS] + [PICTURE] * training.image_to_video
+    others = ["minutes.json", "samples", WORDS, FILMS] + [PICTURE] * training.image_to_video
     begun = has_begun(out / RECORD, LOGS, others)
     own, films = job.recipe.model_sizes, job.data
     data = {"data": str(films.folder.resolve()) if films else "world",
@@ -54,6 +58,38 @@ def _spare_inputs(out: Path, given: Mapping[str, str | Path | None]) -> None:
             if path.exists() and path.samefile(source):
                 raise ValueError(f"{path} is to be written, and it is what {option} names; name another folder with "
                                  f"--out")
+
+
+def record_films(path: Path, films: Sequence[VideoClip]) -> None:
+    """Writes which films, of how many bytes and with which captions, a run is trained on."""
+    write_json(path, _facts(films))
+
+
+def tell_films(path: Path, data: FilmData, ranks: Ranks) -> None:
+    """Prints which films are left out, and how the others differ from those that `record_films` wrote to `path`."""
+    if not ranks.first:
+        return
+    for problem in data.problems:
+        print(problem)
+    if changes := changed_films(path, data.films):
+        print(f"films since the last checkpoint: {changes}")
+
+
+def changed_films(path: Path, films: Sequence[VideoClip]) -> str:
+    """Such as "2 new, 1 removed, 1 caption changed"; empty if nothing has, or there is no record at `path`."""
+    before, now = read_json(path) if path.exists() else {}, _facts(films)
+    if not before:
+        return ""
+    both = now.keys() & before.keys()
+    replaced, captions = ([key for key in both if now[key][i] != before[key][i]] for i in (0, 1))
+    told = [f"{len(keys)} {what}" for what, keys in {"new": now.keys() - before.keys(), "replaced": replaced,
+                                                     "removed": before.keys() - now.keys()}.items() if keys]
+    return ", ".join(told + [f"{many(len(captions), 'caption')} changed"] * bool(captions))
+
+
+def _facts(films: Sequence[VideoClip]) -> dict[str, list]:
+    """Bytes and caption of each film, or piece of one."""
+    return {f"{clip.name} {clip.start:.3f} {clip.end:.3f}": [clip.path.stat().st_size, clip.caption] for clip in films}
 
 
 def _digest(paths: list[Path]) -> str:

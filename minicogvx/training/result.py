@@ -2,15 +2,18 @@
 
 import random
 import shlex
+import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 from transformers import T5EncoderModel
 
-from minicogvx.data.clips.clips import Clips
+from minicogvx.data.clips.clips import Clips, Selected, pixel_size, pixel_sizes
 from minicogvx.engine.ranks import Ranks
 from minicogvx.files import written_whole
 from minicogvx.pipeline import Pipeline
@@ -34,8 +37,23 @@ def learnt_weights(task: TransformerTask, ranks: Ranks) -> dict[str, dict[str, T
     return found
 
 
+def write_adapters(out: Path, task: TransformerTask, step: int, ranks: Ranks) -> None:
+    """Writes what adapters learnt in `step` steps, during training; all ranks call it. A full disk does not end it."""
+    learnt = learnt_weights(task, ranks)
+    try:
+        if ranks.first:
+            _write_lora(out, task, learnt, step)
+    except OSError as error:
+        tqdm.write(f"{error}; the file before it is kept", file=sys.stderr)
+
+
+def _write_lora(out: Path, task: TransformerTask, learnt: dict[str, dict[str, Tensor]], step: int) -> Path:
+    tensors = lora_tensors(task.model, learnt["transformer"])
+    return write_lora(out / FILE, tensors, task.training.lora_rank, trained_alpha(task.model), step)
+
+
 def write_result(out: Path, model: str, parts: Pipeline, task: TransformerTask, clips: Clips, ranks: Ranks) -> str:
-    """All ranks call it; the first writes to `out`. Returns the path of the result and a command that uses it.
+    """All ranks call it; the first writes to `out`. Returns lines: the path of the result and a command that uses it.
 
     `parts`: the pipeline as training began. `model`: the name of the model that adapters were trained for.
     """
@@ -43,19 +61,36 @@ def write_result(out: Path, model: str, parts: Pipeline, task: TransformerTask, 
     if not ranks.first:
         return ""
     if task.training.lora_rank:
-        tensors = lora_tensors(task.model, learnt["transformer"])
-        made = write_lora(out / FILE, tensors, task.training.lora_rank, trained_alpha(task.model))
+        made = _write_lora(out, task, learnt, task.training.steps)
         options = ["--model", model, "--lora", str(made)]
     else:
         dtype = torch.float16 if task.trains_text else None  # None: that of the parts
         made = trained_pipeline(parts, task, learnt).save(out / "pipeline", dtype=dtype, overwrite=True,
                                                           allow_departures=True)
         options = ["--model", str(out / "pipeline")]
-    number = next((i for i in range(len(clips)) if clips.latent_size(i)[0] > 1), 0)
+    number, sized = usual_size(clips, parts)
+    options += sized
     if task.training.image_to_video:
         options += ["--image", str(write_picture(clips, number, out / PICTURE))]
     caption = clips.caption(number, random.Random(0), task.training.caption_style)
-    return f"{made}: {shlex.join(['minicogvx', 'generate', caption or '...', *options])}"
+    return f"{made}\nTry it:\n{shlex.join(['minicogvx', 'generate', caption or '...', *options])}"
+
+
+def usual_size(clips: Clips, parts: Pipeline) -> tuple[int, list[str]]:
+    """The number of a clip, and options with which `generate` makes videos of its size, where the model's own differs.
+
+    Its height and width are the most frequent ones; the frames in the options are those of the longest clips.
+    """
+    videos = [i for i in range(len(clips)) if clips.latent_size(i)[0] > 1] or range(len(clips))
+    sizes = pixel_sizes(Selected(clips, videos), parts.vae.config)
+    usual, own = Counter(), parts.video_size
+    for (_, height, width), count in sizes.items():
+        usual[height, width] += count
+    (size, _), = usual.most_common(1)
+    number = next(i for i in videos if pixel_size(clips, i, parts.vae.config)[1:] == size)
+    frames = max(frames for frames, _, _ in sizes)
+    options = ["--height", str(size[0]), "--width", str(size[1])] if size != own[1:] else []
+    return number, options + (["--num-frames", str(frames)] if frames not in (1, own[0]) else [])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Keep:
     tensorboard: bool = False  # in addition to NAME.jsonl
     progress: bool = True
     on_resume: Callable[[], None] | None = None  # called on rank 0 before the first step, if `resume` succeeded
-    on_checkpoint: Callable[[], None] | None = None  # called on every rank when a checkpoint begins to be written
+    on_checkpoint: Callable[[int], None] | None = None  # with its step, on every rank, when it begins to be written
 
     def __post_init__(self):
         check_limits(self, {"checkpoint_every checkpoints log_every": "1 or more"})
@@ -55,12 +56,13 @@ class Run:
 
     def __init__(self, name: str, total: int, keep: Keep = Keep(), ranks: Ranks = Ranks()):
         self.name, self.total, self.keep, self.ranks = name, total, keep, ranks
-        self.done = self.bad = 0
+        self.done = self.before = self.bad = 0  # before: how many of the steps an earlier run took
         self.waited = 0.0  # seconds, for the data of the current step
         if keep.folder and ranks.first:
             keep.folder.mkdir(parents=True, exist_ok=True)
         self.files = keep.folder and Checkpoints(keep.folder / "checkpoints", name, ranks, keep.checkpoints)
         self.state, self.log = {}, _Log(self)
+        self.recent = deque(maxlen=keep.log_every)  # the losses of the latest steps, on this rank
 
     @property
     def progress(self) -> float:
@@ -84,8 +86,11 @@ class Run:
         if self.done > self.total:
             raise ValueError(f"{self.files.folder} holds {self.name} after {self.done} steps; ask for at least as "
                              f"many, not {self.total}, or name another folder")
+        self.before = self.done
         if self.done:
             restored()
+        if 0 < self.done < self.total:
+            self.say(f"resuming at step {self.done} of {self.total}")
         if self.ranks.first:
             forget_rows(self.keep.folder / f"{self.name}.jsonl", self.done)
             if self.keep.on_resume:
@@ -128,13 +133,20 @@ class Run:
 
     def record(self, figures: Sequence[Mapping[str, Tensor]], passes: Sequence[Any] = (),
                measured: Mapping[str, float] = {}) -> None:
-        """Logs the figures of the current step to NAME.jsonl, TensorBoard and the bar, every `log_every` steps.
+        """Logs the figures of the current step to NAME.jsonl and TensorBoard, every `log_every` steps.
+
+        The bar shows the mean loss of the latest `log_every` steps, on this rank alone. `end_step` has waited for the
+        device, so to read the loss in every step costs nothing.
 
         Args:
             figures: of each pass, its share of a mean.
             passes: their tokens are counted.
             measured: figures of watchers, which few steps have; such steps are always logged.
         """
+        if self.keep.progress and self.ranks.first and figures:
+            first = next(iter(figures[0]))
+            self.recent.append(sum(float(one[first]) for one in figures))
+            self.bar.set_postfix({f"mean {first}": f"{sum(self.recent) / len(self.recent):.3f}"}, refresh=False)
         if not (measured or self.logs(self.done)):
             return
         names = dict.fromkeys(name for one in figures for name in one)
@@ -147,8 +159,6 @@ class Run:
             row["tokens_per_second"] = tokens * self.ranks.teams / self.seconds
         if room := sum(getattr(one, "room", 0) for one in passes):
             row["fill"] = tokens / room  # of the packs
-        first = next(iter(row))
-        self.bar.set_postfix({first: f"{row[first]:.3f}"}, refresh=False)
         self.log.write(self.done, row)
 
     def say(self, sentence: str) -> None:
@@ -172,7 +182,7 @@ class Run:
         if self.files and not self.bad:
             self.files.save(self.done, self.state)
             if self.keep.on_checkpoint:
-                self.keep.on_checkpoint()
+                self.keep.on_checkpoint(self.done)
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -3,12 +3,14 @@
     recipe.json                what the run was begun with
     vae_0.jsonl, ..., transformer.jsonl   figures
     vae.safetensors            the trained VAE
+    films.json                 the films, with their captions
     words.json                 the vocabulary of a text encoder that is trained on films
     cache/                     encoded films
     checkpoints/               of the part that is being trained
     pipeline/, or pytorch_lora_weights.safetensors   the result
 """
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -37,8 +39,8 @@ from minicogvx.training.batches import Steps
 from minicogvx.training.film_data import WORDS, FilmData
 from minicogvx.training.loop import Watcher, fit
 from minicogvx.training.recipes import Recipe
-from minicogvx.training.record import RECORD, compare_with_before
-from minicogvx.training.result import write_result
+from minicogvx.training.record import FILMS, RECORD, compare_with_before, record_films, tell_films
+from minicogvx.training.result import write_adapters, write_result
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.samples import FilmSamples, WorldSamples
 from minicogvx.training.stages import stage_of
@@ -48,6 +50,7 @@ from minicogvx.training.vae import train_vae
 from minicogvx.training.validation import SwapGain, Validation
 from minicogvx.training.videos import WorldVideos
 from minicogvx.vae import CausalVAE
+from minicogvx.visible import many
 
 VALIDATION_SEED = 7_000_003  # of drawn clips held back
 RANDOM = "random"
@@ -104,23 +107,48 @@ def train(job: Job, ranks: Ranks = Ranks()) -> str:
 def _train(job: Job, ranks: Ranks) -> str:
     if job.data is not None:
         job = replace(job, data=job.data.scanned(job, ranks))
-        for problem in job.data.problems if ranks.first else ():
-            print(problem)
+        tell_films(job.out / FILMS, job.data, ranks)
     minutes = Minutes(job.out / "minutes.json", ranks)
-    keep = replace(job.keep, folder=job.out, on_checkpoint=minutes.write)
+    keep = replace(job.keep, folder=job.out, on_checkpoint=_kept(job, minutes, ranks))
     parts = starting_parts(job, keep, ranks)
+    if job.data is not None:
+        job.data.tell_words(parts.text, ranks)
     minutes.begin("encoding")
     sets, held_back = clips_of(job, parts, ranks)
+    if job.data is not None:
+        job.data.tell_sizes(sets, held_back, parts.vae.config, ranks)
     parts.fps = parts.fps if job.data is None else job.data.rate(parts.fps)
     minutes.begin("transformer")
     task = transformer_task(job, parts, sets, ranks)
     data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,
                  parts.schedule_config.num_train_timesteps)
-    run = Run("transformer", len(data), keep, task.ranks)
-    fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),
-        task.training.workers)
+    run = Run("transformer", len(data), replace(keep, on_checkpoint=_kept(job, minutes, ranks, task)), task.ranks)
+    try:
+        fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),
+            task.training.workers)
+    except KeyboardInterrupt as stop:
+        before = job.out / "pipeline"  # of a run of fewer steps
+        if not str(stop) or task.training.lora_rank or not before.exists():
+            raise
+        raise KeyboardInterrupt(f"{stop}; until it ends, {before} is that of fewer steps") from stop
     minutes.write()
-    return write_result(job.out, job.start, parts, task, sets[-1], ranks)
+    done = f"Nothing is left to do: all {run.total} steps are done." if run.before == run.total else (
+        f"Done: {many(run.total, 'step')}.")
+    return f"{done}\n{write_result(job.out, job.start, parts, task, sets[-1], ranks)}"
+
+
+def _kept(job: Job, minutes: "Minutes", ranks: Ranks, task: TransformerTask | None = None) -> Callable[[int], None]:
+    """What is written with each checkpoint: minutes, which films there are, and what adapters of `task` learnt."""
+    record = functools.cache(record_films)
+
+    def write(step: int) -> None:
+        minutes.write()
+        if job.data is not None and ranks.first:
+            record(job.out / FILMS, job.data.films)
+        if task is not None and task.training.lora_rank:
+            write_adapters(job.out, task, step, ranks)
+
+    return write
 
 
 def learning_rate(task: TransformerTask) -> Callable[[int], float]:

@@ -1,6 +1,7 @@
 """What the VAE is trained on: batches of videos, drawn or read from films; the same on any number of ranks."""
 
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from minicogvx.data.clips.order import Order, number_of
 from minicogvx.data.films.folder import VideoClip, failed, read_clip
@@ -123,7 +125,7 @@ class FilmVideos:
                 problem = failed(clip, error)
             if clip.name not in self._passed_over:
                 self._passed_over.add(clip.name)
-                print(f"{problem}; the next film is taken")
+                tqdm.write(f"{problem}; the next film is taken", file=sys.stdout)  # above the progress bar
         raise ValueError(f"no film can be read; {problem}")
 
     def held_back(self, stage: VAEStage, size: tuple[int, int, int]) -> Iterator[Float[Tensor, "c t h w"]]:

@@ -5,6 +5,7 @@ class with these methods: nothing in training/ needs to change.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from minicogvx.presets import VAEConfig
+from minicogvx.visible import many
 
 
 @runtime_checkable
@@ -53,6 +57,31 @@ def stack_latents(clips: Clips, numbers: Sequence[int],
                   generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
     """The latents of some clips of one size, as one batch."""
     return torch.stack([clips.latents(i, generator) for i in numbers])
+
+
+def pixel_size(clips: Clips, i: int, vae: VAEConfig) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of clip `i`; a picture has one frame."""
+    time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
+    frames, height, width = clips.latent_size(i)
+    return (frames - 1) * time + 1, height * space, width * space
+
+
+def pixel_sizes(clips: Clips, vae: VAEConfig) -> Counter[tuple[int, int, int]]:
+    """How many clips have each `pixel_size`."""
+    return Counter(pixel_size(clips, i, vae) for i in range(len(clips)))
+
+
+def sizes_sentence(sizes: Counter[tuple[int, int, int]], what: str = "clip", most: int = 6) -> str:
+    """Such as "10 clips, 17 frames each: 7 at 48x80, 3 at 80x48 (height x width)"; `most`: sizes that are named."""
+    pictures = sum(count for (frames, _, _), count in sizes.items() if frames == 1)
+    films, lengths = sizes.total() - pictures, {frames for frames, _, _ in sizes}
+    whole = " and ".join([many(films, what)] * bool(films) + [many(pictures, "picture")] * bool(pictures))
+    same = len(lengths) == 1
+    whole += f", {many(max(lengths), 'frame')} each" if same and films else ""
+    parts = [f"{count} " + ("" if same else "of 1 frame " if frames == 1 else f"of {frames} frames ")
+             + f"at {height}x{width}" for (frames, height, width), count in sizes.most_common(most)]
+    rest = sizes.total() - sum(count for _, count in sizes.most_common(most))
+    return f"{whole}: {', '.join(parts + [f'{rest} of other sizes'] * bool(rest))} (height x width)"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def curate(folder: str | Path, out: str | Path, thresholds: CurationThresholds =
     result = Curation(Path(folder), thresholds, shots, problems, found.passed_over_sentence())
     own = listing is None or not _same_file(listing, Path(out) / KEPT)
     write_over(Path(out) / KEPT, [_line(shot) for shot in result.kept], result.shots if own else ())
-    write_report(Path(out) / REPORT, result)
+    write_report(Path(out) / REPORT, result, progress)
     return result
 
 

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from minicogvx.data.films.buckets import Size, aspect_buckets, choose_bucket
 from minicogvx.data.films.decode import read_image, read_video
-from minicogvx.data.films.folder_walk import walk_folder
+from minicogvx.data.films.folder_walk import check_folder, walk_folder
 from minicogvx.data.films.list_kinds import belongs_to_pair
 from minicogvx.data.films.listing import CAPTION_FIELDS, METADATA, Line, Problem, one_line, read_list, same_name
 from minicogvx.data.films.pictures import existing_file
 from minicogvx.data.films.probe import FILMS, IMAGES, probe
 from minicogvx.room import is_out_of_memory
+from minicogvx.visible import many
 
 _ROUNDING = 5e-4  # seconds: containers round their time stamps
 
@@ -97,12 +98,9 @@ def scan_folder(folder: str | Path, min_seconds: int | float = 1.0, listing: str
     `listing` that is not UTF-8.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+    check_folder(folder, listing)
     if not min_seconds >= 0:
         raise ValueError(f"min_seconds is {min_seconds}; it must be 0 or more")
-    if listing is not None and not Path(listing).is_file():
-        raise FileNotFoundError(f"there is no file {listing}; it must list clips, one JSON object a line")
     walked = walk_folder(folder, FILMS + IMAGES)
     if listing is None:
         lines, problems = _listed(folder, walked.lists)
@@ -170,6 +168,14 @@ def failed(clip: VideoClip, error: Exception) -> Problem:
 def _seconds(line: Line | None, film_seconds: float) -> tuple[float, float]:
     """Start and end of the line; the whole video by default."""
     return (line.start if line else 0.0, film_seconds if line is None or line.end is None else line.end)
+
+
+def counted(clips: Sequence[VideoClip]) -> str:
+    """How many there are, such as "9 films and 1 picture", or "12 pieces of 9 films"."""
+    videos = [clip.name for clip in clips if not clip.is_image]
+    films, pictures = many(len(set(videos)), "film"), len(clips) - len(videos)
+    pieces = f"{len(videos)} pieces of {films}" if len(set(videos)) < len(videos) else films
+    return " and ".join([pieces] * bool(videos or not pictures) + [many(pictures, "picture")] * bool(pictures))
 
 
 # ---- listings

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from minicogvx.data.films.listing import Problem
 from minicogvx.data.films.pictures import UnusableFile
@@ -62,11 +63,11 @@ class Curation:
         return [shot for shot in self.shots if shot.reasons]
 
 
-def write_report(path: str | Path, curation: Curation) -> Path:
+def write_report(path: str | Path, curation: Curation, progress: bool = False) -> Path:
     """Write the report of `curation` to `path`, by way of a temporary file."""
     with written_whole(path) as part:
         # Names can hold bytes that are not text; these are shown as numbers.
-        part.write_text(_page(curation), encoding="utf-8", errors="backslashreplace")
+        part.write_text(_page(curation, progress), encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
@@ -79,10 +80,10 @@ def check_report(path: str | Path) -> None:
                          f"move that file away")
 
 
-def _page(curation: Curation) -> str:
+def _page(curation: Curation, progress: bool) -> str:
     title = escape(curation.folder.name or str(curation.folder))
     parts = [f"<h1>Curation of {title}</h1>", _summary(curation), _counts(curation), _distributions(curation),
-             _gallery("Dropped", curation.dropped), _gallery("Kept", curation.kept),
+             _gallery("Dropped", curation.dropped, progress), _gallery("Kept", curation.kept, progress),
              _problems(curation)]
     return (f'{_START}{title}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>'
@@ -153,8 +154,9 @@ def _chart(curation: Curation, score: str, label: str, unit: str, limit: float) 
 # ---- shots and files
 
 
-def _gallery(title: str, shots: list[Shot]) -> str:
-    items = "".join(_item(shot) for shot in shots[:MOST_PICTURES])
+def _gallery(title: str, shots: list[Shot], progress: bool) -> str:
+    shown = tqdm(shots[:MOST_PICTURES], desc=f"pictures of what was {title.lower()}", disable=not (progress and shots))
+    items = "".join(_item(shot) for shot in shown)
     left_out = f"<p>The first {MOST_PICTURES} of {len(shots)}.</p>" if len(shots) > MOST_PICTURES else ""
     return f"<h2>{title}</h2>{left_out}" + (f'<ul class="shots">{items}</ul>' if shots else "<p>None.</p>")
 
