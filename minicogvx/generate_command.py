@@ -24,11 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     out = _check(arguments)
     device, dtype = chosen(arguments)
     size = _check_model(arguments, device, dtype)
-    pipe = load_model(arguments.model, arguments, device, dtype)
-    if arguments.lora:
-        from minicogvx.training.lora import use_lora
-
-        use_lora(pipe.transformer, arguments.lora)
+    pipe = load_model(arguments.model, arguments, device, dtype, arguments.lora)
     _note_two_objects(arguments.prompt, pipe)
     video = _sample(pipe, arguments, size)
     for path in _write_all(out, video, pipe.fps):
@@ -123,15 +119,11 @@ def _check_model(arguments: argparse.Namespace, device: str, dtype) -> tuple[int
 
     Raises ValueError, before weights are read, for what the model cannot make or no memory here could hold.
     """
-    import torch
-
     from minicogvx.interop import find_folder
     from minicogvx.interop.folder_configs import read_configs
-    from minicogvx.interop.lora import read_adapters
     from minicogvx.presets import video_size
     from minicogvx.request import check_prefix_frames, check_size
     from minicogvx.room import refuse_giants
-    from minicogvx.transformer.model import ExpertTransformer
 
     configs = read_configs(find_folder(arguments.model))
     vae, transformer = configs.vae, configs.transformer
@@ -141,10 +133,6 @@ def _check_model(arguments: argparse.Namespace, device: str, dtype) -> tuple[int
     check_size(vae, transformer, *size)
     if arguments.prefix:
         check_prefix_frames(vae, _prefix_frames(arguments), size.num_frames)
-    if arguments.lora:
-        with torch.device("meta"):
-            model = ExpertTransformer(transformer)
-        read_adapters(model, arguments.lora)
     refuse_giants(vae, transformer, (1, *size), device, dtype, arguments.tile)
     return size
 

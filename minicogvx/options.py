@@ -76,11 +76,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
                              "such as 0.1: faster, for a slightly different video (default: 0, skip none)")
 
 
-def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
+def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype, lora: str | None = None):
     """The pipeline, on the device from `chosen`, with `--tile`, `--offload`, `--sampler` and `--cache` applied."""
     import minicogvx
 
-    pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload)
+    pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload, lora=lora)
     pipe.tile, pipe.cache = arguments.tile, arguments.cache or 0.0
     if arguments.sampler:
         pipe.schedule_config = replace(pipe.schedule_config, sampler=arguments.sampler)
