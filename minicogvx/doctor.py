@@ -4,8 +4,9 @@ import importlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -34,24 +35,40 @@ def main(argv: list[str] | None = None) -> int:
     return doctor()
 
 
-def doctor(write: Callable[[str], None] = print) -> int:
+def doctor(write: Callable[[str], None] = partial(print, flush=True)) -> int:
     """Examine this machine and `write` one line for each finding, and under each problem its fix.
 
+    The main jobs are timed last, if everything required works; Ctrl-C ends that, and keeps the rest of the report.
     Returns 0 unless something required is broken, then 1.
     """
-    broken = 0
-    for finding in findings():
-        write(f"{_MARKS[finding.state]} {finding.name:<14} {finding.detail}")
-        if finding.state != "ok":
-            write(f"{'':8}{'':14} fix: {finding.remedy}")
-        broken += finding.state == "broken"
+    load = _load()
+    broken = _report(findings(), write)
+    if not broken:
+        write("timing a few steps of each job, about 30 s if nothing else computes; Ctrl-C stops here")
+        try:
+            broken = _report(_jobs(), write)
+        except KeyboardInterrupt:
+            write("stopped: the other jobs were not timed")
+        if busy := _busy(load):
+            write(busy)
     write("everything required works" if not broken else
           f"{broken} required {'part is' if broken == 1 else 'parts are'} broken")
     return 1 if broken else 0
 
 
+def _report(found: Iterable[Finding], write: Callable[[str], None]) -> int:
+    """Writes each as it comes. Returns how many are broken."""
+    broken = 0
+    for finding in found:
+        write(f"{_MARKS[finding.state]} {finding.name:<14} {finding.detail}")
+        if finding.state != "ok":
+            write(f"{'':8}{'':14} fix: {finding.remedy}")
+        broken += finding.state == "broken"
+    return broken
+
+
 def findings() -> Iterator[Finding]:
-    """Every finding, in the order of the report, as soon as it is known. Never raises."""
+    """What is here and what is not, in the order of the report, as soon as it is known. Never raises."""
     yield _python()
     yield Finding("minicogvx", "ok", f"{__version__} in {Path(__file__).parent}")
     torch = _required("torch", "torch==2.13.0")
@@ -66,7 +83,6 @@ def findings() -> Iterator[Finding]:
         yield _dtype()
         yield from _optional()
         yield _shipped_model()
-        yield from _jobs()
 
 
 OLDEST_PYTHON = (3, 11)
@@ -222,8 +238,25 @@ def _shipped_model() -> Finding:
                    "installed: pip install --force-reinstall --no-deps of the repository or its wheel")
 
 
+def _load() -> float:
+    """How many programs computed at a time, on average over the last minute; 0 if unknown."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on Windows
+        return 0.0
+
+
+def _busy(load: float) -> str:
+    """A sentence if the load, taken before this program began to compute, was above the number of cores."""
+    cores = os.cpu_count() or 1  # of the whole machine, like the load
+    if load <= cores:
+        return ""
+    return (f"this machine was busy (load average {load:.1f}, {cores} cores), so these times are too high; run "
+            f"minicogvx doctor again when it is idle")
+
+
 def _jobs() -> Iterator[Finding]:
-    """Estimates of the main jobs on this machine, from a few steps of each."""
+    """Estimates of the main jobs on this machine and of their parts, from a few steps of each."""
     try:
         import torch
 

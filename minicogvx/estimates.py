@@ -34,24 +34,31 @@ REFERENCE_STEP, REFERENCE_JOBS = 0.26, {"all notebooks": 12.5 * 60, "make test":
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated seconds of a job, and how they were estimated."""
+    """Estimated seconds of a job, or of a part of it, and how they were estimated."""
 
     job: str
     seconds: float
-    how: str
+    how: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
-        return f"about {say_seconds(self.seconds)} ({self.how})"
+        about = f"{self.part}: " * bool(self.part) + f"about {say_seconds(self.seconds)}"
+        return about + f" ({self.how})" * bool(self.how)
 
 
 def estimates(device: torch.device = torch.device("cpu")) -> Iterator[Estimate]:
-    """An estimate for each main job, as soon as it is known; takes about half a minute on two cores."""
+    """An estimate for each main job and for each part of a training, which comes first, as soon as it is known.
+
+    Takes about half a minute on two idle cores.
+    """
     yield clip_seconds(device)
     for name in ("micro", "toy"):
         recipe = load_recipe(name)
-        parts = training_seconds(recipe, device)
-        detail = ", ".join(f"{part} {say_seconds(value)}" for part, value in parts.items())
-        yield Estimate(f"train {name}", sum(parts.values()), detail)
+        parts = {}
+        for part, seconds in training_seconds(recipe, device):
+            parts[part] = seconds
+            yield Estimate(f"train {name}", seconds, part=part)
+        yield Estimate(f"train {name}", sum(parts.values()), " + ".join(parts))
         if name == "micro":
             slower = parts["transformer"] / recipe.transformer.steps / REFERENCE_STEP
     for job, seconds in REFERENCE_JOBS.items():
@@ -72,16 +79,15 @@ def clip_seconds(device: torch.device, steps: int = 25) -> Estimate:
                     f"{steps} steps of {say_seconds(step)}, decoding {say_seconds(decoding)}")
 
 
-def training_seconds(recipe: Recipe, device: torch.device) -> dict[str, float]:
-    """Seconds of the VAE's stages, of encoding the clips once, and of the transformer's stages."""
+def training_seconds(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, float]]:
+    """Seconds of the VAE's stages, of encoding the clips once, and of the transformer's stages, as each is known."""
     sizes, dtype, here = recipe.model_sizes, choose_dtype(device, training=True), Ranks(device=device)
     torch.manual_seed(0)
     vae = CausalVAE(sizes.vae).to(device)
-    parts = {"VAE": _vae_seconds(vae, recipe, dtype, here)}
+    yield "VAE", _vae_seconds(vae, recipe, dtype, here)
     count = 16
-    parts["encoding"] = recipe.clips / count * _seconds(lambda: _encode(vae, sizes, count, dtype), device)
-    parts["transformer"] = _transformer_seconds(recipe, sizes, _encode(vae, sizes, 4 * count, dtype), dtype, here)
-    return parts
+    yield "encoding", recipe.clips / count * _seconds(lambda: _encode(vae, sizes, count, dtype), device)
+    yield "transformer", _transformer_seconds(recipe, sizes, _encode(vae, sizes, 4 * count, dtype), dtype, here)
 
 
 def _encode(vae: CausalVAE, sizes: Preset, count: int, dtype: torch.dtype) -> WorldClips:

@@ -8,12 +8,12 @@ from pathlib import Path
 from minicogvx.advice import Advice
 from minicogvx.options import (
     add_device_options,
-    add_lora,
     add_memory_options,
     add_sampling_options,
     check_names,
     chosen,
     load_model,
+    tell_trained_steps,
 )
 from minicogvx.parsing import GUIDANCE, SEED, Parser, number, path_to, whole
 
@@ -26,9 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     out = _check(arguments)
     device, dtype = chosen(arguments)
     size = _check_model(arguments, device, dtype)
-    pipe = load_model(arguments.model, arguments, device, dtype)
+    pipe = load_model(arguments.model, arguments, device, dtype, arguments.lora)
     if arguments.lora:
-        add_lora(pipe.transformer, arguments.lora)
+        tell_trained_steps(arguments.lora)
     _note_two_objects(arguments.prompt, pipe)
     video = _sample(pipe, arguments, size)
     for path in _write_all(out, video, pipe.fps):
@@ -125,15 +125,11 @@ def _check_model(arguments: argparse.Namespace, device: str, dtype) -> tuple[int
 
     Raises ValueError, before weights are read, for what the model cannot make or no memory here could hold.
     """
-    import torch
-
     from minicogvx.interop import find_folder
     from minicogvx.interop.folder_configs import read_configs
-    from minicogvx.interop.lora import read_adapters
     from minicogvx.presets import video_size
     from minicogvx.request import check_prefix_frames, check_size
     from minicogvx.room import refuse_giants
-    from minicogvx.transformer.model import ExpertTransformer
 
     configs = read_configs(find_folder(arguments.model))
     vae, transformer = configs.vae, configs.transformer
@@ -143,10 +139,6 @@ def _check_model(arguments: argparse.Namespace, device: str, dtype) -> tuple[int
     check_size(vae, transformer, *size)
     if arguments.prefix:
         check_prefix_frames(vae, _prefix_frames(arguments), size.num_frames)
-    if arguments.lora:
-        with torch.device("meta"):
-            model = ExpertTransformer(transformer)
-        read_adapters(model, arguments.lora)
     refuse_giants(vae, transformer, (1, *size), device, dtype, arguments.tile)
     return size
 

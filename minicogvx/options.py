@@ -80,20 +80,19 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
                              "such as 0.1: faster, for a slightly different video (default: 0, skip none)")
 
 
-def add_lora(transformer, path: str) -> None:
-    """Adds the adapters in a file; prints after how many steps of training they were written, if the file says so."""
-    from minicogvx.interop.lora import trained_steps, use_lora
+def tell_trained_steps(path: str) -> None:
+    """Prints after how many steps of training the adapters in a file were written, if the file says so."""
+    from minicogvx.interop.lora import trained_steps
 
-    use_lora(transformer, path)
     if steps := trained_steps(path):
         print(f"LoRA of step {steps}: {path}", flush=True)
 
 
-def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype):
+def load_model(name_or_folder: str, arguments: argparse.Namespace, device: str, dtype, lora: str | None = None):
     """The pipeline, on the device from `chosen`, with `--tile`, `--offload`, `--sampler` and `--cache` applied."""
     import minicogvx
 
-    pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload)
+    pipe = minicogvx.load(name_or_folder, device, dtype, offload=arguments.offload, lora=lora)
     pipe.tile, pipe.cache = arguments.tile, arguments.cache or 0.0
     if arguments.sampler:
         pipe.schedule_config = replace(pipe.schedule_config, sampler=arguments.sampler)

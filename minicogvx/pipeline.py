@@ -28,6 +28,8 @@ from minicogvx.diffusion.sampling import sample_loop
 from minicogvx.diffusion.schedule import NoiseSchedule
 from minicogvx.interop import find_folder
 from minicogvx.interop.diffusers_folder import Parts, read_folder, write_folder
+from minicogvx.interop.folder_configs import read_configs
+from minicogvx.interop.lora import Adapter, read_adapters, use_adapters
 from minicogvx.interop.safetensors_files import MAX_SHARD_BYTES
 from minicogvx.pixels import Tile, check_tile_kind, decode_pixels, encode_pixels
 from minicogvx.presets import ScheduleConfig, VideoSize, video_size
@@ -69,20 +71,26 @@ class Pipeline:
 
     @classmethod
     def load(cls, name_or_folder: str | Path, device: torch.device | str | None = None,
-             dtype: torch.dtype | str | None = None, offload: bool = False) -> "Pipeline":
+             dtype: torch.dtype | str | None = None, offload: bool = False,
+             lora: str | Path | None = None) -> "Pipeline":
         """Open a shipped model by name, such as "toy", or any diffusers CogVideoX folder.
 
         Args:
             device: None is MINICOGVX_DEVICE, else the fastest here (`compat.choose_device`).
             dtype: number format of the weights; None is MINICOGVX_DTYPE, else the fastest of the device.
             offload: the networks wait in the memory of the CPU and take turns on the device (`Pipeline.offload`).
+            lora: a LoRA file of this model or its folder, such as "runs/mine"; the transformer then computes with its
+                adapters (`interop.lora.use_lora`).
 
         Raises ValueError for a name that is neither, a device that is not here and a format that it cannot compute in,
-        FileNotFoundError or ValueError for a folder that does not fit.
+        FileNotFoundError or ValueError for a folder that does not fit and, before weights are read, for a LoRA that is
+        not there or does not fit.
         """
         folder = find_folder(name_or_folder)
         device = choose_device(None if device is None else str(device))
-        pipe = cls(*read_folder(folder, "cpu" if offload else device, choose_dtype(device, dtype)))
+        dtype, adapters = choose_dtype(device, dtype), _adapters_for(folder, lora)
+        pipe = cls(*read_folder(folder, "cpu" if offload else device, dtype))
+        use_adapters(pipe.transformer, adapters)
         return pipe.offload(device) if offload else pipe
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None, overwrite: bool = False,
@@ -259,6 +267,15 @@ class Pipeline:
         with _at_work(self.vae, self._turns_on):
             latents = encode_pixels(self.vae, video, generator, request.tile, inverted)
         return latents.to(self.device, self.dtype).expand(len(request.prompts), -1, -1, -1, -1)
+
+
+def _adapters_for(folder: Path, lora: str | Path | None) -> dict[str, Adapter]:
+    """The adapters in a file, for the transformer in a folder, whose weights are not read for that."""
+    if lora is None:
+        return {}
+    with torch.device("meta"):
+        shape = ExpertTransformer(read_configs(folder).transformer)
+    return read_adapters(shape, lora)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import minicogvx
-from minicogvx import cli
+from minicogvx import cli, pipeline
 from minicogvx.data.films.decode import read_video
 from minicogvx.data.world.drawing import render
 from minicogvx.data.world.scenes import sample_scenes
@@ -128,7 +128,7 @@ def test_mistakes_are_reported_in_one_line_before_the_model_is_loaded(no_load, c
         (["ablate", "position", "--out", "words.png/a.json"], "words.png/a.json cannot be written"),
         (["generate", "x", "--num-frames", "10"], "num_frames is 10; it must be 4k + 1, such as 9 or 13"),
         (["generate", "x", "--height", "72"], "height is 72; it must be a multiple of 16"),
-        (["generate", "x", "--lora", "none"], "none"), (["generate", "x", "--lora", "words.png"], "words.png"),
+        (["generate", "x", "--lora", "none"], "none"),
         (["generate", "x", "--device", "cpu", "--height", "100000", "--width", "100000"],
          "17 frames of 100000x100000 take more than "),
         (["generate", "x", "--device", "cpu", "--num-frames", "9999999997"], f"9999999997{giant}"),
@@ -247,10 +247,18 @@ def test_generate_loads_the_model_as_it_is_asked_to(pipe, monkeypatch):
     monkeypatch.delenv("MINICOGVX_DEVICE", raising=False)
     monkeypatch.delenv("MINICOGVX_DTYPE", raising=False)
     assert cli.main(["generate", "x", "--device", "cpu", "--dtype", "bfloat16", "--tile", "--offload"]) == 0
-    assert seen == [(("toy", "cpu", torch.bfloat16), {"offload": True})] and pipe.tile is True
+    assert seen == [(("toy", "cpu", torch.bfloat16), {"offload": True, "lora": None})] and pipe.tile is True
     monkeypatch.setenv("MINICOGVX_DTYPE", "float32")
     assert cli.main(["generate", "x", "--device", "cpu"]) == 0
-    assert seen[1] == (("toy", "cpu", torch.float32), {"offload": False}) and pipe.tile is False
+    assert seen[1] == (("toy", "cpu", torch.float32), {"offload": False, "lora": None}) and pipe.tile is False
+
+
+def test_adapters_that_do_not_fit_are_refused_before_weights_are_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "read_folder", lambda *_: pytest.fail("weights were read"))
+    Path("words.png").write_text("only words")
+    assert "words.png" in mistake(capsys, "generate", "x", "--lora", "words.png")
+    assert [path.name for path in Path().iterdir()] == ["words.png"]
 
 
 def test_every_command_that_computes_checks_device_and_format_first(no_load, capsys, subtests):

@@ -11,7 +11,9 @@ from minicogvx.training.stages import Stage
 
 
 def test_this_machine_is_sound(monkeypatch, capsys):
-    monkeypatch.setattr(estimates, "estimates", lambda device: [estimates.Estimate("train micro", 840.0, "as ever")])
+    monkeypatch.setattr(estimates, "estimates", lambda device: [
+        estimates.Estimate("train micro", 420.0, part="VAE"), estimates.Estimate("train micro", 840.0, "as ever")])
+    monkeypatch.setattr(doctor, "_load", lambda: 0.5)
     assert cli.main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert f"torch          {torch.__version__}" in told
@@ -20,8 +22,45 @@ def test_this_machine_is_sound(monkeypatch, capsys):
     for part in ("python", "minicogvx", "transformers", "mp4 writer", "memory", "torchvision", "lpips", "lpips weights",
                  "diffusers", "jupyterlab", "toy model"):
         assert f" {part} " in told
-    assert "train micro    about 14 min (as ever)" in told
-    assert told.endswith("everything required works\n")
+    *_, timing, part, whole, verdict = told.splitlines()
+    assert timing == "timing a few steps of each job, about 30 s if nothing else computes; Ctrl-C stops here"
+    assert part == "ok      train micro    VAE: about 7.0 min"
+    assert whole == "ok      train micro    about 14 min (as ever)"
+    assert verdict == "everything required works"
+
+
+def test_ctrl_c_while_timing_keeps_what_is_known(monkeypatch):
+    def stopped(device):
+        yield estimates.Estimate("one toy clip", 0.5, "as ever")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimates, "estimates", stopped)
+    monkeypatch.setattr(doctor, "_load", lambda: 0.5)
+    told = []
+    assert doctor.doctor(told.append) == 0
+    assert told[-3:] == ["ok      one toy clip   about 0.50 s (as ever)", "stopped: the other jobs were not timed",
+                         "everything required works"]
+
+
+def test_a_busy_machine_is_told_that_its_times_are_too_high(monkeypatch):
+    monkeypatch.setattr(estimates, "estimates", lambda device: [estimates.Estimate("make test", 1e5, "as ever")])
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    for load, busy in ((6.94, True), (2.0, False), (0.0, False)):
+        monkeypatch.setattr(doctor, "_load", lambda load=load: load)
+        told = []
+        assert doctor.doctor(told.append) == 0
+        assert ("these times are too high" in told[-2]) == busy and told[-1] == "everything required works"
+        assert not busy or "this machine was busy (load average 6.9, 2 cores)" in told[-2]
+    monkeypatch.undo()
+
+    def unknown():
+        raise OSError
+
+    assert doctor._load() >= 0
+    monkeypatch.setattr(doctor.os, "getloadavg", unknown, raising=False)
+    assert doctor._load() == 0
+    monkeypatch.delattr(doctor.os, "getloadavg")  # as on Windows
+    assert doctor._load() == 0
 
 
 def test_every_main_job_is_really_tried(monkeypatch):
@@ -31,9 +70,12 @@ def test_every_main_job_is_really_tried(monkeypatch):
                   transformer=replace(recipe.transformer, stages=(Stage(5, batch_size=2),)))
     monkeypatch.setattr(estimates, "load_recipe", lambda name: few)
     monkeypatch.setattr(estimates, "_seconds", lambda run, device: (run(), 0.5)[1])  # each once, half a second each
-    told = {estimate.job: estimate for estimate in estimates.estimates()}
+    every = list(estimates.estimates())
+    told = {estimate.job: estimate for estimate in every}  # of a training, the whole comes last
+    parts = {(each.job, each.part): each.seconds for each in every if each.part}
     assert set(told) == {"one toy clip", "train micro", "train toy", "all notebooks", "make test"}
-    assert told["train micro"].seconds == 0.5 * (14 + 8192 / 16 + 5) and "VAE 7.0 s" in str(told["train micro"])
+    assert told["train micro"].seconds == 0.5 * (14 + 8192 / 16 + 5) and parts["train micro", "VAE"] == 7.0
+    assert str(told["train micro"]).endswith("(VAE + encoding + transformer)") and len(parts) == 6
     assert told["make test"].seconds == pytest.approx(48 * 60 * 0.5 / estimates.REFERENCE_STEP)
 
 
@@ -71,7 +113,7 @@ def test_a_missing_requirement_fails_with_its_remedy(monkeypatch):
         ("einops", "pip install -c constraints.txt einops")]
     told = []
     assert doctor.doctor(told.append) == 1
-    assert told[-1] == "1 required part is broken"
+    assert told[-1] == "1 required part is broken" and not any("timing" in line for line in told)
     at = next(k for k, line in enumerate(told) if line.startswith("BROKEN"))
     assert "einops" in told[at] and told[at + 1].strip() == "fix: pip install -c constraints.txt einops"
     monkeypatch.undo()

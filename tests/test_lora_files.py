@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 
+import minicogvx
+from minicogvx import pipeline
 from minicogvx.interop.lora import FILE, has_adapters, merge_lora, read_adapters, use_lora
 from minicogvx.transformer.model import ExpertTransformer
 from tests.tiny import tiny_pipe, tiny_transformer
@@ -143,6 +145,45 @@ def test_tensors_that_do_not_fit(tmp_path, subtests):
             with pytest.raises(ValueError) as error:
                 read_adapters(model(), write(tmp_path, change(tensors)))
             assert told in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- in a pipeline
+
+
+def test_a_pipeline_is_opened_with_the_adapters_of_a_file(tiny_folder, tmp_path, subtests):
+    _, tensors = with_peft(SETTINGS["plain"])
+    path = write(tmp_path, tensors, SETTINGS["plain"])
+    for dtype, given in (("float32", path), ("float32", str(tmp_path)), ("bfloat16", tmp_path)):
+        with subtests.test(dtype, given=given):
+            pipe, plain = (minicogvx.load(tiny_folder, "cpu", dtype, lora=lora) for lora in (given, None))
+            before, at = plain.transformer(*inputs(pipe.dtype)), inputs(pipe.dtype)
+            use_lora(plain.transformer, path)
+            assert torch.equal(pipe.transformer(*at), plain.transformer(*at))
+            assert not torch.allclose(pipe.transformer(*at), before, atol=1e-2)
+            assert has_adapters(pipe.transformer) == (dtype == "bfloat16")
+
+
+def test_adapters_that_are_not_there_or_do_not_fit_are_refused_before_weights_are_read(tiny_folder, tmp_path,
+                                                                                       monkeypatch, subtests):
+    _, tensors = with_peft({"r": 4, "target_modules": ["to_q"]})
+    fits, other, words = (tmp_path / name for name in ("fits", "other", "words"))
+    for folder in (fits, other, words):
+        folder.mkdir()
+    write(fits, tensors)
+    write(other, {name.replace("blocks.1", "blocks.7"): value for name, value in tensors.items()})
+    (words / FILE).write_text("words")
+    read = []
+    monkeypatch.setattr(pipeline, "read_folder", lambda *given: read.append(given) or 1 / 0)
+    for given, error, told in (
+            (tmp_path / "none", FileNotFoundError, "there is no file .*none; it must be a LoRA file or its folder"),
+            ("", FileNotFoundError, "there is no file"), (tmp_path, FileNotFoundError, f"there is no file .*{FILE}"),
+            (other, ValueError, "adapts transformer_blocks.7.attn1.to_q.weight, which this model does not have"),
+            (words / FILE, ValueError, "words")):
+        with subtests.test(given), pytest.raises(error, match=told) as refused:
+            minicogvx.load(tiny_folder, "cpu", lora=given)
+        assert "\n" not in str(refused.value) and not read
+    with pytest.raises(ZeroDivisionError):
+        minicogvx.load(tiny_folder, "cpu", lora=fits)
 
 
 # ---- 16 bits

@@ -99,6 +99,14 @@ def test_torch_comes_from_the_index_that_is_named_and_all_else_from_the_ordinary
             assert pip[0] == torch[0]  # before anything that would bring another torch
 
 
+def test_setup_ends_with_what_to_do_next_if_it_installed_something(clone):
+    said = 'echo "Done. In each terminal: source .venv/bin/activate"'
+    assert make(clone, "--dry-run", "setup").stdout.splitlines()[-1] == said
+    assert said not in make(clone, "--dry-run", "lab").stdout
+    there = "--old-file=.venv/.core-installed", "--old-file=.venv/.installed"
+    assert said not in make(clone, "--dry-run", *there, "setup").stdout
+
+
 def test_levels_are_chosen_by_their_markers(clone):
     for level in ("quick", "slow", "ranks", "notebooks"):
         told = make(clone, "--dry-run", f"test-{level}").stdout
@@ -126,7 +134,8 @@ def test_chosen_tests_are_none_of_a_runs_or_fail_whatever_quotes_choose_them(clo
 
 def test_the_lab_opens_the_learners_copies_which_nothing_removes(clone):
     told = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "--old-file=.venv/.installed", "lab").stdout
-    assert told.split() == [".venv/bin/python", "-m", "minicogvx.course.copies", ".venv/bin/jupyter", "lab",
+    allowed = ["--allow-root"] * (os.geteuid() == 0)  # Jupyter refuses root otherwise
+    assert told.split() == [".venv/bin/python", "-m", "minicogvx.course.copies", ".venv/bin/jupyter", "lab", *allowed,
                             "my_notebooks/00_first_video.ipynb"]
     assert "/my_notebooks/" in (ROOT / ".gitignore").read_text().splitlines()
     mine = clone / "my_notebooks" / "00_first_video.ipynb"

@@ -61,7 +61,7 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int,
              taught: bool = False) -> tuple[dict, dict[int, Tensor]]:
     """The curves of one healthy training, and its samples by the steps that were done."""
     model, samples, start = new_nano(seed), {}, time.perf_counter()
-    curve = {"seed": seed, "steps": [], "loss": [], "training_loss": [], "gain": {kind: [] for kind in KINDS}}
+    curve = {"seed": seed, "steps": [], "loss": [], "gain": {kind: [] for kind in KINDS}}
 
     def measure(done: int) -> None:
         if done % (EVERY if done <= EARLY else 4 * EVERY) == 0 or done == steps:
@@ -75,7 +75,6 @@ def words_of(pipe: Pipeline, world: NanoWorld, steps: int, seed: int,
 
     measure(0)
     for done, loss in enumerate(train_nano(model, world, pipe.schedule_config, steps, seed, taught=taught), 1):
-        curve["training_loss"].append(loss)
         measure(done)
         if done % (4 * EVERY) == 0:
             print(done, f"{loss:.4f}", {kind: round(gain[-1], 4) for kind, gain in curve["gain"].items()}, flush=True)

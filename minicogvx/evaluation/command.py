@@ -9,12 +9,12 @@ from pathlib import Path
 from minicogvx.files import check_writable, written_whole
 from minicogvx.options import (
     add_device_options,
-    add_lora,
     add_memory_options,
     add_sampling_options,
     check_names,
     chosen,
     load_model,
+    tell_trained_steps,
 )
 from minicogvx.parsing import GUIDANCE, SEED, SHARE, Parser, one_of, path_to, whole
 
@@ -124,9 +124,12 @@ def _open(arguments: argparse.Namespace, device: str, dtype) -> dict:
         models[arguments.before] = load_model(arguments.before, arguments, device, dtype)
     pipe = load_model(arguments.model, arguments, device, dtype)
     if arguments.lora:
+        from minicogvx.training.lora import use_lora
+
         finetuned = copy.copy(pipe)
         finetuned.transformer = copy.deepcopy(pipe.transformer)
-        add_lora(finetuned.transformer, arguments.lora)  # before any measurement: the file may not fit
+        use_lora(finetuned.transformer, arguments.lora)  # before any measurement: the file may not fit
+        tell_trained_steps(arguments.lora)
         models |= {} if arguments.before else {arguments.model: pipe}
         models[f"{arguments.model} with {arguments.lora}"] = finetuned
     else:

@@ -6,6 +6,7 @@ from the header of the file, which is a `LoraConfig` of peft: alpha / r, or alph
 
 import json
 import math
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -56,8 +57,10 @@ def read_adapters(model: nn.Module, path: str | Path) -> dict[str, Adapter]:
     Raises FileNotFoundError or ValueError, one sentence, for a file that does not fit the model and for a header with
     an option that is not known here.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     path = path / FILE if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}; it must be a LoRA file or its folder")
     tensors = read_tensors(path)
     settings = _settings(path)
     parts: dict[str, dict[str, Tensor]] = {}
@@ -185,10 +188,9 @@ def _merge(model: nn.Module, adapters: dict[str, Adapter], scale: float) -> None
         warnings.warn(f"the weights are {str(parameter.dtype).removeprefix('torch.')}, which rounds small steps away: "
                       f"{1 - lost / whole:.0%} of this adapter is in them; float32 keeps all of it, and so does "
                       f"use_lora in linear layers",
-                      Advice, stacklevel=4)  # past no_grad: where merge_lora or use_lora is called
+                      Advice, stacklevel=4)  # where merge_lora (past its no_grad), use_lora or Pipeline.load is called
 
 
-@torch.no_grad()
 def use_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
     """Lets the model compute with `scale` times the adapters of a file, whatever its number format.
 
@@ -196,8 +198,13 @@ def use_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
     beside them (`AdaptedLinear`): a little slower, and right for adapters however weak. Other 16-bit layers, such as a
     convolution, take theirs in, and a warning says what rounding loses. Raises what `read_adapters` raises.
     """
+    use_adapters(model, read_adapters(model, path), scale)
+
+
+def use_adapters(model: nn.Module, adapters: dict[str, Adapter], scale: float = 1.0) -> None:
+    """As `use_lora`, with adapters that `read_adapters` has read for this model, or for its shape alone."""
     merged = {}
-    for module, adapter in read_adapters(model, path).items():
+    for module, adapter in adapters.items():
         layer = model.get_submodule(module)
         if layer.weight.dtype == torch.float32 or not isinstance(layer, nn.Linear):
             merged[module] = adapter
@@ -206,7 +213,8 @@ def use_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> None:
             layer = AdaptedLinear(layer)
             model.set_submodule(module, layer)
         layer.add(adapter, scale)
-    _merge(model, merged, scale)
+    with torch.no_grad():
+        _merge(model, merged, scale)
 
 
 def has_adapters(model: nn.Module) -> bool:
