@@ -32,6 +32,7 @@ def record_file(tmp_path, monkeypatch):
     monkeypatch.setenv("MINICOGVX_PROGRESS", str(path))
     monkeypatch.setattr(checking, "_hints_given", {})
     monkeypatch.setattr(checking, "_verdicts", {})
+    monkeypatch.setattr(checking, "LINE", 10_000)  # sentences are compared whole
     return path
 
 
@@ -290,6 +291,15 @@ def not_written(*arguments, **named):
 
 
 # ---- hint
+
+
+def test_messages_and_hints_break_between_words(capsys, monkeypatch):
+    monkeypatch.setattr(checking, "LINE", 100)
+    said = judge(find("0.5"), rounded_down).message
+    check("0.5", rounded_down), hint("0.6")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100 < len(said)
+    assert f"Exercise 0.5: not right yet. {said} The name" in out.replace("\n", " ")
 
 
 def test_one_more_hint_at_each_call(capsys):
