@@ -119,7 +119,8 @@ def add(part: str, content, path: Path = FILE) -> None:
                                                                                         content["seed"])]
         content = sorted([*others, short_numbers(content)], key=lambda run: (run["name"], run["seed"]))
     if part == "judged":
-        content = record.get("judged", {}) | content
+        merged = record.get("judged", {}) | content
+        content = {name: merged[name] for name in sorted(merged, key=[*JUDGED, *merged].index)}
     command = "python -m minicogvx.ablation.taught_study trajectories|student|reward|judge"
     record |= {"command": command, part: short_numbers(content),
                "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -87,8 +87,9 @@ def say_share(name):
 kept = {name: say_share(name) for name in judged if name.startswith("toy")}
 
 # %% [markdown]
-# The seconds include decoding, which costs as much as several passes. In this simple world four steps without guidance
-# still obey most captions. What two steps lose is to be won back.
+# The seconds include decoding, which costs as much as several passes. (A guided step takes two passes.) In this simple
+# world four steps still obey most captions, with guidance as many as twenty-five. What two steps lose is to be won
+# back.
 #
 # Let the toy make clips in 24 guided steps, and write down where each was at the start, after 12 steps and at the end.
 # The student has one step for each half. What must it predict, so that a single step of DDIM (notebook 04) ends where
@@ -492,9 +493,9 @@ drawn = [layout_spread(torch.stack([render(scene, 17, 64, 64) for scene in sampl
 print(f"  {'drawn clips, as a yardstick':28s} {statistics.fmean(drawn):.3f} ({min(drawn):.3f} to {max(drawn):.3f})")
 
 # %% [markdown]
-# Variety is lost before anybody gives marks: compare the toy in few steps with the drawn clips. Training with marks
-# changed nothing here that can be told. But it does not protect what is left, either: no clip is ever marked for being
-# different.
+# Variety is lost before anybody gives marks: first to guidance (25 steps with it and without), then to few steps.
+# Training with marks changed nothing here that can be told. But it does not protect what is left, either: no clip is
+# ever marked for being different.
 #
 # ### Exercise 17.6: a diagnosis (difficulty 3 of 3, 20 minutes)
 #
