@@ -78,6 +78,17 @@ def check_writable(path: str | Path, folder: bool = False) -> None:
             trial.flush()
 
 
+def check_folder(folder: str | Path, listing: str | Path | None = None) -> None:
+    """Raises FileNotFoundError unless `folder` is a folder, and `listing`, if there is one, a file."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file; name its folder, {folder.parent}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if listing is not None and not Path(listing).is_file():
+        raise FileNotFoundError(f"there is no file {listing}; it must list clips, one JSON object a line")
+
+
 def is_leftover(name: str) -> bool:
     """Whether a hidden file or folder of this name was left by an interrupted run of this program."""
     return any(pattern.fullmatch(name) for pattern in (_PART, _TMP, _NOTES))

@@ -55,7 +55,7 @@ def check_names(arguments: argparse.Namespace, may_be_preset: bool = False) -> N
     A model may be "random" where training begins. `may_be_preset`: presets are accepted whose weights are not here, and
     of which settings can be shown.
     """
-    from minicogvx.data.films.folder_walk import check_folder
+    from minicogvx.files import check_folder
     from minicogvx.interop import find_folder
     from minicogvx.presets import PRESETS
 

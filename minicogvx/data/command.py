@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from minicogvx.data.films.folder_walk import check_folder
 from minicogvx.data.films.thresholds import CurationThresholds
+from minicogvx.files import check_folder
 from minicogvx.options import add_device_options, check_names, chosen
 from minicogvx.parsing import SEED, SHARE, Parser, choose_command, number, path_to, whole
 from minicogvx.ranges import RANGES
@@ -127,7 +127,7 @@ def _shapes(arguments: argparse.Namespace) -> int:
 
 
 def _scan(arguments: argparse.Namespace) -> int:
-    from minicogvx.data.films.folder import counted, scan_folder
+    from minicogvx.data.films.folder import how_many, scan_folder
 
     found = scan_folder(arguments.folder, arguments.min_seconds, arguments.list, progress=True)
     for clip in found.clips[:LISTED]:
@@ -139,7 +139,7 @@ def _scan(arguments: argparse.Namespace) -> int:
         print(f"... and {len(found.clips) - LISTED} more")
     _print_left_out(found)
     seconds = sum(clip.seconds for clip in found.clips)
-    print(f"{counted(found.clips)} can be used, {seconds:.1f} s in all; {many(len(found.problems), 'problem')}")
+    print(f"{how_many(found.clips)} can be used, {seconds:.1f} s in all; {many(len(found.problems), 'problem')}")
     return 0
 
 

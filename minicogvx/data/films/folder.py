@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from minicogvx.data.films.buckets import Size, aspect_buckets, choose_bucket
 from minicogvx.data.films.decode import read_image, read_video
-from minicogvx.data.films.folder_walk import check_folder, walk_folder
+from minicogvx.data.films.folder_walk import walk_folder
 from minicogvx.data.films.list_kinds import belongs_to_pair
 from minicogvx.data.films.listing import CAPTION_FIELDS, METADATA, Line, Problem, one_line, read_list, same_name
 from minicogvx.data.films.pictures import existing_file
 from minicogvx.data.films.probe import FILMS, IMAGES, probe
+from minicogvx.files import check_folder
 from minicogvx.room import is_out_of_memory
 from minicogvx.visible import many
 
@@ -170,7 +171,7 @@ def _seconds(line: Line | None, film_seconds: float) -> tuple[float, float]:
     return (line.start if line else 0.0, film_seconds if line is None or line.end is None else line.end)
 
 
-def counted(clips: Sequence[VideoClip]) -> str:
+def how_many(clips: Sequence[VideoClip]) -> str:
     """How many there are, such as "9 films and 1 picture", or "12 pieces of 9 films"."""
     videos = [clip.name for clip in clips if not clip.is_image]
     films, pictures = many(len(set(videos)), "film"), len(clips) - len(videos)

@@ -24,17 +24,6 @@ class Walk:
     problems: list[Problem] = field(default_factory=list)
 
 
-def check_folder(folder: str | Path, listing: str | Path | None = None) -> None:
-    """Raises FileNotFoundError unless `folder` is a folder, and `listing`, if there is one, a file."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise FileNotFoundError(f"{folder} is a file; name its folder, {folder.parent}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    if listing is not None and not Path(listing).is_file():
-        raise FileNotFoundError(f"there is no file {listing}; it must list clips, one JSON object a line")
-
-
 def walk_folder(folder: Path, endings: Collection[str]) -> Walk:
     """Walks `folder` and everything below it; each real folder once, however many links point to it.
 
