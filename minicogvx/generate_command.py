@@ -33,11 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     video = _sample(pipe, arguments, size)
     for path in _write_all(out, video, pipe.fps):
         print(path)
+    from minicogvx.data.world.captions import parse_caption
     from minicogvx.data.world.oracle_sentence import oracle_sentence
 
     if told := oracle_sentence(arguments.prompt, video):
         print(told)
-    elif pipe.text.whole_words and len(video) > 1:
+    elif pipe.text.whole_words and len(video) > 1 and not parse_caption(arguments.prompt).objects:
         print("the oracle has nothing to judge: the caption names no shape of this world; `minicogvx words` lists them")
     return 0
 

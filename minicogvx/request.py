@@ -15,6 +15,7 @@ from minicogvx.ranges import check_number, shown, valid_frames
 from minicogvx.room import refuse_giants
 from minicogvx.text import TextEncoder
 from minicogvx.vae.tiling import check_tile
+from minicogvx.visible import many
 
 _MOST = 2**63 - 1  # the largest size of a tensor, and the largest seed
 _AXES = {"image": "height x width x 3"} | dict.fromkeys(("video", "prefix"), "frames x height x width x 3")
@@ -106,7 +107,7 @@ def check_prefix_frames(vae: VAEConfig, frames: int, of: int) -> None:
 
 
 def _count_prompts(request: Request) -> str:
-    return f"{len(request.prompts)} prompt{'s' * (len(request.prompts) > 1)}"
+    return many(len(request.prompts), "prompt")
 
 
 def _check_prompts(request: Request, text: TextEncoder) -> None:

@@ -200,7 +200,7 @@ def train_and_show(pipe: Pipeline, seed: int, seconds: int | float, out: Path, m
 
 
 def nano_clips(pipe: Pipeline, model: ExpertTransformer, prompts: tuple[str, ...],
-             steps: int) -> Float[Tensor, "b t h w 3"]:
+               steps: int) -> Float[Tensor, "b t h w 3"]:
     """Clips that a network of the nano world makes for the prompts, in 0..1."""
     return pipe.decode(nano_sampled(pipe, model, prompts, steps=steps))
 

@@ -1,6 +1,6 @@
 """Text as it is printed: control characters, which file names and captions may hold, are shown instead of obeyed.
 
-And numbers and lists in sentences.
+And parts of sentences: a number of things, and the first few names of many.
 """
 
 from collections.abc import Sequence

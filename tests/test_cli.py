@@ -74,6 +74,9 @@ def test_generate_says_what_is_not_as_asked_and_what_cannot_be_judged(pipe, caps
     assert "the oracle has nothing to judge: the caption names no shape" in capsys.readouterr().out
     assert cli.main(["generate", f"{pipe.prompt} and a cat sleeps on a pink wall"]) == 0
     assert "as asked, as far as it can judge; it cannot judge 'cat sleeps on a pink wall'" in capsys.readouterr().out
+    pipe.video = pipe.video.repeat_interleave(9, dim=1).repeat_interleave(9, dim=2)  # larger than the oracle reads
+    assert cli.main(["generate", pipe.prompt]) == 0
+    assert "oracle" not in capsys.readouterr().out
 
 
 def test_generate_passes_every_option_on(pipe):

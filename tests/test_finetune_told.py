@@ -68,7 +68,7 @@ def test_the_sizes_of_films_are_told_and_taken_over_by_the_command_that_is_print
     assert words[-4:] == ["--height", "24", "--width", "48"]
     assert cli.main([*words[1:], "--steps", "1", "--out", "made.mp4"]) == 0
     again, _ = finetune("--lora", 2, "--steps", 1)
-    assert again[-4:] == ["Nothing is left to do: all 1 steps are done.", *out[-3:]]
+    assert again[-4:] == ["Already done: 1 step.", *out[-3:]]
     shorter, _ = finetune("--lora", 2, "--steps", 1, "--num-frames", 5, "--out", tmp_path / "short")
     assert shorter[-1].endswith("--height 24 --width 48 --num-frames 5")
 

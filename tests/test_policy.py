@@ -114,7 +114,7 @@ def test_the_objective_stops_rewarding_and_goes_on_punishing():
         assert bool(slope) is moves, (step, advantage)
 
 
-def test_a_walk_knows_its_own_chances():
+def test_a_rollout_knows_its_own_log_probabilities():
     pipe = tiny_pipe()
     text, begin = pipe.text.encode(["a red circle moves up"] * 2), noise(2, *latent_shape(pipe))
     taken = rollout(pipe.transformer, pipe.schedule, text, begin, 3, 0.8, torch.Generator().manual_seed(0))

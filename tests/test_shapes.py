@@ -192,6 +192,7 @@ def test_what_no_reading_confirms_is_named(subtests):
         ("a red circle moves right and a blue square moves up", ["blue square moves up"]),
         ("A small white triangle falls down", ["small"]),
         ("a circle that is red moves slowly up", ["moves slowly up"]),
+        ("a red and blue circle moves right", ["red"]),
         ("a shiny bar, near the top left, grows on navy", ["shiny", "top left"]),
         ("an elephant", ["elephant"]), ("", []),
     ):

@@ -26,7 +26,7 @@ def shared(tmp_path, monkeypatch) -> Path:
 
 
 def test_its_lines_in_python_and_in_diffusers_run_as_they_stand(shared, capsys):
-    section = re.search(r"^## 4\. Share it\n(.*?)^## ", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
+    section = re.search(r"^## 4\. Share it\n(.*?)^## ", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
     size = (shared / "runs/mine/pytorch_lora_weights.safetensors").stat().st_size
     assert f"{size / 1e6:.1f} MB at rank 16" in section
     assert cli.main(re.search(r"minicogvx (export [\w/]+)", section)[1].split()) == 0

@@ -222,14 +222,20 @@ def test_the_plan_fills_the_time_with_steps_and_looks_take_a_third_at_most():
 
 
 def test_a_slow_first_step_does_not_count_in_the_plan(monkeypatch):
+    now = [0.0]
+
+    def pass_by(seconds):
+        now[0] += seconds
+
     def slow_at_first(*given, **named):
-        for i in range(tour.TRIAL):
-            time.sleep(0.5 if i == 0 else 0.02)
+        for seconds in (90, 90, 90, 0.25, 0.25, 0.25):
+            pass_by(seconds)
             yield 1.0
 
     monkeypatch.setattr(tour, "train_nano", slow_at_first)
-    training = SimpleNamespace(look=lambda: time.sleep(0.02), world=None, pipe=SimpleNamespace(schedule_config=None))
-    assert 300 < tour.Training.plan(training, 10, 0, Redrawn(Screen())).steps < 500
+    monkeypatch.setattr(tour, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    training = SimpleNamespace(look=lambda: pass_by(1), world=None, pipe=SimpleNamespace(schedule_config=None))
+    assert tour.Training.plan(training, 60, 0, Redrawn(Screen())) == tour.plan_for(60, 0.25, 1)
 
 
 def test_bars_grow_with_the_gain_and_say_what_is_heard():

@@ -231,8 +231,8 @@ def _encode_on(here, arguments: argparse.Namespace, configs, settings, dtype) ->
     vae, text = _open_models(arguments.model, configs.transformer.max_text_seq_length, here.device, dtype)
     found = by_first(lambda: scan_folder(arguments.folder, 0.0, arguments.list, progress=True), here)
     found.need_clips()
-    unknown = unknown_sentence(text, ((clip.name, clip.caption) for clip in found.clips))
-    if unknown and here.first:
+    captions = ((clip.name, clip.caption) for clip in found.clips)
+    if here.first and (unknown := unknown_sentence(text, captions)):
         print(unknown, flush=True)
     clips, problems = encode_clips(found.clips, arguments.out, vae, text, settings, dtype, arguments.batch_size,
                                    ranks=here)

@@ -27,7 +27,7 @@ Trajectories = tuple[Float[Tensor, "states m c t h w"], Float[Tensor, "m n d"]]
 
 @torch.no_grad()
 def teacher_trajectories(pipe: Pipeline, count: int, steps: int = 24, kept: int = 4, seed: int = 0, batch: int = 16,
-                 on_batch: Callable[[int], None] | None = None) -> Trajectories:
+                         on_batch: Callable[[int], None] | None = None) -> Trajectories:
     """`count` clips of the toy with `steps` guided steps of DDIM: latents at the `kept` timesteps of the student and at
     the end, and the features of their captions, which are of the training split.
 
@@ -36,7 +36,7 @@ def teacher_trajectories(pipe: Pipeline, count: int, steps: int = 24, kept: int 
     if steps % kept:
         raise ValueError(f"steps is {steps}; the student's {kept} steps must divide it")
     sampler = DDIMSampler(pipe.schedule, steps, target="next")
-    generator, words = torch.Generator().manual_seed(seed), random.Random(f"ways {seed}")
+    generator, words = torch.Generator().manual_seed(seed), random.Random(f"ways {seed}")  # as in the study
     scenes = sample_scenes(count, 500 + seed, two_objects=0.0)
     found, features = [], []
     for first in range(0, count, batch):

@@ -90,11 +90,12 @@ class FilmData:
 
     def tell_sizes(self, sets: Sequence[Clips], held_back: Clips | None, vae: VAEConfig, ranks: Ranks) -> None:
         """Prints how many clips are trained on, and their sizes; `sets`: of the stages."""
+        if not ranks.first:
+            return
         what = "clip" if self.encoded or self.listing else "film"
+        back = f"; held back: {len(held_back)} more" if held_back is not None else ""
         for sentence in dict.fromkeys(sizes_sentence(pixel_sizes(clips, vae), what) for clips in sets):
-            back = f"; {len(held_back)} more are held back" if held_back is not None else ""
-            if ranks.first:
-                print(sentence + back, flush=True)
+            print(sentence + back, flush=True)
 
     def words(self, file: Path, ranks: Ranks) -> tuple[str, ...]:
         """Every word of the captions, for a text encoder that begins with random weights.

@@ -14,8 +14,8 @@ from minicogvx.engine.run_folder import has_begun
 from minicogvx.files import check_writable
 from minicogvx.interop import find_folder
 from minicogvx.interop.lora import FILE
-from minicogvx.interop.safetensors_files import read_json, write_json
-from minicogvx.training.film_data import WORDS, FilmData
+from minicogvx.interop.safetensors_files import read_json
+from minicogvx.training.film_data import WORDS
 from minicogvx.training.result import PICTURE
 from minicogvx.visible import many
 
@@ -60,24 +60,14 @@ def _spare_inputs(out: Path, given: Mapping[str, str | Path | None]) -> None:
                                  f"--out")
 
 
-def record_films(path: Path, films: Sequence[VideoClip]) -> None:
-    """Writes which films, of how many bytes and with which captions, a run is trained on."""
-    write_json(path, _facts(films))
+def film_facts(films: Sequence[VideoClip]) -> dict[str, list]:
+    """Bytes and caption of each film, or piece of one: the content of `FILMS`."""
+    return {f"{clip.name} {clip.start:.3f} {clip.end:.3f}": [clip.path.stat().st_size, clip.caption] for clip in films}
 
 
-def tell_films(path: Path, data: FilmData, ranks: Ranks) -> None:
-    """Prints which films are left out, and how the others differ from those that `record_films` wrote to `path`."""
-    if not ranks.first:
-        return
-    for problem in data.problems:
-        print(problem)
-    if changes := changed_films(path, data.films):
-        print(f"films since the last checkpoint: {changes}")
-
-
-def changed_films(path: Path, films: Sequence[VideoClip]) -> str:
+def changed_films(path: Path, now: Mapping[str, list]) -> str:
     """Such as "2 new, 1 removed, 1 caption changed"; empty if nothing has, or there is no record at `path`."""
-    before, now = read_json(path) if path.exists() else {}, _facts(films)
+    before = read_json(path) if path.exists() else {}
     if not before:
         return ""
     both = now.keys() & before.keys()
@@ -85,11 +75,6 @@ def changed_films(path: Path, films: Sequence[VideoClip]) -> str:
     told = [f"{len(keys)} {what}" for what, keys in {"new": now.keys() - before.keys(), "replaced": replaced,
                                                      "removed": before.keys() - now.keys()}.items() if keys]
     return ", ".join(told + [f"{many(len(captions), 'caption')} changed"] * bool(captions))
-
-
-def _facts(films: Sequence[VideoClip]) -> dict[str, list]:
-    """Bytes and caption of each film, or piece of one."""
-    return {f"{clip.name} {clip.start:.3f} {clip.end:.3f}": [clip.path.stat().st_size, clip.caption] for clip in films}
 
 
 def _digest(paths: list[Path]) -> str:

@@ -62,7 +62,7 @@ class Run:
             keep.folder.mkdir(parents=True, exist_ok=True)
         self.files = keep.folder and Checkpoints(keep.folder / "checkpoints", name, ranks, keep.checkpoints)
         self.state, self.log = {}, _Log(self)
-        self.recent = deque(maxlen=keep.log_every)  # the losses of the latest steps, on this rank
+        self.recent = deque(maxlen=keep.log_every)  # what the bar averages: first figures of the latest steps
 
     @property
     def progress(self) -> float:
@@ -135,8 +135,8 @@ class Run:
                measured: Mapping[str, float] = {}) -> None:
         """Logs the figures of the current step to NAME.jsonl and TensorBoard, every `log_every` steps.
 
-        The bar shows the mean loss of the latest `log_every` steps, on this rank alone. `end_step` has waited for the
-        device, so to read the loss in every step costs nothing.
+        The bar shows the mean of the first figure (the loss; for a VAE the PSNR) over the latest `log_every` steps, on
+        this rank alone. `end_step` has waited for the device, so to read it in every step costs nothing.
 
         Args:
             figures: of each pass, its share of a mean.

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from minicogvx.advice import Advice
 from minicogvx.data.clips.clips import Clips, pixel_size
 from minicogvx.data.world.captions import evaluation_caption
 from minicogvx.data.world.drawing import render_batch
@@ -72,7 +73,7 @@ class FilmSamples:
                 image = rearrange(self.clips.first_pixels(i) / 2 + 0.5, "c 1 h w -> h w c")
             caption = self.clips.caption(i, random.Random(0))
             with task.averaged_weights(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "this model has never seen")  # was said when training began
+                warnings.simplefilter("ignore", Advice)  # about unknown words: told when training began
                 clip = pipe(caption, image, num_frames=frames, height=height, width=width, num_inference_steps=STEPS)
             _write(self.folder, f"step_{step:08d}_{number}", clip, clip, pipe.fps, [caption])
         return {}

@@ -10,7 +10,6 @@
     pipeline/, or pytorch_lora_weights.safetensors   the result
 """
 
-import functools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +38,7 @@ from minicogvx.training.batches import Steps
 from minicogvx.training.film_data import WORDS, FilmData
 from minicogvx.training.loop import Watcher, fit
 from minicogvx.training.recipes import Recipe
-from minicogvx.training.record import FILMS, RECORD, compare_with_before, record_films, tell_films
+from minicogvx.training.record import FILMS, RECORD, changed_films, compare_with_before, film_facts
 from minicogvx.training.result import write_adapters, write_result
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.samples import FilmSamples, WorldSamples
@@ -105,11 +104,14 @@ def train(job: Job, ranks: Ranks = Ranks()) -> str:
 
 
 def _train(job: Job, ranks: Ranks) -> str:
+    films = {}
     if job.data is not None:
         job = replace(job, data=job.data.scanned(job, ranks))
-        tell_films(job.out / FILMS, job.data, ranks)
+        if ranks.first:
+            films = film_facts(job.data.films)
+            _tell_films(job, films)
     minutes = Minutes(job.out / "minutes.json", ranks)
-    keep = replace(job.keep, folder=job.out, on_checkpoint=_kept(job, minutes, ranks))
+    keep = replace(job.keep, folder=job.out, on_checkpoint=_with_checkpoint(job, minutes, films, ranks))
     parts = starting_parts(job, keep, ranks)
     if job.data is not None:
         job.data.tell_words(parts.text, ranks)
@@ -122,7 +124,8 @@ def _train(job: Job, ranks: Ranks) -> str:
     task = transformer_task(job, parts, sets, ranks)
     data = Steps(sets, task.training, task.model.config, task.ranks, job.seed, task.zero_text,
                  parts.schedule_config.num_train_timesteps)
-    run = Run("transformer", len(data), replace(keep, on_checkpoint=_kept(job, minutes, ranks, task)), task.ranks)
+    keep = replace(keep, on_checkpoint=_with_checkpoint(job, minutes, films, ranks, task))
+    run = Run("transformer", len(data), keep, task.ranks)
     try:
         fit(task, data, run, learning_rate(task), watchers(job, task, parts, sets, held_back, ranks),
             task.training.workers)
@@ -132,19 +135,25 @@ def _train(job: Job, ranks: Ranks) -> str:
             raise
         raise KeyboardInterrupt(f"{stop}; until it ends, {before} is that of fewer steps") from stop
     minutes.write()
-    done = f"Nothing is left to do: all {run.total} steps are done." if run.before == run.total else (
-        f"Done: {many(run.total, 'step')}.")
-    return f"{done}\n{write_result(job.out, job.start, parts, task, sets[-1], ranks)}"
+    done = "Already done" if run.before == run.total else "Done"
+    return f"{done}: {many(run.total, 'step')}.\n{write_result(job.out, job.start, parts, task, sets[-1], ranks)}"
 
 
-def _kept(job: Job, minutes: "Minutes", ranks: Ranks, task: TransformerTask | None = None) -> Callable[[int], None]:
-    """What is written with each checkpoint: minutes, which films there are, and what adapters of `task` learnt."""
-    record = functools.cache(record_films)
+def _tell_films(job: Job, films: dict[str, list]) -> None:
+    """Prints which films are left out, and how the others differ from those of the last checkpoint."""
+    for problem in job.data.problems:
+        print(problem)
+    if changes := changed_films(job.out / FILMS, films):
+        print(f"films since the last checkpoint: {changes}")
 
+
+def _with_checkpoint(job: Job, minutes: "Minutes", films: dict[str, list], ranks: Ranks,
+                     task: TransformerTask | None = None) -> Callable[[int], None]:
+    """What is written with each checkpoint: minutes, facts of `films`, and what adapters of `task` learnt."""
     def write(step: int) -> None:
         minutes.write()
-        if job.data is not None and ranks.first:
-            record(job.out / FILMS, job.data.films)
+        if films:
+            write_json(job.out / FILMS, films)
         if task is not None and task.training.lora_rank:
             write_adapters(job.out, task, step, ranks)
 

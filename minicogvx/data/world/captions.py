@@ -7,6 +7,7 @@ without punctuation, at most 30 to a caption. `parse_caption` inverts them, so a
 import random
 import re
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from minicogvx.data.world.vocabulary import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Scene, ShapeObject
 
@@ -223,20 +224,19 @@ def _parse(text: str) -> tuple[Request, list[str], list[bool]]:
     """The request, the caption's words, and of each whether the request has it."""
     words = re.findall(r"[a-z]+", text.lower())
     plain = [_VERBS.get(word, word) for word in (_SYNONYMS.get(word, word) for word in words)]
-    first = {}  # of each word, where it begins -> its place
-    for i, word in enumerate(plain):
-        first[sum(map(len, plain[:i])) + i] = i
-    said = [False] * len(words)
+    line, said = " ".join(plain), [False] * len(words)
     objects: list[ObjectRequest] = []
-    background, pending, waits = None, ObjectRequest(), []  # the places of what is pending
+    background, pending = None, ObjectRequest()
+    waits: dict[str, range] = {}  # the places of the pending colour and motion
 
-    def note(places: list[int]) -> None:
-        for place in places:
+    def note(*runs: range) -> None:
+        for place in chain(*runs):
             said[place] = True
 
-    for match in _PATTERN.finditer(" ".join(plain)):
+    for match in _PATTERN.finditer(line):
         kind, found = match.lastgroup, match.group()
-        places = [first[match.start()] + i for i in range(len(found.split()))]
+        begin = line[:match.start()].count(" ")
+        places = range(begin, begin + len(found.split()))
         if kind == "background":
             word = found.split()[0]
             if word in BACKGROUNDS:
@@ -244,14 +244,15 @@ def _parse(text: str) -> tuple[Request, list[str], list[bool]]:
                 note(places)
         elif kind in ("size", "colour"):
             pending = replace(pending, **{kind: found})
-            waits += places if kind == "colour" else []
+            if kind == "colour":
+                waits["colour"] = places
         elif kind == "shape":
             shape = found.removeprefix("the ")
             if found == shape or pending.colour or shape not in [thing.shape for thing in objects]:
                 objects.append(replace(pending, shape=shape))
                 pending = ObjectRequest()
-            note(waits + places)
-            waits = []
+            note(*waits.values(), places)
+            waits = {}
         elif kind != "where" and (motion := _motion(kind, found)):
             waiting = [i for i, thing in enumerate(objects) if thing.motion is None]
             for i in waiting:
@@ -260,8 +261,8 @@ def _parse(text: str) -> tuple[Request, list[str], list[bool]]:
             if waiting:
                 note(places)
             elif not objects:
-                waits += places
+                waits["motion"] = places
     if objects and pending.colour and objects[-1].colour is None:  # "a circle that is red"
         objects[-1] = replace(objects[-1], colour=pending.colour)
-        note(waits)
+        note(*waits.values())
     return Request(tuple(objects), background), words, said
