@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minicogvx.ranges import RANGES
 from minicogvx.suggest import did_you_mean
+from minicogvx.visible import listed
 
 _INT64 = 2**63 - 1  # PyTorch's limit
 
@@ -123,7 +124,7 @@ def one_of(names: Iterable[str], kind: str = "", plural: str = "") -> Callable[[
         if text in known:
             return text
         if not kind:
-            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {', '.join(known[:-1])} or {known[-1]}")
+            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {listed(known, 'or')}")
         raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}; the {plural} are {', '.join(known)}"
                                          f"{did_you_mean(text, known)}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from minicogvx.presets import TransformerConfig, VAEConfig
+from minicogvx.visible import listed
 
 _GIB = 2**30
 # Messages of plain RuntimeErrors: of the CPU's allocator, MPS, sizes beyond 64 bits, libraries.
@@ -95,7 +96,7 @@ def out_of_memory_sentence(error: BaseException, argv: Sequence[str]) -> str:
         helps = [advice for advice in helps if advice != "--offload"]  # it has no effect on the CPU
     helps.append("--device cpu" if on_gpu else "closing other programs")
     return (f"there is not enough memory {'on the GPU' if on_gpu else 'on this machine'}{_asked_for(error)}; what "
-            f"helps: {', '.join(helps[:-1])}{' or ' if helps[1:] else ''}{helps[-1]}")
+            f"helps: {listed(helps, 'or')}")
 
 
 def _asked_for(error: BaseException) -> str:

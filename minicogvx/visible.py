@@ -1,6 +1,6 @@
 """Text as it is printed: control characters, which file names and captions may hold, are shown instead of obeyed.
 
-And parts of sentences: a number of things, and the first few names of many.
+And parts of sentences: numbers of things, and lists of names.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,12 @@ def visible(text: str) -> str:
 def many(number: int, what: str) -> str:
     """Such as "1 film" or "3 films"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """Such as "a", "a and b" or "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def first_few(names: Sequence[str], most: int) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from minicogvx.course import output
 from minicogvx.course.show import new_figure, show_figure
 from minicogvx.media import enlarge_frames, write_mp4
+from minicogvx.visible import listed
 
 MAX_CLIP_BYTES = 200_000  # of an embedded mp4: notebooks should be small
 GOOD_CLIP_BYTES = 36_000  # what needs more, films and noise, is compressed harder
@@ -106,7 +107,7 @@ def frames_said(length: int, num_frames: int = 6) -> str:
         return f"frames 0 to {length - 1}"
     if len(places) == 2:
         return f"first and last of {length} frames"
-    return f"frames {', '.join(map(str, places[:-1]))} and {places[-1]} of {length}"
+    return f"frames {listed([str(place) for place in places])} of {length}"
 
 
 def strip_of(video: Float[Tensor, "t h w 3"], num_frames: int = 6, gap: int = 4) -> Float[Tensor, "h2 w2 3"]:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from minicogvx.data.world.captions import parse_caption, unjudged
 from minicogvx.data.world.oracle import ObjectReading, Reading, matches, read
+from minicogvx.visible import listed
 
 MOST_SIDE = 256  # pixels of the shorter side; models of the shapes world make smaller clips
 
@@ -37,8 +38,4 @@ def _thing(thing: ObjectReading) -> str:
     moving = f" that {thing.motion}" if thing.motion else ""
     unclear = [part for part in ("colour", "shape", "motion") if getattr(thing, part) is None]
     article = "an" if named[0] in "aeiou" else "a"
-    return f"{article} {named}{moving}{f' ({_listed(unclear)} unclear)' if unclear else ''}"
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"{article} {named}{moving}{f' ({listed(unclear)} unclear)' if unclear else ''}"
