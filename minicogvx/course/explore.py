@@ -14,7 +14,6 @@ from minicogvx.course import output, show
 from minicogvx.course import widget_parts as parts
 from minicogvx.media import enlarge_frames
 
-MOST = 3  # values of a slider in the static picture of a grid
 SIDE = 192  # pixels, at least, of the shorter side of a picture or clip
 
 
@@ -119,7 +118,7 @@ def _display_sliders(grid: _Grid, fps: int | float) -> None:
 
 def _sheet(grid: _Grid):
     """A figure of at most 3 x 3 clips or pictures: the first, middle and last value of each slider."""
-    rows, columns = (sorted({0, len(each) // 2, len(each) - 1}) for each in grid.values)
+    rows, columns = map(_in_sheet, grid.values)
     figure, axes = show.new_figure(len(rows), len(columns), 1.8 * len(columns) + 0.6, 1.8 * len(rows) + 0.3)
     for line, i in zip(axes, rows):
         for axis, j in zip(line, columns):
@@ -131,10 +130,15 @@ def _sheet(grid: _Grid):
     return figure
 
 
+def _in_sheet(values: Sequence[Any]) -> list[int]:
+    """The places of the first, the middle and the last value."""
+    return sorted({0, len(values) // 2, len(values) - 1})
+
+
 def _words_of_sheet(grid: _Grid) -> str:
     """The text alternative, with how many of the values the sheet has no place for."""
-    few = [f"{MOST} of the {len(each)} values of {name}" for name, each in zip(grid.names, grid.values)
-           if len(each) > MOST]
+    few = [f"{len(_in_sheet(each))} of the {len(each)} values of {name}" for name, each in zip(grid.names, grid.values)
+           if len(each) > len(_in_sheet(each))]
     if not few:
         return grid.alt
     return f"{parts.without_stop(grid.alt)}. The picture shows {' and '.join(few)}; the sliders have all of them."

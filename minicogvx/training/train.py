@@ -90,10 +90,10 @@ class Job:
 def train(job: Job, ranks: Ranks = Ranks()) -> str:
     """Trains VAE, then transformer and text encoder, or the transformer of a given model. All ranks call it.
 
-    A second call with the same `job.out` resumes the first. Returns, on the first rank, the path of the result and a
-    command that uses it. Raises, on all ranks, ValueError if `out` was begun with other settings (`config.HOW` may
-    change), holds files that are not a run's, or is in use, and OSError if it cannot be written. Call
-    `checks.check_job` before it: what does not fit ends this one late.
+    A second call with the same `job.out` resumes the first. Returns, on the first rank, lines: how many steps are
+    done, the path of the result and a command that uses it. Raises, on all ranks, ValueError if `out` was begun with
+    other settings (`config.HOW` may change), holds files that are not a run's, or is in use, and OSError if it cannot
+    be written. Call `checks.check_job` before it: what does not fit ends this one late.
     """
     dtype = choose_dtype(ranks.device, job.dtype, training=True)
     write_down = []  # on the first rank, which has the record
