@@ -92,7 +92,7 @@ class FilmData:
         """Prints how many clips are trained on, and their sizes; `sets`: of the stages."""
         what = "clip" if self.encoded or self.listing else "film"
         for sentence in dict.fromkeys(sizes_sentence(pixel_sizes(clips, vae), what) for clips in sets):
-            back = f"; {len(held_back)} more are held back" if held_back is not None else ""
+            back = f"; {len(held_back)} more held back for validation" if held_back is not None else ""
             if ranks.first:
                 print(sentence + back, flush=True)
 
