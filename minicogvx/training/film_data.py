@@ -93,7 +93,7 @@ class FilmData:
         if not ranks.first:
             return
         what = "clip" if self.encoded or self.listing else "film"
-        back = f"; held back: {len(held_back)} more" if held_back is not None else ""
+        back = f"; {len(held_back)} more held back for validation" if held_back is not None else ""
         for sentence in dict.fromkeys(sizes_sentence(pixel_sizes(clips, vae), what) for clips in sets):
             print(sentence + back, flush=True)
 
