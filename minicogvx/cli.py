@@ -102,8 +102,8 @@ def _are_caption(words: list[str]) -> bool:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     note = f"minicogvx: note: {visible(' '.join(str(message).split()))}"
-    if "tqdm" in sys.modules:  # a progress bar may be open; the note goes above it
-        sys.modules["tqdm"].tqdm.write(note, file=sys.stderr)
+    if bar := getattr(sys.modules.get("tqdm"), "tqdm", None):  # one may be open; the note goes above it
+        bar.write(note, file=sys.stderr)
     else:
         print(note, file=sys.stderr)
 

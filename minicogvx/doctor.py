@@ -44,7 +44,7 @@ def doctor(write: Callable[[str], None] = partial(print, flush=True)) -> int:
     load = _load()
     broken = _report(findings(), write)
     if not broken:
-        write("timing a few steps of each job, about 30 s if nothing else computes; Ctrl-C stops here")
+        write("timing a few steps of each job, about 30 s if nothing else computes; Ctrl-C skips the rest")
         try:
             broken = _report(_jobs(), write)
         except KeyboardInterrupt:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if told := oracle_sentence(arguments.prompt, video):
         print(told)
-    elif pipe.text.whole_words and len(video) > 1 and not parse_caption(arguments.prompt).objects:
+    elif _knows_shapes(pipe) and len(video) > 1 and not parse_caption(arguments.prompt).objects:
         print("the oracle has nothing to judge: the caption names no shape of this world; `minicogvx words` lists them")
     return 0
 
@@ -153,11 +153,18 @@ def _default_out(arguments: argparse.Namespace) -> Path:
     return Path("outputs") / f"{words or 'video'}-{arguments.seed}.mp4"
 
 
+def _knows_shapes(pipe) -> bool:
+    """Whether the vocabulary is that of the shapes world, not that of somebody's films, nor sub-words."""
+    from minicogvx.data.world.vocabulary import SHAPES
+
+    return pipe.text.whole_words and pipe.text.vocabulary.issuperset(SHAPES)
+
+
 def _note_two_objects(prompt: str, pipe) -> None:
     """Warns if a model of the shapes world is asked for two objects, which it seldom gets right."""
     from minicogvx.data.world.captions import parse_caption
 
-    if pipe.text.whole_words and len(parse_caption(prompt).objects) > 1:
+    if _knows_shapes(pipe) and len(parse_caption(prompt).objects) > 1:
         warnings.warn("the caption names more than one object, which models this small hardly ever get right: shapes "
                       "and colours melt into each other", Advice, stacklevel=2)
 

@@ -23,7 +23,7 @@ def test_this_machine_is_sound(monkeypatch, capsys):
                  "diffusers", "jupyterlab", "toy model"):
         assert f" {part} " in told
     *_, timing, part, whole, verdict = told.splitlines()
-    assert timing == "timing a few steps of each job, about 30 s if nothing else computes; Ctrl-C stops here"
+    assert timing == "timing a few steps of each job, about 30 s if nothing else computes; Ctrl-C skips the rest"
     assert part == "ok      train micro    VAE: about 7.0 min"
     assert whole == "ok      train micro    about 14 min (as ever)"
     assert verdict == "everything required works"

@@ -12,7 +12,7 @@ _printed: set[tuple[int, str]] = set()  # number of the cell's run, and the sent
 
 
 def print_advice_plainly() -> None:
-    """From now on, where this is a notebook's kernel."""
+    """From now on, where IPython runs this: a notebook or its terminal."""
     shell = _shell()
     if shell is None:
         return

@@ -222,7 +222,7 @@ _FILLERS = ({word for phrase in (*_SHORT, *_DENSE, *_SHORT_TWO, *_DENSE_TWO, *_B
 
 def _parse(text: str) -> tuple[Request, list[str], list[bool]]:
     """The request, the caption's words, and of each whether the request has it."""
-    words = re.findall(r"[a-z]+", text.lower())
+    words = re.findall(r"[^\W\d_]+", text.lower())
     plain = [_VERBS.get(word, word) for word in (_SYNONYMS.get(word, word) for word in words)]
     line, said = " ".join(plain), [False] * len(words)
     objects: list[ObjectRequest] = []
