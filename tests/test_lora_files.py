@@ -179,7 +179,7 @@ def test_adapters_that_are_not_there_or_do_not_fit_are_refused_before_weights_ar
             ("", FileNotFoundError, "there is no file"), (tmp_path, FileNotFoundError, f"there is no file .*{FILE}"),
             (other, ValueError, "adapts transformer_blocks.7.attn1.to_q.weight, which this model does not have"),
             (words / FILE, ValueError, "words")):
-        with subtests.test(given), pytest.raises(error, match=told) as refused:
+        with subtests.test(str(given)), pytest.raises(error, match=told) as refused:
             minicogvx.load(tiny_folder, "cpu", lora=given)
         assert "\n" not in str(refused.value) and not read
     with pytest.raises(ZeroDivisionError):

@@ -147,7 +147,7 @@ def test_the_lab_opens_the_learners_copies_which_nothing_removes(clone):
 def test_what_is_handed_on_is_handed_on_whole(clone):
     dry = make(clone, "--dry-run", "--old-file=.venv/.core-installed", "demo", "PROMPT=a \"red\" 'star' $$(ls)")
     assert dry.returncode == 0
-    assert dry.stdout.strip() == '.venv/bin/minicogvx generate --model toy --out "$OUT"  -- "$PROMPT"'
+    assert dry.stdout.strip() == '.venv/bin/minicogvx generate --model toy  -- "$PROMPT"'
     assert "python -m benchmarks.check_gpu --tiny" in make(clone, "--dry-run", "check-gpu", "ARGS=--tiny").stdout
 
 
