@@ -441,7 +441,7 @@ outcome("9.2", ", then ".join(order[:2]))
 # %% [markdown]
 # The background comes first, colour second. Your 150 steps end before motion and shape are heard. The loss falls all
 # the same: much can be learnt without words, such as how to remove noise from edges and plain surfaces. The stored runs
-# go on for 2,400 steps. With each of three seeds motion comes third, and shape last, near the end.
+# go on for 2,400 steps. With each of three seeds motion comes third, and shape last, after 1,600 steps or more.
 #
 # Why? A word is learnt when it saves loss. How much can it save? Draw a scene again with one word exchanged, encode
 # both, and compare the latents.
@@ -506,8 +506,8 @@ outcome("9.3", "neither" if not earlier else "both" if len(earlier) == 2 else f"
 
 # %% [markdown]
 # The teacher never sees a caption. But it makes the network know, somewhere inside, what is where, and then a word
-# finds something to name. Motion and shape are heard much earlier, with every seed, and the shape's
-# gain at the end is twice as large. (The limit of 0.01 is our choice.)
+# finds something to name. Motion and shape are heard much earlier, with every seed, and the shape's gain at the end is
+# more than twice as large. (The limit of 0.01 is our choice.)
 #
 # So this is the order: what fills the picture, then what colours a part of it, then how that part moves, and last its
 # outline. Samples follow. The slider shows a clip for another caption at moments of the training run with the teacher:
