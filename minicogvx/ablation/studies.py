@@ -264,8 +264,8 @@ _LATENTS = LatentsStudy("latents", QUESTIONS["latents"], _regularised(_TOY) | {
 _PICTURES, _CLIPS = _FIRST_PICTURES
 
 
-def _minutes(transformer: Mapping[str, Any] = {}, **training) -> Latents:
-    return Latents(VAE, crowd=8, whiten=True, transformer=transformer, training=training)
+def _minutes(transformer: Mapping[str, Any] = {}, patch_size: int = 2, **training) -> Latents:
+    return Latents(VAE, crowd=8, whiten=True, patch_size=patch_size, transformer=transformer, training=training)
 
 
 _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
@@ -285,6 +285,8 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     "no pictures": _minutes(stages=(_CLIPS,)),
     "samples of the posterior": _minutes(posterior="sample"),
     "4 blocks": _minutes({"num_layers": 4}),
+    "patches of one cell": _minutes(patch_size=1),
+    "patches of one cell, 4 blocks": _minutes({"num_layers": 4}, patch_size=1),
 }, VAETraining(
     (VAEStage(1400, 4, 9, loss=replace(PIXELS, kl_weight=0.03)),
      VAEStage(350, 4, 9, learning_rate_factor=0.5, loss=replace(_PERCEPTUAL, kl_weight=0.03))),

@@ -73,12 +73,15 @@ def _draw(scene: Scene, out: np.ndarray) -> None:
         x, y, r = (v.astype(np.float32) for v in trajectory(thing, u))
         x, y, r = x * width, y * height, r * min(height, width)
         half_width, half_height = (math.ceil(share * float(r.max())) + 2 for share in EXTENT[thing.shape])
-        for frame in range(frames):  # within the window around the object
-            left, top = max(0, int(x[frame]) - half_width), max(0, int(y[frame]) - half_height)
-            right, bottom = int(x[frame]) + half_width + 1, int(y[frame]) + half_height + 1
-            dx = np.arange(left, min(right, width), dtype=np.float32)[None, :] + 0.5 - x[frame]
-            dy = np.arange(top, min(bottom, height), dtype=np.float32)[:, None] + 0.5 - y[frame]
-            layer[frame, top:bottom, left:right] = coverage(thing.shape, dx, dy, r[frame])
+        left, top = x.astype(int) - half_width, y.astype(int) - half_height  # of a window around the object
+        columns = left[:, None] + np.arange(2 * half_width + 1)
+        rows = top[:, None] + np.arange(2 * half_height + 1)
+        dx, dy = columns.astype(np.float32) + 0.5 - x[:, None], rows.astype(np.float32) + 0.5 - y[:, None]
+        covered = coverage(thing.shape, dx[:, None, :], dy[:, :, None], r[:, None, None])
+        for on, window, row, column in zip(layer, covered, top, left):  # the part of each window that is in the frame
+            part = window[max(0, -row):max(0, height - row), max(0, -column):max(0, width - column)]
+            row, column = max(0, row), max(0, column)
+            on[row:row + part.shape[0], column:column + part.shape[1]] = part
     free = np.ones_like(layers[0])  # share of each pixel that no object further up covers; the last lies on top
     for layer in layers[:0:-1]:
         layer *= free
