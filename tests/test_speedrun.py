@@ -16,6 +16,7 @@ from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.evaluation.intervals import at_least, wilson
 from minicogvx.speedrun.board import GOALS, Minutes, Row, Score, SeedRun, read_row, recipe_hash, table, write_row
 from minicogvx.speedrun.machine import commit
+from minicogvx.training.recipes import load_recipe
 from minicogvx.training.run import Keep, Run
 from minicogvx.training.train import Minutes as Clock
 from tests.tiny import load_pipeline, same, weights
@@ -165,6 +166,9 @@ def test_the_committed_board_is_the_table_of_the_committed_rows(tmp_path, capsys
     assert board_command.with_board(readme) == readme
     assert all(f"| `{size}` |" in readme and f"{100 * share:.0f} % of captions" in readme
                for size, share in GOALS.items())
+    for path in (board_command.FOLDER / "rows").glob("*.json"):
+        beside = load_recipe(str(path.with_suffix(".toml")))
+        assert recipe_hash(beside) == read_row(path).recipe_hash, f"{path.name} was not run with the recipe beside it"
     write_row(tmp_path / "row.json", row_of([0.8, 0.8, 0.8]))
     assert read_row(tmp_path / "row.json") == row_of([0.8, 0.8, 0.8])
     assert board_command.main([str(tmp_path / "row.json")]) == 0
