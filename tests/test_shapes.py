@@ -100,6 +100,20 @@ def test_one_scene_at_any_resolution_and_frame_count_in_the_colours_of_the_palet
     assert torch.allclose(video[0, 0, 0], torch.tensor(BACKGROUNDS["navy"]))
 
 
+def test_an_object_is_drawn_where_it_is_also_beyond_the_edges_of_the_frame(subtests):
+    height, width, frames = 24, 40, 3
+    columns, rows = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
+    for shape in SHAPES:
+        for x, y in ((0.5, 0.5), (0.02, 0.5), (-0.1, -0.1), (1.05, 0.98), (0.5, 1.3), (-2.0, 0.5), (3.0, 3.0)):
+            with subtests.test(f"{shape} at {x}, {y}"):
+                thing = ShapeObject(shape, "white", "moves right", x, y, 0.3, 0.2)
+                video = render(Scene((thing,), "black"), frames, height, width)[..., 0].numpy()
+                for drawn, cx, cy, r in zip(video, *trajectory(thing, np.linspace(0, 1, frames))):
+                    share = coverage(shape, columns - cx * width, rows - cy * height, r * height)
+                    black, white = BACKGROUNDS["black"][0], COLOURS["white"][0]
+                    assert np.allclose(drawn, black + share * (white - black), atol=1e-4)
+
+
 def test_a_crowded_scene_has_the_objects_of_several_and_the_last_lies_on_top():
     scenes = sample_scenes(6, seed=7)
     assert crowded_scenes(6, 7, 1) == scenes

@@ -286,7 +286,6 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     "samples of the posterior": _minutes(posterior="sample"),
     "4 blocks": _minutes({"num_layers": 4}),
     "patches of one cell": _minutes(patch_size=1),
-    "patches of one cell, 4 blocks": _minutes({"num_layers": 4}, patch_size=1),
 }, VAETraining(
     (VAEStage(1400, 4, 9, loss=replace(PIXELS, kl_weight=0.03)),
      VAEStage(350, 4, 9, learning_rate_factor=0.5, loss=replace(_PERCEPTUAL, kl_weight=0.03))),
