@@ -4,6 +4,7 @@ import importlib.abc
 import os
 import platform
 import sys
+from contextlib import nullcontext
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -167,6 +168,18 @@ def fastest_dtype(kind: str):
     if found:
         return torch.bfloat16, f"this CPU has {', '.join(found)}"
     return torch.float32, "this CPU has neither avx512_bf16 nor amx, and would emulate bfloat16 slowly"
+
+
+def products_in(dtype, device):
+    """While open, matrix products on `device` are in this torch dtype if it has 16 bits, also with float32 weights.
+
+    For other dtypes it changes nothing, so that an outer autocast stays in force.
+    """
+    import torch
+
+    if dtype not in (torch.bfloat16, torch.float16):
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)
 
 
 def cpu_features() -> set[str]:

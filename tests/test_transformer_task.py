@@ -158,6 +158,26 @@ def test_in_16_bits_the_weights_that_learn_are_float32(world):
     assert 1e-5 < moved.abs().median() < 4e-5
 
 
+def test_in_16_bits_a_text_encoder_that_learns_has_products_in_16_bits_and_gradients_near_float32(world):
+    gradients, dtypes = [], set()
+    for dtype in (torch.float32, torch.bfloat16):
+        task, seen = begin(MIXED, dtype=torch.float32), set()
+        task.dtype = dtype  # the transformer's own weights stay as they are, so that the encoder alone differs
+        task.model.to(dtype)
+        for module in task.text.encoder.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda module, x, y, seen=seen: seen.add(y.dtype))
+        for batch in Steps(world, MIXED, TINY.transformer)[0]:
+            task.losses(batch).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in task.text.encoder.named_parameters()})
+        dtypes |= {(dtype, each) for each in seen}
+    assert dtypes == {(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)}
+    exact, found = gradients
+    assert all(each.dtype == torch.float32 for each in found.values())
+    for name, each in exact.items():
+        assert (found[name] - each).norm() < 0.1 * each.norm() + 1e-6, name
+
+
 def test_the_result_is_the_moving_average_with_which_is_measured(world):
     training = replace(MIXED, ema_decay=0.5)
     task, data = begin(training, dtype=torch.bfloat16), steps_of(world, training)

@@ -13,7 +13,6 @@ of small grids are spread over those of the full one.
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,6 +23,7 @@ from minicogvx.ablation import nano
 from minicogvx.ablation.compare import OnStep
 from minicogvx.ablation.nano_study import nano_sampled
 from minicogvx.ablation.schedules_study import KINDS_OF_CLIPS, SchedulesStudy, ends_of
+from minicogvx.compat import products_in
 from minicogvx.data.clips.clips import stack_latents
 from minicogvx.data.clips.world import encode_world
 from minicogvx.data.world.captions import evaluation_caption
@@ -160,7 +160,7 @@ def _loss(model: ExpertTransformer, teacher: Alignment, voice: float, noises: No
           timesteps: Int[Tensor, "b"], noise: Float[Tensor, "b c t h w"]) -> Float[Tensor, ""]:
     weight = cell_weights(covered, noises.alphas_cumprod, timesteps, nano.OBJECTS)
     with torch.enable_grad():
-        with nullcontext() if dtype == torch.float32 else torch.autocast(x0.device.type, dtype):
+        with products_in(dtype, x0.device):
             answer = model(noises.add_noise(x0, noise, timesteps), timesteps, text)
             told = voice * teacher(covered)
         return diffusion_loss(answer.float(), x0, noise, timesteps, noises, weight).mean() + told

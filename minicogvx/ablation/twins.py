@@ -9,7 +9,6 @@ the answer is elsewhere. There is no text, which could carry messages between fr
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from minicogvx.ablation.compare import OnStep, check_run
 from minicogvx.ablation.transformers import Curve
+from minicogvx.compat import products_in
 from minicogvx.presets import TransformerConfig
 from minicogvx.training.transformer import open_gates
 from minicogvx.transformer.model import ExpertTransformer
@@ -114,5 +114,5 @@ def _train(curve: Curve, model: ExpertTransformer, moved: int, counts: tuple[int
 
 def _loss(model: ExpertTransformer, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     device = next(model.parameters()).device
-    with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype):
+    with products_in(dtype, device):
         return twin_loss(model, *(x.to(device) for x in batch))

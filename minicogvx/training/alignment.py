@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minicogvx.compat import products_in
 from minicogvx.data.clips.clips import Clips
 from minicogvx.data.world.features import check_kinds, span
 from minicogvx.transformer.model import ExpertTransformer
@@ -58,7 +59,9 @@ class Alignment(nn.Module):
 
     def _error(self, head: nn.Module, x: Float[Tensor, "b n d"], target: Float[Tensor, "b n_video m"]) -> Tensor:
         tokens = x[:, -target.shape[1]:].float()
-        return (head(F.layer_norm(tokens, tokens.shape[-1:])) - target).square().mean()
+        with products_in(x.dtype, x.device):
+            found = head(F.layer_norm(tokens, tokens.shape[-1:]))
+        return (found.float() - target).square().mean()
 
 
 def aligned_blocks(blocks: tuple[int, ...], layers: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minicogvx.compat import products_in
 from minicogvx.diffusion.objective import diffusion_loss
 from minicogvx.diffusion.sampling import OFS
 from minicogvx.diffusion.schedule import NoiseSchedule
@@ -149,7 +150,8 @@ class TransformerTask:
         text = self.text
         if batch.text_slots:
             text = TextEncoder(text.tokenizer, text.encoder, batch.text_slots)
-        features = text.encode(batch.captions)
+        with products_in(self.dtype if self.trains_text else torch.float32, self.ranks.device):
+            features = text.encode(batch.captions)
         if self.zero_text:
             features = features * torch.tensor([bool(words) for words in batch.captions])[:, None, None].to(features)
         return features.to(self.ranks.device, self.dtype)

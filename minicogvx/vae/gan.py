@@ -4,12 +4,14 @@ High logits mean "real". All losses are float32.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from minicogvx.compat import products_in
 
 
 def hinge_discriminator_loss(logits_real: Float[Tensor, "..."], logits_fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -45,7 +47,7 @@ def discriminator_losses(discriminator: nn.Module, video: Float[Tensor, "b c t h
                          reconstruction: Float[Tensor, "b c t h w"], penalty_kind: str = "unit_norm",
                          penalty_weight: float = 0.0) -> dict[str, Tensor]:
     """"total", to be minimised, and for logging, detached, what it is made of; no gradient for the reconstruction."""
-    with autocast_like(reconstruction):
+    with products_in(reconstruction.dtype, reconstruction.device):
         real, fake = discriminator(video), discriminator(reconstruction.detach())
     loss, penalty = hinge_discriminator_loss(real, fake), torch.zeros((), device=video.device)
     if penalty_weight:  # in float32: its gradient is a second derivative
@@ -76,13 +78,6 @@ def reattach(loss: Float[Tensor, ""], pixels: Float[Tensor, "b c t h w"],
     gradient, = torch.autograd.grad(loss, pixels)
     product = (reconstruction * gradient).float().sum()
     return loss.detach() + (product - product.detach())
-
-
-def autocast_like(x: Tensor) -> AbstractContextManager:
-    """Autocast to the dtype of `x` if that has 16 bits; else nothing, so that an outer autocast stays in force."""
-    if x.dtype in (torch.bfloat16, torch.float16):
-        return torch.autocast(x.device.type, x.dtype)
-    return nullcontext()
 
 
 @contextmanager

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minicogvx.compat import products_in
 from minicogvx.vae.autoencoder import DiagonalGaussian
 from minicogvx.vae.discriminator import PatchDiscriminator3D
-from minicogvx.vae.gan import adaptive_weight, autocast_like, discriminator_losses, generator_loss, reattach
+from minicogvx.vae.gan import adaptive_weight, discriminator_losses, generator_loss, reattach
 from minicogvx.vae.perceptual import SMALLEST_SIDE, PerceptualDistance
 from minicogvx.vae.regularise import local_correlation
 
@@ -131,7 +132,7 @@ class VAELoss(nn.Module):
         if self.strict:
             _check_finite(l1 + kl, video=video, reconstruction=reconstruction, mean=posterior.mean,
                           logvar=posterior.logvar)
-        with autocast_like(reconstruction):
+        with products_in(reconstruction.dtype, reconstruction.device):
             lpips = self.perceptual(video, pixels, generator) if self.perceptual else zero
             gan = generator_loss(self.discriminator_net, pixels) if gan_active else zero
         nll = c.l1_weight * l1 + c.lpips_weight * lpips + (c.l2_weight * l2 if c.l2_weight else zero)
