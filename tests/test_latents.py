@@ -28,11 +28,11 @@ STUDY = LatentsStudy("latents", "which?", {
     "8x8x8": Latents(LONGER, patch_size=1),
 }, VAETraining((VAEStage(1, 2, 9, 16, 16, loss=LOSS), VAEStage(2, 2, 9, loss=LOSS)), small_branches=True),
     TINY.transformer, (Stage(1, 4, images=1.0), Stage(3, 4)), minutes=0.05, every=1.0, clips=40, held_back=16,
-    measured=3)
+    measured=3, schedule=TINY.schedule)
 
 
 def bench(**changed) -> LatentsBench:
-    return LatentsBench(STUDY, text=TINY.text, schedule=TINY.schedule, dtype=torch.float32, now=Clock(), **changed)
+    return LatentsBench(STUDY, text=TINY.text, dtype=torch.float32, now=Clock(), **changed)
 
 
 def test_each_variant_trains_its_vae_and_a_transformer_on_its_latents(monkeypatch):
@@ -91,8 +91,25 @@ def test_variants_of_a_transformer_share_a_vae_and_differ_in_what_they_name(monk
     assert [curve.tokens for curve in curves] == [48] * 4 and curves[2].loss != curves[0].loss
 
 
+def test_a_vae_that_is_given_serves_all_variants_and_seeds(monkeypatch):
+    monkeypatch.setattr(latents, "train_vae", lambda *_: pytest.fail("a VAE was trained"))
+    judged = []
+    monkeypatch.setattr(latents, "judge", lambda bench, vae, task, scenes: judged.append(vae) or {"all": 0.0})
+    study = replace(STUDY, variants={"plain": Latents(TINY.vae), "no alignment": Latents(
+        TINY.vae, training={"alignment_weight": 0.0})})
+    given = replace(bench(), study=study, vae=CausalVAE(TINY.vae).eval())
+    curves = [curve for seed in (0, 1) for curve in compare_latents(given, list(study.variants), seed)]
+    assert len(judged) == 4 and all(vae is given.vae for vae in judged)
+    assert len({curve.psnr for curve in curves}) == 1 and {curve.vae_seconds for curve in curves} == {0.0}
+    assert len({curve.loss[-1] for curve in curves}) == 4
+
+
 def test_what_cannot_be_compared_is_refused_before_work(subtests, monkeypatch):
     monkeypatch.setattr(latents, "train_vae", lambda *_: pytest.fail("something was trained"))
+    for names, config, told in ((["plain", "masked"], TINY.vae, "variants 'plain' and 'masked' of latents have differ"),
+                                (["plain"], LONGER, "the VAE that is given has other sizes than that of latents")):
+        with subtests.test(told=told), pytest.raises(ValueError, match=told):
+            compare_latents(bench(vae=CausalVAE(config)), names)
     odd = Latents(TINY.vae, {"correlation_weight": 0.1})
     small = replace(STUDY, variants={"odd": odd}, vae=VAETraining((VAEStage(1, 2, 9, 4, 4, loss=LOSS),)))
     for study, names, told in ((STUDY, [], "names is empty; give at least one of plain; masked"),
@@ -126,8 +143,9 @@ def test_the_study_is_what_it_says(subtests):
     micro, minutes = load_recipe("micro"), STUDIES["minutes-micro"]
     assert minutes.size == (9, 32, 32) and minutes.transformer_of("micro") == preset("micro").transformer
     assert minutes.vae_training("micro") == micro.vae and minutes.guidance_scale == micro.guidance_scale
-    stages = tuple(replace(stage, steps=steps) for stage, steps in zip(micro.transformer.stages, (20, 80)))
+    stages = tuple(replace(stage, steps=steps) for stage, steps in zip(micro.transformer.stages, (20, 70, 10)))
     assert minutes.training_of("micro") == replace(micro.transformer, stages=stages)
+    assert minutes.schedule == micro.model_sizes.schedule
     plain = study.vae_training("plain")
     assert plain == study.vae and all(not stage.loss.masked_latents for stage in plain.stages)
     for name, changed in {"masked, correlation": {"masked_latents": 0.3, "correlation_weight": 0.002},
@@ -161,6 +179,9 @@ def test_the_command_writes_after_each_variant_and_resumes(tmp_path, monkeypatch
     assert cli.main([*command, "--seeds", "2", "--resume"]) == 0
     assert done == [(name, seed, 0.1) for names in (("masked",), ("plain", "8x8x8")) for seed in (0, 1)
                     for name in names]
+    capsys.readouterr()
+    assert cli.main([*command, "--seeds", "3", "--resume", "--vae", str(tmp_path)]) == 2
+    assert f"was made with vae=None, this run has '{tmp_path}'" in capsys.readouterr().err
     curves = read_results(out).curves
     assert len(curves) == 6 and curves[0].loss == pytest.approx([1.0, 1 / 3], rel=1e-5) and curves[0].vae is None
     assert {field.name for field in fields(LatentsCurve)} - set(content["curves"][0]) == {"vae"}

@@ -58,6 +58,8 @@ def _parser() -> Parser:
     parser.add_argument("--only", action="append", default=[], metavar="VARIANT",
                         help="stages, latents: train this variant, may be repeated (default: all); combine with "
                              "--resume")
+    parser.add_argument("--vae", type=path_to(), metavar="FOLDER",
+                        help="minutes-micro: the VAE of this model for all seeds (default: train one for each)")
     parser.add_argument("--out", type=path_to(".json"), metavar="FILE.json",
                         help="where to write (default: runs/ablate/NAME.json)")
     parser.add_argument("--plot", type=path_to(".png"), metavar="FILE.png",
@@ -86,7 +88,9 @@ def _own(path: str):
 def _check(arguments: argparse.Namespace, timed: bool, refines: bool) -> None:
     if timed and not refines and arguments.best_fifth is not None:
         raise ValueError(f"--best-fifth does not go with {arguments.name}, which trains on all clips")
-    for option in ("steps", "plot") if timed else ("minutes", "best_fifth", "only"):
+    if timed and refines and arguments.vae is not None:
+        raise ValueError(f"--vae does not go with {arguments.name}, which takes the VAE of the toy")
+    for option in ("steps", "plot") if timed else ("minutes", "best_fifth", "only", "vae"):
         if getattr(arguments, option) not in (None, []):
             raise ValueError(f"--{option.replace('_', '-')} does not go with {arguments.name}, which counts "
                              f"{'minutes' if timed else 'steps'}")

@@ -32,7 +32,7 @@ from minicogvx.engine.ranks import Ranks
 from minicogvx.evaluation.adherence import measure_adherence
 from minicogvx.evaluation.reconstruction import measure_reconstruction
 from minicogvx.pipeline import Pipeline
-from minicogvx.presets import ScheduleConfig, TextConfig, preset
+from minicogvx.presets import TextConfig, preset
 from minicogvx.training.alignment import feature_variance
 from minicogvx.training.batches import Steps
 from minicogvx.training.checks import check_vae
@@ -77,7 +77,7 @@ class LatentsBench:
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None  # of all passes in training; None: the fastest of the device
     text: TextConfig = preset("toy").text
-    schedule: ScheduleConfig = ScheduleConfig()
+    vae: CausalVAE | None = None  # of all variants and seeds; None: each seed's own, trained from scratch
     now: Callable[[], float] = time.perf_counter
     on_second: Callable[[str], None] | None = None  # called with a variant's name after each second of its transformer
     progress: bool = False  # bars of the VAEs' trainings and of encoding
@@ -97,6 +97,7 @@ def compare_latents(bench: LatentsBench, names: Sequence[str], seed: int = 0,
         if name not in study.variants:
             raise ValueError(f"there is no variant {name!r}; the variants are {'; '.join(study.variants)}")
         check_vae(study.variants[name].vae, study.vae_training(name))
+    check_given(bench, names)
     measures, curves = Measures(measured_clips(*study.size), bench.dtype, bench.device), []
     scenes = unseen_scenes(sample_scenes(study.clips, study.clips_seed, "train", two_objects=0.0), study.measured)
     made = None
@@ -117,8 +118,24 @@ def compare_latents(bench: LatentsBench, names: Sequence[str], seed: int = 0,
     return curves
 
 
+def check_given(bench: LatentsBench, names: Sequence[str]) -> None:
+    """Raises ValueError if a VAE is given, and these variants have several, or one of another size."""
+    if bench.vae is None:
+        return
+    study, first = bench.study, names[0]
+    for name in names:
+        if (study.variants[name].vae, study.vae_training(name)) != (study.variants[first].vae,
+                                                                    study.vae_training(first)):
+            raise ValueError(f"a VAE is given, and the variants {first!r} and {name!r} of {study.name} have different "
+                             f"ones; it must serve all that are compared")
+    if bench.vae.config != study.variants[first].vae:
+        raise ValueError(f"the VAE that is given has other sizes than that of {study.name}")
+
+
 def trained_vae(bench: LatentsBench, name: str, seed: int) -> tuple[CausalVAE, float]:
-    """The VAE of a variant, trained from scratch, and the seconds that took."""
+    """The VAE of a variant, trained from scratch, and the seconds that took; or the one that is given."""
+    if bench.vae is not None:
+        return bench.vae, 0.0
     start = time.perf_counter()
     vae = train_vae(bench.study.variants[name].vae, bench.study.vae_training(name), WorldVideos(seed), seed,
                     bench.dtype, Keep(progress=bench.progress), Ranks(device=torch.device(bench.device)))
@@ -145,7 +162,7 @@ def learn(bench: LatentsBench, curve: LatentsCurve, clips: WorldClips) -> Transf
     training = study.training_of(curve.name)
     cut, config = study.clips - study.held_back, study.transformer_of(curve.name)
     train, held_back = Selected(clips, range(cut)), Selected(clips, range(cut, study.clips))
-    task = seeded_task(config, training, bench.text, bench.schedule, device,
+    task = seeded_task(config, training, bench.text, study.schedule, device,
                        choose_dtype(device, bench.dtype, training=True), curve.seed,
                        feature_variance(train, training.alignment_kinds))
     run = TimedRun(curve.name, training.stages, 60 * study.minutes, bench.now, bench.on_second, training.schedule_at)
@@ -181,7 +198,7 @@ class Watch:
 def judge(bench: LatentsBench, vae: CausalVAE, task: TransformerTask, scenes: list[Scene]) -> dict[str, float]:
     """The share of the captions of `scenes` that the model obeys, by property."""
     with task.averaged_weights():
-        pipe = Pipeline(vae, task.model, bench.schedule, task.text, guidance_scale=bench.study.guidance_scale)
+        pipe = Pipeline(vae, task.model, bench.study.schedule, task.text, guidance_scale=bench.study.guidance_scale)
         return measure_adherence(pipe, scenes, SCENES_SEED, progress=bench.progress).share
 
 

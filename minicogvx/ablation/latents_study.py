@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minicogvx.ablation.transformers import study_training
-from minicogvx.presets import TransformerConfig, VAEConfig
+from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig
 from minicogvx.training.settings import TransformerTraining, VAETraining
 from minicogvx.training.stages import Stage
 
@@ -44,6 +44,7 @@ class LatentsStudy:
     clips_seed: int = 4
     measured: int = 500  # captions, and true clips that go through the VAE
     guidance_scale: float = 3.0
+    schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):
         for name in ("minutes", "every", "measured", "held_back"):

@@ -38,6 +38,7 @@ class Results:
     curves: Curves
     minutes_each: float | None = None  # of training, if variants have equal time
     best_fifth: float | None = None  # additional minutes on the best fifth
+    vae: str | None = None  # the folder of a model whose VAE all have
     settings: str | None = None  # of a study of one's own: all of them, so that no other is resumed
 
 

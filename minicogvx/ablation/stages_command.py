@@ -1,6 +1,7 @@
 """`minicogvx ablate stages`, and `latents`: the studies that count minutes instead of steps."""
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,13 +35,14 @@ def run(study, arguments: argparse.Namespace, out: Path, device: str, dtype: tor
         results.minutes = round(minutes + (time.perf_counter() - start) / 60, 2)
         write_results(out, results)
 
+    vae = _given_vae(arguments, device) if todo else None
     with tqdm(total=sum(_seconds(study, of_seed) for _, of_seed in left), unit="s", mininterval=5) as bar:
 
         def on_second(name: str) -> None:
             bar.set_description(f"{study.name}: {name}", refresh=False)
             bar.update()
 
-        compare = comparison(study, todo, on_second, device, dtype) if todo else None
+        compare = comparison(study, todo, on_second, device, dtype, vae) if todo else None
         for seed, of_seed in left:
             if of_seed:
                 compare(of_seed, seed, keep)
@@ -54,27 +56,40 @@ def _begin(study, arguments: argparse.Namespace, names: list[str], out: Path, he
     from minicogvx.ablation.results import Results
 
     threads = torch.get_num_threads()
-    command = _command(study, arguments.seeds, names, threads, here)
+    command = _command(study, arguments, arguments.seeds, names, threads, here)
     results = Results(study.name, command, [], None, torch.__version__, threads, 0.0, [], study.minutes,
-                      getattr(study, "best_fifth", None))
+                      getattr(study, "best_fifth", None), arguments.vae)
     if arguments.resume and out.exists():
         _keep_done(results, out, here)
         there = {curve.name for curve in results.curves} | set(names)
         seeds = max(arguments.seeds, 1 + max(results.seeds, default=0))  # the file also holds the kept ones
-        results.command = _command(study, seeds, [name for name in study.variants if name in there], threads,
-                                   here)
+        results.command = _command(study, arguments, seeds, [name for name in study.variants if name in there],
+                                   threads, here)
     return results
 
 
-def comparison(study, names: tuple[str, ...], on_second=None, device: str = "cpu",
-               dtype: torch.dtype | None = None) -> Callable[[list[str], int, Callable[[list], None]], list]:
-    """`compare(names, seed, on_curves)` of a study; for stages, encodes the clips first."""
+def _given_vae(arguments: argparse.Namespace, device: str):
+    """The VAE of the model that --vae names, as training leaves it: in float32; without the option None."""
+    if arguments.vae is None:
+        return None
+    import minicogvx
+
+    return minicogvx.load(arguments.vae, device, torch.float32).vae
+
+
+def comparison(study, names: tuple[str, ...], on_second=None, device: str = "cpu", dtype: torch.dtype | None = None,
+               vae=None) -> Callable[[list[str], int, Callable[[list], None]], list]:
+    """`compare(names, seed, on_curves)` of a study; for stages, encodes the clips first.
+
+    `vae`: of a study of latents, for all variants and seeds; None: trained from scratch.
+    """
     from minicogvx.ablation.latents import LatentsBench, compare_latents
     from minicogvx.ablation.latents_study import LatentsStudy
     from minicogvx.ablation.stages import compare_stages
 
     if isinstance(study, LatentsStudy):
-        return partial(compare_latents, LatentsBench(study, device, dtype, on_second=on_second, progress=True))
+        return partial(compare_latents, LatentsBench(study, device, dtype, vae=vae, on_second=on_second,
+                                                     progress=True))
     return partial(compare_stages, make_bench(study, names, on_second, device, dtype))
 
 
@@ -121,10 +136,11 @@ def _seconds(study, names: list[str]) -> int:
     return len(names) * int(60 * study.minutes) + refined
 
 
-def _command(study, seeds: int, names: list[str], threads: int, here: str) -> str:
+def _command(study, arguments: argparse.Namespace, seeds: int, names: list[str], threads: int, here: str) -> str:
     only = "".join(f' --only "{name}"' for name in names) if len(names) < len(study.variants) else ""
     refined = f" --best-fifth {study.best_fifth:g}" if hasattr(study, "refined") else ""
-    return (f"minicogvx ablate {study.name} --seeds {seeds} --minutes {study.minutes:g}{refined}{only} --threads "
+    vae = f" --vae {shlex.quote(arguments.vae)}" if arguments.vae else ""
+    return (f"minicogvx ablate {study.name} --seeds {seeds} --minutes {study.minutes:g}{refined}{vae}{only} --threads "
             f"{threads} {here}")
 
 
@@ -133,7 +149,7 @@ def _keep_done(results, out: Path, here: str) -> None:
     from minicogvx.ablation.results import check_place, read_results
 
     done = read_results(out)
-    for name in ("name", "minutes_each", "best_fifth", "torch", "threads"):
+    for name in ("name", "minutes_each", "best_fifth", "vae", "torch", "threads"):
         if getattr(done, name) != getattr(results, name):
             raise ValueError(f"{out} was made with {name}={getattr(done, name)!r}, this run has "
                              f"{getattr(results, name)!r}; name another file with --out to train all again")

@@ -19,7 +19,7 @@ from minicogvx.ablation.questions import QUESTIONS
 from minicogvx.ablation.schedules_study import SCHEDULES
 from minicogvx.ablation.timesteps import UNIFORM_SAMPLING
 from minicogvx.ablation.twins_study import TWINS
-from minicogvx.presets import TransformerConfig, VAEConfig, preset
+from minicogvx.presets import ScheduleConfig, TransformerConfig, VAEConfig, preset
 from minicogvx.training.settings import VAEStage, VAETraining
 from minicogvx.training.stages import Stage
 from minicogvx.vae.losses import VAELossConfig
@@ -261,7 +261,9 @@ _LATENTS = LatentsStudy("latents", QUESTIONS["latents"], _regularised(_TOY) | {
 
 # ---- minutes: what makes a transformer learn its captions sooner, on the same latents. It is trained as micro is.
 
-_PICTURES, _CLIPS = _FIRST_PICTURES
+_PICTURES, _CLIPS = Stage(20, 64, images=1.0, text_slots=16), Stage(70, 32, text_slots=16)
+_WHOLE = Stage(10, 32)  # with all slots of text
+_STAGES = _PICTURES, _CLIPS, _WHOLE
 
 
 def _minutes(transformer: Mapping[str, Any] = {}, patch_size: int = 2, **training) -> Latents:
@@ -275,24 +277,25 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     "alignment stopped at half": _minutes(alignment_schedule="constant", alignment_end=0.5),
     "no alignment": _minutes(alignment_weight=0.0, foreground_weight=0.0),
     "value residual": _minutes({"value_residual": True}),
-    "half of the tokens routed": _minutes(stages=(_PICTURES, replace(_CLIPS, routed=0.5))),
+    "half of the tokens routed": _minutes(stages=(_PICTURES, replace(_CLIPS, routed=0.5), _WHOLE)),
+    "20 slots of text": _minutes(stages=tuple(replace(stage, text_slots=None) for stage in _STAGES)),
     "stable, then decay": _minutes(schedule="wsd"),
-    "batches of 16": _minutes(stages=(replace(_PICTURES, batch_size=32), replace(_CLIPS, batch_size=16))),
-    "batches of 64": _minutes(stages=(replace(_PICTURES, batch_size=128), replace(_CLIPS, batch_size=64))),
+    "batches of 16": _minutes(stages=tuple(replace(stage, batch_size=stage.batch_size // 2) for stage in _STAGES)),
+    "batches of 64": _minutes(stages=tuple(replace(stage, batch_size=2 * stage.batch_size) for stage in _STAGES)),
     "half the learning rate": _minutes(learning_rate=7.5e-4),
     "twice the learning rate": _minutes(learning_rate=3e-3),
     "objects count no more": _minutes(foreground_weight=0.0),
-    "no pictures": _minutes(stages=(_CLIPS,)),
+    "no pictures": _minutes(stages=(_CLIPS, _WHOLE)),
     "samples of the posterior": _minutes(posterior="sample"),
     "4 blocks": _minutes({"num_layers": 4}),
     "patches of one cell": _minutes(patch_size=1),
 }, VAETraining(
-    (VAEStage(1400, 4, 9, loss=replace(PIXELS, kl_weight=0.03)),
-     VAEStage(350, 4, 9, learning_rate_factor=0.5, loss=replace(_PERCEPTUAL, kl_weight=0.03))),
+    (VAEStage(1250, 4, 9, loss=replace(PIXELS, kl_weight=0.03)),
+     VAEStage(300, 4, 9, learning_rate_factor=0.5, loss=replace(_PERCEPTUAL, kl_weight=0.03))),
     learning_rate=5e-4, optimizer="muon", small_branches=True), preset("micro").transformer,
-    _FIRST_PICTURES, {"learning_rate": 1.5e-3, "ema_decay": 0.995, "alignment_weight": 1.5,
+    _STAGES, {"learning_rate": 1.5e-3, "ema_decay": 0.995, "alignment_weight": 1.5,
     "alignment_kinds": ("shape", "motion", "colour"), "foreground_weight": 4.0, "caption_style": "short"},
-    clips=8192 + 128)
+    clips=8192 + 128, schedule=ScheduleConfig(sampler="dpm"))
 
 STUDIES = {study.name: study for study in (
     _LOSSES, _KL, _COMPRESSION, _VAE_STAGES, _LATENTS, _LATENTS_MICRO, _MINUTES, _POSITION, _MODULATION, _ATTENTION,
