@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from benchmarks.growth_points import OPERATIONS, STEP, Curve
 from minicogvx.course.show import PALETTE, new_figure
@@ -28,8 +29,12 @@ def draw(curves: Sequence[Curve], rows: Sequence[dict], crossing: dict | None, n
             axis.set(xscale="log", yscale="log", xlabel=ALONG[curve.along], ylabel=label, title=f"{name}: {curve.name}")
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if cost == "peak_bytes" else (1,)))
+            axis.yaxis.set_major_formatter("{x:g}")
             if axis.get_lines():
-                axis.legend(fontsize=7, loc="best")
+                low, high = axis.get_ylim()
+                axis.set_ylim(low, high * (high / low) ** (0.55 if cost == "seconds" else 0.35))  # room for the legend
+                axis.legend(fontsize=7, loc="upper left")
     figure.savefig(path, dpi=150, metadata={"Description": f"Seconds and peak memory of the {name} VAE and transformer "
                                                            f"against frames and size of a clip, with exponents"})
     return path
@@ -55,5 +60,5 @@ def _plot_parts(axis, curve: Curve, rows: Sequence[dict], crossing: dict | None)
     if points and tokens[0] <= crossing["tokens"] <= tokens[-1]:
         place = np.interp(crossing["tokens"], tokens, x)
         axis.axvline(place, color="#777777", linewidth=1, linestyle="-.")
-        axis.annotate(f" {crossing['tokens']:.0f} tokens:\n attention overtakes", (place, 0.03), fontsize=7,
-                      xycoords=("data", "axes fraction"), va="bottom", color="#555555")
+        axis.annotate(f"{crossing['tokens']:.0f} tokens: \nattention overtakes ", (place, 0.03), fontsize=7,
+                      xycoords=("data", "axes fraction"), va="bottom", ha="right", color="#555555")
