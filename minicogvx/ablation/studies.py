@@ -6,7 +6,7 @@ world, except in twins, whose world takes about a minute per seed, and schedules
 study takes four to six minutes on two CPU cores. Only the studies of stages, of latents and of minutes count seconds,
 not steps; stages takes about half an hour per seed, latents as much for each VAE, which has the toy's size, and
 latents-micro about half of that. A variant of minutes-micro takes 11 minutes per seed, after ten for the VAE that all
-share.
+share, unless --vae names one.
 """
 
 import math

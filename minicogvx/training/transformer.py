@@ -48,7 +48,7 @@ class TransformerTask:
         """Moves everything to the ranks' device, `model` in `dtype`.
 
         Args:
-            trains_text: the text encoder is trained as well; else it is frozen.
+            trains_text: the text encoder is trained as well, with matrix products in `dtype`; else it is frozen.
             vae: for image to video, where pictures are noised and encoded in every step.
             zero_text: a dropped caption has features of zeros, not those of the empty caption.
             feature_variance: of what the alignment head predicts; see alignment.py.
