@@ -59,7 +59,7 @@ from pathlib import Path
 from minicogvx.training.run import Keep
 from minicogvx.training.train import Job, train
 vae = replace(micro.vae, stages=(replace(micro.vae.stages[0], steps=1, batch_size=1),) * 2)
-transformer = replace(micro.transformer, stages=(replace(micro.transformer.stages[1], steps=2, batch_size=2),))
+transformer = replace(micro.transformer, stages=(replace(micro.transformer.stages[-1], steps=2, batch_size=2),))
 with tempfile.TemporaryDirectory() as folder:
     train(Job(replace(micro, vae=vae, transformer=transformer, clips=4), Path(folder), keep=Keep(progress=False)))
 """,

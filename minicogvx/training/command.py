@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace, recipe, films: str | None, out: Path, dev
     from minicogvx.engine.ranks import leave, ranks
     from minicogvx.training.checks import check_job
     from minicogvx.training.film_data import FilmData
+    from minicogvx.training.recipes import without_world
     from minicogvx.training.run import Keep
     from minicogvx.training.train import Job, train
 
@@ -55,14 +56,13 @@ def run(arguments: argparse.Namespace, recipe, films: str | None, out: Path, dev
     keep = Keep(checkpoint_every=arguments.checkpoint_every, log_every=arguments.log_every,
                 tensorboard=arguments.tensorboard)
     data = None if films is None else FilmData(Path(films), arguments.list, arguments.fps)
-    unaligned = recipe.transformer.alignment_weight if data is not None else 0.0
-    if unaligned:
-        recipe = replace(recipe, transformer=replace(recipe.transformer, alignment_weight=0.0, foreground_weight=0.0))
     job = Job(recipe, out, data, arguments.model, arguments.encoders, arguments.seed, dtype, keep)
+    recipe, told = without_world(recipe, films=data is not None, given=job.model is not None)
+    job = replace(job, recipe=recipe)
     here = ranks(device)
     try:
-        if unaligned and here.first:
-            print(f"without alignment_weight={unaligned}: what covers a cell is known of the shapes world only")
+        for line in told if here.first else ():
+            print(line)
         check_job(job, here)
         made = train(job, here)
     finally:

@@ -60,3 +60,21 @@ def load_recipe(name: str) -> Recipe:
         return replace(from_table(Recipe, table), sizes=None if sizes == own else sizes)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def without_world(recipe: Recipe, films: bool, given: bool) -> tuple[Recipe, list[str]]:
+    """The recipe without what only the shapes world can give, and a line for each thing left out.
+
+    `films`: it learns from films, of which nobody knows what covers a cell. `given`: VAE and text encoder are those of
+    a model. With either, captions cannot be phrased anew until they fit into fewer slots of text.
+    """
+    training, told = recipe.transformer, []
+    if films and training.alignment_weight:
+        told.append(f"without alignment_weight={training.alignment_weight}: what covers a cell is known of the shapes "
+                    f"world only")
+        training = replace(training, alignment_weight=0.0, foreground_weight=0.0)
+    if (films or given) and any(stage.text_slots for stage in training.stages):
+        told.append("without text_slots: only captions of the shapes world, for a text encoder that learns, can be "
+                    "phrased anew until they fit")
+        training = replace(training, stages=tuple(replace(stage, text_slots=None) for stage in training.stages))
+    return replace(recipe, transformer=training), told
