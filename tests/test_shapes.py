@@ -131,6 +131,16 @@ def test_a_crowded_scene_has_the_objects_of_several_and_the_last_lies_on_top():
         caption(pile, random.Random(0))
 
 
+def test_objects_circle_as_often_as_asked_and_nothing_else_changes():
+    scenes = sample_scenes(3000, 3, two_objects=0.1, circling=0.4)
+    single = [scene.objects[0] for scene in scenes if len(scene.objects) == 1]
+    assert abs(sum(thing.motion == "moves in a circle" for thing in single) / len(single) - 0.4) < 0.04
+    assert {thing.motion for thing in single} == set(MOTIONS) and len(single) < 3000
+    assert not any(is_held_out(thing.shape, thing.colour, thing.motion) for thing in single)
+    always = sample_scenes(20, 3, "held_out", 0.0, circling=1.0)
+    assert all(scene.objects[0].motion == "moves in a circle" for scene in always)
+
+
 def test_a_smaller_world_has_the_chosen_words_only():
     choices = {"shape": ("star", "circle"), "motion": ("moves left", "moves up"), "background": ("navy",)}
     for split in ("train", "held_out"):
@@ -146,6 +156,10 @@ def test_a_smaller_world_has_the_chosen_words_only():
 
 
 def test_bad_requests_name_the_value():
+    with pytest.raises(ValueError, match="circling is 1.5"):
+        sample_scenes(1, 0, circling=1.5)
+    with pytest.raises(ValueError, match="with circling=0.5 it must have scenes with 'moves in a circle' and without"):
+        sample_scenes(1, 0, two_objects=0.0, choices={"motion": ("bounces",)}, circling=0.5)
     thing = sample_scenes(1, seed=0)[0].objects[0]
     for call, text in ((lambda: replace(thing, colour="teal"), "teal"), (lambda: Scene((thing,), "pink"), "pink"),
                        (lambda: sample_scenes(1, 0, split="test"), "test"), (lambda: Scene((), "black"), "0 objects"),

@@ -95,9 +95,10 @@ class Row:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """A short hash of every number of a recipe."""
-    whole = dataclasses.replace(recipe, sizes=recipe.model_sizes)
-    return hashlib.sha256(to_toml(whole).encode()).hexdigest()[:16]
+    """A short hash of every number of a recipe; options that are None are left out, as later ones may be added."""
+    lines = to_toml(dataclasses.replace(recipe, sizes=recipe.model_sizes)).splitlines()
+    given = [line for line in lines if not line.endswith('= "none"')]
+    return hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
 
 
 def read_row(path: Path) -> Row:

@@ -11,7 +11,6 @@ import torch
 
 from minicogvx.data.clips.plan import CacheSettings
 from minicogvx.data.world.captions import fewest_tokens, most_tokens, vocabulary
-from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks
 from minicogvx.engine.sharding import check_sharding
 from minicogvx.interop import find_folder
@@ -98,7 +97,7 @@ def _check_world(recipe: Recipe, training: TransformerTraining, config: Transfor
         if any(rate % WORLD_FPS for rate in stage.frame_rates):
             raise ValueError(f"vae.stages.{i}.frame_rates is {stage.frame_rates}; of the shapes world they must be "
                              f"multiples of {WORLD_FPS}")
-    scenes = sample_scenes(recipe.clips, 1, "train", recipe.two_objects)
+    scenes = recipe.scenes(recipe.clips, 1)
     most, room = most_tokens(scenes, training.caption_style), config.max_text_seq_length
     if most > room:
         raise ValueError(f"max_text_seq_length is {room}; these captions have up to {most} tokens: take a larger one, "

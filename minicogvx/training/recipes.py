@@ -4,6 +4,8 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minicogvx.data.world.scenes import sample_scenes
+from minicogvx.data.world.vocabulary import Scene
 from minicogvx.engine.config import from_table
 from minicogvx.engine.limits import check_limits
 from minicogvx.interop import DATA
@@ -24,18 +26,24 @@ class Recipe:
     vae: VAETraining | None = None  # None: training begins with a given model
     clips: int = 8192  # of the shapes world, encoded once for the transformer
     two_objects: float = 0.0  # share of them with two objects
+    circling: float | None = None  # share of those with one object in which it moves in a circle; None: as any motion
     held_back: float = 0.02  # share of the clips, 64 at most, on which the loss is measured
     guidance_scale: float = 3.0  # what the model samples with by default
     sizes: Preset | None = None  # None: those of the preset
 
     def __post_init__(self):
-        check_limits(self, {"clips": "1 or more", "two_objects": "from 0 to 1", "held_back": "from 0 to below 1"})
+        check_limits(self, {"clips": "1 or more", "two_objects circling": "from 0 to 1",
+                            "held_back": "from 0 to below 1"})
         check_number("guidance_scale", self.guidance_scale, whole=False)
 
     @property
     def model_sizes(self) -> Preset:
         """The sizes of the model."""
         return self.sizes or preset(self.preset)
+
+    def scenes(self, count: int, seed: int) -> list[Scene]:
+        """So many scenes of the shapes world, of the training split, in the mixture that this recipe names."""
+        return sample_scenes(count, seed, "train", self.two_objects, circling=self.circling)
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from minicogvx.compat import choose_dtype
 from minicogvx.data.clips.clips import Clips
 from minicogvx.data.clips.world import WorldClips, encode_world
 from minicogvx.data.world.captions import vocabulary
-from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.engine.ranks import Ranks, by_first, from_first
 from minicogvx.engine.run_folder import only_run
 from minicogvx.engine.sharding import broadcast_weights
@@ -225,8 +224,8 @@ def clips_of(job: Job, parts: Pipeline, ranks: Ranks) -> tuple[list[Clips], Clip
 
 def _world(vae: CausalVAE, recipe: Recipe, count: int, seed: int, size: tuple[int, int], job: Job,
            ranks: Ranks) -> WorldClips:
-    return encode_world(vae, count, seed, size[0], recipe.two_objects, job.dtype, side=size[1],
-                        progress=job.keep.progress, here=ranks)
+    return encode_world(vae, num_frames=size[0], dtype=job.dtype, side=size[1], progress=job.keep.progress, here=ranks,
+                        scenes=recipe.scenes(count, seed))
 
 
 def transformer_task(job: Job, parts: Pipeline, sets: Sequence[Clips], ranks: Ranks) -> TransformerTask:
@@ -255,8 +254,8 @@ def watchers(job: Job, task: TransformerTask, parts: Pipeline, sets: Sequence[Cl
         found.append(WorldSamples(parts, folder, training.sample_every) if job.data is None else
                      FilmSamples(parts, sets[-1] if held_back is None else held_back, folder, training.sample_every))
     if job.data is None and job.model is None and not training.image_to_video:
-        found.append(SwapGain(sample_scenes(min(192, job.recipe.clips), job.seed + 1, "train", job.recipe.two_objects),
-                              sets[-1], 10 * job.keep.log_every))
+        found.append(SwapGain(job.recipe.scenes(min(192, job.recipe.clips), job.seed + 1), sets[-1],
+                              10 * job.keep.log_every))
     return found
 
 

@@ -26,6 +26,7 @@ EXTENT = {  # half width and half height of the bounding box at radius 1
     "circle": (1.0, 1.0), "ring": (1.0, 1.0), "cross": (1.0, 1.0), "bar": BAR, "star": (1.17, STAR),
     "triangle": (1.09, TRIANGLE),
 }
+CIRCLE = "moves in a circle"
 _MARGIN = 0.01  # between a shape and the frame's edge
 _GAP = 0.05  # between two objects, at every moment
 _CLOCK = np.linspace(0.0, 1.0, 33)  # moments at which the sampler checks that nothing leaves the frame or collides
@@ -47,7 +48,7 @@ def displacement(motion: str, u: np.ndarray, speed, phase=0.0) -> tuple[np.ndarr
         return dx * speed * u, dy * speed * u
     if motion == "bounces":
         return 0 * speed * u, -speed * hop(u)
-    if motion == "moves in a circle":  # once around, clockwise
+    if motion == CIRCLE:  # once around, clockwise
         angle = phase + 2 * math.pi * u
         return speed / 2 * (np.cos(angle) - np.cos(phase)), speed / 2 * (np.sin(angle) - np.sin(phase))
     return 0 * speed * u, 0 * speed * u
@@ -80,26 +81,38 @@ SPLITS = {
 
 
 def sample_scenes(n: int, seed: int, split: str = "train", two_objects: float = 0.15,
-                  choices: Mapping[str, Sequence[str]] | None = None) -> list[Scene]:
+                  choices: Mapping[str, Sequence[str]] | None = None, circling: float | None = None) -> list[Scene]:
     """n random scenes, determined by `seed`.
 
     `two_objects` is the share with two objects, of different colours, which never touch. In `split="held_out"` one
     object is a held-out combination, in "train" none is. `choices`: a smaller world, of these words only, such as
-    {"shape": ("circle", "star"), "motion": ("moves left",)}; of a kind that it lacks, all occur. Raises ValueError for
-    an unknown split, a share not in 0..1, unknown kinds or words, and choices that leave no scene.
+    {"shape": ("circle", "star"), "motion": ("moves left",)}; of a kind that it lacks, all occur. `circling`: the share
+    of scenes with one object in which it moves in a circle; None: as often as it makes any other motion. Raises
+    ValueError for an unknown split, a share not in 0..1, unknown kinds or words, and choices that leave no scene.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be 'train' or 'held_out'")
-    if not 0 <= two_objects <= 1:
-        raise ValueError(f"two_objects is {two_objects}; it must lie in 0..1")
+    for name, share in {"two_objects": two_objects, "circling": circling or 0}.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}; it must lie in 0..1")
     words = _checked_words(choices or {})
     own, train = (_triples(name, words) for name in (split, "train"))
     if not own or two_objects and (not train or len({colour for _, colour, _ in own + train}) < 2):
         raise ValueError(f"choices is {dict(choices or {})}; with split={split!r} and two_objects={two_objects} it "
                          f"leaves no scene")
     rng, backdrops = random.Random(f"{split} {seed}"), words["background"]
-    return [_two(rng, own, train, backdrops) if rng.random() < two_objects else _one(rng, own, backdrops)
-            for _ in range(n)]
+    rounds = [triple for triple in own if triple[2] == CIRCLE]
+    others = [triple for triple in own if triple[2] != CIRCLE]
+    if circling is not None and not (rounds and others):
+        raise ValueError(f"choices is {dict(choices or {})}; with circling={circling} it must have scenes with "
+                         f"{CIRCLE!r} and without")
+
+    def single() -> Scene:
+        if circling is None:
+            return _one(rng, own, backdrops)
+        return _one(rng, rounds if rng.random() < circling else others, backdrops)
+
+    return [_two(rng, own, train, backdrops) if rng.random() < two_objects else single() for _ in range(n)]
 
 
 def _checked_words(choices: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -164,7 +177,7 @@ def _place(rng: random.Random, shape: str, colour: str, motion: str, radii: tupl
     extent = [max(radius, largest) * share + _MARGIN for share in EXTENT[shape]]
     if motion not in ("grows", "shrinks", "stays still"):
         speed = rng.uniform(speeds[0], min(speeds[1], 1 - 2 * max(extent)))
-    if motion == "moves in a circle":
+    if motion == CIRCLE:
         phase = rng.uniform(0, 2 * math.pi)
     start = [rng.uniform(reach - float(d.min()), 1 - reach - float(d.max()))
              for reach, d in zip(extent, displacement(motion, _CLOCK, speed, phase))]
