@@ -169,6 +169,7 @@ def test_the_committed_board_is_the_table_of_the_committed_rows(tmp_path, capsys
     for path in (board_command.FOLDER / "rows").glob("*.json"):
         beside = load_recipe(str(path.with_suffix(".toml")))
         assert recipe_hash(beside) == read_row(path).recipe_hash, f"{path.name} was not run with the recipe beside it"
+        assert read_row(path).recipe == path.stem
     write_row(tmp_path / "row.json", row_of([0.8, 0.8, 0.8]))
     assert read_row(tmp_path / "row.json") == row_of([0.8, 0.8, 0.8])
     assert board_command.main([str(tmp_path / "row.json")]) == 0
