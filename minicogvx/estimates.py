@@ -16,9 +16,9 @@ from minicogvx.data.world.captions import vocabulary
 from minicogvx.engine.ranks import Ranks
 from minicogvx.interop.lpips_weights import lpips_source
 from minicogvx.presets import Preset
-from minicogvx.text import TextEncoder
 from minicogvx.training.batches import Steps
 from minicogvx.training.devices import say_seconds
+from minicogvx.training.local_text import random_text
 from minicogvx.training.loop import Task
 from minicogvx.training.recipes import Recipe, load_recipe
 from minicogvx.training.start import random_transformer
@@ -112,7 +112,7 @@ def _vae_seconds(vae: CausalVAE, recipe: Recipe, dtype: torch.dtype, here: Ranks
 def _transformer_seconds(recipe: Recipe, sizes: Preset, clips: WorldClips, dtype: torch.dtype, here: Ranks) -> float:
     """Seconds of all stages; each is timed on clips of the preset's own size."""
     training = recipe.transformer
-    text = TextEncoder.from_config(sizes.text, vocabulary(), sizes.transformer.max_text_seq_length)
+    text = random_text(sizes.text, vocabulary(), sizes.transformer.max_text_seq_length, training)
     task = TransformerTask(random_transformer(sizes.transformer, training), text, sizes.schedule, training, here, dtype,
                            trains_text=True)
     data, total, first = Steps(clips, training, sizes.transformer), 0.0, 0

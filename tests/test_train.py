@@ -16,8 +16,9 @@ from minicogvx.engine.ranks import Ranks
 from minicogvx.interop.safetensors_files import read_tensors
 from minicogvx.training.checks import check_job
 from minicogvx.training.film_data import FilmData, choose_held_back
-from minicogvx.training.recipes import load_recipe, recipe_names
+from minicogvx.training.recipes import load_recipe, recipe_names, without_world
 from minicogvx.training.record import _digest
+from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.stages import Stage
 from minicogvx.training.train import Job, learning_rate
 from tests.tiny import load_pipeline, same, tiny_pipe, weights
@@ -221,6 +222,12 @@ def test_every_recipe_learns_from_films_without_what_only_the_shapes_world_knows
         load_recipe("micro").transformer, alignment_weight=0.0, foreground_weight=0.0))
     with pytest.raises(ValueError, match="transformer.stages.0.text_slots is 16; with films"):
         check_job(Job(slots, tmp_path, FilmData(mixed)))
+    local = replace(load_recipe("micro"), vae=None, transformer=TransformerTraining(text_bias_slope=2.0))
+    recipe, told = without_world(local, films=False, given=True)
+    assert recipe.transformer == TransformerTraining() and "without text_bias_slope" in told[0]
+    assert without_world(local, films=True, given=False) == (local, [])
+    with pytest.raises(ValueError, match="text_bias_slope is 2.0; with a text encoder that is given"):
+        check_job(Job(local, tmp_path, encoders="toy"))
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence_before_work(filmed, mixed, world, tmp_path, monkeypatch,

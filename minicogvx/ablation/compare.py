@@ -9,6 +9,7 @@ from minicogvx.data.world.captions import vocabulary
 from minicogvx.engine.ranks import Ranks
 from minicogvx.presets import ScheduleConfig, TextConfig, TransformerConfig
 from minicogvx.text import TextEncoder
+from minicogvx.training.local_text import random_text
 from minicogvx.training.loop import Task
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.start import random_transformer
@@ -55,7 +56,7 @@ def seeded_task(config: TransformerConfig, training: TransformerTraining, text: 
     `feature_variance`: see `TransformerTask`.
     """
     torch.manual_seed(seed)
-    encoder = TextEncoder.from_config(text, vocabulary(), config.max_text_seq_length)
+    encoder = random_text(text, vocabulary(), config.max_text_seq_length, training)
     torch.manual_seed(seed)
     model = random_transformer(config, training)
     return TransformerTask(model, encoder, schedule, training, Ranks(device=device), dtype, trains_text=True,

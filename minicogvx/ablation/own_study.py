@@ -41,7 +41,8 @@ _SHARED = ("steps", "batch_size", "every", "world", "moved", "clips", "captions"
 _BY_DATA = ("in_channels", "out_channels", "text_embed_dim", "max_text_seq_length", "sample_height", "sample_width",
             "sample_frames", "temporal_compression_ratio")  # decided by the clips
 _TRAINING = ("learning_rate", "optimizer", "muon_factor", "schedule", "cooldown", "warmup", "weight_decay", "clip",
-             "ema_decay", "text_dropout", "timesteps", "posterior", "open_gates")  # of TransformerTraining, in "shapes"
+             "ema_decay", "text_dropout", "timesteps", "posterior", "open_gates",
+             "text_bias_slope")  # of TransformerTraining, in "shapes"
 _CONFIG = tuple(each.name for each in fields(TransformerConfig) if each.name not in _BY_DATA)
 
 

@@ -277,6 +277,7 @@ _MINUTES = LatentsStudy("minutes-micro", QUESTIONS["minutes-micro"], {
     "alignment stopped at half": _minutes(alignment_schedule="constant", alignment_end=0.5),
     "no alignment": _minutes(alignment_weight=0.0, foreground_weight=0.0),
     "value residual": _minutes({"value_residual": True}),
+    "neighbouring words": _minutes(text_bias_slope=2.0),
     "half of the tokens routed": _minutes(stages=(_PICTURES, replace(_CLIPS, routed=0.5), _WHOLE)),
     "20 slots of text": _minutes(stages=tuple(replace(stage, text_slots=None) for stage in _STAGES)),
     "stable, then decay": _minutes(schedule="wsd"),

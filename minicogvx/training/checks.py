@@ -54,6 +54,9 @@ def check_job(job, ranks: Ranks = Ranks()) -> None:
         if stage.text_slots:
             raise ValueError(f"transformer.stages.{i}.text_slots is {stage.text_slots}; with films, or a text encoder "
                              f"that is given, it must be None: only captions of the shapes world can be phrased anew")
+    if job.model is not None and training.text_bias_slope is not None:
+        raise ValueError(f"text_bias_slope is {training.text_bias_slope}; with a text encoder that is given, which has "
+                         f"learned its biases already, it must be None")
     if job.model is None:
         sizes = recipe.model_sizes
         check_vae(sizes.vae, recipe.vae, ranks)

@@ -85,4 +85,7 @@ def without_world(recipe: Recipe, films: bool, given: bool) -> tuple[Recipe, lis
         told.append("without text_slots: only captions of the shapes world, for a text encoder that learns, can be "
                     "phrased anew until they fit")
         training = replace(training, stages=tuple(replace(stage, text_slots=None) for stage in training.stages))
+    if given and training.text_bias_slope is not None:
+        told.append("without text_bias_slope: the text encoder that is given has learned its biases already")
+        training = replace(training, text_bias_slope=None)
     return replace(recipe, transformer=training), told

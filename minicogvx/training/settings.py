@@ -48,6 +48,7 @@ class TransformerTraining:
     timesteps: Literal["rank", "stratified", "uniform"] = "rank"
     posterior: Literal["sample", "mean"] = "sample"  # of latents; "mean" spares a small model the noise
     open_gates: bool = False  # from random weights: begin with gates of 1 and branches of 0, not with gates of 0
+    text_bias_slope: float | None = None  # of a text encoder with random weights; see local_text.py
     alignment_weight: float = 0.0  # of an auxiliary loss; see alignment.py
     alignment_kinds: tuple[str, ...] = ("shape", "motion")
     alignment_blocks: tuple[int, ...] = ()  # whose outputs are aligned, counted from 0; (): the middle one's
@@ -77,8 +78,8 @@ class TransformerTraining:
             raise ValueError("stages is (); it must hold at least one stage")
         check_limits(self, {"accumulate context_ranks": "1 or more", "clip muon_factor": "above 0",
                             "text_dropout ema_decay": "from 0 to below 1", "cooldown alignment_end": "from 0 to 1",
-                            "learning_rate warmup alignment_weight foreground_weight weight_decay lora_rank "
-                            "lora_alpha workers validate_every sample_every": "0 or more"})
+                            "learning_rate warmup text_bias_slope alignment_weight foreground_weight weight_decay "
+                            "lora_rank lora_alpha workers validate_every sample_every": "0 or more"})
         check_kinds(self.alignment_kinds)
         if self.lora_from is not None and not self.lora_rank:
             raise ValueError(f"lora_from is {self.lora_from!r} and lora_rank 0; it must be the rank of the adapters")

@@ -31,10 +31,10 @@ from minicogvx.interop.folder_configs import FolderConfigs, read_configs
 from minicogvx.interop.safetensors_files import load_into, read_json, read_tensors, write_json, write_tensors
 from minicogvx.pipeline import Pipeline
 from minicogvx.presets import Preset
-from minicogvx.text import TextEncoder
 from minicogvx.training.alignment import feature_variance
 from minicogvx.training.batches import Steps
 from minicogvx.training.film_data import WORDS, FilmData
+from minicogvx.training.local_text import random_text
 from minicogvx.training.loop import Watcher, fit
 from minicogvx.training.recipes import Recipe
 from minicogvx.training.record import FILMS, RECORD, changed_films, compare_with_before, film_facts
@@ -178,7 +178,7 @@ def starting_parts(job: Job, keep: Keep, ranks: Ranks) -> Pipeline:
         torch.manual_seed(job.seed)
         model = random_transformer(sizes.transformer, training)
         words = vocabulary() if job.data is None else job.data.words(job.out / WORDS, ranks)
-        text = TextEncoder.from_config(sizes.text, words, sizes.transformer.max_text_seq_length)
+        text = random_text(sizes.text, words, sizes.transformer.max_text_seq_length, training)
         return Pipeline(vae, model, sizes.schedule, text, fps=sizes.fps, guidance_scale=job.recipe.guidance_scale)
     place = ranks.device if training.sharding == "replicate" else "cpu"  # FSDP2 moves each rank's shards to its device
     given = minicogvx.load(job.model, place, job.dtype)
