@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks import word_gains
 from benchmarks.cases import SamplingCase, TransformerCase, VAECase, cases
 from benchmarks.measure import Timing, alternate, count_flops, difference, peak_memory
 from benchmarks.sides import OURS, THEIRS
@@ -179,3 +180,17 @@ def test_bad_options_are_refused_before_any_work(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         command.main(["--json", str(tmp_path / "absent" / "x.json")])
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_toy_has_gains_for_each_kind_of_word(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["word_gains", "--clips", "16"])
+    word_gains.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[kind, what] for kind in ("colour", "shape", "motion")
+                                         for what in ("swap", "exchange")]
+    for _, what, mean, low, _, high in rows:
+        assert float(low.strip("(")) <= float(mean) <= float(high.strip(")"))
+        assert what == "exchange" or float(mean) > 0
+    monkeypatch.setattr("sys.argv", ["word_gains", "--clips", "7"])
+    with pytest.raises(SystemExit):
+        word_gains.main()

@@ -4,9 +4,12 @@ Which clips, captions and noise a step has: test_batches.py. The loop around it:
 """
 
 import json
+import random
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
+from minicogvx.data.world.captions import evaluation_caption
 from minicogvx.data.world.features import FEATURES
 from minicogvx.data.world.scenes import sample_scenes
 from minicogvx.diffusion.objective import diffusion_loss
@@ -572,6 +576,32 @@ def test_each_kind_of_word_has_a_gain(world):
     gains = {kind: validation.swap_gain(task.model, task.text, task.schedule, alone, world, torch.float32, kind=kind)
              for kind in validation.WORDS}
     assert len(set(gains.values())) == 4 and all(value != 0 for value in gains.values())
+
+
+def test_a_bag_of_words_gains_nothing_when_two_objects_exchange_theirs(world):
+    scenes = sample_scenes(len(world.scenes), 3, two_objects=1.0)
+    for kind in ("shape", "colour", "motion"):
+        for scene in scenes:
+            other = validation.with_exchanged_words(scene, kind)
+            assert [getattr(thing, kind) for thing in other.objects] == \
+                [getattr(thing, kind) for thing in scene.objects][::-1]
+            assert validation.with_exchanged_words(other, kind) == scene
+            said, exchanged = (evaluation_caption(one, random.Random(0)) for one in (scene, other))
+            if kind != "motion":  # a motion has several phrases
+                assert Counter(said.split()) == Counter(exchanged.split())
+    task = begin(MIXED)
+    measure = partial(validation.swap_gain, task.model, task.text, task.schedule, scenes, world, torch.float32)
+    assert measure(kind="colour", exchange=True) != 0
+    encode = task.text.encode
+    task.text.encode = lambda captions: encode(captions).mean(dim=1, keepdim=True).expand(-1, 32, -1)
+    table = task.text.encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    with torch.no_grad():
+        table.zero_()
+    assert abs(measure(kind="colour", exchange=True)) < 1e-6 < abs(measure(kind="colour"))
+    for scene, kind, text in ((sample_scenes(1, 0, two_objects=0.0)[0], "shape", "the scene has 1 object;"),
+                              (scenes[0], "background", "kind is 'background'")):
+        with pytest.raises(ValueError, match=text):
+            validation.with_exchanged_words(scene, kind)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from minicogvx.text import TextEncoder
 from minicogvx.training.batches import Example, Pass, whole_patches
 from minicogvx.training.settings import TransformerTraining
 from minicogvx.training.transformer import TransformerTask
+from minicogvx.visible import many
 
 TIMESTEPS = (100, 300, 500, 700, 900)
 AT_ONCE = 32  # clips whose swap gain is measured in one pass
@@ -93,15 +94,16 @@ class SwapGain:
 @torch.no_grad()
 def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scenes: Sequence[Scene], clips: Clips,
               dtype: torch.dtype, device: torch.device | None = None, kind: str = "shape",
-              choices: Mapping[str, Sequence[str]] | None = None) -> float:
+              choices: Mapping[str, Sequence[str]] | None = None, exchange: bool = False, seed: int = 0) -> float:
     """How much the loss rises when each caption names the wrong shape: near 0 if the model has not learnt the word.
 
     It reveals a model that ignores shapes long before samples do. `scenes` are those of the first clips. `device`:
     where the model computes; None: where the text encoder's weights are. `kind`, `choices`: another kind of word, and
-    the words of a smaller world, see `with_other_words`. Captions are short ones; for the background, such as name it.
+    the words of a smaller world, see `with_other_words`. `exchange`: the exchange gain instead, for scenes with two
+    objects, see `with_exchanged_words`. `seed`: of the noise. Captions are short; for the background, they name it.
     """
     say = evaluation_caption if kind == "background" else partial(caption, style="short")
-    device, generator = device or text.encoder.device, torch.Generator().manual_seed(1)
+    device, generator = device or text.encoder.device, torch.Generator().manual_seed(1 + seed)
     x0 = stack_latents(clips, range(len(scenes)), torch.Generator().manual_seed(0))
     noise = torch.randn(x0.shape, generator=generator)
     t = stratified_timesteps(len(x0), schedule.num_train_timesteps, generator)
@@ -117,7 +119,9 @@ def swap_gain(model: nn.Module, text: TextEncoder, schedule: NoiseSchedule, scen
                                     schedule).sum().item()
         return total / len(scenes)
 
-    return loss([with_other_words(scene, kind, choices) for scene in scenes]) - loss(scenes)
+    wrong = [with_exchanged_words(scene, kind) if exchange else with_other_words(scene, kind, choices)
+             for scene in scenes]
+    return loss(wrong) - loss(scenes)
 
 
 def with_other_words(scene: Scene, kind: str, choices: Mapping[str, Sequence[str]] | None = None) -> Scene:
@@ -136,6 +140,22 @@ def with_other_words(scene: Scene, kind: str, choices: Mapping[str, Sequence[str
         return replace(scene, background=_next(words, scene.background, 1))
     return replace(scene, objects=tuple(replace(thing, **{kind: _next(words, getattr(thing, kind), 1 + i)})
                                         for i, thing in enumerate(scene.objects)))
+
+
+def with_exchanged_words(scene: Scene, kind: str) -> Scene:
+    """The scene, for its caption, with the "shape", "colour" or "motion" of its two objects exchanged.
+
+    The caption keeps its words and has some of them in other places (a motion may get another of its phrases): a model
+    that takes it for a bag of words cannot tell. Raises ValueError for another kind, and for a scene that does not have
+    two objects.
+    """
+    if kind not in ("shape", "colour", "motion"):
+        raise ValueError(f"kind is {kind!r}; objects can exchange shape, colour or motion")
+    if len(scene.objects) != 2:
+        raise ValueError(f"the scene has {many(len(scene.objects), 'object')}; it takes two to exchange words")
+    one, other = scene.objects
+    return replace(scene, objects=(replace(one, **{kind: getattr(other, kind)}),
+                                   replace(other, **{kind: getattr(one, kind)})))
 
 
 def _next(words: list[str], word: str, steps: int) -> str:
