@@ -1,10 +1,10 @@
 """A small T5 that knows from the start which words stand near each other.
 
 T5 learns from relative positions alone where a word stands: each head adds a learned number for the distance of two
-words to their score (Raffel et al., 2020). They start as random numbers near 0, and a T5 that is trained together with
-the transformer never learns to use them: the scores of the words themselves soon are far larger. Then a caption is a
-bag of words, which is enough for one object but not for two: to the model *red circle, blue star* and *blue circle, red
-star* are the same.
+words to their score (Raffel et al., 2020). They start as random numbers near 0, and the encoders of our toys, trained
+together with the transformer, did not learn to use them: the scores of the words themselves became far larger. Then a
+caption is a bag of words, which is enough for one object but not for two: to the model *red circle, blue star* and
+*blue circle, red star* are the same (docs/results.md, "Two objects and the order of words").
 
 Here the numbers start as -slope x distance, with half the slope in each next head, as in ALiBi (Press et al., 2022), so
 that a word hears its neighbours best. They are learned from there; the model is a T5 like any other.
